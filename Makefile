@@ -1,0 +1,74 @@
+# Everything a developer types. Each target first makes .venv and installs the pinned versions into
+# it; a second run installs nothing, because the stamp is newer than the two files it depends on.
+
+PYTHON ?= python3
+VENV   := .venv
+STAMP  := $(VENV)/.installed
+PY     := $(VENV)/bin/python
+RUN    := $(PY) -m pliant
+# One thread a worker: two workers with two threads each on two cores are slower than this.
+TESTS  := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n logical --maxprocesses 8 --dist worksteal
+
+# A .venv whose interpreter is gone, or that was installed from another folder, is made again.
+ifneq ($(shell cat $(STAMP) 2>/dev/null; $(PY) -c 'print(1)' 2>/dev/null),$(CURDIR) 1)
+$(shell rm -f $(STAMP))
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(STAMP) ## two tiny language models answer questions; ends with a page to open
+	@$(RUN) demo
+
+.PHONY: test
+test: $(STAMP) ## every test, on every architecture
+	@$(TESTS)
+
+.PHONY: lint
+lint: $(STAMP) ## ruff, the type checker and the direction of imports
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(PY) -m pytest -q -p no:cacheprovider tests/test_imports.py
+
+.PHONY: format
+format: $(STAMP) ## mend what ruff can mend
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+.PHONY: check
+check: lint test ## what CI runs: lint and test
+
+.PHONY: architectures
+architectures: $(STAMP) ## build every architecture small and write docs/architectures.md
+	@$(PY) -m pliant.survey docs/architectures.md
+
+.PHONY: docs
+docs: $(STAMP) ## build the documentation into site/
+	@$(PY) -m mkdocs build --quiet --strict
+	@echo "open site/index.html"
+
+.PHONY: oldest
+oldest: ## run the tests on the oldest supported transformers, in .venv-oldest
+	@$(MAKE) --no-print-directory test VENV=.venv-oldest PINS=constraints-oldest.txt
+
+.PHONY: clean
+clean: ## remove everything that can be made again
+	rm -rf .venv .venv-* build dist site out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Pliant needs Python 3.11 or later, and '$(PYTHON)' is not. Name one: make PYTHON=python3.12 ..." >&2; \
+	  exit 2; }
+	@rm -f $(STAMP)
+	@if ! $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); fi
+	@echo "installing what constraints.txt pins (some minutes the first time, nothing the next)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo '$(CURDIR)' > $(STAMP)

@@ -1,0 +1,52 @@
+"""Pliant makes any causal language model spend its compute where it matters.
+
+The public names are found when they are first used: `import pliant` imports neither torch nor
+transformers, so that the command line can answer `--help` in the time it takes to type it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    # What type checkers and editors see: the same names as _HOMES (a test compares the two).
+    from pliant.errors import (
+        AdapterError,
+        CorruptFile,
+        InvalidInput,
+        ModelNotFound,
+        PliantError,
+        UnsupportedModel,
+        WrongBase,
+    )
+
+# Which module each public name lives in.
+_HOMES = {
+    "pliant.errors": (
+        "AdapterError",
+        "CorruptFile",
+        "InvalidInput",
+        "ModelNotFound",
+        "PliantError",
+        "UnsupportedModel",
+        "WrongBase",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'pliant' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})
