@@ -1,0 +1,31 @@
+"""What can go wrong. Each error says what happened, with which value, and what to do about it."""
+
+from __future__ import annotations
+
+
+class PliantError(Exception):
+    """The root of every error a user can cause or mend; the command line prints it in one line, exit code 2."""
+
+
+class UnsupportedModel(PliantError):
+    """The model's structure was not found: says what was looked for, and how to name it by hand."""
+
+
+class ModelNotFound(PliantError):
+    """A name that is no embedded model, no local folder and no model on the hub, or has no usable config."""
+
+
+class InvalidInput(PliantError, ValueError):
+    """A value that cannot be used: says which one, and what would be accepted."""
+
+
+class AdapterError(PliantError):
+    """An adapter cannot be attached, saved or loaded; the model is as it was before."""
+
+
+class CorruptFile(AdapterError):
+    """A saved file is truncated, foreign, of a later version, or does not hold what its index promises."""
+
+
+class WrongBase(AdapterError):
+    """An adapter was trained on another base model than the one it is being put on."""

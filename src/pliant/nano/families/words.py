@@ -1,0 +1,36 @@
+"""Letters: turn a word round, sort it, count in it. The dial is the word's length."""
+
+from __future__ import annotations
+
+from random import Random
+from string import ascii_lowercase
+
+from pliant.nano.question import Draft, Family
+
+
+def word(rng: Random, shortest: int, longest: int, alphabet: str = ascii_lowercase) -> str:
+    return "".join(rng.choices(alphabet, k=rng.randint(shortest, longest)))
+
+
+def reverse(rng: Random, difficulty: int) -> Draft:
+    w = word(rng, *((3, 4), (5, 6), (7, 9), (10, 13), (14, 18))[difficulty - 1])
+    return Draft(w[::-1], (f"reverse {w}", f"{w} backwards", f"spell {w} from the end"))
+
+
+def sort(rng: Random, difficulty: int) -> Draft:
+    w = word(rng, *((3, 4), (5, 6), (7, 8), (9, 11), (12, 15))[difficulty - 1])
+    return Draft("".join(sorted(w)), (f"sort {w}", f"{w} in order", f"put {w} in abc order"))
+
+
+def count(rng: Random, difficulty: int) -> Draft:
+    letters = rng.sample(ascii_lowercase, 3)
+    w = word(rng, *((3, 4), (5, 6), (7, 9), (10, 13), (14, 18))[difficulty - 1], "".join(letters))
+    c = rng.choice(letters)
+    return Draft(str(w.count(c)), (f"count {c} in {w}", f"{w}: number of {c}", f"{c} in {w}?"))
+
+
+FAMILIES = (
+    Family("reverse", "words", reverse),
+    Family("sort", "words", sort),
+    Family("count", "words", count),
+)

@@ -1,0 +1,83 @@
+"""A world of questions with verifiable answers, without end, in splits that never meet."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from itertools import islice
+
+from pliant.errors import InvalidInput
+from pliant.nano.families import BY_NAME, HELD_OUT, TRAINED
+from pliant.nano.question import DIFFICULTIES, Family, Question
+
+# Shares of a hash's first byte. Development is for choices made while building (the mix, the
+# recipe); test is looked at when all is chosen.
+_SPLITS = {"train": range(0, 208), "dev": range(208, 224), "test": range(224, 256)}
+_DRAWS_BEFORE_A_REPEAT = 200
+
+
+def questions(
+    split: str, n: int, seed: int = 0, families: Sequence[str] | None = None
+) -> list[Question]:
+    """`n` questions of a split ("train", "dev", "test"), the same for the same seed.
+
+    `families` are those that the embedded models were trained on; name others ("shift") to get
+    them: `HELD_OUT` lists the ones that no model has seen. No prompt comes twice until a
+    family's supply at that difficulty has run out.
+    """
+    if n < 0:
+        raise InvalidInput(f"n is {n}; the number of questions is 0 or more")
+    return list(islice(_distinct(stream(split, seed, families)), n))
+
+
+def stream(
+    split: str, seed: int = 0, families: Sequence[str] | None = None
+) -> Iterator[Question]:
+    """Questions of a split without end, drawn by each family's weight and difficulty mix."""
+    rng = random.Random(f"{split}/{seed}")
+    chosen = [_named(name) for name in families] if families is not None else list(TRAINED)
+    if not chosen:
+        raise InvalidInput("families is empty; name at least one, or leave it out")
+    hashes = _hashes(split)
+    weights = [family.weight for family in chosen]
+    while True:
+        family = rng.choices(chosen, weights)[0]
+        difficulty = rng.choices(DIFFICULTIES, family.mix)[0]
+        yield _draw(family, difficulty, hashes, rng)
+
+
+def _draw(family: Family, difficulty: int, hashes: range, rng: random.Random) -> Question:
+    while True:
+        draft = family.make(rng, difficulty)
+        key = f"{family.name}/{draft.wordings[0]}"
+        if sha256(key.encode()).digest()[0] in hashes:
+            prompt = rng.choice(draft.wordings)
+            return Question(prompt, draft.answer, family.name, family.domain, difficulty)
+
+
+def _distinct(endless: Iterator[Question]) -> Iterator[Question]:
+    seen: set[str] = set()
+    misses = 0
+    for question in endless:
+        if question.prompt in seen and misses < _DRAWS_BEFORE_A_REPEAT:
+            misses += 1
+            continue
+        misses = 0
+        seen.add(question.prompt)
+        yield question
+
+
+def _hashes(split: str) -> range:
+    if split not in _SPLITS:
+        raise InvalidInput(f"split is {split!r}; there are {', '.join(_SPLITS)}")
+    return _SPLITS[split]
+
+
+def _named(name: str) -> Family:
+    if name not in BY_NAME:
+        raise InvalidInput(f"no family is called {name!r}; there are {', '.join(BY_NAME)}")
+    return BY_NAME[name]
+
+
+__all__ = ["HELD_OUT", "TRAINED", "questions", "stream"]
