@@ -1,0 +1,7 @@
+"""What a causal LM is made of, found by structure; the only place that knows architectures."""
+
+from pliant.anatomy.anatomy import Anatomy
+from pliant.anatomy.attention import Attention
+from pliant.anatomy.mlp import Mlp
+
+__all__ = ["Anatomy", "Attention", "Mlp"]

@@ -1,0 +1,174 @@
+"""What a causal LM is made of: one description that every other part of Pliant builds on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from pliant.anatomy import find
+from pliant.anatomy.attention import Absent, Attention, find_attention
+from pliant.anatomy.mlp import Mlp, find_mlp
+from pliant.errors import UnsupportedModel
+
+
+class Anatomy:
+    """A model's parts, found by structure; `Anatomy.of(model)` makes one.
+
+    It holds references to the model's own modules, copies nothing and changes nothing. It works
+    on a model without weights (on the meta device) as well.
+    """
+
+    model: nn.Module
+    """The causal LM itself, without DistributedDataParallel, torch.compile or PEFT around it."""
+    decoder: nn.Module
+    """The smallest model that turns ids into hidden states; a multimodal model's text decoder."""
+    layers: Sequence[nn.Module]
+    """The residual blocks, in order."""
+    embeddings: nn.Module
+    norm: nn.Module | None
+    """The norm after the last layer; None where there is none (post-norm models)."""
+    head: nn.Module | None
+    """The projection to the vocabulary."""
+    hidden_size: int
+    """The width of the residual stream."""
+
+    def __init__(self, model: nn.Module, named: dict[str, str | None], heads: int | None = None):
+        self.model = find.unwrap(model)
+        self.config = find.text_config(self.model)
+        self._attention_output = named.get("attention_output")
+        self._mlp_down = named.get("mlp_down")
+        self._heads = heads
+        self.embeddings = self._part("embeddings", named) or self._found_embeddings()
+        path = named.get("layers")
+        self.layers = self._stack(path) if path else find.find_layers(self.model)
+        self.decoder = self._part("decoder", named) or find.find_decoder(
+            self.model, self.embeddings, self.layers
+        )
+        self.norm = self._part("norm", named) or find.find_norm(self.decoder, self.layers)
+        self.head = self._part("head", named) or find.find_head(self.model, self.decoder)
+        self.hidden_size = find.find_hidden_size(self.config, self.layers)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        *,
+        layers: str | None = None,
+        attention_output: str | None = None,
+        mlp_down: str | None = None,
+        embeddings: str | None = None,
+        norm: str | None = None,
+        head: str | None = None,
+        decoder: str | None = None,
+        heads: int | None = None,
+    ) -> Anatomy:
+        """Find the parts of `model`, taking those that are named by hand as they are named.
+
+        `layers`, `embeddings`, `norm`, `head` and `decoder` are paths in the model;
+        `attention_output` and `mlp_down` are paths in a layer, or the ends of such paths; `heads`
+        is the number of heads where neither the model nor its config tells it.
+        """
+        named = {
+            "layers": layers,
+            "attention_output": attention_output,
+            "mlp_down": mlp_down,
+            "embeddings": embeddings,
+            "norm": norm,
+            "head": head,
+            "decoder": decoder,
+        }
+        anatomy = cls(model, named, heads)
+        anatomy._check_names_by_hand()
+        return anatomy
+
+    def attention(self, index: int) -> Attention | None:
+        """The attention of layer `index`, or None: `why_no_attention(index)` says why.
+
+        A layer with more than one (LongCat-Flash) gives its first here, and all in `attentions`.
+        """
+        blocks = self.attentions(index)
+        return blocks[0] if blocks else None
+
+    def attentions(self, index: int) -> tuple[Attention, ...]:
+        """Every attention block of layer `index`."""
+        found = self._attention[index]
+        return () if isinstance(found, Absent) else found
+
+    def why_no_attention(self, index: int) -> str | None:
+        """Why layer `index` has no attention; None if it has."""
+        found = self._attention[index]
+        return found.reason if isinstance(found, Absent) else None
+
+    def mlp(self, index: int) -> Mlp | None:
+        """The dense MLP of layer `index`, or None: `why_no_mlp(index)` says why."""
+        blocks = self.mlps(index)
+        return blocks[0] if blocks else None
+
+    def mlps(self, index: int) -> tuple[Mlp, ...]:
+        """Every dense MLP of layer `index`."""
+        found = self._mlp[index]
+        return () if isinstance(found, Absent) else found
+
+    def why_no_mlp(self, index: int) -> str | None:
+        """Why layer `index` has no dense MLP; None if it has."""
+        found = self._mlp[index]
+        return found.reason if isinstance(found, Absent) else None
+
+    @cached_property
+    def _attention(self) -> list[tuple[Attention, ...] | Absent]:
+        types = find.layer_types(self.config, len(self.layers))
+        return [
+            find_attention(layer, self.config, kind, self._attention_output, self._heads)
+            for layer, kind in zip(self.layers, types, strict=True)
+        ]
+
+    @cached_property
+    def _mlp(self) -> list[tuple[Mlp, ...] | Absent]:
+        taken = [tuple(a.output_name for a in self.attentions(i)) for i in range(len(self.layers))]
+        return [
+            find_mlp(layer, self.hidden_size, names, self._mlp_down)
+            for layer, names in zip(self.layers, taken, strict=True)
+        ]
+
+    def _found_embeddings(self) -> nn.Module:
+        found = find.find_embeddings(self.model)
+        if found is None:
+            raise UnsupportedModel(
+                f"{type(self.model).__name__} has no embeddings (looked at get_input_embeddings() "
+                f'and for an nn.Embedding). Name them: Anatomy.of(model, embeddings="model.embed").'
+            )
+        return found
+
+    def _part(self, what: str, named: dict[str, str | None]) -> nn.Module | None:
+        path = named.get(what)
+        return self._module(what, path) if path is not None else None
+
+    def _stack(self, path: str) -> list[nn.Module]:
+        stack: Any = self._module("layers", path)
+        layers = list(stack.children())
+        if not layers:
+            raise UnsupportedModel(f"layers={path!r} names a {type(stack).__name__} without children.")
+        return layers
+
+    def _module(self, what: str, path: str) -> nn.Module:
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            top = ", ".join(name for name, _ in self.model.named_children())
+            raise UnsupportedModel(
+                f"{what}={path!r} names nothing in {type(self.model).__name__}; it holds {top}."
+            ) from None
+
+    def _check_names_by_hand(self) -> None:
+        """A name that fits no layer at all is a mistake, not a description."""
+        for what, name, reasons in (
+            ("attention_output", self._attention_output, self._attention),
+            ("mlp_down", self._mlp_down, self._mlp),
+        ):
+            if name is not None and all(isinstance(r, Absent) for r in reasons):
+                raise UnsupportedModel(
+                    f"{what}={name!r} fits no layer of {type(self.model).__name__}: {reasons[0].reason}."
+                )

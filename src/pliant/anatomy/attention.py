@@ -1,0 +1,182 @@
+"""A layer's attention: the projection its heads leave by, and how its input divides into heads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pliant.anatomy.projection import Projection, projections
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Head h enters `output` by the features [h * head_dim, (h + 1) * head_dim).
+
+    `axis` is the axis of `output.weight` on which those features lie; `output_name` is its path
+    inside the layer. A layer shared between depths (Zamba) gives the same module each time.
+    """
+
+    output: nn.Module
+    output_name: str
+    heads: int
+    head_dim: int
+    kv_heads: int
+    axis: int
+
+
+@dataclass(frozen=True)
+class Absent:
+    """There is no such part in a layer, and why."""
+
+    reason: str
+
+
+# Names are hints; what they name must fit its shape: as many inputs as heads * head_dim.
+OUTPUT_NAMES = (
+    "o_proj", "out_proj", "dense", "c_proj", "Wo", "wo", "out_lin", "attention_out",
+)  # fmt: skip
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads", "n_attn_heads")
+KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "kv_n_heads")
+HEAD_WIDTHS = ("v_head_dim", "head_dim", "head_size", "attention_head_size", "dim_head")
+
+_QUERY = re.compile(r"(^|_)(q|query|qkv|Wqkv|Wq|W_pack)(_|$)|^c_attn$")
+_KEY = re.compile(r"(^|_)(k|kv|key|qkv|Wqkv|Wk|W_pack)(_|$)|^c_attn$")
+_CROSS = re.compile(r"cross|encoder_attn", re.IGNORECASE)
+# Gates of a recurrent cell: it has queries and keys, but no softmax over the past.
+_RECURRENT = re.compile(r"igate|fgate|time_decay|A_log|dt_bias")
+_NO_SOFTMAX_TYPES = re.compile(r"linear|mamba|conv|recurrent", re.IGNORECASE)
+
+
+def find_attention(
+    layer: nn.Module,
+    config: Any,
+    layer_type: str | None,
+    named: str | None = None,
+    heads: int | None = None,
+) -> tuple[Attention, ...] | Absent:
+    """The attention blocks of one layer in order of registration; nearly always one, or none.
+
+    `named` is an output projection given by hand: its path in the layer, or the end of it;
+    `heads` is their number, where the model does not tell it.
+    """
+    if named is not None:
+        chosen = [p for p in projections(layer) if f".{p.path}".endswith(f".{named}")]
+        if not chosen:
+            return Absent(f"no projection named {named}")
+        return _measured([(p, _parent(layer, p.path)) for p in chosen], config, heads)
+    if layer_type is not None and _NO_SOFTMAX_TYPES.search(layer_type):
+        return Absent(f"a {layer_type} layer: it has no softmax attention")
+    candidates = list(_candidates(layer))
+    if not candidates:
+        return Absent(_why_none(layer))
+    return _measured(candidates, config, heads)
+
+
+def _candidates(layer: nn.Module) -> Iterator[tuple[Projection, nn.Module]]:
+    """Projections with an output's name, each with the block of queries and keys that it closes."""
+    blocks = {path: block for path, block in layer.named_modules() if _makes_queries(block)}
+    for projection in projections(layer):
+        if not set(projection.names) & set(OUTPUT_NAMES) or _CROSS.search(projection.path):
+            continue
+        ancestors = _ancestors(projection.path)
+        # BERT's `attention.output.dense` closes `attention`, whose `self` makes the queries;
+        # the layer itself is a block only if it makes them with its own children.
+        path = next((a for a in ancestors if _holds_block(a, blocks)), None)
+        if path is not None and not _is_recurrent(block := layer.get_submodule(path)):
+            yield projection, block
+
+
+def _holds_block(path: str, blocks: dict[str, nn.Module]) -> bool:
+    if path == "":
+        return "" in blocks
+    return any(inner == path or inner.startswith(path + ".") for inner in blocks)
+
+
+def _makes_queries(module: nn.Module) -> bool:
+    """Whether the module's own children project to queries and to keys."""
+    names = [name for name, _ in module.named_children()]
+    return any(map(_QUERY.search, names)) and any(map(_KEY.search, names))
+
+
+def _is_recurrent(block: nn.Module) -> bool:
+    names = [n for n, _ in block.named_children()] + [n for n, _ in block.named_parameters()]
+    convolves = any(isinstance(m, nn.Conv1d) for m in block.modules())
+    return convolves or any(map(_RECURRENT.search, names))
+
+
+def _measured(
+    candidates: list[tuple[Projection, nn.Module]], config: Any, heads: int | None
+) -> tuple[Attention, ...] | Absent:
+    found = [_measure(projection, block, config, heads) for projection, block in candidates]
+    fitting = tuple(f for f in found if isinstance(f, Attention))
+    return fitting or next(f for f in found if isinstance(f, Absent))
+
+
+def _measure(
+    projection: Projection, block: nn.Module, config: Any, named_heads: int | None
+) -> Attention | Absent:
+    """Heads and their width, from the block before the config, so that they fit the projection."""
+    configs = [c for c in (getattr(block, "config", None), config) if c is not None]
+    counts = [named_heads] if named_heads else _numbers(HEAD_COUNTS, block, configs)
+    widths = [*_numbers(HEAD_WIDTHS, block, configs), *_default_widths(configs)]
+    if named_heads:
+        widths.append(projection.inputs // named_heads)
+    for heads in counts:
+        for width in widths:
+            if heads * width == projection.inputs:
+                kv_heads = _kv_heads(block, configs, heads)
+                return Attention(
+                    projection.module, projection.path, heads, width, kv_heads, projection.axis
+                )
+    return Absent(
+        f"{projection.path} has {projection.inputs} inputs, which is no heads x head_dim "
+        f"with heads in {counts} and head_dim in {widths}"
+    )
+
+
+def _default_widths(configs: list[Any]) -> list[int]:
+    """Where nothing names a width: hidden_size / heads."""
+    pairs = [(getattr(c, "hidden_size", None), getattr(c, "num_attention_heads", None)) for c in configs]
+    return [
+        hidden // heads
+        for hidden, heads in pairs
+        if isinstance(hidden, int) and isinstance(heads, int) and heads
+    ]
+
+
+def _kv_heads(block: nn.Module, configs: list[Any], heads: int) -> int:
+    groups = _numbers(("num_key_value_groups",), block, [])
+    if groups and heads % groups[0] == 0:
+        return heads // groups[0]
+    counts = [n for n in _numbers(KV_COUNTS, block, configs) if heads % n == 0]
+    return counts[0] if counts else heads
+
+
+def _numbers(names: tuple[str, ...], block: nn.Module, configs: list[Any]) -> list[int]:
+    """The positive integers that the block's modules, then the configs, hold under these names."""
+    holders = [m for m in block.modules() if not isinstance(m, nn.Linear)] + configs
+    values = [getattr(holder, name, None) for holder in holders for name in names]
+    whole = [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0]
+    return list(dict.fromkeys(whole))
+
+
+def _ancestors(path: str) -> list[str]:
+    """Of `a.b.c`: `a.b`, `a`, and the root."""
+    parts = path.split(".")[:-1]
+    return [".".join(parts[:n]) for n in range(len(parts), -1, -1)]
+
+
+def _parent(layer: nn.Module, path: str) -> nn.Module:
+    return layer.get_submodule(path.rpartition(".")[0])
+
+
+def _why_none(layer: nn.Module) -> str:
+    if any(_CROSS.search(path) for path, _ in layer.named_modules()):
+        return "it attends only to another modality (cross-attention)"
+    if not any(_makes_queries(m) for m in layer.modules()):
+        return "nothing in it projects to queries and keys: it has no softmax attention"
+    return f"it has no output projection named {', '.join(OUTPUT_NAMES)}"

@@ -1,0 +1,159 @@
+"""Where the parts of a causal LM are: found by shape and position, never by the model's type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from pliant.anatomy.projection import as_projection, projections
+from pliant.errors import UnsupportedModel
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The causal LM inside DistributedDataParallel, torch.compile and PEFT."""
+    while True:
+        for attribute in ("_orig_mod", "module"):
+            inner = model._modules.get(attribute)
+            if inner is not None and len(model._modules) == 1:
+                model = inner
+                break
+        else:
+            if not hasattr(model, "peft_config") or not hasattr(model, "get_base_model"):
+                return model
+            model = model.get_base_model()
+
+
+def text_config(model: nn.Module) -> Any:
+    """The part of the config that describes the language model; None where there is no config."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "get_text_config"):
+        return config
+    return config.get_text_config(decoder=True)
+
+
+def find_embeddings(model: nn.Module) -> nn.Module | None:
+    """The module that turns token ids into vectors."""
+    try:
+        embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        embeddings = None
+    if isinstance(embeddings, nn.Module):
+        return embeddings
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    return max(tables, key=lambda table: table.num_embeddings, default=None)
+
+
+def find_head(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
+    """The projection from the hidden state to the vocabulary."""
+    try:
+        head = model.get_output_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        head = None
+    if isinstance(head, nn.Module):
+        return head
+    inside = {id(m) for m in decoder.modules()}
+    outside = [p for p in projections(model) if id(p.module) not in inside]
+    widest = max(outside, key=lambda p: p.outputs, default=None)
+    return widest.module if widest is not None else None
+
+
+def find_layers(model: nn.Module) -> list[nn.Module]:
+    """The stack of layers that the hidden state runs through.
+
+    Of all stacks in the text decoder it is the shallowest in the tree (an image processor hides
+    deeper), then the heaviest (BLT has small local stacks around its global one). Stacks that tie
+    are one stack in several pieces (HRM runs two in turn).
+    """
+    stacks = dict(_stacks(_text_decoder(model)))
+    if not stacks:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no stack of layers (looked for a ModuleList of blocks that "
+            f"hold projections and norms). Name it by hand: "
+            f'Anatomy.of(model, layers="backbone.blocks").'
+        )
+    depth = {path: path.count(".") for path in stacks}
+    shallowest = [path for path in stacks if depth[path] == min(depth.values())]
+    weight = {path: sum(p.numel() for p in stacks[path].parameters()) for path in shallowest}
+    heaviest = [path for path in shallowest if weight[path] == max(weight.values())]
+    return [layer for path in heaviest for layer in stacks[path]]
+
+
+def _text_decoder(model: nn.Module) -> nn.Module:
+    """What the model itself calls its decoder, if that is a model (ModernBERT's is its head)."""
+    named = model.get_decoder() if hasattr(model, "get_decoder") else model
+    return named if hasattr(named, "config") else model
+
+
+def find_decoder(model: nn.Module, embeddings: nn.Module | None, layers: Sequence[nn.Module]) -> nn.Module:
+    """The smallest model that holds both the embeddings and the layers: ids in, hidden states out."""
+    wanted = {id(m) for m in [embeddings, *layers] if m is not None}
+    holders = [
+        m
+        for m in model.modules()
+        if hasattr(m, "config") and wanted <= {id(inner) for inner in m.modules()}
+    ]
+    # modules() goes from the outside in; the last holder is the smallest.
+    return holders[-1] if holders else model
+
+
+def find_norm(decoder: nn.Module, layers: Sequence[nn.Module]) -> nn.Module | None:
+    """The norm after the last layer: the last one registered beside the stack, or above it."""
+    stack = path_of(decoder, layers[-1]) or ""
+    parents = [".".join(stack.split(".")[:n]) for n in range(stack.count(".") + 1)]
+    found = None
+    for parent in parents:
+        for name, child in decoder.get_submodule(parent).named_children():
+            if _is_norm(name, child) and "emb" not in name:
+                found = child
+    return found
+
+
+def find_hidden_size(config: Any, layers: Sequence[nn.Module]) -> int:
+    """The width of the residual stream: the config's, if projections of the layers share it."""
+    ends = [(p.inputs, p.outputs) for layer in layers for p in projections(layer)]
+    told = getattr(config, "hidden_size", None)
+    if isinstance(told, int) and (not ends or any(told in pair for pair in ends)):
+        return told
+    # No config: the width that most projections start from or arrive at.
+    sizes = [size for pair in ends for size in pair]
+    if not sizes:
+        raise UnsupportedModel("no layer holds a projection, so the hidden size cannot be told.")
+    return max(dict.fromkeys(sizes), key=sizes.count)
+
+
+def layer_types(config: Any, count: int) -> list[str | None]:
+    """What the config calls each layer (full_attention, mamba, ...); None where it does not say."""
+    for name in ("layer_types", "layers_block_type"):
+        types = getattr(config, name, None)
+        if isinstance(types, (list, tuple)) and len(types) == count:
+            return [str(kind) for kind in types]
+    return [None] * count
+
+
+def path_of(root: nn.Module, wanted: nn.Module) -> str | None:
+    """The first path by which `root` holds `wanted`."""
+    return next((path for path, module in root.named_modules() if module is wanted), None)
+
+
+def _stacks(root: nn.Module, path: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
+    """Every outermost ModuleList of blocks: a list of bare projections or norms is no stack."""
+    for name, child in root.named_children():
+        child_path = f"{path}.{name}" if path else name
+        if isinstance(child, nn.ModuleList):
+            if len(child) and all(_is_block(element) for element in child):
+                yield child_path, child
+        else:
+            yield from _stacks(child, child_path)
+
+
+def _is_block(module: nn.Module) -> bool:
+    """A layer carries the stream on by itself: it has a mixer or an MLP, and its own norm."""
+    if as_projection(module) is not None or next(iter(projections(module)), None) is None:
+        return False
+    return any(_is_norm(path, inner) for path, inner in module.named_modules())
+
+
+def _is_norm(path: str, module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and next(module.children(), None) is None

@@ -1,0 +1,95 @@
+"""A layer's MLP: the projection that its channels leave by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from pliant.anatomy.attention import Absent
+from pliant.anatomy.projection import Projection, projections
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """Channel c enters `down` as its feature c; `axis` is the axis of `down.weight` they lie on."""
+
+    down: nn.Module
+    down_name: str
+    width: int
+    axis: int
+
+
+# Names are hints; what they name must narrow to the hidden size what a neighbour widened from it.
+DOWN_NAMES = (
+    "down_proj", "fc2", "dense_4h_to_h", "c_proj", "w2", "fc_out", "lin2", "Wo", "w_out",
+    "output_linear", "proj_down", "layer_2", "dense", "output", "value", "2",
+)  # fmt: skip
+
+
+def find_mlp(
+    layer: nn.Module, hidden_size: int, attention: tuple[str, ...], named: str | None = None
+) -> tuple[Mlp, ...] | Absent:
+    """The dense MLPs of one layer, nearly always one; `attention` are the paths taken already.
+
+    `named` is a down projection given by hand: its path in the layer, or the end of it.
+    """
+    everything = list(projections(layer))
+    if named is not None:
+        chosen = [p for p in everything if f".{p.path}".endswith(f".{named}")]
+        return tuple(map(_as_mlp, chosen)) or Absent(f"no projection named {named}")
+    mixtures = list(_mixtures(layer))
+    dense = [p for p in everything if not _below(p.path, mixtures)]
+    downs = [
+        p
+        for p in dense
+        if p.path not in attention
+        and set(p.names) & set(DOWN_NAMES)
+        and p.outputs == hidden_size
+        and any(_widens(up, p) for up in dense)
+    ]
+    if downs:
+        widest = max(p.inputs for p in downs)
+        return tuple(_as_mlp(p) for p in downs if p.inputs == widest)
+    if mixtures:
+        return Absent("its MLP is a mixture of experts: no single projection narrows it")
+    return Absent("nothing in it widens the hidden state and narrows it again")
+
+
+def _widens(up: Projection, down: Projection) -> bool:
+    """Whether `up` makes the channels that `down` takes: as many, or twice as many with a gate."""
+    return (
+        up.path != down.path
+        and up.inputs == down.outputs
+        and up.outputs in (down.inputs, 2 * down.inputs)
+        and up.path.split(".")[0] in (down.path.split(".")[0], *_flat_names(down))
+    )
+
+
+def _flat_names(down: Projection) -> tuple[str, ...]:
+    """BERT and BART spread their MLP over the layer: `intermediate.dense`, `fc1`."""
+    return ("intermediate", "fc1", "lin1") if down.path.count(".") <= 1 else ()
+
+
+def _mixtures(layer: nn.Module) -> Iterator[str]:
+    """Paths below which tokens part ways: experts, and the block that routes to them."""
+    for path, module in layer.named_modules():
+        if "expert" in path.rpartition(".")[2] or _holds_experts(module):
+            yield path
+            if parent := path.rpartition(".")[0]:
+                yield parent
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    """Experts that are stacked in one parameter: (experts, in, out)."""
+    own = module.parameters(recurse=False)
+    return not isinstance(module, nn.Conv1d) and any(p.dim() == 3 for p in own)
+
+
+def _below(path: str, roots: list[str]) -> bool:
+    return any(path == root or path.startswith(root + ".") for root in roots)
+
+
+def _as_mlp(projection: Projection) -> Mlp:
+    return Mlp(projection.module, projection.path, projection.inputs, projection.axis)
