@@ -10,6 +10,7 @@ from torch import nn
 
 from pliant.anatomy import find
 from pliant.anatomy.attention import Absent, Attention, find_attention
+from pliant.anatomy.config import layer_configs, layer_types, text_config
 from pliant.anatomy.mlp import Mlp, find_mlp
 from pliant.errors import UnsupportedModel
 
@@ -37,7 +38,7 @@ class Anatomy:
 
     def __init__(self, model: nn.Module, named: dict[str, str | None], heads: int | None = None):
         self.model = find.unwrap(model)
-        self.config = find.text_config(self.model)
+        self.config = text_config(self.model)
         self._attention_output = named.get("attention_output")
         self._mlp_down = named.get("mlp_down")
         self._heads = heads
@@ -47,9 +48,11 @@ class Anatomy:
         self.decoder = self._part("decoder", named) or find.find_decoder(
             self.model, self.embeddings, self.layers
         )
-        self.norm = self._part("norm", named) or find.find_norm(self.decoder, self.layers)
-        self.head = self._part("head", named) or find.find_head(self.model, self.decoder)
         self.hidden_size = find.find_hidden_size(self.config, self.layers)
+        self.norm = self._part("norm", named) or find.find_norm(
+            self.decoder, self.layers, self.hidden_size
+        )
+        self.head = self._part("head", named) or find.find_head(self.model, self.decoder)
 
     @classmethod
     def of(
@@ -119,10 +122,11 @@ class Anatomy:
 
     @cached_property
     def _attention(self) -> list[tuple[Attention, ...] | Absent]:
-        types = find.layer_types(self.config, len(self.layers))
+        count = len(self.layers)
+        configs, types = layer_configs(self.config, count), layer_types(self.config, count)
         return [
-            find_attention(layer, self.config, kind, self._attention_output, self._heads)
-            for layer, kind in zip(self.layers, types, strict=True)
+            find_attention(layer, config, kind, self._attention_output, self._heads)
+            for layer, config, kind in zip(self.layers, configs, types, strict=True)
         ]
 
     @cached_property

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from pliant.anatomy.config import read
 from pliant.anatomy.projection import Projection, projections
 
 
@@ -44,7 +45,6 @@ KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "k
 HEAD_WIDTHS = ("v_head_dim", "head_dim", "head_size", "attention_head_size", "dim_head")
 
 _QUERY = re.compile(r"(^|_)(q|query|qkv|Wqkv|Wq|W_pack)(_|$)|^c_attn$")
-_KEY = re.compile(r"(^|_)(k|kv|key|qkv|Wqkv|Wk|W_pack)(_|$)|^c_attn$")
 _CROSS = re.compile(r"cross|encoder_attn", re.IGNORECASE)
 # Gates of a recurrent cell: it has queries and keys, but no softmax over the past.
 _RECURRENT = re.compile(r"igate|fgate|time_decay|A_log|dt_bias")
@@ -77,7 +77,7 @@ def find_attention(
 
 
 def _candidates(layer: nn.Module) -> Iterator[tuple[Projection, nn.Module]]:
-    """Projections with an output's name, each with the block of queries and keys that it closes."""
+    """Projections with an output's name, each with the block of queries that it closes."""
     blocks = {path: block for path, block in layer.named_modules() if _makes_queries(block)}
     for projection in projections(layer):
         if not set(projection.names) & set(OUTPUT_NAMES) or _CROSS.search(projection.path):
@@ -97,15 +97,13 @@ def _holds_block(path: str, blocks: dict[str, nn.Module]) -> bool:
 
 
 def _makes_queries(module: nn.Module) -> bool:
-    """Whether the module's own children project to queries and to keys."""
-    names = [name for name, _ in module.named_children()]
-    return any(map(_QUERY.search, names)) and any(map(_KEY.search, names))
+    """Whether a child projects to queries; the keys may be another layer's (Gemma 3n shares them)."""
+    return any(_QUERY.search(name) for name, _ in module.named_children())
 
 
 def _is_recurrent(block: nn.Module) -> bool:
     names = [n for n, _ in block.named_children()] + [n for n, _ in block.named_parameters()]
-    convolves = any(isinstance(m, nn.Conv1d) for m in block.modules())
-    return convolves or any(map(_RECURRENT.search, names))
+    return any(map(_RECURRENT.search, names))
 
 
 def _measured(
@@ -140,7 +138,7 @@ def _measure(
 
 def _default_widths(configs: list[Any]) -> list[int]:
     """Where nothing names a width: hidden_size / heads."""
-    pairs = [(getattr(c, "hidden_size", None), getattr(c, "num_attention_heads", None)) for c in configs]
+    pairs = [(read(c, "hidden_size"), read(c, "num_attention_heads")) for c in configs]
     return [
         hidden // heads
         for hidden, heads in pairs
@@ -159,7 +157,7 @@ def _kv_heads(block: nn.Module, configs: list[Any], heads: int) -> int:
 def _numbers(names: tuple[str, ...], block: nn.Module, configs: list[Any]) -> list[int]:
     """The positive integers that the block's modules, then the configs, hold under these names."""
     holders = [m for m in block.modules() if not isinstance(m, nn.Linear)] + configs
-    values = [getattr(holder, name, None) for holder in holders for name in names]
+    values = [read(holder, name) for holder in holders for name in names]
     whole = [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0]
     return list(dict.fromkeys(whole))
 
@@ -175,8 +173,16 @@ def _parent(layer: nn.Module, path: str) -> nn.Module:
 
 
 def _why_none(layer: nn.Module) -> str:
-    if any(_CROSS.search(path) for path, _ in layer.named_modules()):
+    paths = [path for path, _ in layer.named_modules()]
+    asking = [m for m in layer.modules() if _makes_queries(m)]
+    if any(map(_CROSS.search, paths)):
         return "it attends only to another modality (cross-attention)"
-    if not any(_makes_queries(m) for m in layer.modules()):
-        return "nothing in it projects to queries and keys: it has no softmax attention"
-    return f"it has no output projection named {', '.join(OUTPUT_NAMES)}"
+    if any(re.search(r"att.*expert", path) for path in paths):
+        return "its heads are a mixture of experts: no single projection takes them all"
+    if any(map(_is_recurrent, asking)):
+        return "a recurrent layer: it has no softmax attention"
+    if asking:
+        return f"it has no output projection named {', '.join(OUTPUT_NAMES)}"
+    if any(re.fullmatch(r"(.*\.)?q", name) for name, _ in layer.named_parameters()):
+        return "its projections are bare parameters, no modules that a hook could sit on"
+    return "nothing in it projects to queries: it has no softmax attention"

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from pliant.anatomy.config import read
 from pliant.anatomy.projection import as_projection, projections
 from pliant.errors import UnsupportedModel
 
@@ -23,14 +24,6 @@ def unwrap(model: nn.Module) -> nn.Module:
             if not hasattr(model, "peft_config") or not hasattr(model, "get_base_model"):
                 return model
             model = model.get_base_model()
-
-
-def text_config(model: nn.Module) -> Any:
-    """The part of the config that describes the language model; None where there is no config."""
-    config = getattr(model, "config", None)
-    if not hasattr(config, "get_text_config"):
-        return config
-    return config.get_text_config(decoder=True)
 
 
 def find_embeddings(model: nn.Module) -> nn.Module | None:
@@ -98,22 +91,33 @@ def find_decoder(model: nn.Module, embeddings: nn.Module | None, layers: Sequenc
     return holders[-1] if holders else model
 
 
-def find_norm(decoder: nn.Module, layers: Sequence[nn.Module]) -> nn.Module | None:
+def find_norm(
+    decoder: nn.Module, layers: Sequence[nn.Module], hidden_size: int
+) -> nn.Module | None:
     """The norm after the last layer: the last one registered beside the stack, or above it."""
     stack = path_of(decoder, layers[-1]) or ""
     parents = [".".join(stack.split(".")[:n]) for n in range(stack.count(".") + 1)]
-    found = None
-    for parent in parents:
-        for name, child in decoder.get_submodule(parent).named_children():
-            if _is_norm(name, child) and "emb" not in name:
-                found = child
-    return found
+    norms = [
+        (name, child)
+        for parent in parents
+        for name, child in decoder.get_submodule(parent).named_children()
+        if _is_norm(name, child) and _spans(child, hidden_size)
+    ]
+    # A LayerNorm named for the embeddings follows them; models with RMS norms are pre-norm and
+    # end in one, whatever its name (LFM2 calls it embedding_norm).
+    final = [m for name, m in norms if "emb" not in name or not isinstance(m, nn.LayerNorm)]
+    return final[-1] if final else None
+
+
+def _spans(norm: nn.Module, hidden_size: int) -> bool:
+    """Whether it normalises the hidden state, or several side by side (Reformer); OLMo's is bare."""
+    return all(p.numel() % hidden_size == 0 for p in norm.parameters())
 
 
 def find_hidden_size(config: Any, layers: Sequence[nn.Module]) -> int:
     """The width of the residual stream: the config's, if projections of the layers share it."""
     ends = [(p.inputs, p.outputs) for layer in layers for p in projections(layer)]
-    told = getattr(config, "hidden_size", None)
+    told = read(config, "hidden_size")
     if isinstance(told, int) and (not ends or any(told in pair for pair in ends)):
         return told
     # No config: the width that most projections start from or arrive at.
@@ -121,15 +125,6 @@ def find_hidden_size(config: Any, layers: Sequence[nn.Module]) -> int:
     if not sizes:
         raise UnsupportedModel("no layer holds a projection, so the hidden size cannot be told.")
     return max(dict.fromkeys(sizes), key=sizes.count)
-
-
-def layer_types(config: Any, count: int) -> list[str | None]:
-    """What the config calls each layer (full_attention, mamba, ...); None where it does not say."""
-    for name in ("layer_types", "layers_block_type"):
-        types = getattr(config, name, None)
-        if isinstance(types, (list, tuple)) and len(types) == count:
-            return [str(kind) for kind in types]
-    return [None] * count
 
 
 def path_of(root: nn.Module, wanted: nn.Module) -> str | None:

@@ -40,7 +40,8 @@ def find_mlp(
         chosen = [p for p in everything if f".{p.path}".endswith(f".{named}")]
         return tuple(map(_as_mlp, chosen)) or Absent(f"no projection named {named}")
     mixtures = list(_mixtures(layer))
-    dense = [p for p in everything if not _below(p.path, mixtures)]
+    # A gated norm (A.X K2) narrows and widens as well, on its way elsewhere.
+    dense = [p for p in everything if not _below(p.path, mixtures) and "norm" not in p.path]
     downs = [
         p
         for p in dense
@@ -75,16 +76,10 @@ def _flat_names(down: Projection) -> tuple[str, ...]:
 def _mixtures(layer: nn.Module) -> Iterator[str]:
     """Paths below which tokens part ways: experts, and the block that routes to them."""
     for path, module in layer.named_modules():
-        if "expert" in path.rpartition(".")[2] or _holds_experts(module):
+        if "expert" in path.rpartition(".")[2] or "expert" in type(module).__name__.lower():
             yield path
             if parent := path.rpartition(".")[0]:
                 yield parent
-
-
-def _holds_experts(module: nn.Module) -> bool:
-    """Experts that are stacked in one parameter: (experts, in, out)."""
-    own = module.parameters(recurse=False)
-    return not isinstance(module, nn.Conv1d) and any(p.dim() == 3 for p in own)
 
 
 def _below(path: str, roots: list[str]) -> bool:
