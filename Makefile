@@ -70,5 +70,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@if ! $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	  echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); fi
 	@echo "installing what constraints.txt pins (some minutes the first time, nothing the next)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@echo '$(CURDIR)' > $(STAMP)

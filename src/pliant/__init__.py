@@ -13,15 +13,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     # What type checkers and editors see: the same names as _HOMES (a test compares the two).
-    from pliant.errors import (
-        AdapterError,
-        CorruptFile,
-        InvalidInput,
-        ModelNotFound,
-        PliantError,
-        UnsupportedModel,
-        WrongBase,
-    )
+    from pliant.errors import AdapterError as AdapterError
+    from pliant.errors import CorruptFile as CorruptFile
+    from pliant.errors import InvalidInput as InvalidInput
+    from pliant.errors import ModelNotFound as ModelNotFound
+    from pliant.errors import PliantError as PliantError
+    from pliant.errors import UnsupportedModel as UnsupportedModel
+    from pliant.errors import WrongBase as WrongBase
+    from pliant.loading import load as load
 
 # Which module each public name lives in.
 _HOMES = {
@@ -34,10 +33,11 @@ _HOMES = {
         "UnsupportedModel",
         "WrongBase",
     ),
+    "pliant.loading": ("load",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:
@@ -49,4 +49,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF})
+    return sorted(__all__)

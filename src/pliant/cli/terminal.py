@@ -1,0 +1,71 @@
+"""How the commands speak: results on stdout, progress and complaints on stderr, plain in a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Item = TypeVar("Item")
+
+
+def console(stderr: bool = False) -> Console:
+    """A rich console: colours on a terminal (and none under NO_COLOR), bare text in a pipe."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def print_json(result: Any) -> None:
+    """One JSON document on stdout, for machines: NaN and infinity are refused, not invented."""
+    print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def complain(message: str) -> None:
+    """One line on stderr, whatever the message was."""
+    from rich.text import Text
+
+    line = Text("error: ", style="bold red") + Text(" ".join(message.split()), style="default")
+    console(stderr=True).print(line, soft_wrap=True)
+
+
+def track(items: Sequence[Item], what: str) -> Iterator[Item]:
+    """Go through items with a progress bar on a terminal, or a line at each tenth in a pipe."""
+    if sys.stderr.isatty():
+        from rich.progress import track as bar
+
+        yield from bar(items, description=what, console=console(stderr=True), transient=True)
+    else:
+        yield from _track_in_lines(items, what, len(items))
+
+
+def _track_in_lines(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    said = 0
+    for done, item in enumerate(items, start=1):
+        yield item
+        if done * 10 // total > said:
+            said = done * 10 // total
+            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+
+
+def hush_libraries() -> None:
+    """Keep the notices and bars of the libraries below us out of what our user reads.
+
+    By environment variable, because it must hold before they are imported; a user's own setting
+    stands.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def drop_output() -> None:
+    """After a broken pipe: let the interpreter's last flush of stdout go nowhere, silently."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -1,0 +1,288 @@
+"""A name becomes a model: an embedded one (`nano-s`), a local folder, or a name on the hub.
+
+Every place in Pliant that takes a model name comes here, so that each of them takes the same names
+and says the same one clear line when a name is no model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pliant.errors import InvalidInput, ModelNotFound
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# The embedded models lie in the package and are found by path: loading needs no code of nano.
+WEIGHTS = Path(__file__).parent / "nano" / "weights"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, ready to be asked (eval mode), and its tokenizer.
+
+    `dtype="auto"` keeps the checkpoint's own. Further options (device_map, quantization_config,
+    attn_implementation, ...) go to `AutoModelForCausalLM.from_pretrained` as they are.
+    """
+    model = load_model(
+        name,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        **options,
+    )
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    return model, tokenizer
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> PreTrainedModel:
+    """The model alone; a checkpoint that lacks some of its weights is refused, not filled in."""
+    from transformers import AutoModelForCausalLM
+
+    _check_dtype(dtype)
+    place = torch_device(device)
+    source = resolve(name)
+    config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    with _one_line(source, "weights"):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            config=config,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **{"ignore_mismatched_sizes": True, **options},
+        )
+    _refuse_gaps(source, report)
+    if place is not None:
+        model = model.to(place)
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def load_tokenizer(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    source = resolve(name)
+    with _one_line(source, "tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source.location, revision=revision, trust_remote_code=trust_remote_code
+        )
+    return tokenizer
+
+
+def load_config(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """The config of a causal language model; nothing else is read, and no weights are fetched."""
+    from transformers import AutoConfig
+
+    source = resolve(name)
+    raw = _read_config(source, revision)
+    with _one_line(source, "config"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            source.location, revision=revision, trust_remote_code=trust_remote_code
+        )
+    if not _is_causal(config, raw):
+        raise ModelNotFound(
+            f"{source} is no causal language model: transformers has no "
+            f"AutoModelForCausalLM for {type(config).__name__}"
+        )
+    return config
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a name leads: an embedded model's folder, a local folder, or a name on the hub."""
+
+    name: str
+    location: str
+    kind: Literal["embedded", "folder", "hub"]
+
+    def __str__(self) -> str:
+        return repr(self.name)
+
+
+def resolve(name: str | Path) -> Source:
+    """Decide what a name means, in this order: embedded, local folder, hub. Nothing is fetched."""
+    text = str(name)
+    if isinstance(name, str) and text in embedded():
+        return Source(text, str(WEIGHTS / text), "embedded")
+    path = os.path.expanduser(text)
+    if os.path.isdir(path):
+        if not os.path.isfile(os.path.join(path, "config.json")):
+            raise ModelNotFound(f"{text!r} is a folder without a config.json, so it is no model")
+        return Source(text, path, "folder")
+    if os.path.exists(path):
+        raise ModelNotFound(f"{text!r} is a file: name the folder that holds config.json")
+    if isinstance(name, Path) or _looks_local(text):
+        raise ModelNotFound(f"{text!r}: there is no such folder")
+    if not HUB_NAME.fullmatch(text) or len(text) > 96:
+        raise ModelNotFound(f"{text[:80]!r} is no model name{_what_is_one()}")
+    return Source(text, text, "hub")
+
+
+def embedded() -> list[str]:
+    """The names of the models that come with the package, smallest name first."""
+    return sorted(folder.parent.name for folder in WEIGHTS.glob("*/config.json"))
+
+
+def torch_device(device: str | torch.device | None) -> torch.device | None:
+    """The device that was named, tried with an empty tensor, or one clear line about it."""
+    import torch
+
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InvalidInput(f"device {str(device)!r} cannot be used: {_gist(error)}") from error
+
+
+def _check_dtype(dtype: str | torch.dtype) -> None:
+    import torch
+
+    if isinstance(dtype, str) and dtype != "auto":
+        known = [n for n, value in vars(torch).items() if isinstance(value, torch.dtype)]
+        if dtype not in known:
+            near = get_close_matches(dtype, known, n=1) or ["float32"]
+            raise InvalidInput(f"dtype {dtype!r} is none: did you mean {near[0]!r}, or 'auto'?")
+
+
+def _looks_local(text: str) -> bool:
+    return text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1
+
+
+def _read_config(source: Source, revision: str | None) -> dict[str, Any]:
+    """config.json as it stands; the errors of fetching and of parsing it are told apart here."""
+    path = Path(source.location) / "config.json"
+    if source.kind == "hub":
+        path = _fetch_config(source, revision)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelNotFound(f"{source} has a broken config.json: {_gist(error)}") from error
+    if not isinstance(raw, dict):
+        raise ModelNotFound(f"{source} has a broken config.json: it holds no JSON object")
+    return raw
+
+
+def _fetch_config(source: Source, revision: str | None) -> Path:
+    from huggingface_hub import errors as hub
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source.location, "config.json", revision=revision))
+    except hub.GatedRepoError as error:
+        raise ModelNotFound(
+            f"{source} is gated: accept its terms on the hub, then log in with `hf auth login`"
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise ModelNotFound(
+            f"{source}: no such embedded model or local folder, and none on the hub "
+            f"(or it is private){_suggestion(source)}"
+        ) from error
+    except hub.RevisionNotFoundError as error:
+        raise ModelNotFound(f"{source} has no revision {revision!r} on the hub") from error
+    except hub.EntryNotFoundError as error:
+        if not isinstance(error, hub.LocalEntryNotFoundError):
+            raise ModelNotFound(f"{source} is on the hub, but has no config.json") from error
+        raise _unreachable(source) from error
+    except (hub.HfHubHTTPError, OSError) as error:
+        raise _unreachable(source) from error
+
+
+def _unreachable(source: Source) -> ModelNotFound:
+    return ModelNotFound(
+        f"{source}: no such embedded model or local folder, and the hub could not be asked "
+        f"(offline?){_suggestion(source)}"
+    )
+
+
+def _suggestion(source: Source) -> str:
+    near = get_close_matches(source.name.lower(), embedded(), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _what_is_one() -> str:
+    own = " or ".join(repr(name) for name in embedded()) or "an embedded model"
+    return f": give {own}, a local folder, or a name on the hub such as 'owner/model'"
+
+
+def _is_causal(config: PretrainedConfig, raw: dict[str, Any]) -> bool:
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    own_code = raw.get("auto_map")
+    if isinstance(own_code, dict) and AutoModelForCausalLM.__name__ in own_code:
+        return True
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def _refuse_gaps(source: Source, report: dict[str, Any]) -> None:
+    """A checkpoint without some of its weights would run with random ones in their place."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelNotFound(
+            f"{source} lacks {len(missing)} of its weights (the first is {missing[0]!r}): "
+            "is it the checkpoint of another kind of model?"
+        )
+    for name, found, wanted in sorted(report["mismatched_keys"], key=str):
+        raise ModelNotFound(
+            f"{source} holds {name!r} in shape {list(found)}, and its config wants {list(wanted)}"
+        )
+
+
+@contextmanager
+def _one_line(source: Source, what: str) -> Iterator[None]:
+    """Whatever the libraries raise over a checkpoint, in one line; the cause stays attached."""
+    try:
+        yield
+    except (ModelNotFound, InvalidInput, MemoryError):
+        raise
+    except TypeError as error:
+        raise InvalidInput(f"{source} cannot be loaded like this: {_gist(error)}") from error
+    except Exception as error:
+        if _is_out_of_memory(error):
+            raise
+        raise ModelNotFound(f"{source} has no usable {what}: {_gist(error)}") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def _gist(error: BaseException) -> str:
+    """A library's message on one line, cut where it turns into advice to its own developers."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 240 else text[:237] + "..."

@@ -1,0 +1,89 @@
+"""Tables: drawn and wrapped to the width of a terminal, one plain line a row in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are finished text; a column of figures is named in `right`, by its heading."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    right: frozenset[str] = frozenset()
+    # The colour of a cell, by what it says: {"yes": "green"}. A pipe has none.
+    colours: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            assert len(row) == len(self.head), f"{row} does not fit under {self.head}"
+
+    def draw(self, console: Console) -> None:
+        if console.is_terminal:
+            self._draw_on_terminal(console)
+        else:
+            console.print("\n".join(self._lines()), soft_wrap=True, markup=False, end="\n\n")
+
+    def _draw_on_terminal(self, console: Console) -> None:
+        from rich import box
+        from rich.table import Table as Drawn
+        from rich.text import Text
+
+        drawn = Drawn(
+            title=Text(self.title, style="bold"),
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        for column, name in enumerate(self.head):
+            longest = max((len(row[column]) for row in self.rows), default=0)
+            drawn.add_column(
+                name,
+                justify="right" if name in self.right else "left",
+                # Short columns keep their width; the long ones share what is left and wrap.
+                no_wrap=longest <= 16,
+            )
+        colours = self.colours or {}
+        for row in self.rows:
+            drawn.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
+        console.print(drawn)
+
+    def _lines(self) -> list[str]:
+        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+        return [self.title, *(self._line(row, widths) for row in (self.head, *self.rows))]
+
+    def _line(self, row: Sequence[str], widths: Sequence[int]) -> str:
+        cells = (
+            cell.rjust(width) if name in self.right else cell.ljust(width)
+            for name, cell, width in zip(self.head, row, widths, strict=True)
+        )
+        return "  ".join(cells).rstrip()
+
+
+def count(number: float) -> str:
+    """A number of things in three or so figures: 812, 4.06k, 1.24M, 70.6B."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= 0.9995 * size:
+            return f"{_three_figures(number / size)}{unit}"
+    return f"{number:,.0f}"
+
+
+def size(octets: float) -> str:
+    """A number of bytes: 812 B, 4.1 KB, 1.2 MB, 140 GB (powers of 1000, as disks are sold)."""
+    for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if abs(octets) >= 0.9995 * scale:
+            return f"{_three_figures(octets / scale)} {unit}"
+    return f"{octets:,.0f} B"
+
+
+def _three_figures(number: float) -> str:
+    if abs(number) >= 99.95:
+        return f"{number:.0f}"
+    return f"{number:.1f}" if abs(number) >= 9.995 else f"{number:.2f}"

@@ -1,0 +1,156 @@
+"""Imports run one way: a module may import what stands to its right in ORDER, nothing else.
+
+The files are read, not run: an import inside a function or under TYPE_CHECKING counts as any other.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "pliant"
+
+# From the outside in. Those that share a row do not import each other, but for SIBLINGS.
+ORDER = [
+    {"cli"},
+    {"serving"},
+    {"adaptive", "recipes", "reports", "survey"},
+    {"routing"},
+    {"complexity", "structure", "experts", "gradients"},
+    {"adapters", "training", "prefill", "data", "verify", "stats"},
+    {"loading"},
+    {"anatomy"},
+    {"errors"},
+]
+# Training saves adapters beside its checkpoints.
+SIBLINGS = {("training", "adapters")}
+# The tiny models stand aside: they use little, and no part may come to depend on them.
+NANO_MAY_IMPORT = {"loading", "verify", "errors"}
+MAY_IMPORT_NANO = {"cli"}
+# These name everything by design: the lazy table of public names, and `python -m pliant`.
+DOORS = {"__init__", "__main__"}
+
+
+def test_imports_run_one_way() -> None:
+    assert list(wrong_imports(SOURCE)) == []
+
+
+def test_only_anatomy_asks_for_the_type_of_a_model() -> None:
+    assert list(asks_for_model_type(SOURCE)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("errors.py", "import pliant.loading"),
+        ("anatomy/find.py", "from pliant import loading"),
+        ("anatomy/find.py", "from pliant.adapters import attach"),
+        ("loading.py", "def f():\n    from pliant.nano import path"),
+        ("structure/gates.py", "from ..experts import model"),
+        ("structure/__init__.py", "from .. import routing"),
+        ("adapters.py", "from pliant.training import train"),
+        ("training.py", "if TYPE_CHECKING:\n    from pliant.cli import app"),
+        ("nano/world.py", "from pliant.anatomy import Anatomy"),
+        ("manager.py", "import json"),
+    ],
+)
+def test_a_wrong_import_is_found(tmp_path: Path, file: str, line: str) -> None:
+    _plant(tmp_path, file, line)
+    assert len(list(wrong_imports(tmp_path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("cli/doctor.py", "from pliant.survey import examine"),
+        ("cli/demo.py", "from pliant.nano import questions"),
+        ("training.py", "from pliant.adapters import attach"),
+        ("structure/gates.py", "from . import config\nfrom ..anatomy import Anatomy"),
+        ("nano/world.py", "from pliant.errors import PliantError\nfrom pliant.nano import path"),
+        ("anatomy/__init__.py", "from .find import Anatomy"),
+        ("loading.py", "from pliant import __version__"),
+    ],
+)
+def test_a_right_import_passes(tmp_path: Path, file: str, line: str) -> None:
+    _plant(tmp_path, file, line)
+    assert list(wrong_imports(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "if config.model_type == 'llama': pass",
+        "kind = getattr(config, 'model_type')",
+        "kind = raw['model_type']",
+    ],
+)
+def test_asking_for_the_type_of_a_model_is_found(tmp_path: Path, line: str) -> None:
+    _plant(tmp_path, "loading.py", line)
+    _plant(tmp_path, "anatomy/find.py", line)
+    assert len(list(asks_for_model_type(tmp_path))) == 1
+
+
+def wrong_imports(source: Path) -> Iterator[str]:
+    """One line for each import that runs the wrong way."""
+    for path in sorted(source.rglob("*.py")):
+        importer = path.relative_to(source).with_suffix("").parts[0]
+        if importer in DOORS:
+            continue
+        if _row(importer) is None and importer != "nano":
+            yield f"{path}: {importer!r} has no place in ORDER"
+            continue
+        for line, imported in _imports(path, source):
+            if not _may_import(importer, imported):
+                yield f"{path}:{line}: {importer} may not import {imported}"
+
+
+def asks_for_model_type(source: Path) -> Iterator[str]:
+    for path in sorted(source.rglob("*.py")):
+        if path.relative_to(source).parts[0] == "anatomy":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            attribute = isinstance(node, ast.Attribute) and node.attr == "model_type"
+            text = isinstance(node, ast.Constant) and node.value == "model_type"
+            if attribute or text:
+                yield f"{path}:{node.lineno}: only anatomy may look at model_type"
+
+
+def _may_import(importer: str, imported: str) -> bool:
+    if importer == imported or (importer, imported) in SIBLINGS:
+        return True
+    if importer == "nano":
+        return imported in NANO_MAY_IMPORT
+    if imported == "nano":
+        return importer in MAY_IMPORT_NANO
+    left, right = _row(importer), _row(imported)
+    return left is not None and right is not None and left < right
+
+
+def _row(module: str) -> int | None:
+    return next((row for row, modules in enumerate(ORDER) if module in modules), None)
+
+
+def _imports(path: Path, source: Path) -> Iterator[tuple[int, str]]:
+    """The line and the top-level module of Pliant for each import of a file."""
+    package = ("pliant", *path.relative_to(source).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            stem = package[: len(package) - node.level + 1] if node.level else ()
+            start = ".".join((*stem, *([node.module] if node.module else [])))
+            names = [f"{start}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "pliant" and len(parts) > 1 and not parts[1].startswith("__"):
+                yield node.lineno, parts[1]
+
+
+def _plant(source: Path, file: str, text: str) -> None:
+    path = source / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
