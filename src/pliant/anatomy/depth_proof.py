@@ -1,0 +1,88 @@
+"""Try on a real model what `run_first` promises of every model: the same bits, at any depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.anatomy.anatomy import Anatomy
+from pliant.anatomy.branch import branch
+from pliant.anatomy.depth import cache_name, last_hidden_state, run_first
+
+
+@dataclass(frozen=True)
+class DepthProof:
+    """What was found: None where the promise is kept, and the reason where it is not."""
+
+    first_layers: str | None
+    """All layers, run by `run_first`, give the decoder's own last hidden state."""
+    resume: str | None
+    """Stopped half-way and resumed, the model gives its own output, and its cache carries on."""
+
+
+@torch.no_grad()
+def prove_depth(model: nn.Module | Anatomy, input_ids: Tensor, **inputs: Any) -> DepthProof:
+    """Run `model` whole, stopped and resumed on the same inputs, and compare bit by bit."""
+    inputs = {"input_ids": input_ids, "use_cache": True, **inputs}
+    return DepthProof(
+        first_layers=_reason(_compare_last_hidden_states, model, inputs),
+        resume=_reason(_compare_outputs, model, inputs),
+    )
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Equal in shape and in every element, NaN being equal to itself."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _compare_last_hidden_states(anatomy: Anatomy, inputs: dict[str, Any]) -> str | None:
+    outputs: list[Any] = []
+    hook = anatomy.decoder.register_forward_hook(lambda _, __, output: outputs.append(output))
+    try:
+        anatomy.model(**branch(inputs))
+    finally:
+        hook.remove()
+    first = run_first(anatomy, len(anatomy.layers), resumable=False, **inputs)
+    if same_bits(first.normed, last_hidden_state(outputs[-1])):
+        return None
+    return "all layers do not give the model's own last hidden state"
+
+
+def _compare_outputs(anatomy: Anatomy, inputs: dict[str, Any]) -> str | None:
+    whole = anatomy.model(**branch(inputs))
+    resumed = run_first(anatomy, max(1, len(anatomy.layers) // 2), **inputs).resume()
+    if not same_bits(resumed.logits, whole.logits):
+        return "the resumed logits are not the model's own"
+    name = cache_name(whole)
+    if name is None:
+        return None
+    try:
+        onward = _one_more_step(anatomy.model, whole, name)
+    except Exception:  # the model cannot carry on from its own cache: nothing to compare with
+        return None
+    if same_bits(_one_more_step(anatomy.model, resumed, name), onward):
+        return None
+    return "the resumed cache does not carry on as the model's own"
+
+
+def _one_more_step(model: nn.Module, output: Any, name: str) -> Tensor:
+    token = output.logits[:, -1:].argmax(dim=-1)
+    return model(input_ids=token, use_cache=True, **{name: getattr(output, name)}).logits
+
+
+def _reason(
+    compare: Callable[[Anatomy, dict[str, Any]], str | None],
+    model: nn.Module | Anatomy,
+    inputs: dict[str, Any],
+) -> str | None:
+    try:
+        anatomy = model if isinstance(model, Anatomy) else Anatomy.of(model)
+        return compare(anatomy, inputs)
+    except Exception as error:  # any failure is an answer here
+        return f"{type(error).__name__}: {error}"

@@ -1,0 +1,91 @@
+"""Answer for a module, in this thread and for a while: who calls it from elsewhere notices nothing.
+
+A hook can change what a module returns but cannot spare it the work, and a patched `forward` would
+be patched for every thread. A detour stands in front of one method of one module and asks the
+calling context who answers: a handler laid down here, or (for everybody else) the module itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import nn
+
+Handler = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Takes what the module would have done, and the call's arguments; returns what the caller gets."""
+
+FORWARD = "forward"
+"""The module's own computation; its forward hooks still run around whatever the handler returns."""
+
+CALL = "_compiled_call_impl"
+"""The whole call, hooks included: torch asks this slot first, and pickles modules without it."""
+
+Spot = tuple[nn.Module, str]
+_handlers: ContextVar[Mapping[Spot, Handler]] = ContextVar("pliant_detours")
+_lock = threading.Lock()
+
+
+@contextmanager
+def detours(handlers: Mapping[Spot, Handler]) -> Iterator[None]:
+    """Let `handlers` answer for their modules while the block runs, in this context alone."""
+    spots = list(handlers)
+    _put_up(spots)
+    token = _handlers.set(handlers)
+    try:
+        yield
+    finally:
+        _handlers.reset(token)
+        _take_down(spots)
+
+
+class _Detour:
+    """One module's method, with a question in front of it; shared by all threads that need it."""
+
+    def __init__(self, spot: Spot) -> None:
+        module, self.method = spot
+        self.spot = spot
+        self.before = vars(module).get(self.method)
+        self.users = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        handler = _handlers.get({}).get(self.spot)
+        if handler is None:
+            return self.original(*args, **kwargs)
+        return handler(self.original, args, kwargs)
+
+    @property
+    def original(self) -> Callable[..., Any]:
+        if self.before is not None:
+            return self.before
+        module = self.spot[0]
+        return module._call_impl if self.method == CALL else type(module).forward.__get__(module)
+
+
+def _put_up(spots: list[Spot]) -> None:
+    with _lock:
+        for spot in spots:
+            module, method = spot
+            detour = vars(module).get(method)
+            if not isinstance(detour, _Detour):
+                detour = _Detour(spot)
+                setattr(module, method, detour)
+            detour.users += 1
+
+
+def _take_down(spots: list[Spot]) -> None:
+    with _lock:
+        for module, method in spots:
+            detour = vars(module).get(method)
+            if not isinstance(detour, _Detour):
+                continue  # wrapped by somebody meanwhile: it stays, and lets every call through
+            detour.users -= 1
+            if detour.users:
+                continue
+            if detour.before is None:
+                delattr(module, method)
+            else:
+                setattr(module, method, detour.before)
