@@ -136,7 +136,7 @@ class _FirstWalk(_Walk):
         super().__init__(anatomy)
         self.k = k
         self.resumable = resumable
-        self.grad = torch.is_grad_enabled()
+        self.grad, self.blind = torch.is_grad_enabled(), False
         self.hidden: Tensor | None = None
         self.result: Any = None
         self.answers: list[Any] = []
@@ -156,7 +156,7 @@ class _FirstWalk(_Walk):
     def _call_of(self, layer: nn.Module) -> Handler:
         def call(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             if self.step_to(layer) < self.k:
-                self._check_gradient()
+                self.blind |= self.grad and not torch.is_grad_enabled()
                 self.result = original(*args, **kwargs)
             else:
                 self._settle()
@@ -186,16 +186,11 @@ class _FirstWalk(_Walk):
         output = original(*args, **kwargs)
         if self.result is None:
             raise _unsupported(self.anatomy, f"none of its first {self.k} layers were run")
+        if self.blind:
+            reason = "its layers hide their gradients from autograd (reversible layers)"
+            raise _unsupported(self.anatomy, reason, "Under torch.no_grad() it works.")
         self._settle()
         raise _Stopped(output)
-
-    def _check_gradient(self) -> None:
-        if self.grad and not torch.is_grad_enabled():
-            raise _unsupported(
-                self.anatomy,
-                "its layers hide their gradients from autograd (reversible layers)",
-                "Under torch.no_grad() it works.",
-            )
 
 
 class _ReplayWalk(_Walk):

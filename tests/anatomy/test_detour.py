@@ -1,0 +1,117 @@
+"""A detour answers in its own context, for as long as its block runs, and leaves no trace."""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pliant.anatomy.detour import CALL, FORWARD, detours
+
+
+class Double(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def zero(original: Any, args: Any, kwargs: Any) -> Any:
+    return torch.zeros_like(args[0])
+
+
+def more_by_one(original: Any, args: Any, kwargs: Any) -> Any:
+    return original(*args, **kwargs) + 1
+
+
+ONE = torch.ones(())
+
+
+@pytest.mark.parametrize("spot", [FORWARD, CALL])
+def test_a_handler_answers_while_the_block_runs(spot: str) -> None:
+    module = Double()
+    with detours({(module, spot): zero}):
+        assert module(ONE) == 0
+    assert module(ONE) == 2
+
+
+@pytest.mark.parametrize("spot", [FORWARD, CALL])
+def test_a_handler_can_ask_the_module_itself(spot: str) -> None:
+    module = Double()
+    with detours({(module, spot): more_by_one}):
+        assert module(ONE) == 3
+
+
+def test_hooks_run_around_a_forward_and_not_around_a_call() -> None:
+    module = Double()
+    module.register_forward_hook(lambda _, __, output: output + 10)
+    with detours({(module, FORWARD): zero}):
+        assert module(ONE) == 10
+    with detours({(module, CALL): zero}):
+        assert module(ONE) == 0
+
+
+def test_another_context_notices_nothing() -> None:
+    module = Double()
+    elsewhere = contextvars.copy_context()
+    with detours({(module, FORWARD): zero}):
+        assert elsewhere.run(module, ONE) == 2
+
+
+def test_an_inner_detour_answers_alone_and_then_the_outer_again() -> None:
+    module = Double()
+    with detours({(module, FORWARD): zero}):
+        with detours({(module, FORWARD): more_by_one}):
+            assert module(ONE) == 3
+        assert module(ONE) == 0
+
+
+@pytest.mark.parametrize("spot", [FORWARD, CALL])
+def test_an_error_leaves_no_trace(spot: str) -> None:
+    module = Double()
+    before = dict(vars(module))
+    with pytest.raises(RuntimeError), detours({(module, spot): zero}):
+        raise RuntimeError
+    assert vars(module) == before
+
+
+def test_a_forward_that_somebody_replaced_is_put_back() -> None:
+    module = Double()
+    module.forward = lambda x: 5 * x
+    replaced = module.forward
+    with detours({(module, FORWARD): more_by_one}):
+        assert module(ONE) == 6
+    assert module.forward is replaced
+
+
+def test_a_forward_that_is_replaced_meanwhile_stays_replaced() -> None:
+    module = Double()
+    with detours({(module, FORWARD): zero}):
+        inner = module.forward
+        module.forward = lambda x: inner(x) + 7
+        assert module(ONE) == 7
+    assert module(ONE) == 9
+    with detours({(module, FORWARD): zero}):
+        assert module(ONE) == 0
+    assert module(ONE) == 9
+
+
+def test_overlapping_blocks_end_in_any_order() -> None:
+    module = Double()
+    first, second = detours({(module, FORWARD): zero}), detours({(module, FORWARD): more_by_one})
+    one, other = contextvars.copy_context(), contextvars.copy_context()
+    one.run(first.__enter__)
+    other.run(second.__enter__)
+    one.run(first.__exit__, None, None, None)
+    assert other.run(module, ONE) == 3
+    other.run(second.__exit__, None, None, None)
+    assert "forward" not in vars(module)
+
+
+def test_a_call_detour_is_left_behind_by_a_copy() -> None:
+    module = Double()
+    with detours({(module, CALL): zero}):
+        twin = copy.deepcopy(module)
+        assert twin(ONE) == 2
