@@ -1,0 +1,117 @@
+"""The three ways in which an adapter acts on a model: before a module, after it, or around it.
+
+A part yields these from `Adapter.wire`. Their functions are bound methods, or `functools.partial`s
+of them, never closures: so a deep copy of a model is wired to its own copy of the adapter.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+
+@dataclass(frozen=True, eq=False)
+class Before:
+    """`act(module, args, kwargs)` gives the (args, kwargs) that the module gets, or None."""
+
+    module: nn.Module
+    act: Callable[..., Any]
+
+    def connect(self, adapter: nn.Module) -> RemovableHandle:
+        hook = Guarded(adapter, self.act)
+        return self.module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+@dataclass(frozen=True, eq=False)
+class After:
+    """`act(module, args, kwargs, output)` gives the output that the caller gets, or None."""
+
+    module: nn.Module
+    act: Callable[..., Any]
+
+    def connect(self, adapter: nn.Module) -> RemovableHandle:
+        return self.module.register_forward_hook(Guarded(adapter, self.act), with_kwargs=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Around:
+    """`act(forward, *args, **kwargs)` stands in for the module's `forward`, which it may call."""
+
+    module: nn.Module
+    act: Callable[..., Any]
+
+    def connect(self, adapter: nn.Module) -> Patch:
+        return Patch(self.module, Guarded(adapter, self.act))
+
+
+Wire = Before | After | Around
+
+
+class Connection(Protocol):
+    """What `connect` gives: it takes the wire out again."""
+
+    def remove(self) -> None: ...
+
+
+class Switch(threading.local):
+    """Which adapters are off in this thread. (torch.compile can trace this, but no ContextVar.)"""
+
+    def __init__(self) -> None:
+        self.off: tuple[nn.Module, ...] = ()  # of the instance, not the class: dynamo guards it so
+
+
+SWITCH = Switch()
+
+
+def is_off(adapter: nn.Module) -> bool:
+    return any(adapter is off for off in SWITCH.off)
+
+
+class Guarded:
+    """A wire's function, which does nothing while its adapter is off in this thread."""
+
+    def __init__(self, adapter: nn.Module, act: Callable[..., Any]) -> None:
+        self.adapter = adapter
+        self.act = act
+
+    def __call__(self, *args: Any) -> Any:
+        return None if is_off(self.adapter) else self.act(*args)
+
+
+class Patch:
+    """Stands in for `module.forward`, with its signature; others may patch before and after it."""
+
+    def __init__(self, module: nn.Module, guarded: Guarded) -> None:
+        self.module = module
+        self.guarded: Guarded | None = guarded
+        self.was_patched = "forward" in vars(module)
+        self.__wrapped__ = module.forward  # what is called inside; inspect.signature follows it
+        module.forward = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if args and args[0] is self.module:  # accelerate binds it once more when it unwraps
+            args = args[1:]
+        if self.guarded is None or is_off(self.guarded.adapter):
+            return self.__wrapped__(*args, **kwargs)
+        return self.guarded.act(self.__wrapped__, *args, **kwargs)
+
+    def remove(self) -> None:
+        """Take this patch out from wherever it is; inside somebody else's, it turns transparent."""
+        outer = vars(self.module).get("forward")
+        if outer is self:
+            if self.was_patched:
+                self.module.forward = self.__wrapped__
+            else:
+                del self.module.forward
+            return
+        while isinstance(outer, Patch):
+            if outer.__wrapped__ is self:
+                outer.__wrapped__, outer.was_patched = self.__wrapped__, self.was_patched
+                return
+            outer = outer.__wrapped__
+        self.guarded = None

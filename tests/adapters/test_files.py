@@ -1,0 +1,411 @@
+"""A folder holds all of an adapter or none of it, and nothing in it can harm a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.minimal_adapter import (
+    Scale,
+    ScaleConfig,
+    Warmup,
+    WarmupConfig,
+    anatomy_of,
+    logits,
+    same_anatomy,
+    tiny_llama,
+    trained,
+)
+from torch import nn
+
+from pliant.adapters import Adapter, attach, attached, files
+from pliant.errors import AdapterError, CorruptFile, PliantError, WrongBase
+
+
+def saved(folder: Path, model: nn.Module | None = None, seed: int = 2) -> Scale:
+    model = tiny_llama() if model is None else model
+    adapter: Scale = trained(attach(model, Scale(model, ScaleConfig()), f"s{seed}"), seed)
+    adapter.save_pretrained(folder)
+    return adapter
+
+
+def reindexed(folder: Path, **changes: Any) -> None:
+    """Change the index, checksum included, as somebody with bad intentions would."""
+    path = folder / files.INDEX
+    content = {**json.loads(path.read_text()), **changes}
+    del content["checksum"]
+    path.write_text(json.dumps({**content, "checksum": files._checksum(content)}))
+
+
+def reweighted(folder: Path, **changes: torch.Tensor | None) -> None:
+    """Change the weights, checksums included."""
+    (path,) = folder.glob(files.WEIGHTS)
+    tensors = {**safetensors.torch.load_file(path), **changes}
+    content = safetensors.torch.save({k: v for k, v in tensors.items() if v is not None})
+    path.write_bytes(content)
+    reindexed(folder, sha256=hashlib.sha256(content).hexdigest())
+
+
+# --- there and back ------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded_agree(tmp_path: Path) -> None:
+    adapter = saved(tmp_path)
+    model = tiny_llama()
+    again = Scale.from_pretrained(model, tmp_path, name="again")
+    assert torch.equal(logits(model), logits(adapter.base))
+    assert again.config == adapter.config == ScaleConfig()
+    assert attached(model) == {"again": again}
+    again.detach()
+    with adapter.disabled():
+        assert torch.equal(logits(model), logits(adapter.base))
+
+
+def test_what_is_no_tensor_is_kept_too(tmp_path: Path) -> None:
+    model = tiny_llama()
+    warmup = attach(model, Warmup(model, WarmupConfig(steps=9)))
+    warmup.done = 7
+    warmup.save_pretrained(tmp_path)
+    again = Warmup.from_pretrained(tiny_llama(), tmp_path)
+    assert (again.done, again.config.steps) == (7, 9)
+
+
+def test_the_class_is_found_by_what_the_file_says(tmp_path: Path) -> None:
+    saved(tmp_path)
+    assert type(Adapter.from_pretrained(tiny_llama(), tmp_path)) is Scale
+
+
+def test_it_can_be_saved_after_it_was_detached(tmp_path: Path) -> None:
+    adapter = saved(tmp_path / "on")
+    adapter.detach()
+    adapter.save_pretrained(tmp_path / "off")
+    files_on = {p.name: p.read_bytes() for p in (tmp_path / "on").iterdir()}
+    assert files_on == {p.name: p.read_bytes() for p in (tmp_path / "off").iterdir()}
+
+
+def test_restore_fills_the_adapter_in_place(tmp_path: Path) -> None:
+    adapter = saved(tmp_path)
+    model = tiny_llama()
+    fresh = attach(model, Scale(model, ScaleConfig()))
+    parameter = fresh.embeddings
+    fresh.restore(tmp_path)
+    assert fresh.embeddings is parameter
+    assert torch.equal(parameter, adapter.embeddings)
+    other = Scale(model, ScaleConfig(start=2.0))
+    with pytest.raises(AdapterError, match="another configuration"):
+        other.restore(tmp_path)
+
+
+def test_a_save_is_small_and_says_so_in_its_card(tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.config._name_or_path = "somebody/tiny-llama"
+    saved(tmp_path, model)
+    assert sum(p.stat().st_size for p in tmp_path.iterdir()) < 8192
+    card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model == "somebody/tiny-llama"
+    assert card.data.library_name == "pliant"
+    assert card.data.tags == ["pliant", "adapter", "minimal"]
+    assert "17 trained numbers" in card.text and '"start": 1.0' in card.text
+
+
+def test_a_base_from_a_folder_does_not_tell_where_it_was(tmp_path: Path) -> None:
+    base = tmp_path / "home" / "base"
+    tiny_llama().save_pretrained(base)
+    model = type(tiny_llama()).from_pretrained(base)
+    saved(tmp_path / "adapter", model)
+    written = b"".join(p.read_bytes() for p in (tmp_path / "adapter").iterdir())
+    assert str(tmp_path).encode() not in written
+
+
+def test_a_card_that_was_made_ones_own_is_kept(tmp_path: Path) -> None:
+    saved(tmp_path)
+    card = tmp_path / "README.md"
+    before = card.read_text()
+    card.write_text("mine")
+    saved(tmp_path)
+    assert card.read_text() == "mine"
+    card.write_text("stale\n" + before.splitlines()[-1])
+    saved(tmp_path)
+    assert card.read_text() == before
+
+
+def test_a_second_save_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    saved(tmp_path, seed=2)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    second = saved(tmp_path, seed=3)
+    again = Scale.from_pretrained(tiny_llama(), tmp_path)
+    assert torch.equal(again.embeddings, second.embeddings)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    assert (tmp_path / "tokenizer.json").exists()
+
+
+def test_what_is_pushed_is_a_save_and_what_is_pulled_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's two calls are replaced by copies; all that is ours runs."""
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    cache.mkdir()
+
+    def upload(self: Any, *, folder_path: Path, delete_patterns: str, **_: Any) -> str:
+        for old in hub.glob(delete_patterns):
+            old.unlink()
+        shutil.copytree(folder_path, hub, dirs_exist_ok=True)
+        return "url"
+
+    def download(repo_id: str, *, allow_patterns: list[str], revision: str) -> str:
+        assert (repo_id, revision) == ("me/scale", "main")
+        for pattern in allow_patterns:
+            for path in hub.glob(pattern):
+                shutil.copy(path, cache)
+        return str(cache)
+
+    url = type("Url", (), {"repo_id": "me/scale"})()
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **__: url)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    saved(tmp_path / "first", seed=2).push_to_hub("me/scale")
+    second = saved(tmp_path / "second", seed=3)
+    assert second.save_pretrained(tmp_path / "second", push_to_hub=True, repo_id="me/scale")
+    assert len(list(hub.glob(files.WEIGHTS))) == 1
+    again = Scale.from_pretrained(tiny_llama(), "me/scale", revision="main")
+    assert torch.equal(again.embeddings, second.embeddings)
+
+
+# --- killed, or out of room ----------------------------------------------------------------------
+
+
+def test_a_save_that_fails_at_any_step_leaves_the_old_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call that touches the disk fails once, from the first to the last."""
+    outcomes = set()
+    for step in range(40):
+        folder = tmp_path / str(step)
+        old = saved(folder, seed=2)
+        model = tiny_llama()
+        new = trained(attach(model, Scale(model, ScaleConfig())), seed=3)
+        count = iter(range(100))
+
+        def failing(real: Callable[..., Any], at: int = step, count: Any = count) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if next(count) == at:
+                    raise OSError(28, "No space left on device")
+                return real(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "open", failing(Path.open))
+            patched.setattr(Path, "replace", failing(Path.replace))
+            patched.setattr(Path, "unlink", failing(Path.unlink))
+            patched.setattr(os, "fsync", failing(os.fsync))
+            try:
+                new.save_pretrained(folder)
+                done = True
+            except AdapterError as error:
+                assert "No space left" in str(error)
+                done = False
+        found = Scale.from_pretrained(tiny_llama(), folder).embeddings
+        is_old, is_new = torch.equal(found, old.embeddings), torch.equal(found, new.embeddings)
+        assert is_new if done else is_old or is_new
+        outcomes.add((done, bool(is_new)))
+        if done and next(count) < step:
+            break
+    assert outcomes == {(False, False), (False, True), (True, True)}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.minimal_adapter import *
+from pliant.adapters import attach
+model = tiny_llama()
+adapter = trained(attach(model, Scale(model, ScaleConfig())), seed=3)
+for name in ("open", "replace", "unlink"):
+    def dying(*args, real=getattr(Path, name), **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+    setattr(Path, name, dying)
+for step in range(30):
+    left = [step]
+    if os.fork() == 0:
+        adapter.save_pretrained(Path(sys.argv[1]) / str(step))
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_a_save_that_is_killed_leaves_the_old_or_the_new(tmp_path: Path, root: Path) -> None:
+    old = saved(tmp_path / "0", seed=2)
+    for step in range(1, 30):
+        shutil.copytree(tmp_path / "0", tmp_path / str(step))
+    run = [sys.executable, "-c", KILLED, str(tmp_path)]
+    subprocess.run(run, check=True, cwd=root, timeout=300)
+    outcomes = []
+    for step in range(30):
+        found = Scale.from_pretrained(tiny_llama(), tmp_path / str(step)).embeddings
+        outcomes.append(torch.equal(found, old.embeddings))
+    assert outcomes == sorted(outcomes, reverse=True)  # old at first, then new
+    assert outcomes[0] and not outcomes[-1]
+
+
+# --- what is not a good save ---------------------------------------------------------------------
+
+
+def refuses(folder: Path | str, kind: type[PliantError], says: str, **options: Any) -> None:
+    """Loading raises one clear line, and the model does not notice."""
+    model = tiny_llama()
+    before, said = anatomy_of(model), logits(model)
+    with pytest.raises(kind, match=says) as caught:
+        Scale.from_pretrained(model, folder, **options)
+    assert "\n" not in str(caught.value)
+    assert same_anatomy(anatomy_of(model), before)
+    assert torch.equal(logits(model), said)
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    refuses(tmp_path / "none", AdapterError, "no such folder")
+    refuses("./none", AdapterError, "no such folder")
+    refuses("somebody/nothing", AdapterError, "somebody/nothing: no folder, and not found on")
+    refuses(tmp_path, CorruptFile, "holds no pliant.json")
+
+
+def test_a_missing_weights_file(tmp_path: Path) -> None:
+    saved(tmp_path)
+    next(tmp_path.glob(files.WEIGHTS)).unlink()
+    refuses(tmp_path, CorruptFile, "missing, although pliant.json names it")
+
+
+def test_somebody_elses_adapter(tmp_path: Path) -> None:
+    import peft
+
+    config = peft.LoraConfig(target_modules=["q_proj"], r=2)
+    peft.get_peft_model(tiny_llama(), config).save_pretrained(tmp_path)
+    refuses(tmp_path, CorruptFile, "looks like peft's")
+
+
+def test_a_model_is_no_adapter(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    refuses(tmp_path, CorruptFile, "looks like a model")
+
+
+def test_an_index_that_is_some_other_json(tmp_path: Path) -> None:
+    for content in ("[]", '{"a": 1}', "", "\xff\xfe", "[" * 100_000):
+        (tmp_path / files.INDEX).write_text(content, encoding="latin-1")
+        refuses(tmp_path, CorruptFile, "not JSON|not written by Pliant")
+
+
+def test_a_later_format_names_its_writer(tmp_path: Path) -> None:
+    saved(tmp_path)
+    reindexed(tmp_path, format=2, pliant="9.1")
+    refuses(tmp_path, CorruptFile, "format 2, written by Pliant 9.1; .* pip install -U pliant")
+
+
+def test_an_edited_index(tmp_path: Path) -> None:
+    saved(tmp_path)
+    path = tmp_path / files.INDEX
+    path.write_text(path.read_text().replace('"start": 1.0', '"start": 3.0'))
+    refuses(tmp_path, CorruptFile, "damaged, or edited by hand")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"config": {"start": "one"}}, "start"),
+        ({"config": {"later": 1}}, "knows no setting 'later' of ScaleConfig"),
+        ({"config": 3}, "not what Pliant writes"),
+        ({"base": {}}, "not what Pliant writes"),
+        ({"state": {"_extra_state": {}}}, "besides its tensors"),
+        ({"weights": "../pliant.json"}, "missing"),
+        ({"weights": "/etc/hostname"}, "missing"),
+    ],
+)
+def test_an_index_that_promises_something_else(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    saved(tmp_path)
+    reindexed(tmp_path, **changes)
+    refuses(tmp_path, CorruptFile, says)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"head": torch.ones(3)}, r"head is \[3\], and this adapter's is \[\]"),
+        ({"head": torch.tensor(1)}, "head is torch.int64, not torch.float32"),
+        ({"head": torch.tensor(float("nan"))}, "head holds NaN"),
+        ({"head": None}, "in one only: .'head'"),
+        ({"tail": torch.ones(1)}, "in one only: .'tail'"),
+    ],
+)
+def test_weights_that_are_not_its_own(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    saved(tmp_path)
+    reweighted(tmp_path, **changes)
+    refuses(tmp_path, CorruptFile, says)
+
+
+def test_an_adapter_of_another_class(tmp_path: Path) -> None:
+    model = tiny_llama()
+    attach(model, Warmup(model, WarmupConfig())).save_pretrained(tmp_path)
+    refuses(tmp_path, AdapterError, "holds a Warmup of pliant.warmup, which is no Scale")
+
+
+def test_another_base_is_named_and_can_be_insisted_on(tmp_path: Path) -> None:
+    saved(tmp_path, tiny_llama(seed=9))
+    refuses(tmp_path, WrongBase, "LlamaForCausalLM.: the values of .* insist=True")
+    forced = Scale.from_pretrained(tiny_llama(), tmp_path, insist=True)
+    assert forced.name == "minimal"
+
+
+def test_a_base_of_another_size_is_refused_even_when_insisted_on(tmp_path: Path) -> None:
+    saved(tmp_path, tiny_llama(hidden_size=32))
+    refuses(tmp_path, WrongBase, r"lm_head.weight is \[64, 16\] here and \[64, 32\] there; .* more")
+    refuses(tmp_path, CorruptFile, r"embeddings is \[32\]", insist=True)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scale]:
+    folder = tmp_path_factory.mktemp("good")
+    return folder, saved(folder)
+
+
+@given(data=st.data())
+def test_no_damage_yields_another_adapter(good: tuple[Path, Scale], data: st.DataObject) -> None:
+    """Cut or flipped anywhere: a clear error, or the very same adapter."""
+    folder, adapter = good
+    model = adapter.base
+    path = data.draw(st.sampled_from(sorted(p for p in folder.iterdir() if p.name != "README.md")))
+    content = path.read_bytes()
+    before = anatomy_of(model)
+    damaged = bytearray(content)
+    if data.draw(st.booleans(), "cut"):
+        del damaged[data.draw(st.integers(0, len(damaged) - 1)) :]
+    else:
+        for bit in data.draw(st.lists(st.integers(0, 8 * len(damaged) - 1), min_size=1)):
+            damaged[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(damaged)
+    try:
+        again = Scale.from_pretrained(model, folder, name="again")
+        assert torch.equal(again.embeddings, adapter.embeddings)
+        assert torch.equal(again.head, adapter.head) and again.config == adapter.config
+        again.detach()
+    except PliantError as error:
+        assert "\n" not in str(error)
+    finally:
+        path.write_bytes(content)
+    assert same_anatomy(anatomy_of(model), before)
