@@ -19,7 +19,7 @@ def paint(
     layers: Annotated[int, typer.Option(min=1, max=9)] = 3,
     rate: float = 0.5,
     out: Path | None = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    json: Annotated[bool, typer.Option("--json")] = False,
     names: list[str] | None = None,
 ) -> None:
     """A command like any other."""
@@ -33,14 +33,7 @@ def bound(folder: Path, text: str, *changes: str) -> dict[str, object]:
 
 def test_options_become_arguments_and_defaults_stay(tmp_path: Path) -> None:
     found = bound(tmp_path, "command: paint\nmodel: nano-s\nrate: 1\nnames: [a, b]\n")
-    assert found == {
-        "model": "nano-s",
-        "layers": 3,
-        "rate": 1.0,
-        "out": None,
-        "as_json": False,
-        "names": ["a", "b"],
-    }
+    assert found == {"model": "nano-s", "rate": 1.0, "names": ["a", "b"]}
 
 
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
@@ -61,8 +54,8 @@ def test_a_change_is_relative_to_the_shell(tmp_path: Path) -> None:
 
 
 def test_a_change_replaces_an_option(tmp_path: Path) -> None:
-    found = bound(tmp_path, "command: paint\nmodel: a\nlayers: 2\n", "layers=4", "as-json=true")
-    assert (found["layers"], found["as_json"]) == (4, True)
+    found = bound(tmp_path, "command: paint\nmodel: a\nlayers: 2\n", "layers=4", "json=true")
+    assert (found["layers"], found["json"]) == (4, True)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +70,7 @@ def test_a_change_replaces_an_option(tmp_path: Path) -> None:
         ("command: paint\nmodel: a\nlayers: two\n", "line 3: layers .*integer.*'two'"),
         ("command: paint\nmodel: a\nlayers: 2.5\n", "line 3: layers .*2.5"),
         ("command: paint\nmodel: a\nlayers: 12\n", "line 3: layers .*less than or equal to 9"),
-        ("command: paint\nmodel: a\nas_json: 'yes'\n", "line 3: as_json .*boolean"),
+        ("command: paint\nmodel: a\njson: 'yes'\n", "line 3: json .*boolean"),
         ("command: paint\nmodel: a\nmodel: b\n", "line 3: 'model' is given twice"),
         ("command: paint\nmodel: [a\n", "is no YAML: line"),
         ("- command\n", "is no recipe"),

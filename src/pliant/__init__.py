@@ -13,6 +13,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     # What type checkers and editors see: the same names as _HOMES (a test compares the two).
+    from pliant.adapters import Adapter as Adapter
+    from pliant.adapters import attach as attach
+    from pliant.adapters import attached as attached
+    from pliant.anatomy import Anatomy as Anatomy
+    from pliant.anatomy.depth import run_first as run_first
     from pliant.errors import AdapterError as AdapterError
     from pliant.errors import CorruptFile as CorruptFile
     from pliant.errors import InvalidInput as InvalidInput
@@ -21,9 +26,13 @@ if TYPE_CHECKING:
     from pliant.errors import UnsupportedModel as UnsupportedModel
     from pliant.errors import WrongBase as WrongBase
     from pliant.loading import load as load
+    from pliant.training import AdapterCheckpoint as AdapterCheckpoint
 
 # Which module each public name lives in.
 _HOMES = {
+    "pliant.adapters": ("Adapter", "attach", "attached"),
+    "pliant.anatomy": ("Anatomy",),
+    "pliant.anatomy.depth": ("run_first",),
     "pliant.errors": (
         "AdapterError",
         "CorruptFile",
@@ -34,6 +43,7 @@ _HOMES = {
         "WrongBase",
     ),
     "pliant.loading": ("load",),
+    "pliant.training": ("AdapterCheckpoint",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

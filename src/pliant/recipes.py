@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pliant.errors import InvalidInput
 
@@ -52,16 +52,19 @@ def read(path: Path, changes: Sequence[str] = ()) -> Recipe:
 
 
 def bind(recipe: Recipe, function: Callable[..., None]) -> dict[str, Any]:
-    """The recipe's options as arguments of the command's function, every one checked."""
-    schema = schema_of(function)
-    unknown = sorted(set(recipe.options) - set(schema.model_fields))
-    if unknown:
-        raise InvalidInput(_unknown(recipe, unknown[0], list(schema.model_fields)))
-    try:
-        bound = schema.model_validate(_located(recipe, schema))
-    except ValidationError as error:
-        raise InvalidInput(_first_fault(recipe, error)) from None
-    return {name: getattr(bound, name) for name in schema.model_fields}
+    """The recipe's options as arguments of the command's function, every one checked.
+
+    What the recipe leaves out stays out, so that the function's own defaults hold.
+    """
+    kinds = _kinds(function)
+    for key in recipe.options:
+        if key not in kinds:
+            near = nearest(key, list(kinds))
+            raise InvalidInput(f"{recipe.where(key)}: {recipe.command} has no option {key!r}{near}")
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in recipe.options and parameter.default is parameter.empty:
+            raise InvalidInput(f"{recipe.path}: {recipe.command} needs {name!r}")
+    return {key: _checked(recipe, key, kinds[key]) for key in recipe.options}
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -70,56 +73,50 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else f" (there are {', '.join(known)})"
 
 
-def schema_of(function: Callable[..., None]) -> type[BaseModel]:
-    """A strict model with one field for each parameter of a command's function."""
+def _kinds(function: Callable[..., None]) -> dict[str, Any]:
+    """The type of each parameter, with the bounds that Typer would check."""
     hints = get_type_hints(function, include_extras=True)
-    fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        bare, bounds = _bare_type(hints[name])
-        default = ... if parameter.default is parameter.empty else parameter.default
-        fields[name] = (bare, Field(default, **bounds))
-    return create_model(
-        function.__name__, __config__=ConfigDict(extra="forbid", strict=True), **fields
-    )
+    return {name: _kind(hints[name]) for name in inspect.signature(function).parameters}
 
 
-def _bare_type(hint: Any) -> tuple[Any, dict[str, Any]]:
-    """A parameter's type without what Typer adds to it, and the bounds that Typer would check."""
+def _kind(hint: Any) -> Any:
     if get_origin(hint) is not Annotated:
-        return hint, {}
+        return hint
     bare, info, *_ = get_args(hint)
     bounds = {"ge": getattr(info, "min", None), "le": getattr(info, "max", None)}
-    return bare, {key: value for key, value in bounds.items() if value is not None}
+    return Annotated[bare, Field(**{k: v for k, v in bounds.items() if v is not None})]
 
 
-def _located(recipe: Recipe, schema: type[BaseModel]) -> dict[str, Any]:
-    """The options with each relative path of the file made relative to the file's own folder.
+def _checked(recipe: Recipe, key: str, kind: Any) -> Any:
+    """The value of an option: of the right type to the letter, for YAML's `no` is no text."""
+    try:
+        return TypeAdapter(kind).validate_python(_located(recipe, key, kind), strict=True)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Input ")
+        value = recipe.options[key]
+        raise InvalidInput(f"{recipe.where(key)}: {key} {said}, and is {value!r}") from None
+
+
+def _located(recipe: Recipe, key: str, kind: Any) -> Any:
+    """The value, and if it is a relative path of the file, made relative to the file's own folder.
 
     A text is taken for a path when it begins with a dot, for a model can be a folder or a name.
     What came by `--set` was typed in the shell, and stays relative to where that is.
     """
-    located = dict(recipe.options)
-    for key, value in recipe.options.items():
-        folder = recipe.path.parent if key in recipe.lines else ""
-        kind = schema.model_fields[key].annotation
-        if isinstance(value, str) and Path in (kind, *get_args(kind)):
-            located[key] = Path(folder, Path(value).expanduser())
-        elif folder and isinstance(value, str) and value.startswith(("./", "../")):
-            located[key] = str(Path(folder, value))
-    return located
+    value = recipe.options[key]
+    if not isinstance(value, str):
+        return value
+    typed_in_the_shell = key not in recipe.lines
+    folder = Path() if typed_in_the_shell else recipe.path.absolute().parent
+    if _wants_path(kind):
+        return folder / Path(value).expanduser()
+    if typed_in_the_shell or not value.startswith(("./", "../")):
+        return value
+    return str(folder / value)
 
 
-def _unknown(recipe: Recipe, key: str, known: list[str]) -> str:
-    return f"{recipe.where(key)}: {recipe.command} has no option {key!r}{nearest(key, known)}"
-
-
-def _first_fault(recipe: Recipe, error: ValidationError) -> str:
-    fault = error.errors()[0]
-    key = str(fault["loc"][0])
-    if fault["type"] == "missing":
-        return f"{recipe.path}: {recipe.command} needs {key!r}"
-    said = fault["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return f"{recipe.where(key)}: {key} {said}, and is {fault['input']!r}"
+def _wants_path(kind: Any) -> bool:
+    return kind is Path or any(map(_wants_path, get_args(kind)))
 
 
 def _mapping(path: Path) -> tuple[dict[str, Any], dict[str, int]]:

@@ -1,0 +1,160 @@
+"""The documentation is true: every block of code in it runs, and what it shows is what comes.
+
+A page's `python` blocks share one namespace and run in order. The lines of a `bash` block are run,
+and so are those of a `console` block that begin with `$`; the lines under one are looked for in
+what it printed (`...` stands for any others). A block of `yaml` with a command is a recipe, and its
+keys are checked. What cannot run here says so by its tag: `text`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pliant import recipes
+from pliant.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^ *```(?P<tag>[^\n]*)\n(?P<body>.*?)^ *```$", re.MULTILINE | re.DOTALL)
+TAGS = {"python", "bash", "console", "yaml", "json", "text"}
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    tag: str
+    body: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(page, text.count("\n", 0, m.start()) + 1, m["tag"].strip(), m["body"])
+        for m in FENCE.finditer(text)
+    ]
+
+
+def blocks_with(*tags: str) -> list[Block]:
+    return [block for page in PAGES for block in blocks(page) if block.tag in tags]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    assert [str(block) for block in blocks(page) if block.tag not in TAGS] == []
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if any(b.tag == "python" for b in blocks(p))], ids=lambda p: p.name
+)
+def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks(page):
+        if block.tag == "python":
+            # Empty lines in front, so that a traceback names the line of the page.
+            code = compile("\n" * block.line + block.body, str(page), "exec")
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(code, namespace)
+            check_printed(block, printed.getvalue())
+
+
+@pytest.mark.parametrize("block", blocks_with("bash", "console"), ids=str)
+def test_commands_run_and_print_what_is_shown(block: Block) -> None:
+    for command, shown in commands(block):
+        printed = run(command)
+        for line in shown:
+            assert squeezed(line) in squeezed(printed), f"{block}: {command!r} printed\n{printed}"
+
+
+@pytest.mark.parametrize("block", blocks_with("yaml"), ids=str)
+def test_recipes_in_the_text_have_the_right_keys(block: Block, tmp_path: Path) -> None:
+    if re.search(r"^command:", block.body, re.MULTILINE):
+        (tmp_path / "recipe.yaml").write_text(block.body, encoding="utf-8")
+        recipe = recipes.read(tmp_path / "recipe.yaml")
+        recipes.bind(recipe, app.command_function(recipe.command))
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda r: r.name)
+def test_the_recipes_that_we_give_have_the_right_keys(recipe: Path) -> None:
+    read = recipes.read(recipe)
+    recipes.bind(read, app.command_function(read.command))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_the_documentation_builds(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "index.html").is_file()
+
+
+# --- the tests above can fail ---------------------------------------------------------------------
+
+
+def test_a_command_that_is_none_of_ours_is_no_documentation(tmp_path: Path) -> None:
+    for line in ("rm -rf /", "pliant doctor ./nowhere", "make nothing-like-this"):
+        with pytest.raises(AssertionError):
+            list(map(run, [line]))
+
+
+def test_what_python_prints_is_held_against_what_is_shown() -> None:
+    block = Block(ROOT / "README.md", 1, "python", "print(1 + 1)  # 3\n")
+    with pytest.raises(AssertionError):
+        check_printed(block, "2\n")
+    check_printed(block, "3\n")
+
+
+def commands(block: Block) -> Iterator[tuple[str, list[str]]]:
+    """Each command of a block, and the lines that are shown under it."""
+    if block.tag == "bash":
+        for line in block.body.splitlines():
+            if line.strip() and not line.strip().startswith("#"):
+                yield line.strip(), []
+        return
+    for part in re.split(r"^ *\$ ", block.body, flags=re.MULTILINE)[1:]:
+        command, *shown = part.splitlines()
+        yield command, [line for line in shown if squeezed(line) not in ("", "...")]
+
+
+def run(command: str) -> str:
+    """Run `pliant ...`; of `make ...`, only that there is such a target; nothing else is ours."""
+    program, *words = shlex.split(command, comments=True)
+    assert program in ("pliant", "make"), f"{command!r}: tag what cannot run as text"
+    called = [sys.executable, "-m", "pliant", *words] if program == "pliant" else ["make", "-n"]
+    done = subprocess.run(
+        called if program == "pliant" else [*called, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def check_printed(block: Block, printed: str) -> None:
+    """A comment after a print is what it prints, unless it is a sentence about it."""
+    for shown in re.findall(r"print\(.*\)  # (.*)$", block.body, re.MULTILINE):
+        assert squeezed(shown) in squeezed(printed), f"{block} printed\n{printed}"
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
