@@ -2,6 +2,7 @@
 
 from pliant.anatomy.anatomy import Anatomy
 from pliant.anatomy.attention import Attention
+from pliant.anatomy.depth import FirstLayers, run_first
 from pliant.anatomy.mlp import Mlp
 
-__all__ = ["Anatomy", "Attention", "Mlp"]
+__all__ = ["Anatomy", "Attention", "FirstLayers", "Mlp", "run_first"]
