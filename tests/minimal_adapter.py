@@ -30,7 +30,7 @@ class Scale(Adapter):
         super().__init__(model, config)
         width = model.get_input_embeddings().embedding_dim
         self.embeddings = nn.Parameter(torch.full((width,), config.start))
-        self.head = nn.Parameter(torch.tensor(config.start))
+        self.head = nn.Parameter(torch.full((1,), config.start))
 
     def wire(self, model: PreTrainedModel) -> Iterator[Wire]:
         if "embeddings" in self.config.ends:

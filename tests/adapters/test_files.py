@@ -346,9 +346,9 @@ def test_an_index_that_promises_something_else(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"head": torch.ones(3)}, r"head is \[3\], and this adapter's is \[\]"),
-        ({"head": torch.tensor(1)}, "head is torch.int64, not torch.float32"),
-        ({"head": torch.tensor(float("nan"))}, "head holds NaN"),
+        ({"head": torch.ones(3)}, r"head is \[3\], and this adapter's is \[1\]"),
+        ({"head": torch.tensor([1])}, "head is torch.int64, not torch.float32"),
+        ({"head": torch.tensor([float("nan")])}, "head holds NaN"),
         ({"head": None}, "in one only: .'head'"),
         ({"tail": torch.ones(1)}, "in one only: .'tail'"),
     ],

@@ -1,0 +1,191 @@
+"""A training that was interrupted ends where an uninterrupted one does, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.minimal_adapter import (
+    Scale,
+    ScaleConfig,
+    Warmup,
+    WarmupConfig,
+    logits,
+    tiny_llama,
+)
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from pliant.adapters import attach, attached
+from pliant.errors import AdapterError
+from pliant.training import AdapterCheckpoint
+
+ROWS = [
+    {"input_ids": ids, "labels": ids}
+    for ids in torch.randint(0, 60, (24, 6), generator=torch.Generator().manual_seed(5)).tolist()
+]
+
+
+def model_with_adapters(train_base: bool = False) -> nn.Module:
+    """Dropout is on, so that resuming has random numbers to get right as well."""
+    model = tiny_llama(attention_dropout=0.1).requires_grad_(train_base)
+    attach(model, Scale(model, ScaleConfig()))
+    attach(model, Warmup(model, WarmupConfig(steps=9)))
+    return model
+
+
+def trainer(model: nn.Module, folder: Path, *callbacks: Any, **changes: Any) -> Trainer:
+    options: dict[str, Any] = {
+        "max_steps": 12,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.05,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    args = TrainingArguments(output_dir=str(folder), **{**options, **changes})
+    callbacks = callbacks or (AdapterCheckpoint(),)
+    return Trainer(
+        model, args, train_dataset=ROWS, eval_dataset=ROWS[:4], callbacks=list(callbacks)
+    )
+
+
+def everything(model: nn.Module) -> dict[str, Any]:
+    state: dict[str, Any] = dict(model.state_dict())
+    for name, adapter in attached(model).items():
+        state |= {f"{name}.{k}": v for k, v in adapter.state_dict().items()}
+    return state
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(
+        torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a
+    )
+
+
+def losses(run: Trainer) -> list[float]:
+    return [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("train_base", [False, True], ids=["frozen-base", "trained-base"])
+def test_resumed_equals_uninterrupted(tmp_path: Path, train_base: bool) -> None:
+    start = everything(model_with_adapters(train_base))
+    whole = trainer(model_with_adapters(train_base), tmp_path / "whole")
+    whole.train()
+    cut = trainer(model_with_adapters(train_base), tmp_path / "cut")
+    cut.train()
+    for path in (tmp_path / "cut").glob("checkpoint-*"):  # as if killed after step 4
+        if path.name != "checkpoint-4":
+            shutil.rmtree(path)
+    resumed = trainer(model_with_adapters(train_base), tmp_path / "cut")
+    resumed.train(resume_from_checkpoint=True)
+    assert same(everything(resumed.model), everything(whole.model))
+    assert losses(resumed) == losses(whole)
+    assert len(losses(whole)) == 12 and not same(everything(whole.model), start)
+    assert attached(resumed.model)["warmup"].done == 12
+
+
+def test_only_the_adapter_trains_on_a_frozen_base(tmp_path: Path) -> None:
+    model = model_with_adapters()
+    base = {k: v.clone() for k, v in model.state_dict().items()}
+    run = trainer(model, tmp_path)
+    run.train()
+    assert same(dict(model.state_dict()), base)
+    optimised = [p for group in run.optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in optimised} == {id(p) for p in attached(model)["minimal"].parameters()}
+
+
+def test_a_checkpoint_is_a_stock_model_with_the_adapters_beside_it(tmp_path: Path) -> None:
+    run = trainer(model_with_adapters(train_base=True), tmp_path)
+    run.train()
+    model = tiny_llama(attention_dropout=0.1)
+    again, report = type(model).from_pretrained(
+        tmp_path / "checkpoint-12", output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    Scale.from_pretrained(again, tmp_path / "checkpoint-12" / "adapters" / "minimal")
+    assert torch.equal(logits(again), logits(run.model.eval()))
+
+
+def test_the_best_checkpoints_adapters_come_back_with_its_base(tmp_path: Path) -> None:
+    model = model_with_adapters()
+    worst_is_best = {"metric_for_best_model": "loss", "greater_is_better": True}
+    best = {"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True}
+    run = trainer(model, tmp_path, **best, **worst_is_best)
+    run.train()
+    assert run.state.best_model_checkpoint.endswith("checkpoint-4")
+    fresh = model_with_adapters()
+    folder = tmp_path / "checkpoint-4" / "adapters" / "minimal"
+    attached(fresh)["minimal"].restore(folder)
+    assert torch.equal(attached(model)["minimal"].embeddings, attached(fresh)["minimal"].embeddings)
+
+
+def test_mixed_precision_and_gradient_checkpointing_resume_too(tmp_path: Path) -> None:
+    changes = {"bf16": True, "gradient_checkpointing": True}
+    whole = trainer(model_with_adapters(), tmp_path / "whole", **changes)
+    whole.train()
+    again = AdapterCheckpoint(resume_from=tmp_path / "whole" / "checkpoint-4")
+    resumed = trainer(model_with_adapters(), tmp_path / "elsewhere", again, **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert same(everything(resumed.model), everything(whole.model))
+    assert losses(resumed) == losses(whole)
+
+
+def test_a_patched_forward_survives_accelerates_wrapping_and_unwrapping() -> None:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    model = model_with_adapters().train()
+    warmup = attached(model)["warmup"]
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    wrapped = accelerator.prepare(model)
+    row = {key: torch.tensor([ROWS[0][key]]) for key in ROWS[0]}
+    wrapped(**row)
+    assert warmup.done == 1
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)(**row)
+    assert warmup.done == 2
+    warmup.detach()
+    assert model(**row).loss is not None and warmup.done == 2
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_resuming_without_what_was_attached_says_so(tmp_path: Path) -> None:
+    trainer(model_with_adapters(), tmp_path).train()
+    model = tiny_llama(attention_dropout=0.1).requires_grad_(False)
+    attach(model, Scale(model, ScaleConfig()))
+    with pytest.raises(AdapterError, match="saved with minimal, warmup attached, and now minimal"):
+        trainer(model, tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_elsewhere_is_not_mistaken_for_the_one_here(tmp_path: Path) -> None:
+    trainer(model_with_adapters(), tmp_path / "a").train()
+    trainer(model_with_adapters(), tmp_path / "b", learning_rate=0.01).train()
+    other = str(tmp_path / "b" / "checkpoint-8")
+    with pytest.raises(AdapterError, match=r"AdapterCheckpoint\(resume_from=...\)"):
+        trainer(model_with_adapters(), tmp_path / "a").train(resume_from_checkpoint=other)
+
+
+def test_two_processes_train_one_adapter_and_write_it_once(tmp_path: Path, root: Path) -> None:
+    script = ["-m", "tests.two_processes", str(tmp_path)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*launch, *script], cwd=root, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2))
+    assert first.pop("writes") == 2 * 2 + 2 * 1 + 1 and second.pop("writes") == 0
+    assert first == second
+    assert all(first.values()), first
+
+
+def test_a_model_with_nothing_attached_trains_as_ever(tmp_path: Path) -> None:
+    trainer(tiny_llama(), tmp_path).train()
+    assert not (tmp_path / "checkpoint-4" / "adapters").exists()
+    trainer(tiny_llama(), tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
