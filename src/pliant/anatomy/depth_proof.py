@@ -27,7 +27,8 @@ class DepthProof:
 @torch.no_grad()
 def prove_depth(model: nn.Module | Anatomy, input_ids: Tensor, **inputs: Any) -> DepthProof:
     """Run `model` whole, stopped and resumed on the same inputs, and compare bit by bit."""
-    inputs = {"input_ids": input_ids, "use_cache": True, **inputs}
+    inputs = {"input_ids": input_ids, **inputs}
+    inputs.setdefault("use_cache", _can_cache(model, inputs))
     return DepthProof(
         first_layers=_reason(_compare_last_hidden_states, model, inputs),
         resume=_reason(_compare_outputs, model, inputs),
@@ -69,6 +70,16 @@ def _compare_outputs(anatomy: Anatomy, inputs: dict[str, Any]) -> str | None:
     if same_bits(_one_more_step(anatomy.model, resumed, name), onward):
         return None
     return "the resumed cache does not carry on as the model's own"
+
+
+def _can_cache(model: nn.Module | Anatomy, inputs: dict[str, Any]) -> bool:
+    """BLT, for one, runs only without."""
+    whole = model.model if isinstance(model, Anatomy) else model
+    try:
+        whole(**branch(inputs), use_cache=True)
+    except Exception:
+        return False
+    return True
 
 
 def _one_more_step(model: nn.Module, output: Any, name: str) -> Tensor:
