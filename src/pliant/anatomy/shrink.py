@@ -21,7 +21,7 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_atte
 # Sizes by what their keys mean. They shrink to these values, and stay where they are smaller.
 _CAPS = (
     (LAYERS, _LAYERS),
-    (HEADS, (*_HEADS, r".*_attention_heads", "index_n_heads", "linear_num_heads")),
+    (HEADS, (*_HEADS, r".*_attention_heads", "num_attention_heads_per_layer", "index_n_heads", "linear_num_heads")),
     (WIDTH, (r"(.*_)?intermediate_size(_mlp)?", r"(.*_)?ffn_(hidden_size|dim)", "d_?ff", "dim_ff",
              "d_inner", "mlp_dim", "feed_forward_size")),
     (VOCAB, (r"(.*_)?vocab_size(_.*)?", "codebook_size", r".*_vocab")),
@@ -45,7 +45,8 @@ _CAPS = (
 _CAP_OF = [(re.compile(f"({'|'.join(keys)})"), cap) for cap, keys in _CAPS]
 _KV_HEADS = re.compile(r"(.*_)?num_(key_value|kv)_heads|kv_n_heads|num_query_groups|indexer_kv_heads")
 _HEAD_DIM = re.compile(r"(.*_)?(head_?dim|head_size|dim_head|d_head)|d_kv|kv_channels")
-_WIDE = re.compile(r"(.*_)?(hidden_size|embedding_size|proj_dim|width)(_global)?|.*put_dim|.*put_size")
+_WIDE = re.compile(r"(.*_)?(hidden_size|embedding_size|proj_dim|width)(_global)?|lru_width")
+_BRIDGE = re.compile(r".*(in|out|input|output)_dim|adapter_input_size|out_hidden_size|backbone_hidden_size")
 _TOKEN = re.compile(r"(.*_)?token_(id|index)|.*_tokens|mask_index")
 _INDICES = re.compile(r".*(layers|idxs|indices|layer_ids)")
 
@@ -122,6 +123,8 @@ def _size(key: str, value: int, sizes: _Sizes) -> int:
     for pattern, cap in _CAP_OF:
         if pattern.fullmatch(key):
             return min(value, cap)
+    if _BRIDGE.fullmatch(key):  # another section's hidden size
+        return min(value, HIDDEN)
     if _WIDE.fullmatch(key) or key in _HIDDEN:
         ratio = value / sizes.hidden if sizes.hidden else 1.0
         return max(8, min(2 * HIDDEN, round(HIDDEN * ratio / 8) * 8))
