@@ -1,0 +1,65 @@
+"""The embedded default: a world of questions with verifiable answers, and two models trained on it.
+
+    from pliant import nano
+
+    model, tokenizer = nano.load("nano-s")
+    asked = nano.questions("test", n=100, seed=0)
+    answers = nano.ask(model, tokenizer, [question.prompt for question in asked])
+    right = sum(q.check(answer) for q, answer in zip(asked, answers))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pliant.errors import ModelNotFound
+from pliant.nano.families import HELD_OUT, TRAINED
+from pliant.nano.question import DIFFICULTIES, Family, Question
+from pliant.nano.world import questions, stream
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NAMES = ("nano-s", "nano-l")
+
+__all__ = [
+    "DIFFICULTIES",
+    "HELD_OUT",
+    "NAMES",
+    "TRAINED",
+    "Family",
+    "Question",
+    "ask",
+    "load",
+    "path",
+    "questions",
+    "stream",
+]
+
+
+def path(name: str) -> Path:
+    """The folder of an embedded checkpoint, for plain `AutoModelForCausalLM.from_pretrained`."""
+    from pliant.loading import WEIGHTS
+
+    if name not in NAMES:
+        raise ModelNotFound(f"no embedded model is called {name!r}; there are {', '.join(NAMES)}")
+    return WEIGHTS / name
+
+
+def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An embedded model in fp32, ready to be asked, and its tokenizer."""
+    from pliant.loading import load as load_any
+
+    return load_any(path(name))
+
+
+def ask(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
+) -> list[str]:
+    """The model's greedy answers, in the order of the prompts."""
+    from pliant.nano.asking import answers
+
+    return answers(model, tokenizer, prompts)

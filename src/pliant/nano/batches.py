@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from pliant.nano.question import Question
 from pliant.nano.world import stream
 
-_POOL = 16_384  # questions sorted by length together: little padding, and yet mixed batches
+_POOL = 8_192  # questions sorted by length together: little padding, and yet mixed batches
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,38 @@ class Batch:
     targets: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Place:
+    """How far a reader of batches is, so that it can go on there."""
+
+    pool: int = 0
+    """Which pool of questions."""
+    before: int = 0
+    """Batches in the pools before it."""
+    used: int = 0
+    """Batches of this pool that were read."""
+
+
 def batches(
-    tokenizer: PreTrainedTokenizerFast, tokens: int, seed: int, start: int = 0
-) -> Iterator[tuple[int, Batch]]:
-    """Numbered batches of at most `tokens` padded tokens, without end, from number `start` on."""
-    number = 0
-    pool = 0
+    tokenizer: PreTrainedTokenizerFast,
+    tokens: int,
+    seed: int,
+    place: Place = Place(),  # noqa: B008 - frozen, so one default serves all
+    tilt: Callable[[int], float] = lambda number: 0.0,
+) -> Iterator[tuple[Place, Batch]]:
+    """Batches of at most `tokens` padded tokens, without end, each with the place after it.
+
+    `tilt` tells how much a pool leans towards easy questions, by the batches before it.
+    """
     while True:
-        rng = random.Random(f"{seed}/{pool}")
-        asked = list(islice(stream("train", seed=rng.getrandbits(48)), _POOL))
+        rng = random.Random(f"{seed}/{place.pool}")
+        asked = list(islice(stream("train", rng.getrandbits(48), tilt=tilt(place.before)), _POOL))
         groups = _by_length(frame(tokenizer, asked), tokens)
         rng.shuffle(groups)
-        for group in groups:
-            if number >= start:
-                yield number, _collate(group, tokenizer.pad_token_id)
-            number += 1
-        pool += 1
+        for group in groups[place.used :]:
+            place = replace(place, used=place.used + 1)
+            yield place, _collate(group, tokenizer.pad_token_id)
+        place = Place(place.pool + 1, place.before + place.used)
 
 
 def frame(

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
+from math import exp
 
 from pliant.errors import InvalidInput
 from pliant.nano.families import BY_NAME, HELD_OUT, TRAINED
@@ -32,18 +33,22 @@ def questions(
 
 
 def stream(
-    split: str, seed: int = 0, families: Sequence[str] | None = None
+    split: str, seed: int = 0, families: Sequence[str] | None = None, tilt: float = 0.0
 ) -> Iterator[Question]:
-    """Questions of a split without end, drawn by each family's weight and difficulty mix."""
+    """Questions of a split without end, drawn by each family's weight and difficulty mix.
+
+    `tilt` leans the mix towards the easy end: each step of difficulty is e^tilt times rarer.
+    """
     rng = random.Random(f"{split}/{seed}")
     chosen = [_named(name) for name in families] if families is not None else list(TRAINED)
     if not chosen:
         raise InvalidInput("families is empty; name at least one, or leave it out")
     hashes = _hashes(split)
     weights = [family.weight for family in chosen]
+    mixes = {f.name: [m * exp(-tilt * i) for i, m in enumerate(f.mix)] for f in chosen}
     while True:
         family = rng.choices(chosen, weights)[0]
-        difficulty = rng.choices(DIFFICULTIES, family.mix)[0]
+        difficulty = rng.choices(DIFFICULTIES, mixes[family.name])[0]
         yield _draw(family, difficulty, hashes, rng)
 
 

@@ -13,17 +13,17 @@ def digits(rng: Random, n: int) -> int:
 
 
 def add(rng: Random, difficulty: int) -> Draft:
-    long, short = ((2, 1), (2, 2), (3, 2), (3, 3), (4, 4))[difficulty - 1]
+    long, short = ((2, 1), (2, 2), (3, 1), (3, 2), (3, 3))[difficulty - 1]
     a, b = digits(rng, long), digits(rng, short)
     if rng.random() < 0.5:
         a, b = b, a
-    return Draft(str(a + b), (f"{a}+{b}", f"add {a} and {b}", f"what is {a} plus {b}?"))
+    return Draft(str(a + b), (f"{a}+{b}", f"add {a} and {b}", f"what is {a}+{b}?"))
 
 
 def subtract(rng: Random, difficulty: int) -> Draft:
-    long, short = ((2, 1), (2, 2), (3, 2), (3, 3), (4, 4))[difficulty - 1]
+    long, short = ((2, 1), (2, 2), (3, 1), (3, 2), (3, 3))[difficulty - 1]
     b, a = sorted((digits(rng, long), digits(rng, short)))
-    return Draft(str(a - b), (f"{a}-{b}", f"take {b} from {a}", f"what is {a} minus {b}?"))
+    return Draft(str(a - b), (f"{a}-{b}", f"take {b} from {a}", f"what is {a}-{b}?"))
 
 
 def multiply(rng: Random, difficulty: int) -> Draft:
@@ -31,7 +31,7 @@ def multiply(rng: Random, difficulty: int) -> Draft:
         difficulty - 1
     ]
     a, b = rng.randint(low, high), rng.randint(2, most)
-    return Draft(str(a * b), (f"{a}*{b}", f"{a} times {b}", f"what is {b} times {a}?"))
+    return Draft(str(a * b), (f"{a}*{b}", f"{a} times {b}", f"{b} times {a} is?"))
 
 
 def remainder(rng: Random, difficulty: int) -> Draft:
@@ -39,7 +39,7 @@ def remainder(rng: Random, difficulty: int) -> Draft:
         difficulty - 1
     ]
     a, m = digits(rng, size), rng.choice(moduli)
-    return Draft(str(a % m), (f"{a} mod {m}", f"rest of {a} by {m}", f"{a} modulo {m} is?"))
+    return Draft(str(a % m), (f"{a} mod {m}", f"rest of {a} by {m}", f"what is {a} mod {m}?"))
 
 
 FAMILIES = (

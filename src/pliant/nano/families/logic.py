@@ -36,7 +36,7 @@ def order(rng: Random, difficulty: int) -> Draft:
     rng.shuffle(facts)
     told = " ".join(facts)
     end, answer = rng.choice((("top", chain[0]), ("low", chain[-1]), ("2nd", chain[1])))
-    return Draft(answer, (f"{told} {end}", f"{end} of {told}", f"{told}, who is {end}?"))
+    return Draft(answer, (f"{told} {end}", f"{end} of {told}", f"{told}, {end}?"))
 
 
 def largest(rng: Random, difficulty: int) -> Draft:
@@ -44,7 +44,7 @@ def largest(rng: Random, difficulty: int) -> Draft:
     numbers = [digits(rng, size) for _ in range(n)]
     told = " ".join(map(str, numbers))
     answer = str(max(numbers))
-    return Draft(answer, (f"max {told}", f"largest of {told}", f"{told} which is most?"))
+    return Draft(answer, (f"max {told}", f"largest of {told}", f"{told} most?"))
 
 
 FAMILIES = (

@@ -34,7 +34,7 @@ def total(rng: Random, difficulty: int) -> Draft:
     rows += [(name, rng.randint(1, 20)) for name in names]
     rng.shuffle(rows)
     told = ", ".join(f"{name} {value}" for name, value in rows)
-    wordings = (f"{told}. sum {asked}", f"{told}; total of {asked}", f"{told}. {asked} in all?")
+    wordings = (f"{told}. sum {asked}", f"{told}; all {asked}", f"{told}. {asked} in all?")
     return Draft(str(sum(values)), wordings)
 
 
@@ -48,13 +48,13 @@ def cell(rng: Random, difficulty: int) -> Draft:
 
 
 def _asked(told: str, what: str, answer: str) -> Draft:
-    return Draft(answer, (f"{told}. {what}?", f"{told}; what has {what}?", f"read {told}. {what}"))
+    return Draft(answer, (f"{told}. {what}?", f"{told}; {what} has?", f"read {told}. {what}"))
 
 
-_RARELY_LONG = (1.0, 1.0, 0.6, 0.12, 0.04)
+_RARELY_LONG = (1.0, 1.0, 0.5, 0.1, 0.03)
 
 FAMILIES = (
-    Family("find", "reading", find, mix=_RARELY_LONG),
-    Family("total", "reading", total, mix=_RARELY_LONG),
-    Family("cell", "reading", cell, mix=_RARELY_LONG),
+    Family("find", "reading", find, weight=0.8, mix=_RARELY_LONG),
+    Family("total", "reading", total, weight=0.8, mix=_RARELY_LONG),
+    Family("cell", "reading", cell, weight=0.8, mix=_RARELY_LONG),
 )

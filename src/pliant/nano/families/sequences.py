@@ -41,7 +41,7 @@ def pattern(rng: Random, difficulty: int) -> Draft:
     row = unit * 5
     told, following = row[:cut], row[cut : cut + asked]
     return Draft(
-        following, (f"{told} {asked} more", f"{asked} after {told}", f"continue {told} by {asked}")
+        following, (f"{told} {asked} more", f"{asked} after {told}", f"{told} and {asked} on")
     )
 
 

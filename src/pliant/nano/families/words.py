@@ -14,19 +14,19 @@ def word(rng: Random, shortest: int, longest: int, alphabet: str = ascii_lowerca
 
 def reverse(rng: Random, difficulty: int) -> Draft:
     w = word(rng, *((3, 4), (5, 6), (7, 9), (10, 13), (14, 18))[difficulty - 1])
-    return Draft(w[::-1], (f"reverse {w}", f"{w} backwards", f"spell {w} from the end"))
+    return Draft(w[::-1], (f"reverse {w}", f"{w} backwards", f"turn {w} round"))
 
 
 def sort(rng: Random, difficulty: int) -> Draft:
     w = word(rng, *((3, 4), (5, 6), (7, 8), (9, 11), (12, 15))[difficulty - 1])
-    return Draft("".join(sorted(w)), (f"sort {w}", f"{w} in order", f"put {w} in abc order"))
+    return Draft("".join(sorted(w)), (f"sort {w}", f"{w} in order", f"{w} from a to z"))
 
 
 def count(rng: Random, difficulty: int) -> Draft:
     letters = rng.sample(ascii_lowercase, 3)
     w = word(rng, *((3, 4), (5, 6), (7, 9), (10, 13), (14, 18))[difficulty - 1], "".join(letters))
     c = rng.choice(letters)
-    return Draft(str(w.count(c)), (f"count {c} in {w}", f"{w}: number of {c}", f"{c} in {w}?"))
+    return Draft(str(w.count(c)), (f"count {c} in {w}", f"how many {c} in {w}", f"{c} in {w}?"))
 
 
 FAMILIES = (
