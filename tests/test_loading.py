@@ -174,8 +174,14 @@ def test_damaged_weights_are_never_filled_in(
         loading.load_model(folder)
 
 
-def test_a_missing_tokenizer_is_said(folder: Path) -> None:
+def test_a_broken_tokenizer_is_said(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ModelNotFound, match="no usable tokenizer"):
+        loading.load_tokenizer(folder)
+
+
+def test_a_missing_tokenizer_is_said(folder: Path) -> None:
+    with pytest.raises(ModelNotFound, match="has no tokenizer"):
         loading.load(folder)
 
 

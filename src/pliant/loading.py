@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # The embedded models lie in the package and are found by path: loading needs no code of nano.
 WEIGHTS = Path(__file__).parent / "nano" / "weights"
+TOKENIZER_FILES = ("tokenizer.json", "*token*", "*vocab*", "*.model", "merges.txt")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -69,7 +70,7 @@ def load_model(
     place = torch_device(device)
     source = resolve(name)
     config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
-    with _one_line(source, "weights"):
+    with _one_line(source, "weights"), _wrong_options(source):
         model, report = AutoModelForCausalLM.from_pretrained(
             source.location,
             config=config,
@@ -92,6 +93,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     source = resolve(name)
+    _refuse_no_tokenizer(source)
     with _one_line(source, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.location, revision=revision, trust_remote_code=trust_remote_code
@@ -261,6 +263,14 @@ def _refuse_gaps(source: Source, report: dict[str, Any]) -> None:
         )
 
 
+def _refuse_no_tokenizer(source: Source) -> None:
+    """Some versions of transformers make an empty tokenizer where there is none."""
+    if source.kind != "hub":
+        folder = Path(source.location)
+        if not any(path for kind in TOKENIZER_FILES for path in folder.glob(kind)):
+            raise ModelNotFound(f"{source} has no tokenizer (looked for {TOKENIZER_FILES[0]}, ...)")
+
+
 @contextmanager
 def _one_line(source: Source, what: str) -> Iterator[None]:
     """Whatever the libraries raise over a checkpoint, in one line; the cause stays attached."""
@@ -268,12 +278,19 @@ def _one_line(source: Source, what: str) -> Iterator[None]:
         yield
     except (ModelNotFound, InvalidInput, MemoryError):
         raise
-    except TypeError as error:
-        raise InvalidInput(f"{source} cannot be loaded like this: {_gist(error)}") from error
     except Exception as error:
         if _is_out_of_memory(error):
             raise
         raise ModelNotFound(f"{source} has no usable {what}: {_gist(error)}") from error
+
+
+@contextmanager
+def _wrong_options(source: Source) -> Iterator[None]:
+    """The config has been read by now: a type error is about the options that were passed on."""
+    try:
+        yield
+    except TypeError as error:
+        raise InvalidInput(f"{source} cannot be loaded like this: {_gist(error)}") from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:
