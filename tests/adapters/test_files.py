@@ -184,6 +184,14 @@ def test_what_is_pushed_is_a_save_and_what_is_pulled_is_loaded(
     assert torch.equal(again.embeddings, second.embeddings)
 
 
+def test_weights_out_of_reach_are_not_saved_as_if_they_were_whole(tmp_path: Path) -> None:
+    adapter = saved(tmp_path / "whole")
+    adapter.head.data = torch.empty(0)  # as ZeRO-3 leaves it between two steps
+    with pytest.raises(AdapterError, match="flattened into shards"):
+        adapter.save_pretrained(tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
+
+
 # --- killed, or out of room ----------------------------------------------------------------------
 
 

@@ -283,6 +283,18 @@ def test_a_copy_of_the_adapter_alone_is_loose_and_copies_no_base() -> None:
     assert adapter.base is model
 
 
+def test_inside_peft_it_is_found_and_acts_and_stays_hidden() -> None:
+    import peft
+
+    model = tiny_llama()
+    adapter = trained(scale(model))
+    scaled = logits(model)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=2))
+    assert attached(wrapped) == {"minimal": adapter}
+    assert torch.equal(logits(wrapped), scaled)
+    assert not any("pliant" in key for key in wrapped.state_dict())
+
+
 def test_a_patched_forward_keeps_its_signature() -> None:
     model = tiny_llama()
     before = inspect.signature(model.forward)

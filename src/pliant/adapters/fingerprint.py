@@ -21,6 +21,7 @@ from torch import Tensor, nn
 TENSORS = 64  # so many matrices are looked at, evenly spread over the model,
 VALUES = 8  # and so many values of each
 QUANTISED = "the base is quantised"
+SHARDED = "the base is sharded"
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -117,7 +118,7 @@ def _tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, list[in
     else:
         named = [(name, p) for name, p in module._parameters.items() if p is not None]
     for name, p in named:
-        yield prefix + name, list(p.shape), p
+        yield prefix + name, list(getattr(p, "ds_shape", p.shape)), p  # ds: DeepSpeed's ZeRO-3
     for name, child in module._modules.items():
         if child is not None:
             yield from _tensors(child, f"{prefix}{name}.")
@@ -156,8 +157,9 @@ def _why_no_values(base: nn.Module, tensors: list[tuple[str, list[int], Tensor |
     present = [t for _, _, t in tensors if t is not None]
     if getattr(base, "is_quantized", False) or len(present) < len(tensors):
         return QUANTISED
-    if any(_is_sharded(t) for t in present):
-        return "the base is sharded"
+    flattened = any(getattr(m, "_is_fsdp_managed_module", False) for m in base.modules())
+    if flattened or any(_is_sharded(t) for t in present):
+        return SHARDED
     if any(t.dtype not in FLOATS or type(t.data) is not Tensor for t in present):
         return QUANTISED
     if all(t.is_meta for t in present):

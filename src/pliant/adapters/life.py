@@ -11,10 +11,11 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
+import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
@@ -90,16 +91,19 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
     def fingerprint(self) -> Fingerprint:
         """What the base is, or was when this was detached.
 
-        Once the base is sharded its values are out of reach, and those that were seen when this
-        was attached still hold if the base is frozen.
+        Of a base that was sharded meanwhile, only what was seen when this was attached is within
+        reach: its shapes, which still hold, and its values, if it is frozen.
         """
+        before = self._fingerprint
+        assert before is not None, "it has never been on a model"
         if self._link is None:
-            assert self._fingerprint is not None, "it has never been on a model"
-            return self._fingerprint
-        now, before = fingerprint(self.base), self._fingerprint
+            return before
+        now = fingerprint(self.base)
+        if now.samples or now.why == before.why:
+            return now
         ours = {id(p) for p in self.base._modules[BRANCH].parameters()}  # type: ignore[union-attr]
         frozen = not any(p.requires_grad for p in self.base.parameters() if id(p) not in ours)
-        return before if before and frozen and not now.samples else now
+        return before if frozen else replace(before, samples={}, why=now.why)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copied with its model, it is attached to the copy; copied alone, to nothing."""
@@ -161,7 +165,7 @@ def attach(model: nn.Module, adapter: A, name: str | None = None) -> A:
         raise AdapterError(f"this {type(adapter).__name__} is already attached, as {adapter.name}")
     _refuse_bad_name(model, name)
     adapter._fingerprint = fingerprint(model)
-    adapter._link = _Link(model, name)
+    adapter._link = _Link(model, name, saving.shapes(adapter.state_dict()))
     adapter.train(model.training)
     branch = model._modules.setdefault(BRANCH, Branch())
     assert branch is not None
@@ -189,6 +193,7 @@ class _Link:
 
     model: nn.Module
     name: str
+    shapes: dict[str, torch.Size]
     connections: list[Connection] = field(default_factory=list)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ def save(adapter: Adapter, folder: Path, *, here: bool = True) -> None:
     and those in which `here` is False only lend their shards."""
     state = adapter.state_dict()
     tensors = {k: _whole(v) for k, v in state.items() if not k.endswith(EXTRA)}
+    _check_within_reach(adapter, tensors)
     if not here:
         return
     weights, name, digest = files.packed(tensors)
@@ -53,7 +55,7 @@ def load(cls: type[A], model: nn.Module, source: str | Path, insist: bool, **hub
     kind = _class_of(saved.index, cls, folder)
     config = _config(kind.config_class, saved.index.config, folder)
     if not insist:
-        _check_base(model, saved.index.base, folder)
+        _check_base(fingerprint(model), saved.index.base, folder)
     adapter = kind(model, config)
     _take(adapter, saved, folder)
     return adapter
@@ -70,7 +72,7 @@ def restore(adapter: Adapter, source: str | Path, insist: bool, **hub: Any) -> N
             f"adapter's, {asdict(adapter.config)}"
         )
     if adapter.name and not insist:
-        _check_base(adapter.base, saved.index.base, folder)
+        _check_base(adapter.fingerprint(), saved.index.base, folder)
     _take(adapter, saved, folder)
 
 
@@ -115,8 +117,8 @@ def _config(config_class: type, values: dict[str, Any], folder: Path) -> Any:
         raise CorruptFile(f"{folder}: its configuration: {files.first_line(error)}") from error
 
 
-def _check_base(model: nn.Module, trained_on: Fingerprint, folder: Path) -> None:
-    differences = trained_on.differences(fingerprint(model))
+def _check_base(found: Fingerprint, trained_on: Fingerprint, folder: Path) -> None:
+    differences = trained_on.differences(found)
     if differences:
         raise WrongBase(
             f"{folder}: was trained on another base than this one ({trained_on.name or 'a'} "
@@ -143,6 +145,19 @@ def _check_tensors(found: dict[str, Tensor], own: dict[str, Tensor], folder: Pat
 
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
+    return {k: v.shape for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def _check_within_reach(adapter: Adapter, tensors: dict[str, Tensor]) -> None:
+    """DeepSpeed's ZeRO-3 and the first FSDP leave flat shards, or nothing, where weights were."""
+    if adapter._link is not None and shapes(tensors) != adapter._link.shapes:
+        raise AdapterError(
+            f"{type(adapter).__name__}: its weights are flattened into shards and cannot be saved; "
+            "train it with DDP or FSDP version 2, which keep them whole"
+        )
 
 
 def _as_sharded(tensor: Tensor, own: Tensor) -> Tensor:
