@@ -1,0 +1,120 @@
+"""On every architecture: stopping after k layers and resuming gives the model's own bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pliant.anatomy import Anatomy, run_first
+from pliant.anatomy.branch import branch
+from pliant.anatomy.depth import cache_name
+from pliant.anatomy.depth_proof import DepthProof, prove_depth, same_bits
+from pliant.anatomy.tiny import causal_lm_types, tiny_model
+
+QUICK = [
+    "llama",
+    "gpt2",
+    "qwen3_next",  # linear attention in most layers
+    "gemma3n_text",  # four streams, shared keys and values
+    "gemma4_text",
+    "mixtral",
+    "mamba",
+    "rwkv",  # a state in a list, written in place
+    "jamba",
+    "deepseek_v3",
+    "deepseek_v4",  # hyper-connections and a compressed cache
+    "opt",
+]
+
+REFUSED = {
+    "hrm_text": "it runs layer 0 after layer",
+    "xlm": "no stack of layers",
+}
+"""The types that run and cannot be stopped, with what the error says of them."""
+
+
+@pytest.fixture(params=QUICK)
+def type_(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def anatomy(type_: str, request: pytest.FixtureRequest) -> Anatomy:
+    return Anatomy.of(tiny_model(type_, dtype=request.param))
+
+
+@pytest.fixture(scope="module")
+def ids() -> Tensor:
+    return torch.randint(5, 100, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_all_layers_are_the_model_and_half_of_them_can_be_resumed(
+    anatomy: Anatomy, ids: Tensor
+) -> None:
+    assert prove_depth(anatomy, ids) == DepthProof(first_layers=None, resume=None)
+
+
+@torch.no_grad()
+def test_every_depth_resumes_under_left_padding(anatomy: Anatomy, ids: Tensor) -> None:
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": True}
+    whole = anatomy.model(**inputs)
+    for k in range(1, len(anatomy.layers) + 1):
+        assert same_bits(run_first(anatomy, k, **inputs).resume().logits, whole.logits), k
+
+
+@torch.no_grad()
+def test_a_cached_prefix_is_resumed_and_stays_as_it_was(anatomy: Anatomy, ids: Tensor) -> None:
+    prefix = anatomy.model(input_ids=ids[:, :7], use_cache=True)
+    name = cache_name(prefix)
+    assert name is not None
+    cache = getattr(prefix, name)
+    first = run_first(anatomy, 2, input_ids=ids[:, 7:8], use_cache=True, **{name: cache})
+    outputs = [first.resume() for _ in range(2)]
+    whole = anatomy.model(input_ids=ids[:, 7:8], use_cache=True, **{name: branch(cache)})
+    for output in outputs:
+        assert same_bits(output.logits, whole.logits)
+        assert same_bits(_onward(anatomy, output, name), _onward(anatomy, whole, name))
+
+
+def test_the_gradient_reaches_the_first_layers_alone(anatomy: Anatomy, ids: Tensor) -> None:
+    first = run_first(anatomy, 2, resumable=False, input_ids=ids, use_cache=False)
+    first.normed.float().square().mean().backward()
+    reached = [any(p.grad is not None for p in layer.parameters()) for layer in anatomy.layers]
+    assert reached == [True, True] + [False] * (len(anatomy.layers) - 2)
+
+
+def test_at_least_160_types_stop_and_resume_exactly(ids: Tensor) -> None:
+    proofs = {type_: prove_depth(model, ids) for type_, model in _all_that_run(ids)}
+    stopped = [type_ for type_, proof in proofs.items() if proof.first_layers is None]
+    resumed = [type_ for type_, proof in proofs.items() if proof.resume is None]
+    failed = {type_: proof for type_, proof in proofs.items() if proof != DepthProof(None, None)}
+    assert len(stopped) >= 160 and len(resumed) >= 160, failed
+    assert failed.keys() <= REFUSED.keys(), failed
+    for type_, proof in failed.items():
+        assert REFUSED[type_] in str(proof)
+
+
+def _all_that_run(ids: Tensor) -> Iterator[tuple[str, PreTrainedModel]]:
+    """Each type of the mapping that builds and answers; the matrix says why the others do not."""
+    for type_ in causal_lm_types():
+        try:
+            model = tiny_model(type_)
+            with torch.no_grad():
+                model(input_ids=ids)
+        except Exception:
+            continue
+        yield type_, model
+
+
+def _onward(anatomy: Anatomy, output: Any, name: str) -> Tensor:
+    token = output.logits[:, -1:].argmax(dim=-1)
+    cache = branch(getattr(output, name))
+    return anatomy.model(input_ids=token, use_cache=True, **{name: cache}).logits
