@@ -52,9 +52,7 @@ def test_the_halves_of_a_wider_model_part_when_it_learns(small):
 
 def test_every_matrix_of_a_new_layer_but_the_last_can_learn(small):
     deep = deepen(small.float(), 1)
-    new = next(
-        layer for layer in deep.model.layers if layer.mlp.down_proj.weight.abs().max() == 0
-    )
+    new = next(layer for layer in deep.model.layers if layer.mlp.down_proj.weight.abs().max() == 0)
     deep(IDS, labels=IDS).loss.backward()
     assert new.mlp.down_proj.weight.grad.abs().max() > 0
     assert new.self_attn.o_proj.weight.grad.abs().max() > 0

@@ -1,4 +1,4 @@
-"""The world keeps its promises: right answers, splits that never meet, the same for the same seed."""
+"""The world keeps its promises: right answers, splits that never meet, the same by the seed."""
 
 import re
 from collections import Counter

@@ -26,6 +26,7 @@ from pliant.errors import PliantError
 # Every command and the line that `pliant --help` shows for it. `pliant.cli.<name>` has a function
 # of that name, with its options as parameters, and an EXAMPLE.
 COMMANDS = {
+    "demo": "Two embedded models answer questions: who is right, and what does it cost?",
     "doctor": "What Pliant can do with a model, told from its config alone.",
     "run": "Run a command from a recipe: its options, kept in a YAML file.",
 }

@@ -1,11 +1,11 @@
 """The embedded default: a world of questions with verifiable answers, and two models trained on it.
 
-    from pliant import nano
+from pliant import nano
 
-    model, tokenizer = nano.load("nano-s")
-    asked = nano.questions("test", n=100, seed=0)
-    answers = nano.ask(model, tokenizer, [question.prompt for question in asked])
-    right = sum(q.check(answer) for q, answer in zip(asked, answers))
+model, tokenizer = nano.load("nano-s")
+asked = nano.questions("test", n=100, seed=0)
+answers = nano.ask(model, tokenizer, [question.prompt for question in asked])
+right = sum(q.check(answer) for q, answer in zip(asked, answers))
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_LONGEST_ANSWER = 24  # tokens: the longest right answer has 18 letters and an end
+_LONGEST_ANSWER = 24  # tokens: the longest right answer has 22 letters and an end
 _TOKENS_A_BATCH = 8_192
 
 

@@ -119,9 +119,7 @@ def write(name: str, trained: Accuracy, unseen: Accuracy, folder: Path) -> None:
         "questions": len(trained.asked),
         "accuracy": trained.share(),
         "by_difficulty": {d: trained.share(difficulty=d) for d in DIFFICULTIES},
-        "by_domain": {
-            d: trained.share(domain=d) for d in dict.fromkeys(f.domain for f in TRAINED)
-        },
+        "by_domain": {d: trained.share(domain=d) for d in dict.fromkeys(f.domain for f in TRAINED)},
         "by_family": {f.name: trained.share(f.name) for f in TRAINED},
         "held_out": {f.name: unseen.share(f.name) for f in HELD_OUT},
     }

@@ -62,7 +62,7 @@ def deepen(model: LlamaForCausalLM, layers: int, seed: int = 0) -> LlamaForCausa
 
 
 def _spread(old: int, new: int) -> list[int | None]:
-    """Where each layer comes from (None is a new one): the new ones after evenly spaced old ones."""
+    """Where each layer comes from (None: it is new), the new ones evenly among the old."""
     after = [round((i + 1) * old / new) - 1 for i in range(new)] if new else []
     origins: list[int | None] = []
     for i in range(old):
@@ -76,7 +76,7 @@ def _stacked(vector: Tensor) -> Tensor:
 
 
 def _doubled(matrix: Tensor, generator: torch.Generator) -> Tensor:
-    """Rows stand twice; each row's input weights are split over the two equal halves of the input."""
+    """Rows stand twice; a row's input weights are split over the two equal halves of the input."""
     rows = torch.cat([matrix, matrix])
     noise = torch.randn(rows.shape, generator=generator) * (_NOISE * matrix.std())
     return torch.cat([rows / 2 + noise, rows / 2 - noise], dim=1)

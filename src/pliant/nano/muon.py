@@ -18,7 +18,7 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; the step is larger for tall matrices, as their rows are."""
+    """Nesterov momentum, orthogonalised; a tall matrix takes a larger step, as its rows do."""
 
     def __init__(
         self,
@@ -34,16 +34,17 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    self._update(matrix, group["lr"], group["momentum"], group["decay"])
+                    direction = self._direction(matrix, matrix.grad, group["momentum"])
+                    tallness = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                    matrix.mul_(1 - group["lr"] * group["decay"])
+                    matrix.add_(direction, alpha=-group["lr"] * tallness)
 
-    def _update(self, matrix: Tensor, lr: float, momentum: float, decay: float) -> None:
+    def _direction(self, matrix: Tensor, gradient: Tensor, momentum: float) -> Tensor:
         state = self.state[matrix]
         if not state:
             state["momentum"] = torch.zeros_like(matrix)
-        average = state["momentum"].lerp_(matrix.grad, 1 - momentum)
-        direction = orthogonal(matrix.grad.lerp(average, momentum))
-        tallness = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-        matrix.mul_(1 - lr * decay).add_(direction, alpha=-lr * tallness)
+        average = state["momentum"].lerp_(gradient, 1 - momentum)
+        return orthogonal(gradient.lerp(average, momentum))
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:

@@ -20,7 +20,7 @@ class Question:
     difficulty: int
 
     def check(self, text: str) -> bool:
-        """Whether `text` is the right answer, to the letter; only white space around it is forgiven."""
+        """Whether `text` is the right answer, to the letter; white space around it is forgiven."""
         return text.strip() == self.answer
 
 

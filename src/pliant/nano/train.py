@@ -29,8 +29,8 @@ SMALL = {"hidden_size": 48, "intermediate_size": 128, "layers": 3, "head_dim": 1
 LARGE_LAYERS = 4
 
 SCHEDULES = {
-    "nano-s": Schedule(steps=9_000),
-    "nano-l": Schedule(steps=18_000, tilt=0.7, seed=1),
+    "nano-s": Schedule(steps=6_000),
+    "nano-l": Schedule(steps=13_000, tilt=0.7, tilt_until=0.5, seed=1),
 }
 
 
@@ -121,9 +121,7 @@ def small_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def learn(
-    name: str, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, run: Run
-) -> None:
+def learn(name: str, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, run: Run) -> None:
     full = SCHEDULES[name]
     schedule = replace(full, steps=max(1, int(full.steps / run.shorter)))
     learner = Learner(model, tokenizer, schedule)

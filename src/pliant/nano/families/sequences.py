@@ -22,9 +22,9 @@ def step(rng: Random, difficulty: int) -> Draft:
 
 
 def fibonacci(rng: Random, difficulty: int) -> Draft:
-    low, high, n = ((1, 9, 4), (1, 20, 4), (10, 49, 4), (20, 99, 4), (100, 499, 4))[difficulty - 1]
+    low, high = ((10, 30), (20, 60), (30, 99), (60, 300), (200, 900))[difficulty - 1]
     shown = [rng.randint(low, high), rng.randint(low, high)]
-    while len(shown) < n:
+    while len(shown) < 4:
         shown.append(shown[-1] + shown[-2])
     return _next(shown, shown[-1] + shown[-2])
 

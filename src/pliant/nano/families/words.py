@@ -13,12 +13,12 @@ def word(rng: Random, shortest: int, longest: int, alphabet: str = ascii_lowerca
 
 
 def reverse(rng: Random, difficulty: int) -> Draft:
-    w = word(rng, *((3, 4), (5, 6), (7, 9), (10, 13), (14, 18))[difficulty - 1])
+    w = word(rng, *((3, 4), (5, 6), (7, 9), (10, 14), (15, 22))[difficulty - 1])
     return Draft(w[::-1], (f"reverse {w}", f"{w} backwards", f"turn {w} round"))
 
 
 def sort(rng: Random, difficulty: int) -> Draft:
-    w = word(rng, *((3, 4), (5, 6), (7, 8), (9, 11), (12, 15))[difficulty - 1])
+    w = word(rng, *((3, 4), (5, 6), (7, 9), (10, 13), (14, 19))[difficulty - 1])
     return Draft("".join(sorted(w)), (f"sort {w}", f"{w} in order", f"{w} from a to z"))
 
 

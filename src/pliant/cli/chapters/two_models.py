@@ -1,0 +1,199 @@
+"""The demo's first chapter: a cheap model, a better one, and what perfect routing would give."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from pliant import nano
+from pliant.cli.terminal import track
+from pliant.nano import DIFFICULTIES, NAMES, Question
+from pliant.reports import plots
+from pliant.reports.page import Section
+from pliant.reports.tables import Table
+
+SMALL, LARGE = NAMES
+RIGHT, WRONG = "right", "wrong"
+_COLOURS = {RIGHT: "green", WRONG: "red"}
+_LONGEST_SHOWN = 44
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model said, and what that cost."""
+
+    text: str
+    right: bool
+    flops: int
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A question, and what each model made of it."""
+
+    question: Question
+    answers: dict[str, Answer]
+
+
+@dataclass(frozen=True)
+class TwoModels:
+    """What the chapter found."""
+
+    shown: tuple[Shown, ...]
+    asked: tuple[Question, ...]
+    right: dict[str, tuple[bool, ...]]
+    flops: dict[str, float]
+    """The mean of the shown questions, by model."""
+    parameters: dict[str, int]
+
+    def share(self, name: str, difficulty: int | None = None) -> float:
+        hits = [
+            hit
+            for q, hit in zip(self.asked, self.right[name], strict=True)
+            if difficulty in (None, q.difficulty)
+        ]
+        return sum(hits) / len(hits) if hits else 0.0
+
+    def perfect(self, difficulty: int | None = None) -> float:
+        """The share that at least one of them gets right: no router can do better."""
+        hits = [
+            s or le
+            for q, s, le in zip(self.asked, self.right[SMALL], self.right[LARGE], strict=True)
+            if difficulty in (None, q.difficulty)
+        ]
+        return sum(hits) / len(hits) if hits else 0.0
+
+    def needs_large(self) -> float:
+        """The share of calls that a perfect router sends to the large model."""
+        both = zip(self.right[SMALL], self.right[LARGE], strict=True)
+        return sum(le and not s for s, le in both) / len(self.asked)
+
+    def perfect_cost(self) -> float:
+        """Its mean cost as a share of always asking the large model."""
+        large = self.needs_large()
+        return (large * self.flops[LARGE] + (1 - large) * self.flops[SMALL]) / self.flops[LARGE]
+
+
+def measure(questions: int, seed: int) -> TwoModels:
+    asked = nano.questions("test", questions, seed)
+    models = {name: nano.load(name) for name in NAMES}
+    spread = _spread(asked)
+    shown = tuple(
+        Shown(q, {name: _ask_one(*models[name], q) for name in NAMES})
+        for q in track(spread, "asking one at a time")
+    )
+    right = {name: _ask_all(*models[name], asked, name) for name in NAMES}
+    flops = {name: sum(s.answers[name].flops for s in shown) / len(shown) for name in NAMES}
+    sizes = {name: model.num_parameters() for name, (model, _) in models.items()}
+    return TwoModels(shown, tuple(asked), right, flops, sizes)
+
+
+def _spread(asked: Sequence[Question]) -> list[Question]:
+    """One question a family, the difficulties in turn, none too long to read."""
+    spread: list[Question] = []
+    for i, family in enumerate(nano.TRAINED):
+        wanted = DIFFICULTIES[i % len(DIFFICULTIES)]
+        short = [q for q in asked if q.family == family.name and len(q.prompt) <= _LONGEST_SHOWN]
+        if short:
+            spread.append(min(short, key=lambda q: abs(q.difficulty - wanted)))
+    return spread
+
+
+def _ask_one(model: Any, tokenizer: Any, question: Question) -> Answer:
+    """Answer and milliseconds from a plain run (the median of three), FLOPs from a counted one."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        (text,) = nano.ask(model, tokenizer, [question.prompt])
+        times.append(1000 * (time.perf_counter() - begun))
+    with FlopCounterMode(display=False) as counter:
+        nano.ask(model, tokenizer, [question.prompt])
+    return Answer(text, question.check(text), counter.get_total_flops(), median(times))
+
+
+def _ask_all(model: Any, tokenizer: Any, asked: Sequence[Question], name: str) -> tuple[bool, ...]:
+    right: list[bool] = []
+    batches = [asked[i : i + 100] for i in range(0, len(asked), 100)]
+    for batch in track(batches, f"asking {name}"):
+        said = nano.ask(model, tokenizer, [q.prompt for q in batch])
+        right += [q.check(text) for q, text in zip(batch, said, strict=True)]
+    return tuple(right)
+
+
+def section(found: TwoModels) -> Section:
+    """The chapter as sentences, tables and pictures."""
+    return Section(
+        "Two models, one question: who should answer?",
+        sentences=_sentences(found),
+        tables=(answers_table(found), difficulty_table(found)),
+        pictures=(
+            (_accuracy_picture(found), "Accuracy by difficulty, and with perfect routing."),
+            (_cost_picture(found), "Quality against cost: between the two models lies a router."),
+        ),
+    )
+
+
+def _sentences(found: TwoModels) -> tuple[str, ...]:
+    small, large = (f"{name} ({found.parameters[name]:,} parameters)" for name in NAMES)
+    ratio = found.flops[LARGE] / found.flops[SMALL]
+    return (
+        f"Of {len(found.asked):,} test questions that neither was trained on, {small} gets "
+        f"{found.share(SMALL):.0%} right and {large} {found.share(LARGE):.0%}, "
+        f"at {ratio:.1f} times the cost.",
+        f"Sending each question to the cheapest model that answers it rightly would get "
+        f"{found.perfect():.0%} right and cost {found.perfect_cost():.0%} of always asking "
+        f"{LARGE}: only {found.needs_large():.0%} of the questions need it.",
+        "That is the most that any router could do on these questions, not what one does.",
+    )
+
+
+def answers_table(found: TwoModels) -> Table:
+    rows = []
+    for shown in found.shown:
+        q = shown.question
+        cells = [q.prompt, q.answer]
+        for name in NAMES:
+            answer = shown.answers[name]
+            said = answer.text if len(answer.text) <= 24 else answer.text[:23] + "…"
+            verdict = RIGHT if answer.right else WRONG
+            cost = f"{answer.flops / 1e6:.1f}"
+            cells += [verdict if answer.right else said, cost, f"{answer.milliseconds:.0f}"]
+        rows.append(cells)
+    head = ["question", "answer"]
+    for name in NAMES:
+        head += [name, f"MFLOPs {name[-1]}", f"ms {name[-1]}"]
+    figures = frozenset(h for h in head if h.startswith(("MFLOPs", "ms")))
+    title = "One question of each family, asked alone (a wrong answer is shown as it was given)"
+    return Table(title, head, rows, right=figures, colours=_COLOURS)
+
+
+def difficulty_table(found: TwoModels) -> Table:
+    rows = []
+    for d in (*DIFFICULTIES, None):
+        n = sum(d in (None, q.difficulty) for q in found.asked)
+        figures = (found.share(SMALL, d), found.share(LARGE, d), found.perfect(d))
+        rows.append([str(d or "all"), f"{n:,}", *(f"{figure:.2f}" for figure in figures)])
+    head = ["difficulty", "questions", SMALL, LARGE, "perfect routing"]
+    return Table("Accuracy by difficulty", head, rows, right=frozenset(head[1:]))
+
+
+def _accuracy_picture(found: TwoModels) -> str:
+    series = {name: [found.share(name, d) for d in DIFFICULTIES] for name in NAMES}
+    series["perfect routing"] = [found.perfect(d) for d in DIFFICULTIES]
+    return plots.bars([str(d) for d in DIFFICULTIES], series, "difficulty", "accuracy")
+
+
+def _cost_picture(found: TwoModels) -> str:
+    """Random routing is the straight line; a perfect router first sends what only large saves."""
+    cheap = found.flops[SMALL] / found.flops[LARGE]
+    small, large = (cheap, found.share(SMALL)), (1.0, found.share(LARGE))
+    perfect = (found.perfect_cost(), found.perfect())
+    lines = {"random routing": [small, large], "perfect routing": [small, perfect, large]}
+    marks = {SMALL: small, LARGE: large, "perfect": perfect}
+    return plots.curve(lines, marks, "cost (1 = always nano-l)", "accuracy")

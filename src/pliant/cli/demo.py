@@ -1,0 +1,63 @@
+"""`pliant demo`: what Pliant does, on the embedded models, in under a minute."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLE = "pliant demo --questions 1000 --page demo.html"
+
+
+def demo(
+    questions: Annotated[int, typer.Option(help="Test questions for the accuracies.")] = 500,
+    seed: Annotated[int, typer.Option(help="Which test questions.")] = 0,
+    page: Annotated[Path, typer.Option(help="Where the page goes.", dir_okay=False)] = Path(
+        "pliant-demo.html"
+    ),
+    json: Annotated[bool, typer.Option(help="One JSON document.")] = False,
+) -> None:
+    """Ask two embedded models a spread of questions: who is right, and what does it cost?
+
+    Ends with one HTML page that shows the same as pictures; it opens from disk, without a network.
+    """
+    from pliant.cli import terminal
+    from pliant.cli.chapters import two_models
+    from pliant.errors import InvalidInput
+    from pliant.reports.page import write
+
+    if questions < 50:
+        raise InvalidInput(f"--questions is {questions}; 50 or more give each difficulty a few")
+    found = two_models.measure(questions, seed)
+    section = two_models.section(found)
+    where = write(page, "Pliant: compute where it matters", [section])
+    if json:
+        terminal.print_json({"two_models": _plain(found), "page": str(where)})
+        return
+    console = terminal.console()
+    for table in section.tables:
+        table.draw(console)
+    for sentence in section.sentences:
+        console.print(sentence)
+    console.print(f"\nThe same as pictures: {where}", soft_wrap=True)
+
+
+def _plain(found: object) -> dict[str, object]:
+    """Without the long list of questions: their number and the shares say enough to a machine."""
+    from pliant.cli.chapters.two_models import TwoModels
+    from pliant.nano import DIFFICULTIES, NAMES
+
+    assert isinstance(found, TwoModels)
+    return {
+        "shown": [asdict(shown) for shown in found.shown],
+        "questions": len(found.asked),
+        "accuracy": {name: found.share(name) for name in NAMES},
+        "by_difficulty": {
+            str(d): {name: found.share(name, d) for name in NAMES} for d in DIFFICULTIES
+        },
+        "perfect_routing": {"accuracy": found.perfect(), "cost": found.perfect_cost()},
+        "mean_flops": found.flops,
+        "parameters": found.parameters,
+    }

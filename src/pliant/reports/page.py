@@ -1,0 +1,118 @@
+"""One self-contained HTML page: sections of sentences, tables and pictures. It needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from pliant.reports.tables import Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A stretch of the page. `pictures` are SVG documents, each with the words that stand below."""
+
+    title: str
+    sentences: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[tuple[str, str]] = ()
+
+
+def write(path: Path, title: str, sections: Sequence[Section]) -> Path:
+    """Write the page, whole or not at all; returns where it is."""
+    aside = path.with_name(path.name + ".writing")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        aside.write_text(render(title, sections), encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path.resolve()
+
+
+def render(title: str, sections: Sequence[Section]) -> str:
+    body = "\n".join(_section(section) for section in sections)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _section(section: Section) -> str:
+    parts = [f"<h2>{escape(section.title)}</h2>"]
+    parts += [f"<p>{escape(sentence)}</p>" for sentence in section.sentences]
+    if section.pictures:
+        parts.append('<div class="pictures">')
+        parts += [_picture(svg, words) for svg, words in section.pictures]
+        parts.append("</div>")
+    parts += [_table(table) for table in section.tables]
+    return "<section>\n" + "\n".join(parts) + "\n</section>"
+
+
+def _picture(svg: str, words: str) -> str:
+    drawing = svg[svg.index("<svg") :]  # without the XML prologue, which HTML does not know
+    return f"<figure>{drawing}<figcaption>{escape(words)}</figcaption></figure>"
+
+
+def _table(table: Table) -> str:
+    def cell(tag: str, name: str, text: str) -> str:
+        style = ' class="right"' if name in table.right else ""
+        colour = (table.colours or {}).get(text, "")
+        inside = f'<span class="{escape(colour)}">{escape(text)}</span>' if colour else escape(text)
+        return f"<{tag}{style}>{inside}</{tag}>"
+
+    head = "".join(cell("th", name, name) for name in table.head)
+    rows = "\n".join(
+        "<tr>"
+        + "".join(cell("td", name, text) for name, text in zip(table.head, row, strict=True))
+        + "</tr>"
+        for row in table.rows
+    )
+    return (
+        f'<div class="table"><table><caption>{escape(table.title)}</caption>'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
+    )
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #667085; --line: #d9dee5;
+  --paper: #ffffff; --good: #14804a; --bad: #b42318; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #98a2b3; --line: #333a45;
+  --paper: #14171c; --good: #4cc38a; --bad: #ff8a80; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
+main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1.5rem; }
+h2 { font-size: 1.25rem; margin: 2.75rem 0 .5rem; }
+p { max-width: 44rem; margin: .5rem 0; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr));
+  gap: 1.25rem; margin: 1.25rem 0; }
+figure { margin: 0; background: #fff; color: #1b1f24; border: 1px solid var(--line);
+  border-radius: 8px; padding: .75rem; }
+figure svg { width: 100%; height: auto; display: block; }
+figcaption { color: #667085; font-size: .85rem; margin-top: .5rem; }
+.table { overflow-x: auto; margin: 1.25rem 0; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
+th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
+th { color: var(--soft); font-weight: 600; }
+td { overflow-wrap: anywhere; }
+.right { text-align: right; }
+.green { color: var(--good); } .red { color: var(--bad); }
+"""

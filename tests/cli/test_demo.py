@@ -1,0 +1,91 @@
+"""The demo: two real models, honest arithmetic, one page that needs no network."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from pliant import nano
+from pliant.cli.chapters.two_models import Answer, Shown, TwoModels, section
+
+
+def run(*arguments, cwd):
+    command = [sys.executable, "-m", "pliant", "demo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    return run("--questions", "100", "--json", cwd=folder), folder
+
+
+def test_it_asks_both_models_and_counts_what_they_cost(demo):
+    done, _ = demo
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["two_models"]
+    assert found["questions"] == 100
+    assert found["mean_flops"]["nano-l"] > 3 * found["mean_flops"]["nano-s"] > 1e5
+    for shown in found["shown"]:
+        for answer in shown["answers"].values():
+            assert answer["right"] == (answer["text"].strip() == shown["question"]["answer"])
+            assert answer["flops"] > 0 and answer["milliseconds"] > 0
+    best = max(found["accuracy"].values())
+    assert found["perfect_routing"]["accuracy"] >= best
+
+
+def test_the_page_opens_without_a_network_and_shows_the_same(demo):
+    done, folder = demo
+    page = (folder / "pliant-demo.html").read_text()
+    assert json.loads(done.stdout)["page"] == str((folder / "pliant-demo.html").resolve())
+    # No address is fetched: what stands in href and src, if anything, lies in the page itself.
+    assert all(a.startswith("#") for a in re.findall(r'(?:href|src)="([^"]*)"', page))
+    assert "@import" not in page and "<script" not in page
+    assert page.count("<svg") == 2 and page.count("<table") == 2
+    accuracy = json.loads(done.stdout)["two_models"]["accuracy"]
+    assert f"{accuracy['nano-s']:.2f}" in page and f"{accuracy['nano-l']:.2f}" in page
+
+
+def test_too_few_questions_and_a_folder_as_page_are_named(tmp_path):
+    few = run("--questions", "3", cwd=tmp_path)
+    assert few.returncode == 2 and "3" in few.stderr and "Traceback" not in few.stderr
+    folder = run("--page", str(tmp_path), cwd=tmp_path)
+    assert folder.returncode == 2 and "Traceback" not in folder.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def found(right_small: str, right_large: str) -> TwoModels:
+    asked = tuple(nano.questions("test", len(right_small)))
+    answer = {"nano-s": Answer("", False, 10, 1.0), "nano-l": Answer("", False, 50, 2.0)}
+    return TwoModels(
+        shown=(Shown(asked[0], answer),),
+        asked=asked,
+        right={
+            "nano-s": tuple(c == "1" for c in right_small),
+            "nano-l": tuple(c == "1" for c in right_large),
+        },
+        flops={"nano-s": 10.0, "nano-l": 50.0},
+        parameters={"nano-s": 1, "nano-l": 5},
+    )
+
+
+def test_perfect_routing_asks_the_large_model_only_where_it_alone_is_right():
+    two = found("1100", "1010")
+    assert two.share("nano-s") == two.share("nano-l") == 0.5
+    assert two.perfect() == 0.75
+    assert two.needs_large() == 0.25
+    assert two.perfect_cost() == pytest.approx((0.25 * 50 + 0.75 * 10) / 50)
+
+
+def test_a_model_that_says_html_does_no_harm_to_the_page():
+    from dataclasses import replace
+
+    from pliant.reports.page import render
+
+    two = found("11", "11")
+    shown = two.shown[0]
+    hostile = {n: replace(a, text="<script>alert(1)</script>") for n, a in shown.answers.items()}
+    page = render("t", [section(replace(two, shown=(replace(shown, answers=hostile),)))])
+    assert "<script" not in page and "&lt;script" in page
