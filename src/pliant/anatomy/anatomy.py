@@ -32,7 +32,7 @@ class Anatomy:
     norm: nn.Module | None
     """The norm after the last layer; None where there is none (post-norm models)."""
     head: nn.Module | None
-    """The projection to the vocabulary."""
+    """What turns the last hidden state into logits: nearly always one projection."""
     hidden_size: int
     """The width of the residual stream."""
 
@@ -154,7 +154,9 @@ class Anatomy:
         stack: Any = self._module("layers", path)
         layers = list(stack.children())
         if not layers:
-            raise UnsupportedModel(f"layers={path!r} names a {type(stack).__name__} without children.")
+            raise UnsupportedModel(
+                f"layers={path!r} names a {type(stack).__name__} without children."
+            )
         return layers
 
     def _module(self, what: str, path: str) -> nn.Module:
@@ -168,11 +170,11 @@ class Anatomy:
 
     def _check_names_by_hand(self) -> None:
         """A name that fits no layer at all is a mistake, not a description."""
-        for what, name, reasons in (
-            ("attention_output", self._attention_output, self._attention),
-            ("mlp_down", self._mlp_down, self._mlp),
+        every = range(len(self.layers))
+        for what, name, why in (
+            ("attention_output", self._attention_output, self.why_no_attention),
+            ("mlp_down", self._mlp_down, self.why_no_mlp),
         ):
-            if name is not None and all(isinstance(r, Absent) for r in reasons):
-                raise UnsupportedModel(
-                    f"{what}={name!r} fits no layer of {type(self.model).__name__}: {reasons[0].reason}."
-                )
+            if name is not None and all(why(index) for index in every):
+                kind = type(self.model).__name__
+                raise UnsupportedModel(f"{what}={name!r} fits no layer of {kind}: {why(0)}.")

@@ -18,7 +18,7 @@ class Attention:
     """Head h enters `output` by the features [h * head_dim, (h + 1) * head_dim).
 
     `axis` is the axis of `output.weight` on which those features lie; `output_name` is its path
-    inside the layer. A layer shared between depths (Zamba) gives the same module each time.
+    inside the layer. Where depths share one block (Zamba), their outputs share one weight.
     """
 
     output: nn.Module
@@ -40,7 +40,14 @@ class Absent:
 OUTPUT_NAMES = (
     "o_proj", "out_proj", "dense", "c_proj", "Wo", "wo", "out_lin", "attention_out",
 )  # fmt: skip
-HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads", "n_attn_heads")
+HEAD_COUNTS = (
+    "num_heads",
+    "num_attention_heads",
+    "n_heads",
+    "n_head",
+    "num_q_heads",
+    "n_attn_heads",
+)
 KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "kv_n_heads")
 HEAD_WIDTHS = ("v_head_dim", "head_dim", "head_size", "attention_head_size", "dim_head")
 
@@ -97,7 +104,7 @@ def _holds_block(path: str, blocks: dict[str, nn.Module]) -> bool:
 
 
 def _makes_queries(module: nn.Module) -> bool:
-    """Whether a child projects to queries; the keys may be another layer's (Gemma 3n shares them)."""
+    """Whether a child projects to queries; the keys may be another layer's (Gemma 3n)."""
     return any(_QUERY.search(name) for name, _ in module.named_children())
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 def text_config(model: nn.Module) -> Any:
     """The part of the config that describes the language model; None where there is no config."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "get_text_config"):
         return config
     return config.get_text_config(decoder=True)

@@ -28,28 +28,24 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def find_embeddings(model: nn.Module) -> nn.Module | None:
     """The module that turns token ids into vectors."""
-    try:
-        embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        embeddings = None
-    if isinstance(embeddings, nn.Module):
+    if (embeddings := _called(model, "get_input_embeddings")) is not None:
         return embeddings
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     return max(tables, key=lambda table: table.num_embeddings, default=None)
 
 
 def find_head(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
-    """The projection from the hidden state to the vocabulary."""
-    try:
-        head = model.get_output_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        head = None
-    if isinstance(head, nn.Module):
-        return head
-    inside = {id(m) for m in decoder.modules()}
-    outside = [p for p in projections(model) if id(p.module) not in inside]
-    widest = max(outside, key=lambda p: p.outputs, default=None)
-    return widest.module if widest is not None else None
+    """What turns the last hidden state into logits: a projection, or BERT's small network."""
+    projection = _called(model, "get_output_embeddings")
+    if projection is None:
+        inside = {id(m) for m in decoder.modules()}
+        outside = [p for p in projections(model) if id(p.module) not in inside]
+        widest = max(outside, key=lambda p: p.outputs, default=None)
+        return widest.module if widest is not None else None
+    # BERT's projection is the last step of `cls`, which stands beside the decoder as a whole.
+    beside = [child for child in model.children() if path_of(child, decoder) is None]
+    whole = next((child for child in beside if path_of(child, projection) is not None), None)
+    return whole or projection
 
 
 def find_layers(model: nn.Module) -> list[nn.Module]:
@@ -62,8 +58,8 @@ def find_layers(model: nn.Module) -> list[nn.Module]:
     stacks = dict(_stacks(_text_decoder(model)))
     if not stacks:
         raise UnsupportedModel(
-            f"{type(model).__name__} has no stack of layers (looked for a ModuleList of blocks that "
-            f"hold projections and norms). Name it by hand: "
+            f"{type(model).__name__} has no stack of layers (looked for a ModuleList of blocks "
+            f"that hold projections and norms). Name it by hand: "
             f'Anatomy.of(model, layers="backbone.blocks").'
         )
     depth = {path: path.count(".") for path in stacks}
@@ -75,12 +71,23 @@ def find_layers(model: nn.Module) -> list[nn.Module]:
 
 def _text_decoder(model: nn.Module) -> nn.Module:
     """What the model itself calls its decoder, if that is a model (ModernBERT's is its head)."""
-    named = model.get_decoder() if hasattr(model, "get_decoder") else model
-    return named if hasattr(named, "config") else model
+    named = _called(model, "get_decoder")
+    return named if named is not None and hasattr(named, "config") else model
 
 
-def find_decoder(model: nn.Module, embeddings: nn.Module | None, layers: Sequence[nn.Module]) -> nn.Module:
-    """The smallest model that holds both the embeddings and the layers: ids in, hidden states out."""
+def _called(model: Any, getter: str) -> nn.Module | None:
+    """The module that the model's own getter gives, if it has one and it gives one."""
+    try:
+        found = getattr(model, getter)()
+    except (AttributeError, NotImplementedError):
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def find_decoder(
+    model: nn.Module, embeddings: nn.Module | None, layers: Sequence[nn.Module]
+) -> nn.Module:
+    """The smallest model that holds embeddings and layers: ids in, hidden states out."""
     wanted = {id(m) for m in [embeddings, *layers] if m is not None}
     holders = [
         m
@@ -110,7 +117,7 @@ def find_norm(
 
 
 def _spans(norm: nn.Module, hidden_size: int) -> bool:
-    """Whether it normalises the hidden state, or several side by side (Reformer); OLMo's is bare."""
+    """Whether it spans the hidden state, or two side by side (Reformer); OLMo's has no weight."""
     return all(p.numel() % hidden_size == 0 for p in norm.parameters())
 
 

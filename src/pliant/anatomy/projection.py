@@ -20,7 +20,7 @@ class Projection:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Its own name and its parent's: Moshi's `o_proj.linear` and BERT's `output.dense` need both."""
+        """Its own name and its parent's: Moshi's `o_proj.linear` tells by the second."""
         parent, _, leaf = self.path.rpartition(".")
         return leaf, parent.rpartition(".")[2]
 

@@ -1,4 +1,4 @@
-"""A config's numbers made tiny, its structure kept: what is a size shrinks, what is a choice stays."""
+"""A config made tiny with its structure kept: what is a size shrinks, what is a choice stays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_atte
 # Sizes by what their keys mean. They shrink to these values, and stay where they are smaller.
 _CAPS = (
     (LAYERS, _LAYERS),
-    (HEADS, (*_HEADS, r".*_attention_heads", "num_attention_heads_per_layer", "index_n_heads", "linear_num_heads")),
+    (HEADS, (*_HEADS, r".*_attention_heads(_per_layer)?", "index_n_heads", "linear_num_heads")),
     (WIDTH, (r"(.*_)?intermediate_size(_mlp)?", r"(.*_)?ffn_(hidden_size|dim)", "d_?ff", "dim_ff",
              "d_inner", "mlp_dim", "feed_forward_size")),
     (VOCAB, (r"(.*_)?vocab_size(_.*)?", "codebook_size", r".*_vocab")),
@@ -43,10 +43,14 @@ _CAPS = (
          "first_k_dense_replace", "num_dense_layers", "attn_layer_offset")),
 )  # fmt: skip
 _CAP_OF = [(re.compile(f"({'|'.join(keys)})"), cap) for cap, keys in _CAPS]
-_KV_HEADS = re.compile(r"(.*_)?num_(key_value|kv)_heads|kv_n_heads|num_query_groups|indexer_kv_heads")
+_KV_HEADS = re.compile(
+    r"(.*_)?num_(key_value|kv)_heads|kv_n_heads|num_query_groups|indexer_kv_heads"
+)
 _HEAD_DIM = re.compile(r"(.*_)?(head_?dim|head_size|dim_head|d_head)|d_kv|kv_channels")
 _WIDE = re.compile(r"(.*_)?(hidden_size|embedding_size|proj_dim|width)(_global)?|lru_width")
-_BRIDGE = re.compile(r".*(in|out|input|output)_dim|adapter_input_size|out_hidden_size|backbone_hidden_size")
+_BRIDGE = re.compile(
+    r".*(in|out|input|output)_dim|adapter_input_size|out_hidden_size|backbone_hidden_size"
+)
 _TOKEN = re.compile(r"(.*_)?token_(id|index)|.*_tokens|mask_index")
 _INDICES = re.compile(r".*(layers|idxs|indices|layer_ids)")
 

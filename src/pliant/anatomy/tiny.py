@@ -24,19 +24,29 @@ def causal_lm_types() -> list[str]:
 
 
 def tiny_config(config: PreTrainedConfig | str) -> PreTrainedConfig:
-    """A config of the same structure with tiny sizes; a type's name stands for its default config."""
+    """A config of the same structure with tiny sizes; a type's name means its default config."""
     if isinstance(config, str):
-        config = CONFIG_MAPPING[config](**_OVERRIDES["arguments"].get(config, {}))
+        config = default_config(config)
     sizes = config.to_dict()
     sizes.pop("quantization_config", None)
     tiny = merged(shrink(sizes), _OVERRIDES["sizes"].get(config.model_type, {}))
     return type(config).from_dict(tiny)
 
 
+def default_config(model_type: str) -> PreTrainedConfig:
+    """The type's default config, completed where it would not make a causal LM."""
+    config: PreTrainedConfig = CONFIG_MAPPING[model_type](
+        **_OVERRIDES["arguments"].get(model_type, {})
+    )
+    if hasattr(config, "is_decoder") and not config.is_encoder_decoder:
+        config.is_decoder = True  # BERT's family looks both ways unless told otherwise
+    return config
+
+
 def tiny_model(
     config: PreTrainedConfig | str, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> PreTrainedModel:
-    """A tiny random causal LM of the config's structure, in eval mode, the same for the same seed."""
+    """A tiny random causal LM of the config's structure, in eval mode, the same for one seed."""
     tiny = tiny_config(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,0 +1,128 @@
+"""What a model's cache can do: carry generation on, be cropped, and bear padding on the left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pliant.survey.capability import Verdict, register
+from pliant.survey.foundation import YES
+from pliant.survey.specimen import Specimen
+
+NEW_TOKENS = 3
+PADDING = 3
+CLOSE = 1e-4
+"""Cached and uncached steps sum in another order."""
+
+
+@register(
+    "foundation", "cached", "Does generation with the cache equal generation without?", ("runs",)
+)
+def cached(specimen: Specimen) -> Verdict:
+    with_cache = _generate(specimen, specimen.ids, use_cache=True)
+    without = _generate(specimen, specimen.ids, use_cache=False)
+    return _compare(with_cache, without, "with the cache", "without")
+
+
+@register(
+    "foundation",
+    "crop",
+    "Can its cache be cropped, as if the last tokens had never been?",
+    ("cached",),
+)
+def crop(specimen: Specimen) -> Verdict:
+    cache = _filled(specimen, record=False)
+    if not hasattr(cache, "is_croppable"):
+        return Verdict(False, "its forward returns no cache of transformers' kind")
+    if _cropped(cache):
+        return _continues(specimen, cache, note="")
+    cache = _filled(specimen, record=True)
+    if _cropped(cache):
+        return _continues(specimen, cache, note="after activate_past_recording()")
+    return Verdict(False, f"not croppable: {', '.join(_stuck(cache))}")
+
+
+@register(
+    "foundation",
+    "left padding",
+    "Does padding on the left leave the answers as they are?",
+    ("cached",),
+)
+def left_padding(specimen: Specimen) -> Verdict:
+    plain = _generate(specimen, specimen.ids[:1], use_cache=True)
+    padding = torch.full((1, PADDING), _pad_token(specimen))
+    ids = torch.cat([padding, specimen.ids[:1]], dim=1)
+    mask = torch.ones_like(ids)
+    mask[:, :PADDING] = 0
+    padded = _generate(specimen, ids, use_cache=True, attention_mask=mask)
+    return _compare(padded, plain, "padded", "plain")
+
+
+def _generate(specimen: Specimen, ids: Tensor, **options: Any) -> Tensor:
+    """The logits of a few greedy steps, (batch, step, vocabulary)."""
+    options.setdefault("attention_mask", torch.ones_like(ids))
+    result = specimen.model.generate(
+        ids,
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        pad_token_id=_pad_token(specimen),
+        **options,
+    )
+    return torch.stack(result.logits, dim=1)
+
+
+@torch.no_grad()
+def _filled(specimen: Specimen, record: bool) -> Any:
+    """A cache that holds the prompts; with `record`, one that remembers what it overwrites."""
+    inputs: dict[str, Any] = {"use_cache": True}
+    if record:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=specimen.anatomy.config)
+        cache.activate_past_recording()
+        inputs["past_key_values"] = cache
+    output = specimen.model(input_ids=specimen.ids, **inputs)
+    return getattr(output, "past_key_values", None)
+
+
+def _cropped(cache: Any) -> bool:
+    """Take the last two tokens back, if the cache can and has not forgotten what came before."""
+    if not cache.is_croppable:
+        return False
+    try:
+        cache.crop(-2)
+    except RuntimeError:
+        return False
+    return True
+
+
+@torch.no_grad()
+def _continues(specimen: Specimen, cache: Any, note: str) -> Verdict:
+    """The last two tokens once more, on the cropped cache: the logits must be as they were."""
+    again = specimen.model(input_ids=specimen.ids[:, -2:], past_key_values=cache, use_cache=True)
+    close = torch.allclose(again.logits[:, -2:], specimen.logits[:, -2:], atol=CLOSE)
+    return Verdict(True, note) if close else Verdict(False, "cropped, it continues to other logits")
+
+
+def _stuck(cache: Any) -> list[str]:
+    layers = [layer for layer in getattr(cache, "layers", []) if not layer.is_croppable]
+    return sorted({type(layer).__name__ for layer in layers}) or [type(cache).__name__]
+
+
+def _pad_token(specimen: Specimen) -> int:
+    pad = getattr(specimen.model.config, "pad_token_id", None)
+    return pad if isinstance(pad, int) and pad >= 0 else 0
+
+
+def _compare(ours: Tensor, theirs: Tensor, one: str, other: str) -> Verdict:
+    if ours.shape != theirs.shape:
+        return Verdict(False, f"{tuple(ours.shape)} {one}, {tuple(theirs.shape)} {other}")
+    if torch.allclose(ours, theirs, atol=CLOSE):
+        return YES
+    largest = (ours - theirs).abs().max().item()
+    return Verdict(False, f"logits differ by {largest:.1g} {one}")

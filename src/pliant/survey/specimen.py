@@ -1,0 +1,63 @@
+"""A tiny model under examination, with inputs for it and what it makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.anatomy import Anatomy
+from pliant.anatomy.depth_proof import DepthProof, prove_depth
+from pliant.anatomy.tiny import tiny_model
+
+LENGTH = 12
+
+
+class Specimen:
+    """A tiny model of a type or of a config, built when it is first needed."""
+
+    def __init__(self, of: Any, dtype: torch.dtype = torch.float32):
+        self.of = of
+        self.dtype = dtype
+
+    @cached_property
+    def model(self) -> Any:
+        return tiny_model(self.of, dtype=self.dtype)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        return Anatomy.of(self.model)
+
+    @cached_property
+    def depth(self) -> DepthProof:
+        """Whether it can be stopped half-way and resumed."""
+        return prove_depth(self.anatomy, self.ids)
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """Two prompts of ordinary tokens: special ones sit at both ends of a tiny vocabulary."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(5, 100, (2, LENGTH), generator=generator)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The model's own logits, before anything is done to it."""
+        return self.run()
+
+    @torch.no_grad()
+    def run(self, ids: Tensor | None = None, **inputs: Any) -> Tensor:
+        """The logits on these ids, without a cache: not every model can make one."""
+        inputs.setdefault("use_cache", False)
+        logits: Tensor = self.model(input_ids=self.ids if ids is None else ids, **inputs).logits
+        return logits
+
+    def run_hooked(self, *hooks: tuple[nn.Module, Callable[..., Any]]) -> Tensor:
+        """The logits with forward pre-hooks on some modules."""
+        with ExitStack() as stack:
+            for module, hook in hooks:
+                stack.enter_context(module.register_forward_pre_hook(hook))
+            return self.run()
