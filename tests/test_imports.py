@@ -93,6 +93,13 @@ def test_asking_for_the_type_of_a_model_is_found(tmp_path: Path, line: str) -> N
     assert len(list(asks_for_model_type(tmp_path))) == 1
 
 
+def test_the_survey_may_report_the_type_of_a_model_and_not_compare_it(tmp_path: Path) -> None:
+    _plant(tmp_path, "survey/examination.py", "report(kind=config.model_type)")
+    assert list(asks_for_model_type(tmp_path)) == []
+    _plant(tmp_path, "survey/examination.py", "report(config.model_type == 'llama')")
+    assert len(list(asks_for_model_type(tmp_path))) == 1
+
+
 def wrong_imports(source: Path) -> Iterator[str]:
     """One line for each import that runs the wrong way."""
     for path in sorted(source.rglob("*.py")):
@@ -108,14 +115,22 @@ def wrong_imports(source: Path) -> Iterator[str]:
 
 
 def asks_for_model_type(source: Path) -> Iterator[str]:
+    """One line for each place that looks at it; the survey may report it, and compare nothing."""
     for path in sorted(source.rglob("*.py")):
-        if path.relative_to(source).parts[0] == "anatomy":
+        part = path.relative_to(source).parts[0]
+        if part == "anatomy":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            attribute = isinstance(node, ast.Attribute) and node.attr == "model_type"
-            text = isinstance(node, ast.Constant) and node.value == "model_type"
-            if attribute or text:
-                yield f"{path}:{node.lineno}: only anatomy may look at model_type"
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        kinds = (ast.Compare, ast.Match, ast.Subscript) if part == "survey" else (ast.Module,)
+        for outer in (node for node in ast.walk(tree) if isinstance(node, kinds)):
+            for node in filter(_names_model_type, ast.walk(outer)):
+                yield f"{path}:{getattr(node, 'lineno', 0)}: only anatomy may look at model_type"
+
+
+def _names_model_type(node: ast.AST) -> bool:
+    return getattr(node, "attr", None) == "model_type" or getattr(node, "value", None) == (
+        "model_type"
+    )
 
 
 def _may_import(importer: str, imported: str) -> bool:
