@@ -12,18 +12,14 @@ from pliant.anatomy.projection import as_projection, projections
 from pliant.errors import UnsupportedModel
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: Any) -> nn.Module:
     """The causal LM inside DistributedDataParallel, torch.compile and PEFT."""
-    while True:
-        for attribute in ("_orig_mod", "module"):
-            inner = model._modules.get(attribute)
-            if inner is not None and len(model._modules) == 1:
-                model = inner
-                break
-        else:
-            if not hasattr(model, "peft_config") or not hasattr(model, "get_base_model"):
-                return model
-            model = model.get_base_model()
+    children = dict(model.named_children())
+    if list(children) in (["module"], ["_orig_mod"]):
+        return unwrap(*children.values())
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        return unwrap(model.get_base_model())
+    return model
 
 
 def find_embeddings(model: nn.Module) -> nn.Module | None:

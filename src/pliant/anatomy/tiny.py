@@ -23,14 +23,21 @@ def causal_lm_types() -> list[str]:
     return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
+def variants() -> list[str]:
+    """Names of further structures that some types can have: `gemma4_text+shared_keys`, ..."""
+    return list(_OVERRIDES["variants"])
+
+
 def tiny_config(config: PreTrainedConfig | str) -> PreTrainedConfig:
     """A config of the same structure with tiny sizes; a type's name means its default config."""
+    changes: dict[str, Any] = {}
     if isinstance(config, str):
-        config = default_config(config)
+        changes = _OVERRIDES["variants"].get(config, {})
+        config = default_config(config.partition("+")[0])
     sizes = config.to_dict()
     sizes.pop("quantization_config", None)
     tiny = merged(shrink(sizes), _OVERRIDES["sizes"].get(config.model_type, {}))
-    return type(config).from_dict(tiny)
+    return type(config).from_dict(merged(tiny, changes))
 
 
 def default_config(model_type: str) -> PreTrainedConfig:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pliant.survey.capability import Verdict, register
-from pliant.survey.foundation import YES
+from pliant.survey.capability import YES, Verdict, register
 from pliant.survey.specimen import Specimen
 
+PART = "foundation"
 NEW_TOKENS = 3
 PADDING = 3
 CLOSE = 1e-4
@@ -18,7 +19,7 @@ CLOSE = 1e-4
 
 
 @register(
-    "foundation", "cached", "Does generation with the cache equal generation without?", ("runs",)
+    PART, "cached", "Does generation with the cache equal generation without?", needs=["runs"]
 )
 def cached(specimen: Specimen) -> Verdict:
     with_cache = _generate(specimen, specimen.ids, use_cache=True)
@@ -27,10 +28,10 @@ def cached(specimen: Specimen) -> Verdict:
 
 
 @register(
-    "foundation",
+    PART,
     "crop",
     "Can its cache be cropped, as if the last tokens had never been?",
-    ("cached",),
+    needs=["cached"],
 )
 def crop(specimen: Specimen) -> Verdict:
     cache = _filled(specimen, record=False)
@@ -45,10 +46,10 @@ def crop(specimen: Specimen) -> Verdict:
 
 
 @register(
-    "foundation",
+    PART,
     "left padding",
     "Does padding on the left leave the answers as they are?",
-    ("cached",),
+    needs=["cached"],
 )
 def left_padding(specimen: Specimen) -> Verdict:
     plain = _generate(specimen, specimen.ids[:1], use_cache=True)
@@ -106,7 +107,7 @@ def _continues(specimen: Specimen, cache: Any, note: str) -> Verdict:
     """The last two tokens once more, on the cropped cache: the logits must be as they were."""
     again = specimen.model(input_ids=specimen.ids[:, -2:], past_key_values=cache, use_cache=True)
     close = torch.allclose(again.logits[:, -2:], specimen.logits[:, -2:], atol=CLOSE)
-    return Verdict(True, note) if close else Verdict(False, "cropped, it continues to other logits")
+    return Verdict(close, note if close else "cropped, it continues to other logits")
 
 
 def _stuck(cache: Any) -> list[str]:
@@ -124,5 +125,6 @@ def _compare(ours: Tensor, theirs: Tensor, one: str, other: str) -> Verdict:
         return Verdict(False, f"{tuple(ours.shape)} {one}, {tuple(theirs.shape)} {other}")
     if torch.allclose(ours, theirs, atol=CLOSE):
         return YES
-    largest = (ours - theirs).abs().max().item()
-    return Verdict(False, f"logits differ by {largest:.1g} {one}")
+    # The order of magnitude is what a reader wants, and what two machines agree on.
+    magnitude = 10.0 ** math.ceil(math.log10((ours - theirs).abs().max().item()))
+    return Verdict(False, f"logits differ by up to {magnitude:g} {one}")

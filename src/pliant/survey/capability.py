@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 
@@ -20,6 +20,14 @@ class Verdict:
 
     ok: bool
     reason: str = ""
+
+
+YES = Verdict(True)
+
+
+def yes_if(holds: bool, otherwise: str) -> Verdict:
+    """Yes, or no with the reason."""
+    return YES if holds else Verdict(False, otherwise)
 
 
 Check = Callable[[Specimen], Verdict]
@@ -42,14 +50,14 @@ CAPABILITIES: list[Capability] = []
 
 
 def register(
-    part: str, name: str, question: str, needs: tuple[str, ...] = ()
+    part: str, name: str, question: str, needs: Sequence[str] = ()
 ) -> Callable[[Check], Check]:
     """Make the decorated check a capability; its needs must be registered before it."""
 
     def decorate(check: Check) -> Check:
         known = [capability.name for capability in CAPABILITIES]
         assert name not in known and set(needs) <= set(known), name
-        CAPABILITIES.append(Capability(part, name, question, check, needs))
+        CAPABILITIES.append(Capability(part, name, question, check, tuple(needs)))
         return check
 
     return decorate

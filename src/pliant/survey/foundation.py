@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,45 +14,38 @@ from pliant.anatomy.config import read, text_config
 from pliant.anatomy.find import find_embeddings
 from pliant.anatomy.projection import as_projection
 from pliant.errors import UnsupportedModel
-from pliant.survey.capability import Verdict, register
+from pliant.survey.capability import YES, Verdict, register, yes_if
 from pliant.survey.specimen import Specimen
 
-YES = Verdict(True)
+PART = "foundation"
 
 
-@register("foundation", "runs", "Does a tiny copy build and give finite logits?")
+@register(PART, "runs", "Does a tiny copy build and give finite logits?")
 def runs(specimen: Specimen) -> Verdict:
-    logits = specimen.logits
-    if logits.shape[:2] != specimen.ids.shape:
-        return Verdict(
-            False, f"logits of shape {tuple(logits.shape)} for ids of {tuple(specimen.ids.shape)}"
-        )
-    return YES if logits.isfinite().all() else Verdict(False, "its logits are not finite")
+    logits, ids = specimen.logits, specimen.ids
+    if logits.shape[:2] != ids.shape:
+        return Verdict(False, f"logits of shape {tuple(logits.shape)} for ids {tuple(ids.shape)}")
+    return yes_if(bool(logits.isfinite().all()), "its logits are not finite")
 
 
 @register(
-    "foundation",
-    "embeddings",
-    "Are embeddings and hidden size found, and do they embed?",
-    ("runs",),
+    PART, "embeddings", "Are embeddings and hidden size found, and do they embed?", needs=["runs"]
 )
 def embeddings(specimen: Specimen) -> Verdict:
     table = find_embeddings(specimen.model)
     if table is None:
         return Verdict(False, "it has no module that embeds tokens")
+    if _hidden_size(specimen) is None:
+        return Verdict(False, "neither its config nor its layers tell its hidden size")
     seen: list[Tensor] = []
     with table.register_forward_hook(lambda _, __, output: seen.append(output)):
         specimen.run()
-    if not seen:
-        return Verdict(False, "its embeddings are not called as a module")
-    if _hidden_size(specimen) is None:
-        return Verdict(False, "neither its config nor its layers tell its hidden size")
-    vectors = seen[0].shape[:-1].numel()  # Reformer pads the prompt before it embeds it
-    fits = vectors >= specimen.ids.numel()
-    return YES if fits else Verdict(False, f"they give {tuple(seen[0].shape)}")
+    # Reformer pads the prompt before it embeds it, so there may be more vectors than tokens.
+    vectors = seen[0].shape[:-1].numel() if seen else 0
+    return yes_if(vectors >= specimen.ids.numel(), f"they give {vectors} vectors")
 
 
-@register("foundation", "layers", "Are the layers found, and does each of them run?", ("runs",))
+@register(PART, "layers", "Are the layers found, and does each of them run?", needs=["runs"])
 def layers(specimen: Specimen) -> Verdict:
     calls = _layer_calls(specimen)
     idle = [i for i in range(len(specimen.anatomy.layers)) if i not in calls]
@@ -63,52 +56,29 @@ def layers(specimen: Specimen) -> Verdict:
     return Verdict(False, f"layers {idle} never run")
 
 
-@register("foundation", "in order", "Does each layer run exactly once, in order?", ("layers",))
+@register(PART, "in order", "Does each layer run exactly once, in order?", needs=["layers"])
 def in_order(specimen: Specimen) -> Verdict:
     calls = _layer_calls(specimen)
-    if calls == sorted(set(calls)):
-        return YES
-    count = len(specimen.anatomy.layers)
-    return Verdict(
-        False, f"{count} layers make {len(calls)} calls: {', '.join(map(str, calls[:8]))}, ..."
-    )
+    first = ", ".join(map(str, calls[:8]))
+    told = f"{len(specimen.anatomy.layers)} layers make {len(calls)} calls: {first}, ..."
+    return yes_if(calls == sorted(set(calls)), told)
 
 
-@register(
-    "foundation", "attention", "Are the projections found that the heads leave by?", ("layers",)
-)
+@register(PART, "attention", "Are the projections found that the heads leave by?", needs=["layers"])
 def attention(specimen: Specimen) -> Verdict:
-    found = _attentions(specimen)
-    if not found:
-        reasons = [
-            specimen.anatomy.why_no_attention(i) for i in range(len(specimen.anatomy.layers))
-        ]
-        return Verdict(False, "; ".join(dict.fromkeys(reason for reason in reasons if reason)))
-    widths: list[tuple[int, int]] = []
-    hooks = [(a.output, _record_width(widths, a.heads * a.head_dim)) for a in found]
-    specimen.run_hooked(*hooks)
-    if not widths:
-        return Verdict(False, "its attention outputs are not called as modules")
-    wrong = [pair for pair in widths if pair[0] != pair[1]]
-    return Verdict(False, f"an output takes {wrong[0][0]}, not {wrong[0][1]}") if wrong else YES
+    parts = [(a.output, a.heads * a.head_dim) for a in _attentions(specimen)]
+    return _takes(specimen, parts, specimen.anatomy.why_no_attention)
 
 
-@register("foundation", "head gates", "Do gates at 1 on every head change no bit?", ("attention",))
+@register(PART, "head gates", "Do gates at 1 on every head change no bit?", needs=["attention"])
 def head_gates(specimen: Specimen) -> Verdict:
     hooks = [(a.output, scale_heads(a, torch.ones(a.heads))) for a in _attentions(specimen)]
     gated = specimen.run_hooked(*hooks)
-    return (
-        YES
-        if torch.equal(gated, specimen.logits)
-        else Verdict(False, "gates at 1 change the logits")
-    )
+    return yes_if(torch.equal(gated, specimen.logits), "gates at 1 change the logits")
 
 
 @register(
-    "foundation",
-    "head removal",
-    "Does a gate at 0 equal zeroing its slice of W_o?",
-    ("head gates",),
+    PART, "head removal", "Does a gate at 0 equal zeroing its slice of W_o?", needs=["head gates"]
 )
 def head_removal(specimen: Specimen) -> Verdict:
     chosen = _attentions(specimen)[-1]
@@ -121,49 +91,38 @@ def head_removal(specimen: Specimen) -> Verdict:
         zeroed = specimen.run()
     if torch.equal(gated, specimen.logits):
         return Verdict(False, "the head has no effect on the logits")
-    return YES if torch.equal(gated, zeroed) else Verdict(False, "the two differ")
+    return yes_if(torch.equal(gated, zeroed), "the two differ")
 
 
-@register(
-    "foundation", "layer gates", "Does every layer take a lerp gate, neutral at 1?", ("layers",)
-)
+@register(PART, "layer gates", "Does every layer take a lerp gate, neutral at 1?", needs=["layers"])
 def layer_gates(specimen: Specimen) -> Verdict:
     run = _layer_calls(specimen)
-    if not torch.equal(_with_layer_gates(specimen, dict.fromkeys(run, 1.0)), specimen.logits):
+    neutral = _with_layer_gates(specimen, dict.fromkeys(run, 1.0))
+    if not torch.equal(neutral, specimen.logits):
         return Verdict(False, "gates at 1 change the logits")
     skipped = _with_layer_gates(specimen, {run[-1]: 0.0})
-    if torch.equal(skipped, specimen.logits):
-        return Verdict(False, "a gate at 0 has no effect")
-    return YES
+    return yes_if(not torch.equal(skipped, specimen.logits), "a gate at 0 has no effect")
 
 
 @register(
-    "foundation", "mlp", "Is the projection found that the MLP's channels leave by?", ("layers",)
+    PART, "mlp", "Is the projection found that the MLP's channels leave by?", needs=["layers"]
 )
 def mlp(specimen: Specimen) -> Verdict:
     anatomy = specimen.anatomy
     found = [block for i in range(len(anatomy.layers)) for block in anatomy.mlps(i)]
-    if not found:
-        reasons = [anatomy.why_no_mlp(i) for i in range(len(anatomy.layers))]
-        return Verdict(False, "; ".join(dict.fromkeys(reason for reason in reasons if reason)))
-    widths: list[tuple[int, int]] = []
-    specimen.run_hooked(*[(block.down, _record_width(widths, block.width)) for block in found])
-    wrong = [pair for pair in widths if pair[0] != pair[1]]
-    if wrong or not widths:
-        return Verdict(False, f"a down projection takes {wrong[0][0]}" if wrong else "never called")
-    return YES
+    return _takes(specimen, [(block.down, block.width) for block in found], anatomy.why_no_mlp)
 
 
 @register(
-    "foundation", "head", "Does the decoder, then the head, give the model's logits?", ("layers",)
+    PART, "head", "Does the decoder, then the head, give the model's logits?", needs=["layers"]
 )
 @torch.no_grad()
 def head(specimen: Specimen) -> Verdict:
     anatomy = specimen.anatomy
     if anatomy.head is None:
         return Verdict(False, "no projection to the vocabulary was found")
-    hidden = anatomy.decoder(input_ids=specimen.ids, use_cache=False)
-    hidden = getattr(hidden, "last_hidden_state", None)
+    output = anatomy.decoder(input_ids=specimen.ids, use_cache=False)
+    hidden = getattr(output, "last_hidden_state", None)
     if hidden is None:
         return Verdict(False, f"{type(anatomy.decoder).__name__} gives no last_hidden_state")
     projection = as_projection(anatomy.head)
@@ -178,7 +137,7 @@ def head(specimen: Specimen) -> Verdict:
 
 
 @register(
-    "foundation", "chosen logits", "Does it compute logits at chosen positions alone?", ("runs",)
+    PART, "chosen logits", "Does it compute logits at chosen positions alone?", needs=["runs"]
 )
 def chosen_logits(specimen: Specimen) -> Verdict:
     positions = torch.tensor([1, 4, specimen.ids.shape[1] - 1])
@@ -186,26 +145,21 @@ def chosen_logits(specimen: Specimen) -> Verdict:
     if chosen.shape[1] != len(positions):
         return Verdict(False, "it takes no logits_to_keep")
     close = torch.allclose(chosen, specimen.logits[:, positions], atol=1e-5)
-    return YES if close else Verdict(False, "they differ from the whole sequence's")
+    return yes_if(close, "they differ from the whole sequence's")
 
 
 @register(
-    "foundation",
-    "first k",
-    "Run alone, do the first layers give the model's own state?",
-    ("layers",),
+    PART, "first k", "Run alone, do the first layers give the model's own state?", needs=["layers"]
 )
 def first_layers(specimen: Specimen) -> Verdict:
-    reason = specimen.depth.first_layers
-    return YES if reason is None else Verdict(False, reason)
+    return _kept(specimen.depth.first_layers)
 
 
 @register(
-    "foundation", "resume", "Stopped half-way and resumed, does it give the same bits?", ("layers",)
+    PART, "resume", "Stopped half-way and resumed, does it give the same bits?", needs=["layers"]
 )
 def resume(specimen: Specimen) -> Verdict:
-    reason = specimen.depth.resume
-    return YES if reason is None else Verdict(False, reason)
+    return _kept(specimen.depth.resume)
 
 
 def scale_heads(attention: Attention, gates: Tensor) -> Callable[..., Any]:
@@ -216,6 +170,28 @@ def scale_heads(attention: Attention, gates: Tensor) -> Callable[..., Any]:
         return (x * gates.to(x).repeat_interleave(attention.head_dim), *inputs[1:])
 
     return hook
+
+
+def _takes(
+    specimen: Specimen,
+    parts: Sequence[tuple[nn.Module, int]],
+    why_not: Callable[[int], str | None],
+) -> Verdict:
+    """Whether each module is given as many features as anatomy says; which layers lack the part."""
+    reasons = (why_not(index) for index in range(len(specimen.anatomy.layers)))
+    lacking = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+    if not parts:
+        return Verdict(False, lacking)
+    widths: list[tuple[int, int]] = []
+
+    def record(expected: int) -> Callable[..., None]:
+        return lambda _, inputs: widths.append((inputs[0].shape[-1], expected))
+
+    specimen.run_hooked(*[(module, record(width)) for module, width in parts])
+    wrong = [f"one takes {given} features, not {said}" for given, said in widths if given != said]
+    if wrong or not widths:
+        return Verdict(False, wrong[0] if wrong else "they are not called as modules")
+    return Verdict(True, f"in some layers only: {lacking}" if lacking else "")
 
 
 @contextmanager
@@ -279,10 +255,6 @@ def _layer_calls(specimen: Specimen) -> list[int]:
     return calls
 
 
-def _record_width(seen: list[tuple[int, int]], expected: int) -> Callable[..., None]:
-    return lambda _, inputs: seen.append((inputs[0].shape[-1], expected))
-
-
 def _compare_logits(ours: Tensor, theirs: Tensor) -> Verdict:
     """Equal; or a constant away (Granite scales its logits), or more (Gemma 2 caps them)."""
     if torch.allclose(ours, theirs, atol=1e-5):
@@ -290,7 +262,11 @@ def _compare_logits(ours: Tensor, theirs: Tensor) -> Verdict:
     factor = ((ours * theirs).sum() / (ours * ours).sum()).item()
     if torch.allclose(factor * ours, theirs, atol=1e-5):
         return Verdict(False, f"the model scales its logits by {factor:.4g} after the head")
-    same_order = torch.equal(ours.argsort(-1), theirs.argsort(-1))
-    if same_order:
+    if torch.equal(ours.argsort(-1), theirs.argsort(-1)):
         return Verdict(False, "the model caps its logits after the head")
     return Verdict(False, "more than the head lies between its hidden states and its logits")
+
+
+def _kept(reason: str | None) -> Verdict:
+    """A promise, and the reason why it is broken, if it is."""
+    return yes_if(reason is None, reason or "")

@@ -1,0 +1,106 @@
+"""Every capability asked of every architecture, as one page: docs/architectures.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import transformers
+
+from pliant.anatomy.tiny import causal_lm_types, variants
+from pliant.survey.capability import CAPABILITIES, Verdict, ask
+from pliant.survey.specimen import Specimen
+
+PREAMBLE = """\
+# Architectures
+
+What Pliant can do with each type of causal language model, measured by `make architectures` with
+transformers {transformers} and torch {torch}: each type is built small, with random weights and
+the structure of its default config, and asked every question below. Nothing here is claimed from
+reading code. `pliant doctor MODEL` asks the same of one model's own config.
+
+Of {types} types, **{runs} build and run**; layers are found in **{layers}**, and the projections
+that attention heads leave by in **{attention}**. Rows with a `+` are further structures of a type,
+and are not counted. A number behind a cross is the reason, and behind a tick a condition; both are
+listed at the end.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One architecture and its answers, by capability."""
+
+    name: str
+    answers: Mapping[str, Verdict]
+
+    @property
+    def is_variant(self) -> bool:
+        return "+" in self.name
+
+
+def rows(names: Iterable[str] | None = None) -> Iterable[Row]:
+    """Ask every question of every type and variant, one after the other."""
+    for name in sorted([*causal_lm_types(), *variants()]) if names is None else names:
+        yield Row(name, ask(Specimen(name)))
+
+
+def page(table: list[Row]) -> str:
+    """The rows as Markdown: totals, questions, the table, and every reason once."""
+    reasons = _numbered(table)
+    preamble = PREAMBLE.format(
+        transformers=transformers.__version__,
+        torch=torch.__version__.partition("+")[0],
+        types=sum(not row.is_variant for row in table),
+        **{name: count(table, name) for name in ("runs", "layers", "attention")},
+    )
+    notes = [f"{number}. {_escaped(reason)}" for reason, number in reasons.items()]
+    return "\n".join(
+        [
+            preamble,
+            *_questions(table),
+            "",
+            *_table(table, reasons),
+            "",
+            "## Reasons",
+            "",
+            *notes,
+            "",
+        ]
+    )
+
+
+def count(table: list[Row], capability: str) -> int:
+    """How many types, variants aside, have it."""
+    return sum(row.answers[capability].ok for row in table if not row.is_variant)
+
+
+def _questions(table: list[Row]) -> list[str]:
+    lines = ["| part | column | question | yes |", "|---|---|---|--:|"]
+    for c in CAPABILITIES:
+        lines.append(f"| {c.part} | {c.name} | {c.question} | {count(table, c.name)} |")
+    return lines
+
+
+def _table(table: list[Row], reasons: Mapping[str, int]) -> list[str]:
+    names = [capability.name for capability in CAPABILITIES]
+    head = ["| type | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    return head + [
+        f"| {row.name} | " + " | ".join(_cell(row.answers[n], reasons) for n in names) + " |"
+        for row in table
+    ]
+
+
+def _cell(verdict: Verdict, reasons: Mapping[str, int]) -> str:
+    note = f" {reasons[verdict.reason]}" if verdict.reason else ""
+    return ("✓" if verdict.ok else "✗") + note
+
+
+def _numbered(table: list[Row]) -> dict[str, int]:
+    """Reasons in the order in which the table meets them."""
+    met = (answer.reason for row in table for answer in row.answers.values() if answer.reason)
+    return {reason: number for number, reason in enumerate(dict.fromkeys(met), start=1)}
+
+
+def _escaped(reason: str) -> str:
+    return reason.replace("|", "\\|").replace("<", "\\<")
