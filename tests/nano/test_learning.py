@@ -87,18 +87,20 @@ def test_frames_are_the_chat_template(tokenizer):
         assert ids[:start] == opened
 
 
-def test_the_loss_is_that_of_a_plain_forward_with_the_prompts_masked(tokenizer):
-    _, batch = next(batches(tokenizer, 2048, seed=0))
+def test_the_loss_is_the_mean_over_answers_of_a_plain_forwards_loss(tokenizer):
+    _, batch = next(batches(tokenizer, 1024, seed=0))
     model = learner(tokenizer).model
-    labels = torch.full_like(batch.input_ids, -100).flatten()
-    labels[batch.positions + 1] = batch.targets
+    mask = (batch.input_ids != tokenizer.pad_token_id).long()
+    learned = torch.zeros_like(batch.input_ids).flatten()
+    learned[batch.positions + 1] = 1
+    labels = batch.input_ids.masked_fill(learned.reshape(batch.input_ids.shape) == 0, -100)
     with torch.no_grad():
-        plain = model(
-            input_ids=batch.input_ids,
-            attention_mask=(batch.input_ids != tokenizer.pad_token_id).long(),
-            labels=labels.reshape(batch.input_ids.shape),
-        ).loss
-        torch.testing.assert_close(answer_loss(model, batch), plain)
+        plain = [
+            model(input_ids=ids[None], attention_mask=attended[None], labels=row[None]).loss
+            for ids, attended, row in zip(batch.input_ids, mask, labels, strict=True)
+        ]
+        torch.testing.assert_close(answer_loss(model, batch), torch.stack(plain).mean())
+    assert torch.equal(batch.input_ids.flatten()[batch.positions + 1], batch.targets)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 8), (8, 24)])

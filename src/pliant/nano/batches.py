@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -18,11 +18,16 @@ _POOL = 8_192  # questions sorted by length together: little padding, and yet mi
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded ids, and where to learn: `positions` are those whose next token is `targets`."""
+    """Right-padded ids, and where to learn: `positions` are those whose next token is `targets`.
+
+    `weights` make every answer count alike, however long: a word turned round is twenty tokens that
+    are soon learned, a sum three that are not.
+    """
 
     input_ids: torch.Tensor
     positions: torch.Tensor
     targets: torch.Tensor
+    weights: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,18 @@ def batches(
     seed: int,
     place: Place = Place(),  # noqa: B008 - frozen, so one default serves all
     tilt: Callable[[int], float] = lambda number: 0.0,
+    emphasis: Mapping[str, float] | None = None,
 ) -> Iterator[tuple[Place, Batch]]:
     """Batches of at most `tokens` padded tokens, without end, each with the place after it.
 
-    `tilt` tells how much a pool leans towards easy questions, by the batches before it.
+    `tilt` tells how much a pool leans towards easy questions, by the batches before it;
+    `emphasis` is that of `stream`.
     """
     while True:
         rng = random.Random(f"{seed}/{place.pool}")
-        asked = list(islice(stream("train", rng.getrandbits(48), tilt=tilt(place.before)), _POOL))
+        lean = tilt(place.before)
+        endless = stream("train", rng.getrandbits(48), tilt=lean, emphasis=emphasis)
+        asked = list(islice(endless, _POOL))
         groups = _by_length(frame(tokenizer, asked), tokens)
         rng.shuffle(groups)
         for group in groups[place.used :]:
@@ -85,9 +94,10 @@ def _by_length(framed: list[tuple[list[int], int]], tokens: int) -> list[list]:
 def _collate(group: list[tuple[list[int], int]], pad: int) -> Batch:
     width = max(len(ids) for ids, _ in group)
     rows = [ids + [pad] * (width - len(ids)) for ids, _ in group]
-    positions, targets = [], []
+    positions, targets, weights = [], [], []
     for row, (ids, start) in enumerate(group):
         for at in range(start, len(ids)):
             positions.append(row * width + at - 1)
             targets.append(ids[at])
-    return Batch(torch.tensor(rows), torch.tensor(positions), torch.tensor(targets))
+            weights.append(1 / (len(ids) - start) / len(group))
+    return Batch(*map(torch.tensor, (rows, positions, targets, weights)))

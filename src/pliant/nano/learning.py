@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,6 +36,10 @@ class Schedule:
     """At first each step of difficulty is e^tilt times rarer ..."""
     tilt_until: float = 0.7
     """... and after this share of the steps all are as frequent as in the world."""
+    emphasis: dict[str, float] = field(
+        default_factory=lambda: {"pattern": 0.4, "reverse": 0.5, "sort": 0.7}
+    )
+    """Families that are learned soon and cost many tokens are asked less often."""
     seed: int = 0
 
     def rate(self, step: int) -> float:
@@ -71,7 +75,10 @@ class Learner:
     def steps(self) -> Iterator[float]:
         """Learn from here to the schedule's end; yields each step's loss."""
         s = self.schedule
-        for place, batch in batches(self.tokenizer, s.tokens, s.seed, self._place, s.lean):
+        endless = batches(
+            self.tokenizer, s.tokens, s.seed, self._place, tilt=s.lean, emphasis=s.emphasis
+        )
+        for place, batch in endless:
             if self.step >= s.steps:
                 return
             loss = self._learn(batch)
@@ -153,11 +160,13 @@ class Learner:
 
 
 def answer_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    """Cross-entropy of the answers' tokens alone: the prompts are random, so nothing to learn.
+    """Cross-entropy of the answers alone, each answer's mean counted once.
 
-    Padding is on the right, behind everything that is scored, so causality is mask enough.
+    The prompts are random: nothing is to be learned from guessing them. Padding is on the right,
+    behind everything that is scored, so causality is mask enough.
     """
     device = model.device
     hidden = model.model(input_ids=batch.input_ids.to(device), use_cache=False).last_hidden_state
     logits = model.lm_head(hidden.flatten(0, 1)[batch.positions.to(device)])
-    return F.cross_entropy(logits, batch.targets.to(device))
+    losses = F.cross_entropy(logits, batch.targets.to(device), reduction="none")
+    return losses @ batch.weights.to(device)

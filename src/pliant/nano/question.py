@@ -47,4 +47,4 @@ class Family:
     domain: str
     make: Make
     weight: float = 1.0
-    mix: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    mix: tuple[float, float, float, float, float] = (1.4, 1.2, 1.0, 0.8, 0.6)

@@ -29,7 +29,7 @@ SMALL = {"hidden_size": 48, "intermediate_size": 128, "layers": 3, "head_dim": 1
 LARGE_LAYERS = 4
 
 SCHEDULES = {
-    "nano-s": Schedule(steps=6_000),
+    "nano-s": Schedule(steps=5_500),
     "nano-l": Schedule(steps=13_000, tilt=0.7, tilt_until=0.5, seed=1),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import islice
 from math import exp
@@ -33,18 +33,23 @@ def questions(
 
 
 def stream(
-    split: str, seed: int = 0, families: Sequence[str] | None = None, tilt: float = 0.0
+    split: str,
+    seed: int = 0,
+    families: Sequence[str] | None = None,
+    tilt: float = 0.0,
+    emphasis: Mapping[str, float] | None = None,
 ) -> Iterator[Question]:
     """Questions of a split without end, drawn by each family's weight and difficulty mix.
 
     `tilt` leans the mix towards the easy end: each step of difficulty is e^tilt times rarer.
+    `emphasis` multiplies the weights of the families that it names.
     """
     rng = random.Random(f"{split}/{seed}")
     chosen = [_named(name) for name in families] if families is not None else list(TRAINED)
     if not chosen:
         raise InvalidInput("families is empty; name at least one, or leave it out")
     hashes = _hashes(split)
-    weights = [family.weight for family in chosen]
+    weights = [family.weight * (emphasis or {}).get(family.name, 1.0) for family in chosen]
     mixes = {f.name: [m * exp(-tilt * i) for i, m in enumerate(f.mix)] for f in chosen}
     while True:
         family = rng.choices(chosen, weights)[0]

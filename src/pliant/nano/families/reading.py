@@ -51,7 +51,7 @@ def _asked(told: str, what: str, answer: str) -> Draft:
     return Draft(answer, (f"{told}. {what}?", f"{told}; {what} has?", f"read {told}. {what}"))
 
 
-_RARELY_LONG = (1.0, 1.0, 0.5, 0.1, 0.03)
+_RARELY_LONG = (1.2, 1.0, 0.5, 0.1, 0.03)
 
 FAMILIES = (
     Family("find", "reading", find, weight=0.8, mix=_RARELY_LONG),
