@@ -28,6 +28,9 @@ def demo(
     from pliant.errors import InvalidInput
     from pliant.reports.page import write
 
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # two bars that are full before they are seen
     if questions < 50:
         raise InvalidInput(f"--questions is {questions}; 50 or more give each difficulty a few")
     found = two_models.measure(questions, seed)

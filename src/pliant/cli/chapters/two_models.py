@@ -16,9 +16,8 @@ from pliant.reports.page import Section
 from pliant.reports.tables import Table
 
 SMALL, LARGE = NAMES
-RIGHT, WRONG = "right", "wrong"
-_COLOURS = {RIGHT: "green", WRONG: "red"}
-_LONGEST_SHOWN = 44
+RIGHT, WRONG = "✓ right", "✗"
+_LONGEST_PROMPT, _LONGEST_ANSWER = 34, 8  # to be read in a terminal of 80 columns
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,14 @@ def _spread(asked: Sequence[Question]) -> list[Question]:
     spread: list[Question] = []
     for i, family in enumerate(nano.TRAINED):
         wanted = DIFFICULTIES[i % len(DIFFICULTIES)]
-        short = [q for q in asked if q.family == family.name and len(q.prompt) <= _LONGEST_SHOWN]
+        short = [q for q in asked if q.family == family.name and _is_short(q)]
         if short:
             spread.append(min(short, key=lambda q: abs(q.difficulty - wanted)))
     return spread
+
+
+def _is_short(question: Question) -> bool:
+    return len(question.prompt) <= _LONGEST_PROMPT and len(question.answer) <= _LONGEST_ANSWER
 
 
 def _ask_one(model: Any, tokenizer: Any, question: Question) -> Answer:
@@ -154,23 +157,30 @@ def _sentences(found: TwoModels) -> tuple[str, ...]:
 
 
 def answers_table(found: TwoModels) -> Table:
-    rows = []
-    for shown in found.shown:
-        q = shown.question
-        cells = [q.prompt, q.answer]
-        for name in NAMES:
-            answer = shown.answers[name]
-            said = answer.text if len(answer.text) <= 24 else answer.text[:23] + "…"
-            verdict = RIGHT if answer.right else WRONG
-            cost = f"{answer.flops / 1e6:.1f}"
-            cells += [verdict if answer.right else said, cost, f"{answer.milliseconds:.0f}"]
-        rows.append(cells)
-    head = ["question", "answer"]
-    for name in NAMES:
-        head += [name, f"MFLOPs {name[-1]}", f"ms {name[-1]}"]
-    figures = frozenset(h for h in head if h.startswith(("MFLOPs", "ms")))
-    title = "One question of each family, asked alone (a wrong answer is shown as it was given)"
-    return Table(title, head, rows, right=figures, colours=_COLOURS)
+    rows = [_answers_row(shown) for shown in found.shown]
+    colours = {cell: "red" for row in rows for cell in row if cell.startswith(WRONG)}
+    return Table(
+        f"One question of each family, asked alone (costs: {SMALL} / {LARGE})",
+        ["question", "answer", SMALL, LARGE, "MFLOPs", "ms"],
+        rows,
+        right=frozenset(["MFLOPs", "ms"]),
+        colours={RIGHT: "green", **colours},
+    )
+
+
+def _answers_row(shown: Shown) -> list[str]:
+    answers = [shown.answers[name] for name in NAMES]
+    flops = " / ".join(f"{answer.flops / 1e6:.1f}" for answer in answers)
+    times = " / ".join(f"{answer.milliseconds:.0f}" for answer in answers)
+    said = [
+        RIGHT if answer.right else f"{WRONG} {_short(answer.text) or '(nothing)'}"
+        for answer in answers
+    ]
+    return [shown.question.prompt, shown.question.answer, *said, flops, times]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 12 else text[:11] + "…"
 
 
 def difficulty_table(found: TwoModels) -> Table:
