@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from pliant.cli.chapters.two_models import TwoModels
 
 EXAMPLE = "pliant demo --questions 1000 --page demo.html"
 
@@ -23,12 +26,12 @@ def demo(
 
     Ends with one HTML page that shows the same as pictures; it opens from disk, without a network.
     """
+    from transformers.utils import logging
+
     from pliant.cli import terminal
     from pliant.cli.chapters import two_models
     from pliant.errors import InvalidInput
     from pliant.reports.page import write
-
-    from transformers.utils import logging
 
     logging.disable_progress_bar()  # two bars that are full before they are seen
     if questions < 50:
@@ -47,12 +50,10 @@ def demo(
     console.print(f"\nThe same as pictures: {where}", soft_wrap=True)
 
 
-def _plain(found: object) -> dict[str, object]:
+def _plain(found: TwoModels) -> dict[str, object]:
     """Without the long list of questions: their number and the shares say enough to a machine."""
-    from pliant.cli.chapters.two_models import TwoModels
     from pliant.nano import DIFFICULTIES, NAMES
 
-    assert isinstance(found, TwoModels)
     return {
         "shown": [asdict(shown) for shown in found.shown],
         "questions": len(found.asked),
