@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from pliant.anatomy.shrink import shrink
 
-_OVERRIDES: dict[str, dict[str, dict[str, Any]]] = json.loads(
+OVERRIDES: dict[str, dict[str, dict[str, Any]]] = json.loads(
     (resources.files(__package__) / "tiny_overrides.json").read_text()
 )
 
@@ -25,25 +25,25 @@ def causal_lm_types() -> list[str]:
 
 def variants() -> list[str]:
     """Names of further structures that some types can have: `gemma4_text+shared_keys`, ..."""
-    return list(_OVERRIDES["variants"])
+    return list(OVERRIDES["variants"])
 
 
 def tiny_config(config: PreTrainedConfig | str) -> PreTrainedConfig:
     """A config of the same structure with tiny sizes; a type's name means its default config."""
     changes: dict[str, Any] = {}
     if isinstance(config, str):
-        changes = _OVERRIDES["variants"].get(config, {})
+        changes = OVERRIDES["variants"].get(config, {})
         config = default_config(config.partition("+")[0])
     sizes = config.to_dict()
     sizes.pop("quantization_config", None)
-    tiny = merged(shrink(sizes), _OVERRIDES["sizes"].get(config.model_type, {}))
+    tiny = merged(shrink(sizes), OVERRIDES["sizes"].get(config.model_type, {}))
     return type(config).from_dict(merged(tiny, changes))
 
 
 def default_config(model_type: str) -> PreTrainedConfig:
     """The type's default config, completed where it would not make a causal LM."""
     config: PreTrainedConfig = CONFIG_MAPPING[model_type](
-        **_OVERRIDES["arguments"].get(model_type, {})
+        **OVERRIDES["arguments"].get(model_type, {})
     )
     if hasattr(config, "is_decoder") and not config.is_encoder_decoder:
         config.is_decoder = True  # BERT's family looks both ways unless told otherwise

@@ -221,7 +221,8 @@ def _layer_gate(gate: float) -> Callable[..., Any]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         x = args[0] if args else kwargs["hidden_states"]
         y = output if isinstance(output, Tensor) else output[0]
-        mixed = torch.lerp(x, y, torch.tensor(gate, dtype=x.dtype))
+        # Mamba's first layer takes bf16 and gives fp32.
+        mixed = torch.lerp(x.to(y.dtype), y, torch.tensor(gate, dtype=y.dtype))
         if isinstance(output, Tensor):
             return mixed
         rest = (mixed, *output[1:])

@@ -1,0 +1,211 @@
+"""Parts are found by structure, in whatever the model is wrapped, and can be named by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pliant.anatomy import Anatomy
+from pliant.anatomy.projection import as_projection
+from pliant.anatomy.tiny import tiny_model
+from pliant.errors import UnsupportedModel
+
+
+def test_a_llama_is_described() -> None:
+    model = tiny_model("mistral")
+    anatomy = Anatomy.of(model)
+    assert anatomy.decoder is model.model
+    assert list(anatomy.layers) == list(model.model.layers)
+    assert anatomy.embeddings is model.model.embed_tokens
+    assert anatomy.norm is model.model.norm
+    assert anatomy.head is model.lm_head
+    assert anatomy.hidden_size == 64
+    attention, mlp = anatomy.attention(0), anatomy.mlp(0)
+    assert attention is not None and mlp is not None
+    assert attention.output is model.model.layers[0].self_attn.o_proj
+    assert (attention.output_name, attention.axis) == ("self_attn.o_proj", 1)
+    assert (attention.heads, attention.head_dim, attention.kv_heads) == (4, 16, 1)
+    assert mlp.down is model.model.layers[0].mlp.down_proj
+    assert (mlp.down_name, mlp.width, mlp.axis) == ("mlp.down_proj", 128, 1)
+
+
+def test_the_heads_of_a_conv1d_lie_on_axis_0() -> None:
+    attention = Anatomy.of(tiny_model("gpt2")).attention(0)
+    assert attention is not None and attention.axis == 0
+    assert attention.output.weight.shape[0] == attention.heads * attention.head_dim
+
+
+def test_a_hybrid_has_attention_in_some_layers_and_says_why_not_in_others() -> None:
+    anatomy = Anatomy.of(tiny_model("jamba"))
+    found = [anatomy.attention(i) is not None for i in range(4)]
+    assert found == [False, True, False, True]
+    assert "no softmax attention" in (anatomy.why_no_attention(0) or "")
+    assert anatomy.why_no_attention(1) is None
+
+
+def test_a_mixture_of_experts_has_no_single_down_projection() -> None:
+    anatomy = Anatomy.of(tiny_model("mixtral"))
+    assert anatomy.mlp(0) is None
+    assert "mixture of experts" in (anatomy.why_no_mlp(0) or "")
+
+
+def test_heads_may_differ_between_layers() -> None:
+    anatomy = Anatomy.of(tiny_model("gemma4_text"))
+    widths = [a.head_dim for i in range(4) if (a := anatomy.attention(i)) is not None]
+    assert len(set(widths)) == 2
+
+
+def test_a_layer_with_two_attentions_gives_both() -> None:
+    anatomy = Anatomy.of(tiny_model("longcat_flash"))
+    assert len(anatomy.attentions(0)) == len(anatomy.mlps(0)) == 2
+    assert anatomy.attention(0) == anatomy.attentions(0)[0]
+
+
+def test_a_composite_model_is_described_by_its_text_decoder() -> None:
+    model = tiny_model("gemma3")
+    anatomy = Anatomy.of(model)
+    assert anatomy.decoder is model.model.language_model
+    assert list(anatomy.layers) == list(model.model.language_model.layers)
+
+
+def test_a_model_without_weights_is_described() -> None:
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=3))
+    anatomy = Anatomy.of(model)
+    attention = anatomy.attention(2)
+    assert attention is not None and (attention.heads, attention.head_dim) == (32, 128)
+
+
+# --- wrapped ---
+
+
+def test_a_peft_model_is_unwrapped_and_its_lora_layer_is_the_output() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    plain = tiny_model("llama")
+    wrapped = get_peft_model(plain, LoraConfig(target_modules=["o_proj", "down_proj"]))
+    anatomy = Anatomy.of(wrapped)
+    attention, mlp = anatomy.attention(0), anatomy.mlp(0)
+    assert attention is not None and mlp is not None
+    assert attention.output is anatomy.layers[0].self_attn.o_proj
+    assert hasattr(attention.output, "lora_A") and hasattr(mlp.down, "lora_A")
+    assert attention.heads == 4
+
+
+def test_a_lora_on_a_conv1d_keeps_its_axis() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(target_modules=["c_proj"], fan_in_fan_out=True)
+    attention = Anatomy.of(get_peft_model(tiny_model("gpt2"), config)).attention(0)
+    assert attention is not None and (attention.axis, attention.heads) == (0, 4)
+
+
+def test_a_compiled_and_a_distributed_model_are_unwrapped() -> None:
+    model = tiny_model("llama")
+    assert Anatomy.of(torch.compile(model)).model is model
+    assert Anatomy.of(nn.DataParallel(model)).model is model
+
+
+def test_a_packed_weight_does_not_hide_the_sizes() -> None:
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.self_attn.o_proj = Packed(layer.self_attn.o_proj)
+    attention = Anatomy.of(model).attention(0)
+    assert attention is not None and attention.heads * attention.head_dim == 64
+
+
+class Packed(nn.Linear):
+    """A 4-bit linear as bitsandbytes keeps it: one column of bytes."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__(plain.in_features, plain.out_features, bias=False)
+        numbers = plain.weight.numel() // 2
+        self.weight = nn.Parameter(torch.zeros(numbers, 1, dtype=torch.uint8), requires_grad=False)
+
+
+# --- by hand ---
+
+
+class Strange(nn.Module):
+    """A model of nobody's family: no config, no getters, no name that is known."""
+
+    def __init__(self, width: int = 8, depth: int = 2) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, width)
+        self.core = nn.Module()
+        self.core.steps = nn.Sequential(*(StrangeStep(width) for _ in range(depth)))
+        self.readout = nn.Linear(width, 11)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.readout(self.core.steps(self.table(ids)))
+
+
+class StrangeStep(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = nn.ModuleDict(
+            {"into": nn.Linear(width, 3 * width), "out": nn.Linear(width, width)}
+        )
+        self.feed = nn.ModuleDict({"up": nn.Linear(width, 24), "narrow": nn.Linear(24, width)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mix["out"](self.mix["into"](x).chunk(3, -1)[0])
+        return x + self.feed["narrow"](self.feed["up"](x))
+
+
+def test_an_unknown_model_is_refused_with_what_was_looked_for_and_the_way_out() -> None:
+    with pytest.raises(UnsupportedModel, match=r"ModuleList.*Anatomy\.of\(model, layers="):
+        Anatomy.of(Strange())
+
+
+def test_every_part_can_be_named_by_hand() -> None:
+    model = Strange()
+    anatomy = Anatomy.of(
+        model,
+        layers="core.steps",
+        attention_output="mix.out",
+        mlp_down="narrow",
+        head="readout",
+        heads=2,
+    )
+    attention, mlp = anatomy.attention(1), anatomy.mlp(1)
+    assert attention is not None and mlp is not None
+    assert attention.output is model.core.steps[1].mix["out"]
+    assert (attention.heads, attention.head_dim) == (2, 4)
+    assert mlp.down is model.core.steps[1].feed["narrow"] and mlp.width == 24
+    assert anatomy.embeddings is model.table and anatomy.head is model.readout
+    assert anatomy.hidden_size == 8 and len(anatomy.layers) == 2
+
+
+def test_a_name_that_fits_nothing_says_so() -> None:
+    with pytest.raises(UnsupportedModel, match="layers='core.stairs'.*table, core, readout"):
+        Anatomy.of(Strange(), layers="core.stairs")
+    with pytest.raises(UnsupportedModel, match="attention_output='nose'"):
+        Anatomy.of(Strange(), layers="core.steps", attention_output="nose")
+    with pytest.raises(UnsupportedModel, match="without children"):
+        Anatomy.of(Strange(), layers="readout")
+
+
+def test_heads_that_do_not_fit_are_no_attention() -> None:
+    with pytest.raises(UnsupportedModel, match="8 inputs"):
+        Anatomy.of(Strange(), layers="core.steps", attention_output="mix.out", heads=3)
+
+
+def test_naming_what_would_be_found_changes_nothing() -> None:
+    model = tiny_model("llama")
+    found = Anatomy.of(model)
+    named = Anatomy.of(
+        model, layers="model.layers", attention_output="o_proj", mlp_down="mlp.down_proj"
+    )
+    assert [named.attention(i) for i in range(4)] == [found.attention(i) for i in range(4)]
+    assert [named.mlp(i) for i in range(4)] == [found.mlp(i) for i in range(4)]
+
+
+@pytest.mark.parametrize("module", [nn.Embedding(3, 4), nn.LayerNorm(4), SimpleNamespace()])
+def test_what_maps_no_features_is_no_projection(module: Any) -> None:
+    assert as_projection(module) is None

@@ -1,0 +1,126 @@
+"""What anatomy says of a model is true of it when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from pliant.anatomy import Anatomy
+from pliant.anatomy.projection import as_projection
+from pliant.errors import UnsupportedModel
+from pliant.survey import Specimen, Verdict
+from pliant.survey.foundation import head_gates, head_removal, layer_gates
+
+
+def anatomy_of(specimen: Specimen) -> Anatomy:
+    try:
+        return specimen.anatomy
+    except UnsupportedModel as unsupported:
+        pytest.skip(str(unsupported))
+
+
+def test_an_output_takes_all_heads_side_by_side(every: Specimen) -> None:
+    anatomy = anatomy_of(every)
+    for index in range(len(anatomy.layers)):
+        for block in anatomy.attentions(index):
+            projection = as_projection(block.output)
+            assert projection is not None and projection.inputs == block.heads * block.head_dim
+            assert block.output.weight.shape[block.axis] == projection.inputs
+            assert anatomy.layers[index].get_submodule(block.output_name) is block.output
+            assert block.heads % block.kv_heads == 0
+
+
+def test_the_attention_function_sees_the_heads_that_anatomy_tells(every: Specimen) -> None:
+    anatomy = anatomy_of(every)
+    told = [a for i in range(len(anatomy.layers)) for a in anatomy.attentions(i)]
+    with watched_attention(anatomy) as seen:
+        every.run()
+    if not told or not seen:
+        pytest.skip("it has no attention, or never calls the attention interface")
+    assert {(heads, width) for heads, _, width in seen} <= {(a.heads, a.head_dim) for a in told}
+    # Multi-query and latent attention may hand over one key head, or all of them expanded.
+    key_heads = {a.kv_heads for a in told} | {1} | {a.heads for a in told if a.kv_heads == 1}
+    assert {kv_heads for _, kv_heads, _ in seen} <= key_heads
+
+
+def test_layers_take_and_give_the_hidden_size(every: Specimen) -> None:
+    anatomy = anatomy_of(every)
+    widths: set[int] = set()
+
+    def record(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given = args[0] if args else kwargs["hidden_states"]
+        widths.update(
+            (given.shape[-1], (output if isinstance(output, Tensor) else output[0]).shape[-1])
+        )
+
+    hooks = [layer.register_forward_hook(record, with_kwargs=True) for layer in anatomy.layers]
+    every.run()
+    for hook in hooks:
+        hook.remove()
+    # Qwen4-Exp carries several streams side by side.
+    assert all(width % anatomy.hidden_size == 0 for width in widths)
+
+
+def test_the_norm_runs_last_of_all_before_the_head(every: Specimen) -> None:
+    anatomy = anatomy_of(every)
+    if anatomy.norm is None or anatomy.head is None:
+        pytest.skip("it ends in no norm, or no head was found")
+    order: list[str] = []
+    watched = [("layer", anatomy.layers[-1]), ("norm", anatomy.norm), ("head", anatomy.head)]
+    hooks = [m.register_forward_hook(lambda *_, n=name: order.append(n)) for name, m in watched]
+    every.run()
+    for hook in hooks:
+        hook.remove()
+    last_layer = len(order) - 1 - order[::-1].index("layer") if "layer" in order else -1
+    assert order[last_layer + 1 :][-2:] == ["norm", "head"]
+
+
+@pytest.mark.parametrize(
+    "law", [head_gates, head_removal, layer_gates], ids=lambda law: law.__name__
+)
+def test_gates_are_exact_in_both_precisions(quick: Specimen, law: Any) -> None:
+    if law is not layer_gates and not any(
+        quick.anatomy.attentions(i) for i in range(len(quick.anatomy.layers))
+    ):
+        pytest.skip("it has no attention")
+    assert law(quick) == Verdict(True)
+
+
+def test_finding_changes_nothing(quick: Specimen) -> None:
+    before = {name: value.clone() for name, value in quick.model.state_dict().items()}
+    anatomy = Anatomy.of(quick.model)
+    for index in range(len(anatomy.layers)):
+        anatomy.attentions(index), anatomy.mlps(index)
+    after = quick.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in quick.model.modules())
+
+
+@contextmanager
+def watched_attention(anatomy: Anatomy) -> Iterator[list[tuple[int, int, int]]]:
+    """Heads, key heads and value width of every call that the layers make of the interface."""
+    seen: list[tuple[int, int, int]] = []
+    inside = {id(module) for layer in anatomy.layers for module in layer.modules()}
+    plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def watching(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any
+    ) -> Any:
+        output = plain(module, query, key, value, *args, **kw)
+        if id(module) in inside:
+            seen.append((query.shape[1], key.shape[1], output[0].shape[-1]))
+        return output
+
+    AttentionInterface.register("sdpa", watching)
+    try:
+        yield seen
+    finally:
+        AttentionInterface.register("sdpa", plain)
