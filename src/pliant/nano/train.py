@@ -30,7 +30,13 @@ LARGE_LAYERS = 4
 
 SCHEDULES = {
     "nano-s": Schedule(steps=5_500),
-    "nano-l": Schedule(steps=13_000, tilt=0.7, tilt_until=0.5, seed=1),
+    "nano-l": Schedule(
+        steps=12_500,
+        tilt=0.7,
+        tilt_until=0.5,
+        emphasis={"pattern": 0.5, "largest": 0.6, "boolean": 0.7, "cell": 1.3, "count": 1.3},
+        seed=1,
+    ),
 }
 
 
