@@ -64,10 +64,12 @@ oldest: ## try the oldest supported transformers, in an environment of its own
 	@$(MAKE) --no-print-directory oldest-tests VENV=.venv-oldest \
 	  UNPINNED='^(transformers|tokenizers|huggingface-hub)==' INSTALLED='transformers==$(OLDEST)'
 
-# What does not depend on which architectures a version knows.
-.PHONY: oldest-tests
+# The quick set of architectures, without two: DeepSeek-V4 is younger than that version, and its
+# RWKV does not run in bf16. Its Trainer cannot resume two processes on a CPU.
 oldest-tests: $(STAMP)
-	@$(TESTS) tests/test_loading.py tests/test_training.py tests/adapters tests/cli
+	@$(TESTS) tests/adapters tests/cli tests/test_loading.py tests/test_training.py \
+	  -k 'not two_processes'
+	@$(TESTS) tests/contracts -k '(fp32 or bf16) and not deepseek_v4 and not rwkv'
 
 .PHONY: clean
 clean: ## remove everything that can be made again

@@ -12,6 +12,7 @@ twice are errors. A path that is not absolute is relative to the recipe, whereve
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -109,10 +110,10 @@ def _located(recipe: Recipe, key: str, kind: Any) -> Any:
     typed_in_the_shell = key not in recipe.lines
     folder = Path() if typed_in_the_shell else recipe.path.absolute().parent
     if _wants_path(kind):
-        return folder / Path(value).expanduser()
+        return Path(os.path.normpath(folder / Path(value).expanduser()))
     if typed_in_the_shell or not value.startswith(("./", "../")):
         return value
-    return str(folder / value)
+    return os.path.normpath(folder / value)
 
 
 def _wants_path(kind: Any) -> bool:
