@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class PliantError(Exception):
-    """The root of every error a user can cause or mend; the command line prints it in one line, exit code 2."""
+    """The root of what a user can cause or mend: on the command line one line, exit code 2."""
 
 
 class UnsupportedModel(PliantError):
@@ -12,7 +12,7 @@ class UnsupportedModel(PliantError):
 
 
 class ModelNotFound(PliantError):
-    """A name that is no embedded model, no local folder and no model on the hub, or has no usable config."""
+    """A name that is no embedded model, no local folder and no model on the hub, or a broken one."""
 
 
 class InvalidInput(PliantError, ValueError):
@@ -24,7 +24,7 @@ class AdapterError(PliantError):
 
 
 class CorruptFile(AdapterError):
-    """A saved file is truncated, foreign, of a later version, or does not hold what its index promises."""
+    """A saved file is truncated, foreign, of a later version, or lacks what its index promises."""
 
 
 class WrongBase(AdapterError):
