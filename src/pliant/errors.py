@@ -12,7 +12,7 @@ class UnsupportedModel(PliantError):
 
 
 class ModelNotFound(PliantError):
-    """A name that is no embedded model, no local folder and no model on the hub, or a broken one."""
+    """A name that is no embedded model, no local folder and none on the hub, or a broken one."""
 
 
 class InvalidInput(PliantError, ValueError):
