@@ -20,7 +20,7 @@ def demo(
     page: Annotated[Path, typer.Option(help="Where the page goes.", dir_okay=False)] = Path(
         "pliant-demo.html"
     ),
-    json: Annotated[bool, typer.Option(help="One JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Ask two embedded models a spread of questions: who is right, and what does it cost?
 

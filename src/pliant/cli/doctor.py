@@ -20,7 +20,7 @@ EXAMPLE = "pliant doctor nano-l --json"
 
 def doctor(
     model: Annotated[str, typer.Argument(help="nano-s, nano-l, a folder, or a name on the hub.")],
-    json: Annotated[bool, typer.Option(help="One JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Say what Pliant can do with a model, and why not, from its config alone.
 
