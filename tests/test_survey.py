@@ -26,7 +26,7 @@ from pliant.survey import (
 )
 from pliant.survey.__main__ import write
 from pliant.survey.capability import yes_if
-from pliant.survey.foundation import chosen_logits, head, head_gates, head_removal
+from pliant.survey.foundation import chosen_logits, head, head_removal
 from pliant.survey.matrix import Row, count, page
 
 LLAMA_70B = LlamaConfig(

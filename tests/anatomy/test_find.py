@@ -40,6 +40,31 @@ def test_the_heads_of_a_conv1d_lie_on_axis_0() -> None:
     assert attention.output.weight.shape[0] == attention.heads * attention.head_dim
 
 
+def test_heads_that_are_subtracted_in_pairs_leave_as_one() -> None:
+    attention = Anatomy.of(tiny_model("diffllama")).attention(0)
+    assert attention is not None and (attention.heads, attention.head_dim) == (2, 32)
+
+
+def test_an_output_of_an_unknown_name_is_found_by_its_shape() -> None:
+    model = tiny_model("mistral")
+    for layer in model.model.layers:
+        layer.self_attn.leave = layer.self_attn.o_proj
+        del layer.self_attn.o_proj
+    attention = Anatomy.of(model).attention(0)
+    assert attention is not None and attention.output_name == "self_attn.leave"
+
+
+def test_of_two_that_fit_by_shape_none_is_guessed() -> None:
+    model = tiny_model("mistral")
+    for layer in model.model.layers:
+        layer.self_attn.leave = layer.self_attn.o_proj
+        layer.self_attn.stay = nn.Linear(64, 64)
+        del layer.self_attn.o_proj
+    anatomy = Anatomy.of(model)
+    assert anatomy.attention(0) is None
+    assert "no projection takes all its heads" in (anatomy.why_no_attention(0) or "")
+
+
 def test_a_hybrid_has_attention_in_some_layers_and_says_why_not_in_others() -> None:
     anatomy = Anatomy.of(tiny_model("jamba"))
     found = [anatomy.attention(i) is not None for i in range(4)]

@@ -52,6 +52,7 @@ KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "k
 HEAD_WIDTHS = ("v_head_dim", "head_dim", "head_size", "attention_head_size", "dim_head")
 
 _QUERY = re.compile(r"(^|_)(q|query|qkv|Wqkv|Wq|W_pack)(_|$)|^c_attn$")
+_INWARD = re.compile(r"(^|_)(q|k|v|kv|query|key|value|qkv|Wqkv|g|gate|gates)(_|$)|c_attn|W_pack")
 _CROSS = re.compile(r"cross|encoder_attn", re.IGNORECASE)
 # Gates of a recurrent cell: it has queries and keys, but no softmax over the past.
 _RECURRENT = re.compile(r"igate|fgate|time_decay|A_log|dt_bias")
@@ -77,10 +78,9 @@ def find_attention(
         return _measured([(p, _parent(layer, p.path)) for p in chosen], config, heads)
     if layer_type is not None and _NO_SOFTMAX_TYPES.search(layer_type):
         return Absent(f"a {layer_type} layer: it has no softmax attention")
-    candidates = list(_candidates(layer))
-    if not candidates:
-        return Absent(_why_none(layer))
-    return _measured(candidates, config, heads)
+    if candidates := list(_candidates(layer)):
+        return _measured(candidates, config, heads)
+    return _unnamed(layer, config) or Absent(_why_none(layer))
 
 
 def _candidates(layer: nn.Module) -> Iterator[tuple[Projection, nn.Module]]:
@@ -95,6 +95,25 @@ def _candidates(layer: nn.Module) -> Iterator[tuple[Projection, nn.Module]]:
         path = next((a for a in ancestors if _holds_block(a, blocks)), None)
         if path is not None and not _is_recurrent(block := layer.get_submodule(path)):
             yield projection, block
+
+
+def _unnamed(layer: nn.Module, config: Any) -> tuple[Attention, ...]:
+    """Outputs by shape alone, under whatever name: the one child of a block that fits.
+
+    It takes all heads and gives back as many features as the queries were made from.
+    """
+    found = []
+    for path, block in layer.named_modules():
+        own = [p for p in projections(block, path) if p.path.rpartition(".")[0] == path]
+        taken = {p.inputs for p in own if _QUERY.search(p.names[0])}
+        if _is_recurrent(block) or _CROSS.search(path):
+            continue
+        outward = [p for p in own if p.outputs in taken and not _INWARD.search(p.names[0])]
+        fitting = [
+            m for p in outward if isinstance(m := _measure(p, block, config, None), Attention)
+        ]
+        found += fitting if len(fitting) == 1 else []
+    return tuple(found)
 
 
 def _holds_block(path: str, blocks: dict[str, nn.Module]) -> bool:
@@ -133,9 +152,14 @@ def _measure(
     for heads in counts:
         for width in widths:
             if heads * width == projection.inputs:
-                kv_heads = _kv_heads(block, configs, heads)
+                joined = _joined(block, width)
                 return Attention(
-                    projection.module, projection.path, heads, width, kv_heads, projection.axis
+                    output=projection.module,
+                    output_name=projection.path,
+                    heads=heads // joined,
+                    head_dim=width * joined,
+                    kv_heads=max(1, _kv_heads(block, configs, heads) // joined),
+                    axis=projection.axis,
                 )
     return Absent(
         f"{projection.path} has {projection.inputs} inputs, which is no heads x head_dim "
@@ -151,6 +175,15 @@ def _default_widths(configs: list[Any]) -> list[int]:
         for hidden, heads in pairs
         if isinstance(hidden, int) and isinstance(heads, int) and heads
     ]
+
+
+def _joined(block: nn.Module, width: int) -> int:
+    """How many heads leave as one: DiffLlama subtracts them in pairs, and norms each pair."""
+    for name, child in block.named_children():
+        shape = getattr(child, "normalized_shape", None)
+        if "group" in name and shape and shape[-1] % width == 0:
+            return int(shape[-1]) // width
+    return 1
 
 
 def _kv_heads(block: nn.Module, configs: list[Any], heads: int) -> int:
@@ -189,7 +222,10 @@ def _why_none(layer: nn.Module) -> str:
     if any(map(_is_recurrent, asking)):
         return "a recurrent layer: it has no softmax attention"
     if asking:
-        return f"it has no output projection named {', '.join(OUTPUT_NAMES)}"
+        return (
+            f"no projection takes all its heads (looked for {', '.join(OUTPUT_NAMES)}, "
+            "then for the only one of the right shape)"
+        )
     if any(re.fullmatch(r"(.*\.)?q", name) for name, _ in layer.named_parameters()):
         return "its projections are bare parameters, no modules that a hook could sit on"
     return "nothing in it projects to queries: it has no softmax attention"

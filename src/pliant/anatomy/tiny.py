@@ -25,7 +25,8 @@ def causal_lm_types() -> list[str]:
 
 def variants() -> list[str]:
     """Names of further structures that some types can have: `gemma4_text+shared_keys`, ..."""
-    return list(OVERRIDES["variants"])
+    types = causal_lm_types()
+    return [name for name in OVERRIDES["variants"] if name.partition("+")[0] in types]
 
 
 def tiny_config(config: PreTrainedConfig | str) -> PreTrainedConfig:
