@@ -55,6 +55,7 @@ def test_importing_pliant_is_light() -> None:
         ["demo", "--help"],
         ["run", "--help"],
         ["run", "no-such-recipe.yaml"],
+        ["doctor", "./no-such-folder"],
     ],
     ids=" ".join,
 )

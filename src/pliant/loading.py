@@ -64,11 +64,11 @@ def load_model(
     **options: Any,
 ) -> PreTrainedModel:
     """The model alone; a checkpoint that lacks some of its weights is refused, not filled in."""
+    source = resolve(name)
     from transformers import AutoModelForCausalLM
 
     _check_dtype(dtype)
     place = torch_device(device)
-    source = resolve(name)
     config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     with _one_line(source, "weights"), _wrong_options(source):
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -90,10 +90,10 @@ def load_model(
 def load_tokenizer(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
     source = resolve(name)
     _refuse_no_tokenizer(source)
+    from transformers import AutoTokenizer
+
     with _one_line(source, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.location, revision=revision, trust_remote_code=trust_remote_code
@@ -105,10 +105,10 @@ def load_config(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PretrainedConfig:
     """The config of a causal language model; nothing else is read, and no weights are fetched."""
-    from transformers import AutoConfig
-
     source = resolve(name)
     raw = _read_config(source, revision)
+    from transformers import AutoConfig  # after what can fail at once: this takes seconds
+
     with _one_line(source, "config"):
         config: PretrainedConfig = AutoConfig.from_pretrained(
             source.location, revision=revision, trust_remote_code=trust_remote_code

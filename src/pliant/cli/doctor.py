@@ -15,6 +15,13 @@ from pliant.reports.tables import Table, count, size
 if TYPE_CHECKING:
     from pliant.survey import Examination, Sizes
 
+TITLES = {
+    "foundation": "Does Pliant know its way about in it?",
+    "complexity": "Complexity and routing: a score from the prompt's own prefill",
+    "structure": "Structure: gates on heads, layers and channels",
+    "experts": "Experts: projections turned by a few numbers each",
+    "gradients": "Gradients: a loss on chosen tokens alone",
+}
 EXAMPLE = "pliant doctor nano-l --json"
 
 
@@ -28,9 +35,11 @@ def doctor(
     a model can do is found by doing it, on a tiny copy of the same structure.
     """
     from pliant import loading
-    from pliant.survey import examine
 
-    found = examine(loading.load_config(model))
+    config = loading.load_config(model)
+    from pliant.survey import examine  # after a name that is no model: this takes seconds
+
+    found = examine(config)
     if json:
         terminal.print_json({"model": model, **asdict(found)})
     else:
@@ -45,8 +54,8 @@ def tables(name: str, found: Examination) -> Iterator[Table]:
         yield Table(title, ["what", "how much"], list(size_rows(found.sizes)))
     for part, findings in groupby(found.findings, key=lambda finding: finding.part):
         yield Table(
-            f"What it can do: {part}",
-            ["question", "answer", "why not"],
+            TITLES[part],
+            ["question", "answer", "why not, or when"],
             [[f.question, "yes" if f.ok else "no", f.reason] for f in findings],
             colours={"yes": "green", "no": "red"},
         )
