@@ -11,7 +11,6 @@ from torch import Tensor
 from pliant.survey.capability import YES, Verdict, register
 from pliant.survey.specimen import Specimen
 
-PART = "foundation"
 NEW_TOKENS = 3
 PADDING = 3
 CLOSE = 1e-4
@@ -19,7 +18,10 @@ CLOSE = 1e-4
 
 
 @register(
-    PART, "cached", "Does generation with the cache equal generation without?", needs=["runs"]
+    "foundation",
+    "cached",
+    "Does generation with the cache equal generation without?",
+    needs=["runs"],
 )
 def cached(specimen: Specimen) -> Verdict:
     with_cache = _generate(specimen, specimen.ids, use_cache=True)
@@ -28,7 +30,7 @@ def cached(specimen: Specimen) -> Verdict:
 
 
 @register(
-    PART,
+    "complexity",
     "crop",
     "Can its cache be cropped, as if the last tokens had never been?",
     needs=["cached"],
@@ -46,7 +48,7 @@ def crop(specimen: Specimen) -> Verdict:
 
 
 @register(
-    PART,
+    "complexity",
     "left padding",
     "Does padding on the left leave the answers as they are?",
     needs=["cached"],

@@ -33,12 +33,15 @@ def yes_if(holds: bool, otherwise: str) -> Verdict:
 Check = Callable[[Specimen], Verdict]
 
 
+PARTS = ("foundation", "complexity", "structure", "experts", "gradients")
+
+
 @dataclass(frozen=True)
 class Capability:
     """One column of docs/architectures.md."""
 
     part: str
-    """The part of Pliant it belongs to: foundation, complexity, structure, experts, gradients."""
+    """The part of Pliant that needs it: one of PARTS."""
     name: str
     question: str
     check: Check
@@ -56,11 +59,16 @@ def register(
 
     def decorate(check: Check) -> Check:
         known = [capability.name for capability in CAPABILITIES]
-        assert name not in known and set(needs) <= set(known), name
+        assert name not in known and set(needs) <= set(known) and part in PARTS, name
         CAPABILITIES.append(Capability(part, name, question, check, tuple(needs)))
         return check
 
     return decorate
+
+
+def by_part() -> list[Capability]:
+    """All capabilities in the order in which they are shown: those of a part together."""
+    return sorted(CAPABILITIES, key=lambda capability: PARTS.index(capability.part))
 
 
 def ask(specimen: Specimen, capabilities: Iterable[Capability] | None = None) -> dict[str, Verdict]:

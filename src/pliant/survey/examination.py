@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pliant.anatomy import Anatomy
 from pliant.errors import UnsupportedModel
-from pliant.survey.capability import CAPABILITIES, ask
+from pliant.survey.capability import ask, by_part
 from pliant.survey.sizes import Estimate, Sizes, estimates_of, sizes_of
 from pliant.survey.specimen import Specimen
 
@@ -52,7 +52,7 @@ def examine(config: PreTrainedConfig) -> Examination:
         sizes=sizes,
         findings=tuple(
             Finding(c.part, c.name, c.question, answers[c.name].ok, answers[c.name].reason)
-            for c in CAPABILITIES
+            for c in by_part()
         ),
         estimates=estimates,
     )

@@ -1,4 +1,4 @@
-"""What the ground of Pliant asks: that a model runs, and is made as anatomy says."""
+"""What each part of Pliant stands on: that a model runs, and is made as anatomy says."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from pliant.anatomy import Attention
 from pliant.anatomy.config import read, text_config
 from pliant.anatomy.find import find_embeddings
-from pliant.anatomy.projection import as_projection
+from pliant.anatomy.projection import as_projection, projections
 from pliant.errors import UnsupportedModel
 from pliant.survey.capability import YES, Verdict, register, yes_if
 from pliant.survey.specimen import Specimen
 
-PART = "foundation"
 
-
-@register(PART, "runs", "Does a tiny copy build and give finite logits?")
+@register("foundation", "runs", "Does a tiny copy build and give finite logits?")
 def runs(specimen: Specimen) -> Verdict:
     logits, ids = specimen.logits, specimen.ids
     if logits.shape[:2] != ids.shape:
@@ -29,7 +27,10 @@ def runs(specimen: Specimen) -> Verdict:
 
 
 @register(
-    PART, "embeddings", "Are embeddings and hidden size found, and do they embed?", needs=["runs"]
+    "foundation",
+    "embeddings",
+    "Are embeddings and hidden size found, and do they embed?",
+    needs=["runs"],
 )
 def embeddings(specimen: Specimen) -> Verdict:
     table = find_embeddings(specimen.model)
@@ -45,7 +46,9 @@ def embeddings(specimen: Specimen) -> Verdict:
     return yes_if(vectors >= specimen.ids.numel(), f"they give {vectors} vectors")
 
 
-@register(PART, "layers", "Are the layers found, and does each of them run?", needs=["runs"])
+@register(
+    "foundation", "layers", "Are the layers found, and does each of them run?", needs=["runs"]
+)
 def layers(specimen: Specimen) -> Verdict:
     calls = _layer_calls(specimen)
     idle = [i for i in range(len(specimen.anatomy.layers)) if i not in calls]
@@ -56,7 +59,7 @@ def layers(specimen: Specimen) -> Verdict:
     return Verdict(False, f"layers {idle} never run")
 
 
-@register(PART, "in order", "Does each layer run exactly once, in order?", needs=["layers"])
+@register("foundation", "in order", "Does each layer run exactly once, in order?", needs=["layers"])
 def in_order(specimen: Specimen) -> Verdict:
     calls = _layer_calls(specimen)
     first = ", ".join(map(str, calls[:8]))
@@ -64,13 +67,17 @@ def in_order(specimen: Specimen) -> Verdict:
     return yes_if(calls == sorted(set(calls)), told)
 
 
-@register(PART, "attention", "Are the projections found that the heads leave by?", needs=["layers"])
+@register(
+    "structure", "attention", "Are the projections found that the heads leave by?", needs=["layers"]
+)
 def attention(specimen: Specimen) -> Verdict:
     parts = [(a.output, a.heads * a.head_dim) for a in _attentions(specimen)]
     return _takes(specimen, parts, specimen.anatomy.why_no_attention)
 
 
-@register(PART, "head gates", "Do gates at 1 on every head change no bit?", needs=["attention"])
+@register(
+    "structure", "head gates", "Do gates at 1 on every head change no bit?", needs=["attention"]
+)
 def head_gates(specimen: Specimen) -> Verdict:
     hooks = [(a.output, scale_heads(a, torch.ones(a.heads))) for a in _attentions(specimen)]
     gated = specimen.run_hooked(*hooks)
@@ -78,7 +85,10 @@ def head_gates(specimen: Specimen) -> Verdict:
 
 
 @register(
-    PART, "head removal", "Does a gate at 0 equal zeroing its slice of W_o?", needs=["head gates"]
+    "structure",
+    "head removal",
+    "Does a gate at 0 equal zeroing its slice of W_o?",
+    needs=["head gates"],
 )
 def head_removal(specimen: Specimen) -> Verdict:
     chosen = _attentions(specimen)[-1]
@@ -94,7 +104,9 @@ def head_removal(specimen: Specimen) -> Verdict:
     return yes_if(torch.equal(gated, zeroed), "the two differ")
 
 
-@register(PART, "layer gates", "Does every layer take a lerp gate, neutral at 1?", needs=["layers"])
+@register(
+    "structure", "layer gates", "Does every layer take a lerp gate, neutral at 1?", needs=["layers"]
+)
 def layer_gates(specimen: Specimen) -> Verdict:
     run = _layer_calls(specimen)
     neutral = _with_layer_gates(specimen, dict.fromkeys(run, 1.0))
@@ -105,7 +117,10 @@ def layer_gates(specimen: Specimen) -> Verdict:
 
 
 @register(
-    PART, "mlp", "Is the projection found that the MLP's channels leave by?", needs=["layers"]
+    "structure",
+    "mlp",
+    "Is the projection found that the MLP's channels leave by?",
+    needs=["layers"],
 )
 def mlp(specimen: Specimen) -> Verdict:
     anatomy = specimen.anatomy
@@ -114,7 +129,10 @@ def mlp(specimen: Specimen) -> Verdict:
 
 
 @register(
-    PART, "head", "Does the decoder, then the head, give the model's logits?", needs=["layers"]
+    "gradients",
+    "head",
+    "Does the decoder, then the head, give the model's logits?",
+    needs=["layers"],
 )
 @torch.no_grad()
 def head(specimen: Specimen) -> Verdict:
@@ -137,7 +155,10 @@ def head(specimen: Specimen) -> Verdict:
 
 
 @register(
-    PART, "chosen logits", "Does it compute logits at chosen positions alone?", needs=["runs"]
+    "gradients",
+    "chosen logits",
+    "Does it compute logits at chosen positions alone?",
+    needs=["runs"],
 )
 def chosen_logits(specimen: Specimen) -> Verdict:
     positions = torch.tensor([1, 4, specimen.ids.shape[1] - 1])
@@ -149,17 +170,43 @@ def chosen_logits(specimen: Specimen) -> Verdict:
 
 
 @register(
-    PART, "first k", "Run alone, do the first layers give the model's own state?", needs=["layers"]
+    "complexity",
+    "first k",
+    "Run alone, do the first layers give the model's own state?",
+    needs=["layers"],
 )
 def first_layers(specimen: Specimen) -> Verdict:
     return _kept(specimen.depth.first_layers)
 
 
 @register(
-    PART, "resume", "Stopped half-way and resumed, does it give the same bits?", needs=["layers"]
+    "complexity",
+    "resume",
+    "Stopped half-way and resumed, does it give the same bits?",
+    needs=["layers"],
 )
 def resume(specimen: Specimen) -> Verdict:
     return _kept(specimen.depth.resume)
+
+
+@register("experts", "projections", "Are there projections that an expert can turn?", ["layers"])
+def turnable(specimen: Specimen) -> Verdict:
+    """An expert turns what is a module of its own and called as one; fused MoE weights are not."""
+    ran: set[int] = set()
+
+    def record(index: int) -> Callable[..., None]:
+        return lambda *_: ran.add(index)
+
+    found = [
+        (projection.module, record(i))
+        for i, layer in enumerate(specimen.anatomy.layers)
+        for projection in projections(layer)
+    ]
+    specimen.run_hooked(*found)
+    without = sorted(set(_layer_calls(specimen)) - ran)
+    if not ran:
+        return Verdict(False, "no layer calls a projection as a module")
+    return Verdict(True, f"in {len(ran)} of {len(ran) + len(without)} layers" if without else "")
 
 
 def scale_heads(attention: Attention, gates: Tensor) -> Callable[..., Any]:

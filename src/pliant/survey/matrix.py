@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from pliant.anatomy.tiny import causal_lm_types, variants
-from pliant.survey.capability import CAPABILITIES, Verdict, ask
+from pliant.survey.capability import Verdict, ask, by_part
 from pliant.survey.specimen import Specimen
 
 PREAMBLE = """\
@@ -77,13 +77,13 @@ def count(table: list[Row], capability: str) -> int:
 
 def _questions(table: list[Row]) -> list[str]:
     lines = ["| part | column | question | yes |", "|---|---|---|--:|"]
-    for c in CAPABILITIES:
+    for c in by_part():
         lines.append(f"| {c.part} | {c.name} | {c.question} | {count(table, c.name)} |")
     return lines
 
 
 def _table(table: list[Row], reasons: Mapping[str, int]) -> list[str]:
-    names = [capability.name for capability in CAPABILITIES]
+    names = [capability.name for capability in by_part()]
     head = ["| type | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     return head + [
         f"| {row.name} | " + " | ".join(_cell(row.answers[n], reasons) for n in names) + " |"
@@ -98,7 +98,9 @@ def _cell(verdict: Verdict, reasons: Mapping[str, int]) -> str:
 
 def _numbered(table: list[Row]) -> dict[str, int]:
     """Reasons in the order in which the table meets them."""
-    met = (answer.reason for row in table for answer in row.answers.values() if answer.reason)
+    names = [capability.name for capability in by_part()]
+    answers = (row.answers[name] for row in table for name in names)
+    met = (answer.reason for answer in answers if answer.reason)
     return {reason: number for number, reason in enumerate(dict.fromkeys(met), start=1)}
 
 
