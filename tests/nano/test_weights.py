@@ -81,17 +81,6 @@ def test_together_they_are_small():
     assert sum(f.stat().st_size for f in weights.rglob("*") if f.is_file()) <= 8e6
 
 
-def test_a_batch_answers_as_each_prompt_alone():
-    model, tokenizer = nano.load(SMALL)
-    prompts = [q.prompt for q in nano.questions("test", 24, seed=2)]
-    together = nano.ask(model, tokenizer, prompts)
-    assert together == [nano.ask(model, tokenizer, [prompt])[0] for prompt in prompts]
-
-
-def test_no_prompts_no_answers():
-    assert nano.ask(*nano.load(SMALL), []) == []
-
-
 def test_an_unknown_name_is_told_the_known_ones():
     with pytest.raises(ModelNotFound, match="nano-m.*nano-s, nano-l"):
         nano.load("nano-m")

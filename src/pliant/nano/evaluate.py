@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pliant.loading import WEIGHTS
-from pliant.nano import HELD_OUT, NAMES, TRAINED, ask
+from pliant.loading import WEIGHTS, load
+from pliant.nano import HELD_OUT, NAMES, TRAINED, ask, path
+from pliant.nano.program import Parser, as_program, progress
 from pliant.nano.question import DIFFICULTIES, Question
 from pliant.nano.world import questions
 
 TEST_QUESTIONS, HELD_OUT_QUESTIONS = 6_000, 600
+_AT_ONCE = 600
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,24 @@ class Accuracy:
         ]
         return sum(hits) / len(hits) if hits else None
 
+    def parted(self, n: int) -> tuple[Accuracy, Accuracy]:
+        """The first `n` questions, and the rest."""
+        return Accuracy(self.asked[:n], self.right[:n]), Accuracy(self.asked[n:], self.right[n:])
 
-def measure(name: str, asked: Sequence[Question], folder: Path = WEIGHTS) -> Accuracy:
+
+def measure(
+    name: str, asked: Sequence[Question], folder: Path = WEIGHTS, device: str | None = None
+) -> Accuracy:
     """Ask a model of `folder` every question."""
-    from pliant.loading import load
-
-    model, tokenizer = load(folder / name)
-    said = ask(model, tokenizer, [q.prompt for q in asked])
-    return Accuracy(tuple(asked), tuple(q.check(s) for q, s in zip(asked, said, strict=True)))
+    model, tokenizer = load(folder / name, device=device)
+    right: list[bool] = []
+    with progress(name, len(asked)) as tell:
+        for begin in range(0, len(asked), _AT_ONCE):
+            some = asked[begin : begin + _AT_ONCE]
+            said = ask(model, tokenizer, [q.prompt for q in some])
+            right += [q.check(text) for q, text in zip(some, said, strict=True)]
+            tell(len(right), f"questions, {sum(right) / len(right):.3f} right")
+    return Accuracy(tuple(asked), tuple(right))
 
 
 def card_questions(seed: int = 0) -> tuple[list[Question], list[Question]]:
@@ -126,24 +138,31 @@ def write(name: str, trained: Accuracy, unseen: Accuracy, folder: Path) -> None:
     _replace(folder / name / "accuracy.json", json.dumps(figures, indent=2) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".writing")
+def _replace(file: Path, text: str) -> None:
+    aside = file.with_name(file.name + ".writing")
     aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    aside.replace(file)
 
 
-def main() -> None:
-    arguments = _arguments()
-    asked, asked_unseen = card_questions(arguments.seed)
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    with as_program("no card was touched that is not whole"):
+        for name in options.models:
+            path(name)  # a name that is none is said before any model is asked
+        evaluate([n for n in NAMES if n in (options.models or NAMES)], options)
+
+
+def evaluate(names: Sequence[str], options: argparse.Namespace) -> None:
+    asked, asked_unseen = card_questions(options.seed)
     right: dict[str, tuple[bool, ...]] = {}
-    for name in arguments.models:
-        trained = measure(name, asked, arguments.weights)
-        unseen = measure(name, asked_unseen, arguments.weights)
+    for name in names:
+        both = measure(name, [*asked, *asked_unseen], options.weights, options.device)
+        trained, unseen = both.parted(len(asked))
         right[name] = trained.right
         print(f"{name}: {trained.share():.4f} of {len(asked):,}\n\n{table(trained, unseen)}\n")
-        if arguments.write:
-            write(name, trained, unseen, arguments.weights)
-    if len(right) == 2:
+        if options.write:
+            write(name, trained, unseen, options.weights)
+    if len(right) == len(NAMES):
         print(_together(*right.values()))
 
 
@@ -154,17 +173,20 @@ def _together(small: Sequence[bool], large: Sequence[bool]) -> str:
     return f"only {NAMES[0]} right: {only_small:.4f}; only {NAMES[1]} right: {only_large:.4f}"
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
         prog="python -m pliant.nano.evaluate",
         description="Accuracy of the embedded models by family and difficulty.",
         epilog="example: python -m pliant.nano.evaluate nano-s",
     )
-    parser.add_argument("models", nargs="*", choices=NAMES, default=list(NAMES))
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help="nano-s or nano-l (default: both)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another set of test questions")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the models are")
+    parser.add_argument("--device", help="cpu, cuda, ... (as a rule cpu)")
     parser.add_argument("--write", action="store_true", help="write the cards beside the weights")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

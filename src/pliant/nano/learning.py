@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from pliant.errors import CorruptFile, InvalidInput
 from pliant.nano.batches import Batch, Place, batches
 from pliant.nano.muon import Muon
 
@@ -78,9 +81,7 @@ class Learner:
         endless = batches(
             self.tokenizer, s.tokens, s.seed, self._place, tilt=s.lean, emphasis=s.emphasis
         )
-        for place, batch in endless:
-            if self.step >= s.steps:
-                return
+        for place, batch in islice(endless, max(0, s.steps - self.step)):
             loss = self._learn(batch)
             self.step, self._place = self.step + 1, place
             yield loss
@@ -98,43 +99,46 @@ class Learner:
             optimizer.step()
         return loss.item()
 
-    def save(self, folder: Path) -> None:
-        """Everything that the next step needs, written aside first and then put in place."""
-        aside = folder.with_name(folder.name + ".writing")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_file(self._tensors(), aside / "state.safetensors")
+    @property
+    def done(self) -> bool:
+        return self.step >= self.schedule.steps
+
+    def save(self, file: Path) -> None:
+        """Everything that the next step needs, in one file: written aside, then put in place."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(file.name + ".writing")
         progress = {
             "step": self.step,
             "place": asdict(self._place),
             "schedule": asdict(self.schedule),
         }
-        (aside / "progress.json").write_text(json.dumps(progress, indent=2))
-        old = folder.with_name(folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        save_file(self._tensors(), aside, metadata={"progress": json.dumps(progress)})
+        aside.replace(file)
 
-    def resume(self, folder: Path) -> bool:
-        """Go on from a checkpoint of this very schedule; whether there was one."""
-        folder = folder if folder.exists() else folder.with_name(folder.name + ".old")
-        if not folder.exists():
+    def resume(self, file: Path) -> bool:
+        """Go on from a checkpoint of this very model and schedule; whether there was one.
+
+        Another run's checkpoint is refused, not overwritten: it may have cost hours.
+        """
+        if not file.exists():
             return False
-        progress = json.loads((folder / "progress.json").read_text())
-        if progress["schedule"] != asdict(self.schedule):
-            return False
-        saved = load_file(folder / "state.safetensors")
+        progress, saved = _read(file)
+        differences = _differences(progress["schedule"], asdict(self.schedule))
         if not self._fits(saved):
-            return False
+            differences.append("the model has other shapes")
+        if differences:
+            raise InvalidInput(
+                f"{file} belongs to another run ({'; '.join(differences)}): "
+                "remove it to begin anew, or keep this run's state elsewhere"
+            )
         self._restore(saved)
         self.step, self._place = progress["step"], Place(**progress["place"])
         return True
 
     def _fits(self, saved: dict[str, Tensor]) -> bool:
         ours = {f"model.{name}": p.shape for name, p in self.model.named_parameters()}
-        return all(name in saved and saved[name].shape == shape for name, shape in ours.items())
+        theirs = {name: t.shape for name, t in saved.items() if name.startswith("model.")}
+        return ours == theirs
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": p.detach().cpu() for name, p in self.model.named_parameters()}
@@ -157,6 +161,26 @@ class Learner:
             whole = optimizer.state_dict()
             whole["state"] = state
             optimizer.load_state_dict(whole)
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(file, "pt") as saved:
+            progress = json.loads((saved.metadata() or {})["progress"])
+            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise CorruptFile(
+            f"{file} is no whole checkpoint ({error}): remove it to begin anew"
+        ) from error
+    return progress, tensors
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    return [
+        f"{name} was {theirs.get(name)} and is {ours.get(name)}"
+        for name in dict.fromkeys([*ours, *theirs])
+        if theirs.get(name) != ours.get(name)
+    ]
 
 
 def answer_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
