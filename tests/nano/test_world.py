@@ -3,13 +3,14 @@
 import re
 from collections import Counter
 from hashlib import sha256
+from itertools import cycle, islice
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pliant.errors import InvalidInput
-from pliant.nano import DIFFICULTIES, HELD_OUT, TRAINED, questions
+from pliant.nano import DIFFICULTIES, HELD_OUT, TRAINED, questions, stream
 from pliant.nano.families import BY_NAME
 
 
@@ -189,11 +190,19 @@ def test_prompts_of_a_test_set_are_distinct_and_every_family_has_several_wording
 
 
 def test_families_are_asked_by_their_weight():
-    drawn = Counter(q.family for q in questions("train", 20_000, seed=2))
+    drawn = Counter(q.family for q in islice(stream("train", seed=2), 20_000))
     total = sum(f.weight for f in TRAINED)
     for family in TRAINED:
         expected = 20_000 * family.weight / total
         assert abs(drawn[family.name] - expected) < 6 * expected**0.5
+
+
+def test_no_prompt_comes_twice_until_there_is_nothing_else():
+    from pliant.nano.world import _distinct
+
+    three = questions("test", 3)
+    five = list(islice(_distinct(cycle([three[0], *three])), 5))
+    assert five[:3] == three and set(five[3:]) <= set(three)
 
 
 def test_check_wants_the_answer_and_nothing_else():

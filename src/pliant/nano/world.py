@@ -24,8 +24,9 @@ def questions(
     """`n` questions of a split ("train", "dev", "test"), the same for the same seed.
 
     `families` are those that the embedded models were trained on; name others ("shift") to get
-    them: `HELD_OUT` lists the ones that no model has seen. No prompt comes twice until a
-    family's supply at that difficulty has run out.
+    them: `HELD_OUT` lists the ones that no model has seen. No prompt comes twice, unless hundreds
+    of draws in a row bring nothing new; so among very many questions, those of which there are
+    few (the easiest sums) are rarer than their family's weight says.
     """
     if n < 0:
         raise InvalidInput(f"n is {n}; the number of questions is 0 or more")
