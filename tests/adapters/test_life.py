@@ -145,6 +145,23 @@ def test_disabled_ends_with_an_exception() -> None:
     assert torch.equal(logits(model), scaled)
 
 
+def test_disabled_blocks_may_end_in_any_order() -> None:
+    """As those of two generators do that are read by turns."""
+    model = tiny_llama()
+    adapter, other = trained(scale(model)), trained(scale(model, "other"), seed=3)
+    both = logits(model)
+    blocks = [adapter.disabled(), other.disabled(), adapter.disabled()]
+    for block in blocks:
+        block.__enter__()
+    blocks[0].__exit__(None, None, None)
+    blocks[1].__exit__(None, None, None)
+    with adapter.disabled():
+        only_other = logits(model)
+    assert torch.equal(logits(model), only_other)
+    blocks[2].__exit__(None, None, None)
+    assert torch.equal(logits(model), both)
+
+
 def test_disabled_in_one_thread_is_enabled_in_the_others() -> None:
     model = tiny_llama()
     base = logits(model)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pliant.adapters import files, saving
 from pliant.adapters.fingerprint import Fingerprint, fingerprint
-from pliant.adapters.wires import SWITCH, Connection, Wire
+from pliant.adapters.wires import Connection, Wire, switch_off, switch_on
 from pliant.errors import AdapterError, InvalidInput
 
 BRANCH = "pliant"  # what is attached is registered as model.pliant.<name>
@@ -65,14 +65,14 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
     def disabled(self) -> Iterator[None]:
         """The model as if this were not attached, in this thread, until the block is left.
 
-        Gradient checkpointing runs layers again in the backward pass: then it belongs inside, too.
+        Gradient checkpointing runs layers again in the backward pass: then it belongs inside, too,
+        and on the CPU (an accelerator's backward pass has a thread of its own, where this is on).
         """
-        before = SWITCH.off
-        SWITCH.off = (*before, self)
+        switch_off(self)
         try:
             yield
         finally:
-            SWITCH.off = before
+            switch_on(self)
 
     def detach(self) -> None:
         """Leave the model as it was before `attach`; what was learned stays in the adapter."""

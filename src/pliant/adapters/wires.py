@@ -72,6 +72,18 @@ def is_off(adapter: nn.Module) -> bool:
     return any(adapter is off for off in SWITCH.off)
 
 
+def switch_off(adapter: nn.Module) -> None:
+    SWITCH.off = (*SWITCH.off, adapter)
+
+
+def switch_on(adapter: nn.Module) -> None:
+    """Undo one `switch_off` of this adapter; others, and those of others, stay."""
+    for i, off in enumerate(SWITCH.off):
+        if off is adapter:
+            SWITCH.off = SWITCH.off[:i] + SWITCH.off[i + 1 :]
+            return
+
+
 class Guarded:
     """A wire's function, which does nothing while its adapter is off in this thread."""
 
