@@ -144,12 +144,14 @@ def test_a_card_that_was_made_ones_own_is_kept(tmp_path: Path) -> None:
 
 def test_a_second_save_takes_the_place_of_the_first(tmp_path: Path) -> None:
     saved(tmp_path, seed=2)
-    (tmp_path / "tokenizer.json").write_text("{}")
+    others = {"tokenizer.json", "adapter-mine.safetensors", ".mine.unfinished"}
+    for name in others:
+        (tmp_path / name).write_text("{}")
     second = saved(tmp_path, seed=3)
     again = Scale.from_pretrained(tiny_llama(), tmp_path)
     assert torch.equal(again.embeddings, second.embeddings)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 1
-    assert (tmp_path / "tokenizer.json").exists()
+    assert len(list(tmp_path.glob(files.WEIGHTS))) == 1
+    assert others <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_what_is_pushed_is_a_save_and_what_is_pulled_is_loaded(

@@ -24,7 +24,10 @@ from pliant.errors import AdapterError, CorruptFile
 
 FORMAT = 1
 INDEX = "pliant.json"
-WEIGHTS = "adapter-*.safetensors"
+DIGITS = 16  # of the content's SHA-256, in the name of the weights file
+WEIGHTS = f"adapter-{'[0-9a-f]' * DIGITS}.safetensors"  # a pattern for these files and no others
+CARD = "README.md"
+UNFINISHED = ".{}.unfinished"
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,9 @@ def write(folder: Path, index: Index, weights: bytes, card: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / index.weights, weights)
         write_file(folder / INDEX, (json.dumps(content, indent=2) + "\n").encode())
-        for old in {*folder.glob(WEIGHTS), *folder.glob(".*.unfinished")}:
-            if old.name != index.weights:
-                old.unlink()
-        _write_card(folder / "README.md", card)
+        for old in _left_behind(folder, index.weights):
+            old.unlink()
+        _write_card(folder / CARD, card)
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
@@ -78,12 +80,12 @@ def packed(tensors: dict[str, Tensor]) -> tuple[bytes, str, str]:
     apart = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     content = safetensors.torch.save(apart, {"format": "pt"})
     digest = hashlib.sha256(content).hexdigest()
-    return content, WEIGHTS.replace("*", digest[:16]), digest
+    return content, f"adapter-{digest[:DIGITS]}.safetensors", digest
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file in one step: a reader of `path` finds the old content or the new, never part."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(UNFINISHED.format(path.name))
     try:
         with unfinished.open("wb") as file:
             file.write(content)
@@ -171,6 +173,13 @@ def first_line(error: ValidationError) -> str:
     """Where pydantic found the first fault, and which."""
     fault = error.errors()[0]
     return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+
+
+def _left_behind(folder: Path, current: str) -> set[Path]:
+    """The weights of older saves, and what saves that were killed had begun."""
+    older = {path for path in folder.glob(WEIGHTS) if path.name != current}
+    begun = [UNFINISHED.format(name) for name in (INDEX, WEIGHTS, CARD)]
+    return older.union(*(folder.glob(pattern) for pattern in begun))
 
 
 def _checksum(content: dict[str, Any]) -> str:
