@@ -202,7 +202,12 @@ def _fetch_config(source: Source, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(source.location, "config.json", revision=revision))
+        offline = not _hub_answers(source, revision)
+        return Path(
+            hf_hub_download(
+                source.location, "config.json", revision=revision, local_files_only=offline
+            )
+        )
     except hub.GatedRepoError as error:
         raise ModelNotFound(
             f"{source} is gated: accept its terms on the hub, then log in with `hf auth login`"
@@ -220,6 +225,19 @@ def _fetch_config(source: Source, revision: str | None) -> Path:
         raise _unreachable(source) from error
     except (hub.HfHubHTTPError, OSError) as error:
         raise _unreachable(source) from error
+
+
+def _hub_answers(source: Source, revision: str | None) -> bool:
+    """Asked once: a download asks six times, for most of a minute, before it gives up."""
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(hf_hub_url(source.location, "config.json", revision=revision))
+    except errors.HfHubHTTPError:
+        pass  # an answer, if a bad one: the download puts it in its own words
+    except Exception:  # the client's own kinds of a failed connection, and its offline mode
+        return False
+    return True
 
 
 def _unreachable(source: Source) -> ModelNotFound:
