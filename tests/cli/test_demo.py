@@ -8,7 +8,14 @@ import sys
 import pytest
 
 from pliant import nano
-from pliant.cli.chapters.two_models import Answer, Shown, TwoModels, section
+from pliant.cli.chapters.two_models import (
+    Answer,
+    Shown,
+    TwoModels,
+    _ask_one,
+    difficulty_table,
+    section,
+)
 
 
 def run(*arguments, cwd):
@@ -54,6 +61,38 @@ def test_too_few_questions_and_a_folder_as_page_are_named(tmp_path):
     folder = run("--page", str(tmp_path), cwd=tmp_path)
     assert folder.returncode == 2 and "Traceback" not in folder.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_page_that_cannot_be_written_is_said_before_any_model_is_asked(tmp_path):
+    (tmp_path / "file").touch()
+    done = run("--page", "file/page.html", cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and "file" in line
+
+
+@pytest.mark.parametrize("name", nano.NAMES)
+def test_the_cost_of_an_answer_is_that_of_its_products_and_its_attention(name):
+    """Counted by hand: each matrix once a token, and each query with each key in each layer."""
+    model, tokenizer = nano.load(name)
+    (question,) = nano.questions("test", 1, seed=3, families=["find"])
+    answer = _ask_one(model, tokenizer, question)
+    prompt = len(question.prompt) + 2  # bytes, and one token a role
+    said = len(answer.text) + 1  # and the end
+    assert said < 24, "an answer that was cut off has no end"
+    matrices = sum(p.numel() for p in model.model.layers.parameters() if p.ndim == 2)
+    products = 2 * matrices * (prompt + said - 1) + 2 * model.lm_head.weight.numel() * said
+    config = model.config
+    a_pair = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    pairs = prompt**2 + sum(prompt + i for i in range(1, said))
+    assert answer.flops == products + a_pair * pairs
+
+
+def test_a_difficulty_that_was_not_asked_has_no_accuracy():
+    two = found("11", "10")
+    asked = {q.difficulty for q in two.asked}
+    assert two.difficulties == sorted(asked) and len(asked) < 5
+    assert len(difficulty_table(two).rows) == len(asked) + 1
 
 
 def found(right_small: str, right_large: str) -> TwoModels:

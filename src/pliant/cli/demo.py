@@ -31,11 +31,12 @@ def demo(
     from pliant.cli import terminal
     from pliant.cli.chapters import two_models
     from pliant.errors import InvalidInput
-    from pliant.reports.page import write
+    from pliant.reports.page import make_room, write
 
     logging.disable_progress_bar()  # two bars that are full before they are seen
     if questions < 50:
         raise InvalidInput(f"--questions is {questions}; 50 or more give each difficulty a few")
+    make_room(page)
     found = two_models.measure(questions, seed)
     section = two_models.section(found)
     where = write(page, "Pliant: compute where it matters", [section])
@@ -46,20 +47,20 @@ def demo(
     for table in section.tables:
         table.draw(console)
     for sentence in section.sentences:
-        console.print(sentence)
-    console.print(f"\nThe same as pictures: {where}", soft_wrap=True)
+        console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
+    console.print(f"\nThe same as pictures: {where}", markup=False, soft_wrap=True)
 
 
 def _plain(found: TwoModels) -> dict[str, object]:
     """Without the long list of questions: their number and the shares say enough to a machine."""
-    from pliant.nano import DIFFICULTIES, NAMES
+    from pliant.nano import NAMES
 
     return {
         "shown": [asdict(shown) for shown in found.shown],
         "questions": len(found.asked),
         "accuracy": {name: found.share(name) for name in NAMES},
         "by_difficulty": {
-            str(d): {name: found.share(name, d) for name in NAMES} for d in DIFFICULTIES
+            str(d): {name: found.share(name, d) for name in NAMES} for d in found.difficulties
         },
         "perfect_routing": {"accuracy": found.perfect(), "cost": found.perfect_cost()},
         "mean_flops": found.flops,

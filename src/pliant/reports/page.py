@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from pliant.reports.tables import Table
+
+_SHORT = 16  # letters: cells up to here are not broken over lines
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,16 @@ class Section:
     pictures: Sequence[tuple[str, str]] = ()
 
 
+def make_room(path: Path) -> None:
+    """Fails if no page can be written there: better before the work than after it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=path.parent).close()
+
+
 def write(path: Path, title: str, sections: Sequence[Section]) -> Path:
     """Write the page, whole or not at all; returns where it is."""
+    make_room(path)
     aside = path.with_name(path.name + ".writing")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         aside.write_text(render(title, sections), encoding="utf-8")
         aside.replace(path)
@@ -65,12 +74,14 @@ def _section(section: Section) -> str:
 
 def _picture(svg: str, words: str) -> str:
     drawing = svg[svg.index("<svg") :]  # without the XML prologue, which HTML does not know
+    drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{escape(words)}"', 1)
     return f"<figure>{drawing}<figcaption>{escape(words)}</figcaption></figure>"
 
 
 def _table(table: Table) -> str:
     def cell(tag: str, name: str, text: str) -> str:
-        style = ' class="right"' if name in table.right else ""
+        classes = ["right"] * (name in table.right) + ["short"] * (len(text) <= _SHORT)
+        style = f' class="{" ".join(classes)}"' if classes else ""
         colour = (table.colours or {}).get(text, "")
         inside = f'<span class="{escape(colour)}">{escape(text)}</span>' if colour else escape(text)
         return f"<{tag}{style}>{inside}</{tag}>"
@@ -83,11 +94,13 @@ def _table(table: Table) -> str:
         for row in table.rows
     )
     return (
-        f'<div class="table"><table><caption>{escape(table.title)}</caption>'
+        f"<h3>{escape(table.title)}</h3>\n"
+        f'<div class="table"><table aria-label="{escape(table.title)}">'
         f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
     )
 
 
+# Pictures come in black on nothing: the black becomes the page's own ink, in the light or the dark.
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #667085; --line: #d9dee5;
   --paper: #ffffff; --good: #14804a; --bad: #b42318; }
@@ -100,19 +113,23 @@ main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1.5rem; }
 h2 { font-size: 1.25rem; margin: 2.75rem 0 .5rem; }
 p { max-width: 44rem; margin: .5rem 0; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr));
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr));
   gap: 1.25rem; margin: 1.25rem 0; }
-figure { margin: 0; background: #fff; color: #1b1f24; border: 1px solid var(--line);
-  border-radius: 8px; padding: .75rem; }
+figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: .75rem; }
 figure svg { width: 100%; height: auto; display: block; }
-figcaption { color: #667085; font-size: .85rem; margin-top: .5rem; }
-.table { overflow-x: auto; margin: 1.25rem 0; }
+figcaption { color: var(--soft); font-size: .85rem; margin-top: .5rem; }
+.table { overflow-x: auto; margin: 0 0 1.25rem; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
+h3 { font-size: .92rem; margin: 1.5rem 0 .3rem; }
 th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 th { color: var(--soft); font-weight: 600; }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: anywhere; min-width: 8rem; }
+.short { white-space: nowrap; min-width: 0; }
+@media (max-width: 30rem) { table { font-size: .85rem; } th, td { padding-right: .55rem; } }
 .right { text-align: right; }
 .green { color: var(--good); } .red { color: var(--bad); }
+figure svg { fill: currentColor; }
+figure svg [style*="stroke: #000000"] { stroke: currentColor !important; }
+figure svg [style*="fill: #000000"] { fill: currentColor !important; }
 """

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# What is drawn in it takes the page's own colour of ink: see `page`.
+INK = "#000000"
 COLOURS = ("#98a2b3", "#2e6fdb", "#14804a", "#d97706", "#9333ea")
 
 
@@ -35,13 +37,17 @@ def curve(
     y: str,
 ) -> str:
     """Lines through points, and single points with their names."""
+    highest = max((height for _, height in marks.values()), default=0.0)
     with _drawing(x, y) as (axes, out):
         for i, (name, line) in enumerate(points.items()):
             xs, ys = zip(*line, strict=True)
             axes.plot(xs, ys, label=name, color=COLOURS[i % len(COLOURS)], linewidth=2)
         for name, (at, height) in marks.items():
-            axes.plot([at], [height], "o", color="#1b1f24", markersize=5)
-            axes.annotate(name, (at, height), (6, -12), textcoords="offset points", fontsize=9)
+            axes.plot([at], [height], "o", color=INK, markersize=5)
+            rise = 6 if height == highest else -13  # clear of the lines
+            axes.annotate(name, (at, height), (6, rise), textcoords="offset points", fontsize=9)
+        axes.margins(0.12)  # room for the names of the outermost
+        axes.locator_params(nbins=6)
         _legend(axes, len(points))
     return out.getvalue()
 
