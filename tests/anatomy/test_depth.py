@@ -233,6 +233,19 @@ class TestResume:
         assert torch.equal(run_first(model, 2, input_ids=ids).resume().logits, expected)
         assert len(seen) == 3, "in the whole run, the first layers and the resumed run"
 
+    def test_a_model_that_was_compiled_in_place_stops_and_resumes(self, ids: Tensor) -> None:
+        model = llama()
+        expected = model(ids).logits
+        torch._dynamo.reset()
+        model.compile(backend="eager")
+        for _ in range(2):
+            assert torch.equal(model(ids).logits, expected)
+            first = run_first(model, 2, input_ids=ids)
+            assert torch.equal(first.normed, model.model.norm(first.hidden))
+            with counting(model.model.layers) as counts:
+                assert torch.equal(first.resume().logits, expected)
+            assert counts["0.mlp"] == 0 and counts["2.mlp"] == 1
+
 
 class TestOddModels:
     def test_shared_keys_and_values_outlive_the_stop(self, ids: Tensor) -> None:
