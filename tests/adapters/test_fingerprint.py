@@ -128,8 +128,11 @@ def test_peft_and_compile_and_parallel_wrappers_are_no_part_of_it() -> None:
     before = fingerprint(model)
     assert fingerprint(nn.DataParallel(model)) == before
     assert fingerprint(torch.compile(model)) == before
-    config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=2)
-    assert fingerprint(peft.get_peft_model(model, config)) == before
+    for more in ({}, {"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [1, 2]}):
+        config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=2, **more)
+        wrapped = peft.get_peft_model(model, config)
+        assert fingerprint(wrapped) == before, more
+        model = wrapped.unload()
 
 
 def test_tied_or_copied_is_the_same_base() -> None:

@@ -109,8 +109,8 @@ def _tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, list[in
     """
     if getattr(module, "hidden_from_state_dict", False):
         return
-    if isinstance(inner := getattr(module, "base_layer", None), nn.Module):
-        yield from _tensors(inner, prefix)  # a peft layer: what it wraps is the base
+    if (inner := _inside_peft(module)) is not None:
+        yield from _tensors(inner, prefix)
         return
     if (logical := _quantised_shape(module)) is not None:
         yield f"{prefix}weight", logical, None
@@ -122,6 +122,14 @@ def _tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, list[in
     for name, child in module._modules.items():
         if child is not None:
             yield from _tensors(child, f"{prefix}{name}.")
+
+
+def _inside_peft(module: nn.Module) -> nn.Module | None:
+    """What one of peft's layers stands for: of an adapted, a copied or a partly trained layer."""
+    for name in ("base_layer", "original_module"):
+        if isinstance(inner := getattr(module, name, None), nn.Module):
+            return inner
+    return None
 
 
 def _quantised_shape(module: nn.Module) -> list[int] | None:
