@@ -23,8 +23,8 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from pliant.adapters import attach, attached
-from pliant.errors import AdapterError
-from pliant.training import AdapterCheckpoint
+from pliant.errors import AdapterError, CorruptFile
+from pliant.training import AdapterCheckpoint, restore_adapters, save_adapters
 
 ROWS = [
     {"input_ids": ids, "labels": ids}
@@ -164,6 +164,25 @@ def test_resuming_without_what_was_attached_says_so(tmp_path: Path) -> None:
     attach(model, Scale(model, ScaleConfig()))
     with pytest.raises(AdapterError, match="saved with minimal, warmup attached, and now minimal"):
         trainer(model, tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_one_damaged_adapter_leaves_all_as_they_were(tmp_path: Path) -> None:
+    model = model_with_adapters()
+    save_adapters(model, tmp_path)
+    with torch.no_grad():
+        attached(model)["minimal"].embeddings.fill_(2.0)
+    attached(model)["warmup"].done = 5
+    before = {k: v.clone() if torch.is_tensor(v) else v for k, v in everything(model).items()}
+    for name in attached(model):
+        index = tmp_path / "adapters" / name / "pliant.json"
+        content = index.read_bytes()
+        index.write_bytes(content[:-9])
+        with pytest.raises(CorruptFile, match=name):
+            restore_adapters(model, tmp_path)
+        index.write_bytes(content)
+        assert same(everything(model), before)
+    restore_adapters(model, tmp_path)
+    assert attached(model)["warmup"].done == 0
 
 
 def test_a_checkpoint_elsewhere_is_not_mistaken_for_the_one_here(tmp_path: Path) -> None:

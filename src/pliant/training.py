@@ -84,8 +84,9 @@ def restore_adapters(model: nn.Module, checkpoint: Path) -> None:
             f"{checkpoint}: was saved with {_names(saved)} attached, and now {_names(adapters)}: "
             "attach the same before resuming, or resume from another checkpoint"
         )
-    for name, adapter in adapters.items():
-        adapter.restore(folder / name)
+    fitting = {name: saving.fitting(adapter, folder / name) for name, adapter in adapters.items()}
+    for name, adapter in adapters.items():  # no one is changed before all are found good
+        saving.take(adapter, fitting[name])
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -74,6 +74,11 @@ def test_saved_and_loaded_agree(tmp_path: Path) -> None:
         assert torch.equal(logits(model), logits(adapter.base))
 
 
+def test_tensors_are_read_in_the_same_order_by_every_process(tmp_path: Path) -> None:
+    saved(tmp_path)
+    assert {tuple(files.read(tmp_path).tensors) for _ in range(30)} == {("embeddings", "head")}
+
+
 def test_what_is_no_tensor_is_kept_too(tmp_path: Path) -> None:
     model = tiny_llama()
     warmup = attach(model, Warmup(model, WarmupConfig(steps=9)))
@@ -107,6 +112,52 @@ def test_restore_fills_the_adapter_in_place(tmp_path: Path) -> None:
     other = Scale(model, ScaleConfig(start=2.0))
     with pytest.raises(AdapterError, match="another configuration"):
         other.restore(tmp_path)
+
+
+class Renamed(Warmup):
+    """Its state has another name than it had when it was saved."""
+
+    def __init__(self, model: nn.Module, config: WarmupConfig) -> None:
+        super().__init__(model, config)
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.done = state["finished"] if state["done"] == 7 else state["done"]
+
+
+def test_restoring_what_it_cannot_take_up_leaves_it_as_it_was(tmp_path: Path) -> None:
+    model = tiny_llama()
+    adapter = attach(model, Renamed(model, WarmupConfig()))
+    adapter.done = 7
+    adapter.save_pretrained(tmp_path)
+    adapter.done = 5
+    with torch.no_grad():
+        adapter.weight.fill_(3.0)
+    with pytest.raises(CorruptFile, match="cannot be taken up .KeyError: 'finished'"):
+        adapter.restore(tmp_path)
+    assert (adapter.weight.item(), adapter.done) == (3.0, 5)
+
+
+def test_what_was_never_attached_has_no_base_to_be_saved_for(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="this Scale was never attached"):
+        Scale(tiny_llama(), ScaleConfig()).save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+class WithLinear(Scale):
+    def __init__(self, model: nn.Module, config: ScaleConfig) -> None:
+        super().__init__(model, config)
+        self.linear = nn.Linear(2, 2)
+
+
+def test_what_peft_was_built_into_is_not_saved_as_if_it_were_itself(tmp_path: Path) -> None:
+    import peft
+
+    model = tiny_llama()
+    adapter = attach(model, WithLinear(model, ScaleConfig()))
+    peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
+    with pytest.raises(AdapterError, match=r"built into it .*linear\.base_layer"):
+        adapter.save_pretrained(tmp_path)
 
 
 def test_a_save_is_small_and_says_so_in_its_card(tmp_path: Path) -> None:

@@ -300,6 +300,38 @@ def test_a_copy_of_the_adapter_alone_is_loose_and_copies_no_base() -> None:
     assert adapter.base is model
 
 
+def test_a_copy_of_both_has_them_joined_whichever_comes_first() -> None:
+    model = tiny_llama()
+    base = logits(model)
+    adapter = trained(scale(model))
+    twins = copy.deepcopy({"adapter": adapter, "model": model})
+    assert attached(twins["model"]) == {"minimal": twins["adapter"]}
+    assert twins["adapter"].base is twins["model"]
+    twins["adapter"].detach()
+    assert torch.equal(logits(twins["model"]), base)
+    assert adapter.base is model
+
+
+def test_put_on_a_wrapper_it_is_on_the_model_inside() -> None:
+    import peft
+
+    model = tiny_llama()
+    base = logits(model)
+    first = trained(scale(model))
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=2))
+    second = trained(attach(wrapped, Scale(wrapped, ScaleConfig()), "second"), seed=3)
+    both = {"minimal": first, "second": second}
+    assert attached(wrapped) == attached(torch.compile(wrapped)) == attached(model) == both
+    with pytest.raises(AdapterError, match="'second' is taken"):
+        scale(model, "second")
+    said = logits(wrapped)
+    unloaded = wrapped.unload()
+    assert attached(unloaded) == both and torch.equal(logits(unloaded), said)
+    first.detach()
+    second.detach()
+    assert torch.equal(logits(unloaded), base)
+
+
 def test_inside_peft_it_is_found_and_acts_and_stays_hidden() -> None:
     import peft
 

@@ -55,6 +55,7 @@ class Index:
 class Saved:
     """All that a folder says of an adapter."""
 
+    folder: Path
     index: Index
     tensors: dict[str, Tensor]
 
@@ -100,7 +101,7 @@ def read(folder: Path) -> Saved:
     """What `folder` holds, checked as a whole before any of it is believed."""
     try:
         index = _index(folder)
-        return Saved(index, _weights(folder, index))
+        return Saved(folder, index, _weights(folder, index))
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be read ({error.strerror or error})") from error
 
@@ -155,8 +156,8 @@ def _weights(folder: Path, index: Index) -> dict[str, Tensor]:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != index.sha256:
         raise CorruptFile(f"{path}: truncated or damaged (its checksum does not fit)")
-    try:
-        return safetensors.torch.load(content)
+    try:  # safetensors shuffles, and all processes must scatter what is sharded in one order
+        return dict(sorted(safetensors.torch.load(content).items()))
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise CorruptFile(f"{path}: not a safetensors file ({error})") from error
 

@@ -20,7 +20,7 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from pliant.adapters import files, saving
-from pliant.adapters.fingerprint import Fingerprint, fingerprint
+from pliant.adapters.fingerprint import Fingerprint, fingerprint, unwrapped
 from pliant.adapters.wires import Connection, Wire, switch_off, switch_on
 from pliant.errors import AdapterError, InvalidInput
 
@@ -51,7 +51,7 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
 
     @property
     def base(self) -> nn.Module:
-        """The model that it is attached to."""
+        """The model that it is attached to, without wrappers."""
         if self._link is None:
             raise AdapterError(f"this {type(self).__name__} is not attached to a model")
         return self._link.model
@@ -95,7 +95,8 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
         reach: its shapes, which still hold, and its values, if it is frozen.
         """
         before = self._fingerprint
-        assert before is not None, "it has never been on a model"
+        if before is None:
+            raise AdapterError(f"this {type(self).__name__} was never attached: it has no base yet")
         if self._link is None:
             return before
         now = fingerprint(self.base)
@@ -157,9 +158,12 @@ A = TypeVar("A", bound=Adapter)
 def attach(model: nn.Module, adapter: A, name: str | None = None) -> A:
     """Put `adapter` on `model` under a name, and return it: it is the handle, too.
 
-    It is registered as `model.pliant.<name>`: optimizers, DDP and `.to(device)` see it. The model's
-    `state_dict` does not, and a change of the model's dtype passes it by.
+    It is registered as `model.pliant.<name>` of the model inside all wrappers: optimizers, DDP and
+    `.to(device)` see it. The model's `state_dict` does not, and a change of the model's dtype
+    passes it by. What freezes the whole model freezes it, too: `get_peft_model` comes first. And so
+    does attaching before the first run under torch.compile, which notices no hook that is added.
     """
+    model = unwrapped(model)
     name = adapter.part if name is None else name
     if adapter._link is not None:
         raise AdapterError(f"this {type(adapter).__name__} is already attached, as {adapter.name}")
@@ -214,6 +218,18 @@ class Branch(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         self._prefix = prefix
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Branch:
+        """An adapter that was copied before its model (both in one object, say) is attached now."""
+        new = Branch.__new__(Branch)
+        memo[id(self)] = new
+        vars(new).update(copy.deepcopy(vars(self), memo))
+        for name, adapter in self._modules.items():
+            twin = new._modules[name]
+            assert isinstance(adapter, Adapter) and isinstance(twin, Adapter)
+            if twin._link is None and adapter._link and id(adapter._link.model) in memo:
+                twin._link = copy.deepcopy(adapter._link, memo)
+        return new
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Devices change for all of the model, dtypes for the base: `model.half()` would round what

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -57,12 +58,18 @@ def load(cls: type[A], model: nn.Module, source: str | Path, insist: bool, **hub
     if not insist:
         _check_base(fingerprint(model), saved.index.base, folder)
     adapter = kind(model, config)
-    _take(adapter, saved, folder)
+    _check_fits(adapter, saved)
+    take(adapter, saved)
     return adapter
 
 
 def restore(adapter: Adapter, source: str | Path, insist: bool, **hub: Any) -> None:
     """Fill `adapter` with what `source` holds, in place; on any error it is as it was."""
+    take(adapter, fitting(adapter, source, insist, **hub))
+
+
+def fitting(adapter: Adapter, source: str | Path, insist: bool = False, **hub: Any) -> files.Saved:
+    """What `source` holds, if `adapter` can take it up; nothing is changed."""
     folder = files.locate(source, **hub)
     saved = files.read(folder)
     _class_of(saved.index, type(adapter), folder)
@@ -73,17 +80,21 @@ def restore(adapter: Adapter, source: str | Path, insist: bool, **hub: Any) -> N
         )
     if adapter.name and not insist:
         _check_base(adapter.fingerprint(), saved.index.base, folder)
-    _take(adapter, saved, folder)
+    _check_fits(adapter, saved)
+    return saved
 
 
-def _take(adapter: Adapter, saved: files.Saved, folder: Path) -> None:
+def take(adapter: Adapter, saved: files.Saved) -> None:
+    """Fill `adapter` with what fits it, in place; on any error it is as it was."""
     own = adapter.state_dict()
-    tensors = {k: v for k, v in own.items() if not k.endswith(EXTRA)}
-    _check_tensors(saved.tensors, tensors, folder)
-    if own.keys() - tensors.keys() != saved.index.state.keys():
-        raise CorruptFile(f"{folder}: keeps {sorted(saved.index.state)} besides its tensors")
-    placed = {k: _as_sharded(v, tensors[k]) for k, v in saved.tensors.items()}
-    adapter.load_state_dict({**placed, **saved.index.state})
+    before = {k: v.clone() if isinstance(v, Tensor) else deepcopy(v) for k, v in own.items()}
+    placed = {k: _as_sharded(v, own[k]) for k, v in saved.tensors.items()}
+    try:
+        adapter.load_state_dict({**placed, **saved.index.state})
+    except Exception as error:  # of a part's own `set_extra_state`, for what it does not know
+        adapter.load_state_dict(before)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CorruptFile(f"{saved.folder}: cannot be taken up ({reason})") from error
 
 
 def _class_of(index: files.Index, cls: type[A], folder: Path) -> type[A]:
@@ -126,6 +137,14 @@ def _check_base(found: Fingerprint, trained_on: Fingerprint, folder: Path) -> No
         )
 
 
+def _check_fits(adapter: Adapter, saved: files.Saved) -> None:
+    own = adapter.state_dict()
+    tensors = {k: v for k, v in own.items() if not k.endswith(EXTRA)}
+    _check_tensors(saved.tensors, tensors, saved.folder)
+    if own.keys() - tensors.keys() != saved.index.state.keys():
+        raise CorruptFile(f"{saved.folder}: keeps {sorted(saved.index.state)} besides its tensors")
+
+
 def _check_tensors(found: dict[str, Tensor], own: dict[str, Tensor], folder: Path) -> None:
     if found.keys() != own.keys():
         only = sorted(found.keys() ^ own.keys())
@@ -153,7 +172,14 @@ def shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
 
 def _check_within_reach(adapter: Adapter, tensors: dict[str, Tensor]) -> None:
     """DeepSpeed's ZeRO-3 and the first FSDP leave flat shards, or nothing, where weights were."""
-    if adapter._link is not None and shapes(tensors) != adapter._link.shapes:
+    if adapter._link is None:
+        return
+    if added := sorted(tensors.keys() - adapter._link.shapes.keys()):
+        raise AdapterError(
+            f"{type(adapter).__name__}: something was built into it after it was attached, and it "
+            f"is no more what was trained ({added[0]}): get_peft_model comes before attaching"
+        )
+    if shapes(tensors) != adapter._link.shapes:
         raise AdapterError(
             f"{type(adapter).__name__}: its weights are flattened into shards and cannot be saved; "
             "train it with DDP or FSDP version 2, which keep them whole"
