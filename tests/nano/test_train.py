@@ -70,9 +70,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(
         return learn(self, batch)
 
     learn = Learner._learn
-    main(shortest(tmp_path, "--only", "nano-s"))
-    if name == "nano-s":
-        (tmp_path / "work" / name / "checkpoint.safetensors").unlink()
+    if name == "nano-l":
+        main(shortest(tmp_path, "--only", "nano-s"))
     monkeypatch.setattr(Learner, "_learn", stop)
     with pytest.raises(SystemExit) as end:
         main(shortest(tmp_path))
@@ -81,6 +80,22 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(
     monkeypatch.setattr(Learner, "_learn", learn)
     main(shortest(tmp_path))
     assert files(tmp_path / "out") == files(trained / "out")
+
+
+@pytest.mark.parametrize("moment", ["_edit", "_put"])
+def test_a_stop_while_exporting_leaves_no_half_model_and_is_mended(
+    trained, tmp_path, monkeypatch, moment
+):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"pliant.nano.train.{moment}", stop)
+        with pytest.raises(SystemExit):
+            main(shortest(tmp_path, "--only", "nano-s"))
+    assert not list((tmp_path / "out").glob("*/config.json")), "what a name is looked up by"
+    main(shortest(tmp_path, "--only", "nano-s"))
+    assert files(tmp_path / "out" / "nano-s") == files(trained / "out" / "nano-s")
 
 
 def test_in_a_pipe_progress_is_plain_lines_on_stderr(tmp_path, capsys):

@@ -155,7 +155,7 @@ def small_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """A stock checkpoint: fp16 on disk, fp32 when loaded, a tokenizer class every stack knows."""
-    aside = folder.with_name(folder.name + ".writing")
+    aside = folder / ".writing"  # inside: a folder beside it would be taken for a model
     shutil.rmtree(aside, ignore_errors=True)
     model.to("cpu", torch.float16).save_pretrained(aside)
     tokenizer.save_pretrained(aside)
@@ -175,7 +175,6 @@ def _put(aside: Path, folder: Path) -> None:
 
     A kill in between leaves some files new and some old; the same command mends that.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     weights = folder / WEIGHTS_FILE
     if not (weights.exists() and filecmp.cmp(aside / WEIGHTS_FILE, weights, shallow=False)):
         for card in CARD:
