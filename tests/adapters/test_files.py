@@ -198,10 +198,13 @@ def test_a_second_save_takes_the_place_of_the_first(tmp_path: Path) -> None:
     others = {"tokenizer.json", "adapter-mine.safetensors", ".mine.unfinished"}
     for name in others:
         (tmp_path / name).write_text("{}")
+    begun = tmp_path / files.UNFINISHED.format(files.INDEX)  # by a save that was killed
+    begun.write_text("{")
     second = saved(tmp_path, seed=3)
     again = Scale.from_pretrained(tiny_llama(), tmp_path)
     assert torch.equal(again.embeddings, second.embeddings)
     assert len(list(tmp_path.glob(files.WEIGHTS))) == 1
+    assert not begun.exists()
     assert others <= {path.name for path in tmp_path.iterdir()}
 
 
@@ -284,6 +287,7 @@ def test_a_save_that_fails_at_any_step_leaves_the_old_or_the_new(
             except AdapterError as error:
                 assert "No space left" in str(error)
                 done = False
+        assert not list(folder.glob(".*"))
         found = Scale.from_pretrained(tiny_llama(), folder).embeddings
         is_new = torch.equal(found, new.embeddings)
         assert is_new if done else is_new or torch.equal(found, old.embeddings)
@@ -361,6 +365,15 @@ def test_a_missing_weights_file(tmp_path: Path) -> None:
     saved(tmp_path)
     next(tmp_path.glob(files.WEIGHTS)).unlink()
     refuses(tmp_path, CorruptFile, "missing, although pliant.json names it")
+
+
+def test_a_single_flipped_bit_in_the_weights(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (path,) = tmp_path.glob(files.WEIGHTS)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # a valid file, with another sign or exponent in it
+    path.write_bytes(content)
+    refuses(tmp_path, CorruptFile, "truncated or damaged .its checksum does not fit")
 
 
 def test_somebody_elses_adapter(tmp_path: Path) -> None:

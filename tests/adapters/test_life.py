@@ -265,10 +265,12 @@ def test_its_own_dtype_can_be_changed_on_purpose() -> None:
 
 
 def test_it_follows_the_mode_of_the_model() -> None:
-    model = tiny_llama().train()
-    adapter = scale(model)
-    assert adapter.training
-    assert not model.eval().pliant.minimal.training
+    for mode in (True, False):
+        model = tiny_llama().train(mode)
+        adapter = scale(model)
+        assert adapter.training == mode
+        model.train(not mode)
+        assert adapter.training != mode
 
 
 # --- copies, compilers, other people's patches ---------------------------------------------------
@@ -349,6 +351,17 @@ def test_a_patched_forward_keeps_its_signature() -> None:
     before = inspect.signature(model.forward)
     attach(model, Warmup(model, WarmupConfig()))
     assert inspect.signature(model.forward) == before
+
+
+def test_detaching_puts_back_the_foreign_patch_that_was_there_before() -> None:
+    model = tiny_llama()
+    inner = model.forward
+    model.forward = foreign = lambda *args, **kwargs: inner(*args, **kwargs)
+    first = attach(model, Warmup(model, WarmupConfig()), "first")
+    second = attach(model, Warmup(model, WarmupConfig()), "second")
+    first.detach()
+    second.detach()
+    assert model.forward is foreign
 
 
 def test_detaching_under_a_foreign_patch_spares_the_foreign_patch() -> None:
