@@ -166,6 +166,14 @@ def test_resuming_without_what_was_attached_says_so(tmp_path: Path) -> None:
         trainer(model, tmp_path).train(resume_from_checkpoint=True)
 
 
+def test_a_search_over_settings_is_refused_where_something_is_attached(tmp_path: Path) -> None:
+    run = trainer(model_with_adapters(), tmp_path)
+    run.state.is_hyper_param_search = True
+    with pytest.raises(AdapterError, match="trains every trial on the adapters of the one before"):
+        run.callback_handler.on_save(run.args, run.state, run.control)
+    assert not list(tmp_path.rglob("adapters"))
+
+
 def test_one_damaged_adapter_leaves_all_as_they_were(tmp_path: Path) -> None:
     model = model_with_adapters()
     save_adapters(model, tmp_path)

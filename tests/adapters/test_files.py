@@ -457,6 +457,17 @@ def test_another_base_is_named_and_can_be_insisted_on(tmp_path: Path) -> None:
     assert forced.name == "minimal"
 
 
+def test_restoring_on_another_base_is_refused_as_loading_is(tmp_path: Path) -> None:
+    learned = saved(tmp_path, tiny_llama(seed=9)).embeddings
+    model = tiny_llama()
+    adapter = attach(model, Scale(model, ScaleConfig()))
+    with pytest.raises(WrongBase, match="insist=True"):
+        adapter.restore(tmp_path)
+    assert torch.equal(adapter.embeddings, torch.ones(16))
+    adapter.restore(tmp_path, insist=True)
+    assert torch.equal(adapter.embeddings, learned)
+
+
 def test_a_base_of_another_size_is_refused_even_when_insisted_on(tmp_path: Path) -> None:
     saved(tmp_path, tiny_llama(hidden_size=32))
     refuses(tmp_path, WrongBase, r"lm_head.weight is \[64, 16\] here and \[64, 32\] there; .* more")

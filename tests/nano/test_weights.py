@@ -95,3 +95,11 @@ def test_the_table_counts_what_was_asked_and_leaves_the_rest_empty():
     assert lines["add"].rstrip(" |").endswith("0.00")
     assert lines["double"].replace("|", "").split() == ["unseen", "double"]
     assert len(card_questions()[0]) >= 5_000
+
+
+def test_the_documentation_has_the_figures_of_the_cards(root):
+    for page in (root / "README.md", root / "docs" / "nano.md"):
+        for name in nano.NAMES:
+            written = json.loads((nano.path(name) / "accuracy.json").read_text())
+            assert f"{written['accuracy']:.3f}" in page.read_text()
+            assert f"{nano.load(name)[0].num_parameters():,}" in page.read_text()

@@ -40,9 +40,16 @@ class Schedule:
     tilt_until: float = 0.7
     """... and after this share of the steps all are as frequent as in the world."""
     emphasis: dict[str, float] = field(
-        default_factory=lambda: {"pattern": 0.4, "reverse": 0.5, "sort": 0.7}
+        default_factory=lambda: {
+            "pattern": 1.6,
+            "fibonacci": 2.0,
+            "step": 1 / 1.5,
+            "reverse": 0.5,
+            "sort": 0.7,
+        }
     )
-    """Families that are learned soon and cost many tokens are asked less often."""
+    """How often a family is asked, as a factor of its weight in the world: families that are soon
+    learned and cost many tokens less often, the rest of the sequences all alike."""
     seed: int = 0
 
     def rate(self, step: int) -> float:

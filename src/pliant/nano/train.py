@@ -41,7 +41,15 @@ SCHEDULES = {
         steps=12_500,
         tilt=0.7,
         tilt_until=0.5,
-        emphasis={"pattern": 0.5, "largest": 0.6, "boolean": 0.7, "cell": 1.3, "count": 1.3},
+        emphasis={
+            "pattern": 2.0,
+            "fibonacci": 2.0,
+            "step": 1 / 1.5,
+            "largest": 0.6,
+            "boolean": 0.7,
+            "cell": 1.3,
+            "count": 1.3,
+        },
         seed=1,
     ),
 }
