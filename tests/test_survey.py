@@ -25,7 +25,7 @@ from pliant.survey import (
     register,
 )
 from pliant.survey.__main__ import write
-from pliant.survey.capability import yes_if
+from pliant.survey.capability import PARTS, by_part, yes_if
 from pliant.survey.foundation import chosen_logits, head, head_removal
 from pliant.survey.matrix import Row, count, page
 
@@ -161,7 +161,13 @@ def test_parameters_are_those_of_the_parts_and_the_rest_is_norms(large: Examinat
 def test_an_examination_is_plain_data(large: Examination) -> None:
     plain: dict[str, Any] = json.loads(json.dumps(asdict(large)))
     assert plain["model_type"] == "llama"
-    assert [finding["name"] for finding in plain["findings"]] == [c.name for c in CAPABILITIES]
+    assert [finding["name"] for finding in plain["findings"]] == [c.name for c in by_part()]
+
+
+def test_capabilities_are_shown_part_by_part_and_all_of_them() -> None:
+    shown = [capability.part for capability in by_part()]
+    assert shown == sorted(shown, key=PARTS.index)
+    assert sorted(c.name for c in by_part()) == sorted(c.name for c in CAPABILITIES)
 
 
 def test_estimates_tell_their_formula(large: Examination) -> None:

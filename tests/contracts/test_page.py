@@ -8,7 +8,7 @@ from tests.contracts.conftest import specimen
 from tests.contracts.page import PAGE
 
 from pliant.anatomy.tiny import causal_lm_types, variants
-from pliant.survey import CAPABILITIES, ask
+from pliant.survey import ask, by_part
 
 same_version = pytest.mark.skipif(
     transformers.__version__ != PAGE.transformers_version,
@@ -26,7 +26,7 @@ def test_the_page_says_what_is_measured(name: str) -> None:
 
 
 def test_the_page_has_a_column_for_every_capability() -> None:
-    assert PAGE.columns == tuple(capability.name for capability in CAPABILITIES)
+    assert PAGE.columns == tuple(capability.name for capability in by_part())
 
 
 @same_version

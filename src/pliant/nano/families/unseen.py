@@ -1,7 +1,8 @@
 """Families that no embedded model was trained on: the world's unknown country.
 
 Each is close to something that was learned (the smallest to the largest, doubling to adding,
-shifting to spelling), so an expert that mixes what it knows has something to mix.
+shifting to spelling), and yet the models carry next to nothing over by themselves: their cards have
+the figures.
 """
 
 from __future__ import annotations
