@@ -26,7 +26,7 @@ from pliant.errors import PliantError
 # Every command and the line that `pliant --help` shows for it. `pliant.cli.<name>` has a function
 # of that name, with its options as parameters, and an EXAMPLE.
 COMMANDS = {
-    "demo": "Two embedded models answer questions: who is right, and what does it cost?",
+    "demo": "Two embedded models answer: who is right, and at what cost?",
     "doctor": "What Pliant can do with a model, told from its config alone.",
     "run": "Run a command from a recipe: its options, kept in a YAML file.",
 }
@@ -149,4 +149,5 @@ def _usage_line(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
     line = error.format_message().rstrip(".")
     path = context.command_path if context is not None else "pliant"
-    return f"{line}. See {path} --help"
+    end = "" if line.endswith("?") else "."
+    return f"{line}{end} See {path} --help"
