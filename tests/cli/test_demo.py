@@ -85,7 +85,9 @@ def test_the_cost_of_an_answer_is_that_of_its_products_and_its_attention(name):
     config = model.config
     a_pair = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
     pairs = prompt**2 + sum(prompt + i for i in range(1, said))
-    assert answer.flops == products + a_pair * pairs
+    # Some versions of transformers form the rotary angles by a product, too.
+    angles = config.head_dim * (prompt + said - 1)
+    assert answer.flops - products - a_pair * pairs in (0, angles)
 
 
 def test_a_difficulty_that_was_not_asked_has_no_accuracy():
