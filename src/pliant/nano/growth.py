@@ -1,10 +1,9 @@
 """A larger Llama that starts as a smaller one: the same function, more room to learn.
 
-At equal minutes on a small machine a model grown from a trained smaller one beats one trained from
-scratch. Width doubles by stacking: the residual stream becomes [h, h], every head and every MLP
-channel stands twice. What keeps the two halves from staying twins is noise that cancels:
-[W/2 + N, W/2 - N] [h, h] = W h for any N. New layers write nothing at first (their output
-projections are 0), so depth changes no output either.
+What the small model has learned need not be learned again. Width doubles by stacking: the residual
+stream becomes [h, h], every head and every MLP channel stands twice. What keeps the two halves from
+staying twins is noise that cancels: [W/2 + N, W/2 - N] [h, h] = W h for any N. New layers write
+nothing at first (their output projections are 0), so depth changes no output either.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-_NOISE = 0.5  # of a matrix's own standard deviation: enough that the halves part within a few steps
+_NOISE = 0.5  # of a matrix's own standard deviation; without it both halves have equal gradients
 
 
 @torch.no_grad()

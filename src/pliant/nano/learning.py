@@ -29,7 +29,7 @@ class Schedule:
     tokens: int = 4096
     """Padded tokens a step."""
     matrix_lr: float = 0.02
-    """For Muon: .04 was slower, .02 and .01 alike (three-minute runs)."""
+    """For Muon; .04 (and twice the other rate) was behind after a minute: docs/nano.md."""
     vector_lr: float = 3e-3
     """For AdamW: embeddings and norms."""
     warmup: float = 0.02
