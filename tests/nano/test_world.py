@@ -224,3 +224,19 @@ def test_check_wants_the_answer_and_nothing_else():
 def test_bad_input_is_named(arguments, said):
     with pytest.raises(InvalidInput, match=said):
         questions(**arguments)
+
+
+def test_wordings_can_be_chosen_and_the_stream_stays_as_it_is() -> None:
+    every = questions("test", 300, seed=3)
+    drawn = list(islice(stream("test", seed=3), 300))
+    assert {question.wording for question in every} == {0, 1, 2}
+    second = questions("test", 60, seed=3, wordings=[1])
+    assert {question.wording for question in second} == {1}
+    assert second == [q for q in every if q.wording == 1][:60]
+    assert every[:100] == drawn[:100]
+
+
+@pytest.mark.parametrize("wordings", [[], [3], [0, -1]])
+def test_an_unknown_wording_is_refused(wordings: list[int]) -> None:
+    with pytest.raises(InvalidInput, match="wordings is"):
+        questions("test", 3, wordings=wordings)

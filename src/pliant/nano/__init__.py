@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pliant.errors import ModelNotFound
 from pliant.nano.families import HELD_OUT, TRAINED
-from pliant.nano.question import DIFFICULTIES, Family, Question
+from pliant.nano.question import DIFFICULTIES, WORDINGS, Family, Question
 from pliant.nano.world import questions, stream
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
     "HELD_OUT",
     "NAMES",
     "TRAINED",
+    "WORDINGS",
     "Family",
     "Question",
     "ask",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 DIFFICULTIES = (1, 2, 3, 4, 5)
+WORDINGS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Question:
     family: str
     domain: str
     difficulty: int
+    wording: int = 0
+    """Which of its family's ways to ask: 0 is the canonical one."""
 
     def check(self, text: str) -> bool:
         """Whether `text` is the right answer, to the letter; white space around it is forgiven."""

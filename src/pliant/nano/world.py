@@ -10,7 +10,7 @@ from math import exp
 
 from pliant.errors import InvalidInput
 from pliant.nano.families import BY_NAME, HELD_OUT, TRAINED
-from pliant.nano.question import DIFFICULTIES, Family, Question
+from pliant.nano.question import DIFFICULTIES, WORDINGS, Family, Question
 
 # Shares of a hash's first byte. Development is for choices made while building (the mix, the
 # recipe); test is looked at when all is chosen.
@@ -19,18 +19,29 @@ _DRAWS_BEFORE_A_REPEAT = 200
 
 
 def questions(
-    split: str, n: int, seed: int = 0, families: Sequence[str] | None = None
+    split: str,
+    n: int,
+    seed: int = 0,
+    families: Sequence[str] | None = None,
+    wordings: Sequence[int] | None = None,
 ) -> list[Question]:
     """`n` questions of a split ("train", "dev", "test"), the same for the same seed.
 
     `families` are those that the embedded models were trained on; name others ("shift") to get
-    them: `HELD_OUT` lists the ones that no model has seen. No prompt comes twice, unless hundreds
+    them: `HELD_OUT` lists the ones that no model has seen. `wordings` are those that are used, of
+    each family's three: 0 is the canonical one. No prompt comes twice, unless hundreds
     of draws in a row bring nothing new; so among very many questions, those of which there are
     few (the easiest sums) are rarer than their family's weight says.
     """
     if n < 0:
         raise InvalidInput(f"n is {n}; the number of questions is 0 or more")
-    return list(islice(_distinct(stream(split, seed, families)), n))
+    _refuse_unknown(wordings)
+    worded = (
+        question
+        for question in stream(split, seed, families)
+        if wordings is None or question.wording in wordings
+    )
+    return list(islice(_distinct(worded), n))
 
 
 def stream(
@@ -64,7 +75,8 @@ def _draw(family: Family, difficulty: int, hashes: range, rng: random.Random) ->
         key = f"{family.name}/{draft.wordings[0]}"
         if sha256(key.encode()).digest()[0] in hashes:
             prompt = rng.choice(draft.wordings)
-            return Question(prompt, draft.answer, family.name, family.domain, difficulty)
+            wording = draft.wordings.index(prompt)
+            return Question(prompt, draft.answer, family.name, family.domain, difficulty, wording)
 
 
 def _distinct(endless: Iterator[Question]) -> Iterator[Question]:
@@ -83,6 +95,11 @@ def _hashes(split: str) -> range:
     if split not in _SPLITS:
         raise InvalidInput(f"split is {split!r}; there are {', '.join(_SPLITS)}")
     return _SPLITS[split]
+
+
+def _refuse_unknown(wordings: Sequence[int] | None) -> None:
+    if wordings is not None and not (wordings and set(wordings) <= set(WORDINGS)):
+        raise InvalidInput(f"wordings is {wordings!r}; name some of {WORDINGS}")
 
 
 def _named(name: str) -> Family:
