@@ -62,11 +62,20 @@ def test_help_lists_every_command() -> None:
         assert line.split()[0] in text
 
 
-@pytest.mark.parametrize("command", app.COMMANDS)
+@pytest.mark.parametrize("command", [*app.names(), *app.GROUPS])
 def test_each_command_has_help_with_an_example(command: str) -> None:
-    done = pliant(command, "--help")
+    done = pliant(*command.split(), "--help")
     assert done.returncode == 0
-    assert f"Example: pliant {command} " in done.stdout + " "
+    assert f"Example: pliant {command} " in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("group", app.GROUPS)
+def test_a_group_alone_is_a_question_for_its_help(group: str) -> None:
+    assert pliant(group).stdout == pliant(group, "--help").stdout
+    assert pliant(group).returncode == 0
+    for name in app.names():
+        outer, _, inner = name.partition(" ")
+        assert outer != group or inner in pliant(group).stdout
 
 
 def test_the_version_is_one_line() -> None:
@@ -80,6 +89,8 @@ def test_the_version_is_one_line() -> None:
         (["--wrong"], "--wrong"),
         (["doctor", "x", "--jsn"], "--json"),
         (["doctor"], "MODEL"),
+        (["route", "lable"], "Did you mean 'label'"),
+        (["route", "--wrong"], "--wrong. See pliant route --help"),
         (["doctor", "./nowhere"], "no such folder"),
         (["run", "nowhere.yaml"], "No such file or directory: nowhere.yaml"),
     ],

@@ -28,8 +28,12 @@ from pliant.errors import PliantError
 COMMANDS = {
     "demo": "Two embedded models answer: who is right, and at what cost?",
     "doctor": "What Pliant can do with a model, told from its config alone.",
+    "route": "Send each prompt to the model that it needs: label, fit, ask.",
     "run": "Run a command from a recipe: its options, kept in a YAML file.",
 }
+# Those that are groups, and where the functions of their commands are. The group's own module has
+# a table COMMANDS like the one above, and an EXAMPLE.
+GROUPS = {"route": "routes"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,33 +68,44 @@ def outcome(arguments: list[str], debug: bool = False) -> int:
 
 def invoke(arguments: list[str]) -> None:
     """Parse the arguments and call the command; errors come out as exceptions."""
-    asked = next((word for word in arguments if not word.startswith("-")), None)
-    command = get_command(application(asked))
+    words = [word for word in arguments if not word.startswith("-")]
+    if len(arguments) == 1 and arguments[0] in GROUPS:
+        arguments = [*arguments, "--help"]
+    command = get_command(application(*words[:2]))
     with command.make_context("pliant", arguments) as context:
         command.invoke(context)
 
 
-def application(asked: str | None) -> typer.Typer:
+def application(asked: str | None = None, inner: str | None = None) -> typer.Typer:
     """The whole command line, in which only the command that is asked for is the real one."""
-    app = typer.Typer(
-        name="pliant",
-        add_completion=False,
-        rich_markup_mode="rich" if sys.stdout.isatty() else None,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
+    app = _group(name="pliant")
     app.callback()(root)
     for name, line in COMMANDS.items():
-        if name == asked:
-            function = command_function(name)
-            app.command(name, short_help=line, epilog=epilog(name))(function)
+        if name == asked and name in GROUPS:
+            app.add_typer(group(name, inner), name=name)
         else:
-            app.command(name, help=line)(_listed_only)
+            _add(app, name, line, real=name == asked)
     return app
+
+
+def group(name: str, asked: str | None) -> typer.Typer:
+    """One group of commands, of which only the one that is asked for is real."""
+    inner = _group(short_help=COMMANDS[name], help=_module(name).HELP, epilog=epilog(name))
+    inner.callback()(lambda: None)  # so that a group of one command is a group
+    for command, line in _module(name).COMMANDS.items():
+        _add(inner, command, line, real=command == asked, path=f"{name} {command}")
+    return inner
+
+
+def names() -> list[str]:
+    """Every command that can be run, those of a group as `group command`."""
+    plain = [name for name in COMMANDS if name not in GROUPS]
+    return plain + [f"{name} {command}" for name in GROUPS for command in _module(name).COMMANDS]
 
 
 def command_function(name: str) -> Callable[..., None]:
     """The function behind a command; this imports its module."""
-    function: Callable[..., None] = getattr(_module(name), name)
+    function: Callable[..., None] = getattr(_module(name), name.split()[-1])
     return function
 
 
@@ -98,8 +113,26 @@ def epilog(name: str) -> str:
     return f"Example: {_module(name).EXAMPLE}"
 
 
+def _group(**about: Any) -> typer.Typer:
+    return typer.Typer(
+        add_completion=False,
+        rich_markup_mode="rich" if sys.stdout.isatty() else None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **about,
+    )
+
+
+def _add(app: typer.Typer, name: str, line: str, real: bool, path: str | None = None) -> None:
+    if real:
+        function = command_function(path or name)
+        app.command(name, short_help=line, epilog=epilog(path or name))(function)
+    else:
+        app.command(name, help=line)(_listed_only)
+
+
 def _module(name: str) -> Any:
-    return import_module(f"pliant.cli.{name}")
+    outer, _, inner = name.partition(" ")
+    return import_module(f"pliant.cli.{GROUPS[outer]}.{inner}" if inner else f"pliant.cli.{outer}")
 
 
 def _listed_only() -> None:

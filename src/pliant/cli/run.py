@@ -27,7 +27,7 @@ def run(
     an error, which names the nearest one that it has.
     """
     wanted = recipes.read(recipe, set or [])
-    known = [name for name in app.COMMANDS if name != "run"]
+    known = [name for name in app.names() if name != "run"]
     if wanted.command not in known:
         near = recipes.nearest(wanted.command, known)
         raise InvalidInput(f"{wanted.where('command')}: no command {wanted.command!r}{near}")

@@ -1,0 +1,1 @@
+"""The commands of `pliant route`, one file a command; `pliant.cli.route` lists them."""
