@@ -1,0 +1,136 @@
+"""A file that rows are appended to one by one, and that a killed job takes up where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pliant.data.rows import Row, json_lines
+from pliant.errors import InvalidInput
+
+
+class Journal:
+    """A JSONL file that rows are appended to one by one, each kept from the moment it is added.
+
+    `row[key]` tells the rows apart, so that a job that is begun again sees what is done
+    (`value in journal`). A row is handed to the system in one write: a killed process loses none
+    that `add` returned from. (A power failure can, unless `durable=True` waits for the disk.) The
+    torn last line that a kill may leave is dropped when the journal is opened again, with a
+    warning. One process writes a journal at a time; its threads may share it.
+    """
+
+    def __init__(self, path: str | Path, key: str = "key", *, durable: bool = False) -> None:
+        self.path, self.key, self.durable = Path(path), key, durable
+        self._lock = threading.Lock()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise InvalidInput(f"{path}: cannot be written ({error.strerror})") from error
+        try:
+            _lock_or_refuse(self._file, self.path)
+            self.dropped = _mend(self._file, self.path)
+            self._done = {self._key_of(row, f"{path}, line {at}") for at, row in self._lines()}
+        except BaseException:
+            os.close(self._file)
+            raise
+        if self.dropped:
+            warnings.warn(
+                f"{path}: its last line was torn ({self.dropped} bytes, of a run that was killed) "
+                "and is dropped",
+                stacklevel=2,
+            )
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row. One whose key is there already takes the older one's place in `rows`."""
+        name = self._key_of(row, "this row")
+        line = (json.dumps(dict(row), ensure_ascii=False) + "\n").encode()
+        with self._lock:
+            _write_all(self._file, line, self.path)
+            if self.durable:
+                os.fsync(self._file)
+            self._done.add(name)
+
+    def rows(self) -> list[Row]:
+        """What is kept: of each key the latest row, in the order in which the keys first came."""
+        with self._lock:
+            return list({row[self.key]: row for _, row in self._lines()}.values())
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._done
+
+    def __len__(self) -> int:
+        return len(self._done)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _key_of(self, row: Mapping[str, Any], where: str) -> str | int:
+        name = row.get(self.key)
+        if not isinstance(name, (str, int)):
+            raise InvalidInput(f"{where}: no text or number under {self.key!r}, the journal's key")
+        return name
+
+    def _lines(self) -> Iterator[tuple[int, Row]]:
+        with self.path.open("rb") as file:
+            yield from json_lines(file, self.path)
+
+
+def _lock_or_refuse(file: int, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows: nothing keeps a second writer away
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InvalidInput(f"{path}: another process is writing it") from error
+
+
+def _mend(file: int, path: Path) -> int:
+    """Cut a torn last line off; a whole one that lacks only its end gets it. The bytes dropped."""
+    content = path.read_bytes()
+    tail = content[content.rfind(b"\n") + 1 :]
+    if not tail:
+        return 0
+    try:
+        whole = isinstance(json.loads(tail), dict)
+    except ValueError:
+        whole = False
+    if whole:
+        _write_all(file, b"\n", path)
+        return 0
+    os.ftruncate(file, len(content) - len(tail))
+    return len(tail)
+
+
+def _write_all(file: int, content: bytes, path: Path) -> None:
+    """All of it, or none: what a full disk took is cut off again."""
+    begun = os.fstat(file).st_size
+    try:
+        written = os.write(file, content)
+        while written < len(content):
+            written += os.write(file, content[written:])
+    except OSError as error:
+        if os.fstat(file).st_size > begun:
+            os.ftruncate(file, begun)
+        raise InvalidInput(f"{path}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,233 @@
+"""Rows in, rows out: JSONL, JSON, CSV and parquet files, and data sets of the hub.
+
+Whatever is wrong with a file is named with its line; a wrong column, with those that look alike.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import IO, Any
+
+from pliant.errors import InvalidInput
+
+Row = dict[str, Any]
+Columns = Sequence[str] | Mapping[str, str]
+FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def read_rows(
+    source: str | Path,
+    columns: Columns = (),
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    limit: int | None = None,
+) -> list[Row]:
+    """The rows of a file (JSONL, JSON, CSV, either also .gz; parquet) or of a data set.
+
+    A data set is a folder or a name on the hub, with its `split` and `subset` (also written
+    `name:split`). `columns` must be there in every row; a mapping of our name to the file's renames
+    them as well. Other columns are kept as they are. CSV knows text only.
+    """
+    path = Path(source).expanduser()
+    kind = _kind(path)
+    if kind and path.is_file():
+        if split or subset:
+            raise InvalidInput(f"{path}: a file has no split or subset, a data set has")
+        rows = _numbered(path, kind)
+    elif kind:
+        raise InvalidInput(f"{path}: there is no such file")
+    elif path.is_file():
+        raise InvalidInput(f"{path}: its name says no format that is read: {', '.join(FORMATS)}")
+    else:
+        rows = _data_set(str(source), split, subset)
+    return _checked(rows, str(source), columns, limit)
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write JSONL or CSV (either also .gz), all of it or nothing; returns how many rows."""
+    path = Path(path)
+    kind = _kind(path)
+    if kind not in (".jsonl", ".csv"):
+        raise InvalidInput(f"{path}: rows are written as .jsonl or .csv, either also .gz")
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _opened(unfinished, "w", path.suffix == ".gz") as file:
+            count = _write_jsonl(file, rows) if kind == ".jsonl" else _write_csv(file, rows)
+        unfinished.replace(path)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return count
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'prompt'?`, the known names that look alike, else all of them."""
+    known = [str(name) for name in known]
+    folded = {name.casefold(): name for name in known}
+    near = [folded[name] for name in get_close_matches(word.casefold(), folded, n=2, cutoff=0.6)]
+    if near:
+        return f"; did you mean {' or '.join(map(repr, near))}?"
+    return f"; there are {', '.join(known)}" if known else "; there are none"
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _kind(path: Path) -> str:
+    """The format that a file's name says, without .gz; empty where it says none."""
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    return suffix.lower() if suffix.lower() in FORMATS else ""
+
+
+def _numbered(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
+    """The rows of a file, each with the line that it stands on."""
+    try:
+        if kind == ".parquet":
+            from pyarrow import parquet
+
+            yield from enumerate(parquet.read_table(path).to_pylist(), 1)
+        elif kind == ".csv":
+            with _opened(path, "r", path.suffix == ".gz") as text:
+                yield from _csv_rows(text, path)
+        else:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                yield from json_lines(file, path)  # type: ignore[arg-type]
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path}: not UTF-8 text ({error.reason})") from error
+    except (OSError, EOFError) as error:
+        raise InvalidInput(f"{path}: cannot be read ({error})") from error
+    except ValueError as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"{path}: not {kind} ({error})") from error
+
+
+def json_lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, Row]]:
+    for at, line in enumerate(file, 1):
+        line = line.removeprefix(b"\xef\xbb\xbf") if at == 1 else line
+        if at == 1 and line.lstrip().startswith(b"["):  # one JSON array instead of lines
+            yield from _json_array(line + file.read(), path)
+            return
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InvalidInput(f"{path}, line {at}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise InvalidInput(f"{path}, line {at}: an object is due, not {_short(row)}")
+        yield at, row
+
+
+def _json_array(content: bytes, path: Path) -> Iterator[tuple[int, Row]]:
+    try:
+        rows = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path}: not JSON ({error})") from error
+    for at, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise InvalidInput(f"{path}, entry {at}: an object is due, not {_short(row)}")
+        yield at, row
+
+
+def _csv_rows(file: IO[str], path: Path) -> Iterator[tuple[int, Row]]:
+    limit = csv.field_size_limit(2**31 - 1)  # prompts are longer than the default allows
+    try:
+        reader = csv.DictReader(file, strict=True)
+        for row in reader:
+            if None in row or None in row.values():
+                found = len([x for x in row.values() if x is not None]) + len(row.get(None) or [])
+                found -= None in row
+                raise InvalidInput(
+                    f"{path}, line {reader.line_num}: {found} fields, "
+                    f"but the first line names {len(reader.fieldnames or [])}"
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise InvalidInput(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _data_set(name: str, split: str | None, subset: str | None) -> Iterator[tuple[int, Row]]:
+    """The rows of a folder or a hub data set; `owner/name:split` names the split too."""
+    if not split and ":" in name and not Path(name).exists():
+        name, split = name.rsplit(":", 1)
+    if not Path(name).expanduser().is_dir() and (
+        name.count("/") > 1 or name[:1] in (".", "/", "~")
+    ):
+        raise InvalidInput(f"{name}: there is no such file or folder")
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, subset)
+    except Exception as error:  # its loaders raise what they like
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InvalidInput(f"{name}: no data set could be read ({reason})") from error
+    if not split and len(loaded) > 1:
+        raise InvalidInput(f"{name}: say which split: {', '.join(loaded)}")
+    if split and split not in loaded:
+        raise InvalidInput(f"{name}: no split {split!r}{nearest(split, loaded)}")
+    yield from enumerate(loaded[split or next(iter(loaded))], 1)
+
+
+def _checked(
+    rows: Iterable[tuple[int, Row]], source: str, columns: Columns, limit: int | None
+) -> list[Row]:
+    """The rows with the columns that were asked for, under the names asked for."""
+    renamed = columns if isinstance(columns, Mapping) else {name: name for name in columns}
+    kept: list[Row] = []
+    for at, row in rows:
+        for theirs in renamed.values():
+            if theirs not in row:
+                where = f"{source}, line {at}" if kept else source
+                raise InvalidInput(f"{where}: no column {theirs!r}{nearest(theirs, row)}")
+        taken = {ours: row[theirs] for ours, theirs in renamed.items()}
+        rest = {name: x for name, x in row.items() if name not in set(renamed.values())}
+        kept.append({**rest, **taken})
+        if limit is not None and len(kept) >= limit:
+            break
+    if not kept:
+        raise InvalidInput(f"{source}: holds no rows")
+    return kept
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def _opened(path: Path, mode: str, zipped: bool) -> IO[str]:
+    if zipped:
+        raw = gzip.open(path, mode + "b")  # noqa: SIM115 (closed with the wrapper around it)
+        return io.TextIOWrapper(raw, encoding="utf-8-sig" if mode == "r" else "utf-8", newline="")  # type: ignore[type-var]
+    return path.open(mode, encoding="utf-8-sig" if mode == "r" else "utf-8", newline="")
+
+
+def _write_jsonl(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
+    count = 0
+    for row in rows:
+        file.write(json.dumps(dict(row), ensure_ascii=False) + "\n")
+        count += 1
+    return count
+
+
+def _write_csv(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
+    kept = [dict(row) for row in rows]
+    names = list(dict.fromkeys(name for row in kept for name in row))
+    writer = csv.DictWriter(file, names)
+    writer.writeheader()
+    writer.writerows(kept)
+    return len(kept)

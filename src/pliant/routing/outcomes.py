@@ -1,0 +1,260 @@
+"""The label table: which models were right on which prompts, and what each answer cost.
+
+outcomes = Outcomes.read("labels.jsonl")                                   # `pliant route label`
+outcomes = Outcomes.read("mmlu.jsonl.gz", models=("weak", "strong"))       # flat columns
+train, test = outcomes.split((0.5, 0.5), seed=0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pliant.data import Row, nearest, normalised, read_rows, splits, write_rows
+from pliant.errors import InvalidInput
+
+Floats = NDArray[np.float64]
+UNITS = ("tokens", "usd", "ms", "flops", "calls")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """n prompts, m models; the models stand in the order of their price, the cheapest first."""
+
+    prompts: tuple[str, ...]
+    models: tuple[str, ...]
+    right: Floats
+    """(n, m), each in [0, 1]: the share of a model's samples that were right."""
+    cost: Floats
+    """(n, m): what each answer cost, in `unit`."""
+    groups: tuple[str, ...] | None = None
+    """The subject, family or source of each prompt."""
+    wordings: tuple[str, ...] | None = None
+    """Which of several ways of saying it each prompt is."""
+    unit: str = "calls"
+
+    def __post_init__(self) -> None:
+        for name in ("right", "cost"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
+        for name in ("prompts", "models", "groups", "wordings"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))
+        self._refuse_wrong_sizes()
+        if not ((self.right >= 0) & (self.right <= 1)).all():
+            raise InvalidInput("right: a share in [0, 1] is due for every prompt and model")
+        if not ((self.cost >= 0) & np.isfinite(self.cost)).all():
+            raise InvalidInput("cost: a number, 0 or more, is due for every prompt and model")
+        if self.unit not in UNITS:
+            raise InvalidInput(f"unit={self.unit!r}{nearest(self.unit, UNITS)}")
+
+    @property
+    def gain(self) -> Floats:
+        """(n,) how much more often the last model is right than the first: in [-1, 1]."""
+        return self.right[:, -1] - self.right[:, 0]
+
+    @property
+    def weak(self) -> Floats:
+        """(n,) of the cheapest model."""
+        return self.right[:, 0]
+
+    @property
+    def strong(self) -> Floats:
+        """(n,) of the dearest model."""
+        return self.right[:, -1]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        models: Sequence[str] | None = None,
+        *,
+        prompt: str = "prompt",
+        group: str = "group",
+        wording: str = "wording",
+        right: str = "right",
+        cost: str | Mapping[str, float] = "cost",
+        unit: str | None = None,
+        limit: int | None = None,
+    ) -> Outcomes:
+        """Read a table: JSONL, CSV (also .gz), parquet or a data set.
+
+        A row holds `right` (and `cost`) by model, as `pliant route label` writes it; or, where
+        there is no such column, each of `models` is a column of its own, with true and false or
+        shares. `models` are named the cheapest first; left out, they are ordered by their mean
+        cost. `cost` may also be one price a call for each model. Without any costs a call of the
+        first of two models costs 0 and of the second 1, in "calls".
+        """
+        rows = read_rows(path, [prompt], limit=limit)
+        nested = right in rows[0]
+        known = list(rows[0][right]) if nested else list(rows[0])
+        if models is None and not nested:
+            raise InvalidInput(
+                f"{path}: no column {right!r}; say which columns are the models, the cheapest "
+                f"first (there are {', '.join(known)})"
+            )
+        named = tuple(models or known)
+        _refuse_unknown(path, named, known)
+        table = _table(path, rows, named, right if nested else None)
+        costs, found = _costs(path, rows, named, cost)
+        result = cls(
+            tuple(str(row[prompt]) for row in rows),
+            named,
+            table,
+            costs,
+            _texts(path, rows, group),
+            _texts(path, rows, wording),
+            unit or found,
+        )
+        return result if models else result._cheapest_first()
+
+    def write(self, path: str | Path) -> None:
+        """Write the table as `read` takes it: one JSON object a prompt."""
+        write_rows(path, (self._row(i) for i in range(len(self))))
+
+    def take(self, rows: ArrayLike) -> Outcomes:
+        """The prompts at these indices, in this order, or where a mask is true."""
+        index = np.arange(len(self))[np.asarray(rows)]
+
+        def of(texts: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(texts[i] for i in index)
+
+        return replace(
+            self,
+            prompts=of(self.prompts),
+            right=self.right[index],
+            cost=self.cost[index],
+            groups=None if self.groups is None else of(self.groups),
+            wordings=None if self.wordings is None else of(self.wordings),
+        )
+
+    def of_models(self, models: Sequence[str]) -> Outcomes:
+        """The same prompts with some of the models, in this order (the cheapest first)."""
+        _refuse_unknown("these outcomes", models, self.models)
+        at = [self.models.index(name) for name in models]
+        return replace(self, models=tuple(models), right=self.right[:, at], cost=self.cost[:, at])
+
+    def split(
+        self, shares: Sequence[float], seed: int, by: str | None = None
+    ) -> tuple[Outcomes, ...]:
+        """Parts of these shares, dealt at random; what is kept together is never parted.
+
+        Prompts of the same text (but for case and white space) are kept together; with
+        `by="group"` or `by="wording"`, all of a group or of a wording.
+        """
+        keys: Sequence[str] | None
+        if by is None:
+            keys = [normalised(text) for text in self.prompts]
+        elif by in ("group", "wording"):
+            keys = self.groups if by == "group" else self.wordings
+            if keys is None:
+                raise InvalidInput(f"by={by!r}: these outcomes state no {by}s")
+        else:
+            raise InvalidInput(f'by={by!r}: "group", "wording" or None')
+        parts = splits(len(self), shares, seed, keys)
+        if not all(parts):
+            raise InvalidInput(
+                f"{len(set(keys)):,} different {by or 'prompt'}s are too few for {len(parts)} parts"
+            )
+        return tuple(self.take(part) for part in parts)
+
+    def _row(self, i: int) -> Row:
+        row: Row = {"prompt": self.prompts[i]}
+        if self.groups is not None:
+            row["group"] = self.groups[i]
+        if self.wordings is not None:
+            row["wording"] = self.wordings[i]
+        row["right"] = dict(zip(self.models, self.right[i].tolist(), strict=True))
+        row["cost"] = dict(zip(self.models, self.cost[i].tolist(), strict=True))
+        return {**row, "unit": self.unit}
+
+    def _cheapest_first(self) -> Outcomes:
+        order = np.argsort(self.cost.mean(axis=0), kind="stable")
+        return self.of_models([self.models[j] for j in order])
+
+    def _refuse_wrong_sizes(self) -> None:
+        n, m = len(self.prompts), len(self.models)
+        if not n or m < 2:
+            raise InvalidInput(f"{n} prompts and {m} models: at least 1 and 2 are due")
+        if len(set(self.models)) < m:
+            raise InvalidInput(f"models={self.models}: a name is there twice")
+        for name in ("right", "cost"):
+            if getattr(self, name).shape != (n, m):
+                raise InvalidInput(
+                    f"{name} is {getattr(self, name).shape}, for {n} prompts and {m} models"
+                )
+        for name in ("groups", "wordings"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != n:
+                raise InvalidInput(f"{len(getattr(self, name))} {name} for {n} prompts")
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _refuse_unknown(where: object, models: Sequence[str], known: Sequence[str]) -> None:
+    for name in models:
+        if name not in known:
+            raise InvalidInput(f"{where}: no model {name!r}{nearest(name, known)}")
+
+
+def _table(
+    path: str | Path, rows: Sequence[Row], models: Sequence[str], column: str | None
+) -> Floats:
+    """(n, m): a nested column's values by model, or one column a model."""
+    found = np.empty((len(rows), len(models)))
+    for i, row in enumerate(rows):
+        values = row if column is None else row.get(column)
+        for j, name in enumerate(models):
+            try:
+                found[i, j] = _number(values[name])  # type: ignore[index]
+            except (KeyError, TypeError, ValueError) as error:
+                label = name if column is None else f"{column}.{name}"
+                raise InvalidInput(f"{path}, row {i + 1}: no number under {label!r}") from error
+    return found
+
+
+def _number(value: Any) -> float:
+    """True, false, numbers, and either as CSV has them."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        return float({"true": "1", "false": "0"}.get(word, word))
+    return float(value)
+
+
+def _costs(
+    path: str | Path,
+    rows: Sequence[Row],
+    models: Sequence[str],
+    cost: str | Mapping[str, float],
+) -> tuple[Floats, str]:
+    """(n, m), and the unit that the rows state."""
+    unit = str(rows[0].get("unit") or "calls")
+    if any(str(row.get("unit") or "calls") != unit for row in rows):
+        raise InvalidInput(f"{path}: its rows state costs in several units")
+    if isinstance(cost, Mapping):
+        _refuse_unknown("cost", models, list(cost))
+        return np.tile([float(cost[name]) for name in models], (len(rows), 1)), unit
+    if cost in rows[0]:
+        return _table(path, rows, models, cost), unit
+    if len(models) > 2:
+        raise InvalidInput(f"{path}: no column {cost!r}; with more than two models costs are due")
+    return np.tile([0.0, 1.0], (len(rows), 1)), "calls"
+
+
+def _texts(path: str | Path, rows: Sequence[Row], column: str) -> tuple[str, ...] | None:
+    """A column that every row has or none."""
+    found = [row.get(column) for row in rows]
+    if all(value is None for value in found):
+        return None
+    if any(value is None for value in found):
+        raise InvalidInput(
+            f"{path}, row {found.index(None) + 1}: no {column!r}, but others have one"
+        )
+    return tuple(map(str, found))
