@@ -88,15 +88,20 @@ def load_model(
 
 
 def load_tokenizer(
-    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
 ) -> PreTrainedTokenizerBase:
+    """The tokenizer alone; `options` go to `AutoTokenizer.from_pretrained`."""
     source = resolve(name)
     _refuse_no_tokenizer(source)
     from transformers import AutoTokenizer
 
     with _one_line(source, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.location, revision=revision, trust_remote_code=trust_remote_code
+            source.location, revision=revision, trust_remote_code=trust_remote_code, **options
         )
     return tokenizer
 
