@@ -54,7 +54,7 @@ def run_first(
         raise _unsupported(anatomy, "its forward never called the decoder that was found")
     hidden = normed if walk.hidden is None else walk.hidden
     memory = _Memory(anatomy, inputs, walk.answers, walk.left or ()) if resumable else None
-    return FirstLayers(k, hidden, normed, cache, memory)
+    return FirstLayers(k, hidden, normed, name, cache, memory)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,8 @@ class FirstLayers:
     """What the model's final norm was given (the same as `normed` in a model that has none)."""
     normed: Tensor
     """The decoder's last hidden state, as if the model ended after layer k."""
+    cache_name: str | None
+    """What the model calls its cache, among its inputs as well; None without one."""
     _cache: Any = field(repr=False)
     _memory: _Memory | None = field(repr=False)
 

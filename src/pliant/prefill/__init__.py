@@ -1,0 +1,29 @@
+"""A batch of prompts, run once: keep its keys and values, add rows on top, stop early, resume.
+
+    ran = prefill(model, input_ids, attention_mask)
+    ran.logits                   # of each prompt's last token
+    ran.step(ids)                # some more positions on top, and the cache is as it was before
+    Prefilled.join(model, ran.split())   # the same from prefixes that were stored one by one
+
+`batch` aligns the prompts to the left, `run` is one forward over whole or first layers, `prefilled`
+what comes of it, `prefix` the keys and values of one prompt, `habits` what has to be asked of a
+model before it is trusted with a cache or with padding.
+"""
+
+from pliant.prefill.batch import Batch, align
+from pliant.prefill.habits import bears_padding, keeps_cache
+from pliant.prefill.prefilled import Prefilled, prefill
+from pliant.prefill.prefix import Prefix
+from pliant.prefill.run import Ran, on_top
+
+__all__ = [
+    "Batch",
+    "Prefilled",
+    "Prefix",
+    "Ran",
+    "align",
+    "bears_padding",
+    "keeps_cache",
+    "on_top",
+    "prefill",
+]

@@ -1,0 +1,94 @@
+"""Prompts of several lengths in one tensor, aligned so that each ends at the last position.
+
+On a cache, padding on the right is wrong wherever pads are counted (sliding windows, convolutions,
+recurrence) and what comes next must follow the prompt's last token: so it is moved to the left.
+
+Shapes: B prompts, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pliant.errors import InvalidInput
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Prompts that end together; `mask_BT` is 1 on tokens and 0 on the padding before them."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]], pad: int = 0, device: object = None) -> Batch:
+        """Lists of ids, padded on the left with `pad`."""
+        longest = max(map(len, prompts), default=0)
+        ids = torch.full((len(prompts), longest), pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            if len(prompt):
+                ids[row, longest - len(prompt) :] = torch.as_tensor(prompt)
+                mask[row, longest - len(prompt) :] = 1
+        place = torch.device(device) if isinstance(device, str) else device
+        return cls(ids.to(place), mask.to(place))  # type: ignore[arg-type]
+
+    @property
+    def lengths(self) -> list[int]:
+        lengths: list[int] = self.mask_BT.sum(dim=1).tolist()
+        return lengths
+
+    @property
+    def is_ragged(self) -> bool:
+        return not bool(self.mask_BT.all())
+
+    def take(self, rows: Sequence[int]) -> Batch:
+        """Some of the prompts, without the padding that none of them needs."""
+        index = torch.as_tensor(rows, device=self.ids_BT.device, dtype=torch.long)
+        return _trimmed(self.ids_BT[index], self.mask_BT[index])
+
+    def by_length(self) -> list[list[int]]:
+        """The rows of each length, so that no group needs padding."""
+        groups: dict[int, list[int]] = {}
+        for row, length in enumerate(self.lengths):
+            groups.setdefault(length, []).append(row)
+        return list(groups.values())
+
+
+def align(input_ids: Tensor, attention_mask: Tensor | None = None) -> Batch:
+    """The batch with all padding on the left, and none that no prompt needs."""
+    mask_BT = _checked(input_ids, attention_mask)
+    # A stable sort brings the padding to the front and leaves the tokens in their order.
+    order_BT = mask_BT.argsort(dim=1, stable=True)
+    return _trimmed(input_ids.gather(1, order_BT), mask_BT.gather(1, order_BT))
+
+
+def positions(mask_BT: Tensor) -> Tensor:
+    """Each token's position as `generate` counts it: from 0, and 0 on the padding."""
+    return (mask_BT.long().cumsum(dim=1) - 1).masked_fill(mask_BT == 0, 0)
+
+
+def _trimmed(ids_BT: Tensor, mask_BT: Tensor) -> Batch:
+    longest = int(mask_BT.sum(dim=1).max()) if len(mask_BT) else 0
+    keep = mask_BT.shape[1] - longest
+    return Batch(ids_BT[:, keep:], mask_BT[:, keep:])
+
+
+def _checked(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    if input_ids.dim() != 2 or input_ids.is_floating_point():
+        raise InvalidInput(
+            f"input_ids must be integers of shape (batch, length), not {input_ids.dtype} of shape "
+            f"{tuple(input_ids.shape)}"
+        )
+    if attention_mask is None:
+        return torch.ones_like(input_ids)
+    if attention_mask.shape != input_ids.shape:
+        raise InvalidInput(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, and input_ids has "
+            f"{tuple(input_ids.shape)}: they must be the same"
+        )
+    return (attention_mask != 0).to(input_ids)

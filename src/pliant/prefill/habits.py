@@ -1,0 +1,93 @@
+"""What has to be tried on a model before it is trusted with a cache, or with padding on the left.
+
+Both are tried once a model, on a few tokens, and only when something depends on the answer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from pliant.anatomy import Anatomy
+from pliant.prefill.batch import Batch
+from pliant.prefill.run import inputs_of, on_cache, on_top, run
+
+LENGTH, SHORTER, NEW = 6, 4, 2
+CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}
+CLOSE_IN_HALF = 0.05
+"""Relative: rounding alone makes up to a hundredth of a tiny model's hidden state in bf16."""
+
+_known: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
+_lock = threading.RLock()
+
+
+def keeps_cache(anatomy: Anatomy) -> bool:
+    """Whether a step on this model's cache gives what one forward over everything gives."""
+    return _asked(anatomy, "cache", _steps_as_a_whole)
+
+
+def bears_padding(anatomy: Anatomy) -> bool:
+    """Whether a prompt that is padded on the left gives what it gives alone."""
+    return _asked(anatomy, "padding", _pads_unnoticed)
+
+
+def _asked(anatomy: Anatomy, what: str, ask: Callable[[Anatomy], bool]) -> bool:
+    with _lock:
+        known = _known.setdefault(anatomy.model, {})
+        if what not in known:
+            known[what] = _tried(ask, anatomy)
+        return known[what]
+
+
+@torch.no_grad()
+def _tried(ask: Callable[[Anatomy], bool], anatomy: Anatomy) -> bool:
+    """A model that cannot even run so answers no; that memory ran out is no answer."""
+    try:
+        return ask(anatomy)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False
+
+
+def _steps_as_a_whole(anatomy: Anatomy) -> bool:
+    batch, new = _trial(anatomy)
+    whole = on_top(anatomy, batch, new)
+    ran = run(anatomy, {**inputs_of(anatomy, batch), "use_cache": True})
+    return ran.cache is not None and _same(on_cache(anatomy, batch, ran, new), whole)
+
+
+def _pads_unnoticed(anatomy: Anatomy) -> bool:
+    batch, _ = _trial(anatomy)
+    mask = batch.mask_BT.clone()
+    mask[1, : LENGTH - SHORTER] = 0
+    padded = Batch(batch.ids_BT, mask)
+    alone = padded.take([1])
+    found = run(anatomy, _uncached(anatomy, padded)).hidden_BTD[1, -SHORTER:]
+    return _same(found, run(anatomy, _uncached(anatomy, alone)).hidden_BTD[0])
+
+
+def _trial(anatomy: Anatomy) -> tuple[Batch, Tensor]:
+    """Two prompts of ordinary tokens (special ones lie at both ends), and what comes after."""
+    size = int(getattr(anatomy.config, "vocab_size", 0) or 64)
+    ids = torch.arange(2 * (LENGTH + NEW)).reshape(2, -1) * 3 % max(1, size // 2) + size // 4
+    ids = ids.to(_place(anatomy))
+    return Batch(ids[:, :LENGTH], torch.ones_like(ids[:, :LENGTH])), ids[:, LENGTH:]
+
+
+def _place(anatomy: Anatomy) -> Any:
+    return getattr(anatomy.model, "device", None) or next(anatomy.model.parameters()).device
+
+
+def _uncached(anatomy: Anatomy, batch: Batch) -> dict[str, Any]:
+    return {**inputs_of(anatomy, batch), "use_cache": False}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    close = CLOSE.get(other.dtype, CLOSE_IN_HALF)
+    return bool((one - other).float().norm() <= close * other.float().norm())

@@ -1,0 +1,122 @@
+"""One prompt's keys and values, without padding: what is stored, and joined to batches again.
+
+Shapes: B prompts, H heads, t positions of one prompt, T of the batch, K features of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from pliant.anatomy import Anatomy
+from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.prefill.batch import Batch
+
+EMPTY, GROWING = -1, 0
+"""A cache layer that holds nothing, and one that holds every position; others have a window."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """One prompt in a model's cache."""
+
+    length: int
+    """In tokens."""
+    layers: tuple[int, ...]
+    """A cache layer each: EMPTY, GROWING, or the size of its window."""
+    tensors: tuple[Tensor, ...]
+    """Keys and values, (H, t, K) each, of the layers that are not empty, one after the other."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.tensors)
+
+
+def split(cache: Any, batch: Batch, model: str) -> list[Prefix]:
+    """Each prompt's own part of a cache."""
+    kinds = _kinds(cache, model)
+    filled = [layer for layer, kind in zip(cache.layers, kinds, strict=True) if kind != EMPTY]
+    stacked = [tensor for layer in filled for tensor in (layer.keys, layer.values)]
+    prefixes = []
+    for row, length in enumerate(batch.lengths):
+        own = [t_BHTK[row, :, max(0, t_BHTK.shape[2] - length) :].clone() for t_BHTK in stacked]
+        prefixes.append(Prefix(length, kinds, tuple(own)))
+    return prefixes
+
+
+def joined(anatomy: Anatomy, prefixes: Sequence[Prefix]) -> tuple[DynamicCache, Batch]:
+    """One cache of several prefixes, and the batch that it stands for, without its ids."""
+    if len({prefix.layers for prefix in prefixes}) != 1:
+        raise InvalidInput(
+            f"{len(prefixes)} prefixes cannot be joined: give some, all of one model at one depth"
+        )
+    longest = max(prefix.length for prefix in prefixes)
+    cache, stored = DynamicCache(), 0
+    cache.layers = []
+    for index, kind in enumerate(prefixes[0].layers):
+        layer = DynamicLayer() if kind <= GROWING else DynamicSlidingWindowLayer(kind)
+        if kind != EMPTY:
+            place = _device(anatomy, index)
+            held = longest if kind == GROWING else min(longest, kind - 1)
+            keys, values = (
+                _stacked([prefix.tensors[stored + i] for prefix in prefixes], held, place)
+                for i in (0, 1)
+            )
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                layer.cumulative_length = longest
+            stored += 2
+        cache.layers.append(layer)
+    cache.layer_class_to_replicate = None
+    mask = torch.tensor([[0] * (longest - p.length) + [1] * p.length for p in prefixes])
+    place = anatomy.embeddings.weight.device if _has_weight(anatomy) else keys.device
+    return cache, Batch(torch.zeros_like(mask).to(place), mask.to(place))
+
+
+def _kinds(cache: Any, model: str) -> tuple[int, ...]:
+    if type(cache) is not DynamicCache:
+        raise UnsupportedModel(
+            f"{model} keeps its prompts in a {type(cache).__name__}, of which Pliant cannot take "
+            "one prompt's part; keys and values in a DynamicCache can be taken apart"
+        )
+    return tuple(_kind(layer, model) for layer in cache.layers)
+
+
+def _kind(layer: Any, model: str) -> int:
+    if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        raise UnsupportedModel(
+            f"{model} has a {type(layer).__name__} in its cache, of which Pliant cannot take one "
+            "prompt's part; only keys and values can be taken apart"
+        )
+    if not layer.is_initialized:
+        return EMPTY
+    return layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else GROWING
+
+
+def _stacked(parts: Sequence[Tensor], held: int, place: torch.device | None) -> Tensor:
+    """All parts in one tensor, with zeros before the shorter ones."""
+    heads, _, features = parts[0].shape
+    stacked = torch.zeros(len(parts), heads, held, features, dtype=parts[0].dtype, device=place)
+    for row, part in enumerate(parts):
+        have = min(part.shape[1], held)
+        if have:
+            stacked[row, :, held - have :] = part[:, part.shape[1] - have :].to(stacked.device)
+    return stacked
+
+
+def _device(anatomy: Anatomy, index: int) -> torch.device | None:
+    """Where a layer lies, for a model may lie on several devices."""
+    if index >= len(anatomy.layers):
+        return None
+    return next((p.device for p in anatomy.layers[index].parameters()), None)
+
+
+def _has_weight(anatomy: Anatomy) -> bool:
+    return isinstance(getattr(anatomy.embeddings, "weight", None), Tensor)
