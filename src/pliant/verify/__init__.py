@@ -1,0 +1,66 @@
+"""Is this answer right? One set of verifiers, for grading, labels and rewards.
+
+    right = verifier("numeric", tolerance=0.01)
+    right("So the answer is 1,234.", "1234")     # 1.0
+    VERIFIERS                                    # the names: exact, numeric, contains, ...
+
+A verifier takes an answer, its reference and, for those that ask, the prompt, and says how right
+the answer is, in [0, 1]. A list of references means any of them. What is wrong with a reference is
+an error; what is wrong with an answer is a 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, ClassVar, Protocol
+
+from pliant.errors import InvalidInput
+from pliant.verify.choice import Choice
+from pliant.verify.function import Function
+from pliant.verify.judge import Judge, NoVerdict
+from pliant.verify.numeric import Numeric
+from pliant.verify.reference import nearest
+from pliant.verify.wording import Contains, Exact, Regex
+
+__all__ = [
+    "VERIFIERS",
+    "Choice",
+    "Contains",
+    "Exact",
+    "Function",
+    "Judge",
+    "NoVerdict",
+    "Numeric",
+    "Regex",
+    "Verifier",
+    "verifier",
+]
+
+
+def verifier(name: str, **options: Any) -> Verifier:
+    """The verifier of that name, with its options (the fields of its class)."""
+    if name not in VERIFIERS:
+        raise InvalidInput(f"no verifier {name!r}{nearest(name, list(VERIFIERS))}")
+    kind = VERIFIERS[name]
+    known = [f.name for f in fields(kind) if f.init]
+    for option in options:
+        if option not in known:
+            raise InvalidInput(f"{name} has no option {option!r}{nearest(option, known)}")
+    try:
+        made: Verifier = kind(**options)
+    except TypeError as error:
+        raise InvalidInput(f"{name}: {error}") from error
+    return made
+
+
+class Verifier(Protocol):
+    """How right an answer is, in [0, 1]."""
+
+    name: ClassVar[str]
+
+    def __call__(self, answer: str, reference: Any, prompt: str | None = None) -> float: ...
+
+
+VERIFIERS: dict[str, type] = {
+    kind.name: kind for kind in (Exact, Numeric, Contains, Regex, Choice, Function, Judge)
+}
