@@ -153,7 +153,8 @@ def _csv_rows(file: IO[str], path: Path) -> Iterator[tuple[int, Row]]:
                 )
             yield reader.line_num, row
     except csv.Error as error:
-        raise InvalidInput(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+        at = reader.reader.line_num  # DictReader's own is still that of the row before
+        raise InvalidInput(f"{path}, line {at}: not CSV ({error})") from error
     finally:
         csv.field_size_limit(limit)
 
