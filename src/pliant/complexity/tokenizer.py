@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -247,18 +247,21 @@ def free_id(base: Any) -> int:
 
 def _made(base: Any, token: str) -> CPXTokenizer:
     """`base` itself, made into a tokenizer with [CPX]."""
-    made = _kind(type(base)).__new__(_kind(type(base)))
+    kind = _kind(type(base))
+    made = kind.__new__(kind)
     vars(made).update(vars(base))
     # Not by assignment: transformers takes `..._token` for an entry of the vocabulary.
     vars(made).update(cpx_token=token, cpx_token_id=free_id(base))
     made.init_kwargs = {**made.init_kwargs, SAVED: token}
+    assert isinstance(made, CPXTokenizer)
     return made
 
 
 @cache
-def _kind(base: Any) -> Any:
+def _kind(base: Hashable) -> Any:
     """CPXTokenizer and the base's class in one, under its name: so plain transformers loads what
     it saves, as the base's tokenizer."""
+    assert isinstance(base, type)
     return type(base.__name__, (CPXTokenizer, base), {"__module__": base.__module__})
 
 
