@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class Batch:
     mask_BT: Tensor
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], pad: int = 0, device: object = None) -> Batch:
+    def of(cls, prompts: Sequence[Sequence[int]], pad: int = 0, device: Any = None) -> Batch:
         """Lists of ids, padded on the left with `pad`."""
         longest = max(map(len, prompts), default=0)
         ids = torch.full((len(prompts), longest), pad, dtype=torch.long)
@@ -34,8 +35,7 @@ class Batch:
             if len(prompt):
                 ids[row, longest - len(prompt) :] = torch.as_tensor(prompt)
                 mask[row, longest - len(prompt) :] = 1
-        place = torch.device(device) if isinstance(device, str) else device
-        return cls(ids.to(place), mask.to(place))  # type: ignore[arg-type]
+        return cls(ids.to(device), mask.to(device))
 
     @property
     def lengths(self) -> list[int]:

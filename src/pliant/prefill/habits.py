@@ -68,8 +68,8 @@ def _pads_unnoticed(anatomy: Anatomy) -> bool:
     mask[1, : LENGTH - SHORTER] = 0
     padded = Batch(batch.ids_BT, mask)
     alone = padded.take([1])
-    found = run(anatomy, _uncached(anatomy, padded)).hidden_BTD[1, -SHORTER:]
-    return _same(found, run(anatomy, _uncached(anatomy, alone)).hidden_BTD[0])
+    found = run(anatomy, _uncached(anatomy, padded)).new_BrD(SHORTER)[1]
+    return _same(found, run(anatomy, _uncached(anatomy, alone)).new_BrD(SHORTER)[0])
 
 
 def _trial(anatomy: Anatomy) -> tuple[Batch, Tensor]:

@@ -76,7 +76,7 @@ def joined(anatomy: Anatomy, prefixes: Sequence[Prefix]) -> tuple[DynamicCache, 
         cache.layers.append(layer)
     cache.layer_class_to_replicate = None
     mask = torch.tensor([[0] * (longest - p.length) + [1] * p.length for p in prefixes])
-    place = anatomy.embeddings.weight.device if _has_weight(anatomy) else keys.device
+    place = keys.device if (first := _device(anatomy, 0)) is None else first
     return cache, Batch(torch.zeros_like(mask).to(place), mask.to(place))
 
 
@@ -116,7 +116,3 @@ def _device(anatomy: Anatomy, index: int) -> torch.device | None:
     if index >= len(anatomy.layers):
         return None
     return next((p.device for p in anatomy.layers[index].parameters()), None)
-
-
-def _has_weight(anatomy: Anatomy) -> bool:
-    return isinstance(getattr(anatomy.embeddings, "weight", None), Tensor)

@@ -1,6 +1,7 @@
 """One forward over a model, or over its first layers, that yields hidden states and a cache.
 
-The head is left out unless its logits are wanted. B prompts, T positions, r of them new, D features.
+The head is left out unless its logits are wanted. B prompts, T positions,
+r of them new, D features.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def on_top(
     longer = extended(batch, ids_Br)
     given = {**inputs_of(anatomy, longer), **inputs, "use_cache": False}
     new = ids_Br.shape[1]
-    with entering(0, new, tuple(longer.ids_BT.shape)):
+    with entering(0, new, (ids_Br.shape[0], longer.ids_BT.shape[1])):
         if layers is None:
             ran = run(anatomy, given)
         else:
@@ -171,7 +172,7 @@ def extended(batch: Batch, ids_Br: Tensor) -> Batch:
 
 def only_attends(cache: Any) -> bool:
     """Whether a cache is keys and values alone, of the kinds that are never written in place."""
-    layers = getattr(cache, "layers", None)
+    layers = getattr(cache, "layers", None) or []
     return bool(layers) and all(type(layer).__name__ in ATTENDING for layer in layers)
 
 

@@ -1,0 +1,102 @@
+"""Which scorer is being asked in this thread, and at which positions its rows are.
+
+The hooks of a scorer stay on its model; they act only between `asking` and the end of its block.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pliant.errors import UnsupportedModel
+
+
+@dataclass(frozen=True)
+class Question:
+    """Rows `start` to `stop` of `scorer` are the last positions of a forward of shape (B, T)."""
+
+    scorer: nn.Module
+    start: int
+    stop: int
+    shape: tuple[int, int]
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.start
+
+    def put(self, h: Tensor, rows: Tensor, module: nn.Module) -> Tensor:
+        """`h` with the rows in place of its last positions."""
+        axis, at = self._where(h, module)
+        rows = rows[self.start : self.stop].to(device=h.device, dtype=h.dtype)
+        rows = (rows if axis == 1 else rows.unsqueeze(1)).expand_as(h.narrow(axis, at, self.count))
+        if h.shape[axis] == self.count:  # the lookup is not used, and needs no gradient
+            return rows
+        behind = at + self.count
+        parts = [h.narrow(axis, 0, at), rows, h.narrow(axis, behind, h.shape[axis] - behind)]
+        return torch.cat(parts, dim=axis)
+
+    def add(self, h: Tensor, x: Tensor, change: nn.Module, module: nn.Module) -> Tensor:
+        """`h` with `change(x)` added at the rows' positions alone."""
+        if h.dim() == 2:  # positions of all prompts in one row: some mixtures of experts
+            return self._add_flat(h, x, change, module)
+        axis, at = self._where(h, module)
+        own = change(x.narrow(axis, at, self.count)).to(h.dtype)
+        behind = at + self.count
+        parts = [
+            h.narrow(axis, 0, at),
+            h.narrow(axis, at, self.count) + own,
+            h.narrow(axis, behind, h.shape[axis] - behind),
+        ]
+        return torch.cat(parts, dim=axis)
+
+    def _add_flat(self, h: Tensor, x: Tensor, change: nn.Module, module: nn.Module) -> Tensor:
+        batch, length = self.shape
+        if h.shape[0] != batch * length:
+            raise _elsewhere(module, h)
+        deep = self.add(h.unflatten(0, self.shape), x.unflatten(0, self.shape), change, module)
+        return deep.flatten(0, 1)
+
+    def _where(self, h: Tensor, module: nn.Module) -> tuple[int, int]:
+        """The axis of positions, and the first of the rows on it (Reformer pads behind them)."""
+        batch, length = self.shape
+        for axis in (1, 0):
+            if h.dim() == 3 and h.shape[1 - axis] == batch and h.shape[axis] >= length:
+                return axis, length - self.count
+        raise _elsewhere(module, h)
+
+
+class _Now(threading.local):
+    """The question of this thread; None while nobody asks."""
+
+    def __init__(self) -> None:
+        self.question: Question | None = None
+
+
+NOW = _Now()
+
+
+def asked(scorer: nn.Module) -> Question | None:
+    """What `scorer` is being asked in this thread."""
+    question = NOW.question
+    return question if question is not None and question.scorer is scorer else None
+
+
+@contextmanager
+def asking(question: Question) -> Iterator[None]:
+    before, NOW.question = NOW.question, question
+    try:
+        yield
+    finally:
+        NOW.question = before
+
+
+def _elsewhere(module: nn.Module, h: Tensor) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"a {type(module).__name__} gives {tuple(h.shape)}, in which the [CPX] positions cannot be "
+        "told: leave it out of lora_targets"
+    )

@@ -1,0 +1,90 @@
+"""What a user may set of a scorer: its rows, its outputs, the layer it reads, its LoRA."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from pliant.errors import InvalidInput
+
+Aggregation = Literal["last", "mean", "max", "attention"]
+AGGREGATIONS = ("last", "mean", "max", "attention")
+
+SCORE, GAIN, RIGHT = "score", "gain", "right:"
+"""P(hard); P(strong right) - P(weak right); `right:NAME`, P(the model of that name is right)."""
+
+
+@dataclass(frozen=True)
+class CPXConfig:
+    """Trainable: rows * d + d * outputs, + outputs with a bias, + d for attention, + LoRA."""
+
+    rows: int = 1
+    """How many [CPX] positions follow a prompt."""
+    outputs: tuple[str, ...] = ()
+    """What each means: "score", "gain", "right:NAME" or a name of your own; all but "gain" are logits
+    of a probability. Left out: "score", or label_0, label_1, ... as many as `num_labels` says."""
+    num_labels: int | None = None
+    """The number of outputs, where they are not named."""
+    aggregation: Aggregation = "last"
+    """How the hidden states of several rows become one."""
+    bias: bool = True
+    """A bias in the head; a scorer without one can leave as a stock checkpoint as it is."""
+    layer: int | None = None
+    """Read after this many layers, and run no more; None reads the last."""
+    lora_rank: int = 0
+    """Of a LoRA that acts on [CPX] positions alone; 0 is none."""
+    lora_alpha: float | None = None
+    """The LoRA's scale times its rank; None is twice the rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Projections that take the LoRA, by the end of their names; empty is every one in the layers
+    that sees all positions (a routed expert does not)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outputs", self._outputs())
+        object.__setattr__(self, "num_labels", len(self.outputs))
+        if isinstance(self.lora_targets, str):
+            object.__setattr__(self, "lora_targets", (self.lora_targets,))
+        object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
+        self._check()
+
+    @property
+    def scale(self) -> float:
+        """What the LoRA's product is multiplied by."""
+        if not self.lora_rank:
+            return 0.0
+        return (2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha) / (
+            self.lora_rank
+        )
+
+    def _outputs(self) -> tuple[str, ...]:
+        named = (self.outputs,) if isinstance(self.outputs, str) else tuple(self.outputs)
+        count = self.num_labels
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise InvalidInput(f"num_labels = {count!r}: give 1 or more")
+        if named and count not in (None, len(named)):
+            raise InvalidInput(f"num_labels = {count}, and outputs names {len(named)}: give one")
+        if named:
+            return named
+        if count in (None, 1):
+            return (SCORE,)
+        return tuple(f"label_{i}" for i in range(count))
+
+    def _check(self) -> None:
+        _whole("rows", self.rows, least=1)
+        _whole("lora_rank", self.lora_rank, least=0)
+        if self.layer is not None:
+            _whole("layer", self.layer, least=1)
+        if self.aggregation not in AGGREGATIONS:
+            known = ", ".join(AGGREGATIONS)
+            raise InvalidInput(f"aggregation = {self.aggregation!r}: give one of {known}")
+        name, times = Counter(self.outputs).most_common(1)[0]
+        if times > 1 or not all(isinstance(o, str) and o for o in self.outputs):
+            raise InvalidInput(
+                f"outputs = {self.outputs!r}: {name!r} is there twice, or is no name"
+            )
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidInput(f"{name} = {value!r}: give a whole number, {least} or more")

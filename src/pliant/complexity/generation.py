@@ -1,0 +1,241 @@
+"""Scores from the prefill that generation needs anyway, and leaves generation as it is.
+
+`model.generate` runs as it always does. A detour in front of the model's forward, in this context
+alone, waits for the forward that completes the prompt; then the [CPX] rows run as one more step on
+a branch of its cache, and what the forward returned is handed on untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pliant import prefill
+from pliant.anatomy.depth import cache_name, run_first
+from pliant.anatomy.detour import FORWARD, detours
+from pliant.complexity.prompts import alike, checked, ids_of
+from pliant.complexity.scores import Scores
+from pliant.errors import InvalidInput
+from pliant.prefill import Batch, Prefilled, bears_padding, keeps_cache
+from pliant.prefill.prefilled import Part
+from pliant.prefill.run import Ran
+
+if TYPE_CHECKING:
+    from pliant.complexity.model import Complexity
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """What was generated and how the prompts scored; prompt after prompt, in their order."""
+
+    scores: Scores
+    sequences: tuple[Tensor | None, ...]
+    """Prompt and answer as ids, `num_return_sequences` for each prompt; None where it was left."""
+    texts: tuple[str | None, ...] | None
+    """The answers alone; None without a tokenizer."""
+    left: np.ndarray
+    """(n,) which prompts scored above the threshold and were not generated."""
+    prefilled_again: bool
+    """Whether some prompts that stayed had to be prefilled a second time, for others left."""
+    outputs: tuple[Any, ...]
+    """What `model.generate` returned, one for each batch."""
+
+
+def generate(
+    scorer: Complexity,
+    prompts: Any,
+    leave_above: float | None,
+    settings: dict[str, Any],
+    options: dict[str, Any],
+) -> Generated:
+    """Score and generate; see `Complexity.generate`."""
+    ids = _ids(scorer, prompts, settings, options)
+    copies = _copies(scorer, options)
+    logits = np.zeros((len(ids), len(scorer.config.outputs)))
+    sequences: list[Tensor | None] = [None] * (len(ids) * copies)
+    answers: list[Tensor | None] = [None] * (len(ids) * copies)
+    left, again, outputs = np.zeros(len(ids), dtype=bool), False, []
+    for rows in _batches(scorer, ids, settings["batch_size"]):
+        batch = Batch.of([ids[row] for row in rows], pad=_pad(scorer), device=scorer._place)
+        run = _Generation(scorer, batch, leave_above, options)
+        logits[rows], left[rows] = run.logits, run.left
+        again |= run.again
+        if run.output is None:
+            continue
+        outputs.append(run.output)
+        stayed = [row for row in rows if not left[row]]
+        found = run.output if isinstance(run.output, Tensor) else run.output.sequences
+        for place, sequence in enumerate(found):
+            row, copy = divmod(place, copies)
+            at = stayed[row] * copies + copy
+            answers[at] = answer = sequence[run.length :]
+            sequences[at] = torch.cat([as_ids(ids[stayed[row]], sequence), answer])
+    return Generated(
+        Scores(scorer.config.outputs, logits),
+        tuple(sequences),
+        _texts(scorer, answers),
+        left,
+        again,
+        tuple(outputs),
+    )
+
+
+class _Generation:
+    """One batch through `model.generate`, scored on the way."""
+
+    def __init__(
+        self, scorer: Complexity, batch: Batch, leave_above: float | None, options: dict[str, Any]
+    ) -> None:
+        self.scorer = scorer
+        self.leave_above = leave_above
+        self.options = options
+        self.again = False
+        self.logits = np.zeros((len(batch.ids_BT), len(scorer.config.outputs)))
+        self.left = np.zeros(len(batch.ids_BT), dtype=bool)
+        self.length = batch.ids_BT.shape[1]
+        self.output: Any = None
+        try:
+            self.output = self._generate(batch, scoring=True)
+        except _Left:
+            stay = np.flatnonzero(~self.left).tolist()
+            if stay:
+                self.again = True
+                batch = batch.take(stay)
+                self.length = batch.ids_BT.shape[1]
+                self.output = self._generate(batch, scoring=False)
+            elif (streamer := options.get("streamer")) is not None:
+                streamer.end()  # whoever reads from it would wait for ever
+
+    def _generate(self, batch: Batch, scoring: bool) -> Any:
+        model: Any = self.scorer.anatomy.model
+        given = {"input_ids": batch.ids_BT, "attention_mask": batch.mask_BT, **self.options}
+        if not scoring:
+            return model.generate(**given)
+        watch = _Watch(self, batch)
+        with detours({(model, FORWARD): watch.forward}):
+            output = model.generate(**given)
+        if not watch.done:  # no forward ended where the prompt does: some assisted decoding
+            self.decide(self.scorer._logits_at_once(batch), leaving=False)
+        return output
+
+    def decide(self, logits: Tensor, leaving: bool = True) -> None:
+        """Keep the scores; if some prompts are to leave, nothing goes on from here."""
+        self.logits = logits.detach().double().cpu().numpy()
+        if self.leave_above is not None:
+            score = Scores(self.scorer.config.outputs, self.logits).score
+            self.left = score > self.leave_above
+            if leaving and self.left.any():
+                raise _Left
+
+
+class _Watch:
+    """Stands in front of the model's forward until the prompt is complete."""
+
+    def __init__(self, generation: _Generation, batch: Batch) -> None:
+        self.generation = generation
+        self.scorer = generation.scorer
+        self.batch = batch
+        self.seen = 0
+        self.done = False
+
+    def forward(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.done or args or not isinstance(ids := kwargs.get("input_ids"), Tensor):
+            return original(*args, **kwargs)
+        self.seen += ids.shape[1]
+        if self.seen != self.batch.ids_BT.shape[1]:
+            return original(**kwargs)
+        self.done = True
+        layer = self.scorer.config.layer
+        if layer is None:
+            output = original(**kwargs)
+            self._score(len(ids), getattr(output, cache_name(output) or "", None), output)
+            return output
+        first = run_first(self.scorer.anatomy, layer, **kwargs)
+        self._score(len(ids), first.cache, first)
+        return first.resume()
+
+    def _score(self, count: int, cache: Any, output: Any) -> None:
+        """`count` is the batch's, times the beams or samples of each prompt, which lie together."""
+        scorer = self.scorer
+        copies = count // len(self.batch.ids_BT)
+        wide = Batch(
+            self.batch.ids_BT.repeat_interleave(copies, dim=0),
+            self.batch.mask_BT.repeat_interleave(copies, dim=0),
+        )
+        if cache is None or not keeps_cache(scorer.anatomy):
+            self.generation.decide(scorer._logits_at_once(self.batch))
+            return
+        name = getattr(output, "cache_name", None) or cache_name(output)
+        part = Part(None, wide, Ran(None, cache, name))
+        ran = Prefilled(scorer.anatomy, scorer.config.layer, wide, (part,))
+        self.generation.decide(scorer.logits_of(ran)[::copies])
+
+
+class _Left(BaseException):
+    """Some prompts leave. Not an Exception: no code in between may take it for an error."""
+
+
+def _ids(
+    scorer: Complexity, prompts: Any, settings: dict[str, Any], options: dict[str, Any]
+) -> list[list[int]]:
+    mask = options.pop("attention_mask", None)
+    if isinstance(prompts, Tensor):
+        batch = prefill.align(prompts, mask)
+        rows = zip(batch.ids_BT.tolist(), batch.lengths, strict=True)
+        found = [row[len(row) - length :] for row, length in rows]
+    elif mask is not None:
+        raise InvalidInput("attention_mask goes with a tensor of ids; lists need none")
+    else:
+        found = ids_of(prompts, scorer.tokenizer, settings["chat"])
+    found = checked(found, scorer._room, settings["truncation"])
+    found = [scorer._begun(prompt) for prompt in found]
+    for i, prompt in enumerate(found):
+        if not prompt:
+            raise InvalidInput(f"prompt {i} has no token, and the model none to begin with (BOS)")
+    return found
+
+
+def _batches(
+    scorer: Complexity, ids: Sequence[Sequence[int]], batch_size: int | None
+) -> list[list[int]]:
+    """By like length; by equal length where the model does not bear padding."""
+    lengths = [len(prompt) for prompt in ids]
+    if len(set(lengths)) == 1 or bears_padding(scorer.anatomy):
+        return list(alike(lengths, batch_size))
+    found = []
+    for length in sorted(set(lengths)):
+        same = [row for row, own in enumerate(lengths) if own == length]
+        found += [[same[i] for i in some] for some in alike([length] * len(same), batch_size)]
+    return found
+
+
+def _copies(scorer: Complexity, options: dict[str, Any]) -> int:
+    configs = (options.get("generation_config"), scorer.anatomy.model.generation_config)
+    values = [options.get("num_return_sequences")]
+    values += [getattr(config, "num_return_sequences", None) for config in configs]
+    return next((value for value in values if value), 1)
+
+
+def _pad(scorer: Complexity) -> int:
+    """What generate pads with is masked; only that it is of the vocabulary matters."""
+    pad = getattr(scorer.anatomy.config, "pad_token_id", None)
+    return pad if isinstance(pad, int) and pad >= 0 else 0
+
+
+def _texts(scorer: Complexity, answers: Sequence[Tensor | None]) -> tuple[str | None, ...] | None:
+    tokenizer = scorer.tokenizer
+    if tokenizer is None:
+        return None
+    return tuple(
+        None if answer is None else tokenizer.decode(answer, skip_special_tokens=True)
+        for answer in answers
+    )
+
+
+def as_ids(prompt: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(list(prompt), dtype=like.dtype, device=like.device)

@@ -1,0 +1,56 @@
+"""LoRA that acts on [CPX] positions alone: the prompt's keys and values never depend on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pliant.anatomy import Anatomy
+from pliant.anatomy.projection import Projection, projections
+from pliant.complexity.config import CPXConfig
+from pliant.errors import InvalidInput
+
+
+class Lora(nn.Module):
+    """x -> scale * B A x in fp32; nothing at first, for B starts at zero."""
+
+    def __init__(self, projection: Projection, rank: int, scale: float, seed: int) -> None:
+        super().__init__()
+        self.scale = scale
+        weight = next(projection.module.parameters(), None)
+        place = None if weight is None else weight.device
+        generator = torch.Generator().manual_seed(seed)
+        a = torch.rand(rank, projection.inputs, generator=generator) * 2 - 1
+        self.a = nn.Parameter((a / math.sqrt(projection.inputs)).to(place))
+        self.b = nn.Parameter(torch.zeros(projection.outputs, rank, device=place))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            return F.linear(F.linear(x.to(self.a.dtype), self.a), self.b) * self.scale
+
+
+def targets(anatomy: Anatomy, config: CPXConfig) -> Iterator[tuple[str, Projection]]:
+    """The projections that take a LoRA, each with the key that it is kept under."""
+    depth = len(anatomy.layers) if config.layer is None else config.layer
+    found = False
+    for index, layer in enumerate(list(anatomy.layers)[:depth]):
+        for projection in projections(layer):
+            if _chosen(projection.path, config.lora_targets):
+                found = True
+                yield f"{index}_{projection.path.replace('.', '_')}", projection
+    if not found:
+        some = sorted({p.names[0] for layer in anatomy.layers for p in projections(layer)})
+        raise InvalidInput(
+            f"lora_targets = {config.lora_targets!r} names no projection of the layers: "
+            f"there are {', '.join(some) or 'none'}"
+        )
+
+
+def _chosen(path: str, ends: tuple[str, ...]) -> bool:
+    if not ends:  # a numbered module in a layer is one expert of many
+        return not any(part.isdigit() for part in path.split("."))
+    return any(f".{path}".endswith(f".{end}") for end in ends)

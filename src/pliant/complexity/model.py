@@ -1,0 +1,277 @@
+"""A scorer: [CPX] rows behind a prompt, and a head that reads what the model makes of them.
+
+    scorer = attach(model, CPXConfig(), tokenizer)
+    scorer.score(["What is 2 + 2?"]).score        # 1 - P(the model gets it right)
+    scorer.generate(["What is 2 + 2?"])           # scored from the prefill that it needs anyway
+
+The rows are virtual: fp32 parameters that a hook writes behind the embeddings of a placeholder id.
+No token is added, no weight of the base is touched, and while nobody asks the hooks do nothing.
+
+Shapes: B prompts, T positions, r rows, D features, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from pliant import adapters, prefill
+from pliant.adapters import Adapter, After, Wire
+from pliant.adapters.wires import is_off
+from pliant.anatomy import Anatomy
+from pliant.complexity.asking import Question, asked, asking
+from pliant.complexity.config import CPXConfig
+from pliant.complexity.lora import Lora, targets
+from pliant.complexity.prompts import Truncation, alike, checked, ids_of
+from pliant.complexity.reading import read
+from pliant.complexity.scores import Scores
+from pliant.complexity.start import rows_like_embeddings, width_read
+from pliant.errors import AdapterError, InvalidInput
+from pliant.prefill import Batch, Prefilled
+
+if TYPE_CHECKING:
+    from pliant.complexity.generation import Generated
+
+PLACEHOLDER = 0
+"""Any id of the vocabulary: its embedding is looked up, and the row written over it."""
+
+
+def attach(
+    model: nn.Module,
+    config: CPXConfig | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    name: str | None = None,
+) -> Complexity:
+    """A new scorer on `model`; the tokenizer is what texts and messages are read with."""
+    scorer = Complexity(model, config or CPXConfig())
+    scorer.tokenizer = tokenizer
+    return adapters.attach(model, scorer, name)
+
+
+class Complexity(Adapter):
+    """Scores prompts; trained beside a frozen model, and saved without it."""
+
+    part = "complexity"
+    config_class = CPXConfig
+    config: CPXConfig
+
+    def __init__(self, model: nn.Module, config: CPXConfig) -> None:
+        super().__init__(model, config)
+        self._made_of = _MadeOf(Anatomy.of(model))
+        anatomy = self._made_of.anatomy
+        assert anatomy is not None
+        _check_layer(anatomy, config.layer)
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.rows = nn.Parameter(rows_like_embeddings(anatomy, config.rows))
+        width, place = width_read(anatomy), self.rows.device
+        self.head = nn.Linear(
+            width, len(config.outputs), bias=config.bias, device=place, dtype=torch.float32
+        )
+        # At zero: every first score is one half, and what is learned owes nothing to chance.
+        nn.init.zeros_(self.head.weight)
+        if config.bias:
+            nn.init.zeros_(self.head.bias)
+        self.query: nn.Parameter | None = None
+        if config.aggregation == "attention":  # at zero it is the mean
+            self.query = nn.Parameter(torch.zeros(width, device=place, dtype=torch.float32))
+        self.lora = nn.ModuleDict()
+        if config.lora_rank:
+            for seed, (key, projection) in enumerate(targets(anatomy, config)):
+                self.lora[key] = Lora(projection, config.lora_rank, config.scale, seed)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        model: nn.Module,
+        source: str | Path,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **options: Any,
+    ) -> Self:
+        """Attach a saved scorer to its base; `options` are those of every adapter."""
+        scorer = super().from_pretrained(model, source, **options)
+        scorer.tokenizer = tokenizer
+        return scorer
+
+    def wire(self, model: nn.Module) -> Iterator[Wire]:
+        anatomy = self._anatomy_of(model)
+        yield After(anatomy.embeddings, self._write_rows)
+        if self.lora:
+            for key, projection in targets(anatomy, self.config):
+                yield After(projection.module, partial(self._add_lora, key))
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """What the base is made of."""
+        return self._anatomy_of(self.base)
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, O) in fp32, differentiable with respect to what is trained.
+
+        Padding may be on either side. With gradients, only the rows run with them, on top of a
+        prefill without; under `torch.no_grad()`, prompt and rows run as one.
+        """
+        self._check_asked()
+        if torch.is_grad_enabled():
+            ran = prefill.prefill(
+                self.anatomy,
+                input_ids,
+                attention_mask,
+                layers=self.config.layer,
+                head=False,
+                resumable=False,
+            )
+            return self.logits_of(ran)
+        return self._logits_at_once(prefill.align(input_ids, attention_mask))
+
+    def logits_of(self, ran: Prefilled) -> Tensor:
+        """(B, O): the rows alone, on top of prompts that were run before."""
+        self._check_asked()
+        if ran.layers != self.config.layer:
+            raise InvalidInput(
+                f"these prompts were run through {_layers(ran.layers)}, and this scorer reads "
+                f"after {_layers(self.config.layer)}: prefill(..., layers={self.config.layer})"
+            )
+        return self.read(ran.step(self._placeholders(len(ran.input_ids)), self._entering))
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """(B, O): aggregation and head alone, of the rows' hidden states (B, r, D)."""
+        return read(hidden, self.head, self.config.aggregation, self.query)
+
+    @torch.inference_mode()
+    def score(
+        self,
+        prompts: Sequence[Any],
+        *,
+        batch_size: int | None = None,
+        chat: bool = False,
+        truncation: Truncation | None = None,
+    ) -> Scores:
+        """Score texts, lists of messages or lists of ids, in their order.
+
+        A text is tokenized as it is; with `chat` it is what a user said, as messages are. A prompt
+        longer than the model's context is an error, unless `truncation` ("left" or "right") says
+        which end to take off. Without a `batch_size` prompts of like length share a batch.
+        """
+        self._check_asked()
+        ids = checked(ids_of(prompts, self.tokenizer, chat), self._room, truncation)
+        ids = [self._begun(prompt) for prompt in ids]
+        logits = np.zeros((len(ids), len(self.config.outputs)))
+        for rows in alike([len(prompt) for prompt in ids], batch_size):
+            batch = Batch.of([ids[row] for row in rows], device=self._place)
+            logits[rows] = self._logits_at_once(batch).double().cpu().numpy()
+        return Scores(self.config.outputs, logits)
+
+    def generate(
+        self,
+        prompts: Any,
+        *,
+        leave_above: float | None = None,
+        batch_size: int | None = None,
+        chat: bool = False,
+        truncation: Truncation | None = None,
+        **options: Any,
+    ) -> Generated:
+        """Generate as `model.generate(**options)` does, and score from the same prefill.
+
+        Prompts as for `score`, or a tensor of ids with `attention_mask` among the options. Those
+        with a score above `leave_above` are not generated: another model shall answer them.
+        """
+        from pliant.complexity.generation import generate
+
+        self._check_asked()
+        settings = {"batch_size": batch_size, "chat": chat, "truncation": truncation}
+        return generate(self, prompts, leave_above, settings, options)
+
+    def _logits_at_once(self, batch: Batch) -> Tensor:
+        """Prompts and rows in one forward, without a cache."""
+        hidden = prefill.on_top(
+            self.anatomy,
+            batch,
+            self._placeholders(len(batch.ids_BT), batch.ids_BT.device),
+            layers=self.config.layer,
+            entering=self._entering,
+        )
+        return self.read(hidden)
+
+    def _entering(
+        self, start: int, stop: int, shape: tuple[int, int]
+    ) -> AbstractContextManager[None]:
+        return asking(Question(self, start, stop, shape))
+
+    def _write_rows(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Any:
+        question = asked(self)
+        return None if question is None else question.put(output, self.rows, module)
+
+    def _add_lora(self, key: str, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Any:
+        question = asked(self)
+        if question is None:
+            return None
+        x = args[0] if args else next(iter(kwargs.values()))
+        return question.add(output, x, self.lora[key], module)
+
+    def _placeholders(self, batch: int, device: torch.device | None = None) -> Tensor:
+        place = self._place if device is None else device
+        return torch.full((batch, self.config.rows), PLACEHOLDER, device=place)
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        """A prompt of no token at all begins as any text does, where the model knows how."""
+        bos = getattr(self.anatomy.config, "bos_token_id", None)
+        return [bos] if not ids and isinstance(bos, int) and bos >= 0 else ids
+
+    @property
+    def _room(self) -> int | None:
+        """How many tokens a prompt may have; None where the model does not say."""
+        limits = [getattr(self.anatomy.config, "max_position_embeddings", None)]
+        limits.append(getattr(self.tokenizer, "model_max_length", None))
+        known = [n for n in limits if isinstance(n, int) and 0 < n < 10**9]
+        return min(known) - self.config.rows if known else None
+
+    @property
+    def _place(self) -> torch.device:
+        found = next((p.device for p in self.anatomy.embeddings.parameters()), self.rows.device)
+        return found if found.type != "meta" else self.rows.device
+
+    def _anatomy_of(self, model: nn.Module) -> Anatomy:
+        found = self._made_of
+        if found.anatomy is None or found.model is not model:
+            self._made_of = found = _MadeOf(Anatomy.of(model), model)
+        assert found.anatomy is not None
+        return found.anatomy
+
+    def detach(self) -> None:
+        super().detach()
+        self._made_of = _MadeOf()
+
+    def _check_asked(self) -> None:
+        if is_off(self):
+            raise AdapterError(f"the scorer {self.name!r} is disabled in this thread")
+
+
+class _MadeOf:
+    """The anatomy of the base, found once; no copy of a scorer takes the base with it."""
+
+    def __init__(self, anatomy: Anatomy | None = None, model: nn.Module | None = None) -> None:
+        self.anatomy = anatomy
+        self.model = model
+
+    def __deepcopy__(self, memo: Any) -> _MadeOf:
+        return _MadeOf()
+
+
+def _check_layer(anatomy: Anatomy, layer: int | None) -> None:
+    depth = len(anatomy.layers)
+    if layer is not None and layer > depth:
+        raise InvalidInput(f"layer = {layer}: the model has {depth} layers, so give 1 to {depth}")
+
+
+def _layers(count: int | None) -> str:
+    return "all layers" if count is None else f"{count} layers"

@@ -1,0 +1,104 @@
+"""Prompts as people have them (texts, messages, ids), and as a model takes them: lists of ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pliant.errors import InvalidInput
+
+Truncation = Literal["left", "right"]
+
+TOKENS_A_BATCH = 8_192
+
+
+def ids_of(
+    prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase | None, chat: bool = False
+) -> list[list[int]]:
+    """Each prompt's ids: a text as it is, messages through the chat template with its generation
+    prompt, ids untouched. With `chat` a text is what a user said: messages of one."""
+    if isinstance(prompts, (str, Mapping)):
+        raise InvalidInput("prompts is one prompt; give a list: [prompt]")
+    return [_ids(i, prompt, tokenizer, chat) for i, prompt in enumerate(prompts)]
+
+
+def checked(
+    prompts: Sequence[list[int]], room: int | None, truncation: Truncation | None
+) -> list[list[int]]:
+    """The prompts, if each fits beside the rows; or, if that was asked for, what fits of each.
+
+    "left" takes the beginning off a prompt that is too long, "right" its end.
+    """
+    if truncation not in (None, "left", "right"):
+        raise InvalidInput(f"truncation = {truncation!r}: give 'left', 'right' or None")
+    if room is None:
+        return list(prompts)
+    for i, ids in enumerate(prompts):
+        if len(ids) > room and truncation is None:
+            raise InvalidInput(
+                f"prompt {i} is {len(ids):,} tokens long; the model takes {room:,} beside what "
+                "follows. Shorten it, or pass truncation='left' to take off its beginning"
+            )
+    if truncation == "left":
+        return [ids[max(0, len(ids) - room) :] for ids in prompts]
+    return [ids[:room] for ids in prompts]
+
+
+def alike(lengths: Sequence[int], batch_size: int | None) -> Iterator[list[int]]:
+    """Batches of prompts of like length; without a size, as many as hold `TOKENS_A_BATCH`."""
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise InvalidInput(f"batch_size = {batch_size!r}: give 1 or more")
+    rows: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        # Prompts without a token run alone: beside others they would be padding and nothing else.
+        full = len(rows) == batch_size or (lengths[i] > 0 and rows and lengths[rows[-1]] == 0)
+        if batch_size is None:
+            full = full or (len(rows) + 1) * lengths[i] > TOKENS_A_BATCH
+        if rows and full:
+            yield rows
+            rows = []
+        rows.append(i)
+    if rows:
+        yield rows
+
+
+def _ids(i: int, prompt: Any, tokenizer: PreTrainedTokenizerBase | None, chat: bool) -> list[int]:
+    if isinstance(prompt, Tensor):
+        prompt = prompt.tolist()
+    if isinstance(prompt, str):
+        _need(tokenizer, i, "a text")
+        if chat:
+            return _ids(i, [{"role": "user", "content": prompt}], tokenizer, chat)
+        assert tokenizer is not None
+        return list(tokenizer(prompt)["input_ids"])
+    if isinstance(prompt, Sequence) and prompt and all(isinstance(m, Mapping) for m in prompt):
+        _need(tokenizer, i, "a list of messages")
+        assert tokenizer is not None
+        return _rendered(i, prompt, tokenizer)
+    if isinstance(prompt, Sequence) and all(isinstance(token, int) for token in prompt):
+        return list(prompt)
+    raise InvalidInput(
+        f"prompt {i} is of type {type(prompt).__name__}: give a text, a list of messages "
+        '({"role": ..., "content": ...}), or a list of ids'
+    )
+
+
+def _rendered(i: int, messages: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if not tokenizer.chat_template:
+        raise InvalidInput(
+            f"prompt {i} is a list of messages, and the tokenizer has no chat template: give a text"
+        )
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    # The template writes what begins a text; the tokenizer must not write it again.
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _need(tokenizer: PreTrainedTokenizerBase | None, i: int, what: str) -> None:
+    if tokenizer is None:
+        raise InvalidInput(
+            f"prompt {i} is {what}, and the scorer has no tokenizer: set scorer.tokenizer, or "
+            "give ids"
+        )

@@ -1,0 +1,65 @@
+"""What a scorer says of prompts. One polarity: score = 1 - P(this model succeeds), 1 is hard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pliant.complexity.config import GAIN, RIGHT, SCORE
+from pliant.errors import InvalidInput
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One row for each prompt; `logits` are as the head gave them."""
+
+    outputs: tuple[str, ...]
+    logits: np.ndarray
+    """(n, outputs)"""
+
+    @property
+    def values(self) -> np.ndarray:
+        """(n, outputs): probabilities, and gains as they are."""
+        linear = np.array([name == GAIN for name in self.outputs])
+        return np.where(linear, self.logits, _sigmoid(self.logits))
+
+    @property
+    def score(self) -> np.ndarray:
+        """(n,) in [0, 1]: the probability that the prompt is hard for the model."""
+        if SCORE in self.outputs:
+            return self[SCORE]
+        right = self._right
+        if right is None:
+            raise InvalidInput(
+                f"this scorer's outputs are {', '.join(self.outputs)}: none is called {SCORE!r} or "
+                f"'{RIGHT}...', so take one by its name: scores[{self.outputs[0]!r}]"
+            )
+        return 1.0 - right[:, 0]
+
+    @property
+    def gain(self) -> np.ndarray | None:
+        """(n,) P(the strong model is right) - P(this one is); None where no output tells it."""
+        if GAIN in self.outputs:
+            return self[GAIN]
+        right = self._right
+        return None if right is None or right.shape[1] < 2 else right[:, -1] - right[:, 0]
+
+    @property
+    def _right(self) -> np.ndarray | None:
+        which = [i for i, name in enumerate(self.outputs) if name.startswith(RIGHT)]
+        return self.values[:, which] if which else None
+
+    def __getitem__(self, output: str) -> np.ndarray:
+        """(n,) of one output."""
+        if output not in self.outputs:
+            raise InvalidInput(f"no output is called {output!r}: there are {self.outputs}")
+        column: np.ndarray = self.values[:, self.outputs.index(output)]
+        return column
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0.0, -x))
