@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pliant.adapters import attached as attached
     from pliant.anatomy import Anatomy as Anatomy
     from pliant.anatomy.depth import run_first as run_first
+    from pliant.complexity.config import CPXConfig as CPXConfig
+    from pliant.complexity.model import Complexity as Complexity
     from pliant.errors import AdapterError as AdapterError
     from pliant.errors import CorruptFile as CorruptFile
     from pliant.errors import InvalidInput as InvalidInput
@@ -33,6 +35,8 @@ _HOMES = {
     "pliant.adapters": ("Adapter", "attach", "attached"),
     "pliant.anatomy": ("Anatomy",),
     "pliant.anatomy.depth": ("run_first",),
+    "pliant.complexity.config": ("CPXConfig",),
+    "pliant.complexity.model": ("Complexity",),
     "pliant.errors": (
         "AdapterError",
         "CorruptFile",

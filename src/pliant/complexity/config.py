@@ -22,8 +22,8 @@ class CPXConfig:
     rows: int = 1
     """How many [CPX] positions follow a prompt."""
     outputs: tuple[str, ...] = ()
-    """What each means: "score", "gain", "right:NAME" or a name of your own; all but "gain" are logits
-    of a probability. Left out: "score", or label_0, label_1, ... as many as `num_labels` says."""
+    """What each means: "score", "gain", "right:NAME" or a name of your own; all but "gain" are
+    logits of a probability. Left out: "score", or as many of label_0, ... as `num_labels` says."""
     num_labels: int | None = None
     """The number of outputs, where they are not named."""
     aggregation: Aggregation = "last"
