@@ -33,6 +33,7 @@ from torch import nn
 
 from pliant.adapters import Adapter, attach, attached, files
 from pliant.errors import AdapterError, CorruptFile, PliantError, WrongBase
+from pliant.loading import WEIGHTS
 
 
 def saved(folder: Path, model: nn.Module | None = None, seed: int = 2) -> Scale:
@@ -505,3 +506,12 @@ def test_no_damage_yields_another_adapter(good: tuple[Path, Scale], data: st.Dat
     finally:
         path.write_bytes(content)
     assert same_anatomy(anatomy_of(model), before)
+
+
+def test_the_card_of_an_embedded_base_links_to_no_hub(tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.config._name_or_path = str(WEIGHTS / "nano-s")
+    saved(tmp_path, model)
+    card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model is None and "huggingface.co" not in card.text
+    assert "An adapter for nano-s" in card.text

@@ -13,6 +13,7 @@ from torch import nn
 
 from pliant.adapters import Fingerprint, attach, fingerprint
 from pliant.adapters.fingerprint import QUANTISED, _bits, _same
+from pliant.loading import load_model
 
 
 def trained_llama(seed: int = 0) -> nn.Module:
@@ -221,3 +222,7 @@ def test_a_folder_of_fp16_weights_that_loads_as_fp32_is_the_same_base(tmp_path: 
     again = type(model).from_pretrained(tmp_path, dtype=FP32)
     assert again.dtype == FP32
     assert agree(before, fingerprint(again))
+
+
+def test_an_embedded_base_is_known_by_its_name_wherever_it_lies() -> None:
+    assert fingerprint(load_model("nano-s")).name == "nano-s"

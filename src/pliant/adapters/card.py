@@ -7,6 +7,7 @@ import json
 from huggingface_hub import ModelCardData
 
 from pliant.adapters.files import Index
+from pliant.loading import embedded
 
 OURS = "<!-- Pliant writes this card anew at each save, until this line is taken out. -->"
 
@@ -32,10 +33,10 @@ Loading checks that `model` is the base this was trained on: {base_facts}.
 
 
 def model_card(index: Index, numbers: int, size: int) -> str:
-    hub_name = index.base.name or None
+    hub_name = index.base.name if index.base.name not in embedded() else ""
     data = ModelCardData(
         library_name="pliant",
-        base_model=hub_name,
+        base_model=hub_name or None,
         base_model_relation="adapter" if hub_name else None,
         tags=["pliant", "adapter", index.part],
     )
@@ -43,13 +44,17 @@ def model_card(index: Index, numbers: int, size: int) -> str:
         kind=index.kind,
         part=index.part,
         version=index.pliant,
-        base=f"[{hub_name}](https://huggingface.co/{hub_name})" if hub_name else index.base.model,
+        base=_base(index.base.name or index.base.model, hub_name),
         numbers=numbers,
         size=size,
         base_facts=_facts(index),
         config=json.dumps(index.config, indent=2),
     )
     return f"---\n{data.to_yaml()}\n---\n\n{text}\n{OURS}\n"
+
+
+def _base(name: str, hub_name: str) -> str:
+    return f"[{hub_name}](https://huggingface.co/{hub_name})" if hub_name else name
 
 
 def _facts(index: Index) -> str:

@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pliant import loading
+
 TENSORS = 64  # so many matrices are looked at, evenly spread over the model,
 VALUES = 8  # and so many values of each
 QUANTISED = "the base is quantised"
@@ -32,7 +34,7 @@ class Fingerprint:
     model: str
     """The class, for messages."""
     name: str
-    """The name on the hub; empty if it has none. For messages."""
+    """The name on the hub, or of an embedded model; empty if it has none."""
     shapes: dict[str, int]
     """`model.layers.*.mlp.down_proj.weight [64, 256]` -> how many there are."""
     samples: dict[str, str]
@@ -145,8 +147,13 @@ def _quantised_shape(module: nn.Module) -> list[int] | None:
 
 
 def _hub_name(base: nn.Module) -> str:
-    """What it was loaded from, unless that is a path: it says more of a machine than of a model."""
+    """What it was loaded from, unless that is a path: it says more of a machine than of a model.
+
+    The folder of an embedded model is that model on every machine, by its name.
+    """
     name = str(getattr(getattr(base, "config", None), "_name_or_path", ""))
+    if Path(name).parent == loading.WEIGHTS:
+        return Path(name).name
     is_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) and not Path(name).exists()
     return name if is_name else ""
 
