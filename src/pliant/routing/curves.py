@@ -1,0 +1,217 @@
+"""Curves of quality against cost, and the ranking that they are drawn from.
+
+What a point of a curve is, is told in metrics.py; here is how it is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pliant.errors import InvalidInput
+from pliant.routing.outcomes import Outcomes
+from pliant.stats import count_values
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Quality against the share of strong calls, and what that costs; bands at each share."""
+
+    share: Floats
+    cost: Floats
+    """The mean cost of a prompt, in the outcomes' unit."""
+    quality: Floats
+    low: Floats
+    high: Floats
+    unit: str
+
+    def as_dict(self) -> dict[str, Any]:
+        names = ("share", "cost", "quality", "low", "high")
+        return {name: getattr(self, name).tolist() for name in names} | {"unit": self.unit}
+
+
+def quality_cost_curve(
+    gain: ArrayLike,
+    outcomes: Outcomes,
+    points: int = 101,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    clusters: Sequence[Hashable] | None = None,
+) -> Curve:
+    """The curve at evenly spaced shares, each point's band over resamples of the prompts."""
+    ranking, at = Ranking.of(gain, outcomes), np.linspace(0, 1, points)
+    quality, cost = ranking.curve(np.ones((1, ranking.n)), at)
+    found = count_values(
+        lambda counts: ranking.curve(counts, at)[0], ranking.n, resamples, seed, clusters
+    )
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    q = quality[0]
+    return Curve(at, cost[0], q, np.minimum(low, q), np.maximum(high, q), outcomes.unit)
+
+
+@dataclass(frozen=True, eq=False)
+class LambdaCurve:
+    """Quality against cost with any number of models, as the price of cost goes from 0 upwards."""
+
+    price: Floats
+    """Lambda: what one unit of cost is worth in quality; ascending, the last one infinite."""
+    cost: Floats
+    quality: Floats
+    shares: Floats
+    """(points, m): the share of prompts that each model answers."""
+    models: tuple[str, ...]
+    unit: str
+
+    def as_dict(self) -> dict[str, Any]:
+        price = [float(x) if np.isfinite(x) else None for x in self.price]
+        named = {name: getattr(self, name).tolist() for name in ("cost", "quality", "shares")}
+        return {"price": price, **named, "models": list(self.models), "unit": self.unit}
+
+
+def lambda_curve(
+    value: ArrayLike, outcomes: Outcomes, prices: ArrayLike | None = None, points: int = 101
+) -> LambdaCurve:
+    """Each prompt goes to the model with the highest value - lambda * price, ties to the cheaper.
+
+    `value` (n, m) is the predicted quality (or gain over the first model) and `prices`, (m,) or
+    (n, m), what the router believes that an answer costs; left out, each model's mean in these
+    outcomes. Lambda takes 0, infinity, and quantiles of the values at which a choice changes.
+    """
+    predicted = np.asarray(value, dtype=np.float64)
+    believed = outcomes.cost.mean(axis=0) if prices is None else np.asarray(prices, dtype=float)
+    believed = np.broadcast_to(believed, outcomes.cost.shape)
+    if predicted.shape != outcomes.right.shape or not np.isfinite(predicted).all():
+        raise InvalidInput(f"value: finite numbers {outcomes.right.shape}, not {predicted.shape}")
+    price = _turning_points(predicted, believed, points)
+    rows = np.arange(len(outcomes))
+    found = []
+    for p in price:
+        worth = predicted - p * believed if np.isfinite(p) else -believed
+        chosen = worth.argmax(axis=1)
+        shares = np.bincount(chosen, minlength=len(outcomes.models)) / len(outcomes)
+        found.append((outcomes.cost[rows, chosen].mean(), outcomes.right[rows, chosen], shares))
+    return LambdaCurve(
+        price,
+        np.array([cost for cost, _, _ in found]),
+        np.array([right.mean() for _, right, _ in found]),
+        np.stack([shares for _, _, shares in found]),
+        outcomes.models,
+        outcomes.unit,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Prompts in the order of their predicted gain, as blocks of equal predictions.
+
+    Its sums take (resamples, n) counts of how often each prompt was drawn, so that one sort serves
+    all resamples.
+    """
+
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    """Where in `order` each block begins."""
+    gain: Floats
+    """The true gain of each prompt, as drawn: not sorted."""
+    extra: Floats
+    """What the strong model costs more."""
+    outcomes: Outcomes
+
+    @classmethod
+    def of(cls, gain: ArrayLike, outcomes: Outcomes) -> Ranking:
+        predicted = np.asarray(gain, dtype=np.float64)
+        if predicted.shape != (len(outcomes),) or not np.isfinite(predicted).all():
+            raise InvalidInput(
+                f"gain: one finite number for each of {len(outcomes)} prompts is due, "
+                f"not {predicted.shape}"
+            )
+        order, starts = blocks(predicted)
+        extra = outcomes.cost[:, -1] - outcomes.cost[:, 0]
+        return cls(order, starts, outcomes.gain, extra, outcomes)
+
+    @property
+    def n(self) -> int:
+        return len(self.order)
+
+    def drawn(self, counts: Floats) -> Floats:
+        """How many draws each block has: (resamples, blocks), cumulated, with a leading 0."""
+        return self.cumulated(counts)
+
+    def gained(self, counts: Floats) -> Floats:
+        """The sum of the true gains at the end of each block."""
+        return self.cumulated(counts * self.gain)
+
+    def paid(self, counts: Floats) -> Floats:
+        """The sum of the extra costs at the end of each block."""
+        return self.cumulated(counts * self.extra)
+
+    def curve(self, counts: Floats, at: Floats) -> tuple[Floats, Floats]:
+        """Quality and mean cost at these shares of strong calls: (resamples, shares) both."""
+        drawn, size = self.drawn(counts), counts.sum(axis=1)
+        lines = zip(drawn, self.gained(counts), self.paid(counts), size, strict=True)
+        gained, paid = [], []
+        for x, g, c, total in lines:
+            gained.append(np.interp(at * total, x, g) / total)
+            paid.append(np.interp(at * total, x, c) / total)
+        weak = (counts @ self.outcomes.weak) / size
+        base = (counts @ self.outcomes.cost[:, 0]) / size
+        return weak[:, None] + np.stack(gained), base[:, None] + np.stack(paid)
+
+    def cumulated(self, values: Floats) -> Floats:
+        sums = np.add.reduceat(values[:, self.order], self.starts, axis=1)
+        return np.cumsum(np.pad(sums, ((0, 0), (1, 0))), axis=1)
+
+
+def hull_area(cost: Floats, quality: Floats) -> float:
+    """The area under the non-decreasing concave hull of the points, from first to last cost.
+
+    The hull is the least concave curve above all points, level after its highest.
+    """
+    low, high = cost[0], cost[-1]
+    hull: list[tuple[float, float]] = []
+    best = -np.inf
+    for i in np.lexsort((quality, cost)):
+        if cost[i] > high:  # dearer than the dearest model alone
+            continue
+        x, y = float(max(cost[i], low)), float(max(best, quality[i]))
+        best = y
+        while hull and (hull[-1][0] == x or _below(hull, x, y)):
+            hull.pop()
+        hull.append((x, y))
+    x_, y_ = np.array(hull).T
+    return float(np.trapezoid(y_, x_))
+
+
+def blocks(predicted: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The descending order, and where each block of equal predictions begins in it."""
+    order = np.argsort(-predicted, kind="stable")
+    along = predicted[order]
+    return order, np.flatnonzero(np.concatenate([[True], along[1:] != along[:-1]]))
+
+
+def _below(hull: list[tuple[float, float]], x: float, y: float) -> bool:
+    """Whether the last point lies on or under the line from the one before it to (x, y)."""
+    if len(hull) < 2:
+        return False
+    (x0, y0), (x1, y1) = hull[-2], hull[-1]
+    return (y1 - y0) * (x - x0) <= (y - y0) * (x1 - x0)
+
+
+def _turning_points(value: Floats, price: Floats, points: int) -> Floats:
+    """0, infinity, and quantiles of the lambdas at which one model overtakes another."""
+    found = []
+    for j in range(value.shape[1]):
+        for k in range(j + 1, value.shape[1]):
+            more, dearer = value[:, k] - value[:, j], price[:, k] - price[:, j]
+            sound = (more * dearer > 0) & (dearer != 0)
+            found.append(more[sound] / dearer[sound])
+    turns = np.concatenate(found)
+    inner = np.quantile(turns, np.linspace(0, 1, max(points - 2, 1))) if len(turns) else []
+    return np.unique(np.concatenate([[0.0], inner, [np.inf]]))
