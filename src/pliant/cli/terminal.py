@@ -36,12 +36,18 @@ def complain(message: str) -> None:
 
 def track(items: Sequence[Item], what: str) -> Iterator[Item]:
     """Go through items with a progress bar on a terminal, or a line at each tenth in a pipe."""
+    return track_stream(items, what, len(items))
+
+
+def track_stream(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    """The same for items that come one by one, when it is known how many they will be."""
     if sys.stderr.isatty():
         from rich.progress import track as bar
 
-        yield from bar(items, description=what, console=console(stderr=True), transient=True)
+        where = console(stderr=True)
+        yield from bar(items, description=what, total=total, console=where, transient=True)
     else:
-        yield from _track_in_lines(items, what, len(items))
+        yield from _track_in_lines(items, what, total)
 
 
 def _track_in_lines(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:

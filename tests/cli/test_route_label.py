@@ -1,0 +1,329 @@
+"""`pliant route label`: a killed job loses nothing, and what failed is asked again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.routing.chat_server import chat_server
+
+from pliant import nano
+from pliant.cli import app
+from pliant.data import Journal, read_rows
+from pliant.routing import Outcomes
+from pliant.routing.label import journal_of, label_cost
+
+FAST = ("--max-new-tokens", "24")
+BOTH = ("--model", "nano-s", "--model", "nano-l")
+
+
+def questions(folder: Path, n: int) -> Path:
+    path = folder / "questions.jsonl"
+    rows = [
+        {"prompt": q.prompt, "answer": q.answer, "group": q.family, "wording": q.wording}
+        for q in nano.questions("dev", n, seed=1)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def label(prompts: Path, out: Path, *options: str, json_: bool = False) -> int:
+    extra = ("--json",) if json_ else ()
+    return app.outcome(
+        ["route", "label", "--prompts", str(prompts), "--out", str(out), *options, *extra]
+    )
+
+
+def far(server: Any, *options: str) -> list[str]:
+    spec = f"far=openai:m@{server.url}"
+    return ["--model", spec, "--cost", "tokens", "--tries", "1", "--concurrency", "1", *options]
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# --- the nano models ------------------------------------------------------------------------------
+
+
+def test_labels_say_who_is_right_and_at_what_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, out = questions(tmp_path, 60), tmp_path / "labels.jsonl"
+    assert label(prompts, out, *BOTH, *FAST, json_=True) == 0
+    said = json.loads(capsys.readouterr().out)
+    asked, rows = read_rows(prompts), read_rows(out)
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in asked]
+    for row in rows:
+        for name in ("nano-s", "nano-l"):
+            assert row["right"][name] == float(row["answers"][name].strip() == row["answer"])
+    outcomes = Outcomes.read(out)
+    assert outcomes.models == ("nano-s", "nano-l") and outcomes.unit == "flops"
+    assert outcomes.groups is not None and outcomes.wordings is not None
+    assert outcomes.strong.mean() > outcomes.weak.mean()
+    total = label_cost(out)
+    for run in said["models"]:
+        assert run["answered"] == run["new"] == 60 and run["failures"] == {}
+        assert run["used"]["flops"] == pytest.approx(total[run["name"]].flops)
+        column = outcomes.cost[:, outcomes.models.index(run["name"])]
+        assert run["used"]["flops"] == pytest.approx(column.sum())
+
+
+def test_a_killed_job_goes_on_and_loses_no_finished_row(tmp_path: Path) -> None:
+    prompts, out = questions(tmp_path, 500), tmp_path / "labels.jsonl"
+    line = ["route", "label", "--prompts", str(prompts), "--out", str(out), *BOTH, *FAST]
+    process = subprocess.Popen([sys.executable, "-m", "pliant", *line], stderr=subprocess.DEVNULL)
+    journal = journal_of(out)
+    while not journal.exists() or journal.read_bytes().count(b"answer of") < 50:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+    before = {line for line in journal.read_bytes().splitlines(keepends=True) if b"\n" in line}
+    kept = sum(b"answer of" in line for line in before)
+    assert 50 <= kept < 1000
+
+    done = subprocess.run([sys.executable, "-m", "pliant", *line, "--json"], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert sum(run["new"] for run in said["models"]) == 1000 - kept - repeated(prompts) * 2
+    assert before <= set(journal.read_bytes().splitlines(keepends=True))
+
+    whole = tmp_path / "whole.jsonl"
+    assert label(prompts, whole, *BOTH, *FAST) == 0
+    assert [r["right"] for r in read_rows(out)] == [r["right"] for r in read_rows(whole)]
+    assert [r["answers"] for r in read_rows(out)] == [r["answers"] for r in read_rows(whole)]
+
+
+def repeated(prompts: Path) -> int:
+    texts = [row["prompt"] for row in read_rows(prompts)]
+    return len(texts) - len(set(texts))
+
+
+def test_a_second_run_asks_nothing_and_another_model_only_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, out = questions(tmp_path, 20), tmp_path / "labels.jsonl"
+    assert label(prompts, out, "--model", "nano-s", *FAST) == 0
+    first = out.read_bytes()
+    assert label(prompts, out, "--model", "nano-s", *FAST) == 0
+    assert out.read_bytes() == first
+    capsys.readouterr()
+    assert label(prompts, out, *BOTH, *FAST, json_=True) == 0
+    assert [run["new"] for run in json.loads(capsys.readouterr().out)["models"]] == [0, 20]
+
+
+def test_other_settings_do_not_mix_with_answers_that_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, out = questions(tmp_path, 5), tmp_path / "labels.jsonl"
+    assert label(prompts, out, "--model", "nano-s", *FAST) == 0
+    before = journal_of(out).read_bytes()
+    assert label(prompts, out, "--model", "nano-s", "--max-new-tokens", "9") == 2
+    assert "max_new_tokens=24, not 9" in capsys.readouterr().err
+    assert label(prompts, out, "--model", "nano-s=nano-l", *FAST) == 2
+    assert "nano-l" in capsys.readouterr().err
+    assert journal_of(out).read_bytes() == before
+
+
+def test_another_verifier_grades_the_same_answers_again(tmp_path: Path) -> None:
+    prompts, out = questions(tmp_path, 30), tmp_path / "labels.jsonl"
+    assert label(prompts, out, "--model", "nano-s", *FAST) == 0
+    exact = [row["right"]["nano-s"] for row in read_rows(out)]
+    grade = tmp_path / "grade.py"
+    grade.write_text("def wrong(answer, reference):\n    return answer.strip() != reference\n")
+    assert label(prompts, out, "--model", "nano-s", *FAST, "--verifier", f"{grade}:wrong") == 0
+    assert [row["right"]["nano-s"] for row in read_rows(out)] == [1 - x for x in exact]
+
+
+def test_samples_make_soft_labels(tmp_path: Path) -> None:
+    prompts, out = questions(tmp_path, 30), tmp_path / "labels.jsonl"
+    assert label(prompts, out, "--model", "nano-s", *FAST, "--samples", "4") == 0
+    rows = read_rows(out)
+    assert all(len(row["answers"]["nano-s"]) == 4 for row in rows)
+    shares = {row["right"]["nano-s"] for row in rows}
+    assert shares <= {0, 0.25, 0.5, 0.75, 1} and shares & {0.25, 0.5, 0.75}
+    for row in rows:
+        assert row["cost"]["nano-s"] == pytest.approx(row["used"]["nano-s"]["flops"] / 4)
+
+
+# --- a server that fails --------------------------------------------------------------------------
+
+
+def test_what_failed_is_reported_and_asked_again_by_the_next_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"p{i}", "answer": f"P{i}" if i else "?"} for i in range(6)]
+    prompts, out = write(tmp_path / "prompts.jsonl", *rows), tmp_path / "labels.jsonl"
+    with chat_server([None, 500, 429, None]) as server:
+        assert label(prompts, out, *far(server)) == 0
+        said = capsys.readouterr()
+        assert "far: 1 x server error; the first: far: the server says 500" in said.err
+        assert "far: 1 x busy" in said.err
+        assert "2 prompts are without labels; run the same again" in said.err
+        assert [row["prompt"] for row in read_rows(out)] == ["p0", "p3", "p4", "p5"]
+        assert label(prompts, out, *far(server)) == 0
+        assert len(server.bodies) == 8, "only the two that had failed"
+        assert capsys.readouterr().err.count("without labels") == 0
+    assert [row["right"]["far"] for row in read_rows(out)] == [0, 1, 1, 1, 1, 1]
+
+
+def test_when_all_failed_the_exit_code_is_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = write(tmp_path / "p.jsonl", *({"prompt": f"p{i}", "answer": "x"} for i in range(40)))
+    out = tmp_path / "labels.jsonl"
+    with chat_server([500] * 99) as server:
+        assert label(prompts, out, *far(server)) == 2
+        assert len(server.bodies) < 30, "a server that is dead is not asked forty times"
+    said = capsys.readouterr().err
+    assert "not asked" in said and "no prompt could be labelled" in said
+    assert not out.exists()
+
+
+def test_a_wrong_key_ends_at_once_and_stands_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    prompts = write(tmp_path / "p.jsonl", *({"prompt": f"p{i}", "answer": "x"} for i in range(40)))
+    with chat_server(wants_key="sk-other") as server:
+        options = far(server, "--api-key-env", "far=MY_KEY")
+        assert label(prompts, tmp_path / "labels.jsonl", *options) == 2
+        assert len(server.bodies) < 4
+    with chat_server(wants_key="sk-very-secret") as server:
+        assert label(prompts, tmp_path / "labels.jsonl", *far(server), "--api-key-env", "MY_KEY")
+    with chat_server(wants_key="sk-very-secret") as server:
+        options = far(server, "--api-key-env", "MY_KEY")
+        assert label(prompts, tmp_path / "other.jsonl", *options) == 0
+    printed = capsys.readouterr()
+    written = "".join(path.read_text() for path in tmp_path.iterdir())
+    assert "sk-very-secret" not in printed.out + printed.err + written
+
+
+def test_a_judge_grades_once_and_its_verdicts_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The judge's model answers in capitals what it is asked: the last verdict counts."""
+    rows = [{"prompt": f"p{i}", "answer": "x"} for i in range(3)]
+    prompts, out = write(tmp_path / "p.jsonl", *rows), tmp_path / "labels.jsonl"
+    template = ["verifier_option", "template={prompt}{answer} VERDICT: RIGHT"][1]
+    with chat_server() as server:
+        options = far(server, "--verifier", "judge", "--judge", f"judge=openai:j@{server.url}")
+        options += ["--verifier-option", template]
+        assert label(prompts, out, *options, json_=True) == 0
+        assert len(server.bodies) == 6
+        said = json.loads(capsys.readouterr().out)
+        assert said["judging"]["calls"] == 3
+        assert label(prompts, out, *options) == 0
+        assert len(server.bodies) == 6
+    assert [row["right"]["far"] for row in read_rows(out)] == [1, 1, 1]
+    assert all(row["verifier"] == "judge" for row in read_rows(out))
+
+
+def test_money_is_counted_by_the_price(tmp_path: Path) -> None:
+    prompts = write(tmp_path / "p.jsonl", {"prompt": "hello", "answer": "HELLO"})
+    out = tmp_path / "labels.jsonl"
+    with chat_server() as server:
+        options = ["--model", f"far=openai:m@{server.url}", "--price", "far=1000,10000"]
+        assert label(prompts, out, *options) == 0
+    (row,) = read_rows(out)
+    assert row["unit"] == "usd"
+    assert row["cost"]["far"] == pytest.approx(5 * 0.001 + 2 * 0.01)
+
+
+# --- what is asked --------------------------------------------------------------------------------
+
+
+def test_messages_and_columns_of_the_users_own_are_kept(tmp_path: Path) -> None:
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    prompts = write(
+        tmp_path / "p.jsonl", {"prompt": talk, "answer": "HELLO", "wording": 2, "mine": [1]}
+    )
+    with chat_server() as server:
+        assert label(prompts, tmp_path / "labels.jsonl", *far(server)) == 0
+        assert server.bodies[0]["messages"] == talk
+    (row,) = read_rows(tmp_path / "labels.jsonl")
+    assert row["messages"] == talk and row["mine"] == [1] and row["wording"] == 2
+    assert row["prompt"] == "system: Be brief.\nuser: hello"
+
+
+def test_a_prompt_that_is_none_and_one_without_a_reference_fail_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": p, "answer": a} for p, a in [("a", "A"), (None, "B"), ("c", None)]]
+    prompts = write(tmp_path / "p.jsonl", *rows)
+    with chat_server() as server:
+        assert label(prompts, tmp_path / "labels.jsonl", *far(server)) == 0
+    said = capsys.readouterr().err
+    assert "1 x prompt refused" in said and "1 x not graded" in said
+    assert len(read_rows(tmp_path / "labels.jsonl")) == 1
+
+
+def test_the_same_prompt_is_asked_once(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "answer": answer} for answer in ("A", "B")]
+    prompts, out = write(tmp_path / "p.jsonl", *rows), tmp_path / "labels.jsonl"
+    with chat_server() as server:
+        assert label(prompts, out, *far(server)) == 0
+        assert len(server.bodies) == 1
+    assert [row["right"]["far"] for row in read_rows(out)] == [1, 0]
+    assert label_cost(out)["far"].calls == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", "nano-s", "--model", "nano-s"], "two models are called"),
+        (["--model", "nano-x"], "nano-s"),
+        (["--model", "nano-s", "--verifier", "exakt"], "did you mean 'exact'"),
+        (["--model", "nano-s", "--verifier", "judge"], "--judge MODEL"),
+        (["--model", "nano-s", "--judge", "nano-l"], "--verifier judge"),
+        (["--model", "nano-s", "--verifier-option", "ignore-kase=true"], "ignore_case"),
+        (["--model", "nano-s", "--answer-column", "anwser"], "did you mean 'answer'"),
+        (["--model", "nano-s", "--price", "nano-l=1,2"], "no model 'nano-l'"),
+        (["--model", "nano-s", "--price", "1,2"], "nano-s=1,2"),
+        (["--model", "nano-s", "--cost", "usd"], "nano-s has no price"),
+        (["--model", "nano-s", "--cost", "dollars"], "one of tokens"),
+        (["--model", "nano-s", "--model", "openai:m@http://127.0.0.1:1/v1"], "--cost tokens"),
+        (["--model", "openai:m@http://127.0.0.1:1/v1", "--cost", "flops"], "not known"),
+        (["--model", "nano-s", "--samples", "3", "--temperature", "0"], "temperature"),
+        (["--model", "nano-s", "--out", "labels.csv"], ".jsonl"),
+    ],
+    ids=lambda value: " ".join(value)[-60:] if isinstance(value, list) else "",
+)
+def test_a_wrong_option_is_one_line_before_anything_is_asked(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = questions(tmp_path, 3)
+    assert label(prompts, tmp_path / "labels.jsonl", *options) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1 and said in complaint
+    assert not (tmp_path / "labels.jsonl").exists()
+
+
+def test_a_recipe_can_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions(tmp_path, 5)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "command: route label\nprompts: ./questions.jsonl\nmodel: [nano-s]\n"
+        "out: labels.jsonl\nmax_new_tokens: 24\n"
+    )
+    monkeypatch.chdir("/")
+    assert app.outcome(["run", str(recipe)]) == 0
+    assert len(read_rows(tmp_path / "labels.jsonl")) == 5
+
+
+def test_two_jobs_do_not_write_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts, out = questions(tmp_path, 3), tmp_path / "labels.jsonl"
+    with Journal(journal_of(out)):
+        assert label(prompts, out, "--model", "nano-s") == 2
+    assert "another process is writing it" in capsys.readouterr().err
+    assert os.path.getsize(journal_of(out)) == 0
