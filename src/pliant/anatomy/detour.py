@@ -66,6 +66,11 @@ class _Detour:
         module = self.spot[0]
         return module._call_impl if self.method == CALL else type(module).forward.__get__(module)
 
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """So that it has the signature of what it stands for: `generate` looks at a forward's."""
+        return self.original
+
 
 def _put_up(spots: list[Spot]) -> None:
     with _lock:

@@ -35,7 +35,7 @@ class Question:
         rows = rows[self.start : self.stop].to(device=h.device, dtype=h.dtype)
         rows = (rows if axis == 1 else rows.unsqueeze(1)).expand_as(h.narrow(axis, at, self.count))
         if h.shape[axis] == self.count:  # the lookup is not used, and needs no gradient
-            return rows
+            return rows.clone()  # not the parameter itself: CTRL scales what it looked up in place
         behind = at + self.count
         parts = [h.narrow(axis, 0, at), rows, h.narrow(axis, behind, h.shape[axis] - behind)]
         return torch.cat(parts, dim=axis)
@@ -62,10 +62,13 @@ class Question:
         return deep.flatten(0, 1)
 
     def _where(self, h: Tensor, module: nn.Module) -> tuple[int, int]:
-        """The axis of positions, and the first of the rows on it (Reformer pads behind them)."""
+        """The axis of positions, and the first of the rows on it (Reformer pads behind them).
+
+        It is the last but one behind the batch, or (XLNet) the first before it.
+        """
         batch, length = self.shape
-        for axis in (1, 0):
-            if h.dim() == 3 and h.shape[1 - axis] == batch and h.shape[axis] >= length:
+        for axis, of_batch in ((h.dim() - 2, 0), (0, 1)):
+            if h.dim() > 2 and h.shape[of_batch] == batch and h.shape[axis] >= length:
                 return axis, length - self.count
         raise _elsewhere(module, h)
 

@@ -41,7 +41,8 @@ class Generated:
     left: np.ndarray
     """(n,) which prompts scored above the threshold and were not generated."""
     prefilled_again: bool
-    """Whether some prompts that stayed had to be prefilled a second time, for others left."""
+    """Whether prompts were run twice: because others of their batch left, or because the model
+    has no cache (or the kind of generation no prefill) that the score could be read from."""
     outputs: tuple[Any, ...]
     """What `model.generate` returned, one for each batch."""
 
@@ -94,13 +95,17 @@ class _Generation:
         self.scorer = scorer
         self.leave_above = leave_above
         self.options = options
-        self.again = False
         self.logits = np.zeros((len(batch.ids_BT), len(scorer.config.outputs)))
         self.left = np.zeros(len(batch.ids_BT), dtype=bool)
         self.length = batch.ids_BT.shape[1]
         self.output: Any = None
+        # Some models keep their state where no step could leave it alone: they are scored before.
+        cached = keeps_cache(scorer.anatomy) and options.get("use_cache") is not False
+        self.again = not cached
         try:
-            self.output = self._generate(batch, scoring=True)
+            if not cached:
+                self.decide(scorer._logits_at_once(batch))
+            self.output = self._generate(batch, scoring=cached)
         except _Left:
             stay = np.flatnonzero(~self.left).tolist()
             if stay:
@@ -120,6 +125,7 @@ class _Generation:
         with detours({(model, FORWARD): watch.forward}):
             output = model.generate(**given)
         if not watch.done:  # no forward ended where the prompt does: some assisted decoding
+            self.again = True
             self.decide(self.scorer._logits_at_once(batch), leaving=False)
         return output
 
@@ -167,9 +173,6 @@ class _Watch:
             self.batch.ids_BT.repeat_interleave(copies, dim=0),
             self.batch.mask_BT.repeat_interleave(copies, dim=0),
         )
-        if cache is None or not keeps_cache(scorer.anatomy):
-            self.generation.decide(scorer._logits_at_once(self.batch))
-            return
         name = getattr(output, "cache_name", None) or cache_name(output)
         part = Part(None, wide, Ran(None, cache, name))
         ran = Prefilled(scorer.anatomy, scorer.config.layer, wide, (part,))

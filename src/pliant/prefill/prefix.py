@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pliant.anatomy import Anatomy
@@ -19,7 +19,11 @@ from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.prefill.batch import Batch
 
 EMPTY, GROWING = -1, 0
-"""A cache layer that holds nothing, and one that holds every position; others have a window."""
+"""A cache layer that holds nothing (it was not run, or uses another's keys and values), and one
+that holds every position; all others have a window."""
+
+# What stands for a layer that uses another's, in newer versions of transformers.
+Dummy: Any = getattr(cache_utils, "DummyLayer", None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +44,7 @@ class Prefix:
 
 def split(cache: Any, batch: Batch, model: str) -> list[Prefix]:
     """Each prompt's own part of a cache."""
-    kinds = _kinds(cache, model)
+    kinds = kinds_of(cache, model)
     filled = [layer for layer, kind in zip(cache.layers, kinds, strict=True) if kind != EMPTY]
     stacked = [tensor for layer in filled for tensor in (layer.keys, layer.values)]
     prefixes = []
@@ -57,30 +61,40 @@ def joined(anatomy: Anatomy, prefixes: Sequence[Prefix]) -> tuple[DynamicCache, 
             f"{len(prefixes)} prefixes cannot be joined: give some, all of one model at one depth"
         )
     longest = max(prefix.length for prefix in prefixes)
-    cache, stored = DynamicCache(), 0
-    cache.layers = []
-    for index, kind in enumerate(prefixes[0].layers):
-        layer = DynamicLayer() if kind <= GROWING else DynamicSlidingWindowLayer(kind)
+    kinds = prefixes[0].layers
+    stacked: list[Tensor] = []
+    for index, kind in enumerate(kinds):
         if kind != EMPTY:
             place = _device(anatomy, index)
             held = longest if kind == GROWING else min(longest, kind - 1)
-            keys, values = (
-                _stacked([prefix.tensors[stored + i] for prefix in prefixes], held, place)
-                for i in (0, 1)
-            )
+            for _ in range(2):
+                at = len(stacked)
+                stacked.append(_stacked([p.tensors[at] for p in prefixes], held, place))
+    mask = torch.tensor([[0] * (longest - p.length) + [1] * p.length for p in prefixes])
+    place = stacked[-1].device if (first := _device(anatomy, 0)) is None else first
+    batch = Batch(torch.zeros_like(mask).to(place), mask.to(place))
+    return cache_of(kinds, stacked, longest), batch
+
+
+def cache_of(kinds: Sequence[int], stacked: Sequence[Tensor], longest: int) -> DynamicCache:
+    """A cache with these keys and values, (B, H, T, K) each, of prompts that end together."""
+    cache, pairs = DynamicCache(), iter(zip(stacked[::2], stacked[1::2], strict=True))
+    cache.layers = []
+    for kind in kinds:
+        layer = DynamicLayer() if kind <= GROWING else DynamicSlidingWindowLayer(kind)
+        if kind != EMPTY:
+            keys, values = next(pairs)
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
             if isinstance(layer, DynamicSlidingWindowLayer):
                 layer.cumulative_length = longest
-            stored += 2
         cache.layers.append(layer)
     cache.layer_class_to_replicate = None
-    mask = torch.tensor([[0] * (longest - p.length) + [1] * p.length for p in prefixes])
-    place = keys.device if (first := _device(anatomy, 0)) is None else first
-    return cache, Batch(torch.zeros_like(mask).to(place), mask.to(place))
+    return cache
 
 
-def _kinds(cache: Any, model: str) -> tuple[int, ...]:
+def kinds_of(cache: Any, model: str) -> tuple[int, ...]:
+    """Of each layer; UnsupportedModel where one prompt's part cannot be taken out."""
     if type(cache) is not DynamicCache:
         raise UnsupportedModel(
             f"{model} keeps its prompts in a {type(cache).__name__}, of which Pliant cannot take "
@@ -90,6 +104,8 @@ def _kinds(cache: Any, model: str) -> tuple[int, ...]:
 
 
 def _kind(layer: Any, model: str) -> int:
+    if Dummy is not None and type(layer) is Dummy:
+        return EMPTY
     if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise UnsupportedModel(
             f"{model} has a {type(layer).__name__} in its cache, of which Pliant cannot take one "

@@ -55,7 +55,7 @@ def crop(specimen: Specimen) -> Verdict:
 )
 def left_padding(specimen: Specimen) -> Verdict:
     plain = _generate(specimen, specimen.ids[:1], use_cache=True)
-    padding = torch.full((1, PADDING), _pad_token(specimen))
+    padding = torch.full((1, PADDING), pad_token(specimen))
     ids = torch.cat([padding, specimen.ids[:1]], dim=1)
     mask = torch.ones_like(ids)
     mask[:, :PADDING] = 0
@@ -73,7 +73,7 @@ def _generate(specimen: Specimen, ids: Tensor, **options: Any) -> Tensor:
         do_sample=False,
         return_dict_in_generate=True,
         output_logits=True,
-        pad_token_id=_pad_token(specimen),
+        pad_token_id=pad_token(specimen),
         **options,
     )
     return torch.stack(result.logits, dim=1)
@@ -117,7 +117,7 @@ def _stuck(cache: Any) -> list[str]:
     return sorted({type(layer).__name__ for layer in layers}) or [type(cache).__name__]
 
 
-def _pad_token(specimen: Specimen) -> int:
+def pad_token(specimen: Specimen) -> int:
     pad = getattr(specimen.model.config, "pad_token_id", None)
     return pad if isinstance(pad, int) and pad >= 0 else 0
 
