@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from pliant.adapters import attached as attached
     from pliant.anatomy import Anatomy as Anatomy
     from pliant.anatomy.depth import run_first as run_first
+    from pliant.complexity.causal_lm import CPXCausalLM as CPXCausalLM
     from pliant.complexity.config import CPXConfig as CPXConfig
+    from pliant.complexity.former_names import CPXMistralConfig as CPXMistralConfig
+    from pliant.complexity.former_names import CPXMistralTokenizer as CPXMistralTokenizer
     from pliant.complexity.model import Complexity as Complexity
+    from pliant.complexity.tokenizer import CPXTokenizer as CPXTokenizer
     from pliant.errors import AdapterError as AdapterError
     from pliant.errors import CorruptFile as CorruptFile
     from pliant.errors import InvalidInput as InvalidInput
@@ -35,8 +39,11 @@ _HOMES = {
     "pliant.adapters": ("Adapter", "attach", "attached"),
     "pliant.anatomy": ("Anatomy",),
     "pliant.anatomy.depth": ("run_first",),
+    "pliant.complexity.causal_lm": ("CPXCausalLM",),
     "pliant.complexity.config": ("CPXConfig",),
+    "pliant.complexity.former_names": ("CPXMistralConfig", "CPXMistralTokenizer"),
     "pliant.complexity.model": ("Complexity",),
+    "pliant.complexity.tokenizer": ("CPXTokenizer",),
     "pliant.errors": (
         "AdapterError",
         "CorruptFile",

@@ -309,10 +309,11 @@ def _one_line(source: Source, what: str) -> Iterator[None]:
 
 @contextmanager
 def _wrong_options(source: Source) -> Iterator[None]:
-    """The config has been read by now: a type error is about the options that were passed on."""
+    """The config has been read by now: a type error is about the options that were passed on, and
+    an import error about what they need (bitsandbytes, for a quantised base)."""
     try:
         yield
-    except TypeError as error:
+    except (TypeError, ImportError) as error:
         raise InvalidInput(f"{source} cannot be loaded like this: {_gist(error)}") from error
 
 

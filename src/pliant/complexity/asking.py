@@ -31,7 +31,8 @@ class Question:
 
     def put(self, h: Tensor, rows: Tensor, module: nn.Module) -> Tensor:
         """`h` with the rows in place of its last positions."""
-        axis, at = self._where(h, module)
+        axis = self._axis(h, module)
+        at = self.shape[1] - self.count  # Reformer pads behind them
         rows = rows[self.start : self.stop].to(device=h.device, dtype=h.dtype)
         rows = (rows if axis == 1 else rows.unsqueeze(1)).expand_as(h.narrow(axis, at, self.count))
         if h.shape[axis] == self.count:  # the lookup is not used, and needs no gradient
@@ -44,15 +45,12 @@ class Question:
         """`h` with `change(x)` added at the rows' positions alone."""
         if h.dim() == 2:  # positions of all prompts in one row: some mixtures of experts
             return self._add_flat(h, x, change, module)
-        axis, at = self._where(h, module)
-        own = change(x.narrow(axis, at, self.count)).to(h.dtype)
-        behind = at + self.count
-        parts = [
-            h.narrow(axis, 0, at),
-            h.narrow(axis, at, self.count) + own,
-            h.narrow(axis, behind, h.shape[axis] - behind),
-        ]
-        return torch.cat(parts, dim=axis)
+        axis = self._axis(h, module)
+        # The last ones: what is cached may come first (DeepSeek expands its latents once more).
+        before = h.shape[axis] - self.count
+        own = change(x.narrow(axis, before, self.count)).to(h.dtype)
+        changed = h.narrow(axis, before, self.count) + own
+        return torch.cat([h.narrow(axis, 0, before), changed], dim=axis)
 
     def _add_flat(self, h: Tensor, x: Tensor, change: nn.Module, module: nn.Module) -> Tensor:
         batch, length = self.shape
@@ -61,15 +59,12 @@ class Question:
         deep = self.add(h.unflatten(0, self.shape), x.unflatten(0, self.shape), change, module)
         return deep.flatten(0, 1)
 
-    def _where(self, h: Tensor, module: nn.Module) -> tuple[int, int]:
-        """The axis of positions, and the first of the rows on it (Reformer pads behind them).
-
-        It is the last but one behind the batch, or (XLNet) the first before it.
-        """
+    def _axis(self, h: Tensor, module: nn.Module) -> int:
+        """The axis of positions: the last but one behind the batch, or (XLNet) the first."""
         batch, length = self.shape
         for axis, of_batch in ((h.dim() - 2, 0), (0, 1)):
             if h.dim() > 2 and h.shape[of_batch] == batch and h.shape[axis] >= length:
-                return axis, length - self.count
+                return axis
         raise _elsewhere(module, h)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pliant.complexity.tokenizer import plain_ids
 from pliant.errors import InvalidInput
 
 Truncation = Literal["left", "right"]
@@ -73,7 +74,7 @@ def _ids(i: int, prompt: Any, tokenizer: PreTrainedTokenizerBase | None, chat: b
         if chat:
             return _ids(i, [{"role": "user", "content": prompt}], tokenizer, chat)
         assert tokenizer is not None
-        return list(tokenizer(prompt)["input_ids"])
+        return plain_ids(tokenizer, prompt)
     if isinstance(prompt, Sequence) and prompt and all(isinstance(m, Mapping) for m in prompt):
         _need(tokenizer, i, "a list of messages")
         assert tokenizer is not None
@@ -93,7 +94,7 @@ def _rendered(i: int, messages: Sequence[Any], tokenizer: PreTrainedTokenizerBas
         )
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     # The template writes what begins a text; the tokenizer must not write it again.
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return plain_ids(tokenizer, text, literal=True, add_special_tokens=False)
 
 
 def _need(tokenizer: PreTrainedTokenizerBase | None, i: int, what: str) -> None:

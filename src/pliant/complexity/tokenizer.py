@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -239,6 +239,16 @@ def prompt_of(text: str, cpx_token: str = CPX) -> str:
     return stem.removesuffix(cpx_token).removesuffix(" ") if stem.endswith(cpx_token) else text
 
 
+def plain_ids(tokenizer: Any, text: str, *, literal: bool = False, **options: Any) -> list[int]:
+    """A prompt's ids without the [CPX] at its end, whether the tokenizer writes one or not.
+
+    A rendered chat is `literal` to a tokenizer without [CPX]: what it ends in is its own.
+    """
+    if isinstance(tokenizer, CPXTokenizer):
+        return list(tokenizer(text, **options)["input_ids"][:-1])
+    return list(tokenizer(text if literal else prompt_of(text), **options)["input_ids"])
+
+
 def free_id(base: Any) -> int:
     """The first id that the tokenizer does not use, with none that it uses behind it."""
     vocabulary = base._tokenizer.get_vocab(with_added_tokens=True)
@@ -247,7 +257,7 @@ def free_id(base: Any) -> int:
 
 def _made(base: Any, token: str) -> CPXTokenizer:
     """`base` itself, made into a tokenizer with [CPX]."""
-    kind = _kind(type(base))
+    kind = _kind(type(base))  # type: ignore[arg-type]
     made = kind.__new__(kind)
     vars(made).update(vars(base))
     # Not by assignment: transformers takes `..._token` for an entry of the vocabulary.
@@ -258,10 +268,9 @@ def _made(base: Any, token: str) -> CPXTokenizer:
 
 
 @cache
-def _kind(base: Hashable) -> Any:
+def _kind(base: Any) -> Any:
     """CPXTokenizer and the base's class in one, under its name: so plain transformers loads what
     it saves, as the base's tokenizer."""
-    assert isinstance(base, type)
     return type(base.__name__, (CPXTokenizer, base), {"__module__": base.__module__})
 
 

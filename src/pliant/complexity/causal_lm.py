@@ -1,0 +1,306 @@
+"""CPXCausalLM: a base and its scorer in one module, for loops that know nothing of adapters.
+
+    model = CPXCausalLM.from_pretrained("nano-s", cpx_token_id=id, tokenizer_size=size)
+    logits, outputs = model(input_ids, attention_mask)
+
+A facade: `model.scorer` does the work, attached to `model.base_model`, whose weights stay as they
+are. Nothing is resized. The base is frozen and, in train mode, stays in eval mode: its dropout
+would only blur what the scorer reads.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pliant import loading, prefill
+from pliant.adapters import files
+from pliant.complexity.config import CPXConfig
+from pliant.complexity.facade_output import CPXOutput, base_output
+from pliant.complexity.facade_prompts import Prompts, prompts_in
+from pliant.complexity.losses import Loss, losses
+from pliant.complexity.model import Complexity, attach
+from pliant.complexity.scores import Scores
+from pliant.complexity.tokenizer import CPXTokenizer
+from pliant.errors import InvalidInput, PliantError
+
+
+class CPXCausalLM(nn.Module):
+    """Scores prompts that end in [CPX], and gives the base's own output for what comes before."""
+
+    def __init__(
+        self, base_model: PreTrainedModel, scorer: Complexity, cpx_token_id: int | None = None
+    ) -> None:
+        super().__init__()
+        self.base_model = base_model
+        # A part of this module, too: so its `state_dict` holds what was trained.
+        self.scorer = scorer
+        self.cpx_token_id = cpx_token_id
+        own = {id(p) for p in scorer.parameters()}
+        for parameter in base_model.parameters():
+            if id(parameter) not in own:
+                parameter.requires_grad_(False)
+        self.train(base_model.training)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        cpx_token_id: int | None = None,
+        num_labels: int | None = None,
+        is_cpx_token_trainable: bool = True,
+        tokenizer_size: int | None = None,
+        config: CPXConfig | None = None,
+        base: str | Path | None = None,
+        insist: bool = False,
+        **options: Any,
+    ) -> Self:
+        """A new scorer on a base, or a saved scorer (its folder or hub name) on its own base.
+
+        `cpx_token_id` and `tokenizer_size` are those of a `CPXTokenizer` and only checked; left
+        out, the base's tokenizer tells. `config` sets what `num_labels` does not. A saved scorer
+        knows its base by name if it has one; else, or for a copy of it, say `base`. `options` are
+        those of `pliant.load`: dtype, device, device_map, quantization_config, revision, ...
+        """
+        _check_id(cpx_token_id, tokenizer_size)
+        saved = _saved_scorer(name)
+        where = name if saved is None else base or base_of(saved)
+        if saved is None and base is not None:
+            raise InvalidInput(
+                f"base={str(base)!r}: {str(name)!r} holds no scorer, so it is a base"
+            )
+        model = loading.load_model(where, **options)
+        tokenizer = _tokenizer(where, options)
+        _check_known(cpx_token_id, tokenizer)
+        if saved is None:
+            scorer = attach(model, _config(config, num_labels), tokenizer)
+        else:
+            scorer = Complexity.from_pretrained(model, saved, tokenizer=tokenizer, insist=insist)
+            _check_same(scorer.config, config, num_labels, saved)
+        scorer.rows.requires_grad_(is_cpx_token_trainable)
+        known = None if tokenizer is None else tokenizer.cpx_token_id
+        return cls(model, scorer, known if cpx_token_id is None else cpx_token_id)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        prefixes: Sequence[prefill.Prefix] | None = None,
+        *,
+        loss: Loss | None = None,
+        return_outputs: bool = True,
+        **inputs: Any,
+    ) -> CPXOutput:
+        """The scorer's logits (B, labels), and the base's output for the prompts before [CPX].
+
+        `outputs.logits` is (B, 1, vocabulary), of each prompt's last token alone: what the first
+        new token is drawn from. `outputs.past_key_values` holds the prompts, aligned to the left,
+        and no [CPX]. With `return_outputs=False`, or for `prefixes` (from `Prefilled.split`, in
+        place of the prompts), there is none; with an early exit that saves the other layers.
+        With `labels` there is a loss: see `pliant.complexity.losses`.
+        """
+        scorer = self.scorer
+        if prefixes is not None:
+            logits, outputs = scorer.logits_of(self._joined(prefixes)), None
+        else:
+            prompts = prompts_in(input_ids, attention_mask, self.cpx_token_id, scorer.anatomy)
+            logits, outputs = self._run(prompts, return_outputs, inputs)
+        found = None if labels is None else losses(logits, labels, loss).mean()
+        return CPXOutput(loss=found, logits=logits, outputs=outputs)
+
+    def score(self, prompts: Sequence[Any], **options: Any) -> Scores:
+        """See `Complexity.score`; `score` is 1 - P(this model succeeds)."""
+        return self.scorer.score(prompts, **options)
+
+    def generate(self, prompts: Any = None, **options: Any) -> Any:
+        """See `Complexity.generate`. Ids may end in [CPX] or not; it is never generated from."""
+        ids = options.pop("input_ids", prompts)
+        if isinstance(ids, Tensor):
+            mask = options.pop("attention_mask", None)
+            found = prompts_in(ids, mask, self.cpx_token_id, self.scorer.anatomy)
+            ids, options["attention_mask"] = found.batch.ids_BT, found.batch.mask_BT
+        return self.scorer.generate(ids, **options)
+
+    def save_pretrained(self, folder: str | Path, **push: Any) -> str | None:
+        """Kilobytes: the scorer alone, which names its base."""
+        return self.scorer.save_pretrained(folder, **push)
+
+    def push_to_hub(self, repo_id: str, **push: Any) -> str:
+        return self.scorer.push_to_hub(repo_id, **push)
+
+    def export(self, folder: str | Path, tokenizer: Any = None, **options: Any) -> Any:
+        """Leave as a stock `*ForSequenceClassification`: see `pliant.complexity.export`."""
+        from pliant.complexity.export import export
+
+        return export(self.scorer, folder, tokenizer, **options)
+
+    def resize_token_embeddings(self, *args: Any, **options: Any) -> None:
+        raise InvalidInput(
+            "[CPX] is no row of the vocabulary: the embeddings stay as they are, whatever the "
+            "tokenizer's length; leave the call out"
+        )
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The head, from a hidden state to the outputs."""
+        return self.scorer.head
+
+    @property
+    def config(self) -> Any:
+        """A copy of the base's config that knows the scorer's settings as well."""
+        config = copy.deepcopy(self.base_model.config)
+        config.num_labels = len(self.scorer.config.outputs)
+        config.cpx_token_id = self.cpx_token_id
+        config.is_cpx_token_trainable = self.scorer.rows.requires_grad
+        return config
+
+    @property
+    def device(self) -> torch.device:
+        return self.scorer.rows.device
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.base_model.eval()
+        self.scorer.train(mode)
+        return self
+
+    def _run(self, prompts: Prompts, wanted: bool, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        scorer, layer = self.scorer, self.scorer.config.layer
+        if prompts.empty:
+            return self._with_empty(prompts), None
+        batch = prompts.batch
+        if not wanted and not inputs:
+            return scorer.logits(batch.ids_BT, batch.mask_BT), None
+        ran = prefill.prefill(
+            scorer.anatomy,
+            batch.ids_BT,
+            batch.mask_BT,
+            layers=layer,
+            head=wanted,
+            resumable=wanted,
+            **_last_logits(self.base_model, inputs),
+        )
+        logits = scorer.logits_of(ran)
+        if not wanted:
+            return logits, None
+        return logits, base_output(ran if layer is None else ran.resume())
+
+    def _with_empty(self, prompts: Prompts) -> Tensor:
+        """Prompts without a token run by themselves; the base has no output for them."""
+        parts = [prompts.batch.take(rows) for rows in (prompts.full, prompts.empty) if rows]
+        logits = torch.cat([self.scorer.logits(part.ids_BT, part.mask_BT) for part in parts])
+        order = torch.tensor(prompts.full + prompts.empty, device=logits.device)
+        return logits[order.argsort()]
+
+    def _joined(self, prefixes: Sequence[prefill.Prefix]) -> prefill.Prefilled:
+        return prefill.Prefilled.join(
+            self.scorer.anatomy, prefixes, layers=self.scorer.config.layer
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """The scorer is moved with the base that it is attached to, and keeps its dtype there."""
+        self.base_model._apply(fn, recurse)
+        return self
+
+
+def base_of(folder: str | Path) -> str:
+    """The name of the base that a saved scorer belongs to."""
+    if (Path(folder) / "config.json").is_file():
+        return str(folder)
+    base = files.read(Path(folder)).index.base
+    if not base.name:
+        raise InvalidInput(
+            f"{folder}: its base, a {base.model}, was loaded from a folder, and its name is not "
+            "kept: say where the base is now (base=...)"
+        )
+    return base.name
+
+
+def _saved_scorer(name: str | Path) -> Path | None:
+    """The folder of a saved scorer, if the name leads to one; told apart by its files."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder if (folder / files.INDEX).is_file() else None
+    if loading.resolve(name).kind == "hub" and _on_hub(str(name)):
+        return files.locate(name)
+    return None
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a hub repository holds an adapter: as far as the cache or the hub can tell."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, files.INDEX), str):
+        return True
+    try:
+        get_hf_file_metadata(hf_hub_url(name, files.INDEX))
+    except Exception:  # not there, or no network: the base's own loading says which
+        return False
+    return True
+
+
+def _tokenizer(where: str | Path, options: dict[str, Any]) -> CPXTokenizer | None:
+    """The base's, with [CPX]; None where it has none that would do: ids can still be scored."""
+    passed = {k: v for k, v in options.items() if k in ("revision", "trust_remote_code")}
+    try:
+        return CPXTokenizer.from_pretrained(where, **passed)
+    except PliantError:
+        return None
+
+
+def _config(config: CPXConfig | None, num_labels: int | None) -> CPXConfig:
+    if config is None:
+        return CPXConfig(num_labels=num_labels)
+    if num_labels not in (None, config.num_labels):
+        raise InvalidInput(f"num_labels={num_labels}, and the config has {config.num_labels}")
+    return config
+
+
+def _check_same(
+    saved: CPXConfig, config: CPXConfig | None, num_labels: int | None, folder: Path
+) -> None:
+    if num_labels not in (None, saved.num_labels) or config not in (None, saved):
+        raise InvalidInput(
+            f"{folder} holds a scorer with {saved.num_labels} outputs and settings of its own "
+            "(pliant.json): leave num_labels and config out"
+        )
+
+
+def _check_id(cpx_token_id: Any, tokenizer_size: int | None) -> None:
+    advice = "make the tokenizer with CPXTokenizer.from_pretrained, and take both from it"
+    if cpx_token_id is None:
+        return
+    if not isinstance(cpx_token_id, int) or isinstance(cpx_token_id, bool) or cpx_token_id < 0:
+        raise InvalidInput(f"cpx_token_id={cpx_token_id!r} is no token's id: {advice}")
+    if tokenizer_size is not None and cpx_token_id != tokenizer_size - 1:
+        raise InvalidInput(
+            f"cpx_token_id={cpx_token_id} is not the last id of tokenizer_size={tokenizer_size}, "
+            f"as [CPX]'s is: {advice}"
+        )
+
+
+def _check_known(cpx_token_id: int | None, tokenizer: CPXTokenizer | None) -> None:
+    if None in (cpx_token_id, tokenizer):
+        return
+    assert tokenizer is not None and cpx_token_id is not None
+    if cpx_token_id < tokenizer.cpx_token_id:
+        raise InvalidInput(
+            f"cpx_token_id={cpx_token_id} is {tokenizer.convert_ids_to_tokens(cpx_token_id)!r} in "
+            f"the base's vocabulary; [CPX] is {tokenizer.cpx_token_id}: make the tokenizer with "
+            "CPXTokenizer.from_pretrained"
+        )
+
+
+def _last_logits(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """So that the vocabulary is computed for the last token of each prompt alone."""
+    takes = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {**({"logits_to_keep": 1} if takes else {}), **inputs}
