@@ -174,8 +174,6 @@ def test_a_prompt_that_does_not_fit_alone_fails_alone() -> None:
 
     backend: Any = open_backend(ModelSpec.parse("nano-s"))
 
-    list(backend.ask(["1+1", "12+1"], Settings(max_new_tokens=4)))  # once, on what it was tried
-
     def no_memory_for_long(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs["input_ids"].shape[1] > 60:
             raise torch.OutOfMemoryError("CUDA out of memory")

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Ids = list[int]
-Generated = list[list[Ids]]  # a prompt's samples, each without what follows its end
+Generated = list[list[Ids] | None]
+"""Each prompt's samples, without what follows their end; None where memory held none."""
 
 _loaded: WeakValueDictionary[tuple[str, ...], Any] = WeakValueDictionary()
 _loading = threading.Lock()
@@ -138,22 +139,16 @@ class LocalBackend:
     def _batch(
         self, rows: list[int], ids: list[Ids], settings: Settings, number: int
     ) -> Iterator[Asked]:
-        import torch
-
         begun = time.perf_counter()
-        try:
-            with self._lock:
-                said = self._halving(ids, settings, settings.seed + number)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            for i, prompt in zip(rows, ids, strict=True):
-                tokens = f"a prompt of {len(prompt):,} tokens alone"
-                yield i, BackendError(f"{self.name}: no memory for {tokens}", "out of memory")
-            return
+        with self._lock:
+            said = self._halving(ids, settings, settings.seed + number)
         ms = (time.perf_counter() - begun) * 1000 / len(rows)
         for i, prompt, samples in zip(rows, ids, said, strict=True):
-            yield i, self._answers(prompt, samples, settings, ms)
+            if samples is None:
+                tokens = f"a prompt of {len(prompt):,} tokens alone"
+                yield i, BackendError(f"{self.name}: no memory for {tokens}", "out of memory")
+            else:
+                yield i, self._answers(prompt, samples, settings, ms)
 
     def _answers(self, prompt: Ids, samples: list[Ids], settings: Settings, ms: float) -> Answers:
         ends = self._ends()
@@ -172,10 +167,12 @@ class LocalBackend:
         try:
             return self._generate(ids, settings, seed)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error) or len(ids) == 1:
+            if not _out_of_memory(error):
                 raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if len(ids) == 1:
+            return [None]
         half = len(ids) // 2
         self._room = max(1, self._room // 2)  # the batches to come would fare the same
         first = self._halving(ids[:half], settings, seed)
