@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
 from pliant.anatomy.projection import as_projection
+from pliant.prefill import Batch, on_top
 
 SAMPLE = 2_048
 """Embeddings that are looked at; their mean and spread are known well enough from so many."""
@@ -27,9 +28,16 @@ def rows_like_embeddings(anatomy: Anatomy, count: int, seed: int = 0) -> Tensor:
 
 
 def width_read(anatomy: Anatomy) -> int:
-    """The width of what the head reads: OPT-350m, for one, narrows it after its last layer."""
+    """The width of what the decoder gives: OPT-350m, for one, narrows it after its last layer.
+
+    What the model's own head takes tells it; where that is not the hidden size, it is tried out.
+    """
     projection = None if anatomy.head is None else as_projection(anatomy.head)
-    return anatomy.hidden_size if projection is None else projection.inputs
+    if projection is None or projection.inputs == anatomy.hidden_size:
+        return anatomy.hidden_size
+    ids = _sample(anatomy)[:2].unsqueeze(0)
+    with torch.no_grad():
+        return on_top(anatomy, Batch(ids[:, :1], torch.ones_like(ids[:, :1])), ids[:, 1:]).shape[-1]
 
 
 def _sample(anatomy: Anatomy) -> Tensor:
