@@ -1,0 +1,273 @@
+"""The prompts' keys and values, computed once: what every epoch of a training runs on top of.
+
+    stored = remember(scorer, ids)           # in memory, or in a folder
+    prefilled = stored.pick([3, 0, 7]).ready(scorer)
+    scorer.logits_of(prefilled)
+
+[CPX] comes last and attention is causal, so what a prompt leaves in the cache depends on nothing
+that is trained. It is stored without padding, a row for each token, the shortest prompts first.
+
+Shapes: B prompts, T positions, H heads, K features of a head; N rows, one for each stored token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pliant.errors import UnsupportedModel
+from pliant.prefill import Batch, Prefilled, Prefix, Ran, bears_padding
+from pliant.prefill.prefilled import Part
+from pliant.prefill.prefix import EMPTY, GROWING, cache_of, kinds_of
+
+if TYPE_CHECKING:
+    from pliant.complexity.model import Complexity
+
+TOKENS = 8192  # run at once when a store is filled
+
+Run = Callable[[Tensor, Tensor], Prefilled]
+"""(B, T) ids and mask -> what the base makes of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How prompts of these lengths lie in their rows, for each kind of cache layer."""
+
+    kinds: tuple[int, ...]
+    """Of each cache layer, as in `Prefix.layers`."""
+    shapes: tuple[tuple[int, int], ...]
+    """(H, K) of each stored tensor: keys and values of the layers that are not empty."""
+
+    @property
+    def slots(self) -> list[int]:
+        """The kind of each stored tensor."""
+        return [kind for kind in self.kinds if kind != EMPTY for _ in range(2)]
+
+    def bytes(self, lengths: Tensor, item: int) -> int:
+        """What prompts of these lengths take, with `item` bytes a number."""
+        pairs = zip(self.slots, self.shapes, strict=True)
+        return sum(int(self.held(kind, lengths).sum()) * h * k * item for kind, (h, k) in pairs)
+
+    def held(self, kind: int, lengths: Tensor) -> Tensor:
+        """How many rows a prompt has there: a window forgets the rest."""
+        return lengths if kind == GROWING else lengths.clamp(max=kind - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """The rows of some prompts: in memory, or mapped from a file."""
+
+    lengths: Tensor
+    rows: tuple[Tensor, ...]
+    """(N, H * K) of each stored tensor."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(rows.numel() * rows.element_size() for rows in self.rows)
+
+    def starts(self, layout: Layout, kind: int) -> Tensor:
+        held = layout.held(kind, self.lengths)
+        return held.cumsum(0) - held
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """The keys and values of n prompts."""
+
+    layout: Layout
+    chunks: tuple[Chunk, ...]
+    position: Tensor
+    """(n,) where each prompt stands among those of all chunks, which are in order of length."""
+    where: str
+    """memory or disk."""
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    @property
+    def bytes(self) -> int:
+        return sum(chunk.bytes for chunk in self.chunks)
+
+    def pick(self, indices: Sequence[int] | Tensor) -> Picked:
+        """Some of the prompts, in this order, as one padded batch."""
+        at = self.position[torch.as_tensor(indices)]
+        if len(self.chunks) == 1:
+            return self._pick_at_once(at)
+        return self._pick_one_by_one(at)
+
+    def _pick_at_once(self, at: Tensor) -> Picked:
+        """One gather for each stored tensor; what pads a prompt is a row of its own, masked."""
+        (chunk,) = self.chunks
+        lengths, index = chunk.lengths[at], {}
+        for kind, starts in self._starts.items():
+            held = self.layout.held(kind, lengths)
+            width = int(held.max())
+            back = torch.arange(width) - (width - held)[:, None]
+            index[kind] = (starts[at][:, None] + back.clamp(min=0)).reshape(-1)
+        tensors = []
+        for slot, rows, shape in zip(
+            self.layout.slots, chunk.rows, self.layout.shapes, strict=True
+        ):
+            found = rows.index_select(0, index[slot]).view(len(at), -1, *shape)
+            tensors.append(found.transpose(1, 2))
+        return Picked(tuple(tensors), tuple(lengths.tolist()), self.layout.kinds)
+
+    def _pick_one_by_one(self, at: Tensor) -> Picked:
+        """Slices of the files that are mapped: only these are read."""
+        which = torch.searchsorted(self._ends, at, right=True)
+        places = list(zip(which.tolist(), (at - self._firsts[which]).tolist(), strict=True))
+        lengths = torch.stack([self.chunks[c].lengths[i] for c, i in places])
+        tensors = []
+        for slot, kind in enumerate(self.layout.slots):
+            held = self.layout.held(kind, lengths).tolist()
+            rows = self.chunks[0].rows[slot]
+            out = rows.new_zeros(len(places), max(held), rows.shape[1])
+            for b, ((c, i), have) in enumerate(zip(places, held, strict=True)):
+                start = int(self._chunk_starts[c][kind][i])
+                out[b, out.shape[1] - have :] = self.chunks[c].rows[slot][start : start + have]
+            shape = self.layout.shapes[slot]
+            tensors.append(out.view(*out.shape[:2], *shape).transpose(1, 2))
+        return Picked(tuple(tensors), tuple(lengths.tolist()), self.layout.kinds)
+
+    @cached_property
+    def _starts(self) -> dict[int, Tensor]:
+        return self._chunk_starts[0]
+
+    @cached_property
+    def _chunk_starts(self) -> list[dict[int, Tensor]]:
+        kinds = set(self.layout.slots)
+        return [{kind: c.starts(self.layout, kind) for kind in kinds} for c in self.chunks]
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        return torch.tensor([len(chunk.lengths) for chunk in self.chunks]).cumsum(0)
+
+    @cached_property
+    def _firsts(self) -> Tensor:
+        return torch.cat([torch.zeros(1, dtype=torch.long), self._ends[:-1]])
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """A batch of stored prompts, on its way to the model."""
+
+    tensors: tuple[Tensor, ...]
+    """(B, H, T, K) keys and values of the layers that are not empty, padded on the left."""
+    lengths: tuple[int, ...]
+    kinds: tuple[int, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a batch of the Trainer's, which moves the tensors in it to their device."""
+        return {"tensors": self.tensors, "lengths": self.lengths, "kinds": self.kinds}
+
+    def ready(self, scorer: Complexity) -> Prefilled:
+        """For the scorer's step. The tensors are not written to."""
+        anatomy, layers = scorer.anatomy, scorer.config.layer
+        longest = max(self.lengths)
+        if min(self.lengths) < longest and not bears_padding(anatomy):
+            return Prefilled.join(anatomy, self.apart(), layers=layers)
+        padding = torch.tensor([longest - length for length in self.lengths])
+        mask = (torch.arange(longest) >= padding[:, None]).long().to(self.tensors[0].device)
+        batch = Batch(torch.zeros_like(mask), mask)
+        cache = cache_of(self.kinds, self.tensors, longest)
+        ran = Ran(None, cache, "past_key_values")
+        return Prefilled(anatomy, layers, batch, (Part(None, batch, ran),))
+
+    def apart(self) -> list[Prefix]:
+        """Each prompt for itself."""
+        prefixes = []
+        for b, length in enumerate(self.lengths):
+            own = tuple(t[b, :, max(0, t.shape[2] - length) :] for t in self.tensors)
+            prefixes.append(Prefix(length, self.kinds, own))
+        return prefixes
+
+
+# --- filling -------------------------------------------------------------------------------------
+
+
+def by_length(ids: Sequence[Tensor]) -> list[int]:
+    """The prompts, the shortest first: neighbours need hardly any padding."""
+    return sorted(range(len(ids)), key=lambda i: len(ids[i]))
+
+
+def batches(
+    ids: Sequence[Tensor], order: Sequence[int], tokens: int = TOKENS
+) -> Iterator[list[int]]:
+    """Prompts in this order, as many at a time as `tokens` allow."""
+    some: list[int] = []
+    for i in order:
+        if some and max(len(ids[i]), len(ids[some[0]])) * (len(some) + 1) > tokens:
+            yield some
+            some = []
+        some.append(i)
+    if some:
+        yield some
+
+
+def rows_of(prefilled: Prefilled) -> tuple[Layout, Chunk]:
+    """What a batch left in the cache, without its padding; UnsupportedModel where that cannot be.
+
+    Of several parts (prompts that bear no padding), each is of one length, and they come in order.
+    """
+    model = type(prefilled.anatomy.model).__name__
+    found = [_rows_of_part(part, model) for part in prefilled.parts]
+    lengths = torch.cat([part.batch.mask_BT.sum(dim=1).cpu() for part in prefilled.parts])
+    rows = zip(*(rows for _, rows in found), strict=True)
+    return found[0][0], Chunk(lengths, tuple(torch.cat(stack) for stack in rows))
+
+
+def _rows_of_part(part: Part, model: str) -> tuple[Layout, list[Tensor]]:
+    cache = part.ran.cache
+    if cache is None:
+        raise UnsupportedModel(f"{model} keeps no cache that could be stored")
+    kinds = kinds_of(cache, model)
+    mask_BT, rows, shapes = part.batch.mask_BT.bool(), [], []
+    for kind, layer in zip(kinds, cache.layers, strict=True):
+        for t_BHTK in (layer.keys, layer.values) if kind != EMPTY else ():
+            held_BT = mask_BT[:, mask_BT.shape[1] - t_BHTK.shape[2] :].to(t_BHTK.device)
+            own = t_BHTK.transpose(1, 2)[held_BT]
+            shapes.append((own.shape[1], own.shape[2]))
+            rows.append(own.flatten(1).cpu())
+    return Layout(kinds, tuple(shapes)), rows
+
+
+def computed(
+    run: Run, ids: Sequence[Tensor], order: Sequence[int], device: Any = None
+) -> Iterator[tuple[Layout, Chunk]]:
+    """The rows of the prompts in this order, batch by batch."""
+    for some in batches(ids, order):
+        batch = Batch.of([ids[i] for i in some], device=device)
+        with torch.no_grad():
+            yield rows_of(run(batch.ids_BT, batch.mask_BT))
+
+
+def in_memory(run: Run, ids: Sequence[Tensor], device: Any = None) -> Stored:
+    """All prompts in one chunk. What was computed is joined one tensor at a time, so that hardly
+    more than one of them is ever held twice."""
+    order = by_length(ids)
+    layouts: list[Layout] = []
+    lengths: list[Tensor] = []
+    stacks: list[list[Tensor]] = []
+    for layout, chunk in computed(run, ids, order, device):
+        layouts.append(layout)
+        stacks = stacks or [[] for _ in chunk.rows]
+        lengths.append(chunk.lengths)
+        for stack, rows in zip(stacks, chunk.rows, strict=True):
+            stack.append(rows)
+    whole = []
+    for stack in stacks:
+        whole.append(torch.cat(stack))
+        stack.clear()
+    return Stored(layouts[0], (Chunk(torch.cat(lengths), tuple(whole)),), placed(order), "memory")
+
+
+def placed(order: Sequence[int]) -> Tensor:
+    """Where each prompt stands in an order."""
+    position = torch.empty(len(order), dtype=torch.long)
+    position[torch.tensor(order)] = torch.arange(len(order))
+    return position
