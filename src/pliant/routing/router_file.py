@@ -1,0 +1,256 @@
+"""router.json: all that a router is, but for its scorer's numbers, in one strict file.
+
+Unknown keys are errors that name the nearest known one. The file holds no secret: of a key it has
+the name of the environment variable that holds it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pliant import __version__
+from pliant.adapters.files import write_file
+from pliant.data import nearest
+from pliant.errors import CorruptFile, InvalidInput
+from pliant.routing.backends import ModelSpec, Settings, different_names
+
+VERSION = 1
+NAME = "router.json"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelEntry(Part):
+    """A model that may be chosen."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """As the labels call it, and the scorer."""
+    backend: str
+    """How it is reached: nano-s, a folder, a hub name, openai:MODEL@URL."""
+    cost: Amount
+    """Of a call, on the average of the labels, in the router's unit."""
+    context: Count | None = None
+    """How many tokens prompt and answer may have; left out, what the model's config says."""
+    price: tuple[Amount, Amount] | None = None
+    """Dollars for a million tokens of prompt and of answer."""
+    key_env: str | None = None
+    """The environment variable that holds the key of a URL."""
+
+
+class ScorerEntry(Part):
+    """Who says how hard a prompt is."""
+
+    kind: str
+    folder: str = "scorer"
+    """Beside router.json."""
+    cost: Amount = 0.0
+    """Of scoring one prompt, in the router's unit, where it was measured."""
+
+
+class Threshold(Part):
+    """Which predicted gain is worth the dearer model."""
+
+    on: Literal["gain", "worth"] = "gain"
+    """gain: the last of two models answers where gain > value. worth: the model with the highest
+    gain - value * cost answers, of two or many."""
+    value: Finite
+    sentence: str
+    """What it promises, and on which split that was found."""
+
+
+class Sticky(Part):
+    """What a session keeps."""
+
+    policy: Literal["stay", "upgrade", "off"] = "stay"
+    """stay: its first model; upgrade: the strongest so far; off: nothing."""
+    limit: Count = 10_000
+    """Sessions that are remembered; the longest unused is forgotten first."""
+    ttl: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds after which an unused session is forgotten."""
+
+
+class Drift(Part):
+    """The scores that the router was made for, and when others count as a change."""
+
+    edges: list[Finite]
+    """Ascending scores."""
+    below: list[Share]
+    """The share of the reference at or below each of them."""
+    n: Count
+    """How many scores the reference had."""
+    window: Annotated[int, Field(ge=20)] = 500
+    """Scores that are held against it at a time."""
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """The chance of ever raising an alarm while nothing has changed."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Drift:
+        ascending = all(
+            all(a <= b for a, b in zip(row, row[1:], strict=False))
+            for row in (self.edges, self.below)
+        )
+        if not ascending or len(self.edges) != len(self.below) or not self.edges:
+            raise ValueError("edges and below are due, of one length and ascending")
+        return self
+
+
+class Band(Part):
+    """How prompts up to a score are answered; what is left out is as the caller has it."""
+
+    up_to: Share
+    temperature: Amount | None = None
+    max_new_tokens: Count | None = None
+    samples: Count | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Band:
+        if (self.samples or 1) > 1 and self.temperature == 0:
+            raise ValueError("several samples at temperature 0 are several times the same answer")
+        return self
+
+    def over(self, settings: Settings) -> Settings:
+        """The settings with what this band has an opinion on."""
+        own = self.model_dump(exclude={"up_to"}, exclude_none=True)
+        return Settings(**{**vars(settings), **own})
+
+
+class LedgerEntry(Part):
+    """What is written down of each decision."""
+
+    path: str | None = "ledger.sqlite"
+    """Beside router.json, unless absolute; null keeps it in memory."""
+    prompts: bool = False
+    """Whether the prompts themselves are kept; else a salted hash."""
+
+
+class RouterFile(Part):
+    """The content of router.json."""
+
+    version: Literal[1] = 1
+    pliant: str = __version__
+    """The version of Pliant that wrote it."""
+    unit: Literal["tokens", "usd", "ms", "flops", "calls"]
+    """Of every cost in here."""
+    models: Annotated[list[ModelEntry], Field(min_length=2)]
+    """The cheapest first, the strongest last, in the order of the scorer's columns."""
+    scorer: ScorerEntry
+    calibration: dict[str, dict[str, Any]] | None = None
+    """By model: from the scorer's P(right) to a probability (`pliant.routing.calibration`)."""
+    threshold: Threshold
+    default: str
+    """The safe model: it gets prompts that are unlike all that the router was made on."""
+    far: Literal["default", "ignore"] = "default"
+    """What becomes of such prompts."""
+    sticky: Sticky = Sticky()
+    drift: Drift | None = None
+    settings: list[Band] = []
+    """How to answer, by score; empty: always as the caller says."""
+    ledger: LedgerEntry = LedgerEntry()
+    label_cost: dict[str, dict[str, float]] = {}
+    """What the labels cost to make, by model: calls, tokens, ms, flops, usd."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> RouterFile:
+        names = [model.name for model in self.models]
+        specs = [ModelSpec.parse(model.backend) for model in self.models]
+        different_names([ModelSpec(n, s.model, s.url) for n, s in zip(names, specs, strict=True)])
+        if self.default not in names:
+            raise ValueError(f"default: no model {self.default!r}{nearest(self.default, names)}")
+        for name in self.calibration or {}:
+            if name not in names:
+                raise ValueError(f"calibration: no model {name!r}{nearest(name, names)}")
+        if self.threshold.on == "gain" and len(names) != 2:
+            raise ValueError(f'threshold on "gain" is for two models, not {len(names)}: "worth"')
+        ends = [band.up_to for band in self.settings]
+        if ends and (ends != sorted(set(ends)) or ends[-1] != 1):
+            raise ValueError(f"settings: up_to is due in ascending order up to 1, not {ends}")
+        folder = Path(self.scorer.folder)
+        if folder.is_absolute() or ".." in folder.parts:
+            raise ValueError(f"scorer: {self.scorer.folder!r} does not lie beside {NAME}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(model.name for model in self.models)
+
+    def write(self, folder: Path) -> Path:
+        """Write router.json, in one step."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = self.model_dump(mode="json", exclude_defaults=False)
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        write_file(folder / NAME, text.encode())
+        return folder / NAME
+
+
+def made(**content: Any) -> RouterFile:
+    """A RouterFile from code; what is wrong is an InvalidInput as in a file."""
+    try:
+        return RouterFile.model_validate(content, strict=False)
+    except ValidationError as error:
+        raise InvalidInput(f"router: {_fault(error)}") from None
+
+
+def read(folder: Path) -> RouterFile:
+    """The router.json of a folder, checked to the letter."""
+    path = folder / NAME
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InvalidInput(f"{folder}: holds no {NAME}, so no router") from None
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path}: not JSON ({error})") from error
+    version = content.get("version") if isinstance(content, dict) else None
+    if not isinstance(version, int):
+        raise CorruptFile(f"{path}: states no version, so it was not written by Pliant")
+    if version > VERSION:
+        raise CorruptFile(
+            f"{path}: of version {version}; this Pliant reads {VERSION}: pip install -U pliant"
+        )
+    try:
+        return RouterFile.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise InvalidInput(f"{path}: {_fault(error)}") from None
+
+
+def _fault(error: ValidationError) -> str:
+    """The first fault on one line: where, what, and of an unknown key the nearest known one."""
+    fault = error.errors()[0]
+    where = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        known = _known(fault["loc"][:-1])
+        inside = ".".join(map(str, fault["loc"][:-1]))
+        key = str(fault["loc"][-1])
+        return f"{inside + ': ' if inside else ''}no key {key!r}{nearest(key, known)}"
+    said = fault["msg"].removeprefix("Value error, ")
+    shown = "" if fault["type"] in ("value_error", "missing") else f", and is {fault['input']!r}"
+    return f"{where}: {said}{shown}" if where else said
+
+
+def _known(place: tuple[Any, ...]) -> list[str]:
+    """The keys that may stand at a place."""
+    kind: Any = RouterFile
+    for step in place:
+        if isinstance(step, str):
+            kind = kind.model_fields[step].annotation
+        kind = _part(kind)
+    return list(kind.model_fields)
+
+
+def _part(kind: Any) -> Any:
+    """The Part in an annotation such as `Drift | None` or `list[Band]`."""
+    if isinstance(kind, type) and issubclass(kind, Part):
+        return kind
+    return next((found for x in get_args(kind) if (found := _part(x)) is not None), None)
