@@ -9,10 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pliant.routing.goals import Goal as Goal
     from pliant.routing.outcomes import Outcomes as Outcomes
+    from pliant.routing.thresholds import Threshold as Threshold
 
 _HOME_OF = {
+    "Goal": "goals",
     "Outcomes": "outcomes",
+    "Threshold": "thresholds",
 }
 
 __all__ = list(_HOME_OF)
