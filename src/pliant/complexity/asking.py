@@ -46,10 +46,11 @@ class Question:
         if h.dim() == 2:  # positions of all prompts in one row: some mixtures of experts
             return self._add_flat(h, x, change, module)
         axis = self._axis(h, module)
-        # The last ones: what is cached may come first (DeepSeek expands its latents once more).
-        before = h.shape[axis] - self.count
-        own = change(x.narrow(axis, before, self.count)).to(h.dtype)
-        changed = h.narrow(axis, before, self.count) + own
+        # What is cached may come first, earlier rows too: DeepSeek expands its latents once more.
+        count = self.count if h.shape[axis] == self.shape[1] else self.stop
+        before = h.shape[axis] - count
+        own = change(x.narrow(axis, before, count)).to(h.dtype)
+        changed = h.narrow(axis, before, count) + own
         return torch.cat([h.narrow(axis, 0, before), changed], dim=axis)
 
     def _add_flat(self, h: Tensor, x: Tensor, change: nn.Module, module: nn.Module) -> Tensor:

@@ -15,6 +15,9 @@ from pliant.complexity.config import CPXConfig
 from pliant.errors import InvalidInput
 
 
+MODELS = "transformers.models."
+
+
 class Lora(nn.Module):
     """x -> scale * B A x in fp32; nothing at first, for B starts at zero."""
 
@@ -39,7 +42,7 @@ def targets(anatomy: Anatomy, config: CPXConfig) -> Iterator[tuple[str, Projecti
     found = False
     for index, layer in enumerate(list(anatomy.layers)[:depth]):
         for projection in projections(layer):
-            if _chosen(projection.path, config.lora_targets):
+            if _chosen(projection, config.lora_targets):
                 found = True
                 yield f"{index}_{projection.path.replace('.', '_')}", projection
     if not found:
@@ -50,7 +53,10 @@ def targets(anatomy: Anatomy, config: CPXConfig) -> Iterator[tuple[str, Projecti
         )
 
 
-def _chosen(path: str, ends: tuple[str, ...]) -> bool:
-    if not ends:  # a numbered module in a layer is one expert of many
-        return not any(part.isdigit() for part in path.split("."))
-    return any(f".{path}".endswith(f".{end}") for end in ends)
+def _chosen(projection: Projection, ends: tuple[str, ...]) -> bool:
+    if ends:
+        return any(f".{projection.path}".endswith(f".{end}") for end in ends)
+    # A numbered module in a layer is one expert of many; a kind of projection that a model brings
+    # along may do more than multiply by its weight (DeepSeek-V4's works in groups).
+    numbered = any(part.isdigit() for part in projection.path.split("."))
+    return not numbered and not type(projection.module).__module__.startswith(MODELS)

@@ -138,7 +138,8 @@ def _scorer(specimen: Specimen, **settings: Any) -> Iterator[Complexity]:
     with torch.no_grad():
         for name, parameter in scorer.named_parameters():
             if name != "rows":
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+                spread = 0.05 if name.startswith("lora") else 0.3
+                parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
     try:
         yield scorer
     finally:
