@@ -1,0 +1,166 @@
+"""The label table: read as it was written, or refused with the row."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pliant.data import write_rows
+from pliant.errors import InvalidInput
+from pliant.routing import Outcomes
+
+FLAT = [
+    {"prompt": "a?", "group": "x", "weak": True, "strong": True},
+    {"prompt": "b?", "group": "y", "weak": False, "strong": True},
+    {"prompt": "c?", "group": "y", "weak": False, "strong": False},
+]
+
+
+def table(n: int = 40, groups: int = 4) -> Outcomes:
+    rng = np.random.default_rng(0)
+    return Outcomes(
+        prompts=tuple(f"prompt {i}" for i in range(n)),
+        models=("small", "middle", "large"),
+        right=rng.integers(0, 5, (n, 3)) / 4,
+        cost=rng.uniform(1, 2, (n, 3)) * [1, 2, 5],
+        groups=tuple(f"g{i % groups}" for i in range(n)),
+        wordings=tuple(f"w{i % 3}" for i in range(n)),
+        unit="usd",
+    )
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
+    before = table()
+    before.write(tmp_path / name)
+    after = Outcomes.read(tmp_path / name)
+    for field in ("prompts", "models", "groups", "wordings", "unit"):
+        assert getattr(after, field) == getattr(before, field)
+    assert (after.right == before.right).all() and (after.cost == before.cost).all()
+
+
+def test_flat_columns_as_the_public_label_sets_have_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, FLAT)).encode()))
+    outcomes = Outcomes.read(path, models=("weak", "strong"))
+    assert outcomes.right.tolist() == [[1, 1], [0, 1], [0, 0]]
+    assert outcomes.gain.tolist() == [0, 1, 0]
+    assert (outcomes.weak.tolist(), outcomes.strong.tolist()) == ([1, 0, 0], [1, 1, 0])
+    assert outcomes.cost.tolist() == [[0, 1]] * 3 and outcomes.unit == "calls"
+    assert outcomes.groups == ("x", "y", "y") and outcomes.wordings is None
+    write_rows(tmp_path / "a.csv", FLAT)  # there True is text
+    from_csv = Outcomes.read(tmp_path / "a.csv", models=("weak", "strong"))
+    assert (from_csv.right == outcomes.right).all()
+
+
+def test_models_come_in_the_order_of_their_cost_or_as_they_are_named(tmp_path: Path) -> None:
+    table().of_models(["large", "small"]).write(tmp_path / "a.jsonl")
+    assert Outcomes.read(tmp_path / "a.jsonl").models == ("small", "large")
+    named = Outcomes.read(tmp_path / "a.jsonl", models=["large", "small"])
+    assert named.models == ("large", "small")
+    assert (named.gain == -Outcomes.read(tmp_path / "a.jsonl").gain).all()
+
+
+def test_costs_by_model(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", FLAT)
+    read = Outcomes.read(
+        tmp_path / "a.jsonl",
+        models=("weak", "strong"),
+        cost={"weak": 0.1, "strong": 3},
+        unit="usd",
+    )
+    assert read.cost.tolist() == [[0.1, 3]] * 3 and read.unit == "usd"
+
+
+@pytest.mark.parametrize(
+    ("rows", "how", "said"),
+    [
+        (FLAT, {}, "say which columns are the models"),
+        (FLAT, {"models": ("weak", "storng")}, "did you mean 'strong'"),
+        (FLAT, {"models": ("weak",)}, "1 models"),
+        (FLAT, {"models": ("weak", "weak")}, "there twice"),
+        (FLAT, {"models": ("weak", "group")}, "row 1: no number under 'group'"),
+        (FLAT, {"models": ("weak", "strong"), "prompt": "text"}, "no column 'text'"),
+        (FLAT, {"models": ("weak", "strong"), "unit": "euro"}, "unit='euro'"),
+        (FLAT, {"models": ("weak", "strong"), "cost": {"weak": 1}}, "no model 'strong'"),
+        (
+            [*FLAT, {"prompt": "d?", "weak": 1, "strong": 1}],
+            {"models": ("weak", "strong")},
+            "row 4: no 'group'",
+        ),
+        ([{"prompt": "?", "right": {"a": 1, "b": 2}}], {}, r"a share in \[0, 1\]"),
+        ([{"prompt": "?", "right": {"a": 1, "b": None}}], {}, "row 1: no number under 'right.b'"),
+        ([{"prompt": "?", "right": {"a": 1, "b": 0, "c": 0}}], {}, "costs are due"),
+        (
+            [
+                {"prompt": "?", "right": {"a": 1, "b": 0}, "unit": "ms"},
+                {"prompt": "!", "right": {"a": 1, "b": 0}, "unit": "usd"},
+            ],
+            {},
+            "several units",
+        ),
+        (
+            [{"prompt": "?", "right": {"a": 1, "b": 0}, "cost": {"a": 1, "b": -1}}],
+            {},
+            "0 or more",
+        ),
+    ],
+)
+def test_a_table_that_is_none_is_refused(
+    tmp_path: Path, rows: list[dict[str, object]], how: dict[str, object], said: str
+) -> None:
+    write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(InvalidInput, match=said):
+        Outcomes.read(tmp_path / "a.jsonl", **how)  # type: ignore[arg-type]
+
+
+def test_sizes_must_agree() -> None:
+    with pytest.raises(InvalidInput, match=r"right is \(2, 1\), for 2 prompts and 2 models"):
+        Outcomes(("a", "b"), ("s", "l"), np.zeros((2, 1)), np.zeros((2, 2)))
+    with pytest.raises(InvalidInput, match="1 groups for 2 prompts"):
+        Outcomes(("a", "b"), ("s", "l"), np.zeros((2, 2)), np.zeros((2, 2)), groups=("x",))
+    with pytest.raises(InvalidInput, match="0 prompts"):
+        Outcomes((), ("s", "l"), np.zeros((0, 2)), np.zeros((0, 2)))
+
+
+def test_take_by_index_and_by_mask() -> None:
+    outcomes = table()
+    some = outcomes.take([3, 1])
+    assert some.prompts == ("prompt 3", "prompt 1") and some.groups == ("g3", "g1")
+    assert (some.right == outcomes.right[[3, 1]]).all()
+    masked = outcomes.take(np.array(outcomes.groups) == "g2")
+    assert set(masked.groups or ()) == {"g2"} and len(masked) == 10
+
+
+def test_splits_part_the_table() -> None:
+    outcomes = table()
+    a, b = outcomes.split((0.5, 0.25), seed=1)
+    assert (len(a), len(b)) == (20, 10) and not set(a.prompts) & set(b.prompts)
+    assert outcomes.split((0.5, 0.25), seed=1)[0].prompts == a.prompts
+    for by, name in (("group", "groups"), ("wording", "wordings")):
+        a, b = outcomes.split((0.5, 0.5), seed=0, by=by)
+        assert not set(getattr(a, name)) & set(getattr(b, name)) and len(a) + len(b) == 40
+
+
+def test_prompts_of_one_text_are_not_parted() -> None:
+    prompts = tuple(f"Prompt {i // 2}" if i % 2 else f"prompt  {i // 2}" for i in range(40))
+    outcomes = Outcomes(prompts, ("s", "l"), np.zeros((40, 2)), np.zeros((40, 2)))
+    for seed in range(5):
+        a, b = outcomes.split((0.5, 0.5), seed)
+        assert not {p.lower().split()[1] for p in a.prompts} & {
+            p.lower().split()[1] for p in b.prompts
+        }
+
+
+def test_a_split_that_cannot_be_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="too few for 2 parts"):
+        table(groups=1).split((0.5, 0.5), 0, by="group")
+    with pytest.raises(InvalidInput, match='"group", "wording" or None'):
+        table().split((0.5, 0.5), 0, by="subject")
+    bare = Outcomes(("a", "b"), ("s", "l"), np.zeros((2, 2)), np.zeros((2, 2)))
+    with pytest.raises(InvalidInput, match="state no groups"):
+        bare.split((0.5, 0.5), 0, by="group")
