@@ -107,6 +107,11 @@ class CPXTrainingConfig:
         if evaluates:
             best["eval_strategy"] = "epoch"
         if self.patience:
+            if not evaluates:
+                raise InvalidInput(
+                    f"patience = {self.patience}: there is no evaluation to wait for; give rows "
+                    "to evaluate on"
+                )
             best |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
         options: dict[str, Any] = {
             "output_dir": self.output_dir,
