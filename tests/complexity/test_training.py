@@ -410,9 +410,7 @@ def test_fit_takes_texts_and_a_facade() -> None:
     model.scorer.tokenizer = pliant.CPXTokenizer.from_pretrained("nano-s")
     texts = ["2 + 2", "17 * 23 [CPX]", "what comes after a", "9"]
     report = fit(model, texts, [0, 1, 0, 1], num_epochs=4, batch_size=2)
-    plain = sum(
-        len(model.scorer.tokenizer.base(t.removesuffix(" [CPX]"))["input_ids"]) for t in texts
-    )
+    plain = model.scorer.tokenizer.base(["2 + 2", "17 * 23", *texts[2:]])["input_ids"]
     assert report.prompt_tokens == sum(map(len, plain))
 
 
