@@ -131,10 +131,10 @@ class ModelSpec:
             inner = cls.parse(named[2])
             return cls(named[1], inner.model, inner.url)
         if text.startswith("openai:"):
-            model, at, url = text.removeprefix("openai:").rpartition("@")
-            if not at or not model:
-                raise InvalidInput(f"model {text!r}: write it as openai:MODEL@https://host/v1")
-            return cls(model, model, _checked_url(url))
+            parts = re.fullmatch(r"openai:(.+?)@(\w+://.+)", text)
+            if not parts:
+                raise InvalidInput("a model behind a URL is written openai:MODEL@https://host/v1")
+            return cls(parts[1], parts[1], _checked_url(parts[2]))
         folder = Path(text).expanduser()
         if folder.is_dir() and text not in _embedded():
             return cls(folder.resolve().name, str(folder.resolve()))
@@ -179,7 +179,9 @@ def _checked_url(url: str) -> str:
     """An http(s) address and nothing else: a password in it would be written into files."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidInput(f"{url!r} is no address of a server: https://host/v1 is one")
+        raise InvalidInput(
+            f"{parts.scheme}://{parts.hostname or ''} is no address of a server: https://host/v1 is"
+        )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InvalidInput(
             f"the address of {parts.hostname} has more than a path: a key belongs into an "

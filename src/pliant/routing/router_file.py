@@ -7,10 +7,11 @@ the name of the environment variable that holds it.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pliant import __version__
 from pliant.adapters.files import write_file
@@ -64,9 +65,21 @@ class Threshold(Part):
     on: Literal["gain", "worth"] = "gain"
     """gain: the last of two models answers where gain > value. worth: the model with the highest
     gain - value * cost answers, of two or many."""
-    value: Finite
+    value: Finite | Literal["inf", "-inf"]
+    """JSON knows no infinity, so it is a text: "inf" sends no prompt to the dearer model."""
     sentence: str
     """What it promises, and on which split that was found."""
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        infinite = isinstance(value, float) and math.isinf(value)
+        return str(value) if infinite else value
+
+    @property
+    def limit(self) -> float:
+        """The value as a number."""
+        return float(self.value)
 
 
 class Sticky(Part):

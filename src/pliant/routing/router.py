@@ -1,0 +1,369 @@
+"""A router: it says which model should answer a prompt, asks that model, and keeps the books.
+
+    router = Router.load("my-router")
+    router.choose("What is 2 + 2?")             # Decision(model, score, gain, reason)
+    router.ask("What is 2 + 2?", session="42")  # Reply(text, decision, cost, saved, ...)
+
+A router is a folder: router.json and its scorer's files. It may be used from many threads, and its
+ledger from many processes.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pliant.data import nearest
+from pliant.errors import InvalidInput, PliantError
+from pliant.routing import router_file, scorers
+from pliant.routing.backends import (
+    Answers,
+    Backend,
+    BackendError,
+    ModelSpec,
+    Settings,
+    open_backend,
+)
+from pliant.routing.breaker import Breakers
+from pliant.routing.costs import Price, Used
+from pliant.routing.decision import Decision, Reply, said_most
+from pliant.routing.ledger import Ledger, Totals
+from pliant.routing.prompts import Prompt, messages
+from pliant.routing.router_file import ModelEntry, RouterFile
+from pliant.routing.scorers import Scorer
+from pliant.routing.sessions import Kept, Sessions
+from pliant.routing.wish import Wishes
+
+COOLDOWN = 30.0  # seconds for which a model that failed is left alone
+_LOCKS = 64
+AS_THE_FILE_SAYS: Any = object()
+
+
+class DriftWarning(UserWarning):
+    """The scores of today are not those that the router was made for."""
+
+
+class Router:
+    """Chooses and asks; see the file's first lines."""
+
+    def __init__(
+        self,
+        file: RouterFile,
+        scorer: Scorer,
+        *,
+        ledger: Ledger | None = None,
+        backends: Mapping[str, Backend] | None = None,
+        device: str | None = None,
+        cooldown: float = COOLDOWN,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if scorer.kind != file.scorer.kind:
+            raise InvalidInput(
+                f"the router wants a scorer of kind {file.scorer.kind!r}, not {scorer.kind!r}"
+            )
+        self.file, self.scorer = file, scorer
+        self.ledger = ledger or Ledger(None, prompts=file.ledger.prompts)
+        self._backends = {
+            entry.name: (backends or {}).get(entry.name) or _backend(entry, device)
+            for entry in file.models
+        }
+        self._entries = {entry.name: entry for entry in file.models}
+        self._wishes = Wishes(file, scorer)
+        self._sessions = Sessions(file.sticky.limit, file.sticky.ttl, clock)
+        self._breakers = Breakers(cooldown, clock)
+        self._session_locks = [threading.Lock() for _ in range(_LOCKS)]
+        self._contexts: dict[str, int | None] = {}
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        scorer: Scorer | None = None,
+        ledger: str | Path | None = AS_THE_FILE_SAYS,
+        **options: Any,
+    ) -> Router:
+        """A saved router. `ledger` is a path, or None for one in memory.
+
+        Options: device for models that run here, cooldown in seconds, and, for those who bring
+        their own, scorer, backends by model and clock.
+        """
+        folder = Path(folder).expanduser()
+        file = router_file.read(folder)
+        place: str | Path | None = ledger
+        if ledger is AS_THE_FILE_SAYS:
+            place = None if file.ledger.path is None else folder / file.ledger.path
+        return cls(
+            file,
+            scorer or scorers.load(folder / file.scorer.folder),
+            ledger=Ledger(place, prompts=file.ledger.prompts),
+            **options,
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write router.json and the scorer; the ledger stays where it is."""
+        folder = Path(folder).expanduser()
+        self.scorer.save(folder / self.file.scorer.folder)
+        return self.file.write(folder)
+
+    def choose(
+        self, prompt: Prompt, session: str | None = None, *, group: str | None = None
+    ) -> Decision:
+        """Which model should answer; it goes into the ledger with its average cost."""
+        plan = self._planned(prompt, session, group, Settings())
+        self._record(prompt, session, plan)
+        return plan.decision
+
+    def ask(
+        self,
+        prompt: Prompt,
+        session: str | None = None,
+        *,
+        group: str | None = None,
+        **settings: Any,
+    ) -> Reply:
+        """Choose a model and ask it; if it fails, the next one.
+
+        `settings` are max_new_tokens, temperature, samples and seed. What is not among them is as
+        the router's settings by score say, and else as in `Settings`.
+        """
+        _refuse_unknown(settings)
+        least = Settings(max_new_tokens=settings.get("max_new_tokens", Settings.max_new_tokens))
+        plan = self._planned(prompt, session, group, least)
+        row = self._record(prompt, session, plan)
+        try:
+            reply = self._answered(prompt, plan, settings)
+        except PliantError as error:
+            self.ledger.failed(row, str(error))
+            raise
+        if session is not None:
+            self._keep(session, reply.decision.model, plan.score)
+        self.ledger.answered(row, reply)
+        return reply
+
+    def report(self) -> dict[str, Any]:
+        """The ledger's totals, what the labels cost, and what is saved after that."""
+        totals: Totals = self.ledger.report()
+        used = [Used.from_dict(dict(found)) for found in self.file.label_cost.values()]
+        unit = self.file.unit
+        labels = sum(one.of(unit) for one in used) if all(one.known(unit) for one in used) else None
+        return {
+            "unit": unit,
+            **totals.as_dict(),
+            "label_cost": labels,
+            "saved_after_labels": None if labels is None else totals.saved - labels,
+            "threshold": self.file.threshold.sentence,
+        }
+
+    def close(self) -> None:
+        for backend in self._backends.values():
+            backend.close()
+        self.ledger.close()
+
+    # --- choosing --------------------------------------------------------------------------------
+
+    def _planned(
+        self, prompt: Prompt, session: str | None, group: str | None, settings: Settings
+    ) -> _Plan:
+        """A session's prompts are decided on one after the other, others at the same time."""
+        messages(prompt)  # what is no prompt is said before anything else
+        if session is None or self.file.sticky.policy == "off":
+            return self._plan(prompt, None, group, settings)
+        with self._session_locks[hash(session) % _LOCKS]:
+            plan = self._plan(prompt, self._sessions.get(session), group, settings)
+            self._keep(session, plan.decision.model, plan.score)
+        return plan
+
+    def _plan(
+        self, prompt: Prompt, kept: Kept | None, group: str | None, settings: Settings
+    ) -> _Plan:
+        wish = self._wishes.of(prompt, kept, group)
+        fitting = self._fitting(prompt, wish.order, settings.max_new_tokens)
+        up = [name for name in fitting if not self._breakers.down(name)]
+        chosen = (up or fitting)[0]
+        reasons = [wish.reason]
+        if wish.order[0] not in fitting:
+            reasons.append(f"{wish.order[0]} does not take this prompt")
+        elif chosen != wish.order[0]:
+            reasons.append(f"{wish.order[0]} is down")
+        if not up:
+            reasons.append("every model is down")
+        if chosen != wish.order[0]:
+            reasons.append(f"{chosen} stands in")
+        decision = Decision(
+            model=chosen,
+            score=wish.score,
+            gain=wish.gain,
+            reason="; ".join(reasons),
+            wanted=wish.order[0],
+            far=wish.far,
+            kept=wish.kept,
+        )
+        score = wish.score if wish.score is not None or kept is None else kept.score
+        return _Plan(decision, fitting, score)
+
+    def _fitting(self, prompt: Prompt, order: Sequence[str], answer: int) -> list[str]:
+        """The models with room for the prompt and an answer."""
+        found, refused = [], []
+        for name in order:
+            try:
+                context = self._context(name)
+                if context is None:
+                    found.append(name)
+                    continue
+                size = self._backends[name].count(prompt) + min(answer, context // 4)
+            except InvalidInput as error:  # its chat template takes no such messages, say
+                refused.append(str(error))
+                continue
+            except PliantError:  # it cannot be loaded: whoever asks it will find that out
+                found.append(name)
+                continue
+            if size <= context:
+                found.append(name)
+            else:
+                refused.append(f"about {size:,} tokens with an answer, and {name} has {context:,}")
+        if not found:
+            raise InvalidInput(f"no model takes this prompt: {'; '.join(refused)}")
+        return found
+
+    def _context(self, name: str) -> int | None:
+        if name not in self._contexts:
+            stated = self._entries[name].context
+            self._contexts[name] = self._backends[name].context() if stated is None else stated
+        return self._contexts[name]
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def _answered(self, prompt: Prompt, plan: _Plan, asked: Mapping[str, Any]) -> Reply:
+        """From the first model that answers, of those that the prompt fits."""
+        settings = self._settings(plan.score, asked)
+        start = plan.decision.model
+        order = [start, *(name for name in plan.fitting if name != start)]
+        failures: list[str] = []
+        # Those that are down come last: if nobody else answers, they may.
+        for last_resort in (False, True):
+            for name in list(order):
+                if not last_resort and not self._breakers.enter(name):
+                    continue
+                order.remove(name)
+                try:
+                    answers = self._ask(name, prompt, settings)
+                except PliantError as error:
+                    failures.append(str(error))
+                    continue
+                decision = self._after(plan.decision, name, failures)
+                return self._reply(decision, answers, settings)
+        raise BackendError(f"no model answered: {'; '.join(failures)}", "unreachable")
+
+    def _ask(self, name: str, prompt: Prompt, settings: Settings) -> Answers:
+        try:
+            ((_, found),) = self._backends[name].ask([prompt], settings)
+            if not isinstance(found, Answers):
+                raise found
+        except BackendError as error:
+            if error.prompts_fault:  # the model is well
+                self._breakers.succeeded(name)
+            else:
+                self._breakers.failed(name)
+            raise
+        except PliantError:  # it cannot even be loaded
+            self._breakers.failed(name)
+            raise
+        self._breakers.succeeded(name)
+        return found
+
+    def _settings(self, score: float | None, asked: Mapping[str, Any]) -> Settings:
+        settings = Settings(seed=secrets.randbelow(2**31))
+        band = next((b for b in self.file.settings if score is not None and score <= b.up_to), None)
+        if band is not None:
+            settings = band.over(settings)
+        if asked.get("temperature") == 0 and "samples" not in asked:
+            settings = replace(settings, samples=1)
+        return replace(settings, **asked)
+
+    def _after(self, decision: Decision, name: str, failures: Sequence[str]) -> Decision:
+        if not failures:
+            return decision
+        reason = f"{decision.reason}; {'; '.join(failures)}; {name} stands in"
+        return replace(decision, model=name, reason=reason)
+
+    def _reply(self, decision: Decision, answers: Answers, settings: Settings) -> Reply:
+        entry = self._entries[decision.model]
+        price = None if entry.price is None else Price(*entry.price)
+        used = answers.used.priced(price)
+        unit = self.file.unit
+        answer = used.of(unit) if used.known(unit) else entry.cost * settings.samples
+        cost = answer + self._scoring(decision)
+        return Reply(
+            text=said_most(answers.texts),
+            decision=decision,
+            cost=cost,
+            saved=self._strong(entry, answer / settings.samples) - cost,
+            unit=unit,
+            used=used,
+            texts=answers.texts,
+        )
+
+    # --- the books -------------------------------------------------------------------------------
+
+    def _record(self, prompt: Prompt, session: str | None, plan: _Plan) -> int:
+        entry = self._entries[plan.decision.model]
+        cost = entry.cost + self._scoring(plan.decision)
+        saved = self._strong(entry, entry.cost) - cost
+        drift = self.file.drift
+        row, window = self.ledger.record(prompt, session, plan.decision, cost, saved, drift)
+        if window is not None and window.drifted:
+            warnings.warn(
+                f"the scores have drifted: those of the latest {window.size} prompts lie "
+                f"{window.distance:.2f} from those that the router was made for (chance stays "
+                f"below {window.bound:.2f}): label prompts of today and fit again",
+                DriftWarning,
+                stacklevel=3,
+            )
+        return row
+
+    def _strong(self, entry: ModelEntry, cost: float) -> float:
+        """What the strongest model would have cost where this one has cost so much.
+
+        Scaled by the averages of both, so that a long prompt is long for either.
+        """
+        strong = self.file.models[-1].cost
+        return cost * strong / entry.cost if entry.cost > 0 else strong
+
+    def _scoring(self, decision: Decision) -> float:
+        return 0.0 if decision.gain is None else self.file.scorer.cost
+
+    def _keep(self, session: str, model: str, score: float | None) -> None:
+        if self.file.sticky.policy != "off":
+            self._sessions.put(session, Kept(model, score))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    decision: Decision
+    fitting: list[str]
+    score: float | None
+    """The prompt's, or else the session's: what settings go by."""
+
+
+def _backend(entry: ModelEntry, device: str | None) -> Backend:
+    spec = ModelSpec.parse(entry.backend)
+    options: dict[str, Any] = {"device": device}
+    if spec.url is not None:
+        options = {"context_tokens": entry.context, "concurrency": _LOCKS}
+        if entry.key_env is not None:
+            options["key_env"] = entry.key_env
+    return open_backend(ModelSpec(entry.name, spec.model, spec.url), **options)
+
+
+def _refuse_unknown(settings: Mapping[str, Any]) -> None:
+    known = list(Settings.__dataclass_fields__)
+    for name in settings:
+        if name not in known:
+            raise InvalidInput(f"no setting {name!r}{nearest(name, known)}")
