@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -115,3 +116,11 @@ def test_a_call_detour_is_left_behind_by_a_copy() -> None:
     with detours({(module, CALL): zero}):
         twin = copy.deepcopy(module)
         assert twin(ONE) == 2
+
+
+def test_it_has_the_signature_of_what_it_stands_for() -> None:
+    """`generate` passes a forward what its signature names: positions, logits_to_keep, ..."""
+    module = Double()
+    own = inspect.signature(module.forward)
+    with detours({(module, FORWARD): zero}):
+        assert inspect.signature(module.forward) == own

@@ -188,6 +188,7 @@ def _ids(
 ) -> list[list[int]]:
     mask = options.pop("attention_mask", None)
     if isinstance(prompts, Tensor):
+        settings["batch_size"] = settings["batch_size"] or len(prompts)  # a batch is a batch
         batch = prefill.align(prompts, mask)
         rows = zip(batch.ids_BT.tolist(), batch.lengths, strict=True)
         found = [row[len(row) - length :] for row, length in rows]

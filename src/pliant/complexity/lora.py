@@ -14,7 +14,6 @@ from pliant.anatomy.projection import Projection, projections
 from pliant.complexity.config import CPXConfig
 from pliant.errors import InvalidInput
 
-
 MODELS = "transformers.models."
 
 
@@ -56,7 +55,21 @@ def targets(anatomy: Anatomy, config: CPXConfig) -> Iterator[tuple[str, Projecti
 def _chosen(projection: Projection, ends: tuple[str, ...]) -> bool:
     if ends:
         return any(f".{projection.path}".endswith(f".{end}") for end in ends)
-    # A numbered module in a layer is one expert of many; a kind of projection that a model brings
-    # along may do more than multiply by its weight (DeepSeek-V4's works in groups).
+    # A numbered module in a layer is one expert of many.
     numbered = any(part.isdigit() for part in projection.path.split("."))
-    return not numbered and not type(projection.module).__module__.startswith(MODELS)
+    return not numbered and _maps_features(projection)
+
+
+@torch.no_grad()
+def _maps_features(projection: Projection) -> bool:
+    """Whether a kind of projection that a model brings along maps features to features, and no
+    more: Falcon's does, DeepSeek-V4's works in groups, and Llama 4's router gives a pair."""
+    module = projection.module
+    weight = next(module.parameters(), None)
+    if weight is None or not type(module).__module__.startswith(MODELS):
+        return True
+    try:
+        found = module(torch.zeros(1, 1, projection.inputs).to(weight))
+    except RuntimeError:
+        return False
+    return isinstance(found, Tensor) and found.shape == (1, 1, projection.outputs)

@@ -49,7 +49,7 @@ def checked(
 
 
 def alike(lengths: Sequence[int], batch_size: int | None) -> Iterator[list[int]]:
-    """Batches of prompts of like length; without a size, as many as hold `TOKENS_A_BATCH`."""
+    """Batches of prompts of like length, each in their order; without a size, as many as hold `TOKENS_A_BATCH`."""
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InvalidInput(f"batch_size = {batch_size!r}: give 1 or more")
     rows: list[int] = []
@@ -59,11 +59,11 @@ def alike(lengths: Sequence[int], batch_size: int | None) -> Iterator[list[int]]
         if batch_size is None:
             full = full or (len(rows) + 1) * lengths[i] > TOKENS_A_BATCH
         if rows and full:
-            yield rows
+            yield sorted(rows)
             rows = []
         rows.append(i)
     if rows:
-        yield rows
+        yield sorted(rows)
 
 
 def _ids(i: int, prompt: Any, tokenizer: PreTrainedTokenizerBase | None, chat: bool) -> list[int]:

@@ -26,7 +26,9 @@ class Batch:
     mask_BT: Tensor
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int] | Tensor], pad: int = 0, device: Any = None) -> Batch:
+    def of(
+        cls, prompts: Sequence[Sequence[int] | Tensor], pad: int = 0, device: Any = None
+    ) -> Batch:
         """Lists of ids, padded on the left with `pad`."""
         longest = max(map(len, prompts), default=0)
         ids = torch.full((len(prompts), longest), pad, dtype=torch.long)

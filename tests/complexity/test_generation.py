@@ -1,0 +1,245 @@
+"""Scoring on the way leaves generation as it is, whatever kind of generation it is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.minimal_adapter import tiny_llama, trained
+from torch import Tensor, nn
+from transformers import LogitsProcessorList, PreTrainedModel, TextIteratorStreamer
+
+from pliant.anatomy.tiny import tiny_model
+from pliant.complexity import Complexity, CPXConfig, attach
+from pliant.errors import InvalidInput
+from pliant.loading import load
+from pliant.prefill import keeps_cache
+
+PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15], [16], [20, 21, 22, 23]]
+NEW = {"max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return tiny_llama(num_hidden_layers=4)
+
+
+@pytest.fixture
+def scorer(model: PreTrainedModel) -> Complexity:
+    return made(model)
+
+
+def made(model: nn.Module, **settings: Any) -> Complexity:
+    return trained(attach(model, CPXConfig(**settings)))
+
+
+def padded(prompts: list[list[int]]) -> dict[str, Tensor]:
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True, "temperature": 0.7},
+    "several samples": {"do_sample": True, "num_return_sequences": 3},
+    "beams": {"num_beams": 3},
+    "all beams": {"num_beams": 3, "num_return_sequences": 3},
+    "prefill in chunks": {"do_sample": False, "prefill_chunk_size": 3},
+    "no cache": {"do_sample": False, "use_cache": False},
+    "static cache": {"do_sample": False, "cache_implementation": "static"},
+    "a processor": {"do_sample": False, "repetition_penalty": 1.5},
+}
+
+
+@pytest.mark.parametrize("layer", [None, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_generation_is_as_without(
+    model: PreTrainedModel, kind: str, layer: int | None
+) -> None:
+    scorer = made(model, layer=layer)
+    options = {**NEW, **KINDS[kind]}
+    torch.manual_seed(0)
+    plain = model.generate(**padded(PROMPTS), **options)
+    torch.manual_seed(0)
+    given = padded(PROMPTS)
+    found = scorer.generate(given["input_ids"], attention_mask=given["attention_mask"], **options)
+    assert torch.equal(found.outputs[0], plain)
+    assert found.scores.score == pytest.approx(scorer.score(PROMPTS).score, abs=1e-5)
+    copies = len(plain) // len(PROMPTS)
+    for i, prompt in enumerate(PROMPTS):
+        for sequence in found.sequences[i * copies : (i + 1) * copies]:
+            assert sequence is not None and sequence[: len(prompt)].tolist() == prompt
+
+
+def test_the_first_forward_is_the_only_one_over_the_prompt(scorer: Complexity) -> None:
+    assert keeps_cache(scorer.anatomy)  # tried once a model, with forwards of its own
+    lengths: list[int] = []
+    hook = scorer.anatomy.layers[0].register_forward_hook(
+        lambda _, args, out: lengths.append((out if isinstance(out, Tensor) else out[0]).shape[1])
+    )
+    found = scorer.generate([PROMPTS[1]], **NEW, do_sample=False)
+    hook.remove()
+    assert lengths == [7, 1, 1, 1, 1, 1, 1]  # the prompt, [CPX], and five more of the six
+    assert not found.prefilled_again
+
+
+def test_assisted_decoding_is_scored_as_well(model: PreTrainedModel, scorer: Complexity) -> None:
+    prompt = [[5, 6, 7, 5, 6, 7, 5, 6]]
+    options = {**NEW, "do_sample": False, "prompt_lookup_num_tokens": 2}
+    plain = model.generate(**padded(prompt), **options)
+    found = scorer.generate(prompt, **options)
+    assert torch.equal(found.outputs[0], plain)
+    assert found.scores.score == pytest.approx(scorer.score(prompt).score, abs=1e-5)
+
+
+# --- leaving --------------------------------------------------------------------------------------
+
+
+def between(scores: np.ndarray) -> float:
+    """A threshold with half of the prompts above it."""
+    low, high = np.sort(scores)[len(scores) // 2 - 1 : len(scores) // 2 + 1]
+    return float((low + high) / 2)
+
+
+@pytest.mark.parametrize("layer", [None, 2])
+def test_hard_prompts_leave_and_the_others_are_generated(
+    model: PreTrainedModel, layer: int | None
+) -> None:
+    scorer = made(model, layer=layer)
+    scores = scorer.score(PROMPTS).score
+    threshold = between(scores)
+    whole = scorer.generate(PROMPTS, **NEW, do_sample=False)
+    found = scorer.generate(PROMPTS, leave_above=threshold, **NEW, do_sample=False)
+    assert found.left.tolist() == (scores > threshold).tolist()
+    assert found.prefilled_again  # half of the batch left
+    for sequence, other, left in zip(found.sequences, whole.sequences, found.left, strict=True):
+        assert sequence is None if left else torch.equal(sequence, other)
+
+
+@pytest.mark.parametrize(("threshold", "runs"), [(0.0, 0), (1.0, 1)])
+def test_a_prompt_that_leaves_early_never_reaches_the_later_layers(
+    model: PreTrainedModel, threshold: float, runs: int
+) -> None:
+    scorer = made(model, layer=2)
+    assert keeps_cache(scorer.anatomy)
+    calls = [0, 0]
+
+    def count(index: int) -> Any:
+        def hook(*_: Any) -> None:
+            calls[index] += 1
+
+        return hook
+
+    layers = (scorer.anatomy.layers[0], scorer.anatomy.layers[3])
+    ran = [layer.self_attn.register_forward_hook(count(n)) for n, layer in enumerate(layers)]
+    found = scorer.generate([PROMPTS[0]], leave_above=threshold, max_new_tokens=1)
+    for hook in ran:
+        hook.remove()
+    assert calls == [2, runs]  # the prompt and [CPX]; and whether it was resumed, not run again
+    assert found.left.tolist() == [runs == 0] and not found.prefilled_again
+
+
+# --- texts, streams, threads ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nano() -> Iterator[Complexity]:
+    model, tokenizer = load("nano-s")
+    scorer = trained(attach(model, CPXConfig(rows=2), tokenizer))
+    yield scorer
+    scorer.detach()
+
+
+def test_texts_come_back_in_their_order(nano: Complexity) -> None:
+    questions = ["What is 2 + 2?", "What is the colour of a red bag?", "What is 7 + 1?"]
+    found = nano.generate(questions, chat=True, max_new_tokens=8, do_sample=False)
+    assert found.texts is not None and found.texts[0] == "4" and found.texts[2] == "8"
+    one_by_one = nano.generate(questions, chat=True, batch_size=1, max_new_tokens=8)
+    assert one_by_one.texts == found.texts
+    assert one_by_one.scores.score == pytest.approx(found.scores.score, abs=1e-5)
+
+
+@pytest.mark.parametrize("leave_above", [None, 0.0])
+def test_a_stream_streams_and_ends(nano: Complexity, leave_above: float | None) -> None:
+    streamer = TextIteratorStreamer(nano.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    options = {"leave_above": leave_above, "streamer": streamer, "chat": True}
+    thread = threading.Thread(
+        target=nano.generate, args=(["What is 2 + 2?"],), kwargs={**options, "max_new_tokens": 4}
+    )
+    thread.start()
+    text = "".join(streamer)
+    thread.join()
+    assert text == ("4" if leave_above is None else "")
+
+
+def test_threads_do_not_hear_each_other() -> None:
+    model = tiny_llama()
+    configs = {f"rows-{count}": CPXConfig(rows=count) for count in (1, 2, 3)}
+    attached = [attach(model, config, name=name) for name, config in configs.items()]
+    scorers = [trained(scorer, seed) for seed, scorer in enumerate(attached)]
+    plain = model.generate(**padded(PROMPTS), **NEW, do_sample=False)
+    expected = [scorer.score(PROMPTS).score for scorer in scorers]
+    wrong: list[str] = []
+
+    def work(scorer: Complexity | None, score: Any) -> None:
+        for _ in range(10):
+            if scorer is None:
+                if not torch.equal(
+                    model.generate(**padded(PROMPTS), **NEW, do_sample=False), plain
+                ):
+                    wrong.append("the base")
+                continue
+            found = scorer.generate(PROMPTS, **NEW, do_sample=False)
+            if not np.allclose(found.scores.score, score, atol=1e-5):
+                wrong.append(scorer.name)
+
+    jobs = [*zip(scorers, expected, strict=True), (None, None)]
+    threads = [threading.Thread(target=work, args=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+# --- what cannot be -------------------------------------------------------------------------------
+
+
+def test_nothing_to_begin_with_is_refused() -> None:
+    scorer = made(tiny_llama(bos_token_id=None))
+    with pytest.raises(InvalidInput, match="prompt 1 has no token"):
+        scorer.generate([[5], []])
+
+
+def test_a_mask_goes_with_a_tensor(scorer: Complexity) -> None:
+    with pytest.raises(InvalidInput, match="attention_mask"):
+        scorer.generate(PROMPTS, attention_mask=torch.ones(1, 1))
+
+
+def test_padding_on_the_right_is_moved(scorer: Complexity) -> None:
+    ids = torch.tensor([[5, 6, 7, 0, 0], [9, 10, 11, 12, 13]])
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    found = scorer.generate(ids, attention_mask=mask, **NEW, do_sample=False)
+    lists = scorer.generate([[5, 6, 7], [9, 10, 11, 12, 13]], **NEW, do_sample=False)
+    assert torch.equal(found.outputs[0], lists.outputs[0])
+
+
+def test_where_padding_is_not_borne_prompts_are_grouped_by_length() -> None:
+    scorer = made(tiny_model("bart"))
+    found = scorer.generate(PROMPTS, **NEW, do_sample=False)
+    assert len(found.outputs) == 3  # lengths 1, 4 and 7
+    for prompt, sequence in zip(PROMPTS, found.sequences, strict=True):
+        alone = scorer.base.generate(torch.tensor([prompt]), **NEW, do_sample=False)
+        assert sequence is not None and torch.equal(sequence, alone[0])
+
+
+def test_processors_of_your_own_are_passed_on(scorer: Complexity) -> None:
+    only = LogitsProcessorList([lambda ids, scores: scores.index_fill(1, torch.arange(60), -1e9)])
+    found = scorer.generate([PROMPTS[0]], logits_processor=only, **NEW, do_sample=False)
+    assert found.sequences[0] is not None and (found.sequences[0][4:] >= 60).all()
