@@ -38,6 +38,7 @@ from pliant.errors import AdapterError, InvalidInput
 from pliant.prefill import Batch, Prefilled
 
 if TYPE_CHECKING:
+    from pliant.complexity.export import ExportResult
     from pliant.complexity.generation import Generated
 
 PLACEHOLDER = 0
@@ -190,6 +191,12 @@ class Complexity(Adapter):
         self._check_asked()
         settings = {"batch_size": batch_size, "chat": chat, "truncation": truncation}
         return generate(self, prompts, leave_above, settings, options)
+
+    def export(self, folder: str | Path, tokenizer: Any = None, **options: Any) -> ExportResult:
+        """Leave as a stock `*ForSequenceClassification`: see `pliant.complexity.export`."""
+        from pliant.complexity.export import export
+
+        return export(self, folder, tokenizer, **options)
 
     def _logits_at_once(self, batch: Batch) -> Tensor:
         """Prompts and rows in one forward, without a cache."""
