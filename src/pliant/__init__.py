@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from pliant.complexity.causal_lm import CPXCausalLM as CPXCausalLM
     from pliant.complexity.config import CPXConfig as CPXConfig
     from pliant.complexity.former_names import CPXMistralConfig as CPXMistralConfig
+    from pliant.complexity.former_names import CPXMistralDatasetConfig as CPXMistralDatasetConfig
     from pliant.complexity.former_names import CPXMistralTokenizer as CPXMistralTokenizer
+    from pliant.complexity.former_names import MistralTrainingConfig as MistralTrainingConfig
     from pliant.complexity.model import Complexity as Complexity
     from pliant.complexity.tokenizer import CPXTokenizer as CPXTokenizer
+    from pliant.complexity.training_config import CPXDatasetConfig as CPXDatasetConfig
+    from pliant.complexity.training_config import CPXTrainingConfig as CPXTrainingConfig
     from pliant.errors import AdapterError as AdapterError
     from pliant.errors import CorruptFile as CorruptFile
     from pliant.errors import InvalidInput as InvalidInput
@@ -41,9 +45,15 @@ _HOMES = {
     "pliant.anatomy.depth": ("run_first",),
     "pliant.complexity.causal_lm": ("CPXCausalLM",),
     "pliant.complexity.config": ("CPXConfig",),
-    "pliant.complexity.former_names": ("CPXMistralConfig", "CPXMistralTokenizer"),
+    "pliant.complexity.former_names": (
+        "CPXMistralConfig",
+        "CPXMistralDatasetConfig",
+        "CPXMistralTokenizer",
+        "MistralTrainingConfig",
+    ),
     "pliant.complexity.model": ("Complexity",),
     "pliant.complexity.tokenizer": ("CPXTokenizer",),
+    "pliant.complexity.training_config": ("CPXDatasetConfig", "CPXTrainingConfig"),
     "pliant.errors": (
         "AdapterError",
         "CorruptFile",

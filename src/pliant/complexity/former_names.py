@@ -2,6 +2,9 @@
 
 from pliant.complexity.config import CPXConfig
 from pliant.complexity.tokenizer import CPXTokenizer
+from pliant.complexity.training_config import CPXDatasetConfig, CPXTrainingConfig
 
 CPXMistralTokenizer = CPXTokenizer
 CPXMistralConfig = CPXConfig
+MistralTrainingConfig = CPXTrainingConfig
+CPXMistralDatasetConfig = CPXDatasetConfig
