@@ -56,6 +56,7 @@ def test_importing_pliant_is_light() -> None:
         ["route"],
         ["route", "--help"],
         ["route", "--wrong"],
+        ["route", "ask", "--help"],
         ["route", "label", "--help"],
         ["route", "label", "--wrong"],
         ["run", "--help"],

@@ -291,7 +291,7 @@ def test_the_same_prompt_is_asked_once(tmp_path: Path) -> None:
         (["--model", "nano-s", "--price", "nano-l=1,2"], "no model 'nano-l'"),
         (["--model", "nano-s", "--price", "1,2"], "nano-s=1,2"),
         (["--model", "nano-s", "--cost", "usd"], "nano-s has no price"),
-        (["--model", "nano-s", "--cost", "dollars"], "one of tokens"),
+        (["--model", "nano-s", "--cost", "dollars"], "one of usd"),
         (["--model", "nano-s", "--model", "openai:m@http://127.0.0.1:1/v1"], "--cost tokens"),
         (["--model", "openai:m@http://127.0.0.1:1/v1", "--cost", "flops"], "not known"),
         (["--model", "nano-s", "--samples", "3", "--temperature", "0"], "temperature"),

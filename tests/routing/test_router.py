@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,25 @@ class Clock:
         return self.now
 
 
+_open: list[Router] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """Connections do not outlive their test."""
+    yield
+    while _open:
+        _open.pop().close()
+
+
+def opened(found: Router) -> Router:
+    _open.append(found)
+    return found
+
+
 def router(*, scorer: Letters | None = None, clock: Clock | None = None, **changes: Any) -> Router:
-    return Router(made(**content(**changes)), scorer or Letters(), clock=clock or Clock())
+    file = made(**content(**changes))
+    return opened(Router(file, scorer or Letters(), clock=clock or Clock()))
 
 
 def far_models(**urls: str) -> list[dict[str, Any]]:
@@ -52,7 +70,7 @@ def two_servers(weak: ChatServer, strong: ChatServer, **changes: Any) -> Router:
         name: OpenAIBackend(name, "m", server.url, retry=Retry(tries=1), timeout=10)
         for name, server in (("weak", weak), ("strong", strong))
     }
-    return Router(file, Letters(), backends=backends, clock=clock)
+    return opened(Router(file, Letters(), backends=backends, clock=clock))
 
 
 # --- choosing -------------------------------------------------------------------------------------
@@ -399,11 +417,11 @@ def test_a_router_is_saved_and_loaded(tmp_path: Path) -> None:
     before = router(settings=[{"up_to": 1.0, "max_new_tokens": 24}])
     before.save(folder)
     assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 4_000
-    after = Router.load(folder, scorer=Letters.load(folder / "scorer"))
+    after = opened(Router.load(folder, scorer=Letters.load(folder / "scorer")))
     assert after.file == before.file
     assert [after.choose(p) for p in (EASY, HARD)] == [before.choose(p) for p in (EASY, HARD)]
     assert (folder / "ledger.sqlite").is_file()
-    again = Router.load(folder, scorer=Letters())
+    again = opened(Router.load(folder, scorer=Letters()))
     assert again.report()["decisions"] == 2
 
 

@@ -9,6 +9,7 @@ Label a file of prompts with who gets them right, fit a router on the labels, as
 # Every command of the group and the line that `pliant route --help` shows for it.
 # `pliant.cli.routes.<name>` has a function of that name, and an EXAMPLE.
 COMMANDS = {
+    "ask": "Ask a prompt through a router.",
     "label": "Run models over prompts: who is right, and at what cost?",
 }
 EXAMPLE = (

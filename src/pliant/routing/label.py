@@ -22,12 +22,12 @@ from pliant.routing.backends import Answers, Asked, Settings
 from pliant.routing.costs import Used
 from pliant.routing.grading import Grader
 from pliant.routing.label_rows import Columns, Model, Run, Table, answer_key, answer_row
-from pliant.routing.outcomes import UNITS
 from pliant.routing.prompts import Prompt, digest
 
 GIVE_UP = 20  # failures in a row, after which a model is taken for dead and asked no more
 FORMAT = 1
 COLUMNS = Columns()
+UNITS = ("usd", "flops", "tokens", "ms")
 
 
 class Progress(Protocol):
@@ -129,7 +129,7 @@ def usual_unit(models: Sequence[Model]) -> str:
         return "flops"
     raise InvalidInput(
         "what do these models cost? Give each a price (--price NAME=2.50,10), or say which cost "
-        "counts: --cost tokens, ms or calls"
+        "counts: --cost tokens or ms"
     )
 
 

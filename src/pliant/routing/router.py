@@ -3,6 +3,7 @@
     router = Router.load("my-router")
     router.choose("What is 2 + 2?")             # Decision(model, score, gain, reason)
     router.ask("What is 2 + 2?", session="42")  # Reply(text, decision, cost, saved, ...)
+    router.close()                              # or use it as a context manager
 
 A router is a folder: router.json and its scorer's files. It may be used from many threads, and its
 ledger from many processes.
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from pliant.data import nearest
@@ -166,6 +168,17 @@ class Router:
             backend.close()
         self.ledger.close()
 
+    def __enter__(self) -> Router:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
     # --- choosing --------------------------------------------------------------------------------
 
     def _planned(
@@ -298,7 +311,8 @@ class Router:
         price = None if entry.price is None else Price(*entry.price)
         used = answers.used.priced(price)
         unit = self.file.unit
-        answer = used.of(unit) if used.known(unit) else entry.cost * settings.samples
+        counted = unit != "calls" and used.known(unit)  # a call costs what the file says of it
+        answer = used.of(unit) if counted else entry.cost * settings.samples
         cost = answer + self._scoring(decision)
         return Reply(
             text=said_most(answers.texts),

@@ -46,7 +46,7 @@ def label(
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     cost: Annotated[
         str | None,
-        typer.Option(help="usd, flops, tokens, ms or calls. Left out: usd if all have a price."),
+        typer.Option(help="usd, flops, tokens or ms. Left out: usd by --price, or flops."),
     ] = None,
     price: Annotated[
         list[str] | None,
