@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from pliant.errors import UnsupportedModel as UnsupportedModel
     from pliant.errors import WrongBase as WrongBase
     from pliant.loading import load as load
+    from pliant.routing.decision import Decision as Decision
+    from pliant.routing.decision import Reply as Reply
+    from pliant.routing.outcomes import Outcomes as Outcomes
+    from pliant.routing.router import Router as Router
     from pliant.training import AdapterCheckpoint as AdapterCheckpoint
 
 # Which module each public name lives in.
@@ -64,6 +68,9 @@ _HOMES = {
         "WrongBase",
     ),
     "pliant.loading": ("load",),
+    "pliant.routing.decision": ("Decision", "Reply"),
+    "pliant.routing.outcomes": ("Outcomes",),
+    "pliant.routing.router": ("Router",),
     "pliant.training": ("AdapterCheckpoint",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -9,13 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pliant.routing.decision import Decision as Decision
+    from pliant.routing.decision import Reply as Reply
     from pliant.routing.goals import Goal as Goal
     from pliant.routing.outcomes import Outcomes as Outcomes
+    from pliant.routing.router import Router as Router
     from pliant.routing.thresholds import Threshold as Threshold
 
 _HOME_OF = {
+    "Decision": "decision",
     "Goal": "goals",
     "Outcomes": "outcomes",
+    "Reply": "decision",
+    "Router": "router",
     "Threshold": "thresholds",
 }
 
