@@ -1,0 +1,159 @@
+"""Training a scorer on stored prefixes against the seeds' loop, which runs every prompt each epoch.
+
+    python -m benchmarks.cpx_training      # --rounds 3 --lengths 256 for a first look
+
+Both train the same numbers (one [CPX] row, a head with a bias) on the same random prompts with the
+same optimizer; an epoch is timed in turns, and twenty epochs once, the prefill counted in. The
+control starts at our row, and after one step its gradients are compared with ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import time
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
+
+from benchmarks.harness import Times, keep
+from benchmarks.seed_loop import SeedLoop
+from pliant.complexity import CPXConfig, attach
+from pliant.complexity.learner import Learner
+from pliant.complexity.lessons import Lessons
+from pliant.complexity.training import CPXTrainer
+from pliant.complexity.training_config import CPXTrainingConfig
+
+COMMAND = "python -m benchmarks.cpx_training"
+EPOCHS = 20
+REACH = {256: (45.0, 12.0), 1024: (100.0, 15.0)}
+"""An epoch, and twenty with the prefill."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=4096, help="of all prompts")
+    parser.add_argument("--batch", type=int, default=8, help="prompts a step, at most")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--lengths", type=int, nargs="*", default=list(REACH))
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    figures = {str(length): measured(length, asked) for length in asked.lengths}
+    Console().print(table(figures))
+    keep("cpx_training", {"model": sizes().to_diff_dict(), **figures}, COMMAND)
+
+
+def measured(length: int, asked: Any) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    prompts = max(1, asked.tokens // length)
+    ids = torch.randint(0, sizes().vocab_size, (prompts, length), generator=generator)
+    labels = torch.randint(0, 2, (prompts, 1), generator=generator).float()
+    ours, control = contestants()
+    gap = gradient_gap(ours, control, ids[: asked.batch], labels[: asked.batch])
+    epochs: dict[str, list[float]] = {name: [] for name in ("ours", "control")}
+    stored = Lessons(tuple(ids), labels)
+    train(ours, stored, asked.batch, 2)  # stores the prompts, and warms up
+    control.epoch(ids, labels, asked.batch)
+    for _ in range(asked.rounds):
+        epochs["ours"].append(train(ours, stored, asked.batch, 2).epoch_seconds[-1])
+        epochs["control"].append(timed(lambda: control.epoch(ids, labels, asked.batch)))
+    ratio = Times(tuple(epochs["control"])).ratio_to(Times(tuple(epochs["ours"])))
+    whole = train(ours, Lessons(tuple(ids), labels), asked.batch, EPOCHS)
+    long = timed(lambda: [control.epoch(ids, labels, asked.batch) for _ in range(EPOCHS)])
+    return {
+        "prompts": prompts,
+        "batch": asked.batch,
+        "epoch_seconds": epochs,
+        "epoch_times_as_fast": ratio.as_dict(),
+        "twenty_epochs_seconds": {"ours": whole.seconds, "control": long},
+        "of_which_prefill": whole.prefill_seconds,
+        "twenty_epochs_times_as_fast": long / whole.seconds,
+        "kept": whole.kept["train"].why,
+        "largest_gradient_difference": gap,
+    }
+
+
+def contestants() -> tuple[Any, SeedLoop]:
+    """Two copies of one model; the control's row of the vocabulary is our virtual one."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(sizes()).eval()
+    control = SeedLoop(copy.deepcopy(model))
+    scorer = attach(model.requires_grad_(False), CPXConfig())
+    with torch.no_grad():
+        torch.nn.init.normal_(scorer.head.weight, std=0.02)
+        control.embeddings[control.cpx] = scorer.rows[0]
+        control.head.weight.copy_(scorer.head.weight)
+        control.head.bias.copy_(scorer.head.bias)
+    return scorer, control
+
+
+def gradient_gap(scorer: Any, control: SeedLoop, ids: Tensor, labels: Tensor) -> float:
+    """The largest difference of any entry, between stored prefixes and the control's loop."""
+    from pliant.complexity.prefixes import in_memory
+
+    loss = torch.nn.functional.binary_cross_entropy_with_logits
+    stored = in_memory(Learner(scorer).prefilled, list(ids))
+    loss(scorer.logits_of(stored.pick(range(len(ids))).ready(scorer)), labels).backward()
+    loss(control.logits(ids), labels).backward()
+    pairs = [
+        (scorer.rows.grad[0], control.embeddings.grad[control.cpx]),
+        (scorer.head.weight.grad, control.head.weight.grad),
+        (scorer.head.bias.grad, control.head.bias.grad),
+    ]
+    gap = max((a - b).abs().max().item() for a, b in pairs)
+    scorer.zero_grad()
+    control.optimizer.zero_grad()
+    return gap
+
+
+def train(scorer: Any, lessons: Lessons, batch: int, epochs: int) -> Any:
+    config = CPXTrainingConfig(batch_size=batch, num_epochs=epochs, prefixes="memory")
+    args = config.training_arguments(use_cpu=True, disable_tqdm=True, logging_strategy="no")
+    trainer = CPXTrainer(scorer, args, config=config, train_dataset=lessons)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer.report
+
+
+def timed(run: Any) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def sizes() -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=32_000,
+        max_position_embeddings=2048,
+    )
+
+
+def table(figures: dict[str, Any]) -> Table:
+    drawn = Table("prompt tokens", "an epoch", "reach", "20 epochs", "reach", "gradients differ by")
+    for length, found in figures.items():
+        epoch, whole = REACH.get(int(length), (0.0, 0.0))
+        drawn.add_row(
+            length,
+            f"{found['epoch_times_as_fast']['median']:.1f}x",
+            f">= {epoch:g}x",
+            f"{found['twenty_epochs_times_as_fast']:.1f}x",
+            f">= {whole:g}x",
+            f"{found['largest_gradient_difference']:.1e}",
+        )
+    return drawn
+
+
+if __name__ == "__main__":
+    main()
