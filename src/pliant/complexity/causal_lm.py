@@ -112,7 +112,7 @@ class CPXCausalLM(nn.Module):
         if prefixes is not None:
             logits, outputs = scorer.logits_of(self._joined(prefixes)), None
         else:
-            prompts = prompts_in(input_ids, attention_mask, self.cpx_token_id, scorer.anatomy)
+            prompts = self._prompts(input_ids, attention_mask)
             logits, outputs = self._run(prompts, return_outputs, inputs)
         found = None if labels is None else losses(logits, labels, loss).mean()
         return CPXOutput(loss=found, logits=logits, outputs=outputs)
@@ -126,7 +126,7 @@ class CPXCausalLM(nn.Module):
         ids = options.pop("input_ids", prompts)
         if isinstance(ids, Tensor):
             mask = options.pop("attention_mask", None)
-            found = prompts_in(ids, mask, self.cpx_token_id, self.scorer.anatomy)
+            found = self._prompts(ids, mask)
             ids, options["attention_mask"] = found.batch.ids_BT, found.batch.mask_BT
         return self.scorer.generate(ids, **options)
 
@@ -193,6 +193,12 @@ class CPXCausalLM(nn.Module):
         if not wanted:
             return logits, None
         return logits, base_output(ran if layer is None else ran.resume())
+
+    def _prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> Prompts:
+        """Where the base's embeddings are: a loop that knows only a `device_map` moves nothing."""
+        place = self.scorer._place
+        mask = None if attention_mask is None else attention_mask.to(place)
+        return prompts_in(input_ids.to(place), mask, self.cpx_token_id, self.scorer.anatomy)
 
     def _with_empty(self, prompts: Prompts) -> Tensor:
         """Prompts without a token run by themselves; the base has no output for them."""
