@@ -1,0 +1,186 @@
+"""The [CPX] token as a router's scorer: what the base itself makes of the prompt.
+
+Its capacity is chosen on the choice split among a few, each trained on the training split alone;
+the one that is chosen is then trained on both. benchmarks/routing_nano.py measures it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from pliant.routing.outcomes import Outcomes
+from pliant.routing.prompts import Prompt
+from pliant.routing.scorers.bases import open_base, rendered
+from pliant.routing.scorers.fitting import Floats, best, gain_error, together
+from pliant.routing.scorers.protocol import (
+    Predictions,
+    Scorer,
+    State,
+    over_the_first,
+    read_state,
+)
+
+if TYPE_CHECKING:
+    from pliant.complexity import Complexity
+
+_ADAPTER = "cpx"
+"""The folder of the trained scorer, inside of ours."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much a scorer can learn."""
+
+    rows: int = 1
+    lora_rank: int = 8
+    layer: int | None = None
+    """Read after so many layers; None reads the last."""
+
+    def __str__(self) -> str:
+        layer = "" if self.layer is None else f", layer {self.layer}"
+        return f"{self.rows} row{'s' * (self.rows > 1)}, LoRA rank {self.lora_rank}{layer}"
+
+
+CAPACITIES = (Capacity(1, 0), Capacity(1, 4), Capacity(1, 8), Capacity(4, 8))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How a scorer is trained: chosen on development questions of the nano world."""
+
+    epochs: int = 6
+    batch_size: int = 32
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.1
+    most_for_choosing: int = 8_000
+    """Training rows that the candidates of a choice see."""
+
+
+class Cpx(Scorer):
+    """One output a model, the probability that it is right; the gain is their difference."""
+
+    kind = "cpx"
+
+    def __init__(
+        self,
+        base: str = "nano-s",
+        capacities: Sequence[Capacity] = CAPACITIES,
+        lesson: Lesson = Lesson(),
+        opened: tuple[Any, Any] | None = None,
+    ) -> None:
+        self.base = base
+        self.capacities = tuple(capacities)
+        self.lesson = lesson
+        self.opened = opened
+        """The base and its tokenizer, where somebody has them already."""
+        self.capacity = self.capacities[-1]
+        self.models: tuple[str, ...] = ()
+        self.scorer: Complexity | None = None
+
+    def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
+        if choice is not None:
+            self.choose(train, choice, seed)
+        return self.learn(together(train, choice), seed)
+
+    def choose(self, train: Outcomes, choice: Outcomes, seed: int = 0) -> None:
+        """Find the capacity that, learned on `train`, is best on `choice`."""
+        if len(self.capacities) == 1:
+            return
+        few = train.take(np.arange(min(len(train), self.lesson.most_for_choosing)))
+
+        def error(capacity: Capacity) -> float:
+            self._train(few, capacity, seed)
+            return gain_error(self.predict(choice.prompts).gain, choice)
+
+        self.capacity, _ = best(self.capacities, error)
+
+    def learn(self, outcomes: Outcomes, seed: int = 0) -> Self:
+        """Train at the capacity that was chosen."""
+        self.models = outcomes.models
+        self._train(outcomes, self.capacity, seed)
+        return self
+
+    def predict(
+        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
+    ) -> Predictions:
+        assert self.scorer is not None, "not fitted"
+        _, tokenizer = self._open()
+        right: Floats = self.scorer.score(rendered(tokenizer, prompts)).values
+        return Predictions(right, over_the_first(right))
+
+    def chosen(self) -> dict[str, Any]:
+        return {"base": self.base, "capacity": str(self.capacity)}
+
+    def state(self) -> State:
+        capacity = asdict(self.capacity)
+        return State({"base": self.base, "capacity": capacity, "models": list(self.models)})
+
+    def take(self, state: State) -> None:
+        self.base = state.settings["base"]
+        self.capacity = Capacity(**state.settings["capacity"])
+        self.models = tuple(state.settings["models"])
+
+    def save(self, folder: Path) -> None:
+        assert self.scorer is not None, "not fitted"
+        shutil.rmtree(folder / _ADAPTER, ignore_errors=True)
+        self.scorer.save_pretrained(folder / _ADAPTER)
+        super().save(folder)
+
+    @classmethod
+    def load(cls, folder: Path, opened: tuple[Any, Any] | None = None) -> Self:
+        from pliant.complexity import Complexity
+
+        found = cls(opened=opened)
+        found.take(read_state(folder, cls.kind))
+        model, tokenizer = found._open()
+        found.scorer = Complexity.from_pretrained(
+            model, folder / _ADAPTER, tokenizer=tokenizer, name=_free(model)
+        )
+        return found
+
+    def _open(self) -> tuple[Any, Any]:
+        return self.opened or open_base(self.base)
+
+    def _train(self, outcomes: Outcomes, capacity: Capacity, seed: int) -> None:
+        import torch
+
+        from pliant.complexity import CPXConfig, attach
+        from pliant.complexity.fitting import fit
+
+        model, tokenizer = self._open()
+        if self.scorer is not None:
+            self.scorer.detach()
+        config = CPXConfig(
+            rows=capacity.rows,
+            outputs=tuple(f"right:{name}" for name in outcomes.models),
+            aggregation="last" if capacity.rows == 1 else "mean",
+            lora_rank=capacity.lora_rank,
+            layer=capacity.layer,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.scorer = attach(model, config, tokenizer, name=_free(model))
+            fit(
+                self.scorer,
+                rendered(tokenizer, outcomes.prompts),
+                outcomes.right,
+                num_epochs=self.lesson.epochs,
+                batch_size=self.lesson.batch_size,
+                learning_rate=self.lesson.learning_rate,
+                weight_decay=self.lesson.weight_decay,
+                seed=seed,
+            )
+
+
+def _free(model: Any) -> str:
+    """A name that nothing attached to the model has yet."""
+    from pliant.adapters import attached
+
+    taken = attached(model)
+    return next(name for i in range(1, len(taken) + 2) if (name := f"cpx_{i}") not in taken)

@@ -1,0 +1,161 @@
+"""What a text shows without being understood: its words, the shapes of its numbers, its surface."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pliant.routing.prompts import Prompt, text_of
+from pliant.routing.scorers.protocol import State
+
+Floats = NDArray[np.float64]
+
+_DIGIT = re.compile(r"\d")
+_TOKEN = r"(?u)\w+|[^\w\s]"
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Which features of a text are taken, and how many at most."""
+
+    words: int = 20_000
+    """The most frequent words, marks and pairs of them."""
+    characters: int = 0
+    """The most frequent runs of 2 to 5 characters inside words."""
+    shapes: bool = True
+    """Every digit counts as 0, so that 17 and 42 are the same word and 170 another."""
+    waves: int = 0
+    """Random waves of the surface: sums of them follow any smooth function of it."""
+
+
+class TextFeatures:
+    """Made on the training prompts, then a sparse matrix for any."""
+
+    def __init__(self, settings: TextSettings = TextSettings()) -> None:
+        self.settings = settings
+        self._parts: dict[str, Any] = {}  # vectorizers
+        self._waves: _Waves | None = None
+
+    def fit(self, prompts: Sequence[Prompt], seed: int = 0) -> TextFeatures:
+        texts = [text_of(prompt) for prompt in prompts]
+        for name in ("words", "characters"):
+            most = getattr(self.settings, name)
+            if most:
+                part = self._vectorizer(name, max_features=most, min_df=2 if len(texts) > 50 else 1)
+                self._parts[name] = part.fit(texts)
+        if self.settings.waves:
+            self._waves = _Waves.of(_surfaces(texts), self.settings.waves, seed)
+        return self
+
+    def matrix(self, prompts: Sequence[Prompt]) -> Any:
+        """(n, features), sparse."""
+        from scipy.sparse import csr_matrix, hstack
+
+        texts = [text_of(prompt) for prompt in prompts]
+        # Equal weight for each of the parts, and the more for a single one.
+        scale = np.sqrt(2 / len(self._parts)) if self._parts else 1.0
+        blocks = [part.transform(texts) * scale for part in self._parts.values()]
+        if self._waves is not None:
+            blocks.append(csr_matrix(self._waves(_surfaces(texts))))
+        return hstack(blocks, format="csr")
+
+    def state(self) -> State:
+        state = State({"settings": asdict(self.settings)})
+        for name, part in self._parts.items():
+            state.settings[name] = part.get_feature_names_out().tolist()
+            state.arrays[f"{name}.idf"] = part.idf_.astype(np.float32)
+        if self._waves is not None:
+            state.arrays |= {f"waves.{k}": v for k, v in self._waves.arrays().items()}
+        return state
+
+    @classmethod
+    def of(cls, state: State) -> TextFeatures:
+        found = cls(TextSettings(**state.settings["settings"]))
+        for name in ("words", "characters"):
+            if name in state.settings:
+                names = state.settings[name]
+                part = found._vectorizer(name, vocabulary={w: i for i, w in enumerate(names)})
+                part.idf_ = state.arrays[f"{name}.idf"].astype(np.float64)
+                found._parts[name] = part
+        if found.settings.waves:
+            names = ("mean", "std", "weight", "phase")
+            kept = [state.arrays[f"waves.{name}"].astype(np.float64) for name in names]
+            found._waves = _Waves(*kept)
+        return found
+
+    def _vectorizer(self, name: str, **options: Any) -> Any:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        kind = (
+            {"ngram_range": (1, 2), "token_pattern": _TOKEN}
+            if name == "words"
+            else {"ngram_range": (2, 5), "analyzer": "char_wb"}
+        )
+        prepare = _shaped if self.settings.shapes else str.lower
+        return TfidfVectorizer(preprocessor=prepare, sublinear_tf=True, **kind, **options)
+
+
+def _shaped(text: str) -> str:
+    return _DIGIT.sub("0", text.lower())
+
+
+@dataclass(frozen=True, eq=False)
+class _Waves:
+    """cos(surface @ weight + phase): with enough of them, as good as a Gaussian kernel."""
+
+    mean: Floats
+    std: Floats
+    weight: Floats
+    phase: Floats
+
+    @classmethod
+    def of(cls, surface: Floats, number: int, seed: int) -> _Waves:
+        rng = np.random.default_rng(seed)
+        width = surface.shape[1]
+        weight = rng.normal(size=(width, number)) / np.sqrt(width)
+        phase = rng.uniform(0, 2 * np.pi, number)
+        return cls(surface.mean(axis=0), surface.std(axis=0) + 1e-9, weight, phase)
+
+    def __call__(self, surface: Floats) -> Floats:
+        # Clipped: a text far outside of what was seen is as the outermost that was.
+        z = np.clip((surface - self.mean) / self.std, -4, 4)
+        waves: Floats = np.cos(z @ self.weight + self.phase)
+        return waves * np.sqrt(2 / len(self.phase))
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        named = {"mean": self.mean, "std": self.std, "weight": self.weight, "phase": self.phase}
+        return {name: value.astype(np.float32) for name, value in named.items()}
+
+
+def _surfaces(texts: Sequence[str]) -> Floats:
+    return np.array([surface(text) for text in texts])
+
+
+def surface(text: str) -> list[float]:
+    """Lengths and shares that need no vocabulary."""
+    lines = np.array([len(line) for line in text.split("\n") if line.strip()] or [0], dtype=float)
+    words = text.split() or [""]
+    letters = max(1, len(text))
+    return [
+        np.log1p(len(text)),
+        np.log1p(lines[0]),
+        np.log1p(lines[-1]),
+        np.log1p(lines.mean()),
+        np.log1p(lines.max()),
+        np.log1p(lines.min()),
+        lines.std() / (1 + lines.mean()),
+        float(len(lines)),
+        sum(c.isdigit() for c in text) / letters,
+        sum(c.isupper() for c in text) / letters,
+        sum(not c.isalnum() and not c.isspace() for c in text) / letters,
+        float("?" in text),
+        text.count(",") / letters,
+        sum(map(len, words)) / len(words),
+        float(max(map(len, words))),
+        len(set(words)) / len(words),
+    ]

@@ -1,0 +1,134 @@
+"""The small fits that scorers are made of: ridge, logistic, folds, the choice of a capacity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pliant.data import normalised, splits
+from pliant.routing.outcomes import Outcomes
+
+Floats = NDArray[np.float64]
+Candidate = TypeVar("Candidate")
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """x @ weight + bias for each target; through a sigmoid where it is logistic."""
+
+    weight: Floats
+    """(features, targets)"""
+    bias: Floats
+    logistic: bool = False
+
+    def __call__(self, x: Any) -> Floats:
+        out: Floats = np.asarray(x @ self.weight) + self.bias
+        return sigmoid(out) if self.logistic else out
+
+
+def sigmoid(x: Floats) -> Floats:
+    out: Floats = np.exp(-np.logaddexp(0.0, -x))
+    return out
+
+
+def ridge(x: Any, y: Floats, alpha: float) -> Linear:
+    """Least squares with a penalty, one column of `y` a target."""
+    from scipy.sparse import issparse
+    from sklearn.linear_model import Ridge
+
+    solver = {"solver": "sparse_cg", "tol": 1e-3} if issparse(x) else {}
+    fitted = Ridge(alpha=alpha, **solver).fit(x, y)
+    return Linear(np.atleast_2d(fitted.coef_).T, np.atleast_1d(fitted.intercept_))
+
+
+def logistic(x: Any, y: Floats, c: float) -> Linear:
+    """One logistic regression a column of `y`, whose entries may be shares."""
+    from sklearn.linear_model import LogisticRegression
+
+    weights, biases = [], []
+    for target in y.T:
+        rows, labels, weight = _as_labels(target)
+        if len(set(labels.tolist())) < 2:  # always right, or never
+            weights.append(np.zeros(x.shape[1]))
+            biases.append(_logit(float(target.mean())))
+            continue
+        fitted = LogisticRegression(C=c, max_iter=200, tol=1e-3)
+        fitted.fit(x[rows], labels, sample_weight=weight)
+        weights.append(fitted.coef_[0])
+        biases.append(float(fitted.intercept_[0]))
+    return Linear(np.stack(weights, axis=1), np.asarray(biases), logistic=True)
+
+
+def _as_labels(share: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """A share y is a 1 of weight y and a 0 of weight 1 - y."""
+    rows = np.concatenate([np.flatnonzero(share > 0), np.flatnonzero(share < 1)])
+    labels = np.concatenate([np.ones((share > 0).sum()), np.zeros((share < 1).sum())])
+    weight = np.concatenate([share[share > 0], 1 - share[share < 1]])
+    return rows, labels.astype(np.int64), weight
+
+
+def _logit(p: float) -> float:
+    p = min(max(p, 1e-3), 1 - 1e-3)
+    return float(np.log(p / (1 - p)))
+
+
+def folds(outcomes: Outcomes, number: int, seed: int) -> list[NDArray[np.int64]]:
+    """The rows of each fold; prompts of the same text are never parted."""
+    keys = [normalised(text) for text in outcomes.prompts]
+    parts = splits(len(outcomes), [1 / number] * number, seed, keys)
+    return [np.asarray(part, dtype=np.int64) for part in parts if part]
+
+
+def out_of_fold(
+    x: Any, y: Floats, parts: Sequence[NDArray[np.int64]], fit: Callable[[Any, Floats], Linear]
+) -> Floats:
+    """What a fit on the other folds says of each row."""
+    found = np.zeros_like(y)
+    for part in parts:
+        rest = np.setdiff1d(np.arange(len(y)), part)
+        found[part] = fit(x[rest], y[rest])(x[part])
+    return found
+
+
+def gain_error(gain: Floats, outcomes: Outcomes) -> float:
+    """The mean squared error of predicted gains: what candidates are compared by."""
+    true = outcomes.right[:, 1:] - outcomes.right[:, :1]
+    return float(np.mean((gain[:, 1:] - true) ** 2))
+
+
+def best(
+    candidates: Sequence[Candidate], error: Callable[[Candidate], float]
+) -> tuple[Candidate, dict[str, float]]:
+    """The candidate of the least error, and the error of each."""
+    errors = [error(candidate) for candidate in candidates]
+    table = {str(candidate): value for candidate, value in zip(candidates, errors, strict=True)}
+    return candidates[int(np.argmin(errors))], table
+
+
+def together(train: Outcomes, choice: Outcomes | None) -> Outcomes:
+    """Both splits as one: once the capacity is chosen there is no reason to leave rows unused."""
+    return train if choice is None else joined((train, choice))
+
+
+def joined(parts: Sequence[Outcomes]) -> Outcomes:
+    """The rows of several tables of the same models."""
+    first = parts[0]
+    assert all(part.models == first.models and part.unit == first.unit for part in parts)
+
+    def texts(name: str) -> tuple[str, ...] | None:
+        columns = [getattr(part, name) for part in parts]
+        return None if any(c is None for c in columns) else tuple(t for c in columns for t in c)
+
+    return Outcomes(
+        prompts=tuple(text for part in parts for text in part.prompts),
+        models=first.models,
+        right=np.concatenate([part.right for part in parts]),
+        cost=np.concatenate([part.cost for part in parts]),
+        groups=texts("groups"),
+        wordings=texts("wordings"),
+        unit=first.unit,
+    )

@@ -1,0 +1,131 @@
+"""A linear probe: what the base's own last token shows, with nothing added to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from pliant.routing.outcomes import Outcomes
+from pliant.routing.prompts import Prompt
+from pliant.routing.scorers.bases import open_base, rendered
+from pliant.routing.scorers.fitting import (
+    Floats,
+    Linear,
+    best,
+    gain_error,
+    logistic,
+    together,
+)
+from pliant.routing.scorers.protocol import Predictions, Scorer, State, over_the_first
+
+_LAYERS = 4  # so many are tried at most, spread over the depth
+
+
+class Probe(Scorer):
+    """One logistic regression a model on the last token's hidden state, after any layer."""
+
+    kind = "probe"
+    strengths: ClassVar[tuple[float, ...]] = (0.1, 1.0, 10.0)
+
+    def __init__(self, base: str = "nano-s", opened: tuple[Any, Any] | None = None) -> None:
+        self.base, self.opened = base, opened
+        self.layer = 0
+        """Read after so many layers; 0 stands for all of them until one is chosen."""
+        self.strength = 1.0
+        self.mean: Floats = np.zeros(0)
+        self.std: Floats = np.zeros(0)
+        self.head: Linear | None = None
+
+    def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
+        everything = together(train, choice)
+        right, n = everything.right, len(train)
+        tried = self._depths() if choice is not None else [self._depth()]
+        states = {k: self._states(everything.prompts, k) for k in tried}
+
+        def error(candidate: tuple[int, float]) -> float:
+            layer, strength = candidate
+            x = states[layer]
+            self._solve(x[:n], right[:n], strength)
+            assert choice is not None
+            return gain_error(over_the_first(self._read(x[n:])), choice)
+
+        candidates = [(layer, strength) for layer in tried for strength in self.strengths]
+        self.layer = tried[-1]
+        if choice is not None:
+            (self.layer, self.strength), _ = best(candidates, error)
+        self._solve(states[self.layer], right, self.strength)
+        return self
+
+    def predict(
+        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
+    ) -> Predictions:
+        right = self._read(self._states(prompts, self.layer))
+        return Predictions(right, over_the_first(right))
+
+    def chosen(self) -> dict[str, Any]:
+        return {"base": self.base, "layer": self.layer, "strength": self.strength}
+
+    def state(self) -> State:
+        assert self.head is not None, "not fitted"
+        settings = {"base": self.base, "layer": self.layer, "strength": self.strength}
+        heads = {"weight": self.head.weight, "bias": self.head.bias}
+        arrays = {name: a.astype(np.float32) for name, a in heads.items()}
+        return State(settings, {**arrays, "mean": self.mean, "std": self.std})
+
+    def take(self, state: State) -> None:
+        self.base, self.layer = state.settings["base"], state.settings["layer"]
+        self.strength = state.settings["strength"]
+        a = {name: value.astype(np.float64) for name, value in state.arrays.items()}
+        self.mean, self.std = a["mean"], a["std"]
+        self.head = Linear(a["weight"], a["bias"], logistic=True)
+
+    def _solve(self, x: Floats, right: Floats, strength: float) -> None:
+        self.mean, self.std = x.mean(axis=0), x.std(axis=0) + 1e-6
+        self.head = logistic((x - self.mean) / self.std, right, strength)
+
+    def _read(self, x: Floats) -> Floats:
+        assert self.head is not None, "not fitted"
+        return self.head((x - self.mean) / self.std)
+
+    def _depth(self) -> int:
+        from pliant.anatomy import Anatomy
+
+        return len(Anatomy.of(self._open()[0]).layers)
+
+    def _depths(self) -> list[int]:
+        depth = self._depth()
+        return sorted({round(depth * (i + 1) / _LAYERS) or 1 for i in range(_LAYERS)})
+
+    def _states(self, prompts: Sequence[Prompt], layer: int) -> Floats:
+        model, tokenizer = self._open()
+        return last_states(model, tokenizer, prompts, layer)
+
+    def _open(self) -> tuple[Any, Any]:
+        return self.opened or open_base(self.base)
+
+
+def last_states(model: Any, tokenizer: Any, prompts: Sequence[Prompt], layer: int) -> Floats:
+    """(n, D): each prompt's last token after `layer` layers and the final norm."""
+    import torch
+
+    from pliant.anatomy import Anatomy
+    from pliant.complexity.prompts import alike, ids_of
+    from pliant.prefill import Batch, prefill
+
+    anatomy = Anatomy.of(model)
+    depth = None if layer == len(anatomy.layers) else layer
+    ids = ids_of(rendered(tokenizer, prompts), tokenizer)
+    found: Floats | None = None
+    for rows in alike([len(prompt) for prompt in ids], None):
+        batch = Batch.of([ids[row] for row in rows], device=model.device)
+        with torch.inference_mode():
+            ran = prefill(
+                anatomy, batch.ids_BT, batch.mask_BT, layers=depth, head=False, resumable=False
+            )
+        assert ran.hidden is not None
+        states = ran.hidden.double().cpu().numpy()
+        found = np.zeros((len(ids), states.shape[1])) if found is None else found
+        found[rows] = states
+    return np.zeros((0, 0)) if found is None else found
