@@ -225,7 +225,7 @@ def test_a_threshold_says_what_was_chosen_and_is_read_again(goal: str) -> None:
 
 def test_thresholds_at_both_ends_are_said_and_kept() -> None:
     gain, outcomes = world(50, 1)
-    for share, words in ((0.0, "nothing goes to large"), (1.0, "everything goes to large")):
+    for share, words in ((0.0, "everything goes to small"), (1.0, "everything goes to large")):
         found = by_budget(gain, outcomes, share=share)
         assert words in str(found)
         text = json.dumps(found.to_json(), allow_nan=False)
@@ -233,6 +233,82 @@ def test_thresholds_at_both_ends_are_said_and_kept() -> None:
     for broken in ({}, {**found.to_json(), "value": "much"}, {**found.to_json(), "extra": 1}):
         with pytest.raises(InvalidInput):
             Threshold.from_json(broken)
+
+
+# --- more than two models ------------------------------------------------------------------------
+
+
+def three(n: int, seed: int) -> tuple[np.ndarray, Outcomes]:
+    """Three models, and predicted gains over the first."""
+    rng = np.random.default_rng(seed)
+    hard = rng.beta(0.6, 1.2, n)
+    chances = np.stack([1 - hard, 1 - 0.75 * hard, 1 - 0.5 * hard], axis=1)
+    gain = chances - chances[:, :1] + rng.normal(scale=0.05, size=(n, 3)) * [0, 1, 1]
+    cost = rng.uniform(0.8, 1.2, (n, 3)) * [1, 2, 8]
+    right = (rng.random((n, 3)) < chances).astype(float)
+    prompts = tuple(map(str, range(n)))
+    return gain, Outcomes(prompts, ("small", "middle", "large"), right, cost, unit="usd")
+
+
+def test_two_models_with_equal_prices_are_the_same_either_way() -> None:
+    gain, outcomes = world(400, 2)
+    both = np.stack([np.zeros(400), gain], axis=1)
+    for goal in ("30 % of calls", "0.4 calls a prompt", "90 % of the large model's quality"):
+        one, two = threshold(goal, gain, outcomes), threshold(goal, both, outcomes)
+        assert (one.strong(gain) == two.strong(both)).all()
+        assert (one.quality, one.shares) == (two.quality, two.shares)
+    grid = np.linspace(-0.2, 0.6, 50)
+    proved = [by_risk(g, outcomes, 0.1, 0.1, grid) for g in (gain, both)]
+    assert proved[0].value == proved[1].value and proved[0].shares == proved[1].shares
+
+
+def test_three_models_share_the_work() -> None:
+    gain, outcomes = three(3000, 0)
+    found = by_quality(gain, outcomes, 0.95)
+    assert found.on == "worth" and min(found.shares) > 0.02 and sum(found.shares) == 1
+    assert found.quality >= 0.95 * outcomes.strong.mean()
+    chosen = found.models_for(gain)
+    rows = np.arange(3000)
+    assert found.quality == pytest.approx(outcomes.right[rows, chosen].mean())
+    assert found.cost == pytest.approx(outcomes.cost[rows, chosen].mean())
+    again = Threshold.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False)))
+    assert again == found and (again.models_for(gain) == chosen).all()
+    assert "of calls to middle" in str(found)
+
+
+@pytest.mark.parametrize("budget", [1.1, 2.0, 4.0, 9.0])
+def test_a_budget_for_three_models_is_kept(budget: float) -> None:
+    gain, outcomes = three(1000, 1)
+    found = by_budget(gain, outcomes, cost=budget)
+    assert found.cost <= budget * (1 + 1e-6)
+    assert found.value <= by_budget(gain, outcomes, cost=budget * 0.95).value
+    share = by_budget(gain, outcomes, share=budget / 10)
+    assert share.share <= budget / 10
+
+
+def test_a_risk_with_three_models_is_kept() -> None:
+    gain, population = three(30_000, 4)
+    prices = population.cost.mean(axis=0)
+    rng, broken, saved = np.random.default_rng(0), 0, 0.0
+    rows = np.arange(30_000)
+    grid = np.linspace(-0.2, 0.6, 40) / (prices[-1] - prices[0])
+    for _ in range(200):
+        drawn = rng.integers(0, 30_000, 800)
+        found = by_risk(gain[drawn], population.take(drawn), 0.04, 0.1, grid, prices)
+        right = population.right[rows, found.models_for(gain)].mean()
+        broken += right < population.strong.mean() - 0.04
+        saved += (1 - found.share) / 200
+    assert broken <= allowed(0.1, 200) and saved > 0.05
+
+
+def test_many_models_need_a_gain_and_a_price_each() -> None:
+    gain, outcomes = three(30, 0)
+    with pytest.raises(InvalidInput, match="with 3 models one is due for each"):
+        by_budget(gain[:, 2], outcomes, share=0.3)
+    with pytest.raises(InvalidInput, match="must be dearer than the one before"):
+        by_budget(gain, outcomes, share=0.3, prices=[1, 3, 2])
+    with pytest.raises(InvalidInput, match="one number for each of 3 models"):
+        by_budget(gain, outcomes, share=0.3, prices=[1, 3])
 
 
 # --- proofs --------------------------------------------------------------------------------------

@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 _CELLS = 24
-_ENOUGH = (
-    20  # benchmarks/risk_promise.py: with 10, the bet saves more calls; with 25, the exact test
-)
+# benchmarks/risk_promise.py: with 10 the bet saves more calls, with 25 the exact test does.
+_ENOUGH = 20
 _TAIL = 1e-9  # of the number of prompts with a loss; counted as if all of it were below
 
 
