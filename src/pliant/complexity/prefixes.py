@@ -13,7 +13,7 @@ Shapes: B prompts, T positions, H heads, K features of a head; N rows, one for e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,10 @@ class Stored:
     @property
     def bytes(self) -> int:
         return sum(chunk.bytes for chunk in self.chunks)
+
+    def take(self, indices: Sequence[int] | Tensor) -> Stored:
+        """Some of the prompts, in this order, still stored where they are."""
+        return replace(self, position=self.position[torch.as_tensor(indices)])
 
     def pick(self, indices: Sequence[int] | Tensor) -> Picked:
         """Some of the prompts, in this order, as one padded batch."""
