@@ -60,11 +60,10 @@ class Numeric:
 
     def __call__(self, answer: str, reference: Any, prompt: str | None = None) -> float:
         wanted = [self._reference(x) for x in each(reference)]
-        said = numbers(as_text(answer))
-        if not said:
-            return 0.0
-        taken = said[-1 if self.take == "last" else 0]
-        return float(any(self._equal(taken, number) for number in wanted))
+        matches = list(NUMBER.finditer(as_text(answer)))
+        read = map(_number, matches if self.take == "first" else reversed(matches))
+        said = next((number for number in read if number is not None), None)
+        return float(said is not None and any(self._equal(said, number) for number in wanted))
 
     def _reference(self, reference: Any) -> Number:
         found = numbers(as_text(reference))
