@@ -165,8 +165,9 @@ def ece(p: ArrayLike, y: ArrayLike, bins: int = 15, debias: bool = True) -> floa
     A bin of n points shows a gap even where there is none: its mean of y is off by noise of
     variance v = var(y - p) / n, and |gap + noise| is larger than |gap| on average. With `debias`
     that excess, for normal noise, is subtracted from each bin (the gap in it estimated by
-    sqrt(max(0, gap^2 - v))): a calibrated p scores about 0 and not the noise, and a large gap is
-    left as it is. What is below 0 in the end counts as 0.
+    sqrt(max(0, gap^2 - v))): of a calibrated p's noise about a quarter is left (5,000 points: .005
+    of .018), a gap as small as the noise is told a little too small (.030 for .034), and a large
+    one as it is. What is below 0 in the end counts as 0.
     """
     p, y = _probabilities(p, y)
     number = _equal_mass(p, bins)

@@ -14,10 +14,10 @@ from pliant.verify.reference import as_text, each
 # A number: a sign that touches it, groups of three or plain digits, an exponent, a fraction. Digits
 # that a letter or another number runs into (H2O, 1.2.3, 3/4/2020) are none.
 _DIGITS = r"(?:[0-9]{1,3}(?:[,\u00a0\u2009\u202f][0-9]{3})+(?![0-9])|[0-9]+)"
-_DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)"
+_DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]+)?|(?<!\.)\.[0-9]+)"
 _TIMES = r"\s?(?:[x×*]|\\times|\\cdot)\s?10\s?(?:\^|\*\*)\s?\{?(?P<power>[-+]?[0-9]+)\}?"
 NUMBER = re.compile(
-    r"(?<![\w.])(?<![0-9]/)(?P<sign>(?<![\w)%])[-+−])?(?:\\?[$€£]\s?(?P<sign2>[-−])?)?"
+    r"(?<![^\W_])(?<!\w_)(?<![0-9][./])(?P<sign>(?<![\w)%])[-+−])?(?:\\?[$€£]\s?(?P<sign2>[-−])?)?"
     rf"(?:\\[dt]?frac\{{(?P<top>[0-9]+)\}}\{{(?P<bottom>[0-9]+)\}}"
     rf"|(?P<whole>[0-9]+)\s(?P<over>[0-9]+)/(?P<under>[0-9]+)(?![0-9/])"
     rf"|(?P<decimal>{_DECIMAL})"
