@@ -62,6 +62,8 @@ def test_importing_pliant_is_light() -> None:
         ["run", "--help"],
         ["run", "no-such-recipe.yaml"],
         ["doctor", "./no-such-folder"],
+        ["score", "--help"],
+        ["score", "./no-such-folder", "a prompt"],
     ],
     ids=" ".join,
 )
