@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pliant.complexity.former_names import MistralTrainingConfig as MistralTrainingConfig
     from pliant.complexity.model import Complexity as Complexity
     from pliant.complexity.tokenizer import CPXTokenizer as CPXTokenizer
+    from pliant.complexity.training import CPXTrainer as CPXTrainer
     from pliant.complexity.training_config import CPXDatasetConfig as CPXDatasetConfig
     from pliant.complexity.training_config import CPXTrainingConfig as CPXTrainingConfig
     from pliant.errors import AdapterError as AdapterError
@@ -57,6 +58,7 @@ _HOMES = {
     ),
     "pliant.complexity.model": ("Complexity",),
     "pliant.complexity.tokenizer": ("CPXTokenizer",),
+    "pliant.complexity.training": ("CPXTrainer",),
     "pliant.complexity.training_config": ("CPXDatasetConfig", "CPXTrainingConfig"),
     "pliant.errors": (
         "AdapterError",

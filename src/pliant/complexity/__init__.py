@@ -1,12 +1,28 @@
 """The [CPX] token: score a prompt from the prefill it needs anyway.
 
 `config` is what a user may set, `model` the scorer on its base, `generation` how it scores while
-the base generates; `start`, `asking`, `lora` and `reading` are its parts, `prompts` and `scores`
+the base generates, `training` and `fitting` how it learns; `start`, `asking`, `lora` and `reading` are its parts, `prompts` and `scores`
 what goes in and comes out.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from pliant.complexity.config import CPXConfig
 from pliant.complexity.model import Complexity, attach
 from pliant.complexity.scores import Scores
 
-__all__ = ["CPXConfig", "Complexity", "Scores", "attach"]
+if TYPE_CHECKING:
+    from pliant.complexity.fitting import fit, remember
+    from pliant.complexity.training import CPXTrainer
+
+__all__ = ["CPXConfig", "CPXTrainer", "Complexity", "Scores", "attach", "fit", "remember"]
+
+_LATER = {"CPXTrainer": "training", "fit": "fitting", "remember": "fitting"}
+"""Scoring needs no Trainer, which takes seconds to import."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

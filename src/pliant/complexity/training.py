@@ -29,7 +29,7 @@ from pliant.complexity.lessons import Lessons, collated, lessons_of
 from pliant.complexity.losses import losses
 from pliant.complexity.model import Complexity
 from pliant.complexity.order import LikeLengths
-from pliant.complexity.prompts import checked, ids_of
+from pliant.complexity.prompts import Truncation, checked, ids_of
 from pliant.complexity.run_report import Clock, TrainingReport
 from pliant.complexity.stopping import finishing_the_step
 from pliant.complexity.training_config import CPXTrainingConfig
@@ -41,6 +41,9 @@ BASE = "base.safetensors"  # what is trained of the base, beside a checkpoint's 
 
 class CPXTrainer(Trainer):
     """Trains a scorer; with TrainingArguments of your own, `config` says the rest.
+
+    A prompt of more than `room` tokens (what the model takes, unless less is said) is an error, or
+    loses what `truncation` says.
 
     `model` is a CPXCausalLM, a scorer, or a model that a scorer is attached to. A data set is a
     list of rows (`prompt`, `messages` or `input_ids`, and `label`), a `datasets.Dataset` of such,
@@ -57,6 +60,8 @@ class CPXTrainer(Trainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
+        room: int | None = None,
+        truncation: Truncation | None = None,
         **trainer: Any,
     ) -> None:
         if isinstance(args, CPXTrainingConfig):
@@ -67,6 +72,7 @@ class CPXTrainer(Trainer):
         self.learner.freeze(everything=not self.config.train_base)
         self.learner.scorer.rows.requires_grad_(self.config.is_cpx_token_trainable)
         self.tokenizer = processing_class or self.learner.scorer.tokenizer
+        self.room, self.truncation = room, truncation
         self.kept: dict[str, keeping.Kept] = {}
         self.clock = Clock()
         self.report: TrainingReport | None = None
@@ -167,7 +173,9 @@ class CPXTrainer(Trainer):
         if isinstance(rows, dict):
             return {name: self._lessons(some) for name, some in rows.items()}
         outputs = self.scorer.config.outputs
-        into_ids = partial(encode, self.scorer, self.tokenizer)
+        into_ids = partial(
+            encode, self.scorer, self.tokenizer, room=self.room, truncation=self.truncation
+        )
         return lessons_of(rows, into_ids, loss=self.config.loss, outputs=outputs)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -330,11 +338,19 @@ def loss_of(
     return ((gains + rest) / len(outputs)).mean()
 
 
-def encode(scorer: Complexity, tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
+def encode(
+    scorer: Complexity,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    *,
+    room: int | None = None,
+    truncation: Truncation | None = None,
+) -> list[list[int]]:
     """The ids of each prompt, without a [CPX] at its end: that one is never in the vocabulary."""
     last = getattr(tokenizer, "cpx_token_id", None)
     ids = [row[:-1] if row[-1:] == [last] else row for row in ids_of(prompts, tokenizer)]
-    return checked(ids, scorer._room, None)
+    known = [most for most in (room, scorer._room) if most is not None]
+    return checked(ids, min(known, default=None), truncation)
 
 
 def _uses(args: TrainingArguments, batches: int) -> int:

@@ -72,6 +72,8 @@ class CPXTrainingConfig:
 
     output_dir: str = "cpx"
     """Where checkpoints and the trained scorer go."""
+    resume: bool = False
+    """Go on from the last checkpoint in `output_dir`, if there is one (of the command line)."""
     save_epochs: bool = False
     """Write a checkpoint (kilobytes) after each epoch."""
     logging_steps: int = 50
@@ -154,7 +156,7 @@ class CPXDatasetConfig:
     max_length: int | None = None
     """Longer prompts are an error that names the row; none: the model's own limit."""
     truncate: bool = False
-    """Cut longer prompts at their beginning instead, and say how many."""
+    """Cut longer prompts at their beginning instead."""
 
     def __post_init__(self) -> None:
         for name in ("data_size", "evaluation_size", "max_length"):

@@ -1,0 +1,139 @@
+"""Train a scorer from the command line.
+
+    python -m pliant.complexity --model_name nano-s --data labels.jsonl --num_epochs 4
+
+Every field of CPXTrainingConfig and CPXDatasetConfig is a flag. `accelerate launch -m
+pliant.complexity ...` runs it on several devices.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pliant.complexity.flags import Flags
+from pliant.complexity.training_config import CPXDatasetConfig, CPXTrainingConfig
+from pliant.errors import InvalidInput, PliantError
+
+PROGRAM = "python -m pliant.complexity"
+
+
+@dataclass(frozen=True)
+class CPXModelConfig:
+    """The base, and the scorer on it."""
+
+    model_name: str = "nano-s"
+    """An embedded model, a folder, or a name on the hub."""
+    dtype: str = "auto"
+    device: str | None = None
+    rows: int = 1
+    """How many [CPX] positions follow a prompt."""
+    outputs: tuple[str, ...] = ()
+    """What each output means: score, gain, right:NAME, or names of your own."""
+    aggregation: str = "last"
+    """How several rows become one: last, mean, max, attention."""
+    layer: int | None = None
+    """Read after so many layers."""
+    bias: bool = True
+    lora_rank: int = 0
+    """Of a LoRA that acts on [CPX] positions alone."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    about = "Train a scorer: a JSONL or CSV file, or a hub data set, of prompts and labels."
+    flags = Flags(PROGRAM, about, CPXModelConfig, CPXTrainingConfig, CPXDatasetConfig)
+    try:
+        run(*flags.read(arguments))
+    except PliantError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; --resume goes on from what was saved", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(model: CPXModelConfig, training: CPXTrainingConfig, data: CPXDatasetConfig) -> None:
+    train, held = rows_of(data, training.seed)
+    from pliant import loading
+    from pliant.complexity.config import CPXConfig
+    from pliant.complexity.model import attach
+    from pliant.complexity.tokenizer import CPXTokenizer
+    from pliant.complexity.training import CPXTrainer
+
+    base, tokenizer = loading.load(model.model_name, dtype=model.dtype, device=model.device)
+    config = CPXConfig(
+        rows=model.rows,
+        outputs=model.outputs,
+        num_labels=training.num_labels,
+        aggregation=model.aggregation,  # type: ignore[arg-type]
+        layer=model.layer,
+        bias=model.bias,
+        lora_rank=model.lora_rank,
+    )
+    scorer = attach(base, config, CPXTokenizer.of(tokenizer, training.cpx_token))
+    options: dict[str, Any] = {"use_cpu": True} if model.device == "cpu" else {}
+    args = training.training_arguments(evaluates=bool(held), **options)
+    trainer = CPXTrainer(
+        scorer,
+        args,
+        config=training,
+        train_dataset=train,
+        eval_dataset=held or None,
+        room=data.max_length,
+        truncation="left" if data.truncate else None,
+    )
+    if trainer.duplicates and trainer.is_world_process_zero():
+        print(trainer.duplicates, file=sys.stderr)
+    trainer.train(resume_from_checkpoint=training.resume and _begun(training.output_dir))
+    trainer.save_model(training.output_dir)
+    if trainer.is_world_process_zero():
+        print(trainer.report)
+        print(f"saved in {training.output_dir}")
+
+
+def rows_of(data: CPXDatasetConfig, seed: int) -> tuple[list[Any], list[Any]]:
+    """The rows to train on and those to evaluate on, under the names that the trainer knows."""
+    if not data.data:
+        raise InvalidInput("no data: give --data FILE, or the name of a data set on the hub")
+    from pliant.data import read_rows
+
+    columns = {"prompt": data.prompt_column, "label": data.label_column}
+    rows = [_named(row) for row in read_rows(data.data, columns)]
+    if data.evaluation_data:
+        held = [_named(row) for row in read_rows(data.evaluation_data, columns)]
+        held = held[: data.evaluation_size]
+    else:
+        size = data.evaluation_size or max(1, len(rows) // 10)
+        if size >= len(rows):
+            raise InvalidInput(
+                f"evaluation_size = {size}, and {data.data} has {len(rows)} rows: none are left "
+                "to train on"
+            )
+        random.Random(seed).shuffle(rows)
+        held, rows = rows[:size], rows[size:]
+    return rows[: data.data_size], held
+
+
+def _named(row: dict[str, Any]) -> dict[str, Any]:
+    """Messages and ids in the prompt's column are taken for what they are."""
+    prompt = row["prompt"]
+    return {
+        "prompt": prompt.tolist() if hasattr(prompt, "tolist") else prompt,
+        "label": row["label"],
+    }
+
+
+def _begun(folder: str) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return os.path.isdir(folder) and get_last_checkpoint(folder) is not None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

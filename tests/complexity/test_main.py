@@ -1,0 +1,116 @@
+"""`python -m pliant.complexity`: the seeds' flags, rows from files, one line for what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pliant
+from pliant.complexity import Complexity
+from pliant.complexity.__main__ import CPXModelConfig, main
+from pliant.complexity.flags import Flags
+from pliant.complexity.training_config import CPXDatasetConfig, CPXTrainingConfig
+from pliant.nano import questions
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Products are hard."""
+    asked = questions("dev", 60, 1, ["multiply", "subtract"])
+    rows = [{"prompt": q.prompt, "label": int(q.family == "multiply")} for q in asked]
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_seeds_flags_train_and_save_a_scorer(data: Path, tmp_path: Path, capsys: Any) -> None:
+    flags = ["--model_name", "nano-s", "--batch_size", "8", "--num_epochs", "2"]
+    flags += ["--data_size", "40", "--evaluation_size", "10", "--data", str(data)]
+    flags += ["--device", "cpu", "--output_dir", str(tmp_path / "out"), "--lora_rank", "2"]
+    assert main(flags) == 0
+    printed = capsys.readouterr().out
+    assert "for 2 epochs over 40 prompts" in printed and "saved in" in printed
+    model, _ = pliant.load("nano-s")
+    scorer = Complexity.from_pretrained(model, tmp_path / "out")
+    assert scorer.config.lora_rank == 2 and scorer.head.weight.abs().max() > 0
+    assert sum(p.stat().st_size for p in (tmp_path / "out").glob("*.safetensors")) < 40_000
+
+
+def test_csv_with_columns_of_other_names(data: Path, tmp_path: Path, capsys: Any) -> None:
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    path = tmp_path / "labels.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["question", "hard"])
+        writer.writeheader()
+        writer.writerows({"question": r["prompt"], "hard": r["label"]} for r in rows)
+    columns = ["--prompt_column", "question", "--label_column", "hard"]
+    common = ["--data", str(path), "--num_epochs", "1", "--device", "cpu"]
+    out = ["--output_dir", str(tmp_path / "out")]
+    assert main([*common, *columns, *out, "--evaluation_data", str(path)]) == 0
+    assert "60 of the 60 test rows" in capsys.readouterr().err
+    assert main([*common, *out, "--prompt_column", "question", "--label_column", "had"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "no data"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--data", "DATA", "--label_column", "lable"], "'lable'"),
+        (["--data", "DATA", "--evaluation_size", "60"], "none are left"),
+        (["--data", "DATA", "--batch_size", "0"], "batch_size = 0"),
+        (["--data", "DATA", "--model_name", "nano-x"], "nano-x"),
+        (["--data", "DATA", "--max_length", "3"], "tokens long"),
+        (["--data", "DATA", "--loss", "ce"], "two or more outputs"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    data: Path, tmp_path: Path, capsys: Any, flags: list[str], said: str
+) -> None:
+    given = [str(data) if flag == "DATA" else flag for flag in flags]
+    assert main([*given, "--device", "cpu", "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+def test_a_bad_label_is_named_with_its_row(data: Path, tmp_path: Path, capsys: Any) -> None:
+    rows = data.read_text().splitlines()[:4]
+    data.write_text("\n".join([*rows, json.dumps({"prompt": "9", "label": 1.5})]))
+    held = ["--evaluation_data", str(data), "--device", "cpu"]
+    assert main(["--data", str(data), *held, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "row 5: label 1.5 cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--wrong"], ["--batch_size", "many"], ["--loss", "hinge"]])
+def test_a_mistyped_flag_is_one_line(flags: list[str], capsys: Any) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(flags)
+    assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_every_field_is_a_flag_with_its_docstring() -> None:
+    kinds = (CPXModelConfig, CPXTrainingConfig, CPXDatasetConfig)
+    flags = Flags("p", "about", *kinds)
+    text = " ".join(flags.format_help().split())
+    for field in (f for kind in kinds for f in fields(kind)):
+        assert f"--{field.name} " in text
+    assert "Prompts a step, on each device. (default: 32)" in text
+    given = ["--class_weights", "1", "2.5", "--save_epochs", "--patience", "3", "--bias", "false"]
+    model, training, _ = flags.read(given)
+    assert training.class_weights == (1.0, 2.5) and training.save_epochs and training.patience == 3
+    assert model.bias is False and training.num_epochs == CPXTrainingConfig.num_epochs
+
+
+def test_the_module_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pliant.complexity"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: no data")
