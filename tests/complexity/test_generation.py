@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList, PreTrainedModel, TextIteratorStreamer
 
 from pliant.anatomy.tiny import tiny_model
-from pliant.complexity import Complexity, CPXConfig, attach
+from pliant.complexity import Complexity, CPXConfig, Scores, attach
 from pliant.errors import InvalidInput
 from pliant.loading import load
 from pliant.prefill import keeps_cache
@@ -120,6 +120,20 @@ def test_hard_prompts_leave_and_the_others_are_generated(
     assert found.prefilled_again  # half of the batch left
     for sequence, other, left in zip(found.sequences, whole.sequences, found.left, strict=True):
         assert sequence is None if left else torch.equal(sequence, other)
+
+
+def test_who_leaves_may_be_somebody_elses_decision(scorer: Complexity) -> None:
+    seen: list[np.ndarray] = []
+
+    def second_leaves(scores: Scores) -> list[bool]:
+        seen.append(scores.score)
+        return [i == 1 for i in range(len(scores))]
+
+    found = scorer.generate(PROMPTS, leave_above=second_leaves, **NEW, do_sample=False)
+    assert found.left.tolist() == [i == 1 for i in range(len(PROMPTS))]
+    assert found.sequences[1] is None and found.sequences[0] is not None
+    (scores,) = seen
+    assert scores == pytest.approx(scorer.score(PROMPTS).score, abs=1e-5)
 
 
 @pytest.mark.parametrize(("threshold", "runs"), [(0.0, 0), (1.0, 1)])

@@ -47,10 +47,14 @@ class Generated:
     """What `model.generate` returned, one for each batch."""
 
 
+Leaving = float | Callable[[Scores], Any]
+"""A score above which prompts leave, or who says of scores which prompts do: (n,) true or false."""
+
+
 def generate(
     scorer: Complexity,
     prompts: Any,
-    leave_above: float | None,
+    leave_above: Leaving | None,
     settings: dict[str, Any],
     options: dict[str, Any],
 ) -> Generated:
@@ -90,7 +94,11 @@ class _Generation:
     """One batch through `model.generate`, scored on the way."""
 
     def __init__(
-        self, scorer: Complexity, batch: Batch, leave_above: float | None, options: dict[str, Any]
+        self,
+        scorer: Complexity,
+        batch: Batch,
+        leave_above: Leaving | None,
+        options: dict[str, Any],
     ) -> None:
         self.scorer = scorer
         self.leave_above = leave_above
@@ -133,8 +141,10 @@ class _Generation:
         """Keep the scores; if some prompts are to leave, nothing goes on from here."""
         self.logits = logits.detach().double().cpu().numpy()
         if self.leave_above is not None:
-            score = Scores(self.scorer.config.outputs, self.logits).score
-            self.left = score > self.leave_above
+            scores = Scores(self.scorer.config.outputs, self.logits)
+            rule = self.leave_above
+            found = rule(scores) if callable(rule) else scores.score > rule
+            self.left = np.asarray(found, dtype=bool)
             if leaving and self.left.any():
                 raise _Left
 

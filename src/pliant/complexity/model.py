@@ -39,7 +39,7 @@ from pliant.prefill import Batch, Prefilled
 
 if TYPE_CHECKING:
     from pliant.complexity.export import ExportResult
-    from pliant.complexity.generation import Generated
+    from pliant.complexity.generation import Generated, Leaving
 
 PLACEHOLDER = 0
 """Any id of the vocabulary: its embedding is looked up, and the row written over it."""
@@ -175,7 +175,7 @@ class Complexity(Adapter):
         self,
         prompts: Any,
         *,
-        leave_above: float | None = None,
+        leave_above: Leaving | None = None,
         batch_size: int | None = None,
         chat: bool = False,
         truncation: Truncation | None = None,
@@ -184,7 +184,8 @@ class Complexity(Adapter):
         """Generate as `model.generate(**options)` does, and score from the same prefill.
 
         Prompts as for `score`, or a tensor of ids with `attention_mask` among the options. Those
-        with a score above `leave_above` are not generated: another model shall answer them.
+        with a score above `leave_above` are not generated: another model shall answer them. It may
+        also be a function of the scores that says which prompts leave.
         """
         from pliant.complexity.generation import generate
 
