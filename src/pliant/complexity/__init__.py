@@ -1,8 +1,8 @@
 """The [CPX] token: score a prompt from the prefill it needs anyway.
 
 `config` is what a user may set, `model` the scorer on its base, `generation` how it scores while
-the base generates, `training` and `fitting` how it learns; `start`, `asking`, `lora` and `reading` are its parts, `prompts` and `scores`
-what goes in and comes out.
+the base generates, `training` and `fitting` how it learns; `start`, `asking`, `lora` and `reading`
+are its parts, `prompts` and `scores` what goes in and comes out.
 """
 
 from importlib import import_module
