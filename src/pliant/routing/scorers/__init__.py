@@ -32,6 +32,8 @@ _HOME_OF = {
     "cpx+text": ("blend", "CpxAndText"),
 }
 KINDS = tuple(_HOME_OF)
+FAMILIAR = "familiar.safetensors"
+"""Beside a scorer that knows what is unlike its training prompts."""
 
 __all__ = ["KINDS", "Predictions", "Scorer", "kind_class", "load", "make"]
 
@@ -47,7 +49,12 @@ def load(folder: str | Path, **settings: Any) -> Scorer:
     kind = read_index(path)["kind"]
     if kind not in _HOME_OF:
         raise CorruptFile(f"{path}: a scorer of kind {kind!r}, which this Pliant does not know")
-    return kind_class(kind).load(path, **settings)
+    found = kind_class(kind).load(path, **settings)
+    if not (path / FAMILIAR).is_file():
+        return found
+    from pliant.routing.scorers.familiar import Familiar, Watched
+
+    return Watched(found, Familiar.load(path))
 
 
 def kind_class(kind: str) -> type[Scorer]:

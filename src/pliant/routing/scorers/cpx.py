@@ -16,7 +16,7 @@ import numpy as np
 
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt
-from pliant.routing.scorers.bases import open_base, rendered
+from pliant.routing.scorers.base import Base, named
 from pliant.routing.scorers.fitting import Floats, best, gain_error, together
 from pliant.routing.scorers.protocol import (
     Predictions,
@@ -50,16 +50,8 @@ class Capacity:
 CAPACITIES = (Capacity(1, 0), Capacity(1, 4), Capacity(1, 8), Capacity(4, 8))
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """How a scorer is trained: chosen on development questions of the nano world."""
-
-    epochs: int = 6
-    batch_size: int = 32
-    learning_rate: float = 1e-2
-    weight_decay: float = 0.1
-    most_for_choosing: int = 8_000
-    """Training rows that the candidates of a choice see."""
+_MOST_FOR_CHOOSING = 8_000
+"""Training rows that the candidates of a choice see."""
 
 
 class Cpx(Scorer):
@@ -69,19 +61,32 @@ class Cpx(Scorer):
 
     def __init__(
         self,
-        base: str = "nano-s",
+        base: Base | str | None = None,
         capacities: Sequence[Capacity] = CAPACITIES,
-        lesson: Lesson = Lesson(),
-        opened: tuple[Any, Any] | None = None,
+        epochs: int = 6,
+        batch_size: int = 32,
+        learning_rate: float = 1e-2,
+        weight_decay: float = 0.1,
     ) -> None:
-        self.base = base
-        self.capacities = tuple(capacities)
-        self.lesson = lesson
-        self.opened = opened
-        """The base and its tokenizer, where somebody has them already."""
+        self.given, self.capacities = base, tuple(capacities)
+        # How it learns was chosen on development questions of the nano world.
+        self.lesson: dict[str, Any] = {
+            "num_epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+        }
         self.capacity = self.capacities[-1]
+        self.errors: dict[str, float] = {}
+        """Of each candidate on the choice split, the mean squared error of the gain."""
         self.models: tuple[str, ...] = ()
         self.scorer: Complexity | None = None
+
+    @property
+    def base(self) -> Base:
+        """The model that is read."""
+        self.given = named(self.kind, self.given)
+        return self.given
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         if choice is not None:
@@ -92,13 +97,13 @@ class Cpx(Scorer):
         """Find the capacity that, learned on `train`, is best on `choice`."""
         if len(self.capacities) == 1:
             return
-        few = train.take(np.arange(min(len(train), self.lesson.most_for_choosing)))
+        few = train.take(np.arange(min(len(train), _MOST_FOR_CHOOSING)))
 
         def error(capacity: Capacity) -> float:
             self._train(few, capacity, seed)
             return gain_error(self.predict(choice.prompts).gain, choice)
 
-        self.capacity, _ = best(self.capacities, error)
+        self.capacity, self.errors = best(self.capacities, error)
 
     def learn(self, outcomes: Outcomes, seed: int = 0) -> Self:
         """Train at the capacity that was chosen."""
@@ -110,19 +115,18 @@ class Cpx(Scorer):
         self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
     ) -> Predictions:
         assert self.scorer is not None, "not fitted"
-        _, tokenizer = self._open()
-        right: Floats = self.scorer.score(rendered(tokenizer, prompts)).values
+        right: Floats = self.scorer.score(self.base.framed(prompts)).values
         return Predictions(right, over_the_first(right))
 
     def chosen(self) -> dict[str, Any]:
-        return {"base": self.base, "capacity": str(self.capacity)}
+        return {"base": self.base.name, "capacity": str(self.capacity)}
 
     def state(self) -> State:
         capacity = asdict(self.capacity)
-        return State({"base": self.base, "capacity": capacity, "models": list(self.models)})
+        return State({"base": self.base.name, "capacity": capacity, "models": list(self.models)})
 
     def take(self, state: State) -> None:
-        self.base = state.settings["base"]
+        self.given = self.given or state.settings["base"]
         self.capacity = Capacity(**state.settings["capacity"])
         self.models = tuple(state.settings["models"])
 
@@ -133,19 +137,16 @@ class Cpx(Scorer):
         super().save(folder)
 
     @classmethod
-    def load(cls, folder: Path, opened: tuple[Any, Any] | None = None) -> Self:
+    def load(cls, folder: Path, base: Base | str | None = None) -> Self:
         from pliant.complexity import Complexity
 
-        found = cls(opened=opened)
+        found = cls(base)
         found.take(read_state(folder, cls.kind))
-        model, tokenizer = found._open()
+        model = found.base.model
         found.scorer = Complexity.from_pretrained(
-            model, folder / _ADAPTER, tokenizer=tokenizer, name=_free(model)
+            model, folder / _ADAPTER, tokenizer=found.base.tokenizer, name=_free(model)
         )
         return found
-
-    def _open(self) -> tuple[Any, Any]:
-        return self.opened or open_base(self.base)
 
     def _train(self, outcomes: Outcomes, capacity: Capacity, seed: int) -> None:
         import torch
@@ -153,7 +154,7 @@ class Cpx(Scorer):
         from pliant.complexity import CPXConfig, attach
         from pliant.complexity.fitting import fit
 
-        model, tokenizer = self._open()
+        model, tokenizer = self.base.model, self.base.tokenizer
         if self.scorer is not None:
             self.scorer.detach()
         config = CPXConfig(
@@ -166,16 +167,8 @@ class Cpx(Scorer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.scorer = attach(model, config, tokenizer, name=_free(model))
-            fit(
-                self.scorer,
-                rendered(tokenizer, outcomes.prompts),
-                outcomes.right,
-                num_epochs=self.lesson.epochs,
-                batch_size=self.lesson.batch_size,
-                learning_rate=self.lesson.learning_rate,
-                weight_decay=self.lesson.weight_decay,
-                seed=seed,
-            )
+            prompts = self.base.framed(outcomes.prompts)
+            fit(self.scorer, prompts, outcomes.right, seed=seed, **self.lesson)
 
 
 def _free(model: Any) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt
-from pliant.routing.scorers.bases import open_base, rendered
+from pliant.routing.scorers.base import Base, named
 from pliant.routing.scorers.fitting import (
     Floats,
     Linear,
@@ -29,8 +29,10 @@ class Probe(Scorer):
     kind = "probe"
     strengths: ClassVar[tuple[float, ...]] = (0.1, 1.0, 10.0)
 
-    def __init__(self, base: str = "nano-s", opened: tuple[Any, Any] | None = None) -> None:
-        self.base, self.opened = base, opened
+    def __init__(self, base: Base | str | None = None, layers: Sequence[int] | None = None) -> None:
+        self.given = base
+        self.layers = layers
+        """What the layer is chosen among; None tries a few, spread over the depth."""
         self.layer = 0
         """Read after so many layers; 0 stands for all of them until one is chosen."""
         self.strength = 1.0
@@ -38,10 +40,16 @@ class Probe(Scorer):
         self.std: Floats = np.zeros(0)
         self.head: Linear | None = None
 
+    @property
+    def base(self) -> Base:
+        """The model that is read."""
+        self.given = named(self.kind, self.given)
+        return self.given
+
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         everything = together(train, choice)
         right, n = everything.right, len(train)
-        tried = self._depths() if choice is not None else [self._depth()]
+        tried = self._depths() if choice is not None else self._depths()[-1:]
         states = {k: self._states(everything.prompts, k) for k in tried}
 
         def error(candidate: tuple[int, float]) -> float:
@@ -65,17 +73,18 @@ class Probe(Scorer):
         return Predictions(right, over_the_first(right))
 
     def chosen(self) -> dict[str, Any]:
-        return {"base": self.base, "layer": self.layer, "strength": self.strength}
+        return {"base": self.base.name, "layer": self.layer, "strength": self.strength}
 
     def state(self) -> State:
         assert self.head is not None, "not fitted"
-        settings = {"base": self.base, "layer": self.layer, "strength": self.strength}
+        settings = {"base": self.base.name, "layer": self.layer, "strength": self.strength}
         heads = {"weight": self.head.weight, "bias": self.head.bias}
         arrays = {name: a.astype(np.float32) for name, a in heads.items()}
         return State(settings, {**arrays, "mean": self.mean, "std": self.std})
 
     def take(self, state: State) -> None:
-        self.base, self.layer = state.settings["base"], state.settings["layer"]
+        self.given = self.given or state.settings["base"]
+        self.layer = state.settings["layer"]
         self.strength = state.settings["strength"]
         a = {name: value.astype(np.float64) for name, value in state.arrays.items()}
         self.mean, self.std = a["mean"], a["std"]
@@ -89,24 +98,19 @@ class Probe(Scorer):
         assert self.head is not None, "not fitted"
         return self.head((x - self.mean) / self.std)
 
-    def _depth(self) -> int:
+    def _depths(self) -> list[int]:
         from pliant.anatomy import Anatomy
 
-        return len(Anatomy.of(self._open()[0]).layers)
-
-    def _depths(self) -> list[int]:
-        depth = self._depth()
+        if self.layers is not None:
+            return sorted(self.layers)
+        depth = len(Anatomy.of(self.base.model).layers)
         return sorted({round(depth * (i + 1) / _LAYERS) or 1 for i in range(_LAYERS)})
 
     def _states(self, prompts: Sequence[Prompt], layer: int) -> Floats:
-        model, tokenizer = self._open()
-        return last_states(model, tokenizer, prompts, layer)
-
-    def _open(self) -> tuple[Any, Any]:
-        return self.opened or open_base(self.base)
+        return last_states(self.base, prompts, layer)
 
 
-def last_states(model: Any, tokenizer: Any, prompts: Sequence[Prompt], layer: int) -> Floats:
+def last_states(base: Base, prompts: Sequence[Prompt], layer: int) -> Floats:
     """(n, D): each prompt's last token after `layer` layers and the final norm."""
     import torch
 
@@ -114,12 +118,12 @@ def last_states(model: Any, tokenizer: Any, prompts: Sequence[Prompt], layer: in
     from pliant.complexity.prompts import alike, ids_of
     from pliant.prefill import Batch, prefill
 
-    anatomy = Anatomy.of(model)
+    anatomy = Anatomy.of(base.model)
     depth = None if layer == len(anatomy.layers) else layer
-    ids = ids_of(rendered(tokenizer, prompts), tokenizer)
+    ids = ids_of(base.framed(prompts), base.tokenizer)
     found: Floats | None = None
     for rows in alike([len(prompt) for prompt in ids], None):
-        batch = Batch.of([ids[row] for row in rows], device=model.device)
+        batch = Batch.of([ids[row] for row in rows], device=base.model.device)
         with torch.inference_mode():
             ran = prefill(
                 anatomy, batch.ids_BT, batch.mask_BT, layers=depth, head=False, resumable=False

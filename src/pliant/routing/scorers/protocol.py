@@ -94,10 +94,9 @@ class Scorer(ABC):
     def save(self, folder: Path) -> None:
         """Write the scorer; `load` in this package reads it."""
         state = self.state()
-        arrays = {name: np.ascontiguousarray(a) for name, a in state.arrays.items()}
         index = {"format": FORMAT, "kind": self.kind, "settings": state.settings}
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / WEIGHTS, save_tensors(arrays))
+        write_arrays(folder / WEIGHTS, state.arrays)
         write_file(folder / INDEX, json.dumps(index, ensure_ascii=False).encode())
 
     @classmethod
@@ -130,13 +129,23 @@ def read_state(folder: Path, kind: str) -> State:
     index = read_index(folder)
     if index["kind"] != kind:
         raise CorruptFile(f"{folder}: holds a scorer of kind {index['kind']!r}, not {kind!r}")
+    return State(dict(index["settings"]), read_arrays(folder / WEIGHTS))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """A safetensors file, in one step."""
+    apart = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_file(path, save_tensors(apart))
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """What `write_arrays` wrote."""
     try:
-        arrays = load_tensors((folder / WEIGHTS).read_bytes())
+        return dict(load_tensors(path.read_bytes()))
     except FileNotFoundError:
-        raise CorruptFile(f"{folder}: {WEIGHTS} is missing") from None
+        raise CorruptFile(f"{path}: missing") from None
     except (SafetensorError, ValueError) as error:
-        raise CorruptFile(f"{folder / WEIGHTS}: truncated or damaged ({error})") from error
-    return State(dict(index["settings"]), dict(arrays))
+        raise CorruptFile(f"{path}: truncated or damaged ({error})") from error
 
 
 def over_the_first(values: Floats) -> Floats:
