@@ -65,6 +65,30 @@ def test_a_folder_is_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         read_rows(folder, split="trian")
 
 
+def test_a_data_set_that_was_saved_is_read(tmp_path: Path) -> None:
+    import datasets
+
+    whole = datasets.Dataset.from_list(ROWS)
+    whole.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"a": whole, "b": whole.select([0])}).save_to_disk(tmp_path / "two")
+    assert read_rows(tmp_path / "one") == ROWS
+    assert read_rows(tmp_path / "two", split="b") == ROWS[:1]
+
+
+def test_a_name_that_the_hub_does_not_answer_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    with pytest.raises(InvalidInput, match="no-such-owner/no-such-set: no data set could be read"):
+        read_rows("no-such-owner/no-such-set:train")
+    assert datasets.config.HF_HUB_OFFLINE is False
+
+
 def test_columns_are_taken_renamed_and_missed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write_rows(path, ROWS)
@@ -118,7 +142,7 @@ def test_a_truncated_gz(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_or_cannot_be_written(tmp_path: Path) -> None:
-    for name in ("none.jsonl", "none/", "a/b/c"):
+    for name in ("none.jsonl", "none/", "a/b/c", "none.csv:train"):
         with pytest.raises(InvalidInput, match="there is no such file"):
             read_rows(tmp_path / name)
     with pytest.raises(InvalidInput, match="a file has no split"):

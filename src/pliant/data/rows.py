@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
@@ -163,22 +164,53 @@ def _data_set(name: str, split: str | None, subset: str | None) -> Iterator[tupl
     """The rows of a folder or a hub data set; `owner/name:split` names the split too."""
     if not split and ":" in name and not Path(name).exists():
         name, split = name.rsplit(":", 1)
-    if not Path(name).expanduser().is_dir() and (
-        name.count("/") > 1 or name[:1] in (".", "/", "~")
-    ):
-        raise InvalidInput(f"{name}: there is no such file or folder")
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name, subset)
-    except Exception as error:  # its loaders raise what they like
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InvalidInput(f"{name}: no data set could be read ({reason})") from error
+    loaded = _loaded(name, subset)
     if not split and len(loaded) > 1:
         raise InvalidInput(f"{name}: say which split: {', '.join(loaded)}")
     if split and split not in loaded:
         raise InvalidInput(f"{name}: no split {split!r}{nearest(split, loaded)}")
     yield from enumerate(loaded[split or next(iter(loaded))], 1)
+
+
+def _loaded(name: str, subset: str | None) -> Mapping[str, Iterable[Row]]:
+    """The splits of a data set by name."""
+    folder = Path(name).expanduser()
+    looks_local = name.count("/") > 1 or name.startswith((".", "/", "~")) or _kind(folder)
+    if looks_local and not folder.is_dir():
+        raise InvalidInput(f"{name}: there is no such file or folder")
+    import datasets
+
+    try:
+        if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+            kept = datasets.load_from_disk(folder)
+            return kept if isinstance(kept, dict) else {"train": kept}
+        with nullcontext() if folder.is_dir() else _offline_if_unreachable(name):
+            found: Mapping[str, Iterable[Row]] = datasets.load_dataset(
+                str(folder) if folder.is_dir() else name, subset
+            )
+            return found
+    except Exception as error:  # its loaders raise what they like
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InvalidInput(f"{name}: no data set could be read ({reason})") from error
+
+
+@contextmanager
+def _offline_if_unreachable(name: str) -> Iterator[None]:
+    """Ask the hub once: a data set that is not reached is tried six times, for half a minute."""
+    import datasets
+    from huggingface_hub import HfApi, errors
+
+    before = datasets.config.HF_HUB_OFFLINE
+    try:
+        HfApi().dataset_info(name, timeout=20)
+    except errors.HfHubHTTPError:
+        pass  # an answer, if a bad one: the loader puts it in its own words
+    except Exception:  # the client's own kinds of a failed connection, and its offline mode
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def _checked(
