@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -52,7 +53,7 @@ class LocalBackend:
         limit = self.context()
         for i, prompt in enumerate(prompts):
             try:
-                ids[i] = self._ids(prompt)
+                ids[i] = self.ids(prompt)
             except InvalidInput as error:
                 yield i, BackendError(f"{self.name}: {error}", "prompt refused")
                 continue
@@ -62,7 +63,7 @@ class LocalBackend:
             yield from self._batch(rows, [ids[i] for i in rows], settings, number)
 
     def count(self, prompt: Prompt) -> int:
-        return len(self._ids(prompt))
+        return len(self.ids(prompt))
 
     def context(self) -> int | None:
         config = loading.load_config(
@@ -77,6 +78,22 @@ class LocalBackend:
     def close(self) -> None:
         """Let go of the model; asking again loads it again."""
         self._model = None
+
+    def greedily(self) -> dict[str, Any]:
+        """What `generate` is told beside a length, for the likeliest tokens."""
+        unset = {"temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": False, "pad_token_id": self._pad(), **unset}
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else generates on this model meanwhile."""
+        with self._lock:
+            yield
+
+    @property
+    def loaded(self) -> PreTrainedModel | None:
+        """The model if it is in memory, for whoever asks for it."""
+        return self._model if self._model is not None else in_memory(self._source, **self._options)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -94,7 +111,7 @@ class LocalBackend:
 
     # --- one prompt ------------------------------------------------------------------------------
 
-    def _ids(self, prompt: Prompt) -> Ids:
+    def ids(self, prompt: Prompt) -> Ids:
         """The prompt in the frame of the model's chat template; bare where it has none."""
         conversation = messages(prompt)
         if getattr(self.tokenizer, "chat_template", None):
@@ -148,10 +165,12 @@ class LocalBackend:
                 tokens = f"a prompt of {len(prompt):,} tokens alone"
                 yield i, BackendError(f"{self.name}: no memory for {tokens}", "out of memory")
             else:
-                yield i, self._answers(prompt, samples, settings, ms)
+                yield i, self.answers(prompt, samples, ms)
 
-    def _answers(self, prompt: Ids, samples: list[Ids], settings: Settings, ms: float) -> Answers:
+    def answers(self, prompt: Ids, samples: list[Ids], ms: float) -> Answers:
+        """What was generated to a prompt, counted and read; behind an end nothing counts."""
         ends = self._ends()
+        samples = [self._until_end(ids) for ids in samples]
         asked, said = len(prompt) * len(samples), sum(map(len, samples))
         flops = 2.0 * self.model.num_parameters() * (asked + said)
         return Answers(
@@ -167,7 +186,7 @@ class LocalBackend:
         try:
             return self._generate(ids, settings, seed)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -184,19 +203,18 @@ class LocalBackend:
         longest = max(map(len, ids))
         limit = self.context()
         room = settings.max_new_tokens if limit is None else limit - longest
-        how: dict[str, Any] = {"do_sample": False, "temperature": None}
-        how |= {"top_p": None, "top_k": None}
+        how = self.greedily()
         if settings.temperature > 0:
-            how = {"do_sample": True, "temperature": settings.temperature}
+            how |= {"do_sample": True, "temperature": settings.temperature}
+            del how["top_p"], how["top_k"]  # the model's own
         with torch.inference_mode(), _seeded(self.model.device, seed, settings.temperature > 0):
             out = self.model.generate(
                 **self._padded(ids),
                 max_new_tokens=min(settings.max_new_tokens, room),
                 num_return_sequences=settings.samples,
-                pad_token_id=self._pad(),
                 **how,
             )
-        new = [self._until_end(row) for row in out[:, longest:].tolist()]
+        new = out[:, longest:].tolist()
         return [new[i : i + settings.samples] for i in range(0, len(new), settings.samples)]
 
     def _padded(self, ids: list[Ids]) -> dict[str, Any]:
@@ -236,12 +254,20 @@ class LocalBackend:
 def shared_model(source: str, **options: Any) -> Any:
     """A model that all who ask for it at one time share: a scorer and a backend need one copy."""
     with _loading:
-        key = (loading.resolve(source).location, *map(str, options.values()))
-        model = _loaded.get(key)
+        model = in_memory(source, **options)
         if model is None:
             model = loading.load_model(source, **options)
-            _loaded[key] = model
+            _loaded[_key(source, options)] = model
         return model
+
+
+def in_memory(source: str, **options: Any) -> Any:
+    """The shared model, if somebody has it loaded."""
+    return _loaded.get(_key(source, options))
+
+
+def _key(source: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    return (loading.resolve(source).location, *(f"{k}={options[k]}" for k in sorted(options)))
 
 
 def _bears_padding(model: Any) -> bool:
@@ -274,7 +300,7 @@ class _seeded:
             self._fork.__exit__(None, None, None)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     import torch
 
     if isinstance(error, torch.OutOfMemoryError):

@@ -32,15 +32,17 @@ from pliant.routing.backends import (
     Settings,
     open_backend,
 )
+from pliant.routing.bill import Bills
 from pliant.routing.breaker import Breakers
-from pliant.routing.costs import Price, Used
-from pliant.routing.decision import Decision, Reply, said_most
+from pliant.routing.continuing import Prefilling, answer, backend_of
+from pliant.routing.decision import Decision, Reply
 from pliant.routing.ledger import Ledger, Totals
 from pliant.routing.prompts import Prompt, messages
+from pliant.routing.room import Rooms
 from pliant.routing.router_file import ModelEntry, RouterFile
-from pliant.routing.scorers import Scorer
+from pliant.routing.scorers import Predictions, Scorer
 from pliant.routing.sessions import Kept, Sessions
-from pliant.routing.wish import Wishes
+from pliant.routing.wish import Predict, Wish, Wishes
 
 COOLDOWN = 30.0  # seconds for which a model that failed is left alone
 _LOCKS = 64
@@ -75,12 +77,12 @@ class Router:
             entry.name: (backends or {}).get(entry.name) or _backend(entry, device)
             for entry in file.models
         }
-        self._entries = {entry.name: entry for entry in file.models}
         self._wishes = Wishes(file, scorer)
         self._sessions = Sessions(file.sticky.limit, file.sticky.ttl, clock)
         self._breakers = Breakers(cooldown, clock)
         self._session_locks = [threading.Lock() for _ in range(_LOCKS)]
-        self._contexts: dict[str, int | None] = {}
+        self._rooms = Rooms(file.models, self._backends)
+        self._bills = Bills(file)
 
     @classmethod
     def load(
@@ -118,7 +120,7 @@ class Router:
         self, prompt: Prompt, session: str | None = None, *, group: str | None = None
     ) -> Decision:
         """Which model should answer; it goes into the ledger with its average cost."""
-        plan = self._planned(prompt, session, group, Settings())
+        plan = self._planned(prompt, session, group, Settings.max_new_tokens)
         self._record(prompt, session, plan)
         return plan.decision
 
@@ -136,11 +138,12 @@ class Router:
         the router's settings by score say, and else as in `Settings`.
         """
         _refuse_unknown(settings)
-        least = Settings(max_new_tokens=settings.get("max_new_tokens", Settings.max_new_tokens))
-        plan = self._planned(prompt, session, group, least)
-        row = self._record(prompt, session, plan)
+        plan, row, answers = self._begun(prompt, session, group, settings)
         try:
-            reply = self._answered(prompt, plan, settings)
+            if answers is None:
+                reply = self._answered(prompt, plan, settings)
+            else:
+                reply = self._bills.reply(plan.decision, answers, samples=1, continued=True)
         except PliantError as error:
             self.ledger.failed(row, str(error))
             raise
@@ -152,11 +155,9 @@ class Router:
     def report(self) -> dict[str, Any]:
         """The ledger's totals, what the labels cost, and what is saved after that."""
         totals: Totals = self.ledger.report()
-        used = [Used.from_dict(dict(found)) for found in self.file.label_cost.values()]
-        unit = self.file.unit
-        labels = sum(one.of(unit) for one in used) if all(one.known(unit) for one in used) else None
+        labels = self._bills.labels()
         return {
-            "unit": unit,
+            "unit": self.file.unit,
             **totals.as_dict(),
             "label_cost": labels,
             "saved_after_labels": None if labels is None else totals.saved - labels,
@@ -182,22 +183,29 @@ class Router:
     # --- choosing --------------------------------------------------------------------------------
 
     def _planned(
-        self, prompt: Prompt, session: str | None, group: str | None, settings: Settings
+        self,
+        prompt: Prompt,
+        session: str | None,
+        group: str | None,
+        answer: int,
+        predict: Predict | None = None,
     ) -> _Plan:
-        """A session's prompts are decided on one after the other, others at the same time."""
+        """A session's prompts are decided on one after the other, others at the same time.
+
+        `answer` is the room that an answer needs, `predict` what has the predictions already.
+        """
         messages(prompt)  # what is no prompt is said before anything else
         if session is None or self.file.sticky.policy == "off":
-            return self._plan(prompt, None, group, settings)
+            return self._plan(prompt, self._wishes.of(prompt, None, group, predict), None, answer)
         with self._session_locks[hash(session) % _LOCKS]:
-            plan = self._plan(prompt, self._sessions.get(session), group, settings)
+            kept = self._sessions.get(session)
+            plan = self._plan(prompt, self._wishes.of(prompt, kept, group, predict), kept, answer)
             self._keep(session, plan.decision.model, plan.score)
         return plan
 
-    def _plan(
-        self, prompt: Prompt, kept: Kept | None, group: str | None, settings: Settings
-    ) -> _Plan:
-        wish = self._wishes.of(prompt, kept, group)
-        fitting = self._fitting(prompt, wish.order, settings.max_new_tokens)
+    def _plan(self, prompt: Prompt, wish: Wish, kept: Kept | None, answer: int) -> _Plan:
+        """What is wanted, held against which models are up and take the prompt."""
+        fitting = self._rooms.fitting(prompt, wish.order, answer)
         up = [name for name in fitting if not self._breakers.down(name)]
         chosen = (up or fitting)[0]
         reasons = [wish.reason]
@@ -221,37 +229,59 @@ class Router:
         score = wish.score if wish.score is not None or kept is None else kept.score
         return _Plan(decision, fitting, score)
 
-    def _fitting(self, prompt: Prompt, order: Sequence[str], answer: int) -> list[str]:
-        """The models with room for the prompt and an answer."""
-        found, refused = [], []
-        for name in order:
-            try:
-                context = self._context(name)
-                if context is None:
-                    found.append(name)
-                    continue
-                size = self._backends[name].count(prompt) + min(answer, context // 4)
-            except InvalidInput as error:  # its chat template takes no such messages, say
-                refused.append(str(error))
-                continue
-            except PliantError:  # it cannot be loaded: whoever asks it will find that out
-                found.append(name)
-                continue
-            if size <= context:
-                found.append(name)
-            else:
-                refused.append(f"about {size:,} tokens with an answer, and {name} has {context:,}")
-        if not found:
-            raise InvalidInput(f"no model takes this prompt: {'; '.join(refused)}")
-        return found
-
-    def _context(self, name: str) -> int | None:
-        if name not in self._contexts:
-            stated = self._entries[name].context
-            self._contexts[name] = self._backends[name].context() if stated is None else stated
-        return self._contexts[name]
-
     # --- asking ----------------------------------------------------------------------------------
+
+    def _begun(
+        self, prompt: Prompt, session: str | None, group: str | None, asked: Mapping[str, Any]
+    ) -> tuple[_Plan, int, Answers | None]:
+        """The decision and its row; and the answer, if the scorer's own prefill went on to it."""
+        room = asked.get("max_new_tokens", Settings.max_new_tokens)
+        begun: list[tuple[_Plan, int]] = []
+
+        def begin(predict: Predict | None = None) -> _Plan:
+            plan = self._planned(prompt, session, group, room, predict)
+            begun.append((plan, self._record(prompt, session, plan)))
+            return plan
+
+        answers = self._continued(prompt, session, asked, begin)
+        if not begun:
+            begin()
+        return (*begun[0], answers)
+
+    def _continued(
+        self,
+        prompt: Prompt,
+        session: str | None,
+        asked: Mapping[str, Any],
+        begin: Callable[[Predict], _Plan],
+    ) -> Answers | None:
+        """The answer of the model that the scorer reads, if that one is chosen."""
+        kept = None if session is None else self._sessions.get(session)
+        offer = getattr(self.scorer, "while_answering", None)
+        if offer is None or self._wishes.without_scorer(prompt, kept) is not None:
+            return None
+        prefilling: Prefilling | None = offer(prompt)
+        found = None if prefilling is None else backend_of(prefilling, self._backends)
+        if prefilling is None or found is None:
+            return None
+        name, backend = found
+
+        def decide(predictions: Predictions) -> Settings | None:
+            plan = begin(lambda: predictions)
+            settings = self._settings(plan.score, asked)
+            mine = plan.decision.model == name and settings.temperature == 0
+            return settings if mine and self._breakers.enter(name) else None
+
+        longest = asked.get("max_new_tokens") or max(
+            [Settings.max_new_tokens, *(band.max_new_tokens or 0 for band in self.file.settings)]
+        )
+        try:
+            answers = answer(prefilling, backend, prompt, longest, decide)
+        except PliantError:  # what it was is found out, and said, by whoever does it step by step
+            return None
+        if answers is not None:
+            self._breakers.succeeded(name)
+        return answers
 
     def _answered(self, prompt: Prompt, plan: _Plan, asked: Mapping[str, Any]) -> Reply:
         """From the first model that answers, of those that the prompt fits."""
@@ -271,7 +301,7 @@ class Router:
                     failures.append(str(error))
                     continue
                 decision = self._after(plan.decision, name, failures)
-                return self._reply(decision, answers, settings)
+                return self._bills.reply(decision, answers, settings.samples)
         raise BackendError(f"no model answered: {'; '.join(failures)}", "unreachable")
 
     def _ask(self, name: str, prompt: Prompt, settings: Settings) -> Answers:
@@ -306,30 +336,10 @@ class Router:
         reason = f"{decision.reason}; {'; '.join(failures)}; {name} stands in"
         return replace(decision, model=name, reason=reason)
 
-    def _reply(self, decision: Decision, answers: Answers, settings: Settings) -> Reply:
-        entry = self._entries[decision.model]
-        price = None if entry.price is None else Price(*entry.price)
-        used = answers.used.priced(price)
-        unit = self.file.unit
-        counted = unit != "calls" and used.known(unit)  # a call costs what the file says of it
-        answer = used.of(unit) if counted else entry.cost * settings.samples
-        cost = answer + self._scoring(decision)
-        return Reply(
-            text=said_most(answers.texts),
-            decision=decision,
-            cost=cost,
-            saved=self._strong(entry, answer / settings.samples) - cost,
-            unit=unit,
-            used=used,
-            texts=answers.texts,
-        )
-
     # --- the books -------------------------------------------------------------------------------
 
     def _record(self, prompt: Prompt, session: str | None, plan: _Plan) -> int:
-        entry = self._entries[plan.decision.model]
-        cost = entry.cost + self._scoring(plan.decision)
-        saved = self._strong(entry, entry.cost) - cost
+        cost, saved = self._bills.expected(plan.decision)
         drift = self.file.drift
         row, window = self.ledger.record(prompt, session, plan.decision, cost, saved, drift)
         if window is not None and window.drifted:
@@ -341,17 +351,6 @@ class Router:
                 stacklevel=3,
             )
         return row
-
-    def _strong(self, entry: ModelEntry, cost: float) -> float:
-        """What the strongest model would have cost where this one has cost so much.
-
-        Scaled by the averages of both, so that a long prompt is long for either.
-        """
-        strong = self.file.models[-1].cost
-        return cost * strong / entry.cost if entry.cost > 0 else strong
-
-    def _scoring(self, decision: Decision) -> float:
-        return 0.0 if decision.gain is None else self.file.scorer.cost
 
     def _keep(self, session: str, model: str, score: float | None) -> None:
         if self.file.sticky.policy != "off":

@@ -38,10 +38,17 @@ class Wishes:
             name: from_json(content) for name, content in (file.calibration or {}).items()
         }
 
-    def of(self, prompt: Prompt, kept: Kept | None, group: str | None) -> Wish:
-        """The session's model, or what the prompt's predictions say."""
+    def of(
+        self,
+        prompt: Prompt,
+        kept: Kept | None,
+        group: str | None,
+        predict: Predict | None = None,
+    ) -> Wish:
+        """The session's model, or what the prompt's predictions say; `predict` may have them."""
+        groups = None if group is None else [group]
         return self.without_scorer(prompt, kept) or self.by(
-            lambda: self._scorer.predict([prompt], None if group is None else [group]), kept
+            predict or (lambda: self._scorer.predict([prompt], groups)), kept
         )
 
     def without_scorer(self, prompt: Prompt, kept: Kept | None) -> Wish | None:

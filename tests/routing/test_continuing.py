@@ -1,0 +1,132 @@
+"""An answer goes on from the prefill that its prompt was scored in, and is the same answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tests.routing.minimal_scorer import Letters, content
+
+from pliant.complexity import CPXConfig, attach
+from pliant.routing.continuing import Prefilling
+from pliant.routing.local import LocalBackend
+from pliant.routing.prompts import Prompt
+from pliant.routing.router import Router
+from pliant.routing.router_file import made
+from pliant.routing.scorers import Predictions
+
+EASY, HARD = "2+2", "what is " + "2+" * 30 + "2"
+
+
+class Reading(Letters):
+    """Decides by the letters, and reads the cheap model's prefill as a [CPX] scorer does."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        config = CPXConfig(rows=2, outputs=("right:nano-s", "right:nano-l"))
+        self.reader = attach(model, config, tokenizer, name="continuing")
+        torch.nn.init.normal_(self.reader.head.weight)
+        self.read: list[float] = []
+
+    def while_answering(self, prompt: Prompt) -> Prefilling:
+        def told(scores: Any) -> Predictions:
+            self.read.append(float(scores.score[0]))
+            return self.predict([prompt])
+
+        return Prefilling(self.reader, told)
+
+
+@pytest.fixture
+def backends() -> dict[str, LocalBackend]:
+    return {name: LocalBackend(name, name) for name in ("nano-s", "nano-l")}
+
+
+@pytest.fixture
+def scorer(backends: dict[str, LocalBackend]) -> Iterator[Reading]:
+    found = Reading(backends["nano-s"].model, backends["nano-s"].tokenizer)
+    yield found
+    found.reader.detach()
+
+
+def router(scorer: Any, backends: Any, **changes: Any) -> Router:
+    return Router(made(**content(**changes)), scorer, backends=backends)
+
+
+def forwards(model: Any) -> tuple[list[int], Any]:
+    """The lengths of a model's forwards, and the hook that keeps the list."""
+    lengths: list[int] = []
+    first = model.get_input_embeddings()
+    return lengths, first.register_forward_hook(lambda m, args, out: lengths.append(out.shape[1]))
+
+
+def test_the_answer_is_that_of_the_backend_and_the_prompt_runs_once(
+    scorer: Reading, backends: dict[str, LocalBackend]
+) -> None:
+    plain = router(Letters(), backends).ask(EASY, max_new_tokens=8)
+    r = router(scorer, backends)
+    r.ask(EASY, max_new_tokens=8)  # what has to be tried on a model once is tried now
+    lengths, hook = forwards(backends["nano-s"].model)
+    reply = r.ask(EASY, max_new_tokens=8)
+    hook.remove()
+    assert reply.continued and not plain.continued
+    assert (reply.text, reply.used.answer_tokens) == (plain.text, plain.used.answer_tokens)
+    assert (reply.used.prompt_tokens, reply.cost) == (plain.used.prompt_tokens, plain.cost)
+    prompt = len(EASY) + 2
+    assert lengths[:2] == [prompt, 2], "the prompt, and the two rows"
+    assert set(lengths[2:]) == {1} and len(lengths) == 2 + reply.used.answer_tokens - 1
+    framed = [[{"role": "user", "content": EASY}]]
+    assert scorer.read[-1] == pytest.approx(float(scorer.reader.score(framed).score[0]), abs=1e-5)
+    assert r.report()["answered"] == r.report()["decisions"] == 2
+
+
+def test_a_prompt_for_the_other_model_leaves_after_it_was_scored(
+    scorer: Reading, backends: dict[str, LocalBackend]
+) -> None:
+    r = router(scorer, backends)
+    r.ask(HARD, max_new_tokens=4)
+    lengths, hook = forwards(backends["nano-s"].model)
+    reply = r.ask(HARD, max_new_tokens=4)
+    hook.remove()
+    assert reply.model == "nano-l" and not reply.continued
+    assert lengths == [len(HARD) + 2, 2]
+    assert r.report()["decisions"] == 2
+
+
+def test_the_longest_answer_may_depend_on_the_score(
+    scorer: Reading, backends: dict[str, LocalBackend]
+) -> None:
+    bands = [{"up_to": 0.1, "max_new_tokens": 1}, {"up_to": 1.0, "max_new_tokens": 9}]
+    r = router(scorer, backends, settings=bands)
+    plain = router(Letters(), backends, settings=bands)
+    for prompt in (EASY, "what is 12 plus 30"):
+        reply = r.ask(prompt)
+        assert reply.continued and reply.text == plain.ask(prompt).text
+    assert r.ask(EASY).used.answer_tokens == 1
+
+
+def test_answers_that_are_drawn_are_drawn_by_the_backend(
+    scorer: Reading, backends: dict[str, LocalBackend]
+) -> None:
+    r, plain = router(scorer, backends), router(Letters(), backends)
+    how = {"max_new_tokens": 8, "temperature": 2.0, "samples": 4, "seed": 1}
+    reply = r.ask(EASY, **how)
+    assert not reply.continued and reply.texts == plain.ask(EASY, **how).texts
+    assert r.report()["decisions"] == 1
+
+
+def test_a_session_that_keeps_its_model_is_not_scored(
+    scorer: Reading, backends: dict[str, LocalBackend]
+) -> None:
+    r = router(scorer, backends)
+    assert r.ask(EASY, session="a", max_new_tokens=4).continued
+    again = r.ask(HARD, session="a", max_new_tokens=4)
+    assert again.model == "nano-s" and not again.continued and len(scorer.read) == 1
+
+
+def test_another_copy_of_the_model_goes_on_from_nothing(scorer: Reading) -> None:
+    """The scorer reads a model that no backend answers with."""
+    far = {name: LocalBackend(name, "nano-l") for name in ("nano-s", "nano-l")}
+    reply = router(scorer, far).ask(EASY, max_new_tokens=4)
+    assert not reply.continued and scorer.read == []
