@@ -31,10 +31,10 @@ from pliant.errors import AdapterError, InvalidInput, UnsupportedModel
 if TYPE_CHECKING:
     from pliant.complexity.model import Complexity
 
-BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.01}
+BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 0.04, torch.float16: 0.01}
 """How far a logit may be from the live scorer's, relative to the largest if that is above 1. In
 half precision the stock class computes its logits in that precision, and the scorer in fp32: over
-tiny models of 61 types the largest difference of a true copy was .0098 in bf16, .0046 in fp16."""
+tiny models of 61 types the largest difference was 1.1e-6, in bf16 .023, in fp16 .0022."""
 RECORD = "pliant_export.json"
 
 

@@ -30,8 +30,9 @@ TEXTS = (
     "Naïve café, 日本語 🙂\n\tand a tab",
     "The quick brown fox jumps over the lazy dog, again and again and again.",
 )
-LENGTHS = (3, 9, 14, 21)
-"""Of prompts of random tokens, some longer than a tiny model's window."""
+LENGTHS = (3, 9, 21, 40, 60, 61)
+"""Of prompts of random tokens, some longer than a tiny model's window. (A-X K2's sparse attention,
+in a padded batch, chooses other positions than alone: the longer ones show it.)"""
 
 
 @torch.no_grad()
@@ -107,7 +108,8 @@ def _random(scorer: Complexity, cpx: CPXTokenizer) -> list[list[int]]:
     known = [i for i in range(scorer.anatomy.embeddings.weight.shape[0]) if i not in special]  # type: ignore[union-attr,operator]
     known = [i for i in known if i < cpx.cpx_token_id]
     generator = torch.Generator().manual_seed(0)
+    room = scorer._room or max(LENGTHS)
     return [
-        [known[i] for i in torch.randint(len(known), (n,), generator=generator).tolist()]
+        [known[i] for i in torch.randint(len(known), (min(n, room),), generator=generator).tolist()]
         for n in LENGTHS
     ]
