@@ -109,11 +109,11 @@ def measured(
     """How often each way of choosing a threshold breaks the promise, and what it saves."""
     rng = np.random.default_rng(0)
     size = len(population.gain)
-    values: dict[str, list[float]] = {"exact": [], "bet": [], "hoeffding": [], "no test": []}
+    values: dict[str, list[float]] = {"by_risk": [], "bet": [], "hoeffding": [], "no test": []}
     for _ in range(draws):
         rows = rng.integers(0, size, n)
         gain, some = population.gain[rows], population.outcomes.take(rows)
-        values["exact"].append(by_risk(gain, some, epsilon, delta, GRID).value)
+        values["by_risk"].append(by_risk(gain, some, epsilon, delta, GRID).value)
         for name, test in (("bet", _bet), ("hoeffding", _hoeffding)):
             values[name].append(walk(gain, some.gain, epsilon, delta, test))
         values["no test"].append(just_enough(gain, some.gain, epsilon))
