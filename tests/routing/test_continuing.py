@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,3 +131,41 @@ def test_another_copy_of_the_model_goes_on_from_nothing(scorer: Reading) -> None
     far = {name: LocalBackend(name, "nano-l") for name in ("nano-s", "nano-l")}
     reply = router(scorer, far).ask(EASY, max_new_tokens=4)
     assert not reply.continued and scorer.read == []
+
+
+@pytest.mark.parametrize("kind", ["cpx", "cpx+text"])
+def test_the_scorers_that_read_the_cheap_model_offer_their_prefill(
+    kind: str, backends: dict[str, LocalBackend], tmp_path: Path
+) -> None:
+    """Trained for a moment, saved and loaded: what matters is that both ways say the same."""
+    from pliant import nano
+    from pliant.routing import Outcomes, scorers
+    from pliant.routing.scorers.cpx import Capacity
+    from pliant.routing.scorers.familiar import Familiar, Watched
+
+    texts = tuple(q.prompt for q in nano.questions("dev", 120, seed=5))
+    right = [[float(len(text) % 2), float(len(text) % 3 > 0)] for text in texts]
+    outcomes = Outcomes(texts, ("nano-s", "nano-l"), right, [[1.0, 5.0]] * len(texts))
+    few = {"base": "nano-s", "capacities": (Capacity(1, 0),), "epochs": 1}
+    familiar = Familiar.fit(texts, texts)
+    familiar.bound = 0.5
+    fitted = Watched(scorers.make(kind, **few).fit(outcomes), familiar)
+    file = content(scorer={"kind": kind}, threshold={"value": 9.0, "sentence": "never"})
+    Router(made(**file), fitted).save(tmp_path)
+
+    with Router.load(tmp_path, backends=backends) as r:
+        assert isinstance(r.scorer, Watched)
+        for text in (texts[0], texts[1]):
+            chosen, reply = r.choose(text), r.ask(text, max_new_tokens=8)
+            assert reply.model == chosen.model == "nano-s" and reply.continued
+            assert reply.decision.score == pytest.approx(chosen.score, abs=1e-5)
+            assert reply.decision.gain == pytest.approx(chosen.gain, abs=1e-5)
+        far = r.ask("Ωμέγα ☃ ☃ ☃ ☃", max_new_tokens=4)
+        assert far.model == "nano-l" and far.decision.far and not far.continued
+    plain = router(Letters(), backends, threshold=file["threshold"])
+    assert plain.ask(texts[0], max_new_tokens=8).text == reply_of(tmp_path, texts[0], backends)
+
+
+def reply_of(folder: Path, prompt: str, backends: dict[str, LocalBackend]) -> str:
+    with Router.load(folder, backends=backends, ledger=None) as r:
+        return r.ask(prompt, max_new_tokens=8).text

@@ -7,8 +7,9 @@ other words or of other groups than the training split. After that both learn fr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -19,6 +20,10 @@ from pliant.routing.scorers.fitting import Floats, together
 from pliant.routing.scorers.protocol import Predictions, Scorer, State, read_state
 from pliant.routing.scorers.stack import Stack
 from pliant.routing.scorers.text import Text
+
+if TYPE_CHECKING:
+    from pliant.complexity import Scores
+    from pliant.routing.continuing import Prefilling
 
 
 class CpxAndText(Scorer):
@@ -48,6 +53,15 @@ class CpxAndText(Scorer):
     ) -> Predictions:
         return self.stack(self._said(prompts))
 
+    def while_answering(self, prompt: Prompt) -> Prefilling:
+        """The same, with the token read in the prefill of the base's own answer."""
+        own = self.cpx.while_answering(prompt)
+
+        def told(scores: Scores) -> Predictions:
+            return self.stack(self._said([prompt], own.told(scores)))
+
+        return replace(own, told=told)
+
     def chosen(self) -> dict[str, Any]:
         return {**self.cpx.chosen(), **self.text.chosen()}
 
@@ -70,8 +84,8 @@ class CpxAndText(Scorer):
         found.text = Text.load(folder / "text")
         return found
 
-    def _said(self, prompts: Sequence[Prompt]) -> Floats:
+    def _said(self, prompts: Sequence[Prompt], read: Predictions | None = None) -> Floats:
         """(n, 2 m) what both say: of the text, as least squares has it."""
-        right = self.cpx.predict(prompts).right
+        right = (read or self.cpx.predict(prompts)).right
         assert right is not None
         return np.hstack([right, self.text.first(prompts)])

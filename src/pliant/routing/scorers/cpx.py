@@ -27,7 +27,8 @@ from pliant.routing.scorers.protocol import (
 )
 
 if TYPE_CHECKING:
-    from pliant.complexity import Complexity
+    from pliant.complexity import Complexity, Scores
+    from pliant.routing.continuing import Prefilling
 
 _ADAPTER = "cpx"
 """The folder of the trained scorer, inside of ours."""
@@ -115,8 +116,14 @@ class Cpx(Scorer):
         self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
     ) -> Predictions:
         assert self.scorer is not None, "not fitted"
-        right: Floats = self.scorer.score(self.base.framed(prompts)).values
-        return Predictions(right, over_the_first(right))
+        return _told(self.scorer.score(self.base.framed(prompts)))
+
+    def while_answering(self, prompt: Prompt) -> Prefilling:
+        """The same, from the prefill of the base's own answer to one prompt."""
+        from pliant.routing.continuing import Prefilling
+
+        assert self.scorer is not None, "not fitted"
+        return Prefilling(self.scorer, _told)
 
     def chosen(self) -> dict[str, Any]:
         return {"base": self.base.name, "capacity": str(self.capacity)}
@@ -169,6 +176,11 @@ class Cpx(Scorer):
             self.scorer = attach(model, config, tokenizer, name=_free(model))
             prompts = self.base.framed(outcomes.prompts)
             fit(self.scorer, prompts, outcomes.right, seed=seed, **self.lesson)
+
+
+def _told(scores: Scores) -> Predictions:
+    right: Floats = scores.values
+    return Predictions(right, over_the_first(right))
 
 
 def _free(model: Any) -> str:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from pliant.routing.scorers.protocol import (
     read_arrays,
     write_arrays,
 )
+
+if TYPE_CHECKING:
+    from pliant.routing.continuing import Prefilling
 
 _LENGTH, _MOST = 5, 20_000
 _BITS = 2**17  # 16 KB, of which at most 15 % are set: few runs are known by accident
@@ -100,6 +103,15 @@ class Watched(Scorer):
         self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
     ) -> Predictions:
         return replace(self.scorer.predict(prompts, groups), far=self.familiar.far(prompts))
+
+    def while_answering(self, prompt: Prompt) -> Prefilling | None:
+        """What the scorer inside offers, if it reads a model that answers."""
+        offer = getattr(self.scorer, "while_answering", None)
+        own: Prefilling | None = None if offer is None else offer(prompt)
+        if own is None:
+            return None
+        told = own.told
+        return replace(own, told=lambda x: replace(told(x), far=self.familiar.far([prompt])))
 
     def chosen(self) -> dict[str, Any]:
         return self.scorer.chosen()
