@@ -69,9 +69,16 @@ class Ratio:
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], Any]], rounds: int = 11, warmup: int = 1
+    runs: Mapping[str, Callable[[], Any]],
+    rounds: int = 11,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Times]:
-    """Time every run once a round, each round beginning with another one of them."""
+    """Time every run once a round, each round beginning with another one of them.
+
+    `clock=time.process_time` counts this process's own work: on one thread, what it would take on
+    a machine that does nothing else.
+    """
     names = list(runs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(warmup):
@@ -79,17 +86,17 @@ def interleaved(
             runs[name]()
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            seconds[name].append(_seconds(runs[name]))
+            seconds[name].append(_seconds(runs[name], clock))
     return {name: Times(tuple(taken)) for name, taken in seconds.items()}
 
 
-def _seconds(run: Callable[[], Any]) -> float:
+def _seconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
     gc.collect()
     _settle()
-    begun = time.perf_counter()
+    begun = clock()
     run()
     _settle()
-    return time.perf_counter() - begun
+    return clock() - begun
 
 
 def _settle() -> None:

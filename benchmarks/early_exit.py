@@ -1,0 +1,103 @@
+"""What a scorer costs that reads half-way, against one that reads the last layer.
+
+    python -m benchmarks.early_exit
+
+`cost` measures one scorer against another on the same prompts; the table also has what a prompt
+costs that leaves (scored in the prefill of a generation that is not wanted), and what one costs
+that stays, for which the remaining layers run after all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from benchmarks.harness import Ratio, interleaved, keep
+from benchmarks.score_generate import llama, sizes
+from pliant.complexity import CPXConfig, attach
+
+COMMAND = "python -m benchmarks.early_exit"
+REACH = 0.6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--lengths", type=int, nargs="*", default=[64, 256, 1_000])
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    model = llama()
+    depth = sizes().num_hidden_layers
+    figures: dict[str, Any] = {}
+    for length in asked.lengths:
+        generator = torch.Generator().manual_seed(length)
+        prompts = torch.randint(0, 2_000, (4, length), generator=generator).tolist()
+        ratio = cost(model, prompts, depth // 2, rounds=asked.rounds)
+        figures[str(length)] = {
+            "score at layer 4 of 8": ratio.as_dict(),
+            **generation(model, prompts[:1], depth // 2, asked.rounds),
+        }
+    Console().print(table(figures))
+    keep("early_exit", {"model": sizes().to_diff_dict(), "batch": 4, **figures}, COMMAND)
+
+
+def cost(
+    model: nn.Module, prompts: Sequence[Any], layer: int, *, rounds: int = 11, tokenizer: Any = None
+) -> Ratio:
+    """Scoring `prompts` at `layer`, as a share of scoring them at the last one."""
+    early = attach(model, CPXConfig(layer=layer), tokenizer, name="at-layer")
+    full = attach(model, CPXConfig(), tokenizer, name="at-the-end")
+    runs = {"early": lambda: early.score(prompts), "full": lambda: full.score(prompts)}
+    try:
+        times = interleaved(runs, rounds=rounds, clock=time.process_time)
+    finally:
+        early.detach()
+        full.detach()
+    return times["early"].ratio_to(times["full"])
+
+
+def generation(model: Any, prompts: list[list[int]], layer: int, rounds: int) -> dict[str, Any]:
+    """One token generated: all that a prompt costs before it is answered."""
+    options = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
+    ids = torch.tensor(prompts)
+    mask = torch.ones_like(ids)
+    early = attach(model, CPXConfig(layer=layer), name="at-layer")
+    full = attach(model, CPXConfig(), name="at-the-end")
+    runs = {
+        "generate": lambda: model.generate(ids, attention_mask=mask, **options),
+        "leaves": lambda: early.generate(ids, leave_above=0.0, **options),
+        "stays": lambda: early.generate(ids, leave_above=1.0, **options),
+        "stays, read at the end": lambda: full.generate(ids, leave_above=1.0, **options),
+    }
+    times = interleaved(runs, rounds=rounds, clock=time.process_time)
+    early.detach()
+    full.detach()
+    return {
+        name: taken.ratio_to(times["generate"]).as_dict()
+        for name, taken in times.items()
+        if name != "generate"
+    }
+
+
+def table(figures: dict[str, Any]) -> Table:
+    title = f"8 layers, read after 4; reach of the score: <= {REACH}x"
+    columns = list(next(iter(figures.values())))
+    drawn = Table("tokens", columns[0] + " / at 8", *columns[1:], title=title)
+    for length, found in figures.items():
+        drawn.add_row(length, *(f"{found[name]['median']:.3f}" for name in columns))
+    drawn.caption = "The last three: x a prefill and one token of plain generation."
+    return drawn
+
+
+if __name__ == "__main__":
+    main()
