@@ -23,6 +23,8 @@ class Learner(nn.Module):
         self.base = scorer.base  # which holds the scorer
         self._scorer = [scorer]  # not registered twice
         self.base_dropout = base_dropout
+        if (spread := getattr(scorer.base, "hf_device_map", None)) is not None:
+            self.hf_device_map = spread  # the Trainer leaves such a model where it lies
         self._mode: bool | None = None
         self.train(False)
 

@@ -102,6 +102,7 @@ class CPXTrainingConfig:
 
     def training_arguments(self, evaluates: bool = False, **changes: Any) -> TrainingArguments:
         """What transformers' Trainer is told; `changes` are TrainingArguments of your own."""
+        import torch
         from transformers import TrainingArguments
 
         saves = "epoch" if self.save_epochs or self.patience else "no"
@@ -131,6 +132,7 @@ class CPXTrainingConfig:
             "logging_steps": self.logging_steps,
             "remove_unused_columns": False,
             "label_names": ["labels"],
+            "dataloader_pin_memory": torch.cuda.is_available(),
             "report_to": "none",
         }
         return TrainingArguments(**{**options, **best, **changes})

@@ -1,0 +1,117 @@
+"""What training a scorer holds besides the model: weights, gradients and Adam's states.
+
+    python -m benchmarks.cpx_memory
+
+At Mistral-7B's geometry by arithmetic on the meta device (no weight is made), and measured on a
+model of middle size after a step of each. The control is the seeds' loop: its optimizer holds the
+embedding matrix, so its gradient and both of Adam's states are as large as the vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM, PrinterCallback
+
+from benchmarks.cpx_training import sizes
+from benchmarks.harness import keep
+from benchmarks.seed_loop import SeedLoop
+from pliant.complexity import CPXConfig, attach
+from pliant.complexity.lessons import Lessons
+from pliant.complexity.model import Complexity
+from pliant.complexity.training import CPXTrainer
+from pliant.complexity.training_config import CPXTrainingConfig
+
+COMMAND = "python -m benchmarks.cpx_memory"
+COPIES = 4  # weight, gradient, and Adam's two states
+REACH = 140_000
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    figures = {"mistral_7b": mistral(), "measured": measured()}
+    Console().print(table(figures))
+    keep("cpx_memory", figures, COMMAND)
+
+
+def mistral() -> dict[str, Any]:
+    """MistralConfig's defaults are the 7B model's sizes; the seeds load it in bf16."""
+    config = MistralConfig()
+    with torch.device("meta"):
+        model = MistralForCausalLM(config).to(torch.bfloat16).requires_grad_(False)
+    table = model.get_input_embeddings().weight
+    scorer = Complexity(model, CPXConfig())
+    ours = sum(p.numel() * p.element_size() for p in scorer.parameters())
+    rows = table.numel() + table.shape[1]  # and one more, for [CPX]
+    head = table.shape[1] + 1
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable_numbers": sum(p.numel() for p in scorer.parameters()),
+        "ours_bytes": COPIES * ours,
+        "control_bytes_bf16": COPIES * (rows * 2 + head * 4),
+        "control_bytes_fp32": COPIES * (rows + head) * 4,
+    }
+
+
+def measured() -> dict[str, Any]:
+    """Counted in the optimizers, after a step."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(sizes()).eval()
+    control = SeedLoop(copy.deepcopy(model))
+    scorer = attach(model.requires_grad_(False), CPXConfig())
+    ids = torch.randint(0, sizes().vocab_size, (4, 16))
+    labels = torch.ones(4, 1)
+    control.logits(ids).sum().backward()
+    control.optimizer.step()
+    return {
+        "parameters": sum(p.numel() for p in model.parameters() if not p.requires_grad),
+        "trainable_numbers": sum(p.numel() for p in scorer.parameters()),
+        "ours_bytes": stepped(scorer, Lessons(tuple(ids), labels)),
+        "control_bytes_fp32": control.trainable_bytes(),
+    }
+
+
+def stepped(scorer: nn.Module, lessons: Lessons) -> int:
+    """Bytes of what a training of ours holds; the gradients are noted as they are made."""
+    made: dict[str, Tensor] = {}
+    for name, p in scorer.named_parameters():
+        p.register_hook(partial(made.__setitem__, name))
+    config = CPXTrainingConfig(batch_size=4, num_epochs=1, prefixes="memory")
+    args = config.training_arguments(use_cpu=True, disable_tqdm=True, logging_strategy="no")
+    trainer = CPXTrainer(scorer, args, config=config, train_dataset=lessons)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    states = [t for state in trainer.optimizer.state.values() for t in state.values()]
+    matrices = [t for t in states if isinstance(t, Tensor) and t.dim()]
+    return sum(t.numel() * t.element_size() for t in [*held, *made.values(), *matrices])
+
+
+def size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e3:,.1f} KB"
+
+
+def table(figures: dict[str, Any]) -> Table:
+    drawn = Table("model", "trained numbers", "ours", "reach", "the seeds' loop", "times less")
+    for name, found in figures.items():
+        control = found.get("control_bytes_bf16", found["control_bytes_fp32"])
+        drawn.add_row(
+            f"{name}, {found['parameters']:,} parameters",
+            f"{found['trainable_numbers']:,}",
+            size(found["ours_bytes"]),
+            f"<= {size(REACH)}",
+            size(control),
+            f"{control / found['ours_bytes']:,.0f}",
+        )
+    return drawn
+
+
+if __name__ == "__main__":
+    main()
