@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,13 @@ from pliant.complexity import CPXConfig, attach
 from pliant.complexity.causal_lm import CPXCausalLM
 from pliant.complexity.losses import losses
 from pliant.complexity.tokenizer import CPXTokenizer
-from pliant.errors import InvalidInput, WrongBase
+from pliant.errors import InvalidInput, ModelNotFound, WrongBase
 from pliant.prefill import prefill
 
 TEXTS = ["What is 3 + 4? [CPX]", "Say yes.", "Sort these: pear apple fig", "[CPX] Is it? [CPX]"]
+
+PLAIN = ["What is 3 + 4?", "Say yes.", "Sort these: pear apple fig", "[CPX] Is it?"]
+"""The same without the token."""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,17 @@ def test_it_unpacks_to_logits_and_the_base_s_output(trained: CPXCausalLM, tokeni
     assert isinstance(again, ModelOutput)
 
 
+def test_it_is_a_dictionary_still(trained: CPXCausalLM, tokenizer: Any) -> None:
+    found = trained(**batch(tokenizer), labels=torch.ones(4))
+    assert dict(found).keys() == {**found}.keys() == {"loss", "logits", "outputs"}
+    assert len(found) == 3 and "logits" in found and found.to_tuple()[1] is found.logits
+    assert [value is found[key] for key, value in found.items()] == [True] * 3
+    twin = copy.copy(found)
+    assert type(twin) is type(found) and twin.logits is found.logits
+    again = pickle.loads(pickle.dumps(type(found)(logits=found.logits.detach())))
+    assert torch.equal(again.logits, found.logits) and [*again] == [again.logits, None]
+
+
 def test_it_passes_through_pytree_and_accelerate(trained: CPXCausalLM, tokenizer: Any) -> None:
     found = trained(**batch(tokenizer), labels=torch.ones(4))
     found.outputs.past_key_values = None  # a cache is no tensor: accelerate leaves it as it is
@@ -96,8 +112,7 @@ def test_the_base_s_output_is_bit_for_bit_its_own(
     trained: CPXCausalLM, tokenizer: Any, side: str
 ) -> None:
     base = tokenizer.base
-    plain = [TEXTS[0].removesuffix(" [CPX]"), TEXTS[1], TEXTS[2], TEXTS[3].removesuffix(" [CPX]")]
-    inputs = base(plain, return_tensors="pt", padding=True, padding_side="left")
+    inputs = base(PLAIN, return_tensors="pt", padding=True, padding_side="left")
     positions = (inputs.attention_mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         own = trained.base_model(**inputs, position_ids=positions, logits_to_keep=1)
@@ -131,8 +146,9 @@ def test_padding_and_batching_change_nothing(trained: CPXCausalLM, tokenizer: An
         alone = torch.cat([trained(**batch(tokenizer, texts=[t])).logits for t in TEXTS])
     torch.testing.assert_close(left, right)
     torch.testing.assert_close(left, alone)
-    scores = trained.score(TEXTS)
-    torch.testing.assert_close(torch.from_numpy(scores.logits).float(), left)
+    for prompts in (TEXTS, tokenizer(TEXTS).input_ids, tokenizer.base(PLAIN).input_ids):
+        scores = trained.score(prompts)
+        torch.testing.assert_close(torch.from_numpy(scores.logits).float(), left)
 
 
 def test_a_missing_token_is_as_if_it_were_there(trained: CPXCausalLM, tokenizer: Any) -> None:
@@ -284,6 +300,26 @@ def test_saved_and_loaded_it_says_the_same(tokenizer: Any, tmp_path: Path) -> No
         CPXCausalLM.from_pretrained(tmp_path, num_labels=1)
     with pytest.raises(WrongBase):
         CPXCausalLM.from_pretrained(tmp_path, base="nano-l")
+
+
+def test_a_scorer_on_the_hub_is_told_by_its_files(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hub's cache holds it: what was downloaded once loads without a network."""
+    model = new(tokenizer)
+    snapshot = tmp_path / "models--somebody--scorer" / "snapshots" / ("0" * 40)
+    model.save_pretrained(tmp_path / "scorer")
+    shutil.copytree(tmp_path / "scorer", snapshot)
+    (tmp_path / "models--somebody--scorer" / "refs").mkdir()
+    (tmp_path / "models--somebody--scorer" / "refs" / "main").write_text("0" * 40)
+    for module in ("constants", "file_download", "_snapshot_download"):
+        where = f"huggingface_hub.{module}.HF_HUB_CACHE"
+        monkeypatch.setattr(where, str(tmp_path), raising=False)
+    again = CPXCausalLM.from_pretrained("somebody/scorer")
+    assert torch.equal(again.classifier.weight, model.classifier.weight)
+    assert len(CPXTokenizer.from_pretrained("somebody/scorer")) == 261
+    with pytest.raises(ModelNotFound):
+        CPXTokenizer.from_pretrained("somebody/else")
 
 
 def test_a_base_from_a_folder_is_named_by_hand(tokenizer: Any, tmp_path: Path) -> None:

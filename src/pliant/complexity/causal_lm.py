@@ -71,7 +71,7 @@ class CPXCausalLM(nn.Module):
         those of `pliant.load`: dtype, device, device_map, quantization_config, revision, ...
         """
         _check_id(cpx_token_id, tokenizer_size)
-        saved = _saved_scorer(name)
+        saved = saved_scorer(name)
         where = name if saved is None else base or base_of(saved)
         if saved is None and base is not None:
             raise InvalidInput(
@@ -231,7 +231,7 @@ def base_of(folder: str | Path) -> str:
     return base.name
 
 
-def _saved_scorer(name: str | Path) -> Path | None:
+def saved_scorer(name: str | Path) -> Path | None:
     """The folder of a saved scorer, if the name leads to one; told apart by its files."""
     folder = Path(name).expanduser()
     if folder.is_dir():

@@ -19,8 +19,9 @@ TOKENS_A_BATCH = 8_192
 def ids_of(
     prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase | None, chat: bool = False
 ) -> list[list[int]]:
-    """Each prompt's ids: a text as it is, messages through the chat template with its generation
-    prompt, ids untouched. With `chat` a text is what a user said: messages of one."""
+    """Each prompt's ids, without the [CPX] that may end it: a text as it is, messages through the
+    chat template with its generation prompt. With `chat` a text is what a user said: messages of
+    one."""
     if isinstance(prompts, (str, Mapping)):
         raise InvalidInput("prompts is one prompt; give a list: [prompt]")
     return [_ids(i, prompt, tokenizer, chat) for i, prompt in enumerate(prompts)]
@@ -49,7 +50,8 @@ def checked(
 
 
 def alike(lengths: Sequence[int], batch_size: int | None) -> Iterator[list[int]]:
-    """Batches of prompts of like length, each in their order; without a size, as many as hold `TOKENS_A_BATCH`."""
+    """Batches of prompts of like length, each in their order; without a size, as many as hold
+    `TOKENS_A_BATCH`."""
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InvalidInput(f"batch_size = {batch_size!r}: give 1 or more")
     rows: list[int] = []
@@ -80,7 +82,8 @@ def _ids(i: int, prompt: Any, tokenizer: PreTrainedTokenizerBase | None, chat: b
         assert tokenizer is not None
         return _rendered(i, prompt, tokenizer)
     if isinstance(prompt, Sequence) and all(isinstance(token, int) for token in prompt):
-        return list(prompt)
+        ends = getattr(tokenizer, "cpx_token_id", None)
+        return list(prompt[:-1] if prompt and prompt[-1] == ends else prompt)
     raise InvalidInput(
         f"prompt {i} is of type {type(prompt).__name__}: give a text, a list of messages "
         '({"role": ..., "content": ...}), or a list of ids'

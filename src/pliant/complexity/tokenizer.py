@@ -28,7 +28,7 @@ from transformers import AutoTokenizer
 
 from pliant import loading
 from pliant.complexity.ending import ending
-from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.errors import InvalidInput, ModelNotFound, UnsupportedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast as _Fast
@@ -288,8 +288,12 @@ def _load(name: str | Path, options: dict[str, Any]) -> Any:
     folder = Path(os.path.expanduser(str(name)))
     if (folder / "tokenizer_config.json").is_file() and not (folder / "config.json").is_file():
         return AutoTokenizer.from_pretrained(str(folder), **options)
-    if (folder / "pliant.json").is_file() and not (folder / "config.json").is_file():
-        from pliant.complexity.causal_lm import base_of
+    try:
+        return loading.load_tokenizer(name, **options)
+    except ModelNotFound:  # a scorer's folder or repository has no model: its base has
+        from pliant.complexity.causal_lm import base_of, saved_scorer
 
-        return loading.load_tokenizer(base_of(folder), **options)
-    return loading.load_tokenizer(name, **options)
+        saved = saved_scorer(name) if folder.is_dir() or "/" in str(name) else None
+        if saved is None:
+            raise
+        return loading.load_tokenizer(base_of(saved), **options)
