@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -227,6 +228,44 @@ def test_two_scorers_on_one_model_do_not_meet(model: PreTrainedModel) -> None:
     other = trained(attach(model, CPXConfig(lora_rank=2), name="other"), seed=5)
     assert np.array_equal(one.score(PROMPTS).logits, before)
     assert not np.allclose(other.score(PROMPTS).logits, before)
+
+
+def test_gradient_checkpointing_is_left_as_it_is_and_not_used(model: PreTrainedModel) -> None:
+    """It would run layers again in the backward pass, when nobody is asking any more."""
+    scorer = made(model, rows=2, lora_rank=2)
+    ids, learned = torch.tensor(PROMPTS[1:2]), list(scorer.parameters())
+    expected = torch.autograd.grad(scorer.logits(ids).sum(), learned)
+    for layer in model.model.layers:
+        layer.gradient_checkpointing = True
+    model.train()
+    found = torch.autograd.grad(scorer.logits(ids).sum(), learned)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+    assert all(layer.gradient_checkpointing for layer in model.model.layers)
+
+
+@pytest.mark.parametrize("how", ["to the processor", "to the disk"])
+def test_a_base_whose_weights_are_elsewhere_is_scored_and_generates(
+    how: str, tmp_path: Path
+) -> None:
+    scorer = made(tiny_llama(), rows=2, lora_rank=2)
+    scores = scorer.score(PROMPTS).logits
+    generated = scorer.generate(PROMPTS, max_new_tokens=3, do_sample=False)
+    scorer.save_pretrained(tmp_path / "scorer")
+    away = tiny_llama()
+    if how == "to the disk":
+        accelerate.disk_offload(away, str(tmp_path), execution_device=torch.device("cpu"))
+    else:
+        accelerate.cpu_offload(away, execution_device=torch.device("cpu"))
+    assert {p.device.type for p in away.parameters()} == {"meta"}
+    attach(away, CPXConfig(rows=2, lora_rank=2)).detach()
+    scorer = Complexity.from_pretrained(away, tmp_path / "scorer", insist=True)
+    assert scorer.score(PROMPTS).logits == pytest.approx(scores, abs=1e-6)
+    found = scorer.generate(PROMPTS, max_new_tokens=3, do_sample=False)
+    for ours, theirs in zip(found.sequences, generated.sequences, strict=True):
+        assert ours is not None and theirs is not None and torch.equal(ours, theirs)
+    scorer.logits(torch.tensor(PROMPTS[:1])).sum().backward()
+    assert scorer.rows.grad is not None and scorer.rows.device.type == "cpu"
 
 
 # --- prompts --------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pliant.anatomy import Anatomy
 from pliant.anatomy.projection import Projection, projections
 from pliant.complexity.config import CPXConfig
 from pliant.errors import InvalidInput
+from pliant.prefill import device_of
 
 MODELS = "transformers.models."
 
@@ -23,8 +24,7 @@ class Lora(nn.Module):
     def __init__(self, projection: Projection, rank: int, scale: float, seed: int) -> None:
         super().__init__()
         self.scale = scale
-        weight = next(projection.module.parameters(), None)
-        place = None if weight is None else weight.device
+        place = device_of(projection.module)
         generator = torch.Generator().manual_seed(seed)
         a = torch.rand(rank, projection.inputs, generator=generator) * 2 - 1
         self.a = nn.Parameter((a / math.sqrt(projection.inputs)).to(place))
@@ -69,7 +69,8 @@ def _maps_features(projection: Projection) -> bool:
     if weight is None or not type(module).__module__.startswith(MODELS):
         return True
     try:
-        found = module(torch.zeros(1, 1, projection.inputs).to(weight))
+        x = torch.zeros(1, 1, projection.inputs, device=device_of(module), dtype=weight.dtype)
+        found = module(x)
     except RuntimeError:
         return False
     return isinstance(found, Tensor) and found.shape == (1, 1, projection.outputs)

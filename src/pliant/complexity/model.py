@@ -13,7 +13,7 @@ Shapes: B prompts, T positions, r rows, D features, O outputs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -35,7 +35,7 @@ from pliant.complexity.reading import read
 from pliant.complexity.scores import Scores
 from pliant.complexity.start import rows_like_embeddings, width_read
 from pliant.errors import AdapterError, InvalidInput
-from pliant.prefill import Batch, Prefilled
+from pliant.prefill import Batch, Prefilled, device_of
 
 if TYPE_CHECKING:
     from pliant.complexity.export import ExportResult
@@ -122,14 +122,15 @@ class Complexity(Adapter):
         """
         self._check_asked()
         if torch.is_grad_enabled():
-            ran = prefill.prefill(
-                self.anatomy,
-                input_ids,
-                attention_mask,
-                layers=self.config.layer,
-                head=False,
-                resumable=False,
-            )
+            with _nothing_run_again(self.base):
+                ran = prefill.prefill(
+                    self.anatomy,
+                    input_ids,
+                    attention_mask,
+                    layers=self.config.layer,
+                    head=False,
+                    resumable=False,
+                )
             return self.logits_of(ran)
         return self._logits_at_once(prefill.align(input_ids, attention_mask))
 
@@ -141,7 +142,9 @@ class Complexity(Adapter):
                 f"these prompts were run through {_layers(ran.layers)}, and this scorer reads "
                 f"after {_layers(self.config.layer)}: prefill(..., layers={self.config.layer})"
             )
-        return self.read(ran.step(self._placeholders(len(ran.input_ids)), self._entering))
+        with _nothing_run_again(self.base):
+            hidden = ran.step(self._placeholders(len(ran.input_ids)), self._entering)
+        return self.read(hidden)
 
     def read(self, hidden: Tensor) -> Tensor:
         """(B, O): aggregation and head alone, of the rows' hidden states (B, r, D)."""
@@ -245,8 +248,7 @@ class Complexity(Adapter):
 
     @property
     def _place(self) -> torch.device:
-        found = next((p.device for p in self.anatomy.embeddings.parameters()), self.rows.device)
-        return found if found.type != "meta" else self.rows.device
+        return device_of(self.anatomy.embeddings)
 
     def _anatomy_of(self, model: nn.Module) -> Anatomy:
         found = self._made_of
@@ -273,6 +275,21 @@ class _MadeOf:
 
     def __deepcopy__(self, memo: Any) -> _MadeOf:
         return _MadeOf()
+
+
+@contextmanager
+def _nothing_run_again(base: nn.Module) -> Iterator[None]:
+    """Gradient checkpointing would refuse the cache, and save nothing: only the rows are kept."""
+    on = [
+        m for m in base.modules() if base.training and getattr(m, "gradient_checkpointing", False)
+    ]
+    for module in on:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in on:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
 
 
 def _check_layer(anatomy: Anatomy, layer: int | None) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
 from pliant.anatomy.projection import as_projection
-from pliant.prefill import Batch, on_top
+from pliant.prefill import Batch, device_of, on_top
 
 SAMPLE = 2_048
 """Embeddings that are looked at; their mean and spread are known well enough from so many."""
@@ -43,8 +43,7 @@ def width_read(anatomy: Anatomy) -> int:
 def _sample(anatomy: Anatomy) -> Tensor:
     size = int(getattr(anatomy.config, "vocab_size", 0) or _table(anatomy.embeddings))
     step = max(1, size // SAMPLE)
-    place = next((p.device for p in anatomy.embeddings.parameters()), torch.device("cpu"))
-    return torch.arange(0, size, step, device=place)
+    return torch.arange(0, size, step, device=device_of(anatomy.embeddings))
 
 
 def _table(embeddings: nn.Module) -> int:

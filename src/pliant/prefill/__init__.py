@@ -10,7 +10,7 @@ what comes of it, `prefix` the keys and values of one prompt, `habits` what has 
 model before it is trusted with a cache or with padding.
 """
 
-from pliant.prefill.batch import Batch, align
+from pliant.prefill.batch import Batch, align, device_of
 from pliant.prefill.habits import bears_padding, keeps_cache
 from pliant.prefill.prefilled import Prefilled, prefill
 from pliant.prefill.prefix import Prefix
@@ -23,6 +23,7 @@ __all__ = [
     "Ran",
     "align",
     "bears_padding",
+    "device_of",
     "keeps_cache",
     "on_top",
     "prefill",

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
-from pliant.prefill.batch import Batch
+from pliant.prefill.batch import Batch, device_of
 from pliant.prefill.run import inputs_of, on_cache, on_top, run
 
 LENGTH, SHORTER, NEW = 24, 13, 2
@@ -80,12 +79,8 @@ def _trial(anatomy: Anatomy) -> tuple[Batch, Tensor]:
     """Two prompts of ordinary tokens (special ones lie at both ends), and what comes after."""
     size = int(getattr(anatomy.config, "vocab_size", 0) or 64)
     ids = torch.arange(2 * (LENGTH + NEW)).reshape(2, -1) * 3 % max(1, size // 2) + size // 4
-    ids = ids.to(_place(anatomy))
+    ids = ids.to(device_of(anatomy.embeddings))
     return Batch(ids[:, :LENGTH], torch.ones_like(ids[:, :LENGTH])), ids[:, LENGTH:]
-
-
-def _place(anatomy: Anatomy) -> Any:
-    return getattr(anatomy.model, "device", None) or next(anatomy.model.parameters()).device
 
 
 def _same(anatomy: Anatomy, one: Tensor, other: Tensor) -> bool:

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pliant.anatomy import Anatomy
 from pliant.errors import InvalidInput, UnsupportedModel
-from pliant.prefill.batch import Batch
+from pliant.prefill.batch import Batch, device_of
 
 EMPTY, GROWING = -1, 0
 """A cache layer that holds nothing (it was not run, or uses another's keys and values), and one
@@ -65,13 +65,13 @@ def joined(anatomy: Anatomy, prefixes: Sequence[Prefix]) -> tuple[DynamicCache, 
     stacked: list[Tensor] = []
     for index, kind in enumerate(kinds):
         if kind != EMPTY:
-            place = _device(anatomy, index)
+            place = device_of(anatomy.layers[min(index, len(anatomy.layers) - 1)])
             held = longest if kind == GROWING else min(longest, kind - 1)
             for _ in range(2):
                 at = len(stacked)
                 stacked.append(_stacked([p.tensors[at] for p in prefixes], held, place))
     mask = torch.tensor([[0] * (longest - p.length) + [1] * p.length for p in prefixes])
-    place = stacked[-1].device if (first := _device(anatomy, 0)) is None else first
+    place = device_of(anatomy.embeddings)
     batch = Batch(torch.zeros_like(mask).to(place), mask.to(place))
     return cache_of(kinds, stacked, longest), batch
 
@@ -116,7 +116,7 @@ def _kind(layer: Any, model: str) -> int:
     return layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else GROWING
 
 
-def _stacked(parts: Sequence[Tensor], held: int, place: torch.device | None) -> Tensor:
+def _stacked(parts: Sequence[Tensor], held: int, place: torch.device) -> Tensor:
     """All parts in one tensor, with zeros before the shorter ones."""
     heads, _, features = parts[0].shape
     stacked = torch.zeros(len(parts), heads, held, features, dtype=parts[0].dtype, device=place)
@@ -125,10 +125,3 @@ def _stacked(parts: Sequence[Tensor], held: int, place: torch.device | None) -> 
         if have:
             stacked[row, :, held - have :] = part[:, part.shape[1] - have :].to(stacked.device)
     return stacked
-
-
-def _device(anatomy: Anatomy, index: int) -> torch.device | None:
-    """Where a layer lies, for a model may lie on several devices."""
-    if index >= len(anatomy.layers):
-        return None
-    return next((p.device for p in anatomy.layers[index].parameters()), None)
