@@ -302,6 +302,19 @@ def test_whoever_stops_listening_stops_the_calls_that_have_not_begun() -> None:
         backend.close()
 
 
+def test_whoever_stops_listening_does_not_wait_for_a_server_that_stalls() -> None:
+    with chat_server([None, "stall", "stall"]) as server:
+        backend = OpenAIBackend("far", "m", server.url, concurrency=1, timeout=3600)
+        stream: Any = backend.ask(["a", "b", "c"], Settings())
+        next(stream)
+        while len(server.bodies) < 2:
+            pass
+        closing = threading.Thread(target=stream.close, daemon=True)
+        closing.start()
+        closing.join(timeout=120)
+        assert not closing.is_alive()
+
+
 def test_the_key_is_sent_and_never_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some servers repeat the key in what they complain of."""
     monkeypatch.setenv("MY_KEY", "sk-very-secret")

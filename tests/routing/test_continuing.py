@@ -74,6 +74,7 @@ def test_the_answer_is_that_of_the_backend_and_the_prompt_runs_once(
     assert reply.continued and not plain.continued
     assert (reply.text, reply.used.answer_tokens) == (plain.text, plain.used.answer_tokens)
     assert (reply.used.prompt_tokens, reply.cost) == (plain.used.prompt_tokens, plain.cost)
+    assert reply.used.flops == 2 * 95_760 * (reply.used.prompt_tokens + reply.used.answer_tokens)
     prompt = len(EASY) + 2
     assert lengths[:2] == [prompt, 2], "the prompt, and the two rows"
     assert set(lengths[2:]) == {1} and len(lengths) == 2 + reply.used.answer_tokens - 1
@@ -162,6 +163,8 @@ def test_the_scorers_that_read_the_cheap_model_offer_their_prefill(
             assert reply.decision.gain == pytest.approx(chosen.gain, abs=1e-5)
         far = r.ask("Ωμέγα ☃ ☃ ☃ ☃", max_new_tokens=4)
         assert far.model == "nano-l" and far.decision.far and not far.continued
+    with Router.load(tmp_path, device="cpu") as r:
+        assert r.ask(texts[0], max_new_tokens=4).continued, "scorer and backend share a device"
     plain = router(Letters(), backends, threshold=file["threshold"])
     assert plain.ask(texts[0], max_new_tokens=8).text == reply_of(tmp_path, texts[0], backends)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -13,6 +12,7 @@ from pliant.errors import PliantError
 from pliant.routing.backends import Answers, Backend, Settings
 from pliant.routing.costs import Price, Used
 from pliant.routing.prompts import digest
+from pliant.routing.several import several
 from pliant.verify import Judge, Verifier
 
 ToGrade = tuple[str, Any, str]  # an answer, its reference, its prompt
@@ -74,23 +74,16 @@ class JudgeGrader(Grader):
         }
         new = {self._key(*one): one for one in answers}
         new = {key: one for key, one in new.items() if key not in self._verdicts}
-        with closing(self._judged(new)) as judged:
-            for key, verdict in shown(judged, "judging", len(new)):
+        keys = list(new)
+        with closing(several(self._verdict, list(new.values()), self._concurrency)) as judged:
+            for at, verdict in shown(judged, "judging", len(new)):
+                key = keys[at]
                 if isinstance(verdict, str):
                     self._failed[key] = verdict
                 else:
                     self._verdicts[key] = verdict
                     journal.add({"key": key, "right": verdict})
         return self._used
-
-    def _judged(self, new: dict[str, ToGrade]) -> Generator[tuple[str, float | str], None, None]:
-        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="judge")
-        try:
-            calls = {pool.submit(self._verdict, one): key for key, one in new.items()}
-            for call in as_completed(calls):
-                yield calls[call], call.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def _verdict(self, one: ToGrade) -> float | str:
         try:

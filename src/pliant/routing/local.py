@@ -172,7 +172,7 @@ class LocalBackend:
         ends = self._ends()
         samples = [self._until_end(ids) for ids in samples]
         asked, said = len(prompt) * len(samples), sum(map(len, samples))
-        flops = 2.0 * self.model.num_parameters() * (asked + said)
+        flops = 2.0 * _own_parameters(self.model) * (asked + said)
         return Answers(
             tuple(self.tokenizer.batch_decode(samples, skip_special_tokens=True)),
             Used(len(samples), asked, said, ms, flops, None),
@@ -249,6 +249,14 @@ class LocalBackend:
             with self._lock:
                 self._pads = _bears_padding(self.model)
         return self._pads
+
+
+def _own_parameters(model: Any) -> int:
+    """Without those of scorers and other things attached: a shared model may bear some."""
+    from pliant.adapters import attached
+
+    extra = sum(p.numel() for add_on in attached(model).values() for p in add_on.parameters())
+    return int(model.num_parameters()) - extra
 
 
 def shared_model(source: str, **options: Any) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any
 
 from pliant.errors import InvalidInput
@@ -18,6 +17,7 @@ from pliant.routing.backends import Answers, Asked, BackendError, Settings, key_
 from pliant.routing.costs import Used
 from pliant.routing.prompts import Prompt, messages
 from pliant.routing.retry import Retry
+from pliant.routing.several import several
 
 if TYPE_CHECKING:
     import httpx
@@ -56,17 +56,12 @@ class OpenAIBackend:
     def ask(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Asked]:
         """Several at a time; whoever stops listening stops the calls that have not begun."""
         stop = threading.Event()
-        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix=f"ask {self.name}")
         try:
-            calls = {
-                pool.submit(self._answered, prompt, settings, stop): i
-                for i, prompt in enumerate(prompts)
-            }
-            for call in as_completed(calls):
-                yield calls[call], call.result()
+            yield from several(
+                lambda prompt: self._answered(prompt, settings, stop), prompts, self._concurrency
+            )
         finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+            stop.set()  # nobody waits to try again for somebody who has gone
 
     def count(self, prompt: Prompt) -> int:
         return _estimated(messages(prompt))

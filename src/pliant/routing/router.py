@@ -41,6 +41,8 @@ from pliant.routing.prompts import Prompt, messages
 from pliant.routing.room import Rooms
 from pliant.routing.router_file import ModelEntry, RouterFile
 from pliant.routing.scorers import Predictions, Scorer
+from pliant.routing.scorers.base import Base
+from pliant.routing.scorers.protocol import INDEX, read_index
 from pliant.routing.sessions import Kept, Sessions
 from pliant.routing.wish import Predict, Wish, Wishes
 
@@ -105,7 +107,7 @@ class Router:
             place = None if file.ledger.path is None else folder / file.ledger.path
         return cls(
             file,
-            scorer or scorers.load(folder / file.scorer.folder),
+            scorer or _scorer(folder / file.scorer.folder, options.get("device")),
             ledger=Ledger(place, prompts=file.ledger.prompts),
             **options,
         )
@@ -363,6 +365,15 @@ class _Plan:
     fitting: list[str]
     score: float | None
     """The prompt's, or else the session's: what settings go by."""
+
+
+def _scorer(folder: Path, device: str | None) -> Scorer:
+    """The saved scorer; one that reads a model reads it on the device where it also answers."""
+    for place in (folder, folder / "cpx"):
+        name = read_index(place)["settings"].get("base") if (place / INDEX).is_file() else None
+        if name is not None and device is not None:
+            return scorers.load(folder, base=Base(name, device))
+    return scorers.load(folder)
 
 
 def _backend(entry: ModelEntry, device: str | None) -> Backend:
