@@ -21,15 +21,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pliant import loading, prefill
-from pliant.adapters import files
 from pliant.complexity.config import CPXConfig
+from pliant.complexity.facade_loading import (
+    base_of,
+    check_id,
+    check_known,
+    check_same,
+    config_of,
+    saved_scorer,
+    tokenizer_of,
+)
 from pliant.complexity.facade_output import CPXOutput, base_output
 from pliant.complexity.facade_prompts import Prompts, prompts_in
 from pliant.complexity.losses import Loss, losses
 from pliant.complexity.model import Complexity, attach
 from pliant.complexity.scores import Scores
-from pliant.complexity.tokenizer import CPXTokenizer
-from pliant.errors import InvalidInput, PliantError
+from pliant.errors import InvalidInput
 
 
 class CPXCausalLM(nn.Module):
@@ -70,7 +77,7 @@ class CPXCausalLM(nn.Module):
         knows its base by name if it has one; else, or for a copy of it, say `base`. `options` are
         those of `pliant.load`: dtype, device, device_map, quantization_config, revision, ...
         """
-        _check_id(cpx_token_id, tokenizer_size)
+        check_id(cpx_token_id, tokenizer_size)
         saved = saved_scorer(name)
         where = name if saved is None else base or base_of(saved)
         if saved is None and base is not None:
@@ -78,13 +85,13 @@ class CPXCausalLM(nn.Module):
                 f"base={str(base)!r}: {str(name)!r} holds no scorer, so it is a base"
             )
         model = loading.load_model(where, **options)
-        tokenizer = _tokenizer(where, options)
-        _check_known(cpx_token_id, tokenizer)
+        tokenizer = tokenizer_of(where, options)
+        check_known(cpx_token_id, tokenizer)
         if saved is None:
-            scorer = attach(model, _config(config, num_labels), tokenizer)
+            scorer = attach(model, config_of(config, num_labels), tokenizer)
         else:
             scorer = Complexity.from_pretrained(model, saved, tokenizer=tokenizer, insist=insist)
-            _check_same(scorer.config, config, num_labels, saved)
+            check_same(scorer.config, config, num_labels, saved)
         scorer.rows.requires_grad_(is_cpx_token_trainable)
         known = None if tokenizer is None else tokenizer.cpx_token_id
         return cls(model, scorer, known if cpx_token_id is None else cpx_token_id)
@@ -216,94 +223,6 @@ class CPXCausalLM(nn.Module):
         """The scorer is moved with the base that it is attached to, and keeps its dtype there."""
         self.base_model._apply(fn, recurse)
         return self
-
-
-def base_of(folder: str | Path) -> str:
-    """The name of the base that a saved scorer belongs to."""
-    if (Path(folder) / "config.json").is_file():
-        return str(folder)
-    base = files.read(Path(folder)).index.base
-    if not base.name:
-        raise InvalidInput(
-            f"{folder}: its base, a {base.model}, was loaded from a folder, and its name is not "
-            "kept: say where the base is now (base=...)"
-        )
-    return base.name
-
-
-def saved_scorer(name: str | Path) -> Path | None:
-    """The folder of a saved scorer, if the name leads to one; told apart by its files."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder if (folder / files.INDEX).is_file() else None
-    if loading.resolve(name).kind == "hub" and _on_hub(str(name)):
-        return files.locate(name)
-    return None
-
-
-def _on_hub(name: str) -> bool:
-    """Whether a hub repository holds an adapter: as far as the cache or the hub can tell."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(name, files.INDEX), str):
-        return True
-    try:
-        get_hf_file_metadata(hf_hub_url(name, files.INDEX))
-    except Exception:  # not there, or no network: the base's own loading says which
-        return False
-    return True
-
-
-def _tokenizer(where: str | Path, options: dict[str, Any]) -> CPXTokenizer | None:
-    """The base's, with [CPX]; None where it has none that would do: ids can still be scored."""
-    passed = {k: v for k, v in options.items() if k in ("revision", "trust_remote_code")}
-    try:
-        return CPXTokenizer.from_pretrained(where, **passed)
-    except PliantError:
-        return None
-
-
-def _config(config: CPXConfig | None, num_labels: int | None) -> CPXConfig:
-    if config is None:
-        return CPXConfig(num_labels=num_labels)
-    if num_labels not in (None, config.num_labels):
-        raise InvalidInput(f"num_labels={num_labels}, and the config has {config.num_labels}")
-    return config
-
-
-def _check_same(
-    saved: CPXConfig, config: CPXConfig | None, num_labels: int | None, folder: Path
-) -> None:
-    if num_labels not in (None, saved.num_labels) or config not in (None, saved):
-        raise InvalidInput(
-            f"{folder} holds a scorer with {saved.num_labels} outputs and settings of its own "
-            "(pliant.json): leave num_labels and config out"
-        )
-
-
-def _check_id(cpx_token_id: Any, tokenizer_size: int | None) -> None:
-    advice = "make the tokenizer with CPXTokenizer.from_pretrained, and take both from it"
-    if cpx_token_id is None:
-        return
-    if not isinstance(cpx_token_id, int) or isinstance(cpx_token_id, bool) or cpx_token_id < 0:
-        raise InvalidInput(f"cpx_token_id={cpx_token_id!r} is no token's id: {advice}")
-    if tokenizer_size is not None and cpx_token_id != tokenizer_size - 1:
-        raise InvalidInput(
-            f"cpx_token_id={cpx_token_id} is not the last id of tokenizer_size={tokenizer_size}, "
-            f"as [CPX]'s is: {advice}"
-        )
-
-
-def _check_known(cpx_token_id: int | None, tokenizer: CPXTokenizer | None) -> None:
-    if None in (cpx_token_id, tokenizer):
-        return
-    assert tokenizer is not None and cpx_token_id is not None
-    if cpx_token_id < tokenizer.cpx_token_id:
-        raise InvalidInput(
-            f"cpx_token_id={cpx_token_id} is {tokenizer.convert_ids_to_tokens(cpx_token_id)!r} in "
-            f"the base's vocabulary; [CPX] is {tokenizer.cpx_token_id}: make the tokenizer with "
-            "CPXTokenizer.from_pretrained"
-        )
 
 
 def _last_logits(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:

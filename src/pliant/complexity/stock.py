@@ -119,8 +119,7 @@ def _config(scorer: Complexity, cpx: CPXTokenizer, table: Tensor) -> Any:
     config: Any = first_layers_config(base.config, depth, scorer.config.layer or depth)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UnsupportedModel(
-            f"transformers has no sequence classifier of {type(base).__name__}'s kind "
-            f"(none for {type(config).__name__})"
+            f"transformers has no sequence classifier beside {type(base).__name__}"
         )
     outputs = scorer.config.outputs
     config.id2label = dict(enumerate(outputs))

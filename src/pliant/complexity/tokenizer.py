@@ -291,7 +291,7 @@ def _load(name: str | Path, options: dict[str, Any]) -> Any:
     try:
         return loading.load_tokenizer(name, **options)
     except ModelNotFound:  # a scorer's folder or repository has no model: its base has
-        from pliant.complexity.causal_lm import base_of, saved_scorer
+        from pliant.complexity.facade_loading import base_of, saved_scorer
 
         saved = saved_scorer(name) if folder.is_dir() or "/" in str(name) else None
         if saved is None:

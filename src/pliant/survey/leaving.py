@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -24,12 +25,20 @@ from pliant.survey.specimen import Specimen
 )
 def leaves(specimen: Specimen) -> Verdict:
     """At half depth it is a smaller model; where only that is impossible, the verdict says so."""
-    _leave(specimen, layer=None)
+    if why := _why_not(specimen, layer=None):
+        return Verdict(False, why)
+    why = _why_not(specimen, layer=max(1, len(specimen.anatomy.layers) // 2))
+    return Verdict(True, f"whole alone; at half depth, {why}") if why else YES
+
+
+def _why_not(specimen: Specimen, layer: int | None) -> str:
+    """Empty if it leaves; else the reason, in words that types have in common."""
     try:
-        _leave(specimen, layer=max(1, len(specimen.anatomy.layers) // 2))
+        _leave(specimen, layer)
     except PliantError as error:
-        return Verdict(True, f"whole alone; at half depth: {error}")
-    return YES
+        reason = str(error).partition(":")[0].replace(type(specimen.model).__name__, "it")
+        return re.sub(r"\w+ForSequenceClassification", "its sequence classifier", reason)
+    return ""
 
 
 def _leave(specimen: Specimen, layer: int | None) -> None:
