@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pliant import __version__
-from pliant.adapters.files import write_file
 from pliant.data import nearest
 from pliant.errors import CorruptFile, InvalidInput
 from pliant.routing.backends import ModelSpec, Settings, different_names
@@ -199,6 +198,8 @@ class RouterFile(Part):
 
     def write(self, folder: Path) -> Path:
         """Write router.json, in one step."""
+        from pliant.adapters.files import write_file  # whose package needs torch; a ledger does not
+
         folder.mkdir(parents=True, exist_ok=True)
         content = self.model_dump(mode="json", exclude_defaults=False)
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
