@@ -189,6 +189,14 @@ def test_equal_predictions_go_together() -> None:
     assert half.share == 0.5 and half.value == pytest.approx(0.3)
 
 
+def test_a_gain_at_the_threshold_stays_with_the_cheap_model() -> None:
+    gain = np.array([0.2, 0.3, 0.3, 0.4] * 500)
+    found = by_risk(gain, outcomes_of(np.ones((2000, 2))), grid=[0.3])
+    assert found.value == 0.3 and found.share == 0.25  # as where a router decides: gain > value
+    assert found.strong([0.3, 0.31]).tolist() == [False, True]
+    assert found.models_for([0.3, 0.31]).tolist() == [0, 1]
+
+
 def test_a_budget_that_cannot_be_is_refused() -> None:
     gain, outcomes = world(20, 0)
     dear = outcomes_of(outcomes.right, np.tile([1.0, 2.0], (20, 1)), "usd")
