@@ -50,6 +50,9 @@ class Question:
         count = self.count if h.shape[axis] == self.shape[1] else self.stop
         before = h.shape[axis] - count
         own = change(x.narrow(axis, before, count)).to(h.dtype)
+        if not torch.is_grad_enabled():  # nobody needs what it was, and the prompt is long
+            h.narrow(axis, before, count).add_(own)
+            return h
         changed = h.narrow(axis, before, count) + own
         return torch.cat([h.narrow(axis, 0, before), changed], dim=axis)
 

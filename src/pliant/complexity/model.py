@@ -280,9 +280,8 @@ class _MadeOf:
 @contextmanager
 def _nothing_run_again(base: nn.Module) -> Iterator[None]:
     """Gradient checkpointing would refuse the cache, and save nothing: only the rows are kept."""
-    on = [
-        m for m in base.modules() if base.training and getattr(m, "gradient_checkpointing", False)
-    ]
+    modules = base.modules() if base.training else ()
+    on = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
     for module in on:
         module.gradient_checkpointing = False  # type: ignore[assignment]
     try:

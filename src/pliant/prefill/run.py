@@ -6,6 +6,7 @@ r of them new, D features.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -77,9 +78,10 @@ def run(anatomy: Anatomy, inputs: dict[str, Any], *, head: bool = False) -> Ran:
     if not seen:
         kind = type(anatomy.model).__name__
         raise UnsupportedModel(f"{kind}: its forward never called the decoder that was found")
-    whole = seen[-1] if output is None else output
-    name = cache_name(whole) or cache_name(seen[-1])
-    cache = None if name is None else getattr(whole, name, None) or getattr(seen[-1], name)
+    # The decoder's output has the cache, or else (where it gives a tuple) the model's.
+    holder = seen[-1] if output is None or cache_name(seen[-1]) else output
+    name = cache_name(holder)
+    cache = None if name is None else getattr(holder, name)
     logits = None if output is None else output.logits[:, -1]
     return Ran(last_hidden_state(seen[-1]), cache, name, logits)
 
@@ -195,7 +197,13 @@ def _kept_for_autograd(cache: Any) -> AbstractContextManager[Any]:
 
 
 def _takes(anatomy: Anatomy, name: str) -> bool:
-    return name in inspect.signature(anatomy.model.forward).parameters
+    return name in _parameters(type(anatomy.model).forward)
+
+
+@functools.cache
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    """What a kind of model takes; whoever patches a model's forward must let that through."""
+    return frozenset(inspect.signature(forward).parameters)
 
 
 class _Enough(BaseException):
