@@ -137,6 +137,18 @@ def test_aiq_counted_by_hand() -> None:
     assert math.isnan(aiq([1, 2], dear_weak))
 
 
+def test_a_hull_is_concave_level_after_its_best_and_ends_at_the_last_cost() -> None:
+    from pliant.routing.curves import hull_area
+
+    def area(cost: list[float], quality: list[float]) -> float:
+        return hull_area(np.array(cost), np.array(quality))
+
+    assert area([1, 2, 3], [0.0, 0.1, 1.0]) == pytest.approx(1.0)  # the middle lies below
+    assert area([1, 2, 3], [0.0, 1.0, 0.5]) == pytest.approx(0.5 + 1.0)  # level after the best
+    assert area([1, 4, 3], [0.0, 1.0, 0.5]) == pytest.approx(0.5)  # nothing dearer than the last
+    assert area([1, 0, 3], [0.0, 0.5, 0.5]) == pytest.approx(1.0)  # cheaper than the first
+
+
 def test_groups_alone_say_nothing_within_groups() -> None:
     _, outcomes = sample()
     mean = {g: outcomes.gain[np.array(outcomes.groups) == g].mean() for g in set(outcomes.groups)}

@@ -415,6 +415,19 @@ def test_the_exact_chance_is_that_of_a_simulation_where_the_share_is_known() -> 
         assert simulated <= bound <= 2.5 * simulated + 0.01
 
 
+def test_each_bet_is_placed_before_its_round() -> None:
+    losses = np.random.default_rng(0).choice([-1.0, -0.25, 0.0, 1.0], 80)
+    limit, delta = 0.1, 0.05
+    stake, highest = 0.0, -math.inf
+    mean = [losses[: i + 1].sum() / (i + 2) for i in range(80)]
+    for i, loss in enumerate(losses):
+        seen = 0.25 + sum((losses[k] - mean[k]) ** 2 for k in range(i))
+        bet = min(math.sqrt(2 * math.log(1 / delta) / (80 * seen / (i + 1))), 0.75 / (1 - limit))
+        stake += math.log1p(bet * (limit - loss))
+        highest = max(highest, stake)
+    assert highest_stake(losses, limit, delta) == pytest.approx(highest)
+
+
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 30), st.floats(0.005, 0.3))
 def test_more_losses_never_prove_more(lost: int, gained: int, more: int, limit: float) -> None:
     n = 200
