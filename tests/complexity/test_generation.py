@@ -236,6 +236,14 @@ def test_a_mask_goes_with_a_tensor(scorer: Complexity) -> None:
         scorer.generate(PROMPTS, attention_mask=torch.ones(1, 1))
 
 
+def test_a_threshold_needs_a_score(model: PreTrainedModel, scorer: Complexity) -> None:
+    with pytest.raises(InvalidInput, match="leave_above = 'high'"):
+        scorer.generate(PROMPTS, leave_above="high")  # type: ignore[arg-type]
+    other = trained(attach(model, CPXConfig(outputs=("maths", "code")), name="other"))
+    with pytest.raises(InvalidInput, match="none is called 'score'"):
+        other.generate(PROMPTS, leave_above=0.5)
+
+
 def test_padding_on_the_right_is_moved(scorer: Complexity) -> None:
     ids = torch.tensor([[5, 6, 7, 0, 0], [9, 10, 11, 12, 13]])
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])

@@ -59,6 +59,7 @@ def generate(
     options: dict[str, Any],
 ) -> Generated:
     """Score and generate; see `Complexity.generate`."""
+    _check_threshold(scorer, leave_above)
     ids = _ids(scorer, prompts, settings, options)
     copies = _copies(scorer, options)
     logits = np.zeros((len(ids), len(scorer.config.outputs)))
@@ -191,6 +192,15 @@ class _Watch:
 
 class _Left(BaseException):
     """Some prompts leave. Not an Exception: no code in between may take it for an error."""
+
+
+def _check_threshold(scorer: Complexity, leave_above: Leaving | None) -> None:
+    """Before anything runs: a number, and a score that it could be held against."""
+    if leave_above is None or callable(leave_above):
+        return
+    if isinstance(leave_above, bool) or not isinstance(leave_above, (int, float)):
+        raise InvalidInput(f"leave_above = {leave_above!r}: give a number (0 to 1) or a function")
+    _ = Scores(scorer.config.outputs, np.zeros((0, len(scorer.config.outputs)))).score
 
 
 def _ids(
