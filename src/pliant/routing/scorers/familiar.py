@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pliant.routing.continuing import Prefilling
 
 _LENGTH, _MOST = 5, 20_000
-_BITS = 2**17  # 16 KB, of which at most 15 % are set: few runs are known by accident
+_BITS = 2**18  # 32 KB, of which at most 8 % are set: few runs are known by accident
 _RARE = 0.005
 """The share of like prompts that is taken for unlike."""
 _DIGIT, _SPACE = re.compile(r"\d"), re.compile(r"\s+")

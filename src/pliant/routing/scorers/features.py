@@ -16,6 +16,7 @@ from pliant.routing.scorers.protocol import State
 Floats = NDArray[np.float64]
 
 _DIGIT = re.compile(r"\d")
+_NUMBER = re.compile(r"\d+")
 _TOKEN = r"(?u)\w+|[^\w\s]"
 
 
@@ -158,4 +159,17 @@ def surface(text: str) -> list[float]:
         sum(map(len, words)) / len(words),
         float(max(map(len, words))),
         len(set(words)) / len(words),
+        *_numbers(text),
+    ]
+
+
+def _numbers(text: str) -> list[float]:
+    """How many numbers there are, how many different ones, and how large they get."""
+    found = {run: len(run) for run in _NUMBER.findall(text)}
+    return [
+        np.log1p(sum(1 for _ in _NUMBER.finditer(text))),
+        float(len(found)),
+        float(max(found.values(), default=0)),
+        np.log1p(sum(text.count(mark) for mark in ".!?")),
+        float(sum(text.count(mark) for mark in "%/$")),
     ]

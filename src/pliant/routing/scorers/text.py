@@ -37,7 +37,7 @@ class Text(Scorer):
 
     kind = "text"
     settings: ClassVar[TextSettings] = TextSettings(words=20_000, waves=200)
-    strengths: ClassVar[tuple[float, ...]] = (5.0, 15.0, 45.0)
+    strengths: ClassVar[tuple[float, ...]] = (5.0, 15.0, 45.0, 135.0)
 
     def __init__(self) -> None:
         self.features = TextFeatures(self.settings)
