@@ -138,6 +138,16 @@ def test_a_copied_model_has_a_scorer_of_its_own(model: PreTrainedModel) -> None:
     assert not np.allclose(own.score(PROMPTS).logits, before)
 
 
+def test_a_compiled_base_is_one_graph_while_nobody_asks(model: PreTrainedModel) -> None:
+    scorer = made(model, rows=2, lora_rank=2)
+    before, scores = logits(model), scorer.score(PROMPTS).logits
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(logits(compiled), before)
+    assert np.array_equal(scorer.score(PROMPTS).logits, scores)
+    assert torch.equal(logits(compiled), before)
+
+
 def test_disabled_it_does_not_pretend_to_score(model: PreTrainedModel) -> None:
     scorer = made(model)
     with scorer.disabled(), pytest.raises(AdapterError, match="disabled in this thread"):
