@@ -10,6 +10,9 @@ Label a file of prompts with who gets them right, fit a router on the labels, as
 # `pliant.cli.routes.<name>` has a function of that name, and an EXAMPLE.
 COMMANDS = {
     "ask": "Ask a prompt through a router.",
+    "calibrate": "Set a router's probabilities and threshold anew.",
+    "evaluate": "Measure a router on prompts that it was not made on.",
+    "fit": "From labels to a router: try scorers, keep one, set its threshold.",
     "label": "Run models over prompts: who is right, and at what cost?",
 }
 EXAMPLE = (

@@ -19,6 +19,7 @@ from pliant.routing.outcomes import Outcomes
 from pliant.routing.parts import Parts
 from pliant.routing.paths import path
 from pliant.routing.scorers import Scorer, kind_class, make
+from pliant.routing.scorers.cpx import Cpx
 from pliant.stats import Band, bootstrap_counts
 
 Floats = NDArray[np.float64]
@@ -73,7 +74,9 @@ def climb(
     """Fit every scorer and hold it against the best on the ladder split."""
     for kind in kinds:
         kind_class(kind)  # a wrong name is said before the work
-    rungs = [_rung(kind, parts, base, seed) for kind in progress(kinds, "fitting")]
+    rungs: list[Rung] = []
+    for kind in progress(kinds, "fitting"):
+        rungs.append(_rung(_scorer(kind, base, rungs), parts, seed))
     best = max(rungs, key=lambda rung: rung.value.value)
     return [
         rung if rung is best else _held_against(rung, best, parts.ladder)
@@ -145,8 +148,18 @@ def _area(gain: Floats, outcomes: Outcomes) -> Callable[[Floats], Floats]:
     return measure
 
 
-def _rung(kind: str, parts: Parts, base: str | None, seed: int) -> Rung:
-    scorer = make(kind, base=base) if kind in READS_A_MODEL else make(kind)
+def _scorer(kind: str, base: str | None, before: Sequence[Rung]) -> Scorer:
+    """What both texts and tokens are read by takes the capacity that was chosen for the token."""
+    if kind not in READS_A_MODEL:
+        return make(kind)
+    chosen = [rung.scorer for rung in before if isinstance(rung.scorer, Cpx)]
+    if kind == "cpx+text" and chosen:
+        return make(kind, base=base, capacities=[chosen[0].capacity])
+    return make(kind, base=base)
+
+
+def _rung(scorer: Scorer, parts: Parts, seed: int) -> Rung:
+    kind = scorer.kind
     begun = time.perf_counter()
     scorer.fit(parts.train, parts.choice, seed)
     seconds = time.perf_counter() - begun

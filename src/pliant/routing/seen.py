@@ -21,15 +21,25 @@ def write(folder: Path, prompts: Iterable[str]) -> None:
     write_arrays(folder / FILE, {"prompts": np.unique(_hashes(prompts))})
 
 
+def add(folder: Path, prompts: Iterable[str]) -> None:
+    """Keep some more."""
+    both = np.concatenate([_known(folder), _hashes(prompts)])
+    write_arrays(folder / FILE, {"prompts": np.unique(both)})
+
+
 def among(folder: Path, prompts: Sequence[str]) -> NDArray[np.bool_]:
     """Which of these prompts the router in `folder` was made on, but for case and white space.
 
     Of prompts that it was not, one in 100,000 is taken for one that it was, at 40,000 labels.
     """
+    return np.isin(_hashes(prompts), _known(folder))
+
+
+def _known(folder: Path) -> NDArray[np.uint32]:
     known = read_arrays(folder / FILE).get("prompts")
     if known is None:
         raise CorruptFile(f"{folder / FILE}: holds no prompts")
-    return np.isin(_hashes(prompts), known)
+    return known
 
 
 def _hashes(prompts: Iterable[str]) -> NDArray[np.uint32]:

@@ -37,15 +37,16 @@ class CpxAndText(Scorer):
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         seen, unseen = train.split((0.8, 0.2), seed) if choice is None else (train, choice)
-        if choice is not None:
-            self.cpx.choose(train, choice, seed)
-            self.text.choose(train, choice, seed)
-        self.cpx.learn(seen, seed)
-        self.text.learn(seen, seed)
-        self.stack = Stack().fit(self._said(unseen.prompts), unseen.right)
         everything = together(train, choice)
-        self.cpx.learn(everything, seed)
-        self.text.learn(everything, seed)
+        with self.cpx.remembering(everything):
+            if choice is not None:
+                self.cpx.choose(train, choice, seed)
+                self.text.choose(train, choice, seed)
+            self.cpx.learn(seen, seed)
+            self.text.learn(seen, seed)
+            self.stack = Stack().fit(self._said(unseen.prompts), unseen.right)
+            self.cpx.learn(everything, seed)
+            self.text.learn(everything, seed)
         return self
 
     def predict(

@@ -7,7 +7,8 @@ the one that is chosen is then trained on both. benchmarks/routing_nano.py measu
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -51,6 +52,8 @@ class Capacity:
 CAPACITIES = (Capacity(1, 0), Capacity(1, 4), Capacity(1, 8), Capacity(4, 8))
 
 
+_ROOM, _SAMPLE = 8e9, 8
+"""Bytes of keys and values that are held in memory, estimated from so many of the longest."""
 _MOST_FOR_CHOOSING = 8_000
 """Training rows that the candidates of a choice see."""
 
@@ -82,6 +85,7 @@ class Cpx(Scorer):
         """Of each candidate on the choice split, the mean squared error of the gain."""
         self.models: tuple[str, ...] = ()
         self.scorer: Complexity | None = None
+        self._known: _Known | None = None
 
     @property
     def base(self) -> Base:
@@ -90,9 +94,21 @@ class Cpx(Scorer):
         return self.given
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
-        if choice is not None:
-            self.choose(train, choice, seed)
-        return self.learn(together(train, choice), seed)
+        everything = together(train, choice)
+        with self.remembering(everything):
+            if choice is not None:
+                self.choose(train, choice, seed)
+            return self.learn(everything, seed)
+
+    @contextmanager
+    def remembering(self, outcomes: Outcomes) -> Iterator[None]:
+        """Compute the prompts' keys and values once for all trainings inside, where they are few
+        enough for memory; else each training decides by itself."""
+        self._known = _Known(self.base, outcomes.prompts)
+        try:
+            yield
+        finally:
+            self._known = None
 
     def choose(self, train: Outcomes, choice: Outcomes, seed: int = 0) -> None:
         """Find the capacity that, learned on `train`, is best on `choice`."""
@@ -175,7 +191,34 @@ class Cpx(Scorer):
             torch.manual_seed(seed)
             self.scorer = attach(model, config, tokenizer, name=_free(model))
             prompts = self.base.framed(outcomes.prompts)
-            fit(self.scorer, prompts, outcomes.right, seed=seed, **self.lesson)
+            known = None
+            if self._known is not None:
+                known = self._known.of(self.scorer, outcomes.prompts)
+            fit(self.scorer, prompts, outcomes.right, prefixes=known, seed=seed, **self.lesson)
+
+
+class _Known:
+    """Stored prefixes of prompts, by the layer that they were run to."""
+
+    def __init__(self, base: Base, prompts: Sequence[str]) -> None:
+        self.base, self.prompts = base, list(dict.fromkeys(prompts))
+        self.row = {prompt: i for i, prompt in enumerate(self.prompts)}
+        self.stored: dict[int | None, Any] = {}
+
+    def of(self, scorer: Complexity, prompts: Sequence[str]) -> Any:
+        """Those of some prompts; None where all of them would not fit into memory."""
+        layer = scorer.config.layer
+        if layer not in self.stored:
+            self.stored[layer] = self._computed(scorer)
+        found = self.stored[layer]
+        return None if found is None else found.take([self.row[prompt] for prompt in prompts])
+
+    def _computed(self, scorer: Complexity) -> Any:
+        from pliant.complexity.fitting import remember
+
+        some = sorted(self.prompts, key=len)[-_SAMPLE:]  # the longest: a bound for all
+        most = remember(scorer, self.base.framed(some)).bytes / len(some) * len(self.prompts)
+        return remember(scorer, self.base.framed(self.prompts)) if most < _ROOM else None
 
 
 def _told(scores: Scores) -> Predictions:

@@ -28,6 +28,8 @@ from pliant.routing.scorers.protocol import Predictions, Scorer, State
 from pliant.routing.scorers.stack import Stack
 
 _FOLDS = 5
+_FEW, _DEALS, _APART = 10_000, 3, 1000
+"""Of few labels the folds are dealt several times: one deal's chance shows in the second storey."""
 _GROUP = 0.3**0.5
 """The length of a group's column, beside the 1 of the words: chosen on half of MMLU's labels."""
 
@@ -103,9 +105,17 @@ class Text(Scorer):
         return self._matrix(outcomes.prompts, outcomes.groups)
 
     def _fit_both(self, x: Any, outcomes: Outcomes, strength: float, seed: int) -> None:
-        parts = folds(outcomes, _FOLDS, seed)
-        said = out_of_fold(x, outcomes.right, parts, lambda a, b: ridge(a, b, strength))
-        self.stack = Stack().fit(said, outcomes.right)
+        dealt = range(_DEALS if len(outcomes) <= _FEW else 1)
+        said = [
+            out_of_fold(
+                x,
+                outcomes.right,
+                folds(outcomes, _FOLDS, seed + _APART * deal),
+                lambda a, b: ridge(a, b, strength),
+            )
+            for deal in dealt
+        ]
+        self.stack = Stack().fit(np.mean(said, axis=0), outcomes.right)
         self.head = ridge(x, outcomes.right, strength)
 
     def _matrix(self, prompts: Sequence[Prompt], groups: Sequence[str] | None) -> Any:

@@ -1,0 +1,108 @@
+"""`pliant route evaluate`: a router on prompts that it was not made on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pliant.reports.tables import Table
+    from pliant.routing.evaluate import Evaluation
+
+EXAMPLE = "pliant route evaluate --router my-router --labels test.jsonl"
+
+
+def evaluate(
+    router: Annotated[Path, typer.Option(help="The folder that `pliant route fit` has made.")],
+    labels: Annotated[str, typer.Option(help="Labels of other prompts.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="The columns of the models, the cheapest first.")
+    ] = None,
+    question_column: Annotated[
+        str, typer.Option(help="Names the question, where several prompts word the same one.")
+    ] = "question",
+    limit: Annotated[int | None, typer.Option(help="Only the first labels.", min=1)] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Measure a router on held-out labels, beside its baselines.
+
+    Prompts that the router was made on are left out, and their number is said.
+    """
+    from transformers.utils import logging
+
+    from pliant.cli import terminal
+    from pliant.data import read_rows
+    from pliant.routing.evaluate import evaluate as measure
+    from pliant.routing.outcomes import Outcomes
+
+    logging.disable_progress_bar()
+    outcomes = Outcomes.read(labels, models=model or None, limit=limit)
+    asked = [row.get(question_column) for row in read_rows(labels, [], limit=limit)]
+    questions = None if None in asked else [str(name) for name in asked]
+    found = measure(router, outcomes, questions)
+    if json:
+        terminal.print_json(found.as_dict())
+        return
+    console = terminal.console()
+    for table in tables(found):
+        table.draw(console)
+    for sentence in sentences(found):
+        console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
+
+
+def tables(found: Evaluation) -> list[Table]:
+    """Metrics with their bands, the baselines beside them, and how the probabilities are kept."""
+    from pliant.reports.tables import Table
+
+    head = ["", found.scorer, *found.baselines]
+    rows = [
+        [name, str(band), *(str(said.metrics[name]) for said in found.baselines.values())]
+        for name, band in found.metrics.items()
+    ]
+    made = [Table("On held-out prompts, with 95 % bands", head, rows, right=frozenset(head[1:]))]
+    if found.calibration:
+        head = ["P(right)", "ECE", "a constant's", "Brier", "a constant's Brier", "skill"]
+        rows = [
+            [
+                kept.model,
+                f"{kept.ece:.3f}",
+                f"{kept.ece_constant:.3f}",
+                f"{kept.brier:.3f}",
+                f"{kept.brier_constant:.3f}",
+                "-" if kept.skill is None else f"{kept.skill:.2f}",
+            ]
+            for kept in found.calibration
+        ]
+        made.append(Table("Probabilities", head, rows, right=frozenset(head[1:])))
+    return made
+
+
+def sentences(found: Evaluation) -> list[str]:
+    report, routed = found.report, found.routed
+    weak, strong = report.models[0], report.models[-1]
+    said = []
+    if found.left_out:
+        said.append(
+            f"WARNING: {found.left_out:,} of these prompts are among those that the router was "
+            "made on; they were left out, and count nowhere above."
+        )
+    said.append(
+        f"{report.n:,} prompts. {weak} alone {report.weak_quality:.3f}, {strong} alone "
+        f"{report.strong_quality:.3f}, the best possible APGR {report.oracle_apgr:.3f}."
+    )
+    said.append(
+        f"At the router's threshold {routed.share:.1%} of calls go to {strong}: quality "
+        f"{routed.quality}, {routed.of_strong} of {strong}'s, at {routed.of_strong_cost} of its "
+        "cost."
+    )
+    if found.far is not None:
+        said.append(f"{found.far:.1%} of the prompts are unlike those that it was made on.")
+    if found.paraphrases is not None:
+        same = found.paraphrases
+        said.append(
+            f"Of {same.questions:,} questions in several wordings {same.same_model:.1%} go to one "
+            f"model in all of them; the predicted gain moves by {same.spread:.3f} on average."
+        )
+    return said

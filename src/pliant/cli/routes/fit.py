@@ -1,0 +1,140 @@
+"""`pliant route fit`: from labels to a router, by way of a ladder of scorers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pliant.reports.tables import Table
+    from pliant.routing.fit import Fitted
+    from pliant.routing.ladder import Rung
+    from pliant.stats import Band
+
+EXAMPLE = "pliant route fit --labels labels.jsonl --out my-router --base nano-s"
+
+
+def fit(
+    labels: Annotated[str, typer.Option(help="What `pliant route label` wrote, or another table.")],
+    out: Annotated[Path, typer.Option(help="The router's folder.", file_okay=False)],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Models of the labels, the cheapest first. Left out: by their cost."),
+    ] = None,
+    ladder: Annotated[
+        bool, typer.Option("--ladder", help="Try every scorer; so it is without --scorer, too.")
+    ] = False,
+    scorer: Annotated[list[str] | None, typer.Option(help="Try this one; one option each.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The model that cpx and probe read: the small one, say.")
+    ] = None,
+    goal: Annotated[
+        str | None, typer.Option(help="In words. Left out: 95 % of the large model's quality.")
+    ] = None,
+    lam: Annotated[
+        float | None, typer.Option(help="Instead of a goal: what a unit of cost is worth.", min=0)
+    ] = None,
+    calibration: Annotated[str, typer.Option(help="platt, temperature or isotonic.")] = "platt",
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL=BACKEND", help="How a model is reached, if not by its name."),
+    ] = None,
+    groups_known: Annotated[
+        bool, typer.Option("--groups-known", help="Whoever routes knows each prompt's group.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(help="Only the first labels.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of the splits and of the training.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Fit a router: try scorers, keep the cheapest that is as good as the best, set its threshold.
+
+    Ctrl-C leaves no half-written router: what was in the folder before still stands.
+    """
+    from transformers.utils import logging
+
+    from pliant.cli import terminal
+    from pliant.errors import InvalidInput
+    from pliant.routing.fit import GOAL
+    from pliant.routing.fit import fit as make_router
+    from pliant.routing.outcomes import Outcomes
+
+    logging.disable_progress_bar()
+    if goal is not None and lam is not None:
+        raise InvalidInput("--goal and --lam: one of the two, for each sets the threshold")
+    if ladder and scorer:
+        raise InvalidInput("--ladder tries every scorer: leave --scorer out, or --ladder")
+    done = make_router(
+        Outcomes.read(labels, models=model or None, limit=limit),
+        out,
+        scorers=scorer,
+        base=base,
+        goal=goal or GOAL,
+        lam=lam,
+        calibrate_by=calibration,
+        backends=dict(_pair(text) for text in backend or []),
+        groups_known=groups_known,
+        seed=seed,
+        progress=terminal.track,
+    )
+    if json:
+        terminal.print_json(done.as_dict())
+    else:
+        _draw(done)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    from pliant.errors import InvalidInput
+
+    name, equals, backend = text.partition("=")
+    if not (name and equals and backend):
+        raise InvalidInput(f"--backend {text!r}: write it as MODEL=BACKEND")
+    return name, backend
+
+
+def _draw(done: Fitted) -> None:
+    from pliant.cli import terminal
+
+    console, sizes = terminal.console(), done.parts.sizes()
+    ladder_table(done).draw(console)
+    found = done.evaluation
+    sentences = [
+        f"Kept: {done.kept.kind}, the cheapest a decision of those that tie with the best.",
+        "Labels: " + ", ".join(f"{n:,} {name}" for name, n in sizes.items()) + ".",
+        f"{done.parts.how[0].upper()}{done.parts.how[1:]}.",
+        done.file.threshold.sentence,
+        f"On {found.report.n:,} test prompts: {found.routed.share:.1%} of calls to "
+        f"{done.file.models[-1].name}, at {found.routed.of_strong} of its quality; "
+        f"APGR {found.metrics['apgr']}, at most {found.report.oracle_apgr:.3f}.",
+        f"Router: {done.folder}",
+    ]
+    for sentence in sentences:
+        console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
+
+
+def ladder_table(done: Fitted) -> Table:
+    from pliant.reports.tables import Table
+
+    what = "APGR" if len(done.file.models) == 2 else "area"
+    head = ["scorer", what, "behind the best (95 %)", "ms a decision", "size", "fitted in", ""]
+    rows = [_row(rung, rung is done.kept) for rung in done.rungs]
+    return Table("The ladder", head, rows, right=frozenset(head[1:6]), colours={"kept": "green"})
+
+
+def _row(rung: Rung, kept: bool) -> list[str]:
+    from pliant.reports.tables import size
+
+    return [
+        rung.kind,
+        f"{rung.value.value:.3f}",
+        "-" if rung.behind is None else _signed(rung.behind),
+        f"{rung.ms:.2f}",
+        size(rung.size),
+        f"{rung.fit_seconds:.1f} s",
+        "kept" if kept else "",
+    ]
+
+
+def _signed(band: Band) -> str:
+    return f"{band.value:+.3f} [{band.low:+.3f}, {band.high:+.3f}]"
