@@ -45,6 +45,7 @@ def scorer_on(model: nn.Module | None = None, **changes: Any) -> Complexity:
 def trainer(scorer: Any, folder: Path, *, args: Any = None, **changes: Any) -> CPXTrainer:
     train, held = changes.pop("train", rows()), changes.pop("held", None)
     settings: dict[str, Any] = {"num_epochs": 3, "batch_size": 4, "scheduler": "constant"}
+    settings |= {"rows_learning_rate": 1e-2, "lora_learning_rate": 1e-2}
     settings |= {"warmup": 0.0, "max_grad_norm": 0.0, "output_dir": str(folder)}
     config = CPXTrainingConfig(**{**settings, **changes})
     given = {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1, **(args or {})}
@@ -238,6 +239,15 @@ def test_each_kind_of_parameter_has_its_rate_and_decay(tmp_path: Path) -> None:
     assert found.pop("head.weight") == (3e-4, 0.01)
     assert found.pop("head.bias") == found.pop("query") == (3e-4, 0.0)
     assert set(found.values()) == {(1.5e-4, 0.01)} and len(found) == 2 * 7 * 2
+
+
+def test_the_rows_rate_goes_with_their_size(tmp_path: Path) -> None:
+    scorer = scorer_on()
+    torch.nn.init.constant_(scorer.rows, 0.5)
+    run = trainer(scorer, tmp_path, learning_rate=0.01, rows_learning_rate=None)
+    run.create_optimizer()
+    found = sorted({group["lr"] for group in run.optimizer.param_groups})
+    assert found == pytest.approx([0.01, 0.09])
 
 
 def test_rows_stay_where_only_the_head_is_trained(tmp_path: Path) -> None:

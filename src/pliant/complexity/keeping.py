@@ -49,8 +49,12 @@ def decide(
     folder: Path,
     device: Any = None,
     processes: int = 1,
+    alike: bool = False,
 ) -> Kept:
-    """How to keep these prompts, each of which will be used so many times."""
+    """How to keep these prompts, each of which will be used so many times.
+
+    `alike`: all processes must run the model equally often, whatever each finds on its machine.
+    """
     if reason := why_not_exact(learner):
         return Kept("recompute", reason)
     if wanted == "recompute":
@@ -71,6 +75,8 @@ def decide(
         return Kept(wanted, "asked for", size)
     if size * processes <= SHARE * free_memory():
         return Kept("memory", f"{_bytes(size)} fit into memory", size)
+    if alike:
+        return Kept("disk", f"{_bytes(size)} do not fit into memory (sharded: not measured)", size)
     return _cheapest(size, uses, run, batch, layout, folder)
 
 

@@ -37,9 +37,9 @@ class CPXTrainingConfig:
     learning_rate: float = 1e-2
     """The head's."""
     rows_learning_rate: float | None = None
-    """The [CPX] rows'; none: as `learning_rate`."""
+    """The [CPX] rows'; none: 18 times `learning_rate`, times the rows' root mean square."""
     lora_learning_rate: float | None = None
-    """LoRA's; none: as `learning_rate`."""
+    """LoRA's, and that of a base that is trained; none: 0.3 times `learning_rate`."""
     weight_decay: float = 0.01
     """Of the head's and LoRA's matrices; never of the rows, of a bias or of the query."""
     num_epochs: int = 4
