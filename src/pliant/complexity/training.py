@@ -38,8 +38,8 @@ from pliant.errors import AdapterError, InvalidInput
 
 ROWS, LORA = 18.0, 0.3
 """The rates beside the head's, where none is set; the rows' goes with their root mean square, too.
-Measured on nano-s (8,000 labels, 4 epochs, the head's rate .01): evaluation loss .56 and .54 at rates
-of .03 and .1 of the rows; with LoRA of rank 4, .49, .47 and .54 at .001, .003 and .01 of the LoRA."""
+Measured on nano-s (8,000 labels, 4 epochs, the head's rate .01): an evaluation loss of .56 and .54
+at rates of .03 and .1 of the rows; with LoRA of rank 4, .49, .47 and .54 at its .001, .003, .01."""
 BASE = "base.safetensors"  # what is trained of the base, beside a checkpoint's scorer
 
 
