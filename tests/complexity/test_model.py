@@ -18,7 +18,6 @@ from pliant.adapters import attached
 from pliant.anatomy.tiny import tiny_model
 from pliant.complexity import Complexity, CPXConfig, attach
 from pliant.errors import AdapterError, InvalidInput, WrongBase
-from pliant.loading import load
 from pliant.prefill import Batch, Prefilled, keeps_cache, prefill
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15], [16], [20, 21, 22, 23]]
@@ -276,82 +275,6 @@ def test_a_base_whose_weights_are_elsewhere_is_scored_and_generates(
         assert ours is not None and theirs is not None and torch.equal(ours, theirs)
     scorer.logits(torch.tensor(PROMPTS[:1])).sum().backward()
     assert scorer.rows.grad is not None and scorer.rows.device.type == "cpu"
-
-
-# --- prompts --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def nano() -> Any:
-    model, tokenizer = load("nano-s")
-    scorer = trained(attach(model, CPXConfig(), tokenizer))
-    yield scorer
-    scorer.detach()
-
-
-def test_texts_messages_and_ids_are_the_same_prompt(nano: Complexity) -> None:
-    text = "What is 2 + 2?"
-    messages = [{"role": "user", "content": text}]
-    rendered = "<|user|>What is 2 + 2?<|assistant|>"
-    ids = nano.tokenizer(rendered)["input_ids"]
-    one = nano.score([ids]).score
-    assert nano.score([messages]).score == pytest.approx(one, abs=1e-6)
-    assert nano.score([text], chat=True).score == pytest.approx(one, abs=1e-6)
-    assert nano.score([rendered]).score == pytest.approx(one, abs=1e-6)
-    assert abs(nano.score([text]).score - one)[0] > 1e-4  # a plain text is taken as it is
-    mixed = nano.score([text, messages, torch.tensor(ids)]).score
-    assert mixed[1:] == pytest.approx(np.repeat(one, 2), abs=1e-5)
-
-
-def test_many_turns_are_one_prompt(nano: Complexity) -> None:
-    turns = [("user", "What is 2 + 2?"), ("assistant", "4"), ("user", "What is 7 + 1?")]
-    messages = [{"role": role, "content": content} for role, content in turns]
-    whole = "<|user|>What is 2 + 2?<|assistant|>4<|end|><|user|>What is 7 + 1?<|assistant|>"
-    assert nano.score([messages]).score == pytest.approx(nano.score([whole]).score, abs=1e-6)
-    assert abs(nano.score([messages]).score - nano.score([messages[2:]]).score)[0] > 1e-4
-
-
-def test_an_empty_prompt_has_a_score(nano: Complexity) -> None:
-    """Where the model has no token to begin with, the rows run alone."""
-    assert nano.anatomy.config.bos_token_id is None
-    scores = nano.score(["", "What is 2 + 2?", ""]).score
-    assert scores[0] == scores[2] and 0 < scores[0] < 1
-    assert scores[1] == pytest.approx(nano.score(["What is 2 + 2?"]).score[0], abs=1e-5)
-    begun = made(tiny_llama())
-    assert begun.score([[], [1]]).score == pytest.approx(begun.score([[1]] * 2).score, abs=1e-6)
-
-
-def test_no_prompts_have_no_scores(nano: Complexity) -> None:
-    assert nano.score([]).logits.shape == (0, 1)
-
-
-def test_a_prompt_that_does_not_fit_is_named() -> None:
-    scorer = made(tiny_llama(), rows=2)  # a context of 64
-    fits, longer = list(range(1, 63)), [9, *range(1, 63)]
-    assert len(scorer.score([fits])) == 1
-    with pytest.raises(InvalidInput, match=r"prompt 1 is 63 tokens long; the model takes 62"):
-        scorer.score([fits, longer])
-    kept = scorer.score([longer], truncation="left").logits
-    assert np.array_equal(kept, scorer.score([fits]).logits)
-    kept = scorer.score([longer], truncation="right").logits
-    assert np.array_equal(kept, scorer.score([longer[:-1]]).logits)
-    with pytest.raises(InvalidInput, match="truncation = 'middle'"):
-        scorer.score([fits], truncation="middle")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("prompts", "said"),
-    [
-        ("one text", "give a list"),
-        ([3.5], "prompt 0 is of type float"),
-        (["a text"], "no tokenizer"),
-        ([[1, 2], [{"role": "user", "content": "a"}]], "prompt 1 is a list of messages"),
-        ([["a", "b"]], "prompt 0 is of type list"),
-    ],
-)
-def test_what_is_no_prompt_is_named(model: PreTrainedModel, prompts: Any, said: str) -> None:
-    with pytest.raises(InvalidInput, match=said):
-        made(model).score(prompts)
 
 
 # --- what cannot be -------------------------------------------------------------------------------
