@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,20 @@ if TYPE_CHECKING:
 # What is drawn in it takes the page's own colour of ink: see `page`.
 INK = "#000000"
 COLOURS = ("#98a2b3", "#2e6fdb", "#14804a", "#d97706", "#9333ea")
+_SIZE, _WIDE = (5.6, 3.4), (9.0, 4.6)  # inches: two beside each other, and one alone
+_DASHES = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line through points; with limits, in a band."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    faint: bool = False
+    """What is there to be compared with."""
 
 
 def bars(
@@ -52,12 +67,102 @@ def curve(
     return out.getvalue()
 
 
+def lines(
+    drawn: Mapping[str, Line],
+    marks: Mapping[str, tuple[float, float]],
+    x: str,
+    y: str,
+) -> str:
+    """Many lines in one wide picture: the main ones in their bands, the faint ones to compare."""
+    main = [name for name, line in drawn.items() if not line.faint]
+    others = [name for name in drawn if name not in main]
+    with _drawing(x, y, _WIDE) as (axes, out):
+        for i, name in enumerate(others):
+            # No two alike: when the colours are used up, they come again with other dashes.
+            colour = COLOURS[(0, 2, 3, 4)[i % 4]]
+            dashes, line = _DASHES[(i // 4 + 1) % len(_DASHES)], drawn[name]
+            axes.plot(line.x, line.y, dashes, label=name, color=colour, linewidth=1.4)
+        for name in main:
+            line, colour = drawn[name], COLOURS[1]
+            if line.low is not None and line.high is not None:
+                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, lw=0)
+            axes.plot(line.x, line.y, label=name, color=colour, linewidth=2.4)
+        for name, (at, height) in marks.items():
+            axes.plot([at], [height], "o", color=INK, markersize=6)
+            axes.annotate(name, (at, height), (10, -16), textcoords="offset points", fontsize=10)
+        axes.margins(0.06)
+        axes.grid(alpha=0.15, color=INK)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=10)
+    return out.getvalue()
+
+
+def reliability(bins: Sequence[tuple[float, float, float]], x: str, y: str) -> str:
+    """What was predicted against what was so, (prediction, share, count) a bin.
+
+    Bars at the foot show where the predictions lie: the area of each is the count of its bin.
+    """
+    said = [p for p, _, _ in bins]
+    found = [share for _, share, _ in bins]
+    total = sum(count for _, _, count in bins) or 1.0
+    constant = sum(share * count for _, share, count in bins) / total
+    with _drawing(x, y) as (axes, out):
+        places = _bars_at_the_foot(bins)
+        axes.bar(
+            [left for left, _, _ in places],
+            [height for _, _, height in places],
+            [width for _, width, _ in places],
+            align="edge",
+            color=COLOURS[0],
+            alpha=0.35,
+            label="predictions",
+        )
+        axes.plot([0, 1], [0, 1], color=COLOURS[0], linewidth=1.2, label="perfect")
+        axes.plot([constant], [constant], "s", color=COLOURS[3], markersize=7, label="constant")
+        axes.plot(said, found, "o-", color=COLOURS[1], linewidth=1.6, markersize=5, label="router")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        _legend(axes, 4)
+    return out.getvalue()
+
+
+def histograms(
+    edges: Sequence[float], counts: Mapping[str, Sequence[float]], x: str, y: str
+) -> str:
+    """Counts in the same bins, one over the other and both to be seen through."""
+    colours = (COLOURS[2], COLOURS[3], COLOURS[4])
+    with _drawing(x, y) as (axes, out):
+        for i, (name, heights) in enumerate(counts.items()):
+            axes.stairs(heights, edges, fill=True, color=colours[i], alpha=0.3)
+            axes.stairs(heights, edges, color=colours[i], linewidth=1.6, label=name)
+        axes.set_xlim(edges[0], edges[-1])
+        _legend(axes, len(counts))
+    return out.getvalue()
+
+
+def _bars_at_the_foot(
+    bins: Sequence[tuple[float, float, float]],
+) -> list[tuple[float, float, float]]:
+    """(left, width, height): each bin reaches half-way to its neighbours."""
+    together: dict[float, float] = {}
+    for at, _, count in bins:
+        together[at] = together.get(at, 0.0) + count
+    at = sorted(together)
+    middles = [(a + b) / 2 for a, b in zip(at, at[1:], strict=False)]
+    lefts = [max(0.0, at[0] - 0.05), *middles]
+    rights = [*middles, min(1.0, at[-1] + 0.05)]
+    # Bins that lie closer than this are drawn as if they did not, or they would dwarf the rest.
+    widths = [max(right - left, 0.02) for left, right in zip(lefts, rights, strict=True)]
+    density = [together[p] / width for p, width in zip(at, widths, strict=True)]
+    scale = 0.25 / max(*density, 1e-12)
+    return [(left, width, d * scale) for left, width, d in zip(lefts, widths, density, strict=True)]
+
+
 def _legend(axes: Axes, columns: int) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, frameon=False, fontsize=9)
 
 
 @contextmanager
-def _drawing(x: str, y: str) -> Iterator[tuple[Axes, StringIO]]:
+def _drawing(x: str, y: str, size: tuple[float, float] = _SIZE) -> Iterator[tuple[Axes, StringIO]]:
     """Axes to draw on; when the block ends, the picture stands in the text beside them.
 
     Made without pyplot: no global state, no window system.
@@ -70,7 +175,7 @@ def _drawing(x: str, y: str) -> Iterator[tuple[Axes, StringIO]]:
     with rc_context(
         {"svg.hashsalt": "pliant", "svg.fonttype": "none", "font.family": "sans-serif"}
     ):
-        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel(x)
