@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pliant import prefill
-from pliant.complexity.stock import Stock
+from pliant.complexity.stock import Stock, table_of
 from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.errors import UnsupportedModel
 from pliant.prefill import Batch
@@ -105,8 +105,8 @@ def _of_texts(cpx: CPXTokenizer, tokenizer: Any, rendered: bool) -> list[list[in
 
 def _random(scorer: Complexity, cpx: CPXTokenizer) -> list[list[int]]:
     special = set(cpx.all_special_ids)
-    known = [i for i in range(scorer.anatomy.embeddings.weight.shape[0]) if i not in special]  # type: ignore[union-attr,operator]
-    known = [i for i in known if i < cpx.cpx_token_id]
+    rows = min(len(table_of(scorer)), cpx.cpx_token_id)
+    known = [i for i in range(rows) if i not in special]
     generator = torch.Generator().manual_seed(0)
     room = scorer._room or max(LENGTHS)
     return [

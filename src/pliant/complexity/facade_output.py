@@ -14,7 +14,7 @@ from pliant.prefill import Prefilled
 
 
 @dataclass
-class CPXOutput(ModelOutput):  # type: ignore[misc]
+class CPXOutput(ModelOutput):
     """`logits, outputs = model(...)`; `loss` is there by name, and as the first by index."""
 
     loss: Tensor | None = None

@@ -47,7 +47,7 @@ def stock_model(
 ) -> Stock:
     """The base's decoder, or its first layers, with [CPX] among the embeddings and the head."""
     base: Any = scorer.base
-    table = _table(scorer)
+    table = table_of(scorer)
     if cpx.cpx_token_id > len(table):
         raise InvalidInput(
             f"the tokenizer knows ids up to {cpx.cpx_token_id - 1}, and the base has {len(table)} "
@@ -105,7 +105,7 @@ def padding_token(base: Any) -> str:
     )
 
 
-def _table(scorer: Complexity) -> Tensor:
+def table_of(scorer: Complexity) -> Tensor:
     table = getattr(scorer.anatomy.embeddings, "weight", None)
     if not isinstance(table, Tensor) or table.dim() != 2:
         kind = type(scorer.anatomy.embeddings).__name__
@@ -177,7 +177,7 @@ def _with_row(
 @torch.no_grad()
 def _scale(scorer: Complexity) -> float:
     """What the embedding module multiplies a row by: the scorer's row is what comes out of it."""
-    table = _table(scorer)
+    table = table_of(scorer)
     ids = torch.arange(min(64, len(table)), device=table.device)
     out, rows = scorer.anatomy.embeddings(ids).float(), table[ids].float()
     if out.shape != rows.shape:
