@@ -50,9 +50,32 @@ def test_the_page_opens_without_a_network_and_shows_the_same(demo):
     # No address is fetched: what stands in href and src, if anything, lies in the page itself.
     assert all(a.startswith("#") for a in re.findall(r'(?:href|src)="([^"]*)"', page))
     assert "@import" not in page and "<script" not in page
-    assert page.count("<svg") == 2 and page.count("<table") == 2
+    assert page.count("<svg") == 3 and page.count("<table") == 3
     accuracy = json.loads(done.stdout)["two_models"]["accuracy"]
     assert f"{accuracy['nano-s']:.2f}" in page and f"{accuracy['nano-l']:.2f}" in page
+
+
+def test_the_router_answers_for_both_and_says_what_it_saved(demo):
+    done, _ = demo
+    found = json.loads(done.stdout)
+    routed, accuracy = found["router"], found["two_models"]["accuracy"]
+    assert {turn["model"] for turn in routed["turns"]} <= set(nano.NAMES)
+    assert (
+        accuracy["nano-s"]
+        < routed["accuracy"]
+        <= found["two_models"]["perfect_routing"]["accuracy"]
+    )
+    small = (
+        found["two_models"]["mean_flops"]["nano-s"] / found["two_models"]["mean_flops"]["nano-l"]
+    )
+    unscored = routed["share"] + (1 - routed["share"]) * small
+    assert unscored < routed["cost"] < unscored + small  # a score is less than an answer
+    assert routed["apgr"]["low"] > 0.5  # better than chance
+    turns = {turn["prompt"]: turn for turn in routed["turns"]}
+    for shown in found["two_models"]["shown"]:
+        turn = turns[shown["question"]["prompt"]]
+        assert turn["right"] == shown["answers"][turn["model"]]["right"]
+        assert 0 <= turn["score"] <= 1
 
 
 def test_too_few_questions_and_a_folder_as_page_are_named(tmp_path):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from pliant.cli.chapters.router import Routed
     from pliant.cli.chapters.two_models import TwoModels
 
 EXAMPLE = "pliant demo --questions 1000 --page demo.html"
@@ -24,12 +25,14 @@ def demo(
 ) -> None:
     """Ask two embedded models a spread of questions: who is right, and what does it cost?
 
+    Then a router between the two is trained on the spot, and answers: what does it save?
+
     Ends with one HTML page that shows the same as pictures; it opens from disk, without a network.
     """
     from transformers.utils import logging
 
     from pliant.cli import terminal
-    from pliant.cli.chapters import two_models
+    from pliant.cli.chapters import router, two_models
     from pliant.errors import InvalidInput
     from pliant.reports.page import make_room, write
 
@@ -38,16 +41,19 @@ def demo(
         raise InvalidInput(f"--questions is {questions}; 50 or more give each difficulty a few")
     make_room(page)
     found = two_models.measure(questions, seed)
-    section = two_models.section(found)
-    where = write(page, "Pliant: compute where it matters", [section])
+    routed = router.measure(found)
+    sections = [two_models.section(found), router.section(found, routed)]
+    where = write(page, "Pliant: compute where it matters", sections)
     if json:
-        terminal.print_json({"two_models": _plain(found), "page": str(where)})
+        chapters = {"two_models": _plain(found), "router": _plainly(routed)}
+        terminal.print_json({**chapters, "page": str(where)})
         return
     console = terminal.console()
-    for table in section.tables:
-        table.draw(console)
-    for sentence in section.sentences:
-        console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
+    for section in sections:
+        for table in section.tables:
+            table.draw(console)
+        for sentence in section.sentences:
+            console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
     console.print(f"\nThe same as pictures: {where}", markup=False, soft_wrap=True)
 
 
@@ -65,4 +71,18 @@ def _plain(found: TwoModels) -> dict[str, object]:
         "perfect_routing": {"accuracy": found.perfect(), "cost": found.perfect_cost()},
         "mean_flops": found.flops,
         "parameters": found.parameters,
+    }
+
+
+def _plainly(routed: Routed) -> dict[str, object]:
+    """Without the curves, which are for the eye."""
+    return {
+        "goal": str(routed.threshold.goal),
+        "trained": routed.trained,
+        "share": routed.share,
+        "accuracy": routed.quality,
+        "of_large": routed.of_large.as_dict(),
+        "cost": routed.cost,
+        "apgr": routed.apgr.as_dict(),
+        "turns": [asdict(turn) for turn in routed.turns],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -89,7 +89,7 @@ def measure(questions: int, seed: int) -> TwoModels:
         Shown(q, {name: _ask_one(*models[name], q) for name in NAMES})
         for q in track(spread, "asking one at a time")
     )
-    right = {name: _ask_all(*models[name], asked, name) for name in NAMES}
+    right = {name: ask_all(*models[name], asked, f"asking {name}") for name in NAMES}
     flops = {name: sum(s.answers[name].flops for s in shown) / len(shown) for name in NAMES}
     sizes = {name: model.num_parameters() for name, (model, _) in models.items()}
     return TwoModels(shown, tuple(asked), right, flops, sizes)
@@ -112,24 +112,31 @@ def _is_short(question: Question) -> bool:
 
 def _ask_one(model: Any, tokenizer: Any, question: Question) -> Answer:
     """Answer and milliseconds from a plain run (the median of three), FLOPs from a counted one."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
     times = []
     for _ in range(3):
         begun = time.perf_counter()
         (text,) = nano.ask(model, tokenizer, [question.prompt])
         times.append(1000 * (time.perf_counter() - begun))
+    flops = counted_flops(lambda: nano.ask(model, tokenizer, [question.prompt]))
+    return Answer(text, question.check(text), flops, median(times))
+
+
+def counted_flops(run: Callable[[], Any]) -> int:
+    """The floating-point operations of `run`."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
     # The plain kernel, because the counter does not see into the fused ones of a CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        nano.ask(model, tokenizer, [question.prompt])
-    return Answer(text, question.check(text), counter.get_total_flops(), median(times))
+        run()
+    return int(counter.get_total_flops())
 
 
-def _ask_all(model: Any, tokenizer: Any, asked: Sequence[Question], name: str) -> tuple[bool, ...]:
+def ask_all(model: Any, tokenizer: Any, asked: Sequence[Question], doing: str) -> tuple[bool, ...]:
+    """Whether the model is right, question by question."""
     right: list[bool] = []
     batches = [asked[i : i + 100] for i in range(0, len(asked), 100)]
-    for batch in track(batches, f"asking {name}"):
+    for batch in track(batches, doing):
         said = nano.ask(model, tokenizer, [q.prompt for q in batch])
         right += [q.check(text) for q, text in zip(batch, said, strict=True)]
     return tuple(right)
