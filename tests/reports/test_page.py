@@ -8,6 +8,16 @@ from pliant.reports import page, plots
 from pliant.reports.page import Section, render, write
 from pliant.reports.tables import Table
 
+LINES = plots.lines(
+    {
+        "main": plots.Line([0, 1], [0, 1], [-0.1, 0.9], [0.1, 1.1]),
+        **{f"other {i}": plots.Line([0, 1], [i, 1], faint=True) for i in range(9)},
+    },
+    {"cheap": (0, 0), "dear": (1, 1)},
+    ("$1 or $2", (0.5, 0.5)),
+    "x",
+    "y",
+)
 SECTION = Section(
     "What <it> says",
     sentences=["a & b"],
@@ -15,6 +25,9 @@ SECTION = Section(
     pictures=[
         (plots.bars(["1", "2"], {"a": [0.1, 0.2], "b": [0.3, 0.4]}, "x", "y"), 'bars & "bars"'),
         (plots.curve({"line": [(0, 0), (1, 1)]}, {"end": (1, 1)}, "x", "y"), "a line"),
+        (LINES, "many lines"),
+        (plots.reliability([(0.2, 0.1, 5), (0.2, 0.3, 5), (0.9, 1, 10)], "x", "y"), "kept"),
+        (plots.histograms([0, 0.5, 1], {"a": [1, 2], "b": [3, 0]}, "x", "y"), "two histograms"),
     ],
 )
 
@@ -43,7 +56,7 @@ def test_nothing_is_fetched_and_all_text_is_escaped():
 
 def test_every_picture_is_told_to_those_who_do_not_see_it():
     html = render("t", [SECTION])
-    assert html.count('role="img"') == html.count("<svg") == 2
+    assert html.count('role="img"') == html.count("<svg") == len(SECTION.pictures)
     assert 'aria-label="bars &amp; &quot;bars&quot;"' in html and 'aria-label="a line"' in html
 
 
@@ -53,6 +66,22 @@ def test_what_is_black_in_a_picture_takes_the_colour_of_the_page():
         assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) <= {plots.INK, *plots.COLOURS}
         assert "fill: #ffffff" not in svg and "background" not in svg
     assert f"stroke: {plots.INK}" in page._STYLE and f"fill: {plots.INK}" in page._STYLE
+
+
+def test_no_two_lines_look_alike_and_names_are_no_formulas():
+    drawn = re.findall(r'<path d="[^"]*" clip-path="[^"]*" style="(fill: none; [^"]*)"/>', LINES)
+    others = [style for style in drawn if "stroke-dasharray" in style]
+    assert len(others) == len(set(others)) == 9
+    assert "$1 or $2" in LINES and all(f">other {i}<" in LINES for i in range(9))
+
+
+def test_what_lies_in_one_bin_is_one_bar():
+    """The area of a bar is its count; those of one prediction are together."""
+    places = plots._bars_at_the_foot([(0.2, 0.1, 5), (0.2, 0.3, 5), (0.9, 1.0, 20)])
+    assert len(places) == 2
+    (_, first, low), (left, second, high) = places
+    assert second * high == pytest.approx(2 * first * low)
+    assert left == pytest.approx(0.55) and max(low, high) == pytest.approx(0.25)
 
 
 def test_short_cells_stay_on_one_line_and_long_ones_may_wrap():

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "Measure a router on prompts that it was not made on.",
     "fit": "From labels to a router: try scorers, keep one, set its threshold.",
     "label": "Run models over prompts: who is right, and at what cost?",
+    "report": "All that there is to say of a router, as one HTML page.",
 }
 EXAMPLE = (
     "pliant route label --prompts questions.jsonl --model nano-s --model nano-l --out labels.jsonl"

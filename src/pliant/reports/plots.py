@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 # What is drawn in it takes the page's own colour of ink: see `page`.
 INK = "#000000"
 COLOURS = ("#98a2b3", "#2e6fdb", "#14804a", "#d97706", "#9333ea")
-_SIZE, _WIDE = (5.6, 3.4), (9.0, 4.6)  # inches: two beside each other, and one alone
-_DASHES = ("-", "--", ":", "-.")
+_MAIN, _FAINT = COLOURS[1], (COLOURS[0], *COLOURS[2:])
+_DASHES: Any = ("--", ":", "-.", (0, (6, 1)), (0, (1, 1)))
+_SIZE, _WIDE, _LOW = (5.6, 3.4), (9.0, 4.6), (9.0, 3.0)  # inches: two in a row, or one alone
 
 
 @dataclass(frozen=True)
@@ -69,27 +70,37 @@ def curve(
 
 def lines(
     drawn: Mapping[str, Line],
-    marks: Mapping[str, tuple[float, float]],
+    ends: Mapping[str, tuple[float, float]],
+    point: tuple[str, tuple[float, float]] | None,
     x: str,
     y: str,
 ) -> str:
-    """Many lines in one wide picture: the main ones in their bands, the faint ones to compare."""
-    main = [name for name, line in drawn.items() if not line.faint]
-    others = [name for name in drawn if name not in main]
+    """Many lines in one wide picture: the main ones in their bands, the faint ones to compare.
+
+    `ends` are named where they are; the `point` in the corner under all lines, which is free
+    wherever lines rise from the left to the right.
+    """
+    faint = [name for name, line in drawn.items() if line.faint]
     with _drawing(x, y, _WIDE) as (axes, out):
-        for i, name in enumerate(others):
-            # No two alike: when the colours are used up, they come again with other dashes.
-            colour = COLOURS[(0, 2, 3, 4)[i % 4]]
-            dashes, line = _DASHES[(i // 4 + 1) % len(_DASHES)], drawn[name]
-            axes.plot(line.x, line.y, dashes, label=name, color=colour, linewidth=1.4)
-        for name in main:
-            line, colour = drawn[name], COLOURS[1]
-            if line.low is not None and line.high is not None:
-                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, lw=0)
-            axes.plot(line.x, line.y, label=name, color=colour, linewidth=2.4)
-        for name, (at, height) in marks.items():
-            axes.plot([at], [height], "o", color=INK, markersize=6)
-            axes.annotate(name, (at, height), (10, -16), textcoords="offset points", fontsize=10)
+        for name, line in drawn.items():
+            if name not in faint:
+                if line.low is not None and line.high is not None:
+                    axes.fill_between(line.x, line.low, line.high, color=_MAIN, alpha=0.18, lw=0)
+                axes.plot(line.x, line.y, label=name, color=_MAIN, linewidth=2.4, zorder=3)
+                continue
+            # No two alike: colours and dashes come round at different times.
+            i = faint.index(name)
+            colour, dashes = _FAINT[i % len(_FAINT)], _DASHES[i % len(_DASHES)]
+            axes.plot(line.x, line.y, ls=dashes, label=name, color=colour, linewidth=1.4)
+        for name, at in ends.items():
+            axes.plot(*at, "o", color=INK, markersize=6, zorder=4)
+            axes.annotate(name, at, (10, -14), textcoords="offset points", fontsize=10)
+        if point is not None:
+            name, at = point
+            axes.plot(*at, "o", color=INK, markersize=7, zorder=4)
+            corner: Any = {"textcoords": "axes fraction", "ha": "right", "fontsize": 10}
+            arrow: Any = {"arrowstyle": "-", "color": INK, "lw": 0.8, "shrinkB": 5}
+            axes.annotate(name, at, (0.97, 0.06), arrowprops=arrow, **corner)
         axes.margins(0.06)
         axes.grid(alpha=0.15, color=INK)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=10)
@@ -117,8 +128,9 @@ def reliability(bins: Sequence[tuple[float, float, float]], x: str, y: str) -> s
             label="predictions",
         )
         axes.plot([0, 1], [0, 1], color=COLOURS[0], linewidth=1.2, label="perfect")
-        axes.plot([constant], [constant], "s", color=COLOURS[3], markersize=7, label="constant")
-        axes.plot(said, found, "o-", color=COLOURS[1], linewidth=1.6, markersize=5, label="router")
+        marks: Any = {"zorder": 3, "clip_on": False}  # whole, where they lie on the edge
+        axes.plot([constant], [constant], "s", color=COLOURS[3], ms=7, label="constant", **marks)
+        axes.plot(said, found, "o-", color=_MAIN, lw=1.6, ms=5, label="router", **marks)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         _legend(axes, 4)
@@ -130,7 +142,7 @@ def histograms(
 ) -> str:
     """Counts in the same bins, one over the other and both to be seen through."""
     colours = (COLOURS[2], COLOURS[3], COLOURS[4])
-    with _drawing(x, y) as (axes, out):
+    with _drawing(x, y, _LOW) as (axes, out):
         for i, (name, heights) in enumerate(counts.items()):
             axes.stairs(heights, edges, fill=True, color=colours[i], alpha=0.3)
             axes.stairs(heights, edges, color=colours[i], linewidth=1.6, label=name)
@@ -144,17 +156,17 @@ def _bars_at_the_foot(
 ) -> list[tuple[float, float, float]]:
     """(left, width, height): each bin reaches half-way to its neighbours."""
     together: dict[float, float] = {}
-    for at, _, count in bins:
-        together[at] = together.get(at, 0.0) + count
+    for prediction, _, count in bins:
+        together[prediction] = together.get(prediction, 0.0) + count
     at = sorted(together)
     middles = [(a + b) / 2 for a, b in zip(at, at[1:], strict=False)]
     lefts = [max(0.0, at[0] - 0.05), *middles]
     rights = [*middles, min(1.0, at[-1] + 0.05)]
     # Bins that lie closer than this are drawn as if they did not, or they would dwarf the rest.
     widths = [max(right - left, 0.02) for left, right in zip(lefts, rights, strict=True)]
-    density = [together[p] / width for p, width in zip(at, widths, strict=True)]
-    scale = 0.25 / max(*density, 1e-12)
-    return [(left, width, d * scale) for left, width, d in zip(lefts, widths, density, strict=True)]
+    heights = [together[p] / width for p, width in zip(at, widths, strict=True)]
+    scale = 0.25 / max(*heights, 1e-12)
+    return [(x, w, h * scale) for x, w, h in zip(lefts, widths, heights, strict=True)]
 
 
 def _legend(axes: Axes, columns: int) -> None:
@@ -172,9 +184,9 @@ def _drawing(x: str, y: str, size: tuple[float, float] = _SIZE) -> Iterator[tupl
 
     out = StringIO()
     # A fixed salt: the same picture is the same text. Text stays text: smaller, and searchable.
-    with rc_context(
-        {"svg.hashsalt": "pliant", "svg.fonttype": "none", "font.family": "sans-serif"}
-    ):
+    # And a dollar sign stays one: names and goals are no formulas.
+    plain: Any = {"svg.hashsalt": "pliant", "svg.fonttype": "none", "text.parse_math": False}
+    with rc_context({**plain, "font.family": "sans-serif"}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,288 @@
+"""`pliant route report`: one page that holds what was measured, and what it says without labels."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tests.routing.minimal_scorer import content
+
+from pliant.cli import app
+from pliant.cli.routes import report_page, report_tables
+from pliant.cli.routes.gathered import Gathered, Measured, kept, measure
+from pliant.routing import Outcomes, router_file, scorers, seen
+from pliant.routing.calibrate import calibrate
+from pliant.routing.evaluate import evaluate
+from pliant.routing.fit import fit
+from pliant.routing.router import Router
+from pliant.routing.router_file import made
+
+GOAL = "40 % of calls"
+
+
+def world(n: int, seed: int, models: int = 2) -> Outcomes:
+    """Long prompts are hard for the cheap model; half of them say so in a word."""
+    rng = np.random.default_rng(seed)
+    hard = rng.integers(0, 2, n)
+    prompts = [
+        f"{'prove ' * h}<b>[{seed}.{i}] {' '.join(rng.choice(['sum', 'list'], 3 + 9 * h))}"
+        for i, h in enumerate(hard.tolist())
+    ]
+    easy = np.linspace(0.2, 0.9, models)
+    chance = np.where(hard[:, None] > 0, easy, 0.95)
+    right = (rng.random((n, models)) < chance).astype(float)
+    cost = np.tile(np.linspace(1, 5, models), (n, 1))
+    groups = tuple("ab"[int(x)] for x in rng.random(n) < 0.3)
+    names = ("small", "middle", "large")
+    chosen = names[:1] + names[3 - models + 1 :]
+    return Outcomes(tuple(prompts), chosen, right, cost, groups, unit="calls")
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fitted")
+    # Backends that nobody asks: to choose is not to ask.
+    backends = {name: f"{name}=openai:m@http://127.0.0.1:9/v1" for name in ("small", "large")}
+    kinds = ["length", "random", "tfidf"]
+    fit(world(600, 0), folder / "router", scorers=kinds, goal=GOAL, backends=backends)
+    world(300, 1).write(folder / "test.jsonl")
+    return folder
+
+
+@pytest.fixture
+def router(fitted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(fitted / "router", tmp_path / "router"))
+
+
+def report(router: Path, out: Path, *words: str) -> int:
+    return app.outcome(["route", "report", "--router", str(router), "--out", str(out), *words])
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall("<h2>(.*?)</h2>", page.read_text())
+
+
+def test_one_page_holds_all_of_it_and_fetches_nothing(
+    router: Path, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "report.html"
+    assert report(router, out, "--labels", str(fitted / "test.jsonl")) == 0
+    assert headings(out) == [
+        "Quality against cost",
+        "Figures, and what they are worth",
+        "Probabilities",
+        "Scores",
+        "On both sides of the threshold",
+        "How the scorer was chosen",
+        "What the labels cost",
+        "The ledger",
+    ]
+    html = out.read_text()
+    assert html.count("<svg") == 4
+    assert "src=" not in html and "href=" not in html.replace('href="#', "")
+    assert "&lt;b&gt;[1." in html and "<b>[1." not in html
+    for said in ("chosen:", GOAL, "perfect", "random", "length", "this router", "small wrong"):
+        assert said in html, said
+    printed = capsys.readouterr().out
+    for title in ("Metrics", "Probabilities", "Group by group", "What the labels cost"):
+        assert title in printed
+    assert printed.endswith(f"Page: {out.resolve()}\n")
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]
+
+
+def test_its_figures_are_those_of_evaluate_and_its_groups_add_up(
+    router: Path, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = fitted / "test.jsonl"
+    assert report(router, tmp_path / "x.html", "--labels", str(labels), "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    measured, expected = said["measured"], evaluate(router, Outcomes.read(labels)).as_dict()
+    assert {name: measured[name] for name in expected} == json.loads(json.dumps(expected))
+    n = sum(group["n"] for group in measured["groups"])
+    assert n == 300 and [group["name"] for group in measured["groups"]] == ["a", "b"]
+    for name, whole in (
+        ("share", expected["routed"]["shares"]["large"]),
+        ("routed", expected["routed"]["quality"]["value"]),
+        ("weak", expected["weak_quality"]),
+        ("strong", expected["strong_quality"]),
+    ):
+        total = sum(group["n"] * group[name] for group in measured["groups"]) / n
+        assert total == pytest.approx(whole), name
+    # 600 labels, each asked of a model for 1 and of one for 5.
+    saved = 5 - expected["routed"]["cost"]["value"]
+    assert said["label_cost"] == 1200  # calls
+    assert said["paid_back"] == pytest.approx(1200 / saved)
+    assert measured["perfect"]["quality"][50] >= measured["curve"]["quality"][50]
+
+
+def test_without_labels_it_shows_what_the_fit_measured(router: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    assert report(router, out) == 0
+    assert "the 90 labels that the fit kept apart" in out.read_text()
+    assert "Probabilities" in headings(out)
+
+
+def test_a_threshold_that_was_set_anew_is_not_drawn_where_the_old_one_was(
+    router: Path, fitted: Path, tmp_path: Path
+) -> None:
+    calibrate(router, world(300, 2), "30 % of calls")
+    out = tmp_path / "report.html"
+    assert report(router, out) == 0
+    html = out.read_text()
+    assert "set anew after this was measured" in html and "chosen:" not in html
+    assert not {"Probabilities", "On both sides of the threshold"} & set(headings(out))
+    assert report(router, out, "--labels", str(fitted / "test.jsonl")) == 0
+    assert "chosen:" in out.read_text() and "30 % of calls</" in out.read_text()
+
+
+def test_where_nothing_was_measured_it_says_what_to_give(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    length = scorers.make("length").fit(world(50, 3), None, 0)
+    Router(made(**content(scorer={"kind": "length"})), length).save(tmp_path / "router")
+    out = tmp_path / "report.html"
+    assert report(tmp_path / "router", out, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["measured"] is None
+    assert report(tmp_path / "router", out) == 0
+    assert "--labels test.jsonl" in out.read_text()
+    assert report_page.MEASURE_IT in capsys.readouterr().out
+    assert "<svg" not in out.read_text()
+
+
+def test_the_ledger_is_added_up_and_can_be_left_out(
+    router: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Router.load(router) as asked:
+        for prompt in world(40, 4).prompts:
+            asked.choose(prompt)
+    assert report(router, tmp_path / "x.html", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["ledger"]["decisions"] == 40
+    assert report(router, tmp_path / "x.html") == 0
+    assert "40 decisions: 0 answered, 0 failed, 40 only chose" in capsys.readouterr().out
+    assert "What the ledger says" in (tmp_path / "x.html").read_text()
+    assert report(router, tmp_path / "x.html", "--ledger", "none", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["ledger"] is None
+
+
+def test_with_three_models_the_line_uses_all_of_them(tmp_path: Path) -> None:
+    folder = tmp_path / "router"
+    fit(world(400, 5, models=3), folder, scorers=["length"], goal="at most 3 calls per prompt")
+    labels = world(300, 6, models=3)
+    found = measure(folder, labels, "labels", None)
+    assert found.worth is not None and found.perfect is not None
+    assert found.worth["cost"] == sorted(found.worth["cost"])
+    assert max(found.perfect["quality"]) == pytest.approx(labels.right.max(axis=1).mean())
+    routed = found.content["routed"]
+    assert sum(routed["shares"].values()) == pytest.approx(1) and len(routed["shares"]) == 3
+    labels.write(tmp_path / "labels.jsonl")
+    assert report(folder, tmp_path / "x.html", "--labels", str(tmp_path / "labels.jsonl")) == 0
+    assert "use all models" in (tmp_path / "x.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--labels", "nowhere.jsonl"], "no such file"),
+        (["--ledger", "nowhere.sqlite"], "--ledger none"),
+        (["--ledger", "{router}/router.json"], "not a ledger"),
+        (["--labels", "{flops}"], "in flops, the router's in calls"),
+        (["--labels", "{known}"], "made on all"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_the_old_page(
+    words: list[str],
+    said: str,
+    router: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    replace(world(20, 7), unit="flops").write(tmp_path / "flops.jsonl")
+    known = world(2, 9)
+    known.write(tmp_path / "known.jsonl")
+    seen.add(router, known.prompts)
+    places = {name: tmp_path / f"{name}.jsonl" for name in ("flops", "known")}
+    given = [word.format(router=router, **places) for word in words]
+    out = tmp_path / "report.html"
+    out.write_text("old")
+    assert report(router, out, *given) == 2
+    printed, complained = capsys.readouterr()
+    assert printed == "" and complained.count("\n") == 1 and said in complained
+    assert out.read_text() == "old"
+
+
+def test_a_page_that_cannot_be_written_is_said(
+    router: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report(router, tmp_path) == 2
+    assert "a folder; name the page" in capsys.readouterr().err
+    assert report(tmp_path / "no-router", tmp_path / "x.html") == 2
+    assert "holds no router.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"evaluation": {}}'])
+def test_a_damaged_record_of_the_fit_is_named(
+    damage: str, router: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (router / "fit.json").write_text(damage)
+    assert report(router, tmp_path / "x.html") == 2
+    complained = capsys.readouterr().err
+    assert "fit.json: not what Pliant writes" in complained and complained.count("\n") == 1
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_every_table_that_is_printed_fits_eighty_columns(router: Path, fitted: Path) -> None:
+    file = router_file.read(router)
+    measured = measure(router, Outcomes.read(fitted / "test.jsonl"), "test.jsonl", None)
+    found = Gathered(router, file, measured, kept(router, file)[1], None)
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, color_system=None)
+    tables = [
+        report_tables.points(found, measured),
+        report_tables.metrics(found, measured),
+        report_tables.baselines(measured, narrow=True),
+        report_tables.probabilities(measured),
+        report_tables.groups(found, measured),
+        report_tables.labels(found),
+        report_tables.ladder(found),
+    ]
+    for table in tables:
+        table.draw(console)
+    assert max(map(len, out.getvalue().splitlines())) <= 80
+    assert "…" not in out.getvalue()  # rich cuts what has no room
+
+
+def test_what_is_not_defined_is_a_dash(router: Path, fitted: Path) -> None:
+    """The strong model is no better here, so that most metrics do not exist."""
+    labels = world(60, 8)
+    alike = Outcomes(
+        labels.prompts, labels.models, labels.right[:, [0, 0]], labels.cost, unit="calls"
+    )
+    file = router_file.read(router)
+    measured = measure(router, alike, "labels", None)
+    found = Gathered(router, file, measured, (), None)
+    (apgr, *_) = report_tables.metrics(found, measured).rows
+    assert apgr[:3] == ["APGR", "-", ""]
+    assert len(report_page.sections(found)) > 3
+    assert not measured.groups and isinstance(measured, Measured)
+
+
+@pytest.mark.parametrize(
+    ("cost", "unit", "said"),
+    [
+        (0.00123, "usd", "$0.00123"),
+        (2.6, "usd", "$2.60"),
+        (5.6e7, "flops", "56.0M flops"),
+        (3.14159, "ms", "3.14 ms"),
+        (0.0, "calls", "0 calls"),
+    ],
+)
+def test_a_cost_is_short_and_has_its_unit(cost: float, unit: str, said: str) -> None:
+    assert report_tables.amount(cost, unit) == said
