@@ -195,11 +195,15 @@ def measured(
 
 
 def choices(file: RouterFile, predicted: Predictions) -> NDArray[np.int64]:
-    """(n,) the model that each prompt goes to, by its predictions alone."""
+    """(n,) the model that each prompt goes to; one that is unlike all others, to the default."""
     limit = file.threshold.limit
     if file.threshold.on == "gain":
-        return (predicted.last_gain > limit).astype(np.int64)
-    return most_worth(predicted.gain, [model.cost for model in file.models], limit)
+        chosen = (predicted.last_gain > limit).astype(np.int64)
+    else:
+        chosen = most_worth(predicted.gain, [model.cost for model in file.models], limit)
+    if predicted.far is None or file.far != "default":
+        return chosen
+    return np.where(predicted.far, file.names.index(file.default), chosen)
 
 
 def calibrated(file: RouterFile, predicted: Predictions) -> Floats | None:

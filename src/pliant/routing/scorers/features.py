@@ -120,7 +120,9 @@ class _Waves:
         width = surface.shape[1]
         weight = rng.normal(size=(width, number)) / np.sqrt(width)
         phase = rng.uniform(0, 2 * np.pi, number)
-        return cls(surface.mean(axis=0), surface.std(axis=0) + 1e-9, weight, phase)
+        spread = surface.std(axis=0)
+        # What never varied has no scale: by its rounding errors it would drown all else.
+        return cls(surface.mean(axis=0), np.where(spread > 1e-6, spread, 1.0), weight, phase)
 
     def __call__(self, surface: Floats) -> Floats:
         # Clipped: a text far outside of what was seen is as the outermost that was.

@@ -1,0 +1,72 @@
+"""pliant route fit, evaluate and calibrate: from labels to a measured router."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tests.routing.labels import outcomes
+
+
+def pliant(*arguments, cwd):
+    command = [sys.executable, "-m", "pliant", "route", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("route")
+    outcomes(500, 1).write(folder / "labels.jsonl")
+    outcomes(300, 2).write(folder / "test.jsonl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    return pliant(
+        "fit", "--labels", "labels.jsonl", "--out", "router", "--scorer", "text", "--scorer",
+        "length", "--goal", "40 % of calls", "--backend", "model-0=nano-s", "--backend",
+        "model-1=nano-l", cwd=folder,
+    )  # fmt: skip
+
+
+def test_fit_shows_the_ladder_and_what_is_kept(done, folder):
+    assert done.returncode == 0, done.stderr
+    assert "The ladder" in done.stdout and "Kept: text" in done.stdout
+    assert "40 % of calls" in done.stdout
+    assert (folder / "router" / "router.json").is_file()
+
+
+def test_evaluate_and_calibrate(done, folder):
+    shown = pliant("evaluate", "--router", "router", "--labels", "test.jsonl", cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    assert "apgr" in shown.stdout and "length" in shown.stdout
+    both = "both.jsonl"
+    parts = [(folder / name).read_text() for name in ("labels.jsonl", "test.jsonl")]
+    (folder / both).write_text("".join(parts))
+    warned = pliant("evaluate", "--router", "router", "--labels", both, cwd=folder)
+    assert "WARNING" in warned.stdout and "left out" in warned.stdout
+    anew = pliant(
+        "calibrate", "--router", "router", "--labels", "test.jsonl", "--goal", "10 % of calls",
+        "--json", cwd=folder,
+    )  # fmt: skip
+    assert anew.returncode == 0, anew.stderr
+    assert json.loads(anew.stdout)["threshold"]["shares"][1] <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--scorer", "cpx"], "--base"),
+        (["--goal", "faster"], "no goal"),
+        (["--goal", "30 % of calls", "--lam", "1"], "one of the two"),
+        (["--backend", "model-0"], "MODEL=BACKEND"),
+    ],
+)
+def test_what_is_wrong_is_one_line(folder, arguments, words):
+    done = pliant("fit", "--labels", "labels.jsonl", "--out", "other", *arguments, cwd=folder)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert words in line and not (folder / "other").exists()
