@@ -39,7 +39,7 @@ REACH = {256: (45.0, 12.0), 1024: (100.0, 15.0)}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=4096, help="of all prompts")
+    parser.add_argument("--tokens", type=int, default=8192, help="of all prompts")
     parser.add_argument("--batch", type=int, default=8, help="prompts a step, at most")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--lengths", type=int, nargs="*", default=list(REACH))
