@@ -91,7 +91,7 @@ def test_one_page_holds_all_of_it_and_fetches_nothing(
     for said in ("chosen:", GOAL, "perfect", "random", "length", "this router", "small wrong"):
         assert said in html, said
     printed = capsys.readouterr().out
-    for title in ("Metrics", "Probabilities", "Group by group", "What the labels cost"):
+    for title in ("Metrics", "Probabilities", "Group by group", "Labels by model"):
         assert title in printed
     assert printed.endswith(f"Page: {out.resolve()}\n")
     assert [path.name for path in out.parent.iterdir()] == ["report.html"]
@@ -167,7 +167,7 @@ def test_the_ledger_is_added_up_and_can_be_left_out(
     assert said["ledger"]["decisions"] == 40
     assert report(router, tmp_path / "x.html") == 0
     assert "40 decisions: 0 answered, 0 failed, 40 only chose" in capsys.readouterr().out
-    assert "What the ledger says" in (tmp_path / "x.html").read_text()
+    assert "Calls by model" in (tmp_path / "x.html").read_text()
     assert report(router, tmp_path / "x.html", "--ledger", "none", "--json") == 0
     assert json.loads(capsys.readouterr().out)["ledger"] is None
 

@@ -75,6 +75,12 @@ def test_no_two_lines_look_alike_and_names_are_no_formulas():
     assert "$1 or $2" in LINES and all(f">other {i}<" in LINES for i in range(9))
 
 
+def test_what_is_counted_has_no_halves_on_its_axis():
+    counted = plots.lines({"a": plots.Line([1, 2, 3], [0, 5, 0])}, {}, None, "x", "y")
+    measured = plots.lines({"a": plots.Line([1.0, 2.0, 3.0], [0, 5, 0])}, {}, None, "x", "y")
+    assert re.search(r">\d\.\d+<", measured) and not re.search(r">\d\.\d+<", counted)
+
+
 def test_what_lies_in_one_bin_is_one_bar():
     """The area of a bar is its count; those of one prediction are together."""
     places = plots._bars_at_the_foot([(0.2, 0.1, 5), (0.2, 0.3, 5), (0.9, 1.0, 20)])

@@ -80,6 +80,8 @@ def lines(
     `ends` are named where they are; the `point` in the corner under all lines, which is free
     wherever lines rise from the left to the right.
     """
+    from matplotlib.ticker import MaxNLocator
+
     faint = [name for name, line in drawn.items() if line.faint]
     with _drawing(x, y, _WIDE) as (axes, out):
         for name, line in drawn.items():
@@ -102,6 +104,8 @@ def lines(
             arrow: Any = {"arrowstyle": "-", "color": INK, "lw": 0.8, "shrinkB": 5}
             axes.annotate(name, at, (0.97, 0.06), arrowprops=arrow, **corner)
         axes.margins(0.06)
+        if all(isinstance(at, int) for line in drawn.values() for at in line.x):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.15, color=INK)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=10)
     return out.getvalue()

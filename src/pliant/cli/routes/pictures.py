@@ -54,11 +54,12 @@ def scores(histogram: Json) -> str:
 
 def drift(windows: list[Json]) -> str:
     """The distance of each window of scores, and what chance stays below."""
-    points = {
-        name: [(float(window["number"]), float(window[key])) for window in windows]
-        for name, key in (("chance stays below", "bound"), ("distance", "distance"))
+    at = [int(window["number"]) for window in windows]
+    drawn = {
+        "distance": Line(at, [float(window["distance"]) for window in windows]),
+        "chance stays below": Line(at, [float(window["bound"]) for window in windows], faint=True),
     }
-    return plots.curve(points, {}, "window", "distance of the scores")
+    return plots.lines(drawn, {}, None, "window", "distance of the scores")
 
 
 def _line(curve: Json, whole: float, faint: bool = False) -> Line:

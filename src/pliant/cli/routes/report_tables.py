@@ -119,7 +119,7 @@ def groups(found: Gathered, measured: Measured) -> Table:
             f"{g.weak:.3f}",
             f"{g.strong:.3f}",
             f"{g.routed:.3f}",
-            f"{g.share:.0%}",
+            _percent(g.share),
         ]
         for g in measured.groups
     ]
@@ -203,7 +203,7 @@ def calls(found: Gathered) -> Table:
         for name in [*named, *sorted(set(models) - set(named))]
     ]
     head = ["model", "calls", "share", "cost", "saved", "tokens"]
-    return Table("What the ledger says", head, rows, right=frozenset(head[1:]))
+    return Table("Calls by model", head, rows, right=frozenset(head[1:]))
 
 
 def labels(found: Gathered) -> Table:
@@ -216,7 +216,7 @@ def labels(found: Gathered) -> Table:
     if found.label_cost is not None:
         rows.append(["together", "", amount(found.label_cost, found.file.unit)])
     head = ["model", "calls", "cost"]
-    return Table("What the labels cost", head, rows, right=frozenset(head[1:]))
+    return Table("Labels by model", head, rows, right=frozenset(head[1:]))
 
 
 # --- figures in words ----------------------------------------------------------------------------
