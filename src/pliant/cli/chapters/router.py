@@ -19,12 +19,14 @@ from pliant.reports.tables import Table
 from pliant.routing import metrics
 from pliant.routing.curves import Curve, quality_cost_curve
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.scorers import Scorer, make
-from pliant.routing.scorers.cpx import Capacity
+from pliant.routing.scorers import Scorer
+from pliant.routing.scorers.cpx import Capacity, Cpx
 from pliant.routing.thresholds import Threshold, threshold
 from pliant.stats import Band, bootstrap_counts
 
 GOAL = "95 % of the large model's quality, with 90 % confidence"
+PERFECT = "perfect"
+LONGEST_ANSWER = 24  # tokens
 LEARNED, CALIBRATED = 3_000, 2_000
 
 
@@ -37,6 +39,16 @@ class Turn:
     gain: float
     model: str
     right: bool
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The mean operations that a score adds."""
+
+    leaving: float
+    """To a question that goes to the large model: the small one has read it in vain."""
+    staying: float
+    """To one that the small model answers: the prefill is the answer's own, so only the token."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,7 @@ class Routed:
     """The quality as a share of the large model's."""
     cost: float
     """As a share of always asking the large model, scoring counted in."""
+    scoring: Scoring
     apgr: Band
     curves: dict[str, Curve]
 
@@ -64,20 +77,21 @@ def measure(found: TwoModels) -> Routed:
     labelled = _labelled(LEARNED + CALIBRATED, found)
     lessons = labelled.take(range(LEARNED))
     calibration = labelled.take(range(LEARNED, len(labelled)))
-    scorer = make("cpx", base=SMALL, capacities=[Capacity(rows=1, lora_rank=4)])
+    scorer = Cpx(SMALL, capacities=[Capacity(rows=1, lora_rank=4)])
     begun = time.perf_counter()
     scorer.fit(lessons)
+    assert scorer.scorer is not None
     seconds = time.perf_counter() - begun
     limit = threshold(GOAL, scorer.predict(calibration.prompts).last_gain, calibration)
     test = _outcomes(found.asked, found.right, found)
     gain = scorer.predict(test.prompts).last_gain
     large = limit.strong(gain)
     share = float(large.mean())
-    asked = share * found.flops[LARGE] + (1 - share) * found.flops[SMALL]
+    scoring = _scoring(scorer, found)
     quality = np.where(large, test.strong, test.weak)
     return Routed(
         seconds=seconds,
-        trained=sum(p.numel() for p in scorer.scorer.parameters()),  # type: ignore[attr-defined]
+        trained=sum(p.numel() for p in scorer.scorer.parameters()),
         threshold=limit,
         turns=tuple(_turns(found.shown, scorer, limit)),
         share=share,
@@ -85,13 +99,20 @@ def measure(found: TwoModels) -> Routed:
         of_large=bootstrap_counts(
             lambda counts: (counts @ quality) / (counts @ test.strong), len(test)
         ),
-        cost=(asked + _scoring(scorer, found.shown)) / found.flops[LARGE],
+        cost=_cost(share, found, scoring),
+        scoring=scoring,
         apgr=metrics.band("apgr", gain, test),
         curves={
             "[CPX] router": quality_cost_curve(gain, test),
-            "perfect": quality_cost_curve(test.gain, test),
+            PERFECT: quality_cost_curve(test.gain, test),
         },
     )
+
+
+def _cost(share: float, found: TwoModels, scoring: Scoring) -> float:
+    """Of sending this share to the large model, as a share of sending it everything."""
+    leaving, staying = found.flops[LARGE] + scoring.leaving, found.flops[SMALL] + scoring.staying
+    return (share * leaving + (1 - share) * staying) / found.flops[LARGE]
 
 
 def _labelled(number: int, found: TwoModels) -> Outcomes:
@@ -129,15 +150,21 @@ def _turns(shown: Sequence[Shown], scorer: Scorer, limit: Threshold) -> list[Tur
     return turns
 
 
-def _scoring(scorer: Scorer, shown: Sequence[Shown]) -> float:
-    """The mean operations of a score. For a question that stays it is nearly all a prefill that
-    its answer needs anyway; it is counted in full all the same."""
-    prompts = [s.question.prompt for s in shown]
-    each = [
-        counted_flops(lambda prompt=prompt: scorer.predict([prompt]))  # type: ignore[misc]
-        for prompt in track(prompts, "counting what scoring costs")
-    ]
-    return sum(each) / len(each)
+def _scoring(scorer: Cpx, found: TwoModels) -> Scoring:
+    """Counted on the shown questions: asked for a score alone, and while it answers."""
+    assert scorer.scorer is not None
+    model = scorer.scorer
+    leaving, staying = [], []
+    for shown in track(found.shown, "counting what scoring costs"):
+        asked = [[{"role": "user", "content": shown.question.prompt}]]
+        leaving.append(counted_flops(lambda asked=asked: model.score(asked)))  # type: ignore[misc]
+        answered = counted_flops(
+            lambda asked=asked: model.generate(  # type: ignore[misc]
+                asked, max_new_tokens=LONGEST_ANSWER, do_sample=False
+            )
+        )
+        staying.append(answered - shown.answers[SMALL].flops)
+    return Scoring(sum(leaving) / len(leaving), sum(staying) / len(staying))
 
 
 def section(found: TwoModels, routed: Routed) -> Section:
@@ -152,6 +179,8 @@ def section(found: TwoModels, routed: Routed) -> Section:
 
 def _sentences(found: TwoModels, routed: Routed) -> tuple[str, ...]:
     large = found.share(LARGE)
+    leaving = routed.scoring.leaving / found.flops[LARGE]
+    staying = routed.scoring.staying / found.flops[LARGE]
     return (
         f"A [CPX] token behind the question was trained on {LEARNED:,} labelled questions in "
         f"{routed.seconds:.0f} s: {routed.trained:,} numbers, beside a {SMALL} that stays as it "
@@ -159,8 +188,9 @@ def _sentences(found: TwoModels, routed: Routed) -> tuple[str, ...]:
         f"On the {len(found.asked):,} test questions it gets {routed.quality:.0%} right "
         f"and sends {routed.share:.0%} of them to {LARGE}, which alone gets {large:.0%}. That is "
         f"{routed.of_large.value:.0%} of its quality (95 % confidence: {routed.of_large.low:.0%} "
-        f"to {routed.of_large.high:.0%}) for {routed.cost:.0%} of its cost, with the scoring of "
-        "every question counted in full.",
+        f"to {routed.of_large.high:.0%}) for {routed.cost:.0%} of its cost, scoring counted in: "
+        f"{leaving:.0%} for a question that leaves, which {SMALL} has read in vain, {staying:.0%} "
+        "for one that stays.",
         f"APGR, the share of the gain between the models that it brings on average over all "
         f"budgets (chance .5): {routed.apgr.value:.2f}, with 95 % confidence "
         f"{routed.apgr.low:.2f} to {routed.apgr.high:.2f}.",
@@ -183,16 +213,13 @@ def turns_table(routed: Routed) -> Table:
 
 
 def _picture(found: TwoModels, routed: Routed) -> str:
-    """Each curve from the small model alone to the large one alone, with what scoring adds."""
-    scale = found.flops[LARGE]
-    small, large = (found.flops[SMALL] / scale, found.share(SMALL)), (1.0, found.share(LARGE))
+    """Each curve from the small model alone to the large one alone; scoring moves ours right."""
+    nothing = Scoring(0, 0)
+    small, large = (_cost(0, found, nothing), found.share(SMALL)), (1.0, found.share(LARGE))
     lines = {"random": [small, large]}
-    extra = routed.cost - routed.share - (1 - routed.share) * found.flops[SMALL] / scale
     for name, curve in routed.curves.items():
-        added = extra if name == "[CPX] router" else 0.0
-        lines[name] = [
-            (cost / scale + added, quality)
-            for cost, quality in zip(curve.cost, curve.quality, strict=True)
-        ]
+        scoring = nothing if name == PERFECT else routed.scoring
+        points = zip(curve.share, curve.quality, strict=True)
+        lines[name] = [(_cost(share, found, scoring), quality) for share, quality in points]
     marks = {SMALL: small, LARGE: large, "chosen": (routed.cost, routed.quality)}
     return plots.curve(lines, marks, f"cost (1 = always {LARGE})", "accuracy")
