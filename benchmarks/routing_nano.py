@@ -113,17 +113,22 @@ def fitted(
     seconds = {}
     for kind in (*KINDS, "cpx, half way"):
         begun = time.perf_counter()
-        if kind == "cpx, half way":
-            full = found["cpx"]
-            assert isinstance(full, Cpx)
-            same = Capacity(full.capacity.rows, full.capacity.lora_rank, layer=HALF)
-            scorer: Scorer = Cpx(base=SMALL, capacities=[same])
-        else:
-            scorer = make(kind, base=SMALL) if kind in READS_A_MODEL else make(kind)
+        scorer = _made(kind, found)
         found[kind] = scorer.fit(train, choice, seed)
         seconds[kind] = time.perf_counter() - begun
         console.print(f"{kind}: fitted in {seconds[kind]:.0f} s", style="dim")
     return found, seconds
+
+
+def _made(kind: str, found: Mapping[str, Scorer]) -> Scorer:
+    """What reads [CPX] in another way has the capacity that was chosen for `cpx`."""
+    if kind in ("cpx+text", "cpx, half way"):
+        cpx = found["cpx"]
+        assert isinstance(cpx, Cpx)
+        if kind == "cpx+text":
+            return make(kind, base=SMALL, capacities=[cpx.capacity])
+        return Cpx(SMALL, [Capacity(cpx.capacity.rows, cpx.capacity.lora_rank, layer=HALF)])
+    return make(kind, base=SMALL) if kind in READS_A_MODEL else make(kind)
 
 
 # --- what they are worth -------------------------------------------------------------------------
