@@ -266,6 +266,18 @@ def test_whatever_the_model_a_prompt_gives_what_it_gives_alone(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["dropout", "checkpointing"])
+def test_a_model_in_training_is_tried_at_rest(checkpointing: bool) -> None:
+    model = tiny_llama(attention_dropout=0.5)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    model.train()
+    before = torch.get_rng_state()
+    assert keeps_cache(Anatomy.of(model)) and bears_padding(Anatomy.of(model))
+    assert model.training and all(layer.training for layer in model.model.layers)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_groups_of_one_length_come_back_in_order() -> None:
     model = tiny_model("bart")
     prompts = [PROMPTS[1], PROMPTS[0], PROMPTS[2], [7, 6, 5]]

@@ -98,6 +98,16 @@ def test_assisted_decoding_is_scored_as_well(model: PreTrainedModel, scorer: Com
     assert found.scores.score == pytest.approx(scorer.score(prompt).score, abs=1e-5)
 
 
+def test_layers_that_draft_for_the_model_are_not_what_is_scored(
+    model: PreTrainedModel, scorer: Complexity
+) -> None:
+    options = {**NEW, "do_sample": False, "assistant_early_exit": 1}
+    plain = model.generate(**padded(PROMPTS[:1]), **options)
+    found = scorer.generate(PROMPTS[:1], **options)
+    assert torch.equal(found.outputs[0], plain)
+    assert found.scores.score == pytest.approx(scorer.score(PROMPTS[:1]).score, abs=1e-5)
+
+
 # --- leaving --------------------------------------------------------------------------------------
 
 
@@ -250,6 +260,24 @@ def test_padding_on_the_right_is_moved(scorer: Complexity) -> None:
     found = scorer.generate(ids, attention_mask=mask, **NEW, do_sample=False)
     lists = scorer.generate([[5, 6, 7], [9, 10, 11, 12, 13]], **NEW, do_sample=False)
     assert torch.equal(found.outputs[0], lists.outputs[0])
+
+
+@pytest.mark.parametrize("eos", [63, 0])
+def test_without_a_mask_padding_is_what_generate_takes_for_it(
+    model: PreTrainedModel, scorer: Complexity, eos: int
+) -> None:
+    ids = torch.tensor([[0, 0, 5, 6, 7], [9, 10, 11, 12, 13]])
+    options = {**NEW, "do_sample": False, "eos_token_id": eos}
+    found = scorer.generate(ids, **options)
+    assert torch.equal(found.outputs[0], model.generate(ids, **options))
+    prompt = [5, 6, 7] if eos else [0, 0, 5, 6, 7]
+    assert found.scores.score[0] == pytest.approx(scorer.score([prompt]).score[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["input_ids", "inputs", "inputs_embeds"])
+def test_prompts_are_given_once(scorer: Complexity, name: str) -> None:
+    with pytest.raises(InvalidInput, match=name):
+        scorer.generate(PROMPTS, **{name: torch.tensor([[5, 6]])})
 
 
 def test_where_padding_is_not_borne_prompts_are_grouped_by_length() -> None:

@@ -18,7 +18,7 @@ from pliant.adapters import attached
 from pliant.anatomy.tiny import tiny_model
 from pliant.complexity import Complexity, CPXConfig, attach
 from pliant.errors import AdapterError, InvalidInput, WrongBase
-from pliant.prefill import Batch, Prefilled, keeps_cache, prefill
+from pliant.prefill import Batch, Prefilled, bears_padding, keeps_cache, prefill
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15], [16], [20, 21, 22, 23]]
 D, LAYERS = 16, 2
@@ -203,6 +203,40 @@ def test_gradients_are_those_of_one_forward_over_prompt_and_rows(
         assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["bart", "deepseek_v4"])
+def test_where_padding_is_not_borne_prompts_run_by_length(kind: str) -> None:
+    scorer = made(tiny_model(kind), rows=2)
+    prompts = [[*range(5, 5 + length)] for length in (13, 20, 15)]
+    alone = [scorer.score([prompt]).logits[0, 0] for prompt in prompts]
+    assert scorer.score(prompts).logits[:, 0] == pytest.approx(alone, abs=1e-4)
+
+
+def test_a_prompt_without_a_token_scores_beside_others_as_alone(model: PreTrainedModel) -> None:
+    scorer = made(model.requires_grad_(False))
+    ids, mask = torch.tensor([[0, 0], [5, 6]]), torch.tensor([[0, 0], [1, 1]])
+    nothing = torch.zeros(1, 0, dtype=torch.long)
+    alone = torch.cat([scorer.logits(nothing), scorer.logits(ids[1:])])
+    assert torch.allclose(scorer.logits(ids, mask), alone, atol=1e-5)
+    assert alone.requires_grad
+
+
+def test_the_whole_prompt_learns_where_that_is_asked_for(model: PreTrainedModel) -> None:
+    scorer = made(model)
+    ids, weight = torch.tensor([PROMPTS[1]]), model.model.layers[0].mlp.up_proj.weight
+    (found,) = torch.autograd.grad(scorer.logits(ids, whole=True).sum(), weight)
+    (whole,) = torch.autograd.grad(scorer._logits_at_once(Batch.of([PROMPTS[1]])).sum(), weight)
+    (rows_only,) = torch.autograd.grad(scorer.logits(ids).sum(), weight)
+    assert torch.equal(found, whole) and not torch.allclose(found, rows_only, rtol=0.1)
+
+
+@pytest.mark.parametrize("ids", [[5, 64], [5, -1]])
+def test_ids_of_another_vocabulary_are_refused(model: PreTrainedModel, ids: list[int]) -> None:
+    scorer = made(model)
+    for ask in (scorer.score, scorer.generate):
+        with pytest.raises(InvalidInput, match="prompt 1 holds ids"):
+            ask([[5], ids])
+
+
 def test_rows_follow_the_prompt_and_their_order_counts(model: PreTrainedModel) -> None:
     scorer = made(model, rows=2)
     before = scorer.score(PROMPTS).logits
@@ -222,7 +256,8 @@ def test_bf16_scores_are_the_fp32_scores_rounded() -> None:
 
 def test_a_layer_that_is_not_read_is_not_run(model: PreTrainedModel) -> None:
     scorer = made(model, layer=1)
-    assert keeps_cache(scorer.anatomy)  # tried once a model, with forwards of its own
+    # Tried once a model, with forwards of their own.
+    assert keeps_cache(scorer.anatomy) and bears_padding(scorer.anatomy)
     ran: list[int] = []
     hook = model.model.layers[1].mlp.register_forward_hook(lambda *_: ran.append(1))
     scorer.score(PROMPTS)

@@ -50,10 +50,8 @@ class CPXCausalLM(nn.Module):
         # A part of this module, too: so its `state_dict` holds what was trained.
         self.scorer = scorer
         self.cpx_token_id = cpx_token_id
-        own = {id(p) for p in scorer.parameters()}
-        for parameter in base_model.parameters():
-            if id(parameter) not in own:
-                parameter.requires_grad_(False)
+        for _, parameter in scorer.base_parameters():
+            parameter.requires_grad_(False)
         self.train(base_model.training)
 
     @classmethod
@@ -182,10 +180,8 @@ class CPXCausalLM(nn.Module):
 
     def _run(self, prompts: Prompts, wanted: bool, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         scorer, layer = self.scorer, self.scorer.config.layer
-        if prompts.empty:
-            return self._with_empty(prompts), None
         batch = prompts.batch
-        if not wanted and not inputs:
+        if prompts.empty or (not wanted and not inputs):  # of no token the base has no output
             return scorer.logits(batch.ids_BT, batch.mask_BT), None
         ran = prefill.prefill(
             scorer.anatomy,
@@ -206,13 +202,6 @@ class CPXCausalLM(nn.Module):
         place = self.scorer._place
         mask = None if attention_mask is None else attention_mask.to(place)
         return prompts_in(input_ids.to(place), mask, self.cpx_token_id, self.scorer.anatomy)
-
-    def _with_empty(self, prompts: Prompts) -> Tensor:
-        """Prompts without a token run by themselves; the base has no output for them."""
-        parts = [prompts.batch.take(rows) for rows in (prompts.full, prompts.empty) if rows]
-        logits = torch.cat([self.scorer.logits(part.ids_BT, part.mask_BT) for part in parts])
-        order = torch.tensor(prompts.full + prompts.empty, device=logits.device)
-        return logits[order.argsort()]
 
     def _joined(self, prefixes: Sequence[prefill.Prefix]) -> prefill.Prefilled:
         return prefill.Prefilled.join(

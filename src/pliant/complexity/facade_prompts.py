@@ -14,11 +14,11 @@ from pliant.prefill import Batch, align
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Prompts without [CPX], aligned to the left; `empty` ones have no token at all."""
+    """Prompts without [CPX], aligned to the left."""
 
     batch: Batch
-    full: list[int]
-    empty: list[int]
+    empty: bool
+    """Whether some have no token at all."""
 
 
 def prompts_in(
@@ -34,9 +34,7 @@ def prompts_in(
     batch = align(ids_BT.masked_fill(mask_BT == 0, 0), mask_BT)
     _check_ids(batch, cpx_token_id, anatomy)
     batch = _begun(batch, anatomy)
-    lengths = batch.lengths
-    rows = range(len(lengths))
-    return Prompts(batch, [r for r in rows if lengths[r]], [r for r in rows if not lengths[r]])
+    return Prompts(batch, empty=not all(batch.lengths))
 
 
 def _begun(batch: Batch, anatomy: Anatomy) -> Batch:

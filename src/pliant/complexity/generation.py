@@ -18,7 +18,7 @@ from torch import Tensor
 from pliant import prefill
 from pliant.anatomy.depth import cache_name, run_first
 from pliant.anatomy.detour import FORWARD, detours
-from pliant.complexity.prompts import alike, checked, ids_of
+from pliant.complexity.prompts import alike, ids_of
 from pliant.complexity.scores import Scores
 from pliant.errors import InvalidInput
 from pliant.prefill import Batch, Prefilled, bears_padding, keeps_cache
@@ -60,6 +60,7 @@ def generate(
 ) -> Generated:
     """Score and generate; see `Complexity.generate`."""
     _check_threshold(scorer, leave_above)
+    _check_options(options)
     ids = _ids(scorer, prompts, settings, options)
     copies = _copies(scorer, options)
     logits = np.zeros((len(ids), len(scorer.config.outputs)))
@@ -109,7 +110,7 @@ class _Generation:
         self.length = batch.ids_BT.shape[1]
         self.output: Any = None
         # Some models keep their state where no step could leave it alone: they are scored before.
-        cached = keeps_cache(scorer.anatomy) and options.get("use_cache") is not False
+        cached = keeps_cache(scorer.anatomy) and not _is_run_otherwise(scorer, options)
         self.again = not cached
         try:
             if not cached:
@@ -203,12 +204,32 @@ def _check_threshold(scorer: Complexity, leave_above: Leaving | None) -> None:
     _ = Scores(scorer.config.outputs, np.zeros((0, len(scorer.config.outputs)))).score
 
 
+def _check_options(options: dict[str, Any]) -> None:
+    for name in ("input_ids", "inputs", "inputs_embeds"):
+        if name in options:
+            raise InvalidInput(f"{name}=: the prompts come first, as ids, texts or messages")
+
+
+def _is_run_otherwise(scorer: Complexity, options: dict[str, Any]) -> bool:
+    """Without a cache; or first by some of the layers, who draft for the whole model."""
+    no_cache = _setting(scorer, options, "use_cache") is False
+    return no_cache or _setting(scorer, options, "assistant_early_exit") is not None
+
+
+def _setting(scorer: Complexity, options: dict[str, Any], name: str) -> Any:
+    """As `generate` finds it: among the options, in a given configuration, in the model's own."""
+    configs = (options.get("generation_config"), scorer.anatomy.model.generation_config)
+    values = [options.get(name), *(getattr(config, name, None) for config in configs)]
+    return next((value for value in values if value is not None), None)
+
+
 def _ids(
     scorer: Complexity, prompts: Any, settings: dict[str, Any], options: dict[str, Any]
 ) -> list[list[int]]:
     mask = options.pop("attention_mask", None)
     if isinstance(prompts, Tensor):
         settings["batch_size"] = settings["batch_size"] or len(prompts)  # a batch is a batch
+        mask = _mask(scorer, prompts, options) if mask is None else mask
         batch = prefill.align(prompts, mask)
         rows = zip(batch.ids_BT.tolist(), batch.lengths, strict=True)
         found = [row[len(row) - length :] for row, length in rows]
@@ -216,12 +237,19 @@ def _ids(
         raise InvalidInput("attention_mask goes with a tensor of ids; lists need none")
     else:
         found = ids_of(prompts, scorer.tokenizer, settings["chat"])
-    found = checked(found, scorer._room, settings["truncation"])
-    found = [scorer._begun(prompt) for prompt in found]
+    found = scorer._fit(found, settings["truncation"])
     for i, prompt in enumerate(found):
         if not prompt:
             raise InvalidInput(f"prompt {i} has no token, and the model none to begin with (BOS)")
     return found
+
+
+def _mask(scorer: Complexity, ids: Tensor, options: dict[str, Any]) -> Tensor | None:
+    """As `generate` takes ids without a mask: the token that pads is padding, unless it ends."""
+    pad = _setting(scorer, options, "pad_token_id")
+    end = _setting(scorer, options, "eos_token_id")
+    ends = end if isinstance(end, (list, tuple)) else [end]
+    return None if pad is None or pad in ends else ids != pad
 
 
 def _batches(
@@ -239,10 +267,7 @@ def _batches(
 
 
 def _copies(scorer: Complexity, options: dict[str, Any]) -> int:
-    configs = (options.get("generation_config"), scorer.anatomy.model.generation_config)
-    values = [options.get("num_return_sequences")]
-    values += [getattr(config, "num_return_sequences", None) for config in configs]
-    return next((value for value in values if value), 1)
+    return int(_setting(scorer, options, "num_return_sequences") or 1)
 
 
 def _pad(scorer: Complexity) -> int:

@@ -114,25 +114,35 @@ class Complexity(Adapter):
         """What the base is made of."""
         return self._anatomy_of(self.base)
 
-    def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Of the base and of what else is attached to it; of no scorer, which acts on no other."""
+        scorers = [a for a in adapters.attached(self.base).values() if isinstance(a, Complexity)]
+        own = {id(p) for scorer in scorers for p in scorer.parameters()}
+        return ((name, p) for name, p in self.base.named_parameters() if id(p) not in own)
+
+    def logits(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, whole: bool = False
+    ) -> Tensor:
         """(B, O) in fp32, differentiable with respect to what is trained.
 
         Padding may be on either side. With gradients, only the rows run with them, on top of a
-        prefill without; under `torch.no_grad()`, prompt and rows run as one.
+        prefill without. Under `torch.no_grad()`, or `whole` (for a base that is trained as well),
+        prompt and rows run as one.
         """
         self._check_asked()
-        if torch.is_grad_enabled():
-            with _nothing_run_again(self.base):
-                ran = prefill.prefill(
-                    self.anatomy,
-                    input_ids,
-                    attention_mask,
-                    layers=self.config.layer,
-                    head=False,
-                    resumable=False,
-                )
-            return self.logits_of(ran)
-        return self._logits_at_once(prefill.align(input_ids, attention_mask))
+        batch = prefill.align(input_ids, attention_mask)
+        with _nothing_run_again(self.base):
+            if whole or not torch.is_grad_enabled() or not all(batch.lengths):
+                return self._logits_at_once(batch)
+            ran = prefill.prefill(
+                self.anatomy,
+                batch.ids_BT,
+                batch.mask_BT,
+                layers=self.config.layer,
+                head=False,
+                resumable=False,
+            )
+        return self.logits_of(ran)
 
     def logits_of(self, ran: Prefilled) -> Tensor:
         """(B, O): the rows alone, on top of prompts that were run before."""
@@ -166,8 +176,7 @@ class Complexity(Adapter):
         which end to take off. Without a `batch_size` prompts of like length share a batch.
         """
         self._check_asked()
-        ids = checked(ids_of(prompts, self.tokenizer, chat), self._room, truncation)
-        ids = [self._begun(prompt) for prompt in ids]
+        ids = self._fit(ids_of(prompts, self.tokenizer, chat), truncation)
         logits = np.zeros((len(ids), len(self.config.outputs)))
         for rows in alike([len(prompt) for prompt in ids], batch_size):
             batch = Batch.of([ids[row] for row in rows], device=self._place)
@@ -203,7 +212,16 @@ class Complexity(Adapter):
         return export(self, folder, tokenizer, **options)
 
     def _logits_at_once(self, batch: Batch) -> Tensor:
-        """Prompts and rows in one forward, without a cache."""
+        """Prompts and rows in one forward, without a cache; or one for each group of prompts."""
+        groups = prefill.groups(self.anatomy, batch)
+        parts = [batch if rows is None else batch.take(rows) for rows in groups]
+        logits = torch.cat([self._logits_in_one_forward(part) for part in parts])
+        if groups[0] is None:
+            return logits
+        order = torch.tensor([row for rows in groups for row in rows or ()], device=logits.device)
+        return logits[order.argsort()]
+
+    def _logits_in_one_forward(self, batch: Batch) -> Tensor:
         hidden = prefill.on_top(
             self.anatomy,
             batch,
@@ -233,10 +251,14 @@ class Complexity(Adapter):
         place = self._place if device is None else device
         return torch.full((batch, self.config.rows), PLACEHOLDER, device=place)
 
-    def _begun(self, ids: list[int]) -> list[int]:
-        """A prompt of no token at all begins as any text does, where the model knows how."""
+    def _fit(self, prompts: list[list[int]], truncation: Truncation | None) -> list[list[int]]:
+        """The prompts as the model can take them. One of no token at all begins as any text does,
+        where the model knows how."""
+        known = getattr(self.anatomy.embeddings, "num_embeddings", None)
         bos = getattr(self.anatomy.config, "bos_token_id", None)
-        return [bos] if not ids and isinstance(bos, int) and bos >= 0 else ids
+        begun = [bos] if isinstance(bos, int) and bos >= 0 else []
+        fit = checked(prompts, self._room, truncation, known)
+        return [prompt or begun for prompt in fit]
 
     @property
     def _room(self) -> int | None:

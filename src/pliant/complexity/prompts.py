@@ -28,14 +28,24 @@ def ids_of(
 
 
 def checked(
-    prompts: Sequence[list[int]], room: int | None, truncation: Truncation | None
+    prompts: Sequence[list[int]],
+    room: int | None,
+    truncation: Truncation | None,
+    vocabulary: int | None = None,
 ) -> list[list[int]]:
     """The prompts, if each fits beside the rows; or, if that was asked for, what fits of each.
 
-    "left" takes the beginning off a prompt that is too long, "right" its end.
+    "left" takes the beginning off a prompt that is too long, "right" its end. An id that is not
+    below `vocabulary` is an error.
     """
     if truncation not in (None, "left", "right"):
         raise InvalidInput(f"truncation = {truncation!r}: give 'left', 'right' or None")
+    for i, ids in enumerate(prompts):
+        if ids and (min(ids) < 0 or (vocabulary is not None and max(ids) >= vocabulary)):
+            raise InvalidInput(
+                f"prompt {i} holds ids from {min(ids)} to {max(ids)}, and the model has "
+                f"{vocabulary} embeddings: is it another tokenizer's?"
+            )
     if room is None:
         return list(prompts)
     for i, ids in enumerate(prompts):

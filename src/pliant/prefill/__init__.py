@@ -11,7 +11,7 @@ model before it is trusted with a cache or with padding.
 """
 
 from pliant.prefill.batch import Batch, align, device_of
-from pliant.prefill.habits import bears_padding, keeps_cache
+from pliant.prefill.habits import bears_padding, groups, keeps_cache
 from pliant.prefill.prefilled import Prefilled, prefill
 from pliant.prefill.prefix import Prefix
 from pliant.prefill.run import Ran, on_top
@@ -24,6 +24,7 @@ __all__ = [
     "align",
     "bears_padding",
     "device_of",
+    "groups",
     "keeps_cache",
     "on_top",
     "prefill",

@@ -6,7 +6,8 @@ Both are tried once a model, on a few tokens, and only when something depends on
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,12 +35,40 @@ def bears_padding(anatomy: Anatomy) -> bool:
     return _asked(anatomy, "padding", _pads_unnoticed)
 
 
+def groups(anatomy: Anatomy, batch: Batch) -> list[list[int] | None]:
+    """The rows that may run together: all (None); or each length for itself, where the model does
+    not bear padding. A prompt of no token would be padding alone: it never runs beside others.
+    """
+    if not batch.is_ragged:
+        return [None]
+    if not bears_padding(anatomy):
+        return list(batch.by_length())
+    empty = [row for row, length in enumerate(batch.lengths) if not length]
+    if not empty:
+        return [None]
+    return [[row for row, length in enumerate(batch.lengths) if length], empty]
+
+
 def _asked(anatomy: Anatomy, what: str, ask: Callable[[Anatomy], bool]) -> bool:
     with _lock:
         known = _known.setdefault(anatomy.model, {})
         if what not in known:
-            known[what] = _tried(ask, anatomy)
+            with _at_rest(anatomy.model):
+                known[what] = _tried(ask, anatomy)
         return known[what]
+
+
+@contextmanager
+def _at_rest(model: nn.Module) -> Iterator[None]:
+    """In eval mode: with dropout no two runs are alike, and gradient checkpointing has no cache."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from pliant.anatomy.branch import branch
 from pliant.anatomy.depth import cache_name, last_hidden_state
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.prefill.batch import Batch, align
-from pliant.prefill.habits import bears_padding, keeps_cache
+from pliant.prefill.habits import groups, keeps_cache
 from pliant.prefill.prefix import Prefix, joined, split
 from pliant.prefill.run import (
     Entering,
@@ -53,7 +53,7 @@ def prefill(
     cached = keeps_cache(anatomy)
     parts = []
     with torch.set_grad_enabled(grad):
-        for rows in _groups(anatomy, batch):
+        for rows in groups(anatomy, batch):
             part = batch if rows is None else batch.take(rows)
             given = {**inputs_of(anatomy, part), **inputs, "use_cache": cached}
             if layers is None:
@@ -147,7 +147,7 @@ class Prefilled:
         longest = max(prefix.length for prefix in prefixes)
         mask = torch.tensor([[0] * (longest - p.length) + [1] * p.length for p in prefixes])
         whole, parts = Batch(torch.zeros_like(mask), mask), []
-        for rows in _groups(anatomy, whole):
+        for rows in groups(anatomy, whole):
             some = prefixes if rows is None else [prefixes[row] for row in rows]
             cache, batch = joined(anatomy, some)
             parts.append(Part(rows, batch, Ran(None, cache, "past_key_values")))
@@ -191,13 +191,6 @@ class Part:
         return on_cache(
             whole.anatomy, self.batch, self.ran, ids_Br, layers=layers, entering=entering
         )
-
-
-def _groups(anatomy: Anatomy, batch: Batch) -> list[list[int] | None]:
-    """All at once; or each length for itself, where the model does not bear padding."""
-    if not batch.is_ragged or bears_padding(anatomy):
-        return [None]
-    return list(batch.by_length())
 
 
 def _resumed(anatomy: Anatomy, ran: Ran) -> Ran:
