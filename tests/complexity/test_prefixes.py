@@ -94,6 +94,7 @@ def test_the_folder_is_of_this_base_and_these_prompts(ids: list[Tensor], tmp_pat
     assert folder_of(tmp_path, scorer(), ids) == here
     with torch.no_grad():
         base.rows.add_(1.0)  # what is trained is not what prefixes depend on
+    attach(base.base, CPXConfig(), name="beside")  # nor is another scorer, which acts when asked
     assert folder_of(tmp_path, base, ids) == here
     others = [scorer(seed=1), scorer(rope_theta=500.0)]
     others.append(attach(tiny_llama().bfloat16(), CPXConfig()))

@@ -211,6 +211,33 @@ def test_the_untouched_base_is_frozen_and_train_base_trains_it(tmp_path: Path) -
         ).train()
 
 
+def test_a_base_that_is_trained_learns_through_the_whole_prompt(tmp_path: Path) -> None:
+    one, other = scorer_on(), scorer_on()
+    run = trainer(one, tmp_path, train_base=True)
+    ids, mask = torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.ones(1, 6, dtype=torch.long)
+    for scorer in (one, other):
+        torch.nn.init.ones_(scorer.head.weight)
+    run.learner(ids, mask)["logits"].sum().backward()
+    other.logits(ids, mask, whole=True).sum().backward()
+    found, wanted = one.base.get_input_embeddings(), other.base.get_input_embeddings()
+    assert wanted.weight.grad is not None and wanted.weight.grad[5:11].any()
+    assert torch.allclose(found.weight.grad, wanted.weight.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_another_scorer_on_the_base_is_no_part_of_it(frozen: bool) -> None:
+    model = tiny_llama().requires_grad_(not frozen)
+    one, other = (attach(model, CPXConfig(), name=name) for name in ("one", "other"))
+    data = rows()
+    prompts, labels = [r["input_ids"] for r in data], [r["label"] for r in data]
+    report = fit(one, prompts, labels, num_epochs=2)
+    assert report.kept["train"].where == "memory"
+    assert all(p.requires_grad for p in other.parameters())
+    before = values(other)
+    fit(other, prompts, labels, num_epochs=2, batch_size=4)
+    assert not any(torch.equal(p, before[name]) for name, p in values(other).items())
+
+
 def test_gradient_checkpointing_changes_nothing_on_a_frozen_base(tmp_path: Path) -> None:
     plain = trainer(scorer_on(), tmp_path / "a", num_epochs=1)
     plain.train()
@@ -328,6 +355,10 @@ def test_the_report_says_the_whole_run_first(tmp_path: Path) -> None:
         ({"learning_rate": float("nan")}, "learning_rate = nan"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"cpx_token": "<hard>"}, "cpx_token"),
+        ({"class_weights": (1.0, 2.0)}, "class_weights"),
+        ({"class_weights": (2.0,), "loss": "regression"}, "class_weights"),
+        ({"gradient_checkpointing": True, "train_base": True}, "gradient_checkpointing"),
+        ({"train": [{"input_ids": [5, 64], "label": 1.0}]}, "prompt 0 holds ids"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -45,7 +45,8 @@ class Learner(nn.Module):
         assert input_ids is not None
         if keep:
             return self.prefilled(input_ids, attention_mask)
-        return {"logits": self.scorer.logits(input_ids, attention_mask)}
+        whole = self.trains_base  # which learns from what it makes of the prompt, too
+        return {"logits": self.scorer.logits(input_ids, attention_mask, whole=whole)}
 
     def prefilled(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Prefilled:
         """Without gradient, the head left out."""
@@ -73,16 +74,12 @@ class Learner(nn.Module):
 
     def trained_base(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained besides the scorer."""
-        own = {id(p) for p in self.scorer.parameters()}
-        for name, p in self.base.named_parameters():
-            if p.requires_grad and id(p) not in own:
-                yield name, p
+        return ((name, p) for name, p in self.scorer.base_parameters() if p.requires_grad)
 
     def freeze(self, everything: bool) -> None:
         """A base that is as it was loaded, every parameter of it trainable, is meant to be frozen:
         some of it was chosen by somebody, and stays. With `everything` False, all is trained."""
-        own = {id(p) for p in self.scorer.parameters()}
-        rest = [p for p in self.base.parameters() if id(p) not in own]
+        rest = [p for _, p in self.scorer.base_parameters()]
         if not everything:
             for p in rest:
                 p.requires_grad_(p.is_floating_point())

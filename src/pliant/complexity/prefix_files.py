@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pliant.complexity.prefixes import (
     Chunk,
@@ -93,25 +93,20 @@ def folder_of(root: Path, scorer: Complexity, ids: Sequence[Tensor]) -> Path:
 
 
 def fingerprint(scorer: Complexity, ids: Sequence[Tensor]) -> str:
-    """Changes with whatever the prefixes depend on: values of every parameter and buffer but the
-    scorer's own, dtypes, the depth, the way of attending, the ids and their order."""
+    """Changes with whatever the prefixes depend on: some values of every parameter and buffer but
+    a scorer's, dtypes, the depth, the way of attending, the ids and their order."""
     digest = hashlib.sha256()
     config = getattr(scorer.base, "config", None)
     how = getattr(config, "_attn_implementation", "")
     digest.update(json.dumps([FORMAT, scorer.config.layer, how]).encode())
-    own = {id(t) for t in [*scorer.parameters(), *scorer.buffers()]}
-    for name, tensor in _tensors(scorer.base):
-        if id(tensor) not in own:
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(_values(tensor))
+    own = {id(buffer) for buffer in scorer.buffers()}
+    buffers = [(name, b) for name, b in scorer.base.named_buffers() if id(b) not in own]
+    for name, tensor in [*scorer.base_parameters(), *buffers]:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(_values(tensor))
     for row in ids:
         digest.update(row.to(torch.int64).cpu().numpy().tobytes() + b"|")
     return digest.hexdigest()
-
-
-def _tensors(base: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    yield from base.named_parameters()
-    yield from base.named_buffers()
 
 
 def _values(tensor: Tensor) -> bytes:

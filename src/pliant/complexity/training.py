@@ -82,8 +82,8 @@ class CPXTrainer(Trainer):
         self.duplicates: Duplicates | None = None
         if args is None or isinstance(args, CPXTrainingConfig):
             args = self.config.training_arguments(evaluates=eval_dataset is not None)
-            if self.config.gradient_checkpointing:
-                self.learner.gradient_checkpointing_enable()
+        if self.config.gradient_checkpointing:
+            self.learner.gradient_checkpointing_enable()
         _one_device(args)
         super().__init__(
             self.learner,
@@ -359,7 +359,8 @@ def encode(
     last = getattr(tokenizer, "cpx_token_id", None)
     ids = [row[:-1] if row[-1:] == [last] else row for row in ids_of(prompts, tokenizer)]
     known = [most for most in (room, scorer._room) if most is not None]
-    return checked(ids, min(known, default=None), truncation)
+    table = getattr(scorer.anatomy.embeddings, "num_embeddings", None)
+    return checked(ids, min(known, default=None), truncation, table)
 
 
 def _one_device(args: TrainingArguments) -> None:
@@ -385,6 +386,12 @@ def _check_together(scorer: Complexity, config: CPXTrainingConfig) -> None:
         raise InvalidInput(
             f"num_labels = {config.num_labels}, and the scorer has {len(outputs)} outputs "
             f"({', '.join(outputs)}): give the same, or leave it out"
+        )
+    weights = config.class_weights
+    if weights and (config.loss == "regression" or len(weights) != len(outputs)):
+        raise InvalidInput(
+            f"class_weights = {weights}: give one for each of {len(outputs)} outputs, and none for "
+            "a regression"
         )
     token = getattr(scorer.tokenizer, "cpx_token", config.cpx_token)
     if token != config.cpx_token:
