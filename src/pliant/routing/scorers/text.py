@@ -59,7 +59,7 @@ class Text(Scorer):
         held = self._matrix(choice.prompts, choice.groups)
 
         def error(strength: float) -> float:
-            self._fit_both(x, train, strength, seed)
+            self._fit_both(x, train, strength, seed, deals=1)
             assert self.head is not None
             return gain_error(self.stack(self.head(held)).gain, choice)
 
@@ -67,7 +67,8 @@ class Text(Scorer):
 
     def learn(self, outcomes: Outcomes, seed: int = 0) -> Self:
         """Fit with the penalty that was chosen."""
-        self._fit_both(self._prepare(outcomes, seed), outcomes, self.strength, seed)
+        deals = _DEALS if len(outcomes) <= _FEW else 1
+        self._fit_both(self._prepare(outcomes, seed), outcomes, self.strength, seed, deals)
         return self
 
     def predict(
@@ -104,8 +105,7 @@ class Text(Scorer):
         self.features = TextFeatures(self.settings).fit(outcomes.prompts, seed)
         return self._matrix(outcomes.prompts, outcomes.groups)
 
-    def _fit_both(self, x: Any, outcomes: Outcomes, strength: float, seed: int) -> None:
-        dealt = range(_DEALS if len(outcomes) <= _FEW else 1)
+    def _fit_both(self, x: Any, outcomes: Outcomes, strength: float, seed: int, deals: int) -> None:
         said = [
             out_of_fold(
                 x,
@@ -113,7 +113,7 @@ class Text(Scorer):
                 folds(outcomes, _FOLDS, seed + _APART * deal),
                 lambda a, b: ridge(a, b, strength),
             )
-            for deal in dealt
+            for deal in range(deals)
         ]
         self.stack = Stack().fit(np.mean(said, axis=0), outcomes.right)
         self.head = ridge(x, outcomes.right, strength)
