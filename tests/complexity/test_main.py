@@ -70,13 +70,15 @@ def test_csv_with_columns_of_other_names(data: Path, tmp_path: Path, capsys: Any
         (["--data", "DATA", "--model_name", "nano-x"], "nano-x"),
         (["--data", "DATA", "--max_length", "3"], "tokens long"),
         (["--data", "DATA", "--loss", "ce"], "two or more outputs"),
+        (["--data", "DATA", "--scheduler", "steep"], "steep is not a valid SchedulerType"),
+        (["--data", "DATA", "--output_dir", "DATA/below"], "Not a directory"),
     ],
 )
 def test_what_is_wrong_is_one_line(
     data: Path, tmp_path: Path, capsys: Any, flags: list[str], said: str
 ) -> None:
-    given = [str(data) if flag == "DATA" else flag for flag in flags]
-    assert main([*given, "--device", "cpu", "--output_dir", str(tmp_path / "out")]) == 2
+    given = [flag.replace("DATA", str(data)) for flag in flags]
+    assert main(["--device", "cpu", "--output_dir", str(tmp_path / "out"), *given]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and error.count("\n") == 1
 
@@ -84,9 +86,10 @@ def test_what_is_wrong_is_one_line(
 def test_a_bad_label_is_named_with_its_row(data: Path, tmp_path: Path, capsys: Any) -> None:
     rows = data.read_text().splitlines()[:4]
     data.write_text("\n".join([*rows, json.dumps({"prompt": "9", "label": 1.5})]))
-    held = ["--evaluation_data", str(data), "--device", "cpu"]
-    assert main(["--data", str(data), *held, "--output_dir", str(tmp_path / "out")]) == 2
-    assert "row 5: label 1.5 cannot be used" in capsys.readouterr().err
+    common = ["--data", str(data), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+    for seed in ("0", "1", "2"):  # rows are shuffled after they are read
+        assert main([*common, "--seed", seed]) == 2
+        assert "row 5: label 1.5 cannot be used" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [["--wrong"], ["--batch_size", "many"], ["--loss", "hinge"]])

@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pliant.complexity.flags import Flags
@@ -51,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PliantError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:  # a folder that cannot be written, a full disk
+        what = error.filename or "the output"
+        print(f"error: {what}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("error: interrupted; --resume goes on from what was saved", file=sys.stderr)
         return 130
@@ -58,12 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(model: CPXModelConfig, training: CPXTrainingConfig, data: CPXDatasetConfig) -> None:
-    train, held = rows_of(data, training.seed)
+    rows, held_rows = rows_of(data)
     from pliant import loading
     from pliant.complexity.config import CPXConfig
+    from pliant.complexity.lessons import lessons_of
     from pliant.complexity.model import attach
     from pliant.complexity.tokenizer import CPXTokenizer
-    from pliant.complexity.training import CPXTrainer
+    from pliant.complexity.training import CPXTrainer, encode
 
     base, tokenizer = loading.load(model.model_name, dtype=model.dtype, device=model.device)
     config = CPXConfig(
@@ -76,16 +82,20 @@ def run(model: CPXModelConfig, training: CPXTrainingConfig, data: CPXDatasetConf
         lora_rank=model.lora_rank,
     )
     scorer = attach(base, config, CPXTokenizer.of(tokenizer, training.cpx_token))
+    cut: Any = {"room": data.max_length, "truncation": "left" if data.truncate else None}
+    into_ids = partial(encode, scorer, scorer.tokenizer, **cut)
+    # All rows, in the order of their file: so what is wrong with one is said of its own number.
+    said: Any = {"loss": training.loss, "outputs": scorer.config.outputs}
+    train = lessons_of(rows, into_ids, **said)
+    held = lessons_of(held_rows, into_ids, **said) if held_rows else train
+    learned, evaluated = parts_of(data, len(rows), len(held_rows), training.seed)
     options: dict[str, Any] = {"use_cpu": True} if model.device == "cpu" else {}
-    args = training.training_arguments(evaluates=bool(held), **options)
     trainer = CPXTrainer(
         scorer,
-        args,
+        training.training_arguments(evaluates=True, **options),
         config=training,
-        train_dataset=train,
-        eval_dataset=held or None,
-        room=data.max_length,
-        truncation="left" if data.truncate else None,
+        train_dataset=train.take(learned),
+        eval_dataset=held.take(evaluated),
     )
     if trainer.duplicates and trainer.is_world_process_zero():
         print(trainer.duplicates, file=sys.stderr)
@@ -96,27 +106,37 @@ def run(model: CPXModelConfig, training: CPXTrainingConfig, data: CPXDatasetConf
         print(f"saved in {training.output_dir}")
 
 
-def rows_of(data: CPXDatasetConfig, seed: int) -> tuple[list[Any], list[Any]]:
-    """The rows to train on and those to evaluate on, under the names that the trainer knows."""
+def rows_of(data: CPXDatasetConfig) -> tuple[list[Any], list[Any]]:
+    """The rows of both sources, under the names that the trainer knows; the second may be none."""
     if not data.data:
         raise InvalidInput("no data: give --data FILE, or the name of a data set on the hub")
     from pliant.data import read_rows
 
     columns = {"prompt": data.prompt_column, "label": data.label_column}
-    rows = [_named(row) for row in read_rows(data.data, columns)]
-    if data.evaluation_data:
-        held = [_named(row) for row in read_rows(data.evaluation_data, columns)]
-        held = held[: data.evaluation_size]
-    else:
-        size = data.evaluation_size or max(1, len(rows) // 10)
-        if size >= len(rows):
-            raise InvalidInput(
-                f"evaluation_size = {size}, and {data.data} has {len(rows)} rows: none are left "
-                "to train on"
-            )
-        random.Random(seed).shuffle(rows)
-        held, rows = rows[:size], rows[size:]
-    return rows[: data.data_size], held
+    sources = (data.data, data.evaluation_data)
+    rows, held = ([_named(row) for row in read_rows(s, columns)] if s else [] for s in sources)
+    size = _held_back(data, len(rows))
+    if not held and size >= len(rows):
+        raise InvalidInput(
+            f"evaluation_size = {size}, and {data.data} has {len(rows)} rows: none are left "
+            "to train on"
+        )
+    return rows, held
+
+
+def parts_of(
+    data: CPXDatasetConfig, rows: int, held: int, seed: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Which rows to train on, and which to evaluate on: of these, or of the second source's."""
+    if held:
+        return range(rows)[: data.data_size], range(held)[: data.evaluation_size]
+    order, size = list(range(rows)), _held_back(data, rows)
+    random.Random(seed).shuffle(order)
+    return order[size:][: data.data_size], order[:size]
+
+
+def _held_back(data: CPXDatasetConfig, rows: int) -> int:
+    return data.evaluation_size or max(1, rows // 10)
 
 
 def _named(row: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,12 @@ class Lessons(Dataset[dict[str, Any]]):
             item["labels"] = self.labels[index]
         return item
 
+    def take(self, indices: Sequence[int]) -> Lessons:
+        """Some of them, in this order; nothing is stored of them yet."""
+        labels = None if self.labels is None else self.labels[list(indices)]
+        texts = [self.texts[i] for i in indices] if self.texts else ()
+        return Lessons([self.ids[i] for i in indices], labels, texts)
+
     @property
     def lengths(self) -> list[int]:
         return [len(ids) for ids in self.ids]

@@ -135,7 +135,10 @@ class CPXTrainingConfig:
             "dataloader_pin_memory": torch.cuda.is_available(),
             "report_to": "none",
         }
-        return TrainingArguments(**{**options, **best, **changes})
+        try:
+            return TrainingArguments(**{**options, **best, **changes})
+        except ValueError as error:
+            raise InvalidInput(f"transformers refuses these settings: {error}") from error
 
 
 @dataclass(frozen=True)
