@@ -29,7 +29,7 @@ _plain: WeakKeyDictionary[Specimen, tuple[Tensor, ...]] = WeakKeyDictionary()
 @register(
     "complexity",
     "scores",
-    "On a cache, in a padded batch: does a prompt score as it does alone in one forward?",
+    "In a padded batch, on a cache and at once: does a prompt score as alone in one forward?",
     needs=["layers"],
 )
 @torch.no_grad()
@@ -39,7 +39,9 @@ def scores(specimen: Specimen) -> Verdict:
             return Verdict(False, "attached and not asked, it changes the logits")
         on_right = _padded_on_the_right(_prompts())
         on_cache = scorer.logits_of(prefill(scorer.anatomy, *on_right, head=False))
-        return _near(on_cache, _alone(scorer, _prompts()))
+        alone = _alone(scorer, _prompts())
+        asked = torch.as_tensor(scorer.score(_prompts()).logits).to(alone)
+        return _near(torch.stack([on_cache, asked]), torch.stack([alone, alone]))
 
 
 @register(
