@@ -438,6 +438,11 @@ def test_fit_trains_in_place_and_leaves_nothing(
     assert same(values(one), values(other))
     with pytest.raises(InvalidInput, match="60 prefixes are stored, and there are 59"):
         fit(one, prompts[:59], labels[:59], prefixes=shared)
+    for wrong in (scorer_on(layer=1), scorer_on(tiny_llama(seed=1))):
+        with pytest.raises(InvalidInput, match="is not what the base makes of it now"):
+            fit(wrong, prompts, labels, prefixes=shared)
+    with pytest.raises(InvalidInput, match="is not what the base makes of it now"):
+        fit(one, prompts[::-1], labels[::-1], prefixes=shared)
     with pytest.raises(InvalidInput, match="60 prompts and 3 labels"):
         fit(one, prompts, labels[:3])
     with pytest.raises(InvalidInput, match="'epochs' is no setting"):

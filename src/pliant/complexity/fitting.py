@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PrinterCallback
 
-from pliant.complexity.keeping import check_count
+from pliant.complexity.keeping import check_fits
 from pliant.complexity.learner import learner_of
 from pliant.complexity.lessons import Lessons, ids_of, labels_of, texts_of
 from pliant.complexity.model import Complexity
@@ -40,7 +40,7 @@ def fit(
     learner = learner_of(scorer, config.base_dropout)
     lessons = _lessons(learner.scorer, prompts, labels, config)
     if prefixes is not None:
-        check_count(prefixes, len(lessons))
+        check_fits(prefixes, learner, lessons.ids)
         lessons.stored = prefixes
     held = _lessons(learner.scorer, *evaluation, config) if evaluation is not None else None
     with tempfile.TemporaryDirectory() as folder:

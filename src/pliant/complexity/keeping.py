@@ -167,6 +167,24 @@ def _bytes(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def check_count(found: Stored, count: int) -> None:
-    if len(found) != count:
-        raise InvalidInput(f"{len(found)} prefixes are stored, and there are {count} prompts")
+def check_fits(found: Stored, learner: Learner, ids: Sequence[Tensor]) -> None:
+    """Whether what was stored is of these prompts, this base and this depth: one of middle length
+    is run again, and compared."""
+    if len(found) != len(ids):
+        raise InvalidInput(f"{len(found)} prefixes are stored, and there are {len(ids)} prompts")
+    middle = by_length(ids)[len(ids) // 2]
+    batch = Batch.of([ids[middle]], device=learner.scorer.rows.device)
+    layout, chunk = rows_of(learner.prefilled(batch.ids_BT, batch.mask_BT))
+    picked = found.pick([middle])
+    same = layout.kinds == found.layout.kinds and picked.lengths == (len(ids[middle]),)
+    if not same or not all(map(_alike, picked.tensors, chunk.rows)):
+        raise InvalidInput(
+            f"the stored prefix of prompt {middle} is not what the base makes of it now: store "
+            "these prompts again, with remember(scorer, prompts)"
+        )
+
+
+def _alike(kept_1HTK: Tensor, rows: Tensor) -> bool:
+    """To what rounding makes, in half precision as well."""
+    kept = kept_1HTK[0].transpose(0, 1).flatten(1).float()
+    return kept.shape == rows.shape and bool((kept - rows).norm() <= 0.03 * rows.float().norm())
