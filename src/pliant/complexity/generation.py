@@ -147,6 +147,10 @@ class _Generation:
             rule = self.leave_above
             found = rule(scores) if callable(rule) else scores.score > rule
             self.left = np.asarray(found, dtype=bool)
+            if self.left.shape != (len(scores),):
+                raise InvalidInput(
+                    f"leave_above gave {found!r}: true or false for each of {len(scores)} prompts"
+                )
             if leaving and self.left.any():
                 raise _Left
 
