@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as encoder
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,11 +101,14 @@ def _by_scorer(
 
 def _by_router(folder: Path, kind: str, prompts: Sequence[Any]) -> list[Row]:
     from pliant.routing import router_file, scorers
+    from pliant.routing.evaluate import calibrated
 
-    where = folder
-    if kind == "router.json":
-        where = folder / router_file.read(folder).scorer.folder
-    return list(_rows_predicted(prompts, scorers.load(where).predict(prompts)))
+    if kind == "scorer.json":
+        return list(_rows_predicted(prompts, scorers.load(folder).predict(prompts)))
+    file = router_file.read(folder)
+    found = scorers.load(folder / file.scorer.folder).predict(prompts)
+    # The router's own probabilities: what `route ask` says of the same prompt.
+    return list(_rows_predicted(prompts, replace(found, right=calibrated(file, found))))
 
 
 def _check_scorer(name: str) -> None:
