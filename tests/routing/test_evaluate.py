@@ -104,5 +104,24 @@ def test_paraphrases_that_go_apart_are_counted(test):
     assert alone.paraphrases is None
 
 
+def test_wordings_of_a_question_are_drawn_together(test):
+    """Each prompt twice is no more evidence than once."""
+    some = test.take(range(200))
+    twice = test.take([*range(200), *range(200)])
+    gain = np.stack([np.zeros(200), some.gain + np.random.default_rng(0).normal(0, 1, 200)], axis=1)
+    said, doubled = Predictions(None, gain), Predictions(None, np.tile(gain, (2, 1)))
+    asked = [str(i) for i in range(200)] * 2
+    rest = {"length": Predictions(None, np.zeros((400, 2)))}
+    once = measured(FILE, said, some, {})
+    together = measured(FILE, doubled, twice, rest, questions=asked)
+
+    def width(band):
+        return band.high - band.low
+
+    for pick in (lambda f: f.metrics["apgr"], lambda f: f.routed.quality, lambda f: f.routed.cost):
+        assert width(pick(together)) == pytest.approx(width(pick(once)), rel=1e-6)
+    assert width(together.over["length"]) == pytest.approx(width(once.metrics["apgr"]), rel=1e-6)
+
+
 def test_it_is_json_without_nan(found):
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["scorer"] == "group"

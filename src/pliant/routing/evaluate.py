@@ -171,19 +171,22 @@ def measured(
     left_out: int = 0,
     questions: Sequence[str] | None = None,
 ) -> Evaluation:
-    """All of it, from predictions."""
+    """All of it, from predictions; wordings of one question are drawn together for the bands."""
     chosen = choices(file, predicted)
     right = calibrated(file, predicted)
     gain, score = predicted.last_gain, None if right is None else 1 - right[:, 0]
     return Evaluation(
         scorer=file.scorer.kind,
-        report=report(gain, outcomes, score),
-        baselines={kind: report(said.last_gain, outcomes) for kind, said in baselines.items()},
-        over={
-            kind: difference("apgr", gain, said.last_gain, outcomes)
+        report=report(gain, outcomes, score, clusters=questions),
+        baselines={
+            kind: report(said.last_gain, outcomes, clusters=questions)
             for kind, said in baselines.items()
         },
-        routed=_routed(chosen, outcomes),
+        over={
+            kind: difference("apgr", gain, said.last_gain, outcomes, clusters=questions)
+            for kind, said in baselines.items()
+        },
+        routed=_routed(chosen, outcomes, questions),
         threshold=file.threshold.limit,
         calibration=() if right is None else _kept(right, outcomes),
         histogram={} if score is None else _histogram(score, outcomes),
@@ -218,15 +221,21 @@ def calibrated(file: RouterFile, predicted: Predictions) -> Floats | None:
     return found
 
 
-def _routed(chosen: NDArray[np.int64], outcomes: Outcomes) -> Routed:
+def _routed(
+    chosen: NDArray[np.int64], outcomes: Outcomes, questions: Sequence[str] | None
+) -> Routed:
     rows = np.arange(len(outcomes))
     right, cost = outcomes.right[rows, chosen], outcomes.cost[rows, chosen]
 
     def mean(of: Floats) -> Band:
-        return bootstrap_counts(lambda counts: counts @ of / counts.sum(axis=1), len(of))
+        return bootstrap_counts(
+            lambda counts: counts @ of / counts.sum(axis=1), len(of), clusters=questions
+        )
 
     def share(of: Floats, whole: Floats) -> Band:
-        return bootstrap_counts(lambda c: (c @ of) / np.maximum(c @ whole, 1e-12), len(of))
+        return bootstrap_counts(
+            lambda c: (c @ of) / np.maximum(c @ whole, 1e-12), len(of), clusters=questions
+        )
 
     calls = np.bincount(chosen, minlength=len(outcomes.models)) / len(outcomes)
     return Routed(
