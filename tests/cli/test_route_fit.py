@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from tests.routing.labels import outcomes
 
@@ -54,6 +56,25 @@ def test_evaluate_and_calibrate(done, folder):
     )  # fmt: skip
     assert anew.returncode == 0, anew.stderr
     assert json.loads(anew.stdout)["threshold"]["shares"][1] <= 0.1
+
+
+def test_score_and_ask_say_the_same_of_a_prompt(done, folder):
+    prompt = "times 12 and 15"
+    asked = pliant("ask", "--router", "router", "--choose", "--json", prompt, cwd=folder)
+    score = [sys.executable, "-m", "pliant", "score", "router", prompt, "--json"]
+    said = subprocess.run(score, capture_output=True, text=True, cwd=folder, timeout=300)
+    one, other = json.loads(asked.stdout), json.loads(said.stdout)
+    assert one["score"] == pytest.approx(other["score"])
+    assert one["gain"] == pytest.approx(other["gain"])
+
+
+def test_models_with_nothing_between_them_are_said(folder):
+    labels = replace(outcomes(300, 1), right=np.ones((300, 2)))
+    labels.write(folder / "equal.jsonl")
+    done = pliant(
+        "fit", "--labels", "equal.jsonl", "--out", "equal", "--scorer", "length", cwd=folder
+    )
+    assert done.returncode == 0 and "there is nothing to route for" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -12,11 +13,13 @@ from tests.routing.labels import outcomes
 from pliant.errors import InvalidInput
 from pliant.routing import Router, ladder, router_file, seen
 from pliant.routing.calibrate import calibrate
+from pliant.routing.costs import Used
 from pliant.routing.evaluate import evaluate
-from pliant.routing.fit import fit
+from pliant.routing.fit import fit, of_goal
+from pliant.routing.goals import Goal
 from pliant.routing.ladder import Rung, keep, ties
 from pliant.routing.parts import parts
-from pliant.routing.scorers import make
+from pliant.routing.scorers import Predictions, make
 from pliant.stats import Band
 
 CHEAP = ("random", "length", "text")
@@ -70,6 +73,29 @@ def test_chance_is_never_kept_and_a_group_only_where_it_is_known():
     assert keep([group, text], groups_known=True).kind == "group"
     with pytest.raises(InvalidInput, match="can be kept"):
         keep([rung("random", 0.01, 0.5, None)])
+
+
+def test_what_can_be_kept_is_held_against_the_best_that_can():
+    held = outcomes(400, 1)
+    close = held.gain + np.random.default_rng(0).normal(0, 1.5, 400)
+
+    def of(kind: str, ms: float, value: float, gain: np.ndarray) -> Rung:
+        made = rung(kind, ms, value, (-0.3, -0.4, -0.2))  # far behind the group
+        return replace(made, gain=np.stack([np.zeros(400), gain], axis=1))
+
+    rungs = [
+        rung("group", 0.0, 0.9, None),
+        of("knn", 9.0, 0.61, close),
+        of("text", 1.0, 0.6, 2 * close),  # the same order
+        of("length", 0.1, 0.5, np.arange(400) % 7.0),
+    ]
+    assert keep(rungs, outcomes=held).kind == "text"
+
+
+def test_without_anything_to_gain_the_cheapest_is_kept(tmp_path):
+    labels = replace(outcomes(300, 1), right=np.ones((300, 2)))
+    made = fit(labels, tmp_path / "r", scorers=["text", "length"], backends=BACKENDS)
+    assert made.kept.kind == "length" and made.threshold.share == 0
 
 
 def test_the_best_is_kept_and_routes(fitted):
@@ -127,7 +153,7 @@ def test_many_models_have_a_goal_too(tmp_path):
         backends={"model-0": "nano-s", "model-1": "nano-l", "model-2": "openai:x@http://localhost"},
     )  # fmt: skip
     assert made.threshold.share <= 0.3
-    assert made.rungs[0].kind == "text" and made.rungs[1].behind.high < 0
+    assert made.rungs[0].kind == "text" and made.rungs[1].behind.value < 0
 
 
 def test_a_stopped_fit_leaves_the_old_router_and_nothing_else(fitted, tmp_path, monkeypatch):
@@ -172,8 +198,41 @@ def test_a_new_goal_needs_no_training(fitted, tmp_path):
     assert router_file.read(made.folder).threshold.limit == done.threshold.value
     assert (made.folder / "scorer" / "scorer.safetensors").read_bytes() == weights
     assert seen.among(made.folder, new.prompts).all()
-    with pytest.raises(InvalidInput, match="0 of these"):
-        calibrate(made.folder, new, "20 % of calls")
+    again = calibrate(made.folder, new, "20 % of calls")
+    assert again.threshold.share <= 0.2 and again.threshold.n == 400
+    own = calibrate(made.folder, made.parts.calibration, "20 % of calls")
+    assert own.left_out == 0 and own.threshold.n == len(made.parts.calibration)
+    learned = made.parts.train, made.parts.choice, made.parts.ladder
+    for part in learned:
+        with pytest.raises(InvalidInput, match="0 of these"):
+            calibrate(made.folder, part, "20 % of calls")
+
+
+def test_what_is_far_counts_in_a_budget():
+    held = outcomes(400, 3)
+    gain = np.stack([np.zeros(400), held.gain + 0.001 * np.arange(400)], axis=1)
+    far = np.arange(400) % 5 == 0
+    said = Predictions(None, gain, far)
+    chosen = of_goal(Goal.parse("30 % of calls"), said, held)
+    assert chosen.share <= 0.3
+    sent = far | (gain[:, -1] > chosen.value)
+    assert sent.mean() == pytest.approx(chosen.share)
+    ignored = of_goal(Goal.parse("30 % of calls"), said, held, far=False)
+    assert ignored.value < chosen.value
+
+
+def test_what_the_labels_used_is_the_router_s_label_cost(tmp_path):
+    used = {name: Used(calls=2400, flops=9.0) for name in ("model-0", "model-1")}
+    made = fit(
+        outcomes(300, 1), tmp_path / "r", scorers=["length"], backends=BACKENDS, label_cost=used
+    )
+    assert made.file.label_cost["model-1"] == used["model-1"].as_dict()
+
+
+def test_a_place_where_nothing_can_be_written_is_said_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInput, match="nothing can be written"):
+        fit(outcomes(300), tmp_path / "file" / "r", scorers=["no scorer"])
 
 
 def test_the_area_of_two_models_is_their_metric_and_of_more_rewards_knowing():

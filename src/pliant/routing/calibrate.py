@@ -24,7 +24,7 @@ class Calibrated:
 
     threshold: Threshold
     left_out: int
-    """Prompts that the router was made on."""
+    """Prompts that the router's scorer was made on."""
 
     def as_dict(self) -> dict[str, Any]:
         return {"threshold": self.threshold.to_json(), "left_out": self.left_out}
@@ -35,14 +35,15 @@ def calibrate(
 ) -> Calibrated:
     """Write a router's calibration, threshold and reference scores anew; the scorer stays.
 
-    The new prompts count from then on as prompts that the router was made on.
+    Prompts that the scorer was trained or chosen on are left out; those that an earlier threshold
+    was made on serve again. All of them count from then on as prompts that the router was made on.
     """
     folder = Path(router).expanduser()
     file = router_file.read(folder)
     outcomes = outcomes.of_models(file.names)
     if outcomes.unit != file.unit:
         raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
-    known = seen.among(folder, outcomes.prompts)
+    known = seen.learned(folder, outcomes.prompts)
     if (~known).sum() < _LEAST:
         raise InvalidInput(
             f"{(~known).sum()} of these {len(known):,} prompts are new to the router: "
@@ -51,7 +52,8 @@ def calibrate(
     held = outcomes.take(np.flatnonzero(~known))
     scorer = scorers.load(folder / file.scorer.folder)
     predicted = scorer.predict(held.prompts, held.groups)
-    chosen = of_goal(Goal.parse(goal) if isinstance(goal, str) else goal, predicted, held)
+    goal = Goal.parse(goal) if isinstance(goal, str) else goal
+    chosen = of_goal(goal, predicted, held, far=file.far_to_strongest)
     content = file.model_dump()
     content |= {"threshold": entry(chosen, None), **reference(predicted, held, kind)}
     made = router_file.made(**content)

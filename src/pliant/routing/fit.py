@@ -20,6 +20,7 @@ import numpy as np
 
 from pliant.errors import InvalidInput
 from pliant.routing import calibration, drift, router_file, seen
+from pliant.routing.costs import Used
 from pliant.routing.evaluate import Evaluation, measured
 from pliant.routing.goals import Goal
 from pliant.routing.ladder import LADDER, READS_A_MODEL, Progress, Rung, climb, keep
@@ -72,6 +73,7 @@ def fit(
     lam: float | None = None,
     calibrate_by: str = "platt",
     backends: Mapping[str, str] | None = None,
+    label_cost: Mapping[str, Used] | None = None,
     groups_known: bool = False,
     seed: int = 0,
     progress: Progress = lambda items, _: items,
@@ -80,15 +82,16 @@ def fit(
 
     `scorers` are tried (all, if none are named; those that read a model only with a `base`).
     `lam` takes the place of the goal: each answer is worth its gain less lam times its cost.
-    `backends` says how models are reached, by the name that the labels have for them.
+    `backends` says how models are reached, by the name that the labels have for them; `label_cost`
+    what making the labels has cost (`pliant.routing.label.label_cost`), else theirs is summed.
     """
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
     folder = Path(out).expanduser()
-    _refuse_foreign(folder)
+    _refuse_place(folder)
     kinds = _kinds(scorers, base, outcomes)
     dealt = parts(outcomes, seed)
     rungs = climb(dealt, kinds, base, seed, progress)
-    kept = keep(rungs, groups_known)
+    kept = keep(rungs, groups_known, outcomes=dealt.ladder)
     familiar = Familiar.fit(joined((dealt.train, dealt.choice)).prompts, dealt.ladder.prompts)
     scorer = Watched(kept.scorer, familiar)
     predicted = scorer.predict(dealt.calibration.prompts, dealt.calibration.groups)
@@ -98,7 +101,7 @@ def fit(
         models=_models(outcomes, backends or {}),
         scorer={"kind": kept.kind},
         default=outcomes.models[-1],
-        label_cost=_label_cost(outcomes),
+        label_cost=_label_cost(outcomes, label_cost or {}),
         threshold=entry(chosen, lam),
         **reference(predicted, dealt.calibration, calibrate_by),
     )
@@ -109,9 +112,17 @@ def fit(
     return fitted
 
 
-def of_goal(goal: Goal, predicted: Predictions, outcomes: Outcomes) -> Threshold:
-    """The threshold that meets a goal on these outcomes."""
-    gain = predicted.last_gain if len(outcomes.models) == 2 else predicted.gain
+def of_goal(goal: Goal, predicted: Predictions, outcomes: Outcomes, far: bool = True) -> Threshold:
+    """The threshold that meets a goal on these outcomes.
+
+    With `far` the router sends what is far to the strong one of two models, whatever the threshold:
+    such calls count in a budget, and in the quality.
+    """
+    if len(outcomes.models) > 2:
+        return threshold(goal, predicted.gain, outcomes)
+    gain = predicted.last_gain
+    if far and predicted.far is not None:
+        gain = np.where(predicted.far, max(1.0, float(gain.max())) + 1, gain)
     return threshold(goal, gain, outcomes)
 
 
@@ -165,7 +176,10 @@ def _models(outcomes: Outcomes, backends: Mapping[str, str]) -> list[dict[str, A
     ]
 
 
-def _label_cost(outcomes: Outcomes) -> dict[str, dict[str, float]]:
+def _label_cost(outcomes: Outcomes, used: Mapping[str, Used]) -> dict[str, dict[str, float]]:
+    """What is known to have been used; else a prompt has cost one answer of each model."""
+    if all(name in used for name in outcomes.models):
+        return {name: used[name].as_dict() for name in outcomes.models}
     total = outcomes.cost.sum(axis=0)
     calls = float(len(outcomes))
     return {
@@ -174,8 +188,11 @@ def _label_cost(outcomes: Outcomes) -> dict[str, dict[str, float]]:
     }
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """A folder that holds something else than a router is not replaced."""
+def _refuse_place(folder: Path) -> None:
+    """Before the work: where nothing can be written, or something else than a router lies."""
+    there = next(place for place in folder.absolute().parents if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise InvalidInput(f"{folder}: nothing can be written in {there}")
     if folder.is_file():
         raise InvalidInput(f"{folder} is a file; a router is a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / router_file.NAME).is_file():
@@ -192,8 +209,9 @@ def _write(fitted: Fitted, scorer: Scorer) -> None:
             if kind == "length" or dealt.train.groups is not None:
                 baseline = make(kind).fit(dealt.train, dealt.choice)
                 baseline.save(aside / BASELINES / kind)
-        used = (dealt.train, dealt.choice, dealt.ladder, dealt.calibration)
-        seen.write(aside, (prompt for part in used for prompt in part.prompts))
+        learned = (dealt.train, dealt.choice, dealt.ladder)
+        prompts = (prompt for part in learned for prompt in part.prompts)
+        seen.write(aside, prompts, dealt.calibration.prompts)
         record = json.dumps(fitted.as_dict(), allow_nan=False, default=_plain)
         (aside / RECORD).write_text(record + "\n", encoding="utf-8")
         fitted.file.write(aside)

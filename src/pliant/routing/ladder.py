@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -77,27 +78,46 @@ def climb(
     rungs: list[Rung] = []
     for kind in progress(kinds, "fitting"):
         rungs.append(_rung(_scorer(kind, base, rungs), parts, seed))
-    best = max(rungs, key=lambda rung: rung.value.value)
+    best = max(rungs, key=_rank)
     return [
         rung if rung is best else _held_against(rung, best, parts.ladder)
-        for rung in sorted(rungs, key=lambda rung: -rung.value.value)
+        for rung in sorted(rungs, key=_rank, reverse=True)
     ]
 
 
-def keep(rungs: Sequence[Rung], groups_known: bool = False, margin: float = MARGIN) -> Rung:
+def keep(
+    rungs: Sequence[Rung],
+    groups_known: bool = False,
+    margin: float = MARGIN,
+    outcomes: Outcomes | None = None,
+) -> Rung:
     """The cheapest a decision of those that tie with the best.
 
     A scorer ties if the paired interval of its distance to the best includes 0 (it was not shown to
     be worse) and ends within `margin` (it was shown not to be much worse). With few labels nothing
     is shown, so nothing but the best itself ties. Chance is never kept, nor a scorer that needs a
-    prompt's group, unless whoever routes knows it.
+    prompt's group, unless whoever routes knows it: where the best of all cannot be kept, the rest
+    are held against the best that can, on the `outcomes` of the ladder split.
     """
     fit = [r for r in rungs if r.kind != "random" and r.scorer.saveable]
     fit = [r for r in fit if groups_known or not r.scorer.needs_groups]
     if not fit:
         raise InvalidInput("none of these scorers can be kept: add text or cpx")
-    best = max(fit, key=lambda rung: rung.value.value)
-    return min((r for r in fit if r is best or ties(r, margin)), key=lambda rung: rung.ms)
+    best = max(fit, key=_rank)
+    if math.isnan(best.value.value):  # nothing to gain, so nothing that tells them apart
+        return min(fit, key=lambda rung: rung.ms)
+
+    def tied(rung: Rung) -> bool:
+        if best.behind is None or outcomes is None:
+            return ties(rung, margin)
+        return ties(_held_against(rung, best, outcomes), margin)
+
+    return min((r for r in fit if r is best or tied(r)), key=lambda rung: rung.ms)
+
+
+def _rank(rung: Rung) -> float:
+    value = rung.value.value
+    return -math.inf if math.isnan(value) else value
 
 
 def ties(rung: Rung, margin: float = MARGIN) -> bool:

@@ -196,6 +196,11 @@ class RouterFile(Part):
     def names(self) -> tuple[str, ...]:
         return tuple(model.name for model in self.models)
 
+    @property
+    def far_to_strongest(self) -> bool:
+        """Whether prompts that are unlike all others go to the strongest model."""
+        return self.far == "default" and self.default == self.names[-1]
+
     def write(self, folder: Path) -> Path:
         """Write router.json, in one step."""
         from pliant.adapters.files import write_file  # whose package needs torch; a ledger does not

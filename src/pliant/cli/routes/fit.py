@@ -58,6 +58,7 @@ def fit(
     from pliant.errors import InvalidInput
     from pliant.routing.fit import GOAL
     from pliant.routing.fit import fit as make_router
+    from pliant.routing.label import label_cost
     from pliant.routing.outcomes import Outcomes
 
     logging.disable_progress_bar()
@@ -65,8 +66,9 @@ def fit(
         raise InvalidInput("--goal and --lam: one of the two, for each sets the threshold")
     if ladder and scorer:
         raise InvalidInput("--ladder tries every scorer: leave --scorer out, or --ladder")
+    outcomes = Outcomes.read(labels, models=model or None, limit=limit)
     done = make_router(
-        Outcomes.read(labels, models=model or None, limit=limit),
+        outcomes,
         out,
         scorers=scorer,
         base=base,
@@ -74,6 +76,7 @@ def fit(
         lam=lam,
         calibrate_by=calibration,
         backends=dict(_pair(text) for text in backend or []),
+        label_cost=label_cost(Path(labels)),
         groups_known=groups_known,
         seed=seed,
         progress=terminal.track,
@@ -94,13 +97,15 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _draw(done: Fitted) -> None:
+    import numpy as np
+
     from pliant.cli import terminal
 
     console, sizes = terminal.console(), done.parts.sizes()
     ladder_table(done).draw(console)
     found = done.evaluation
     sentences = [
-        f"Kept: {done.kept.kind}, the cheapest a decision of those that tie with the best.",
+        f"Kept: {_why(done)}",
         "Labels: " + ", ".join(f"{n:,} {name}" for name, n in sizes.items()) + ".",
         f"{done.parts.how[0].upper()}{done.parts.how[1:]}.",
         done.file.threshold.sentence,
@@ -109,8 +114,29 @@ def _draw(done: Fitted) -> None:
         f"APGR {found.metrics['apgr']}, at most {found.report.oracle_apgr:.3f}.",
         f"Router: {done.folder}",
     ]
+    if not np.isfinite(found.report.oracle_apgr):
+        sentences.insert(0, _nothing_to_gain(done))
     for sentence in sentences:
         console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
+
+
+def _why(done: Fitted) -> str:
+    """Why this scorer was kept."""
+    from pliant.routing.ladder import MARGIN
+
+    kind = done.kept.kind
+    if done.kept.value.value == max(r.value.value for r in done.rungs):
+        return f"{kind}, the best; no cheaper one was shown to be within {MARGIN:g} of it."
+    return f"{kind}, the cheapest a decision of those that can be kept and tie with the best."
+
+
+def _nothing_to_gain(done: Fitted) -> str:
+    weak, strong, found = done.file.names[0], done.file.names[-1], done.evaluation.report
+    return (
+        f"WARNING: on the test split {strong} is not better than {weak} (quality "
+        f"{found.strong_quality:.3f} and {found.weak_quality:.3f}): "
+        "there is nothing to route for. Are the models in the order of their cost?"
+    )
 
 
 def ladder_table(done: Fitted) -> Table:
