@@ -229,6 +229,13 @@ def test_what_the_labels_used_is_the_router_s_label_cost(tmp_path):
     assert made.file.label_cost["model-1"] == used["model-1"].as_dict()
 
 
+def test_scoring_costs_the_time_that_was_measured_where_time_is_the_unit(tmp_path):
+    made = fit(
+        replace(outcomes(300, 1), unit="ms"), tmp_path / "r", scorers=["length"], backends=BACKENDS
+    )
+    assert made.file.scorer.cost == made.kept.ms > 0
+
+
 def test_a_place_where_nothing_can_be_written_is_said_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInput, match="nothing can be written"):

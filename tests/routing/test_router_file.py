@@ -90,6 +90,7 @@ def test_an_unknown_key_names_the_nearest(place: Any, near: str, tmp_path: Path)
         (("threshold", "on"), "score", "threshold.on"),
         (("far",), "strong", "far"),
         (("calibration", "nano-x"), {}, "calibration: no model 'nano-x'"),
+        (("calibration",), {"nano-s": {"kind": "plat"}}, "router.json: calibration of nano-s"),
         (("drift", "below"), [0.9, 0.2], "ascending"),
         (("drift", "edges"), [0.1], "one length"),
         (("drift", "false_alarms"), 0, "false_alarms"),

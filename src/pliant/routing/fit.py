@@ -99,7 +99,7 @@ def fit(
     file = router_file.made(
         unit=outcomes.unit,
         models=_models(outcomes, backends or {}),
-        scorer={"kind": kept.kind},
+        scorer={"kind": kept.kind, "cost": kept.ms if outcomes.unit == "ms" else 0.0},
         default=outcomes.models[-1],
         label_cost=_label_cost(outcomes, label_cost or {}),
         threshold=entry(chosen, lam),

@@ -17,6 +17,7 @@ from pliant import __version__
 from pliant.data import nearest
 from pliant.errors import CorruptFile, InvalidInput
 from pliant.routing.backends import ModelSpec, Settings, different_names
+from pliant.routing.calibration import from_json
 
 VERSION = 1
 NAME = "router.json"
@@ -179,9 +180,13 @@ class RouterFile(Part):
         different_names([ModelSpec(n, s.model, s.url) for n, s in zip(names, specs, strict=True)])
         if self.default not in names:
             raise ValueError(f"default: no model {self.default!r}{nearest(self.default, names)}")
-        for name in self.calibration or {}:
+        for name, content in (self.calibration or {}).items():
             if name not in names:
                 raise ValueError(f"calibration: no model {name!r}{nearest(name, names)}")
+            try:
+                from_json(content)
+            except InvalidInput as error:
+                raise ValueError(f"calibration of {name}: {error}") from None
         if self.threshold.on == "gain" and len(names) != 2:
             raise ValueError(f'threshold on "gain" is for two models, not {len(names)}: "worth"')
         ends = [band.up_to for band in self.settings]
