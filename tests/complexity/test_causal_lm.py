@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import convert_to_fp32, send_to_device
 from accelerate.utils.operations import recursively_apply
 from torch.utils import _pytree as pytree
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, Trainer, TrainingArguments
 from transformers.utils import ModelOutput
 
 from pliant.adapters import fingerprint
@@ -105,6 +105,21 @@ def test_it_passes_through_pytree_and_accelerate(trained: CPXCausalLM, tokenizer
         assert torch.equal(logits, found.logits) and outputs is made.outputs
     half = recursively_apply(lambda t: t.half(), found)
     assert convert_to_fp32(half).logits.dtype == torch.float32
+
+
+def test_a_plain_trainer_evaluates_it(trained: CPXCausalLM, tokenizer: Any, tmp_path: Path) -> None:
+    """It gathers every output, and the base's cache is none that can be."""
+    ids = batch(tokenizer, texts=["1+1", "2+2"])
+    rows = [{"input_ids": row, "labels": torch.tensor([1.0])} for row in ids["input_ids"]]
+    found = Trainer(
+        trained,
+        TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True),
+        eval_dataset=rows,
+        compute_metrics=lambda said: {"logits": float(said.predictions.sum())},
+    ).evaluate()
+    with torch.no_grad():
+        logits, _ = trained(**ids)
+    assert found["eval_logits"] == pytest.approx(float(logits.sum()), abs=1e-4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

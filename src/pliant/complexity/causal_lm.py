@@ -166,6 +166,8 @@ class CPXCausalLM(nn.Module):
         config.num_labels = len(self.scorer.config.outputs)
         config.cpx_token_id = self.cpx_token_id
         config.is_cpx_token_trainable = self.scorer.rows.requires_grad
+        # A Trainer that evaluates gathers what it is given, and a cache cannot be.
+        config.keys_to_ignore_at_inference = ["outputs"]
         return config
 
     @property
