@@ -25,7 +25,7 @@ def calibrate(
 ) -> None:
     """Set a router's probabilities and its threshold anew, on new labels or for a new goal.
 
-    The scorer stays as it is. Prompts that the router was made on are left out.
+    The scorer stays as it is. Prompts that it was trained or chosen on are left out.
     """
     from transformers.utils import logging
 
@@ -41,5 +41,5 @@ def calibrate(
         return
     console = terminal.console()
     if done.left_out:
-        console.print(f"{done.left_out:,} prompts left out: the router was made on them")
+        console.print(f"{done.left_out:,} prompts left out: the scorer was made on them")
     console.print(str(done.threshold), markup=False, soft_wrap=not console.is_terminal)
