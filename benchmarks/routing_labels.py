@@ -6,8 +6,8 @@ The folder holds `mmlu-mixtral8x7b-gpt4.jsonl.gz` and `gsm8k-mixtral8x7b-gpt4.js
 evaluation responses of the RouteLLM repository, as rows of prompt, group, weak and strong. Each of
 five seeds parts a set in two halves. Of the small set, GSM8K, there are four times as many splits,
 and each half is the training half once: what differs from split to split is averaged out, and the
-band is that of other prompts. All choices are made inside the training half (on a fifth of it), the test half is only measured,
-and equal prompts are never parted.
+band is that of other prompts. All choices are made inside the training half (on a fifth of it), the
+test half is only measured, and equal prompts are never parted.
 """
 
 from __future__ import annotations
