@@ -57,8 +57,10 @@ def main(
     """Print the tables, and keep them."""
     console = Console(highlight=False)
     learn = [labelled("dev", train + calibrate // 2, (w,), f"dev-{w}") for w in SEEN]
-    fitted_on, choice = (part.take(range(train)) for part in learn)
-    rest = [part.take(range(train, len(part))) for part in learn]
+    # Dealt at random: of the easiest questions there are few, and late in the stream none is new.
+    dealt = [np.random.default_rng(seed).permutation(len(part)) for part in learn]
+    fitted_on, choice = (part.take(at[:train]) for part, at in zip(learn, dealt, strict=True))
+    rest = [part.take(at[train:]) for part, at in zip(learn, dealt, strict=True)]
     held = {
         "seen wordings": labelled("test", test, SEEN, "test-seen"),
         "unseen wording": labelled("test", test, UNSEEN, "test-unseen"),
@@ -190,18 +192,28 @@ def _signed(band: Mapping[str, float]) -> str:
 def threshold(
     cpx: Scorer, rest: list[Outcomes], held: Mapping[str, Outcomes], console: Console
 ) -> dict[str, Any]:
-    """95 % of the quality of nano-l: chosen on the calibration split, kept or not on test."""
+    """95 % of nano-l's quality, chosen on the calibration split: as it is there, and proved."""
     split = _both(rest)
-    chosen = by_quality(cpx.predict(split.prompts).last_gain, split, 0.95)
-    console.print(str(chosen), soft_wrap=True)
-    figures: dict[str, Any] = {"chosen": chosen.to_json()}
+    gain = cpx.predict(split.prompts).last_gain
+    figures: dict[str, Any] = {}
     rows = []
-    for name, outcomes in held.items():
-        figures[name] = _reached(chosen, cpx.predict(outcomes.prompts).last_gain, outcomes)
-        found = figures[name]
-        rows.append([name, f"{found['share']:.3f}", _plain(found["of strong"])])
-    head = ["on", "share of calls", f"of {LARGE}'s quality (95 %)"]
-    Table(f"Goal: {chosen.goal}", head, rows, right=frozenset(head[1:])).draw(console)
+    for confidence in (None, 0.95):
+        chosen = by_quality(gain, split, 0.95, confidence)
+        console.print(str(chosen), soft_wrap=True)
+        found = {
+            name: _reached(chosen, cpx.predict(outcomes.prompts).last_gain, outcomes)
+            for name, outcomes in held.items()
+        }
+        for name, reached in found.items():
+            rows.append(
+                [str(chosen.goal), name, f"{reached['share']:.3f}", _plain(reached["of strong"])]
+            )
+        figures["as it is" if confidence is None else "proved"] = {
+            "chosen": chosen.to_json(),
+            **found,
+        }
+    head = ["goal", "on", "share of calls", f"of {LARGE}'s quality (95 %)"]
+    Table("Thresholds", head, rows, right=frozenset(head[2:])).draw(console)
     return figures
 
 
