@@ -24,10 +24,10 @@ from benchmarks.cpx_training import sizes
 from benchmarks.harness import keep
 from benchmarks.seed_loop import SeedLoop
 from pliant.complexity import CPXConfig, attach
-from pliant.complexity.lessons import Lessons
+from pliant.complexity.learning.config import CPXTrainingConfig
+from pliant.complexity.learning.lessons import Lessons
 from pliant.complexity.model import Complexity
 from pliant.complexity.training import CPXTrainer
-from pliant.complexity.training_config import CPXTrainingConfig
 
 COMMAND = "python -m benchmarks.cpx_memory"
 COPIES = 4  # weight, gradient, and Adam's two states

@@ -26,10 +26,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from benchmarks.harness import Times, keep
 from benchmarks.seed_loop import SeedLoop
 from pliant.complexity import CPXConfig, attach
-from pliant.complexity.learner import Learner
-from pliant.complexity.lessons import Lessons
+from pliant.complexity.learning.config import CPXTrainingConfig
+from pliant.complexity.learning.learner import Learner
+from pliant.complexity.learning.lessons import Lessons
 from pliant.complexity.training import CPXTrainer
-from pliant.complexity.training_config import CPXTrainingConfig
 
 COMMAND = "python -m benchmarks.cpx_training"
 EPOCHS = 20
@@ -96,7 +96,7 @@ def contestants() -> tuple[Any, SeedLoop]:
 
 def gradient_gap(scorer: Any, control: SeedLoop, ids: Tensor, labels: Tensor) -> float:
     """The largest difference of any entry, between stored prefixes and the control's loop."""
-    from pliant.complexity.prefixes import in_memory
+    from pliant.complexity.stored.prefixes import in_memory
 
     loss = torch.nn.functional.binary_cross_entropy_with_logits
     stored = in_memory(Learner(scorer).prefilled, list(ids))

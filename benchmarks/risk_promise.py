@@ -29,8 +29,8 @@ from sklearn.linear_model import Ridge
 
 from benchmarks.harness import keep
 from pliant.routing import Outcomes
-from pliant.routing.risk import highest_stake
-from pliant.routing.thresholds import by_risk
+from pliant.routing.goals.risk import highest_stake
+from pliant.routing.goals.thresholds import by_risk
 
 Floats = NDArray[np.float64]
 Test = Callable[[Floats, float, float], bool]

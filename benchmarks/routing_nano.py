@@ -26,15 +26,15 @@ from rich.console import Console
 from benchmarks.harness import CACHE, keep
 from pliant import nano
 from pliant.reports.tables import Table
-from pliant.routing import calibration, metrics
-from pliant.routing.backends import ModelSpec, Settings, open_backend
-from pliant.routing.grading import Grader
-from pliant.routing.label import label
-from pliant.routing.label_rows import Model
+from pliant.routing.backends.protocol import ModelSpec, Settings, open_backend
+from pliant.routing.goals.thresholds import Threshold, by_quality
+from pliant.routing.labels.grading import Grader
+from pliant.routing.labels.label import label
+from pliant.routing.labels.rows import Model
+from pliant.routing.measures import calibration, metrics
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import Predictions, Scorer, make
 from pliant.routing.scorers.cpx import Capacity, Cpx
-from pliant.routing.thresholds import Threshold, by_quality
 from pliant.stats import Band, brier_skill, ece
 from pliant.verify import verifier
 

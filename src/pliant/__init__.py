@@ -18,17 +18,19 @@ if TYPE_CHECKING:
     from pliant.adapters import attached as attached
     from pliant.anatomy import Anatomy as Anatomy
     from pliant.anatomy.depth import run_first as run_first
-    from pliant.complexity.causal_lm import CPXCausalLM as CPXCausalLM
     from pliant.complexity.config import CPXConfig as CPXConfig
-    from pliant.complexity.former_names import CPXMistralConfig as CPXMistralConfig
-    from pliant.complexity.former_names import CPXMistralDatasetConfig as CPXMistralDatasetConfig
-    from pliant.complexity.former_names import CPXMistralTokenizer as CPXMistralTokenizer
-    from pliant.complexity.former_names import MistralTrainingConfig as MistralTrainingConfig
+    from pliant.complexity.facade.causal_lm import CPXCausalLM as CPXCausalLM
+    from pliant.complexity.facade.former_names import CPXMistralConfig as CPXMistralConfig
+    from pliant.complexity.facade.former_names import (
+        CPXMistralDatasetConfig as CPXMistralDatasetConfig,
+    )
+    from pliant.complexity.facade.former_names import CPXMistralTokenizer as CPXMistralTokenizer
+    from pliant.complexity.facade.former_names import MistralTrainingConfig as MistralTrainingConfig
+    from pliant.complexity.facade.tokenizer import CPXTokenizer as CPXTokenizer
+    from pliant.complexity.learning.config import CPXDatasetConfig as CPXDatasetConfig
+    from pliant.complexity.learning.config import CPXTrainingConfig as CPXTrainingConfig
     from pliant.complexity.model import Complexity as Complexity
-    from pliant.complexity.tokenizer import CPXTokenizer as CPXTokenizer
     from pliant.complexity.training import CPXTrainer as CPXTrainer
-    from pliant.complexity.training_config import CPXDatasetConfig as CPXDatasetConfig
-    from pliant.complexity.training_config import CPXTrainingConfig as CPXTrainingConfig
     from pliant.errors import AdapterError as AdapterError
     from pliant.errors import CorruptFile as CorruptFile
     from pliant.errors import InvalidInput as InvalidInput
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
     from pliant.errors import UnsupportedModel as UnsupportedModel
     from pliant.errors import WrongBase as WrongBase
     from pliant.loading import load as load
-    from pliant.routing.decision import Decision as Decision
-    from pliant.routing.decision import Reply as Reply
+    from pliant.routing.live.decision import Decision as Decision
+    from pliant.routing.live.decision import Reply as Reply
     from pliant.routing.outcomes import Outcomes as Outcomes
     from pliant.routing.router import Router as Router
     from pliant.training import AdapterCheckpoint as AdapterCheckpoint
@@ -48,18 +50,18 @@ _HOMES = {
     "pliant.adapters": ("Adapter", "attach", "attached"),
     "pliant.anatomy": ("Anatomy",),
     "pliant.anatomy.depth": ("run_first",),
-    "pliant.complexity.causal_lm": ("CPXCausalLM",),
+    "pliant.complexity.facade.causal_lm": ("CPXCausalLM",),
     "pliant.complexity.config": ("CPXConfig",),
-    "pliant.complexity.former_names": (
+    "pliant.complexity.facade.former_names": (
         "CPXMistralConfig",
         "CPXMistralDatasetConfig",
         "CPXMistralTokenizer",
         "MistralTrainingConfig",
     ),
     "pliant.complexity.model": ("Complexity",),
-    "pliant.complexity.tokenizer": ("CPXTokenizer",),
+    "pliant.complexity.facade.tokenizer": ("CPXTokenizer",),
     "pliant.complexity.training": ("CPXTrainer",),
-    "pliant.complexity.training_config": ("CPXDatasetConfig", "CPXTrainingConfig"),
+    "pliant.complexity.learning.config": ("CPXDatasetConfig", "CPXTrainingConfig"),
     "pliant.errors": (
         "AdapterError",
         "CorruptFile",
@@ -70,7 +72,7 @@ _HOMES = {
         "WrongBase",
     ),
     "pliant.loading": ("load",),
-    "pliant.routing.decision": ("Decision", "Reply"),
+    "pliant.routing.live.decision": ("Decision", "Reply"),
     "pliant.routing.outcomes": ("Outcomes",),
     "pliant.routing.router": ("Router",),
     "pliant.training": ("AdapterCheckpoint",),

@@ -18,7 +18,7 @@ from pliant import nano
 from pliant.cli import app
 from pliant.data import Journal, read_rows
 from pliant.routing import Outcomes
-from pliant.routing.label import journal_of, label_cost
+from pliant.routing.labels.label import journal_of, label_cost
 
 FAST = ("--max-new-tokens", "24")
 BOTH = ("--model", "nano-s", "--model", "nano-l")

@@ -17,10 +17,11 @@ from tests.routing.minimal_scorer import content
 from pliant.cli import app
 from pliant.cli.routes import report_page, report_tables
 from pliant.cli.routes.gathered import Gathered, Measured, kept, measure
-from pliant.routing import Outcomes, router_file, scorers, seen
-from pliant.routing.calibrate import calibrate
-from pliant.routing.evaluate import evaluate
-from pliant.routing.fit import fit
+from pliant.routing import Outcomes, router_file, scorers
+from pliant.routing.fitting import seen
+from pliant.routing.fitting.calibrate import calibrate
+from pliant.routing.fitting.evaluate import evaluate
+from pliant.routing.fitting.fit import fit
 from pliant.routing.router import Router
 from pliant.routing.router_file import made
 

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.complexity.test_tokenizer import HOSTILE, TEXTS, byte_level, metaspace, word_pieces
+from tests.complexity.facade.test_tokenizer import (
+    HOSTILE,
+    TEXTS,
+    byte_level,
+    metaspace,
+    word_pieces,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -24,12 +30,12 @@ from pliant.adapters import fingerprint
 from pliant.anatomy.cut import first_layers_config
 from pliant.anatomy.tiny import tiny_config, tiny_model
 from pliant.complexity import Complexity, CPXConfig, attach
-from pliant.complexity.causal_lm import CPXCausalLM
 from pliant.complexity.export import BOUNDS, export
-from pliant.complexity.tokenizer import CPXTokenizer
+from pliant.complexity.facade.causal_lm import CPXCausalLM
+from pliant.complexity.facade.tokenizer import CPXTokenizer
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.loading import load
-from pliant.routing.calibration import Isotonic, Platt, Temperature
+from pliant.routing.measures.calibration import Isotonic, Platt, Temperature
 
 PROMPTS = ["What is 3 + 4?", "[CPX] easy [CPX]!", "Sort: pear apple fig", "x"]
 

@@ -15,8 +15,8 @@ import pytest
 import pliant
 from pliant.complexity import Complexity
 from pliant.complexity.__main__ import CPXModelConfig, main
-from pliant.complexity.flags import Flags
-from pliant.complexity.training_config import CPXDatasetConfig, CPXTrainingConfig
+from pliant.complexity.learning.config import CPXDatasetConfig, CPXTrainingConfig
+from pliant.complexity.learning.flags import Flags
 from pliant.nano import questions
 
 

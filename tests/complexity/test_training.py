@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, TrainerCallback
 
 from pliant.complexity import Complexity, CPXConfig, attach
-from pliant.complexity.fitting import fit, remember
-from pliant.complexity.order import in_order
+from pliant.complexity.learning.config import CPXTrainingConfig
+from pliant.complexity.learning.fitting import fit, remember
+from pliant.complexity.stored.order import in_order
 from pliant.complexity.training import CPXTrainer
-from pliant.complexity.training_config import CPXTrainingConfig
 from pliant.errors import AdapterError, InvalidInput
 
 COUNT = 24

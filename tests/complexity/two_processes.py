@@ -14,11 +14,11 @@ from tests.minimal_adapter import tiny_llama
 from torch.distributed.fsdp import fully_shard
 
 from pliant.complexity import CPXConfig, attach
-from pliant.complexity.learner import Learner
-from pliant.complexity.order import in_order
-from pliant.complexity.prefixes import in_memory
+from pliant.complexity.learning.config import CPXTrainingConfig
+from pliant.complexity.learning.learner import Learner
+from pliant.complexity.stored.order import in_order
+from pliant.complexity.stored.prefixes import in_memory
 from pliant.complexity.training import loss_of
-from pliant.complexity.training_config import CPXTrainingConfig
 from pliant.prefill import Batch
 
 OUT = Path(sys.argv[1])

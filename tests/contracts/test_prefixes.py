@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pliant.complexity import Complexity, CPXConfig, attach, prefix_files
-from pliant.complexity.learner import Learner
-from pliant.complexity.prefix_files import on_disk, opened
-from pliant.complexity.prefixes import Stored, in_memory
+from pliant.complexity import Complexity, CPXConfig, attach
+from pliant.complexity.learning.learner import Learner
+from pliant.complexity.stored import files as prefix_files
+from pliant.complexity.stored.files import on_disk, opened
+from pliant.complexity.stored.prefixes import Stored, in_memory
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.prefill import Batch
 from pliant.survey import Specimen

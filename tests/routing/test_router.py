@@ -13,10 +13,10 @@ from tests.routing.chat_server import ChatServer, chat_server
 from tests.routing.minimal_scorer import Letters, content
 
 from pliant.errors import InvalidInput
-from pliant.routing import drift
-from pliant.routing.backends import BackendError
-from pliant.routing.remote import OpenAIBackend
-from pliant.routing.retry import Retry
+from pliant.routing.backends.protocol import BackendError
+from pliant.routing.backends.remote import OpenAIBackend
+from pliant.routing.backends.retry import Retry
+from pliant.routing.live import drift
 from pliant.routing.router import DriftWarning, Router
 from pliant.routing.router_file import made
 
@@ -237,7 +237,7 @@ def test_a_dead_backend_falls_over_and_is_tried_again_after_the_cooldown() -> No
 
 
 def test_when_a_cooldown_ends_one_call_is_the_trial_and_the_others_stay_away() -> None:
-    from pliant.routing.breaker import Breakers
+    from pliant.routing.live.breaker import Breakers
 
     clock = Clock()
     breakers = Breakers(30.0, clock)
@@ -345,7 +345,7 @@ def test_settings_follow_the_score_and_the_caller_has_the_last_word() -> None:
 
 
 def test_the_answer_that_most_samples_agree_on_is_given() -> None:
-    from pliant.routing.decision import said_most
+    from pliant.routing.live.decision import said_most
 
     assert said_most(("a", " b", "b ", "a", "b")) == " b"
     assert said_most(("a", "b")) == "a"

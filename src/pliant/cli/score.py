@@ -93,7 +93,7 @@ def _by_scorer(
     name: str, prompts: Sequence[Any], options: dict[str, Any], place: dict[str, Any]
 ) -> list[Row]:
     _check_scorer(name)
-    from pliant.complexity.causal_lm import CPXCausalLM  # after what can fail at once
+    from pliant.complexity.facade.causal_lm import CPXCausalLM  # after what can fail at once
 
     model = CPXCausalLM.from_pretrained(name, **place)
     return list(_rows_of(prompts, model.score(prompts, **options)))
@@ -101,7 +101,7 @@ def _by_scorer(
 
 def _by_router(folder: Path, kind: str, prompts: Sequence[Any]) -> list[Row]:
     from pliant.routing import router_file, scorers
-    from pliant.routing.evaluate import calibrated
+    from pliant.routing.fitting.evaluate import calibrated
 
     if kind == "scorer.json":
         return list(_rows_predicted(prompts, scorers.load(folder).predict(prompts)))

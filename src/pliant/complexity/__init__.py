@@ -1,8 +1,10 @@
 """The [CPX] token: score a prompt from the prefill it needs anyway.
 
 `config` is what a user may set, `model` the scorer on its base, `generation` how it scores while
-the base generates, `training` and `fitting` how it learns; `start`, `asking`, `lora` and `reading`
-are its parts, `prompts` and `scores` what goes in and comes out.
+the base generates, `training` how it learns, `export` how it leaves; `prompts` and `scores` are
+what goes in and comes out. What these are made of: `rows` runs at the [CPX] positions, `stored`
+keeps the prompts' keys and values, `learning` and `leaving` serve training and export. `facade` is
+the interface of code that was written before.
 """
 
 from importlib import import_module
@@ -13,12 +15,16 @@ from pliant.complexity.model import Complexity, attach
 from pliant.complexity.scores import Scores
 
 if TYPE_CHECKING:
-    from pliant.complexity.fitting import fit, remember
+    from pliant.complexity.learning.fitting import fit, remember
     from pliant.complexity.training import CPXTrainer
 
 __all__ = ["CPXConfig", "CPXTrainer", "Complexity", "Scores", "attach", "fit", "remember"]
 
-_LATER = {"CPXTrainer": "training", "fit": "fitting", "remember": "fitting"}
+_LATER = {
+    "CPXTrainer": "training",
+    "fit": "learning.fitting",
+    "remember": "learning.fitting",
+}
 """Scoring needs no Trainer, which takes seconds to import."""
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pliant.complexity.flags import Flags
-from pliant.complexity.training_config import CPXDatasetConfig, CPXTrainingConfig
+from pliant.complexity.learning.config import CPXDatasetConfig, CPXTrainingConfig
+from pliant.complexity.learning.flags import Flags
 from pliant.errors import InvalidInput, PliantError
 
 PROGRAM = "python -m pliant.complexity"
@@ -66,9 +66,9 @@ def run(model: CPXModelConfig, training: CPXTrainingConfig, data: CPXDatasetConf
     rows, held_rows = rows_of(data)
     from pliant import loading
     from pliant.complexity.config import CPXConfig
-    from pliant.complexity.lessons import lessons_of
+    from pliant.complexity.facade.tokenizer import CPXTokenizer
+    from pliant.complexity.learning.lessons import lessons_of
     from pliant.complexity.model import attach
-    from pliant.complexity.tokenizer import CPXTokenizer
     from pliant.complexity.training import CPXTrainer, encode
 
     base, tokenizer = loading.load(model.model_name, dtype=model.dtype, device=model.device)

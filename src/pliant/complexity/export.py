@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from pliant import __version__
-from pliant.complexity.export_card import card
-from pliant.complexity.export_proof import prove
-from pliant.complexity.stock import Stock, stock_model, stock_tokenizer
-from pliant.complexity.tokenizer import CPXTokenizer
+from pliant.complexity.facade.tokenizer import CPXTokenizer
+from pliant.complexity.leaving.card import card
+from pliant.complexity.leaving.proof import prove
+from pliant.complexity.leaving.stock import Stock, stock_model, stock_tokenizer
 from pliant.errors import AdapterError, InvalidInput, UnsupportedModel
 
 if TYPE_CHECKING:

@@ -27,13 +27,13 @@ from pliant import adapters, prefill
 from pliant.adapters import Adapter, After, Wire
 from pliant.adapters.wires import is_off
 from pliant.anatomy import Anatomy
-from pliant.complexity.asking import Question, asked, asking
 from pliant.complexity.config import CPXConfig
-from pliant.complexity.lora import Lora, targets
 from pliant.complexity.prompts import Truncation, alike, checked, ids_of
-from pliant.complexity.reading import read
+from pliant.complexity.rows.asking import Question, asked, asking
+from pliant.complexity.rows.lora import Lora, targets
+from pliant.complexity.rows.reading import read
+from pliant.complexity.rows.start import rows_like_embeddings, width_read
 from pliant.complexity.scores import Scores
-from pliant.complexity.start import rows_like_embeddings, width_read
 from pliant.errors import AdapterError, InvalidInput
 from pliant.prefill import Batch, Prefilled, device_of
 

@@ -22,17 +22,17 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from pliant.adapters import files, saving
-from pliant.complexity import keeping
 from pliant.complexity.config import GAIN
-from pliant.complexity.learner import learner_of, trained_tensors
-from pliant.complexity.lessons import Lessons, collated, lessons_of
-from pliant.complexity.losses import losses
+from pliant.complexity.learning.config import CPXTrainingConfig
+from pliant.complexity.learning.learner import learner_of, trained_tensors
+from pliant.complexity.learning.lessons import Lessons, collated, lessons_of
+from pliant.complexity.learning.losses import losses
+from pliant.complexity.learning.report import Clock, TrainingReport
+from pliant.complexity.learning.stopping import finishing_the_step
 from pliant.complexity.model import Complexity
-from pliant.complexity.order import LikeLengths
 from pliant.complexity.prompts import Truncation, checked, ids_of
-from pliant.complexity.run_report import Clock, TrainingReport
-from pliant.complexity.stopping import finishing_the_step
-from pliant.complexity.training_config import CPXTrainingConfig
+from pliant.complexity.stored import keeping
+from pliant.complexity.stored.order import LikeLengths
 from pliant.data import Duplicates, duplicates
 from pliant.errors import AdapterError, InvalidInput
 

@@ -1,5 +1,9 @@
 """Who should answer this prompt: labels, scorers, thresholds, the router, and what it saves.
 
+In their order: `backends` are asked, `labels` says who was right, `scorers` learn to foresee it,
+`measures` says how well, `goals` makes a threshold of a wish in words, `fitting` puts all of it
+together, and `live` is what `router` needs at work. `outcomes` is the table between them.
+
 The names are found when they are first used, so that a part that needs no model imports none.
 """
 
@@ -9,20 +13,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pliant.routing.decision import Decision as Decision
-    from pliant.routing.decision import Reply as Reply
-    from pliant.routing.goals import Goal as Goal
+    from pliant.routing.goals.thresholds import Threshold as Threshold
+    from pliant.routing.goals.words import Goal as Goal
+    from pliant.routing.live.decision import Decision as Decision
+    from pliant.routing.live.decision import Reply as Reply
     from pliant.routing.outcomes import Outcomes as Outcomes
     from pliant.routing.router import Router as Router
-    from pliant.routing.thresholds import Threshold as Threshold
 
 _HOME_OF = {
-    "Decision": "decision",
-    "Goal": "goals",
+    "Decision": "live.decision",
+    "Goal": "goals.words",
     "Outcomes": "outcomes",
-    "Reply": "decision",
+    "Reply": "live.decision",
     "Router": "router",
-    "Threshold": "thresholds",
+    "Threshold": "goals.thresholds",
 }
 
 __all__ = list(_HOME_OF)

@@ -24,7 +24,7 @@ from typing import Any
 from pliant.data import nearest
 from pliant.errors import InvalidInput, PliantError
 from pliant.routing import router_file, scorers
-from pliant.routing.backends import (
+from pliant.routing.backends.protocol import (
     Answers,
     Backend,
     BackendError,
@@ -32,19 +32,19 @@ from pliant.routing.backends import (
     Settings,
     open_backend,
 )
-from pliant.routing.bill import Bills
-from pliant.routing.breaker import Breakers
-from pliant.routing.continuing import Prefilling, answer, backend_of
-from pliant.routing.decision import Decision, Reply
-from pliant.routing.ledger import Ledger, Totals
+from pliant.routing.live.bill import Bills
+from pliant.routing.live.breaker import Breakers
+from pliant.routing.live.continuing import Prefilling, answer, backend_of
+from pliant.routing.live.decision import Decision, Reply
+from pliant.routing.live.ledger import Ledger, Totals
+from pliant.routing.live.room import Rooms
+from pliant.routing.live.sessions import Kept, Sessions
+from pliant.routing.live.wish import Predict, Wish, Wishes
 from pliant.routing.prompts import Prompt, messages
-from pliant.routing.room import Rooms
 from pliant.routing.router_file import ModelEntry, RouterFile
 from pliant.routing.scorers import Predictions, Scorer
 from pliant.routing.scorers.base import Base
 from pliant.routing.scorers.protocol import INDEX, read_index
-from pliant.routing.sessions import Kept, Sessions
-from pliant.routing.wish import Predict, Wish, Wishes
 
 COOLDOWN = 30.0  # seconds for which a model that failed is left alone
 _LOCKS = 64

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pliant import __version__
 from pliant.data import nearest
 from pliant.errors import CorruptFile, InvalidInput
-from pliant.routing.backends import ModelSpec, Settings, different_names
-from pliant.routing.calibration import from_json
+from pliant.routing.backends.protocol import ModelSpec, Settings, different_names
+from pliant.routing.measures.calibration import from_json
 
 VERSION = 1
 NAME = "router.json"
@@ -159,7 +159,7 @@ class RouterFile(Part):
     """The cheapest first, the strongest last, in the order of the scorer's columns."""
     scorer: ScorerEntry
     calibration: dict[str, dict[str, Any]] | None = None
-    """By model: from the scorer's P(right) to a probability (`pliant.routing.calibration`)."""
+    """By model: from the scorer's P(right) to a probability (`measures.calibration`)."""
     threshold: Threshold
     default: str
     """The safe model: it gets prompts that are unlike all that the router was made on."""

@@ -124,11 +124,12 @@ def _generates(specimen: Specimen, layer: int | None) -> Verdict:
         "pad_token_id": pad_token(specimen),
     }
     ids = _same_length()
+    every = torch.ones_like(ids)  # said, for some of the ids may be the model's padding
     if specimen not in _plain:
-        found = specimen.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        found = specimen.model.generate(ids, attention_mask=every, **options)
         _plain[specimen] = found.logits
     with _scorer(specimen, layer=layer) as scorer:
-        found = scorer.generate(ids, **options)
+        found = scorer.generate(ids, attention_mask=every, **options)
         alone = _alone(scorer, ids.tolist())
     pairs = zip(found.outputs[0].logits, _plain[specimen], strict=True)
     if not all(torch.equal(ours.nan_to_num(), theirs.nan_to_num()) for ours, theirs in pairs):

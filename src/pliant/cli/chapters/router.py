@@ -16,12 +16,12 @@ from pliant.nano import NAMES, Question
 from pliant.reports import plots
 from pliant.reports.page import Section
 from pliant.reports.tables import Table
-from pliant.routing import metrics
-from pliant.routing.curves import Curve, quality_cost_curve
+from pliant.routing.goals.thresholds import Threshold, threshold
+from pliant.routing.measures import metrics
+from pliant.routing.measures.curves import Curve, quality_cost_curve
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import Scorer
 from pliant.routing.scorers.cpx import Capacity, Cpx
-from pliant.routing.thresholds import Threshold, threshold
 from pliant.stats import Band, bootstrap_counts
 
 GOAL = "95 % of the large model's quality, with 90 % confidence"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pliant.routing.decision import Decision, Reply
+    from pliant.routing.live.decision import Decision, Reply
     from pliant.routing.prompts import Prompt
 
 EXAMPLE = 'pliant route ask --router my-router "What is 2 + 2?"'
@@ -91,7 +91,7 @@ def _prompt(text: str | None, messages: bool) -> Prompt:
 
 def _draw(result: Decision | Reply) -> None:
     from pliant.cli import terminal
-    from pliant.routing.decision import Reply
+    from pliant.routing.live.decision import Reply
 
     console = terminal.console()
     decision = result.decision if isinstance(result, Reply) else result

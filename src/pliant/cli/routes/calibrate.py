@@ -30,7 +30,7 @@ def calibrate(
     from transformers.utils import logging
 
     from pliant.cli import terminal
-    from pliant.routing.calibrate import calibrate as set_anew
+    from pliant.routing.fitting.calibrate import calibrate as set_anew
     from pliant.routing.outcomes import Outcomes
 
     logging.disable_progress_bar()

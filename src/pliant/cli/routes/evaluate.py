@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from pliant.reports.tables import Table
-    from pliant.routing.evaluate import Evaluation
+    from pliant.routing.fitting.evaluate import Evaluation
 
 EXAMPLE = "pliant route evaluate --router my-router --labels test.jsonl"
 
@@ -34,7 +34,7 @@ def evaluate(
 
     from pliant.cli import terminal
     from pliant.data import read_rows
-    from pliant.routing.evaluate import evaluate as measure
+    from pliant.routing.fitting.evaluate import evaluate as measure
     from pliant.routing.outcomes import Outcomes
 
     logging.disable_progress_bar()

@@ -9,8 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from pliant.reports.tables import Table
-    from pliant.routing.fit import Fitted
-    from pliant.routing.ladder import Rung
+    from pliant.routing.fitting.fit import Fitted
+    from pliant.routing.fitting.ladder import Rung
     from pliant.stats import Band
 
 EXAMPLE = "pliant route fit --labels labels.jsonl --out my-router --base nano-s"
@@ -56,9 +56,9 @@ def fit(
 
     from pliant.cli import terminal
     from pliant.errors import InvalidInput
-    from pliant.routing.fit import GOAL
-    from pliant.routing.fit import fit as make_router
-    from pliant.routing.label import label_cost
+    from pliant.routing.fitting.fit import GOAL
+    from pliant.routing.fitting.fit import fit as make_router
+    from pliant.routing.labels.label import label_cost
     from pliant.routing.outcomes import Outcomes
 
     logging.disable_progress_bar()
@@ -122,7 +122,7 @@ def _draw(done: Fitted) -> None:
 
 def _why(done: Fitted) -> str:
     """Why this scorer was kept."""
-    from pliant.routing.ladder import MARGIN
+    from pliant.routing.fitting.ladder import MARGIN
 
     kind = done.kept.kind
     if done.kept.value.value == max(r.value.value for r in done.rungs):

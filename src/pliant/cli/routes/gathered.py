@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pliant.errors import CorruptFile, InvalidInput, PliantError
-from pliant.routing import router_file, scorers, seen
-from pliant.routing.bill import Bills
-from pliant.routing.curves import lambda_curve, quality_cost_curve
-from pliant.routing.evaluate import calibrated, choices, evaluate
-from pliant.routing.fit import RECORD
-from pliant.routing.goals import Goal
-from pliant.routing.ledger import Ledger, Totals
+from pliant.routing import router_file, scorers
+from pliant.routing.fitting import seen
+from pliant.routing.fitting.evaluate import calibrated, choices, evaluate
+from pliant.routing.fitting.fit import RECORD
+from pliant.routing.goals.words import Goal
+from pliant.routing.live.bill import Bills
+from pliant.routing.live.ledger import Ledger, Totals
+from pliant.routing.measures.curves import lambda_curve, quality_cost_curve
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 

@@ -9,11 +9,11 @@ import typer
 
 if TYPE_CHECKING:
     from pliant.reports.tables import Table
-    from pliant.routing.backends import ModelSpec, Settings
-    from pliant.routing.costs import Price
-    from pliant.routing.grading import Grader
-    from pliant.routing.label import Labelled
-    from pliant.routing.label_rows import Model
+    from pliant.routing.backends.costs import Price
+    from pliant.routing.backends.protocol import ModelSpec, Settings
+    from pliant.routing.labels.grading import Grader
+    from pliant.routing.labels.label import Labelled
+    from pliant.routing.labels.rows import Model
 
 EXAMPLE = (
     "pliant route label --prompts questions.jsonl --model nano-s --model nano-l --out labels.jsonl"
@@ -75,9 +75,9 @@ def label(
     from pliant.cli import terminal
     from pliant.data import read_rows
     from pliant.errors import PliantError
-    from pliant.routing.backends import Settings
-    from pliant.routing.label import label as make_labels
-    from pliant.routing.label_rows import Columns
+    from pliant.routing.backends.protocol import Settings
+    from pliant.routing.labels.label import label as make_labels
+    from pliant.routing.labels.rows import Columns
 
     logging.disable_progress_bar()
     heat = temperature if temperature is not None else (0.0 if samples == 1 else 1.0)
@@ -117,10 +117,10 @@ def _models(
     calls: dict[str, Any],
     device: str | None,
 ) -> list[Model]:
-    from pliant.routing.backends import ModelSpec, different_names, open_backend
-    from pliant.routing.label_rows import Model
-    from pliant.routing.remote import KEY
-    from pliant.routing.retry import Retry
+    from pliant.routing.backends.protocol import ModelSpec, different_names, open_backend
+    from pliant.routing.backends.remote import KEY
+    from pliant.routing.backends.retry import Retry
+    from pliant.routing.labels.rows import Model
 
     specs = [ModelSpec.parse(text) for text in texts]
     different_names(specs)
@@ -138,7 +138,7 @@ def _models(
 
 
 def _prices(texts: list[str], specs: list[ModelSpec]) -> dict[str, Price]:
-    from pliant.routing.costs import Price
+    from pliant.routing.backends.costs import Price
 
     return {
         name: Price.parse(text)
@@ -165,7 +165,7 @@ def _by_model(
     if (bare and not everyone) or len(bare) > 1:
         raise InvalidInput(f"{option} {bare[-1]}: say of which model, as in {names[0]}={bare[-1]}")
     if everyone:
-        from pliant.routing.remote import KEY
+        from pliant.routing.backends.remote import KEY
 
         found = dict.fromkeys(names, bare[0] if bare else KEY) | found
     return found
@@ -179,8 +179,8 @@ def _grader(
     concurrency: int,
 ) -> Grader:
     from pliant.errors import InvalidInput
-    from pliant.routing.backends import Settings as Answering
-    from pliant.routing.grading import Grader, JudgeGrader
+    from pliant.routing.backends.protocol import Settings as Answering
+    from pliant.routing.labels.grading import Grader, JudgeGrader
     from pliant.verify import verifier
 
     chosen = _options(options)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pliant import loading
 from pliant.errors import InvalidInput
-from pliant.routing.local import shared_model
+from pliant.routing.backends.local import own_parameters, shared_model
 from pliant.routing.prompts import Prompt, messages, text_of
 
 
@@ -40,6 +40,13 @@ class Base:
         if getattr(self.tokenizer, "chat_template", None):
             return [messages(prompt) for prompt in prompts]
         return [text_of(prompt) for prompt in prompts]
+
+    def reading_flops(self, prompts: Sequence[Prompt]) -> float:
+        """What it takes to read a prompt, on average: estimated as labels estimate an answer."""
+        from pliant.complexity.prompts import ids_of
+
+        ids = ids_of(self.framed(prompts), self.tokenizer)
+        return 2.0 * own_parameters(self.model) * sum(map(len, ids)) / max(1, len(ids))
 
 
 def named(kind: str, base: Base | str | None) -> Base:

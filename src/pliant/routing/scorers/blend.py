@@ -23,7 +23,7 @@ from pliant.routing.scorers.text import Text
 
 if TYPE_CHECKING:
     from pliant.complexity import Scores
-    from pliant.routing.continuing import Prefilling
+    from pliant.routing.live.continuing import Prefilling
 
 
 class CpxAndText(Scorer):
@@ -62,6 +62,9 @@ class CpxAndText(Scorer):
             return self.stack(self._said([prompt], own.told(scores)))
 
         return replace(own, told=told)
+
+    def flops(self, prompts: Sequence[Prompt]) -> float:
+        return self.cpx.flops(prompts)
 
     def chosen(self) -> dict[str, Any]:
         return {**self.cpx.chosen(), **self.text.chosen()}

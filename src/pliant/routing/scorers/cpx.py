@@ -29,7 +29,7 @@ from pliant.routing.scorers.protocol import (
 
 if TYPE_CHECKING:
     from pliant.complexity import Complexity, Scores
-    from pliant.routing.continuing import Prefilling
+    from pliant.routing.live.continuing import Prefilling
 
 _ADAPTER = "cpx"
 """The folder of the trained scorer, inside of ours."""
@@ -136,10 +136,13 @@ class Cpx(Scorer):
 
     def while_answering(self, prompt: Prompt) -> Prefilling:
         """The same, from the prefill of the base's own answer to one prompt."""
-        from pliant.routing.continuing import Prefilling
+        from pliant.routing.live.continuing import Prefilling
 
         assert self.scorer is not None, "not fitted"
         return Prefilling(self.scorer, _told)
+
+    def flops(self, prompts: Sequence[Prompt]) -> float:
+        return self.base.reading_flops(prompts)
 
     def chosen(self) -> dict[str, Any]:
         return {"base": self.base.name, "capacity": str(self.capacity)}
@@ -175,7 +178,7 @@ class Cpx(Scorer):
         import torch
 
         from pliant.complexity import CPXConfig, attach
-        from pliant.complexity.fitting import fit
+        from pliant.complexity.learning.fitting import fit
 
         model, tokenizer = self.base.model, self.base.tokenizer
         if self.scorer is not None:
@@ -214,7 +217,7 @@ class _Known:
         return None if found is None else found.take([self.row[prompt] for prompt in prompts])
 
     def _computed(self, scorer: Complexity) -> Any:
-        from pliant.complexity.fitting import remember
+        from pliant.complexity.learning.fitting import remember
 
         some = sorted(self.prompts, key=len)[-_SAMPLE:]  # the longest: a bound for all
         most = remember(scorer, self.base.framed(some)).bytes / len(some) * len(self.prompts)

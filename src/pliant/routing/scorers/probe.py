@@ -72,6 +72,9 @@ class Probe(Scorer):
         right = self._read(self._states(prompts, self.layer))
         return Predictions(right, over_the_first(right))
 
+    def flops(self, prompts: Sequence[Prompt]) -> float:
+        return self.base.reading_flops(prompts)
+
     def chosen(self) -> dict[str, Any]:
         return {"base": self.base.name, "layer": self.layer, "strength": self.strength}
 

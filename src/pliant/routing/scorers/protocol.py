@@ -87,6 +87,10 @@ class Scorer(ABC):
     def take(self, state: State) -> None:
         """Become what `state` says."""
 
+    def flops(self, prompts: Sequence[Prompt]) -> float:
+        """What scoring one of these takes, on average; without a model it is next to nothing."""
+        return 0.0
+
     def chosen(self) -> dict[str, Any]:
         """What was chosen on the choice split, for people to read."""
         return {}

@@ -1,0 +1,299 @@
+"""A tokenizer that ends every prompt in [CPX], the token that the scorer reads at.
+
+It is the base's own fast tokenizer in all else: `CPXTokenizer.of(base)` is of the base's class, and
+saves what the base saves. [CPX] is no entry of its vocabulary. Its id is the first that the base
+does not use, and only the post-processor writes it, behind all that it writes otherwise. So no text
+can contain it, and what looks like it, inside a prompt, is encoded as the text that it is.
+
+    "Explain tides [CPX]"  ->  the ids of "Explain tides", and the id of [CPX]
+
+A trailing [CPX] is the token, whatever white space follows; one space before it sets it apart and
+belongs to it. A prompt without one gets one. In a chat, it follows the rendered template, and what
+a message ends in is that message's text.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from pliant import loading
+from pliant.complexity.facade.ending import ending
+from pliant.errors import InvalidInput, ModelNotFound, UnsupportedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast as _Fast
+else:
+    _Fast = object  # a tokenizer of ours is made with its base's class beside this one
+
+CPX = "[CPX]"
+SAVED = "cpx"  # the key in tokenizer_config.json under which the token's text is kept
+_SWAPPING = threading.Lock()
+
+
+class CPXTokenizer(_Fast):
+    """A fast tokenizer that ends every prompt in [CPX]; `len` counts it, `vocab_size` does not."""
+
+    cpx_token: str
+    cpx_token_id: int
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, cpx_token: str | None = None, **options: Any
+    ) -> CPXTokenizer:
+        """The tokenizer of a model (embedded, a folder, on the hub), of a saved scorer's base, or
+        one that `save_pretrained` wrote. `options` go to `AutoTokenizer.from_pretrained`.
+
+        `cpx_token` is "[CPX]", unless the folder says otherwise.
+        """
+        return cls.of(_load(name, options), cpx_token)
+
+    @classmethod
+    def of(cls, base: Any, cpx_token: str | None = None) -> CPXTokenizer:
+        """A tokenizer like `base`, which stays as it is."""
+        if isinstance(base, CPXTokenizer):
+            base = base.base
+        if not isinstance(getattr(base, "_tokenizer", None), Tokenizer):
+            raise UnsupportedModel(
+                f"{type(base).__name__} is no fast tokenizer (it has no backend of the tokenizers "
+                "library), so nothing can write [CPX] behind what it encodes"
+            )
+        token = base.init_kwargs.get(SAVED, CPX) if cpx_token is None else cpx_token
+        _check_token(token, base)
+        return _made(copy.deepcopy(base), token)
+
+    @property
+    def base(self) -> Any:
+        """The base's tokenizer, as it would be without [CPX]."""
+        kind: Any = type(self).__mro__[2]
+        plain = kind.__new__(kind)
+        ours = ("cpx_token", "cpx_token_id", "_endings")
+        own = {name: value for name, value in vars(self).items() if name not in ours}
+        vars(plain).update(copy.deepcopy(own))
+        plain.init_kwargs.pop(SAVED, None)
+        return plain
+
+    def prompt_of(self, text: str) -> str:
+        """The text without its trailing [CPX], if it has one."""
+        return prompt_of(text, self.cpx_token)
+
+    # --- encoding ---
+
+    def _encode_plus(
+        self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **options: Any
+    ) -> Any:
+        literal = options.pop("cpx_literal", False)  # of a chat: nothing in it is the token
+        self._refuse(text_pair, options)
+        if not literal:
+            text = self._without_token(text)
+        with self._writing_token(add_special_tokens):
+            return super()._encode_plus(text=text, add_special_tokens=True, **options)
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        *args: Any,
+        tokenize: bool = True,
+        tokenizer_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """As the base's; the ids end in [CPX]. So does the text, where a message of somebody's ends
+        it in what would be taken for the token."""
+        given = {**(tokenizer_kwargs or {}), **({"cpx_literal": True} if tokenize else {})}
+        done = super().apply_chat_template(
+            conversation, *args, tokenize=tokenize, tokenizer_kwargs=given, **options
+        )
+        if tokenize:
+            return done
+        return self._unmistaken(done) if isinstance(done, str) else [*map(self._unmistaken, done)]
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        return int(super().num_special_tokens_to_add(pair)) + 1
+
+    def _switch_to_target_mode(self) -> None:
+        raise InvalidInput("text_target: a tokenizer with [CPX] encodes prompts alone")
+
+    def _refuse(self, text_pair: Any, options: dict[str, Any]) -> None:
+        if text_pair is not None:
+            raise InvalidInput("text pairs have no place for [CPX]: join them into one prompt")
+        if options.get("is_split_into_words"):
+            raise InvalidInput("is_split_into_words=True: give the prompt as one text")
+        if options.get("sanitize_control_tokens"):
+            raise InvalidInput(
+                "sanitize_control_tokens=True leaves the post-processor out, which writes [CPX]"
+            )
+
+    def _without_token(self, text: Any) -> Any:
+        if isinstance(text, str):
+            return self.prompt_of(text)
+        if isinstance(text, (list, tuple)):
+            if any(isinstance(one, (list, tuple)) for one in text):
+                raise InvalidInput("text pairs have no place for [CPX]: join them into one prompt")
+            return [self.prompt_of(one) if isinstance(one, str) else one for one in text]
+        return text
+
+    @contextmanager
+    def _writing_token(self, add_special_tokens: bool) -> Iterator[None]:
+        """With a post-processor that writes [CPX] last, and the base's tokens only if they are
+        wanted. (One lock for all: a tokenizer with a lock of its own could not be copied.)"""
+        with _SWAPPING:
+            own = self._tokenizer.post_processor
+            self._tokenizer.post_processor = self._ending(own, add_special_tokens)
+            try:
+                yield
+            finally:
+                self._tokenizer.post_processor = own
+
+    def _ending(self, own: Any, add_special_tokens: bool) -> Any:
+        """Made once for each post-processor that the base has had."""
+        state = own.__getstate__() if own is not None else b""
+        known = self.__dict__.setdefault("_endings", {})
+        if (state, add_special_tokens) not in known:
+            known[state, add_special_tokens] = ending(
+                own, self.cpx_token, self.cpx_token_id, add_special_tokens
+            )
+        return known[state, add_special_tokens]
+
+    def _unmistaken(self, text: str) -> str:
+        return text if self.prompt_of(text) == text else f"{text} {self.cpx_token}"
+
+    # --- the vocabulary, and one more ---
+
+    def __len__(self) -> int:
+        return self.cpx_token_id + 1
+
+    def get_vocab(self) -> dict[str, int]:
+        return {**super().get_vocab(), self.cpx_token: self.cpx_token_id}
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        return [*super().all_special_tokens, self.cpx_token]
+
+    def _convert_token_to_id_with_added_voc(self, token: str) -> Any:
+        if token == self.cpx_token:
+            return self.cpx_token_id
+        return super()._convert_token_to_id_with_added_voc(token)
+
+    def _convert_id_to_token(self, index: int) -> Any:
+        return self.cpx_token if index == self.cpx_token_id else super()._convert_id_to_token(index)
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        if isinstance(ids, int):
+            return self._convert_id_to_token(ids)
+        numbers = [int(number) for number in ids]
+        tokens = [super(CPXTokenizer, self).convert_ids_to_tokens(n) for n in numbers]
+        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        return [
+            self.cpx_token if n == self.cpx_token_id else token
+            for n, token in zip(numbers, tokens, strict=True)
+            if n not in skipped
+        ]
+
+    def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> str:
+        """[CPX] comes with the space that sets it apart, so that the text has these ids again."""
+        ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        parts: list[list[int]] = [[]]
+        for number in ids:
+            if number == self.cpx_token_id:
+                parts.append([])
+            else:
+                parts[-1].append(number)
+        texts = [
+            super(CPXTokenizer, self)._decode(p, skip_special_tokens, **options) for p in parts
+        ]
+        if skip_special_tokens:
+            return "".join(texts)
+        return (f" {self.cpx_token}" if texts[0] else self.cpx_token).join(texts)
+
+    def _add_tokens(self, new_tokens: list[Any], special_tokens: bool = False) -> int:
+        known = super().get_vocab()
+        for token in new_tokens:
+            if str(token) not in known:
+                raise InvalidInput(
+                    f"{str(token)!r} would take the id that is {self.cpx_token}'s: add tokens to "
+                    "the base's tokenizer, then make this one with CPXTokenizer.of(tokenizer)"
+                )
+        return int(super()._add_tokens(new_tokens, special_tokens=special_tokens))
+
+    # --- copying and saving ---
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _made, (self.base, self.cpx_token)
+
+    def train_new_from_iterator(self, *args: Any, **options: Any) -> Any:
+        raise InvalidInput("train the base's tokenizer, then make this one with CPXTokenizer.of")
+
+
+def prompt_of(text: str, cpx_token: str = CPX) -> str:
+    """The text without its trailing [CPX], the white space after it and one space before it."""
+    stem = text.rstrip()
+    return stem.removesuffix(cpx_token).removesuffix(" ") if stem.endswith(cpx_token) else text
+
+
+def plain_ids(tokenizer: Any, text: str, *, literal: bool = False, **options: Any) -> list[int]:
+    """A prompt's ids without the [CPX] at its end, whether the tokenizer writes one or not.
+
+    A rendered chat is `literal` to a tokenizer without [CPX]: what it ends in is its own.
+    """
+    if isinstance(tokenizer, CPXTokenizer):
+        return list(tokenizer(text, **options)["input_ids"][:-1])
+    return list(tokenizer(text if literal else prompt_of(text), **options)["input_ids"])
+
+
+def free_id(base: Any) -> int:
+    """The first id that the tokenizer does not use, with none that it uses behind it."""
+    vocabulary = base._tokenizer.get_vocab(with_added_tokens=True)
+    return max(vocabulary.values(), default=-1) + 1
+
+
+def _made(base: Any, token: str) -> CPXTokenizer:
+    """`base` itself, made into a tokenizer with [CPX]."""
+    kind = _kind(type(base))  # type: ignore[arg-type]
+    made = kind.__new__(kind)
+    vars(made).update(vars(base))
+    # Not by assignment: transformers takes `..._token` for an entry of the vocabulary.
+    vars(made).update(cpx_token=token, cpx_token_id=free_id(base))
+    made.init_kwargs = {**made.init_kwargs, SAVED: token}
+    assert isinstance(made, CPXTokenizer)
+    return made
+
+
+@cache
+def _kind(base: Any) -> Any:
+    """CPXTokenizer and the base's class in one, under its name: so plain transformers loads what
+    it saves, as the base's tokenizer."""
+    return type(base.__name__, (CPXTokenizer, base), {"__module__": base.__module__})
+
+
+def _check_token(token: Any, base: Any) -> None:
+    if not isinstance(token, str) or not token or token != token.strip():
+        raise InvalidInput(f"cpx_token={token!r}: a text without white space around it is wanted")
+    if token in base.get_vocab():
+        raise InvalidInput(
+            f"cpx_token={token!r} is a token of {type(base).__name__}'s already, with the id "
+            f"{base.get_vocab()[token]}: choose another text, or the tokenizer before it was added"
+        )
+
+
+def _load(name: str | Path, options: dict[str, Any]) -> Any:
+    folder = Path(os.path.expanduser(str(name)))
+    if (folder / "tokenizer_config.json").is_file() and not (folder / "config.json").is_file():
+        return AutoTokenizer.from_pretrained(str(folder), **options)
+    try:
+        return loading.load_tokenizer(name, **options)
+    except ModelNotFound:  # a scorer's folder or repository has no model: its base has
+        from pliant.complexity.facade.loading import base_of, saved_scorer
+
+        saved = saved_scorer(name) if folder.is_dir() or "/" in str(name) else None
+        if saved is None:
+            raise
+        return loading.load_tokenizer(base_of(saved), **options)

@@ -1,0 +1,134 @@
+"""What a Trainer trains: a base with its scorer, asked on stored prefixes or on whole prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pliant import prefill
+from pliant.complexity.model import Complexity
+from pliant.complexity.stored.prefixes import Picked
+from pliant.errors import InvalidInput
+from pliant.prefill import Prefilled
+
+
+class Learner(nn.Module):
+    """Its forward gives the logits; all that is trained is found among its parameters."""
+
+    def __init__(self, scorer: Complexity, base_dropout: bool = False) -> None:
+        super().__init__()
+        self.base = scorer.base  # which holds the scorer
+        self._scorer = [scorer]  # not registered twice
+        self.base_dropout = base_dropout
+        if (spread := getattr(scorer.base, "hf_device_map", None)) is not None:
+            self.hf_device_map = spread  # the Trainer leaves such a model where it lies
+        self._mode: bool | None = None
+        self.train(False)
+
+    @property
+    def scorer(self) -> Complexity:
+        return self._scorer[0]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        prefixes: dict[str, Any] | None = None,
+        keep: bool = False,
+    ) -> Any:
+        """The logits; or, to `keep`, what the base makes of prompts alone."""
+        if prefixes is not None:
+            return {"logits": self.scorer.logits_of(Picked(**prefixes).ready(self.scorer))}
+        assert input_ids is not None
+        if keep:
+            return self.prefilled(input_ids, attention_mask)
+        whole = self.trains_base  # which learns from what it makes of the prompt, too
+        return {"logits": self.scorer.logits(input_ids, attention_mask, whole=whole)}
+
+    def prefilled(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Prefilled:
+        """Without gradient, the head left out."""
+        return prefill.prefill(
+            self.scorer.anatomy,
+            input_ids,
+            attention_mask,
+            layers=self.scorer.config.layer,
+            head=False,
+            resumable=False,
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen base is never in train mode, unless its dropout is wanted. (Asked at each step,
+        so a mode that it is in already costs nothing.)"""
+        if mode != self._mode:
+            self._mode = self.training = mode
+            self.base.train(mode and (self.base_dropout or self.trains_base))
+            self.scorer.train(mode)
+        return self
+
+    @property
+    def trains_base(self) -> bool:
+        return any(True for _ in self.trained_base())
+
+    def trained_base(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What is trained besides the scorer."""
+        return ((name, p) for name, p in self.scorer.base_parameters() if p.requires_grad)
+
+    def freeze(self, everything: bool) -> None:
+        """A base that is as it was loaded, every parameter of it trainable, is meant to be frozen:
+        some of it was chosen by somebody, and stays. With `everything` False, all is trained."""
+        rest = [p for _, p in self.scorer.base_parameters()]
+        if not everything:
+            for p in rest:
+                p.requires_grad_(p.is_floating_point())
+        elif all(p.requires_grad for p in rest if p.is_floating_point()):
+            for p in rest:
+                p.requires_grad_(False)
+        self._mode = None
+        self.train(self.training)
+
+    def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
+        """What transformers asks for; of a frozen base, no activation of a prompt is kept."""
+        if self.trains_base:
+            raise InvalidInput(
+                "gradient_checkpointing=True drops the cache that [CPX] is read on, and here the "
+                "base is trained through it: leave it off, or freeze the base"
+            )
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the base draws random numbers in train mode."""
+        modules = (m for m in self.base.modules() if isinstance(m, nn.modules.dropout._DropoutNd))
+        config = getattr(self.base, "config", None)
+        said = config.to_dict() if config is not None else {}
+        rates = [v for k, v in said.items() if "drop" in k and isinstance(v, float)]
+        return any(m.p > 0 for m in modules) or any(rate > 0 for rate in rates)
+
+
+def learner_of(model: nn.Module, base_dropout: bool = False) -> Learner:
+    """From a CPXCausalLM, a scorer, or a model that one scorer is attached to."""
+    from pliant.adapters import attached
+
+    if isinstance(model, Learner):
+        return model
+    scorer: Any = model if isinstance(model, Complexity) else getattr(model, "scorer", None)
+    if not isinstance(scorer, Complexity):
+        found = [a for a in attached(model).values() if isinstance(a, Complexity)]
+        if len(found) != 1:
+            raise InvalidInput(
+                f"{type(model).__name__} has {len(found)} scorers attached, and one is trained: "
+                "attach(model, CPXConfig()), or pass the scorer itself"
+            )
+        scorer = found[0]
+    return Learner(scorer, base_dropout)
+
+
+@torch.no_grad()
+def trained_tensors(learner: Learner) -> dict[str, Tensor]:
+    """What is trained of the base, whole, wherever its shards lie."""
+    return {
+        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu().contiguous()
+        for name, p in learner.trained_base()
+    }

@@ -1,0 +1,1 @@
+"""How a scorer leaves: the stock model, the proof that it says the same, the card beside it."""

@@ -1,0 +1,199 @@
+"""The stock model and tokenizer that a scorer leaves as.
+
+The model shares the base's tensors: only its embeddings, if they gain a row, and its head are new.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+from pliant.anatomy.cut import first_layers_config
+from pliant.complexity.facade.ending import ending
+from pliant.complexity.facade.tokenizer import CPXTokenizer
+from pliant.errors import InvalidInput, UnsupportedModel
+
+if TYPE_CHECKING:
+    from pliant.complexity.model import Complexity
+
+PADDING = ("pad_token", "eos_token", "bos_token", "unk_token")
+"""Tokens to pad with, the first that there is: the last token that counts is [CPX] in any case."""
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
+SETTINGS = ("model_max_length", "truncation_side", "clean_up_tokenization_spaces")
+
+
+@dataclass(frozen=True, eq=False)
+class Stock:
+    """A sequence classifier that was not proven yet."""
+
+    model: Any
+    architecture: str
+    dtype: torch.dtype
+    head: str
+    """The path of its head's module."""
+    left_out: Tensor
+    """What it has no place for: the bias of each output, unless the class has one."""
+    rows_added: int
+
+
+def stock_model(
+    scorer: Complexity, cpx: CPXTokenizer, head: tuple[Tensor, Tensor], shift: float
+) -> Stock:
+    """The base's decoder, or its first layers, with [CPX] among the embeddings and the head."""
+    base: Any = scorer.base
+    table = table_of(scorer)
+    if cpx.cpx_token_id > len(table):
+        raise InvalidInput(
+            f"the tokenizer knows ids up to {cpx.cpx_token_id - 1}, and the base has {len(table)} "
+            "embeddings: is it another model's?"
+        )
+    config = _config(scorer, cpx, table)
+    model = _built(config, table.dtype)
+    own, stock = base.state_dict(), model.state_dict()
+    new = sorted(stock.keys() - own.keys())
+    weight, bias = _head_keys(type(model).__name__, new, stock, head[0])
+    state = {key: own[key] for key in stock.keys() - set(new)}
+    name = _name_of(base, table)
+    state[name], added = _with_row(scorer, cpx, table, stock[name].shape[0])
+    state[weight] = head[0].to(table.dtype)
+    left_out = (head[1] + shift).float().cpu()
+    if bias is not None:
+        state[bias] = (head[1] + shift).to(table.dtype)
+        left_out = torch.zeros_like(left_out)
+    _check_shapes(type(model).__name__, state, stock)
+    model.load_state_dict(state, assign=True)
+    path = weight.removesuffix(".weight")
+    return Stock(model, type(model).__name__, table.dtype, path, left_out, added)
+
+
+def stock_tokenizer(cpx: CPXTokenizer, rendered: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer of the plainest class, whose post-processor writes [CPX] behind every text.
+
+    It pads on the right, where a model without position ids wants it. It has no chat template:
+    rendering one in a stock tokenizer leaves the post-processor out, and [CPX] with it.
+    """
+    base = cpx.base
+    backend = copy.deepcopy(base._tokenizer)
+    backend.post_processor = ending(
+        backend.post_processor, cpx.cpx_token, cpx.cpx_token_id, add_special_tokens=not rendered
+    )
+    special = {name: value for name in SPECIAL if (value := getattr(base, name, None))}
+    made: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        padding_side="right",
+        pad_token=padding_token(base),
+        model_input_names=["input_ids", "attention_mask"],
+        **special,
+        **{name: getattr(base, name) for name in SETTINGS if hasattr(base, name)},
+    )
+    return made
+
+
+def padding_token(base: Any) -> str:
+    for name in PADDING:
+        if token := getattr(base, name, None):
+            return str(token)
+    raise InvalidInput(
+        f"{type(base).__name__} has no token to pad with ({', '.join(PADDING)}), and batches of a "
+        "stock classifier need one: tokenizer.pad_token = ..."
+    )
+
+
+def table_of(scorer: Complexity) -> Tensor:
+    table = getattr(scorer.anatomy.embeddings, "weight", None)
+    if not isinstance(table, Tensor) or table.dim() != 2:
+        kind = type(scorer.anatomy.embeddings).__name__
+        raise UnsupportedModel(f"its embeddings, a {kind}, are no table that could take a row")
+    return table
+
+
+def _config(scorer: Complexity, cpx: CPXTokenizer, table: Tensor) -> Any:
+    base: Any = scorer.base
+    depth = len(scorer.anatomy.layers)
+    config: Any = first_layers_config(base.config, depth, scorer.config.layer or depth)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UnsupportedModel(
+            f"transformers has no sequence classifier beside {type(base).__name__}"
+        )
+    outputs = scorer.config.outputs
+    config.id2label = dict(enumerate(outputs))
+    config.label2id = {name: i for i, name in enumerate(outputs)}
+    config.problem_type = "multi_label_classification"
+    pad = cpx.convert_tokens_to_ids(padding_token(cpx.base))
+    for part in (config, config.get_text_config(decoder=True)):
+        part.pad_token_id = pad
+        part.vocab_size = max(table.shape[0], cpx.cpx_token_id + 1)
+    return config
+
+
+def _built(config: Any, dtype: torch.dtype) -> Any:
+    """Without weights: the base's own are put into it."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()
+    except Exception as error:  # whatever a constructor may raise over fewer layers
+        said = " ".join(str(error).split())[:200]
+        raise UnsupportedModel(
+            f"transformers cannot build a sequence classifier of this config: "
+            f"{type(error).__name__}: {said}"
+        ) from error
+
+
+def _head_keys(
+    kind: str, new: list[str], stock: dict[str, Tensor], wanted: Tensor
+) -> tuple[str, str | None]:
+    """The head's weight and, if it has one, bias: all that the class may have beside the base."""
+    weights = [key for key in new if stock[key].shape == wanted.shape and key.endswith(".weight")]
+    rest = [key for key in new if key not in weights]
+    biases = [key for key in rest if weights and key == weights[0].replace(".weight", ".bias")]
+    if len(weights) != 1 or rest != biases:
+        raise UnsupportedModel(
+            f"{kind} does not read one token by one linear layer: beside the base it has "
+            f"{', '.join(new) or 'nothing'}, and the head is a matrix of {list(wanted.shape)}"
+        )
+    return weights[0], biases[0] if biases else None
+
+
+def _name_of(base: nn.Module, table: Tensor) -> str:
+    return next(name for name, p in base.state_dict(keep_vars=True).items() if p is table)
+
+
+def _with_row(
+    scorer: Complexity, cpx: CPXTokenizer, table: Tensor, rows: int
+) -> tuple[Tensor, int]:
+    """The table with the [CPX] row at its id; a vocabulary that was padded has room for it."""
+    whole = torch.zeros(rows, table.shape[1], dtype=table.dtype, device=table.device)
+    whole[: len(table)] = table.detach()
+    whole[cpx.cpx_token_id] = (scorer.rows[0].detach() / _scale(scorer)).to(whole)
+    return whole, rows - len(table)
+
+
+@torch.no_grad()
+def _scale(scorer: Complexity) -> float:
+    """What the embedding module multiplies a row by: the scorer's row is what comes out of it."""
+    table = table_of(scorer)
+    ids = torch.arange(min(64, len(table)), device=table.device)
+    out, rows = scorer.anatomy.embeddings(ids).float(), table[ids].float()
+    if out.shape != rows.shape:
+        raise UnsupportedModel(
+            f"its embeddings turn a row of {rows.shape[1]} numbers into {tuple(out.shape[1:])}"
+        )
+    scale = float((out * rows).sum() / (rows * rows).sum())
+    if scale == 0 or not torch.allclose(out, rows * scale, rtol=1e-2, atol=1e-4):
+        raise UnsupportedModel("its embeddings do more to a row than scale it")
+    return scale
+
+
+def _check_shapes(kind: str, state: dict[str, Tensor], stock: dict[str, Tensor]) -> None:
+    for key, tensor in state.items():
+        if tensor.shape != stock[key].shape:
+            raise UnsupportedModel(
+                f"{kind} wants {key} in shape {list(stock[key].shape)}, and the base has "
+                f"{list(tensor.shape)}"
+            )

@@ -1,0 +1,63 @@
+"""A router's probabilities and threshold set anew, on new labels or for a new goal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pliant.errors import InvalidInput
+from pliant.routing import router_file, scorers
+from pliant.routing.fitting import seen
+from pliant.routing.fitting.fit import entry, of_goal, reference
+from pliant.routing.goals.thresholds import Threshold
+from pliant.routing.goals.words import Goal
+from pliant.routing.outcomes import Outcomes
+
+_LEAST = 50
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was set."""
+
+    threshold: Threshold
+    left_out: int
+    """Prompts that the router's scorer was made on."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"threshold": self.threshold.to_json(), "left_out": self.left_out}
+
+
+def calibrate(
+    router: str | Path, outcomes: Outcomes, goal: str | Goal, kind: str = "platt"
+) -> Calibrated:
+    """Write a router's calibration, threshold and reference scores anew; the scorer stays.
+
+    Prompts that the scorer was trained or chosen on are left out; those that an earlier threshold
+    was made on serve again. All of them count from then on as prompts that the router was made on.
+    """
+    folder = Path(router).expanduser()
+    file = router_file.read(folder)
+    outcomes = outcomes.of_models(file.names)
+    if outcomes.unit != file.unit:
+        raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
+    known = seen.learned(folder, outcomes.prompts)
+    if (~known).sum() < _LEAST:
+        raise InvalidInput(
+            f"{(~known).sum()} of these {len(known):,} prompts are new to the router: "
+            f"{_LEAST} or more are due"
+        )
+    held = outcomes.take(np.flatnonzero(~known))
+    scorer = scorers.load(folder / file.scorer.folder)
+    predicted = scorer.predict(held.prompts, held.groups)
+    goal = Goal.parse(goal) if isinstance(goal, str) else goal
+    chosen = of_goal(goal, predicted, held, far=file.far_to_strongest)
+    content = file.model_dump()
+    content |= {"threshold": entry(chosen, None), **reference(predicted, held, kind)}
+    made = router_file.made(**content)
+    seen.add(folder, held.prompts)  # before the file: better to know too many than too few
+    made.write(folder)
+    return Calibrated(chosen, int(known.sum()))

@@ -1,0 +1,1 @@
+"""From prompts to a table of who was right, at what cost."""

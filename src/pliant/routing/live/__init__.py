@@ -1,0 +1,1 @@
+"""A router at work: who should answer and who can, the ledger, drift."""

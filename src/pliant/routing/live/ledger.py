@@ -1,0 +1,212 @@
+"""What was decided, what it cost and what it saved: one sqlite file, for threads and processes.
+
+    with Ledger("ledger.sqlite") as ledger:
+        ledger.report(router.file)
+
+A prompt leaves a salted hash, and its text only where a router's file says so. The salt lies in the
+ledger: it keeps tables of known hashes away, and not somebody who holds the ledger and guesses.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pliant.routing.live.decision import Decision, Reply
+from pliant.routing.live.drift import Window, hold
+from pliant.routing.live.ledger_file import LedgerFile
+from pliant.routing.prompts import Prompt, digest, text_of
+from pliant.routing.router_file import Drift
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a ledger adds up to."""
+
+    decisions: int
+    answered: int
+    """Decisions that an answer came of; the others only chose, or failed."""
+    failed: int
+    models: dict[str, dict[str, float]]
+    """By model: calls, share, cost, saved, tokens."""
+    cost: float
+    saved: float
+    fell_over: int
+    """Decisions for which another model stood in."""
+    far: int
+    kept: int
+    windows: tuple[Window, ...]
+    """Of scores, each held against the reference."""
+
+    @property
+    def drifted(self) -> tuple[Window, ...]:
+        return tuple(window for window in self.windows if window.drifted)
+
+    def as_dict(self) -> dict[str, Any]:
+        windows = [{**vars(window), "drifted": window.drifted} for window in self.windows]
+        return {**vars(self), "windows": windows}
+
+
+class Ledger:
+    """The decisions in one sqlite file; `None` keeps them in memory."""
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        *,
+        prompts: bool = False,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._prompts, self._now = prompts, now
+        self._file = LedgerFile(None if path is None else Path(path))
+
+    @property
+    def path(self) -> Path | None:
+        return self._file.path
+
+    def record(
+        self,
+        prompt: Prompt,
+        session: str | None,
+        decision: Decision,
+        cost: float,
+        saved: float,
+        drift: Drift | None = None,
+    ) -> tuple[int, Window | None]:
+        """A decision as a row; also the window of scores that it has just filled."""
+        scored = decision.score is not None
+        values = {
+            "at": self._now(),
+            "session": None if session is None else digest(session, self._file.salt),
+            "hash": digest(prompt, self._file.salt),
+            "prompt": text_of(prompt) if self._prompts else None,
+            "model": decision.model,
+            "wanted": decision.wanted,
+            "score": decision.score,
+            "gain": decision.gain,
+            "far": decision.far,
+            "kept": decision.kept,
+            "reason": decision.reason,
+            "cost": cost,
+            "saved": saved,
+            "outcome": "chosen",
+        }
+        names, marks = ", ".join(values), ", ".join("?" * len(values))
+        with self._file.transaction() as base:
+            cursor = base.execute(
+                f"INSERT INTO decisions ({names}) VALUES ({marks})", tuple(values.values())
+            )
+            row = int(cursor.lastrowid or 0)
+            window = self._window(base, drift) if scored and drift is not None else None
+        return row, window
+
+    def answered(self, row: int, reply: Reply) -> None:
+        """What a decision came to."""
+        decision, used = reply.decision, reply.used
+        values = {
+            "model": decision.model,
+            "reason": decision.reason,
+            "cost": reply.cost,
+            "saved": reply.saved,
+            "outcome": "answered",
+            "prompt_tokens": used.prompt_tokens,
+            "answer_tokens": used.answer_tokens,
+            "ms": used.ms,
+        }
+        self._file.update(row, values)
+
+    def failed(self, row: int, why: str) -> None:
+        """No model answered: it cost nothing and saved nothing."""
+        self._file.update(row, {"outcome": "failed", "cost": 0.0, "saved": 0.0, "reason": why})
+
+    def report(self) -> Totals:
+        """Calls, shares, costs, savings, fall-overs and drift over all that was decided.
+
+        Decisions that only chose count with the average cost of their model.
+        """
+        with self._file.reading() as base:
+            by_model = base.execute(
+                "SELECT model, COUNT(*), SUM(cost), SUM(saved), SUM(prompt_tokens), "
+                "SUM(answer_tokens) FROM decisions WHERE outcome != 'failed' GROUP BY model"
+            ).fetchall()
+            (all_, answered, failed, fell, far, kept) = base.execute(
+                "SELECT COUNT(*), SUM(outcome = 'answered'), SUM(outcome = 'failed'), "
+                "SUM(model != wanted AND outcome != 'failed'), SUM(far), SUM(kept) FROM decisions"
+            ).fetchone()
+            windows = base.execute(
+                "SELECT number, distance, bound, mean, size FROM windows ORDER BY number"
+            ).fetchall()
+        served = sum(row[1] for row in by_model)
+        models = {
+            name: {
+                "calls": calls,
+                "share": calls / served,
+                "cost": cost,
+                "saved": saved,
+                "prompt_tokens": asked or 0,
+                "answer_tokens": said or 0,
+            }
+            for name, calls, cost, saved, asked, said in by_model
+        }
+        return Totals(
+            all_,
+            answered or 0,
+            failed or 0,
+            models,
+            float(sum(m["cost"] for m in models.values())),
+            float(sum(m["saved"] for m in models.values())),
+            fell or 0,
+            far or 0,
+            kept or 0,
+            tuple(Window(*row) for row in windows),
+        )
+
+    def rows(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """The decisions, the latest first."""
+        with self._file.reading() as base:
+            cursor = base.execute(
+                "SELECT * FROM decisions ORDER BY id DESC LIMIT ?",
+                (-1 if limit is None else limit,),
+            )
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- drift -----------------------------------------------------------------------------------
+
+    def _window(self, base: sqlite3.Connection, drift: Drift) -> Window | None:
+        """Whoever adds the score that fills a window holds it against the reference."""
+        base.execute("UPDATE about SET value = value + 1 WHERE name = 'scored'")
+        (scored,) = base.execute("SELECT value FROM about WHERE name = 'scored'").fetchone()
+        if scored < drift.window:
+            return None
+        found = base.execute(
+            "SELECT score FROM decisions WHERE score IS NOT NULL ORDER BY id DESC LIMIT ?",
+            (drift.window,),
+        ).fetchall()
+        (before,) = base.execute("SELECT COUNT(*) FROM windows").fetchone()
+        window = hold(drift, [row[0] for row in found], before + 1)
+        base.execute("UPDATE about SET value = 0 WHERE name = 'scored'")
+        base.execute(
+            "INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?)",
+            (window.number, self._now(), window.distance, window.bound, window.mean, window.size),
+        )
+        return window

@@ -1,0 +1,258 @@
+"""How good a ranking of prompts is for routing: curves of quality against cost, and their areas.
+
+    apgr(gain, outcomes)                          # one number
+    band("apgr", gain, outcomes)                  # with its bootstrap band
+    difference("apgr", gain_a, gain_b, outcomes)  # of two scorers, paired
+    report(gain, outcomes).as_dict()              # all of them, on the same resamples
+
+The definitions, for two models (of more, the first and the last):
+
+- Prompts go to the strong model in the order of their predicted gain. At share x of strong calls
+  the quality Q(x) is the mean of right answers; Q(0) is the weak model's, Q(1) the strong one's.
+  Equal predictions are taken in random order: Q is its expectation, a straight line across a tied
+  block, whatever the order of the rows.
+- PGR(x) = (Q(x) - Q(0)) / (Q(1) - Q(0)), and APGR is its mean over x from 0 to 1 (trapezoids
+  between neighbouring prompts). A random order has 0.5; that of the true gains is the highest,
+  (g+ - g+^2/2 - g-^2/2) / (g+ - g-), where only the strong model is right on a share g+ and only
+  the weak one on g-. Undefined (NaN) unless the strong model is the better one.
+- CPT(level) is the smallest x at which PGR(x) >= level.
+- AIQ, as in RouterBench: over mean cost instead of x, the area under the non-decreasing concave
+  hull of the curve, divided by the range of costs, from all weak to all strong. Ours takes the
+  hull over GRID + 1 evenly spaced shares. A hull picks its points after the fact, so that even a
+  random order lies a little above the line between the models.
+- Within groups: the same share of each group goes to the strong model, in the order within the
+  group. A ranking that knows the groups alone has 0.5. Group by group the areas are summed before
+  dividing by the sum of the gains, so that each counts by its size, and one without any gain, or
+  where the weak model is better, counts like all others: no group's own gain is divided by.
+- AUC: does the score tell the prompts that the weak model fails on? It does not rank routers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pliant.data import nearest
+from pliant.errors import InvalidInput
+from pliant.routing.measures.curves import (
+    Curve,
+    LambdaCurve,
+    Ranking,
+    blocks,
+    hull_area,
+    lambda_curve,
+    quality_cost_curve,
+)
+from pliant.routing.outcomes import Outcomes
+from pliant.stats import Band, bootstrap_counts
+from pliant.stats import auc as stats_auc
+
+__all__ = [
+    "METRICS",
+    "Curve",
+    "LambdaCurve",
+    "Report",
+    "aiq",
+    "apgr",
+    "auc",
+    "band",
+    "cpt",
+    "difference",
+    "lambda_curve",
+    "oracle_apgr",
+    "quality_cost_curve",
+    "report",
+    "within_group_apgr",
+]
+
+Floats = NDArray[np.float64]
+GRID = 200
+
+
+def apgr(gain: ArrayLike, outcomes: Outcomes) -> float:
+    """The mean share of the models' difference in quality that is recovered."""
+    return _once("apgr", gain, outcomes)
+
+
+def within_group_apgr(gain: ArrayLike, outcomes: Outcomes) -> float:
+    """The same, of the order inside each group."""
+    return _once("within_group_apgr", gain, outcomes)
+
+
+def oracle_apgr(outcomes: Outcomes) -> float:
+    """The highest APGR that any ranking can have: that of the true gains."""
+    return apgr(outcomes.gain, outcomes)
+
+
+def cpt(gain: ArrayLike, outcomes: Outcomes, level: float = 0.5) -> float:
+    """The smallest share of strong calls that recovers `level` of the difference."""
+    if not 0 < level <= 1:
+        raise InvalidInput(f"level={level}: a share of the difference, above 0 and at most 1")
+    ranking = Ranking.of(gain, outcomes)
+    return float(_cpt(ranking, np.ones((1, ranking.n)), level)[0])
+
+
+def aiq(gain: ArrayLike, outcomes: Outcomes) -> float:
+    """The mean quality over the range of costs, of the curve's concave hull."""
+    return _once("aiq", gain, outcomes)
+
+
+def auc(score: ArrayLike, outcomes: Outcomes) -> float:
+    """The chance that a prompt on which the weak model fails scores above one on which not."""
+    return stats_auc(score, 1 - outcomes.weak)
+
+
+def band(metric: str, gain: ArrayLike, outcomes: Outcomes, **how: Any) -> Band:
+    """A metric's value with its band. `how` is bootstrap's: resamples, seed, level, clusters."""
+    ranking, measure = Ranking.of(gain, outcomes), _metric(metric)
+    return bootstrap_counts(lambda counts: measure(ranking, counts), ranking.n, **how)
+
+
+def difference(
+    metric: str, gain_a: ArrayLike, gain_b: ArrayLike, outcomes: Outcomes, **how: Any
+) -> Band:
+    """What scorer a has more than b of a metric, both on the same resamples."""
+    a, b, measure = Ranking.of(gain_a, outcomes), Ranking.of(gain_b, outcomes), _metric(metric)
+    return bootstrap_counts(lambda counts: measure(a, counts) - measure(b, counts), a.n, **how)
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What there is to say of a ranking on held-out prompts, all on the same resamples."""
+
+    n: int
+    models: tuple[str, ...]
+    weak_quality: float
+    strong_quality: float
+    oracle_apgr: float
+    metrics: Mapping[str, Band]
+    """By name, as in METRICS; within groups only where there are any."""
+    curve: Curve
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "n": self.n,
+            "models": list(self.models),
+            "weak_quality": self.weak_quality,
+            "strong_quality": self.strong_quality,
+            "oracle_apgr": self.oracle_apgr if np.isfinite(self.oracle_apgr) else None,
+            "metrics": {name: band.as_dict() for name, band in self.metrics.items()},
+            "curve": self.curve.as_dict(),
+        }
+
+
+def report(
+    gain: ArrayLike,
+    outcomes: Outcomes,
+    score: ArrayLike | None = None,
+    points: int = 101,
+    **how: Any,
+) -> Report:
+    """All metrics with their bands; AUC is that of the `score`, where there is one beside the gain.
+
+    `how` is bootstrap's: resamples, seed, level, clusters.
+    """
+    names = [name for name in METRICS if outcomes.groups or name != "within_group_apgr"]
+    ranked = {name: gain for name in names} | ({} if score is None else {"auc": score})
+    return Report(
+        len(outcomes),
+        outcomes.models,
+        float(outcomes.weak.mean()),
+        float(outcomes.strong.mean()),
+        oracle_apgr(outcomes),
+        {name: band(name, ranked[name], outcomes, **how) for name in names},
+        quality_cost_curve(gain, outcomes, points, **how),
+    )
+
+
+# --- how it is counted ---------------------------------------------------------------------------
+
+
+def _apgr(ranking: Ranking, counts: Floats) -> Floats:
+    drawn, gained = ranking.drawn(counts), ranking.gained(counts)
+    return _over(_area(drawn, gained), drawn[:, -1] * gained[:, -1], gained[:, -1])
+
+
+def _within_group_apgr(ranking: Ranking, counts: Floats) -> Floats:
+    groups = ranking.outcomes.groups
+    if groups is None:
+        raise InvalidInput("within_group_apgr: these outcomes state no groups")
+    area, total = np.zeros(len(counts)), np.zeros(len(counts))
+    number = np.unique(groups, return_inverse=True)[1]
+    place = np.empty(ranking.n, dtype=np.int64)  # of each prompt's block
+    place[ranking.order] = np.repeat(
+        np.arange(len(ranking.starts)), np.diff(ranking.starts, append=ranking.n)
+    )
+    for g in range(number.max() + 1):
+        rows = np.flatnonzero(number == g)
+        order, starts = blocks(-place[rows].astype(np.float64))
+        part = Ranking(order, starts, ranking.gain[rows], ranking.extra[rows], ranking.outcomes)
+        drawn, gained = part.drawn(counts[:, rows]), part.gained(counts[:, rows])
+        area += _area(drawn, gained) / np.maximum(drawn[:, -1], 1)
+        total += gained[:, -1]
+    return _over(area, total, total)
+
+
+def _cpt(ranking: Ranking, counts: Floats, level: float) -> Floats:
+    drawn, gained = ranking.drawn(counts), ranking.gained(counts)
+    target = level * gained[:, -1]
+    # The last point reaches every level; rounding must not keep it from it.
+    reached = gained >= target[:, None] - 1e-9 * np.abs(target[:, None])
+    end = reached.argmax(axis=1)  # the first; never 0, where the gain is positive
+    rows = np.arange(len(counts))
+    before = np.maximum(end - 1, 0)
+    x0, x1 = drawn[rows, before], drawn[rows, end]
+    y0, y1 = gained[rows, before], gained[rows, end]
+    part = np.divide(target - y0, y1 - y0, out=np.ones_like(target), where=y1 > y0)
+    crossing = x0 + np.clip(part, 0, 1) * (x1 - x0)
+    return _over(crossing, drawn[:, -1], gained[:, -1])
+
+
+def _aiq(ranking: Ranking, counts: Floats) -> Floats:
+    quality, cost = ranking.curve(counts, np.linspace(0, 1, GRID + 1))
+    lines = zip(cost, quality, strict=True)
+    found = [hull_area(c, q) / (c[-1] - c[0]) if c[-1] > c[0] else np.nan for c, q in lines]
+    return np.array(found)
+
+
+def _auc(ranking: Ranking, counts: Floats) -> Floats:
+    """Of the ranking, for the prompts that the weak model fails on."""
+    failed = 1 - ranking.outcomes.weak
+    positive = ranking.cumulated(counts * failed)
+    negative = ranking.cumulated(counts * (1 - failed))
+    pairs = positive[:, -1] * negative[:, -1]
+    return _over(_area(negative, positive), pairs, pairs)
+
+
+METRICS: dict[str, Callable[[Ranking, Floats], Floats]] = {
+    "apgr": _apgr,
+    "within_group_apgr": _within_group_apgr,
+    "cpt50": lambda ranking, counts: _cpt(ranking, counts, 0.5),
+    "cpt80": lambda ranking, counts: _cpt(ranking, counts, 0.8),
+    "aiq": _aiq,
+    "auc": _auc,
+}
+
+
+def _once(metric: str, gain: ArrayLike, outcomes: Outcomes) -> float:
+    ranking = Ranking.of(gain, outcomes)
+    return float(METRICS[metric](ranking, np.ones((1, ranking.n)))[0])
+
+
+def _metric(name: str) -> Callable[[Ranking, Floats], Floats]:
+    if name not in METRICS:
+        raise InvalidInput(f"no metric {name!r}{nearest(name, METRICS)}")
+    return METRICS[name]
+
+
+def _area(x: Floats, y: Floats) -> Floats:
+    return (np.diff(x, axis=1) * (y[:, 1:] + y[:, :-1])).sum(axis=1) / 2
+
+
+def _over(top: Floats, bottom: Floats, gain: Floats) -> Floats:
+    """The quotient, where the strong model is the better one; else NaN."""
+    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=gain > 1e-12)

@@ -1,0 +1,149 @@
+"""Stored prefixes: in files that survive an interruption, never used for what they are not of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.minimal_adapter import Scale, ScaleConfig, tiny_llama
+from torch import Tensor
+
+from pliant import adapters
+from pliant.complexity import Complexity, CPXConfig, attach
+from pliant.complexity.learning.learner import Learner
+from pliant.complexity.stored import files as prefix_files
+from pliant.complexity.stored import keeping
+from pliant.complexity.stored.files import folder_of, on_disk, opened
+from pliant.complexity.stored.keeping import decide, stored
+from pliant.complexity.stored.prefixes import in_memory
+from pliant.errors import AdapterError
+
+
+@pytest.fixture
+def ids() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    lengths = (7, 3, 11, 4, 4, 9, 6, 2)
+    return [torch.randint(0, 60, (n,), generator=generator) for n in lengths]
+
+
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_files, "TOKENS", 12)
+
+
+def scorer(**changes: Any) -> Complexity:
+    return attach(tiny_llama(**changes).requires_grad_(False), CPXConfig())
+
+
+class Counted:
+    """The base, and how many prompts it was asked for; it may die on the way."""
+
+    def __init__(self, scorer: Complexity, dies_after: int = 10**9) -> None:
+        self.learner = Learner(scorer)
+        self.prompts = 0
+        self.dies_after = dies_after
+
+    def __call__(self, input_ids: Tensor, mask: Tensor) -> Any:
+        if self.prompts >= self.dies_after:
+            raise KeyboardInterrupt
+        self.prompts += len(input_ids)
+        return self.learner.prefilled(input_ids, mask)
+
+
+def test_an_interrupted_store_goes_on(ids: list[Tensor], tmp_path: Path) -> None:
+    base = scorer()
+    with pytest.raises(KeyboardInterrupt):
+        on_disk(tmp_path, Counted(base, dies_after=4), ids)
+    done = len(list(tmp_path.glob("*.safetensors")))
+    assert done and not list(tmp_path.glob(".*"))
+    with pytest.raises(AdapterError, match="missing or not whole"):
+        opened(tmp_path, ids)
+    rest = Counted(base)
+    on_disk(tmp_path, rest, ids)
+    assert 0 < rest.prompts < len(ids)
+    whole, mapped = in_memory(Counted(base), ids), opened(tmp_path, ids)
+    for one, other in zip(whole.pick(range(8)).tensors, mapped.pick(range(8)).tensors, strict=True):
+        assert torch.allclose(one[:, :, -2:], other[:, :, -2:], atol=1e-6)
+    again = Counted(base)
+    on_disk(tmp_path, again, ids)
+    assert again.prompts == 0
+
+
+def test_a_torn_file_is_written_again(ids: list[Tensor], tmp_path: Path) -> None:
+    base = scorer()
+    on_disk(tmp_path, Counted(base), ids)
+    torn = sorted(tmp_path.glob("*.safetensors"))[1]
+    torn.write_bytes(torn.read_bytes()[:-8])
+    again = Counted(base)
+    on_disk(tmp_path, again, ids)
+    assert 0 < again.prompts < len(ids) and len(opened(tmp_path, ids)) == len(ids)
+
+
+def test_two_processes_write_one_folder(ids: list[Tensor], tmp_path: Path) -> None:
+    base = scorer()
+    first, second = Counted(base), Counted(base)
+    on_disk(tmp_path, first, ids, mine=(0, 2))
+    on_disk(tmp_path, second, ids, mine=(1, 2))
+    assert first.prompts and second.prompts and first.prompts + second.prompts == len(ids)
+    assert len(opened(tmp_path, ids)) == len(ids)
+
+
+def test_the_folder_is_of_this_base_and_these_prompts(ids: list[Tensor], tmp_path: Path) -> None:
+    base = scorer()
+    here = folder_of(tmp_path, base, ids)
+    assert folder_of(tmp_path, scorer(), ids) == here
+    with torch.no_grad():
+        base.rows.add_(1.0)  # what is trained is not what prefixes depend on
+    attach(base.base, CPXConfig(), name="beside")  # nor is another scorer, which acts when asked
+    assert folder_of(tmp_path, base, ids) == here
+    others = [scorer(seed=1), scorer(rope_theta=500.0)]
+    others.append(attach(tiny_llama().bfloat16(), CPXConfig()))
+    others.append(attach(tiny_llama(), CPXConfig(layer=1)))
+    adapted = scorer()
+    adapters.attach(adapted.base, Scale(adapted.base, ScaleConfig()))
+    folders = [folder_of(tmp_path, other, ids) for other in [*others, adapted]]
+    folders += [folder_of(tmp_path, base, ids[::-1]), folder_of(tmp_path, base, ids[1:])]
+    assert len({here, *folders}) == 8
+
+
+def choose(ids: list[Tensor], folder: Path, uses: int = 10, **changes: Any) -> keeping.Kept:
+    learner = Learner(scorer())
+    return decide(learner, ids, uses, learner.prefilled, folder=folder, **changes)
+
+
+def test_bytes_are_known_before(ids: list[Tensor], tmp_path: Path) -> None:
+    kept = choose(ids, tmp_path)
+    learner = Learner(scorer())
+    found = stored(kept, learner, ids, learner.prefilled, folder=tmp_path)
+    assert kept.where == "memory" and "fit into memory" in kept.why
+    assert found is not None and found.bytes == kept.bytes
+
+
+def test_used_once_nothing_is_kept(ids: list[Tensor], tmp_path: Path) -> None:
+    assert choose(ids, tmp_path, uses=1).where == "recompute"
+    assert choose(ids, tmp_path, uses=1, wanted="disk").where == "disk"
+
+
+@pytest.mark.parametrize(("seconds", "where"), [(1e-9, "disk"), (1e9, "recompute")])
+def test_without_memory_what_was_measured_decides(
+    ids: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, where: str
+) -> None:
+    monkeypatch.setattr(keeping, "free_memory", lambda: 10)
+    kept = choose(ids, tmp_path)
+    assert kept.where in ("disk", "recompute") and "computed anew" in kept.why
+    monkeypatch.setattr(keeping, "_disk_seconds", lambda *_: (seconds, seconds))
+    assert choose(ids, tmp_path).where == where
+    monkeypatch.setattr(keeping, "_free_disk", lambda _: 10)
+    assert "nor onto the disk" in choose(ids, tmp_path).why
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_processes_need_more_memory(
+    ids: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = choose(ids, tmp_path).bytes
+    monkeypatch.setattr(keeping, "free_memory", lambda: 3 * size)
+    assert choose(ids, tmp_path).where == "memory"
+    assert choose(ids, tmp_path, processes=2).where != "memory"

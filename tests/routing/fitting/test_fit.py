@@ -1,0 +1,250 @@
+"""From labels to a router: no row serves twice, ties go to the cheap, nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+from tests.routing.labels import outcomes
+
+from pliant.errors import InvalidInput
+from pliant.routing import Router, router_file
+from pliant.routing.backends.costs import Used
+from pliant.routing.fitting import ladder, seen
+from pliant.routing.fitting.calibrate import calibrate
+from pliant.routing.fitting.evaluate import evaluate
+from pliant.routing.fitting.fit import fit, of_goal
+from pliant.routing.fitting.ladder import Rung, keep, ties
+from pliant.routing.fitting.parts import parts
+from pliant.routing.goals.words import Goal
+from pliant.routing.scorers import Predictions, make
+from pliant.stats import Band
+
+CHEAP = ("random", "length", "text")
+BACKENDS = {"model-0": "nano-s", "model-1": "nano-l"}
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("routers") / "router"
+    return fit(outcomes(1500, 1), out, scorers=CHEAP, backends=BACKENDS)
+
+
+def test_no_row_serves_two_purposes():
+    made = parts(outcomes(1000, 1), seed=3)
+    splits = [getattr(made, name).prompts for name in made.sizes()]
+    assert sum(map(len, splits)) == 1000
+    assert all(not set(a) & set(b) for a, b in combinations(splits, 2))
+
+
+def test_capacity_is_chosen_on_another_wording_or_another_group():
+    worded = parts(outcomes(1000, 1, wordings=True))
+    assert not set(worded.train.wordings) & set(worded.choice.wordings)
+    assert "another wording" in worded.how
+    like = parts(outcomes(1000, 1))  # four groups are too few
+    assert set(like.train.groups) == set(like.choice.groups) and "too few groups" in like.how
+
+
+def test_too_few_labels_are_refused():
+    with pytest.raises(InvalidInput, match="150 labels"):
+        parts(outcomes(150))
+
+
+def rung(kind: str, ms: float, value: float, behind: tuple[float, float, float] | None) -> Rung:
+    band = None if behind is None else Band(*behind)
+    return Rung(kind, make(kind), np.zeros((1, 2)), Band(value, 0, 1), 0.0, ms, 0, band)
+
+
+def test_a_cheap_scorer_that_ties_wins_and_one_that_may_be_much_worse_does_not():
+    best = rung("knn", 9.0, 0.8, None)
+    tie = rung("text", 1.0, 0.795, (-0.005, -0.015, 0.005))
+    unsure = rung("tfidf", 0.5, 0.79, (-0.01, -0.06, 0.04))
+    worse = rung("length", 0.1, 0.79, (-0.01, -0.015, -0.005))
+    assert ties(tie) and not ties(unsure) and not ties(worse)
+    assert keep([best, tie, unsure, worse]).kind == "text"
+
+
+def test_chance_is_never_kept_and_a_group_only_where_it_is_known():
+    group = rung("group", 0.1, 0.9, None)
+    text = rung("text", 1.0, 0.8, (-0.1, -0.15, -0.05))
+    assert keep([group, text, rung("random", 0.01, 0.95, None)]).kind == "text"
+    assert keep([group, text], groups_known=True).kind == "group"
+    with pytest.raises(InvalidInput, match="can be kept"):
+        keep([rung("random", 0.01, 0.5, None)])
+
+
+def test_what_can_be_kept_is_held_against_the_best_that_can():
+    held = outcomes(400, 1)
+    close = held.gain + np.random.default_rng(0).normal(0, 1.5, 400)
+
+    def of(kind: str, ms: float, value: float, gain: np.ndarray) -> Rung:
+        made = rung(kind, ms, value, (-0.3, -0.4, -0.2))  # far behind the group
+        return replace(made, gain=np.stack([np.zeros(400), gain], axis=1))
+
+    rungs = [
+        rung("group", 0.0, 0.9, None),
+        of("knn", 9.0, 0.61, close),
+        of("text", 1.0, 0.6, 2 * close),  # the same order
+        of("length", 0.1, 0.5, np.arange(400) % 7.0),
+    ]
+    assert keep(rungs, outcomes=held).kind == "text"
+
+
+def test_without_anything_to_gain_the_cheapest_is_kept(tmp_path):
+    labels = replace(outcomes(300, 1), right=np.ones((300, 2)))
+    made = fit(labels, tmp_path / "r", scorers=["text", "length"], backends=BACKENDS)
+    assert made.kept.kind == "length" and made.threshold.share == 0
+
+
+def test_the_best_is_kept_and_routes(fitted):
+    assert fitted.kept.kind == "text"
+    assert [r.kind for r in fitted.rungs][0] == "text"
+    behind = {r.kind: r.behind for r in fitted.rungs}
+    assert behind["random"].high < 0 and behind["length"].high < 0
+    with Router.load(fitted.folder, ledger=None) as router:
+        assert router.choose("times 345345 and 127645").model == "model-1"
+        assert router.choose("total 345345 and 127645").model == "model-0"
+        assert router.choose("Wie spät ist es denn?").far
+
+
+def test_the_threshold_keeps_the_goal_on_the_calibration_split(fitted):
+    assert fitted.threshold.quality >= 0.95 * fitted.threshold.strong_quality
+    assert fitted.threshold.share < 0.6  # half of the prompts have nothing to gain
+    assert fitted.threshold.n == len(fitted.parts.calibration)
+    assert "95 % of the large model's quality" in fitted.file.threshold.sentence
+
+
+def test_what_it_was_made_on_is_left_out_of_a_measurement(fitted):
+    used = fitted.parts.train.prompts
+    assert seen.among(fitted.folder, [text.upper() for text in used]).all()
+    assert not seen.among(fitted.folder, fitted.parts.test.prompts).any()
+    found = evaluate(fitted.folder, outcomes(1500, 1))
+    assert found.report.n == len(fitted.parts.test)
+    assert found.left_out == 1500 - found.report.n
+    again, before = found.metrics["apgr"].value, fitted.evaluation.metrics["apgr"].value
+    assert again == pytest.approx(before, abs=1e-3)
+    with pytest.raises(InvalidInput, match="all"):
+        evaluate(fitted.folder, fitted.parts.train)
+
+
+def test_all_of_it_is_json(fitted):
+    record = json.loads((fitted.folder / "fit.json").read_text())
+    assert record["kept"] == "text" and len(record["ladder"]) == 3
+    assert record == json.loads(json.dumps(fitted.as_dict(), allow_nan=False))
+
+
+def test_a_price_of_cost_takes_the_place_of_a_goal(tmp_path):
+    labels = outcomes(600, 1, models=3)
+    made = fit(
+        labels, tmp_path / "r", scorers=["text"], lam=0.5,
+        backends={"model-0": "nano-s", "model-1": "nano-l", "model-2": "openai:x@http://localhost"},
+    )  # fmt: skip
+    assert made.file.threshold.on == "worth" and made.file.threshold.value == 0.5
+    shares = made.evaluation.routed.shares
+    assert shares["model-2"] < 0.5 < shares["model-0"] + shares["model-1"]
+
+
+def test_many_models_have_a_goal_too(tmp_path):
+    made = fit(
+        outcomes(600, 1, models=3), tmp_path / "r",
+        scorers=["text", "random"], goal="30 % of calls",
+        backends={"model-0": "nano-s", "model-1": "nano-l", "model-2": "openai:x@http://localhost"},
+    )  # fmt: skip
+    assert made.threshold.share <= 0.3
+    assert made.rungs[0].kind == "text" and made.rungs[1].behind.value < 0
+
+
+def test_a_stopped_fit_leaves_the_old_router_and_nothing_else(fitted, tmp_path, monkeypatch):
+    out = tmp_path / "router"
+    fit(outcomes(400, 1), out, scorers=["length"], backends=BACKENDS)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(seen, "write", stop)  # the scorer's files are written by then
+    with pytest.raises(KeyboardInterrupt):
+        fit(outcomes(400, 2), out, scorers=["length"], backends=BACKENDS)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InvalidInput, match="holds no router"):
+        fit(outcomes(300), tmp_path, scorers=["length"])
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_what_cannot_be_fitted_is_said_before_the_work(tmp_path):
+    for wrong, words in (
+        ({"scorers": ["cpx"]}, "--base"),
+        ({"scorers": ["texd"]}, "text"),
+        ({"goal": "be quick"}, "no goal"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            fit(outcomes(300), tmp_path / "r", **wrong)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_new_goal_needs_no_training(fitted, tmp_path):
+    made = fit(outcomes(600, 1), tmp_path / "r", scorers=["text"], backends=BACKENDS)
+    weights = (made.folder / "scorer" / "scorer.safetensors").read_bytes()
+    new = outcomes(400, 7)
+    done = calibrate(made.folder, new, "40 % of calls")
+    assert 0.1 < done.threshold.share <= 0.4 and done.left_out == 0
+    assert router_file.read(made.folder).threshold.limit == done.threshold.value
+    assert (made.folder / "scorer" / "scorer.safetensors").read_bytes() == weights
+    assert seen.among(made.folder, new.prompts).all()
+    again = calibrate(made.folder, new, "20 % of calls")
+    assert again.threshold.share <= 0.2 and again.threshold.n == 400
+    own = calibrate(made.folder, made.parts.calibration, "20 % of calls")
+    assert own.left_out == 0 and own.threshold.n == len(made.parts.calibration)
+    learned = made.parts.train, made.parts.choice, made.parts.ladder
+    for part in learned:
+        with pytest.raises(InvalidInput, match="0 of these"):
+            calibrate(made.folder, part, "20 % of calls")
+
+
+def test_what_is_far_counts_in_a_budget():
+    held = outcomes(400, 3)
+    gain = np.stack([np.zeros(400), held.gain + 0.001 * np.arange(400)], axis=1)
+    far = np.arange(400) % 5 == 0
+    said = Predictions(None, gain, far)
+    chosen = of_goal(Goal.parse("30 % of calls"), said, held)
+    assert chosen.share <= 0.3
+    sent = far | (gain[:, -1] > chosen.value)
+    assert sent.mean() == pytest.approx(chosen.share)
+    ignored = of_goal(Goal.parse("30 % of calls"), said, held, far=False)
+    assert ignored.value < chosen.value
+
+
+def test_what_the_labels_used_is_the_router_s_label_cost(tmp_path):
+    used = {name: Used(calls=2400, flops=9.0) for name in ("model-0", "model-1")}
+    made = fit(
+        outcomes(300, 1), tmp_path / "r", scorers=["length"], backends=BACKENDS, label_cost=used
+    )
+    assert made.file.label_cost["model-1"] == used["model-1"].as_dict()
+
+
+def test_scoring_costs_the_time_that_was_measured_where_time_is_the_unit(tmp_path):
+    made = fit(
+        replace(outcomes(300, 1), unit="ms"), tmp_path / "r", scorers=["length"], backends=BACKENDS
+    )
+    assert made.file.scorer.cost == made.kept.ms > 0
+
+
+def test_a_place_where_nothing_can_be_written_is_said_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInput, match="nothing can be written"):
+        fit(outcomes(300), tmp_path / "file" / "r", scorers=["no scorer"])
+
+
+def test_the_area_of_two_models_is_their_metric_and_of_more_rewards_knowing():
+    many = outcomes(800, 5, models=3)
+    knowing = make("text").fit(outcomes(800, 6, models=3)).predict(many.prompts).gain
+    chance = make("random").fit(many).predict(many.prompts).gain
+    assert ladder.gap(knowing, chance, many).low > 0

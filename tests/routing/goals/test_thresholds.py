@@ -1,0 +1,462 @@
+"""Goals are read as they are said; thresholds keep budgets, and a proved promise is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from pliant.errors import InvalidInput
+from pliant.routing import Goal, Outcomes, Threshold
+from pliant.routing.goals.risk import exact_p, highest_stake, proves_below
+from pliant.routing.goals.thresholds import by_budget, by_quality, by_risk, threshold
+
+
+def outcomes_of(right: np.ndarray, cost: np.ndarray | None = None, unit: str = "calls") -> Outcomes:
+    n = len(right)
+    default = np.tile([0.0, 1.0], (n, 1))
+    return Outcomes(
+        tuple(f"p{i}" for i in range(n)),
+        ("small", "large"),
+        right,
+        default if cost is None else cost,
+        unit=unit,
+    )
+
+
+def world(n: int, seed: int, soft: bool = False) -> tuple[np.ndarray, Outcomes]:
+    """Prompts of which some are easy for both models, and a prediction that knows them a little.
+
+    As a population it has a quality of .67 for the small and .82 for the large model.
+    """
+    rng = np.random.default_rng(seed)
+    hard = rng.beta(0.6, 1.2, n)
+    chances = np.stack([1 - hard, 1 - 0.55 * hard], axis=1)
+    samples = 4 if soft else 1
+    right = (rng.random((samples, n, 2)) < chances).mean(axis=0)
+    gain = 0.45 * hard + rng.normal(scale=0.08, size=n)
+    return gain, outcomes_of(right)
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> tuple[np.ndarray, Outcomes]:
+    n = draw(st.integers(1, 40))
+    gain = draw(arrays(float, n, elements=st.integers(-4, 4).map(lambda x: x / 4)))
+    right = draw(arrays(float, (n, 2), elements=st.sampled_from([0.0, 0.5, 1.0])))
+    cost = draw(arrays(float, (n, 2), elements=st.sampled_from([0.5, 1.0, 3.0])))
+    return gain, outcomes_of(right, cost, "usd")
+
+
+# --- goals ---------------------------------------------------------------------------------------
+
+SAID = [
+    ("30 % of calls", Goal("share", 0.3)),
+    ("30% of the calls", Goal("share", 0.3)),
+    ("at most 30 percent of all prompts to the large model", Goal("share", 0.3)),
+    ("0.3 of calls", Goal("share", 0.3)),
+    ("  .3  of\nqueries. ", Goal("share", 0.3)),
+    ("95 % of the large model's quality", Goal("quality", 0.95)),
+    ("95% of strong's quality", Goal("quality", 0.95)),
+    ("at least 0.95 of the accuracy of the strong model", Goal("quality", 0.95)),
+    (
+        "95 % of the LARGER model\N{RIGHT SINGLE QUOTATION MARK}s quality with 90 % confidence",
+        Goal("quality", 0.95, 0.9),
+    ),
+    ("at most 2 % worse, with 95 % confidence", Goal("risk", 0.02, 0.95)),
+    ("at most 2% worse", Goal("risk", 0.02, 0.95)),
+    (
+        "no more than 0.02 worse than the strong model with .9 probability",
+        Goal("risk", 0.02, 0.9),
+    ),
+    ("$0.50 per 1000 prompts", Goal("cost", 0.0005, None, "usd")),
+    ("at most $2,000 per million requests", Goal("cost", 0.002, None, "usd")),
+    ("3 dollars per thousand", Goal("cost", 0.003, None, "usd")),
+    ("12.5 tokens a prompt", Goal("cost", 12.5, None, "tokens")),
+    ("up to 300 ms per call", Goal("cost", 300, None, "ms")),
+    ("0.25 calls / prompt", Goal("cost", 0.25, None, "calls")),
+]
+
+
+@pytest.mark.parametrize(("text", "goal"), SAID)
+def test_a_goal_is_read_and_said(text: str, goal: Goal) -> None:
+    read = Goal.parse(text)
+    assert (read.kind, read.confidence, read.unit) == (goal.kind, goal.confidence, goal.unit)
+    assert read.amount == pytest.approx(goal.amount, rel=1e-12)
+    assert Goal.parse(str(read)) == read
+
+
+@given(
+    st.sampled_from(["share", "quality", "risk", "cost"]),
+    st.integers(0, 10**6),
+    st.integers(1, 9999),
+)
+def test_every_goal_is_read_as_it_is_said(kind: str, amount: int, sure: int) -> None:
+    sure_ = sure / 10_000 if kind in ("quality", "risk") else None
+    goal = Goal(kind, amount / 10**6, sure_, "usd" if kind == "cost" else None)  # type: ignore[arg-type]
+    assert Goal.parse(str(goal)) == goal
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("30 %", '"30 % of calls"'),
+        ("", "no goal that is understood"),
+        ("2 % better", "no goal that is understood"),
+        ("30 % of calls with 90 % confidence", "no goal that is understood"),
+        ("$5", "no goal that is understood"),
+        ("30 of calls", "30 of what"),
+        ("120 % of calls", "more than all of it"),
+        ("at most 2 % worse, with 100 % confidence", "not between 0 and 1"),
+        ("at most 2 % worse, with 95 confidence", "95 of what"),
+        ("$5 per 0 prompts", "0 prompts"),
+    ],
+)
+def test_anything_else_is_refused_with_examples(text: str, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        Goal.parse(text)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_goal_or_refused(text: str) -> None:
+    with contextlib.suppress(InvalidInput):
+        Goal.parse(text)
+
+
+# --- budgets and qualities -----------------------------------------------------------------------
+
+
+@given(splits(), st.floats(0, 1), st.floats(0, 1))
+def test_a_budget_is_kept_and_a_larger_one_never_buys_less(
+    split: tuple[np.ndarray, Outcomes], a: float, b: float
+) -> None:
+    gain, outcomes = split
+    small, large = (by_budget(gain, outcomes, share=x) for x in sorted((a, b)))
+    assert small.share <= min(a, b) + 1e-9
+    assert large.value <= small.value and large.share >= small.share
+    assert (small.strong(gain) <= large.strong(gain)).all()
+    assert small.share == small.strong(gain).mean()
+
+
+@given(splits(), st.floats(0.5, 3), st.floats(0.5, 3))
+def test_so_with_money(split: tuple[np.ndarray, Outcomes], a: float, b: float) -> None:
+    gain, outcomes = split
+    try:
+        small = by_budget(gain, outcomes, cost=min(a, b))
+    except InvalidInput:
+        assert outcomes.cost[:, 0].mean() > min(a, b)
+        return
+    large = by_budget(gain, outcomes, cost=max(a, b))
+    assert small.cost <= min(a, b) * (1 + 1e-6) and large.value <= small.value
+    strong = small.strong(gain)
+    paid = np.where(strong, outcomes.cost[:, 1], outcomes.cost[:, 0]).mean()
+    assert small.cost == pytest.approx(paid)
+
+
+@given(splits(), st.floats(0, 1), st.floats(0, 1))
+def test_a_quality_is_reached_and_a_higher_one_never_costs_fewer_calls(
+    split: tuple[np.ndarray, Outcomes], a: float, b: float
+) -> None:
+    gain, outcomes = split
+    low, high = (by_quality(gain, outcomes, x) for x in sorted((a, b)))
+    assert low.quality >= min(a, b) * outcomes.strong.mean() - 1e-9
+    assert high.share >= low.share and high.value <= low.value
+    right = np.where(low.strong(gain), outcomes.strong, outcomes.weak)
+    assert low.quality == pytest.approx(right.mean())
+
+
+@given(splits())
+def test_all_of_the_quality_and_all_of_the_calls_can_be_had(
+    split: tuple[np.ndarray, Outcomes],
+) -> None:
+    gain, outcomes = split
+    assert by_budget(gain, outcomes, share=1).value == -math.inf
+    assert by_budget(gain, outcomes, share=0).value == math.inf
+    assert by_quality(gain, outcomes, 1).quality >= outcomes.strong.mean() - 1e-9
+    assert by_quality(gain, outcomes, 0).share == 0
+
+
+def test_equal_predictions_go_together() -> None:
+    gain = np.array([0.5] * 5 + [0.1] * 5)
+    outcomes = outcomes_of(np.zeros((10, 2)))
+    assert by_budget(gain, outcomes, share=0.4).share == 0
+    half = by_budget(gain, outcomes, share=0.9)
+    assert half.share == 0.5 and half.value == pytest.approx(0.3)
+
+
+def test_a_gain_at_the_threshold_stays_with_the_cheap_model() -> None:
+    gain = np.array([0.2, 0.3, 0.3, 0.4] * 500)
+    found = by_risk(gain, outcomes_of(np.ones((2000, 2))), grid=[0.3])
+    assert found.value == 0.3 and found.share == 0.25  # as where a router decides: gain > value
+    assert found.strong([0.3, 0.31]).tolist() == [False, True]
+    assert found.models_for([0.3, 0.31]).tolist() == [0, 1]
+
+
+def test_a_budget_that_cannot_be_is_refused() -> None:
+    gain, outcomes = world(20, 0)
+    dear = outcomes_of(outcomes.right, np.tile([1.0, 2.0], (20, 1)), "usd")
+    with pytest.raises(InvalidInput, match="no threshold costs less than 1 usd"):
+        by_budget(gain, dear, cost=0.5)
+    with pytest.raises(InvalidInput, match="are in usd, not tokens"):
+        threshold("5 tokens per prompt", gain, dear)
+    for how in ({}, {"share": 0.1, "cost": 0.1}):
+        with pytest.raises(InvalidInput, match="either"):
+            by_budget(gain, outcomes, **how)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="one finite number for each of 20"):
+        by_budget(gain[:3], outcomes, share=0.1)
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [
+        "30 % of calls",
+        "0.2 calls a prompt",
+        "95 % of the large model's quality",
+        "at most 3 % worse",
+    ],
+)
+def test_a_threshold_says_what_was_chosen_and_is_read_again(goal: str) -> None:
+    gain, outcomes = world(1500, 1)
+    found = threshold(goal, gain, outcomes)
+    words = str(found)
+    assert words.startswith(str(Goal.parse(goal))) and "On 1,500 calibration prompts" in words
+    assert ("95 % or more" in words) == (found.goal.confidence is not None)
+    assert ("no promise" in words) == (found.goal.confidence is None)
+    again = Threshold.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False)))
+    assert again == found and (again.strong(gain) == found.strong(gain)).all()
+
+
+def test_thresholds_at_both_ends_are_said_and_kept() -> None:
+    gain, outcomes = world(50, 1)
+    for share, words in ((0.0, "everything goes to small"), (1.0, "everything goes to large")):
+        found = by_budget(gain, outcomes, share=share)
+        assert words in str(found)
+        text = json.dumps(found.to_json(), allow_nan=False)
+        assert Threshold.from_json(json.loads(text)) == found
+    for broken in ({}, {**found.to_json(), "value": "much"}, {**found.to_json(), "extra": 1}):
+        with pytest.raises(InvalidInput):
+            Threshold.from_json(broken)
+
+
+# --- more than two models ------------------------------------------------------------------------
+
+
+def three(n: int, seed: int) -> tuple[np.ndarray, Outcomes]:
+    """Three models, and predicted gains over the first."""
+    rng = np.random.default_rng(seed)
+    hard = rng.beta(0.6, 1.2, n)
+    chances = np.stack([1 - hard, 1 - 0.75 * hard, 1 - 0.5 * hard], axis=1)
+    gain = chances - chances[:, :1] + rng.normal(scale=0.05, size=(n, 3)) * [0, 1, 1]
+    cost = rng.uniform(0.8, 1.2, (n, 3)) * [1, 2, 8]
+    right = (rng.random((n, 3)) < chances).astype(float)
+    prompts = tuple(map(str, range(n)))
+    return gain, Outcomes(prompts, ("small", "middle", "large"), right, cost, unit="usd")
+
+
+def test_two_models_with_equal_prices_are_the_same_either_way() -> None:
+    gain, outcomes = world(400, 2)
+    both = np.stack([np.zeros(400), gain], axis=1)
+    for goal in ("30 % of calls", "0.4 calls a prompt", "90 % of the large model's quality"):
+        one, two = threshold(goal, gain, outcomes), threshold(goal, both, outcomes)
+        assert (one.strong(gain) == two.strong(both)).all()
+        assert (one.quality, one.shares) == (two.quality, two.shares)
+    grid = np.linspace(-0.2, 0.6, 50)
+    proved = [by_risk(g, outcomes, 0.1, 0.1, grid) for g in (gain, both)]
+    assert proved[0].value == proved[1].value and proved[0].shares == proved[1].shares
+
+
+def test_three_models_share_the_work() -> None:
+    gain, outcomes = three(3000, 0)
+    found = by_quality(gain, outcomes, 0.95)
+    assert found.on == "worth" and min(found.shares) > 0.02 and sum(found.shares) == 1
+    assert found.quality >= 0.95 * outcomes.strong.mean()
+    chosen = found.models_for(gain)
+    rows = np.arange(3000)
+    assert found.quality == pytest.approx(outcomes.right[rows, chosen].mean())
+    assert found.cost == pytest.approx(outcomes.cost[rows, chosen].mean())
+    again = Threshold.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False)))
+    assert again == found and (again.models_for(gain) == chosen).all()
+    assert "of calls to middle" in str(found)
+
+
+@pytest.mark.parametrize("budget", [1.1, 2.0, 4.0, 9.0])
+def test_a_budget_for_three_models_is_kept(budget: float) -> None:
+    gain, outcomes = three(1000, 1)
+    found = by_budget(gain, outcomes, cost=budget)
+    assert found.cost <= budget * (1 + 1e-6)
+    assert found.value <= by_budget(gain, outcomes, cost=budget * 0.95).value
+    share = by_budget(gain, outcomes, share=budget / 10)
+    assert share.share <= budget / 10
+
+
+def test_a_risk_with_three_models_is_kept() -> None:
+    gain, population = three(30_000, 4)
+    prices = population.cost.mean(axis=0)
+    rng, broken, saved = np.random.default_rng(0), 0, 0.0
+    rows = np.arange(30_000)
+    grid = np.linspace(-0.2, 0.6, 40) / (prices[-1] - prices[0])
+    for _ in range(200):
+        drawn = rng.integers(0, 30_000, 800)
+        found = by_risk(gain[drawn], population.take(drawn), 0.04, 0.1, grid, prices)
+        right = population.right[rows, found.models_for(gain)].mean()
+        broken += right < population.strong.mean() - 0.04
+        saved += (1 - found.share) / 200
+    assert broken <= allowed(0.1, 200) and saved > 0.05
+
+
+def test_many_models_need_a_gain_and_a_price_each() -> None:
+    gain, outcomes = three(30, 0)
+    with pytest.raises(InvalidInput, match="with 3 models one is due for each"):
+        by_budget(gain[:, 2], outcomes, share=0.3)
+    with pytest.raises(InvalidInput, match="must be dearer than the one before"):
+        by_budget(gain, outcomes, share=0.3, prices=[1, 3, 2])
+    with pytest.raises(InvalidInput, match="one number for each of 3 models"):
+        by_budget(gain, outcomes, share=0.3, prices=[1, 3])
+
+
+# --- proofs --------------------------------------------------------------------------------------
+
+
+def allowed(delta: float, times: int) -> float:
+    """So many failures of a test of level delta are passed by chance in 1 of 1,000 cases."""
+    return times * delta + 3.1 * math.sqrt(times * delta * (1 - delta))
+
+
+GRID_50 = np.linspace(-0.2, 0.6, 50)
+
+
+@pytest.mark.parametrize(("n", "epsilon", "delta"), [(700, 0.02, 0.05), (300, 0.05, 0.2)])
+def test_a_risk_is_kept_in_as_many_of_1000_draws_as_promised(
+    n: int, epsilon: float, delta: float
+) -> None:
+    """Calibration sets are drawn from a population of which the true risk is known.
+
+    The control, a threshold whose loss on the calibration set is just small enough, breaks it.
+    """
+    gain, population = world(40_000, 7)
+    order = np.argsort(gain)
+    true_loss = np.concatenate([[0], population.gain[order].cumsum() / len(gain)])
+
+    def breaks(value: float) -> bool:
+        return bool(true_loss[np.searchsorted(gain[order], value, side="right")] > epsilon)
+
+    rng = np.random.default_rng(n)
+    broken, naive, saved = 0, 0, 0.0
+    for _ in range(1000):
+        rows = rng.integers(0, len(gain), n)
+        some = population.take(rows)
+        found = by_risk(gain[rows], some, epsilon, delta, GRID_50)
+        broken += breaks(found.value)
+        saved += (1 - found.share) / 1000
+        seen = [(some.gain * (gain[rows] <= value)).mean() for value in GRID_50]
+        naive += breaks(float(GRID_50[np.flatnonzero(np.array(seen) <= epsilon)[-1]]))
+    assert broken <= allowed(delta, 1000) < naive
+    assert saved > 0.02  # to send all to the strong model would prove nothing
+
+
+def test_shares_of_right_samples_and_qualities_are_proved_too() -> None:
+    gain, population = world(40_000, 8, soft=True)
+    rng = np.random.default_rng(0)
+    broken = {"risk": 0, "quality": 0}
+    saved = {"risk": 0.0, "quality": 0.0}
+    for _ in range(300):
+        rows = rng.integers(0, len(gain), 500)
+        some = population.take(rows)
+        for name, found in (
+            ("risk", by_risk(gain[rows], some, 0.03, 0.1, GRID_50)),
+            ("quality", by_quality(gain[rows], some, 0.95, 0.9, GRID_50)),
+        ):
+            routed = np.where(found.strong(gain), population.strong, population.weak).mean()
+            strong = population.strong.mean()
+            floor = strong - 0.03 if name == "risk" else 0.95 * strong
+            broken[name] += routed < floor
+            saved[name] += (1 - found.share) / 300
+    assert max(broken.values()) <= allowed(0.1, 300)
+    assert min(saved.values()) > 0.02
+
+
+@pytest.mark.parametrize("share", [0.03, 0.1, 0.4])
+@pytest.mark.parametrize("n", [600, 3000])
+def test_the_exact_test_keeps_its_level_at_the_limit_and_proves_more_than_the_bet(
+    n: int, share: float
+) -> None:
+    rng = np.random.default_rng(0)
+    limit, delta = 0.02, 0.05
+
+    def proved(mean: float, times: int) -> tuple[float, float]:
+        drawn = rng.multinomial(n, [(share + mean) / 2, (share - mean) / 2, 1 - share], times)
+        exact = [exact_p(a, b, n, limit, delta / 10, delta) <= delta for a, b, _ in drawn]
+        bets = [
+            highest_stake(rng.permutation(np.repeat([1.0, -1.0, 0.0], row)), limit, delta)
+            >= math.log(1 / delta)
+            for row in drawn[:300]
+        ]
+        return float(np.mean(exact)), float(np.mean(bets))
+
+    exact, bet = proved(limit, 2000)
+    assert exact <= allowed(delta, 2000) / 2000 and bet <= allowed(delta, 300) / 300
+    exact, bet = proved(max(limit - 3 * math.sqrt(share / n), -share), 300)
+    assert exact > 0.6 and exact > bet - 0.05
+
+
+def test_the_exact_chance_is_that_of_a_simulation_where_the_share_is_known() -> None:
+    """It is an upper bound of it, and not far off although the share is not known to it."""
+    rng = np.random.default_rng(0)
+    n, share, limit = 2000, 0.1, 0.02
+    drawn = rng.multinomial(n, [(share + limit) / 2, (share - limit) / 2, 1 - share], 20_000)
+    for d in (10, 20, 30):
+        simulated = (drawn[:, 0] - drawn[:, 1] <= d).mean()
+        bound = exact_p(int(share * n + d) // 2, int(share * n - d) // 2, n, limit, 0.005)
+        assert simulated <= bound <= 2.5 * simulated + 0.01
+
+
+def test_each_bet_is_placed_before_its_round() -> None:
+    losses = np.random.default_rng(0).choice([-1.0, -0.25, 0.0, 1.0], 80)
+    limit, delta = 0.1, 0.05
+    stake, highest = 0.0, -math.inf
+    mean = [losses[: i + 1].sum() / (i + 2) for i in range(80)]
+    for i, loss in enumerate(losses):
+        seen = 0.25 + sum((losses[k] - mean[k]) ** 2 for k in range(i))
+        bet = min(math.sqrt(2 * math.log(1 / delta) / (80 * seen / (i + 1))), 0.75 / (1 - limit))
+        stake += math.log1p(bet * (limit - loss))
+        highest = max(highest, stake)
+    assert highest_stake(losses, limit, delta) == pytest.approx(highest)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 30), st.floats(0.005, 0.3))
+def test_more_losses_never_prove_more(lost: int, gained: int, more: int, limit: float) -> None:
+    n = 200
+    first = exact_p(lost, gained, n, limit, 0.005)
+    swapped = min(more, gained)  # so many gains become losses
+    assert exact_p(lost + swapped, gained - swapped, n, limit, 0.005) >= first - 1e-6
+    assert 0 <= first <= 1
+
+
+def test_small_samples_and_certain_losses_prove_nothing() -> None:
+    assert not proves_below(np.zeros(20), 0.02, 0.05)
+    assert proves_below(np.zeros(2000), 0.02, 0.05)
+    assert not proves_below(np.ones(2000), 0.02, 0.05)
+    assert not proves_below(np.tile([1.0, 0.0], 500), 0.5, 0.05)
+    assert proves_below(np.full(500, -0.5), 0.0, 0.05)
+    gain, outcomes = world(30, 0)
+    assert by_risk(gain, outcomes).value == -math.inf  # 30 prompts are too few for 2 %
+
+
+def test_a_lower_delta_or_epsilon_never_saves_more() -> None:
+    gain, outcomes = world(3000, 3)
+    values = [by_risk(gain, outcomes, e).value for e in (0.01, 0.02, 0.04, 0.08)]
+    assert values == sorted(values) and values[-1] > values[0]
+    values = [by_risk(gain, outcomes, 0.03, d).value for d in (0.01, 0.05, 0.2)]
+    assert values == sorted(values)
+
+
+@pytest.mark.parametrize("grid", [[], [math.nan], [[0.1]]])
+def test_a_grid_is_checked(grid: list[float]) -> None:
+    gain, outcomes = world(30, 0)
+    with pytest.raises(InvalidInput, match="grid"):
+        by_risk(gain, outcomes, grid=grid)
