@@ -1,4 +1,4 @@
-"""`pliant demo`: what Pliant does, on the embedded models, in under a minute."""
+"""`pliant demo`: what Pliant does, on the embedded models, in about a minute."""
 
 from __future__ import annotations
 

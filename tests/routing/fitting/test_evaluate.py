@@ -50,6 +50,16 @@ def test_the_threshold_does_what_is_said(found, test):
     assert found.routed.quality.low < right.mean() < found.routed.quality.high
 
 
+def test_what_scoring_costs_is_counted(found, test):
+    scored = FILE.model_copy(update={"scorer": FILE.scorer.model_copy(update={"cost": 0.25})})
+    predicted = Group().fit(outcomes(4000, 1)).predict(test.prompts, test.groups)
+    dearer = measured(scored, predicted, test, {})
+    assert dearer.routed.cost.value == pytest.approx(found.routed.cost.value + 0.25)
+    assert dearer.routed.of_strong_cost.value == pytest.approx(
+        found.routed.of_strong_cost.value + 0.25
+    )
+
+
 def test_it_is_held_against_its_baselines(found):
     assert found.over["length"].low > 0.1
     assert found.metrics["apgr"].value - found.baselines["length"].metrics["apgr"].value == (
