@@ -1,0 +1,99 @@
+"""What a user may set of selective training: which tokens, by which score, through which engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pliant.errors import InvalidInput
+
+Engine = Literal["sparse", "exact", "completion"]
+Selection = Literal[
+    "sampled", "uniform", "topk", "stratified", "sequence_aware", "fixed_quota", "all"
+]
+Score = Literal["gradient", "loss", "entropy", "margin", "combined", "doubt", "excess"]
+KvGrad = Literal["detach", "one_hop", "full"]
+
+
+@dataclass(frozen=True)
+class GradientConfig:
+    """How much is trained, and how that is chosen; nothing here changes what the model computes."""
+
+    engine: Engine = "sparse"
+    """"sparse" runs only the chosen positions backward; "exact" the whole backbone, but the head
+    only on chosen rows; "completion" the prompt without gradient and all of the completion."""
+    ratio: float = 0.25
+    """The share of a row's labelled tokens that is trained: ceil(ratio * tokens) of each row."""
+    selection: Selection = "sampled"
+    """How they are chosen. "sampled" and "uniform" weigh each by how likely it was to be chosen, so
+    that the loss stays that of all tokens, on average; the others train another loss."""
+    score: Score = "gradient"
+    """What makes a token worth choosing; "uniform" and "all" need none."""
+    kv_grad: KvGrad = "detach"
+    """How far the gradient of "sparse" goes into the keys and values of positions that were not
+    chosen: nowhere, into the projections that made them, or all the way (which is "exact")."""
+    mix: float = 0.5
+    """The share of "sampled" that is spread evenly: no weight exceeds 1 / (mix * ratio)."""
+    exit_layer: int | None = None
+    """Score from the hidden states after this many layers; None scores from the last."""
+    warmup_steps: int = 0
+    """Steps over which the ratio falls from 1 to `ratio`."""
+    dense_first: int = 0
+    """Steps at the start that train every token, before the warm-up."""
+    dense_every: int = 0
+    """Train every token on each step that is a multiple of this; 0 is never."""
+    dynamic: bool = False
+    """Move the ratio with the model's confidence: up while it is low, down when it is high."""
+    sensitivity: float = 0.5
+    """How far `dynamic` moves it."""
+    num_strata: int = 4
+    """The buckets of difficulty of "stratified"."""
+    min_tokens_per_sequence: int = 1
+    """What "sequence_aware" gives each row before the rest goes to the hardest of the batch."""
+    refresh: int = 1
+    """Score an example again every so many of its visits; between, its last scores stand (for rows
+    that come with an `example_id`)."""
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        for name, kinds in (
+            ("engine", Engine),
+            ("selection", Selection),
+            ("score", Score),
+            ("kv_grad", KvGrad),
+        ):
+            value = getattr(self, name)
+            if value not in get_args(kinds):
+                known = ", ".join(get_args(kinds))
+                raise InvalidInput(f"{name} = {value!r}: give one of {known}")
+        _share("ratio", self.ratio)
+        _share("mix", self.mix)
+        for name, least in (
+            ("warmup_steps", 0),
+            ("dense_first", 0),
+            ("dense_every", 0),
+            ("num_strata", 1),
+            ("min_tokens_per_sequence", 0),
+            ("refresh", 1),
+        ):
+            _whole(name, getattr(self, name), least)
+        if self.exit_layer is not None:
+            _whole("exit_layer", self.exit_layer, 1)
+        if not isinstance(self.sensitivity, (int, float)) or self.sensitivity < 0:
+            raise InvalidInput(f"sensitivity = {self.sensitivity!r}: give 0 or more")
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether tokens are told apart at all."""
+        return self.engine != "completion" and self.selection not in ("uniform", "all")
+
+
+def _share(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise InvalidInput(f"{name} = {value!r}: give a share above 0, up to 1")
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidInput(f"{name} = {value!r}: give a whole number, {least} or more")
