@@ -41,7 +41,7 @@ def fit(
     lessons = _lessons(learner.scorer, prompts, labels, config)
     if prefixes is not None:
         check_fits(prefixes, learner, lessons.ids)
-        lessons.stored = prefixes
+        lessons.stored = prefixes.with_room(learner.scorer.config.rows)
     held = _lessons(learner.scorer, *evaluation, config) if evaluation is not None else None
     with tempfile.TemporaryDirectory() as folder:
         config = replace(config, output_dir=folder)

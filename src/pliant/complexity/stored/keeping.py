@@ -103,12 +103,13 @@ def stored(
     """The prompts, kept as was decided; of n processes the i-th stores its share: `mine=(i, n)`."""
     if kept.where == "recompute":
         return None
+    rows = learner.scorer.config.rows
     if kept.where == "memory":
-        return in_memory(run, ids, device)
+        return in_memory(run, ids, device).with_room(rows)
     place = prefix_files.folder_of(folder, learner.scorer, ids)
     prefix_files.on_disk(place, run, ids, device=device, mine=mine)
     meet()
-    return prefix_files.opened(place, ids)
+    return prefix_files.opened(place, ids).with_room(rows)
 
 
 def free_memory() -> int:

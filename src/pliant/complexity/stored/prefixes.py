@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pliant.complexity.stored.room import Roomy
 from pliant.errors import UnsupportedModel
 from pliant.prefill import Batch, Prefilled, Prefix, Ran, bears_padding
 from pliant.prefill.prefilled import Part
@@ -85,6 +86,8 @@ class Stored:
     """(n,) where each prompt stands among those of all chunks, which are in order of length."""
     where: str
     """memory or disk."""
+    room: int = 0
+    """How many positions are left free behind each prompt that is picked, for its rows."""
 
     def __len__(self) -> int:
         return len(self.position)
@@ -96,6 +99,10 @@ class Stored:
     def take(self, indices: Sequence[int] | Tensor) -> Stored:
         """Some of the prompts, in this order, still stored where they are."""
         return replace(self, position=self.position[torch.as_tensor(indices)])
+
+    def with_room(self, rows: int) -> Stored:
+        """The same, to be picked for a scorer of so many rows."""
+        return replace(self, room=rows)
 
     def pick(self, indices: Sequence[int] | Tensor) -> Picked:
         """Some of the prompts, in this order, as one padded batch."""
@@ -111,8 +118,10 @@ class Stored:
         for kind, starts in self._starts.items():
             held = self.layout.held(kind, lengths)
             width = int(held.max())
-            back = torch.arange(width) - (width - held)[:, None]
-            index[kind] = (starts[at][:, None] + back.clamp(min=0)).reshape(-1)
+            free = self.room if width else 0  # whatever lies there is written over
+            back = torch.arange(width + free) - (width - held)[:, None]
+            own = back.minimum(held[:, None] - 1).clamp(min=0)
+            index[kind] = (starts[at][:, None] + own).reshape(-1)
         tensors = []
         for slot, rows, shape in zip(
             self.layout.slots, chunk.rows, self.layout.shapes, strict=True
@@ -130,10 +139,12 @@ class Stored:
         for slot, kind in enumerate(self.layout.slots):
             held = self.layout.held(kind, lengths).tolist()
             rows = self.chunks[0].rows[slot]
-            out = rows.new_zeros(len(places), max(held), rows.shape[1])
+            width = max(held)
+            free = self.room if width else 0
+            out = rows.new_zeros(len(places), width + free, rows.shape[1])
             for b, ((c, i), have) in enumerate(zip(places, held, strict=True)):
                 start = int(self._chunk_starts[c][kind][i])
-                out[b, out.shape[1] - have :] = self.chunks[c].rows[slot][start : start + have]
+                out[b, width - have : width] = self.chunks[c].rows[slot][start : start + have]
             shape = self.layout.shapes[slot]
             tensors.append(out.view(*out.shape[:2], *shape).transpose(1, 2))
         return Picked(tuple(tensors), tuple(lengths.tolist()), self.layout.kinds)
@@ -161,7 +172,8 @@ class Picked:
     """A batch of stored prompts, on its way to the model."""
 
     tensors: tuple[Tensor, ...]
-    """(B, H, T, K) keys and values of the layers that are not empty, padded on the left."""
+    """(B, H, T, K) keys and values of the layers that are not empty, padded on the left; and room
+    for the rows behind them, where there is any."""
     lengths: tuple[int, ...]
     kinds: tuple[int, ...]
 
@@ -170,7 +182,7 @@ class Picked:
         return {"tensors": self.tensors, "lengths": self.lengths, "kinds": self.kinds}
 
     def ready(self, scorer: Complexity) -> Prefilled:
-        """For the scorer's step. The tensors are not written to."""
+        """For the scorer's step, once: its rows may be written into the room."""
         anatomy, layers = scorer.anatomy, scorer.config.layer
         longest = max(self.lengths)
         if min(self.lengths) < longest and not bears_padding(anatomy):
@@ -178,17 +190,30 @@ class Picked:
         padding = torch.tensor([longest - length for length in self.lengths])
         mask = (torch.arange(longest) >= padding[:, None]).long().to(self.tensors[0].device)
         batch = Batch(torch.zeros_like(mask), mask)
-        cache = cache_of(self.kinds, self.tensors, longest)
+        pairs = zip(self.tensors, self._slots, strict=True)
+        kept = [Roomy.of(t, self._held(kind, longest)) for t, kind in pairs]
+        cache = cache_of(self.kinds, kept, longest)
         ran = Ran(None, cache, "past_key_values")
         return Prefilled(anatomy, layers, batch, (Part(None, batch, ran),))
 
     def apart(self) -> list[Prefix]:
         """Each prompt for itself."""
-        prefixes = []
+        prefixes, longest = [], max(self.lengths)
         for b, length in enumerate(self.lengths):
-            own = tuple(t[b, :, max(0, t.shape[2] - length) :] for t in self.tensors)
-            prefixes.append(Prefix(length, self.kinds, own))
+            own = []
+            for t_BHTK, kind in zip(self.tensors, self._slots, strict=True):
+                ends = self._held(kind, longest)
+                own.append(t_BHTK[b, :, ends - self._held(kind, length) : ends])
+            prefixes.append(Prefix(length, self.kinds, tuple(own)))
         return prefixes
+
+    @property
+    def _slots(self) -> list[int]:
+        return [kind for kind in self.kinds if kind != EMPTY for _ in range(2)]
+
+    @staticmethod
+    def _held(kind: int, length: int) -> int:
+        return length if kind == GROWING else min(length, kind - 1)
 
 
 # --- filling -------------------------------------------------------------------------------------

@@ -1,0 +1,80 @@
+"""Room behind stored keys and values: the same bits as a copy, written once and never twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.minimal_adapter import tiny_llama, trained
+from torch import Tensor
+
+from pliant.anatomy.tiny import tiny_model
+from pliant.complexity import Complexity, CPXConfig, attach
+from pliant.complexity.learning.learner import Learner
+from pliant.complexity.stored.prefixes import Stored, in_memory
+from pliant.complexity.stored.room import Roomy
+
+LENGTHS = (7, 3, 11)
+
+
+def scorer_on(model: Any) -> Complexity:
+    return trained(attach(model.requires_grad_(False), CPXConfig(rows=2, aggregation="mean")))
+
+
+def stored_by(scorer: Complexity) -> Stored:
+    ids = [torch.arange(5, 5 + length) for length in LENGTHS]
+    return in_memory(Learner(scorer).prefilled, ids)
+
+
+def logits_and_gradients(scorer: Complexity, prefilled: Any) -> list[Tensor]:
+    logits = scorer.logits_of(prefilled)
+    scorer.zero_grad()
+    logits.sum().backward()
+    return [logits.detach(), *(p.grad for p in scorer.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("rows", [[0], [2, 0, 1]])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "gpt2", "deepseek_v3"])
+def test_with_room_every_number_is_the_same(kind: str, rows: list[int]) -> None:
+    scorer = scorer_on(tiny_model(kind))
+    stored = stored_by(scorer)
+    plain = logits_and_gradients(scorer, stored.pick(rows).ready(scorer))
+    roomy = logits_and_gradients(scorer, stored.with_room(2).pick(rows).ready(scorer))
+    for ours, theirs in zip(roomy, plain, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_the_room_is_used_and_nothing_is_copied() -> None:
+    scorer = scorer_on(tiny_llama())
+    picked = stored_by(scorer).with_room(2).pick([2, 1])
+    before = [t.clone() for t in picked.tensors]
+    scorer.logits_of(picked.ready(scorer))
+    kept = max(LENGTHS)
+    for now, then in zip(picked.tensors, before, strict=True):
+        assert torch.equal(now[:, :, :kept], then[:, :, :kept])
+        assert not torch.equal(now[:, :, kept:], then[:, :, kept:])
+
+
+def test_a_second_step_neither_reads_nor_disturbs_the_first() -> None:
+    scorer = scorer_on(tiny_llama())
+    prefilled = stored_by(scorer).with_room(2).pick([0, 1, 2]).ready(scorer)
+    first = scorer.logits_of(prefilled)
+    with torch.no_grad():
+        scorer.rows.mul_(2)
+        second = scorer.logits_of(prefilled)
+        alone = scorer.logits_of(stored_by(scorer).pick([0, 1, 2]).ready(scorer))
+        scorer.rows.div_(2)
+    assert torch.allclose(second, alone, atol=1e-6) and not torch.allclose(first, second)
+    ours = torch.autograd.grad(first.sum(), scorer.rows)[0]
+    again = scorer.logits_of(stored_by(scorer).pick([0, 1, 2]).ready(scorer))
+    assert torch.allclose(ours, torch.autograd.grad(again.sum(), scorer.rows)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("new", [torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 1, 4).double()])
+def test_what_does_not_fit_is_copied(new: Tensor) -> None:
+    whole = torch.randn(1, 2, 7, 4)
+    kept, before = Roomy.of(whole, 5), whole.clone()
+    joined = torch.cat([kept, new], dim=-2)
+    assert torch.equal(joined, torch.cat([before[:, :, :5], new], dim=-2))
+    assert torch.equal(whole, before) and type(joined) is Tensor
