@@ -1,7 +1,7 @@
 """Keys and values with room behind them: the rows' own are written there, and nothing is copied.
 
-A layer of a cache grows by `torch.cat([kept, new])`, which copies all that was kept: of 1,024 tokens
-a quarter of a training step. What is kept here answers that one call by writing the new
+A layer of a cache grows by `torch.cat([kept, new])`, which copies all that was kept: a quarter of a
+training step at 1,024 tokens. What is kept here answers that one call by writing the new
 ones behind itself, once; asked again it is copied as any tensor is. To everything else, and to
 autograd, it is what it seems.
 
