@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -272,14 +273,63 @@ def test_when_all_fail_the_error_names_each_and_the_ledger_has_it() -> None:
         assert report["failed"] == 2 and report["cost"] == report["saved"] == 0
 
 
-def test_a_session_goes_with_the_model_that_stood_in() -> None:
+def test_a_session_goes_back_to_its_model_when_that_is_well_again() -> None:
     clock = Clock()
     with chat_server([500]) as weak, chat_server() as strong:
         r = two_servers(weak, strong, clock=clock)
         assert r.ask(EASY, session="a").model == "strong"
+        away = r.ask(EASY, session="a")
+        assert away.model == "strong" and away.decision.wanted == "weak"
+        assert "the session is with weak; weak is down; strong stands in" in away.decision.reason
+        assert r.choose(EASY, session="a").model == "strong"
         clock.now = 100.0
-        assert r.ask(EASY, session="a").model == "strong"
+        assert [r.ask(EASY, session=name).model for name in "aab"] == ["weak"] * 3
+
+
+def test_a_session_stays_with_the_model_that_took_a_prompt_which_its_own_refused() -> None:
+    with chat_server([400]) as weak, chat_server() as strong:
+        r = two_servers(weak, strong)
+        assert [r.ask(EASY, session="a").model for _ in range(2)] == ["strong"] * 2
         assert r.ask(EASY, session="b").model == "weak"
+
+
+def opened_from_the_file(weak: str, strong: str, **of_weak: Any) -> Router:
+    """A router that opens its models itself, as its file says."""
+    models = far_models(weak=weak, strong=strong)
+    models[0] |= of_weak
+    return opened(Router(made(**content(models=models, default="strong")), Letters()))
+
+
+def test_a_model_that_fails_is_tried_once_where_another_stands_in() -> None:
+    with chat_server([500] * 9) as weak, chat_server() as strong:
+        assert opened_from_the_file(weak.url, strong.url).ask(EASY).model == "strong"
+        assert len(weak.bodies) == 1
+
+
+def test_a_file_says_how_often_and_how_long_a_model_is_tried() -> None:
+    with chat_server([500, None, "stall"]) as weak, chat_server() as strong:
+        r = opened_from_the_file(weak.url, strong.url, tries=2, timeout=0.3)
+        assert r.ask(EASY).model == "weak" and len(weak.bodies) == 2
+        weak.script += ["stall"]
+        reply = r.ask(EASY)
+        assert reply.model == "strong" and "no answer in 0.3 s (after 2 tries)" in (
+            reply.decision.reason
+        )
+
+
+def test_where_no_other_model_takes_the_prompt_the_one_that_does_is_tried_again() -> None:
+    with chat_server() as weak, chat_server([429]) as strong:
+        r = opened_from_the_file(weak.url, strong.url, context=8)
+        assert r.ask(HARD).model == "strong" and len(strong.bodies) == 2 and not weak.bodies
+
+
+def test_a_dead_address_is_fallen_over_from_at_once() -> None:
+    with socket.socket() as nobody, chat_server() as strong:
+        nobody.bind(("127.0.0.1", 0))  # taken, and not listened on
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        reply = opened_from_the_file(url, strong.url).ask(EASY)
+        assert reply.model == "strong" and "was not reached" in reply.decision.reason
+        assert "tries" not in reply.decision.reason
 
 
 # --- asking ---------------------------------------------------------------------------------------

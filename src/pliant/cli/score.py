@@ -102,11 +102,12 @@ def _by_scorer(
 def _by_router(folder: Path, kind: str, prompts: Sequence[Any]) -> list[Row]:
     from pliant.routing import router_file, scorers
     from pliant.routing.fitting.evaluate import calibrated
+    from pliant.routing.opening import open_scorer
 
     if kind == "scorer.json":
         return list(_rows_predicted(prompts, scorers.load(folder).predict(prompts)))
     file = router_file.read(folder)
-    found = scorers.load(folder / file.scorer.folder).predict(prompts)
+    found = open_scorer(folder, file).predict(prompts)
     # The router's own probabilities: what `route ask` says of the same prompt.
     return list(_rows_predicted(prompts, replace(found, right=calibrated(file, found))))
 

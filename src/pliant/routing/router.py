@@ -23,15 +23,8 @@ from typing import Any
 
 from pliant.data import nearest
 from pliant.errors import InvalidInput, PliantError
-from pliant.routing import router_file, scorers
-from pliant.routing.backends.protocol import (
-    Answers,
-    Backend,
-    BackendError,
-    ModelSpec,
-    Settings,
-    open_backend,
-)
+from pliant.routing import router_file
+from pliant.routing.backends.protocol import Answers, Backend, BackendError, Settings
 from pliant.routing.live.bill import Bills
 from pliant.routing.live.breaker import Breakers
 from pliant.routing.live.continuing import Prefilling, answer, backend_of
@@ -40,11 +33,10 @@ from pliant.routing.live.ledger import Ledger, Totals
 from pliant.routing.live.room import Rooms
 from pliant.routing.live.sessions import Kept, Sessions
 from pliant.routing.live.wish import Predict, Wish, Wishes
+from pliant.routing.opening import is_far, open_model, open_scorer
 from pliant.routing.prompts import Prompt, messages
-from pliant.routing.router_file import ModelEntry, RouterFile
+from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions, Scorer
-from pliant.routing.scorers.base import Base
-from pliant.routing.scorers.protocol import INDEX, read_index
 
 COOLDOWN = 30.0  # seconds for which a model that failed is left alone
 _LOCKS = 64
@@ -76,8 +68,14 @@ class Router:
         self.file, self.scorer = file, scorer
         self.ledger = ledger or Ledger(None, prompts=file.ledger.prompts)
         self._backends = {
-            entry.name: (backends or {}).get(entry.name) or _backend(entry, device)
+            entry.name: (backends or {}).get(entry.name) or open_model(entry, device)
             for entry in file.models
+        }
+        # For a prompt that no other model takes: nothing is opened before it is asked.
+        self._patient = {
+            entry.name: open_model(entry, patient=True)
+            for entry in file.models
+            if entry.name not in (backends or {}) and is_far(entry)
         }
         self._wishes = Wishes(file, scorer)
         self._sessions = Sessions(file.sticky.limit, file.sticky.ttl, clock)
@@ -107,7 +105,7 @@ class Router:
             place = None if file.ledger.path is None else folder / file.ledger.path
         return cls(
             file,
-            scorer or _scorer(folder / file.scorer.folder, options.get("device")),
+            scorer or open_scorer(folder, file, options.get("device")),
             ledger=Ledger(place, prompts=file.ledger.prompts),
             **options,
         )
@@ -143,14 +141,15 @@ class Router:
         plan, row, answers = self._begun(prompt, session, group, settings)
         try:
             if answers is None:
-                reply = self._answered(prompt, plan, settings)
+                reply, home = self._answered(prompt, plan, settings)
             else:
+                home = plan.home
                 reply = self._bills.reply(plan.decision, answers, samples=1, continued=True)
         except PliantError as error:
             self.ledger.failed(row, str(error))
             raise
         if session is not None:
-            self._keep(session, reply.decision.model, plan.score)
+            self._keep(session, home, plan.score)
         self.ledger.answered(row, reply)
         return reply
 
@@ -167,7 +166,7 @@ class Router:
         }
 
     def close(self) -> None:
-        for backend in self._backends.values():
+        for backend in (*self._backends.values(), *self._patient.values()):
             backend.close()
         self.ledger.close()
 
@@ -202,7 +201,7 @@ class Router:
         with self._session_locks[hash(session) % _LOCKS]:
             kept = self._sessions.get(session)
             plan = self._plan(prompt, self._wishes.of(prompt, kept, group, predict), kept, answer)
-            self._keep(session, plan.decision.model, plan.score)
+            self._keep(session, plan.home, plan.score)
         return plan
 
     def _plan(self, prompt: Prompt, wish: Wish, kept: Kept | None, answer: int) -> _Plan:
@@ -229,7 +228,8 @@ class Router:
             kept=wish.kept,
         )
         score = wish.score if wish.score is not None or kept is None else kept.score
-        return _Plan(decision, fitting, score)
+        home = wish.order[0] if wish.order[0] in fitting else chosen
+        return _Plan(decision, fitting, score, home)
 
     # --- asking ----------------------------------------------------------------------------------
 
@@ -285,12 +285,13 @@ class Router:
             self._breakers.succeeded(name)
         return answers
 
-    def _answered(self, prompt: Prompt, plan: _Plan, asked: Mapping[str, Any]) -> Reply:
-        """From the first model that answers, of those that the prompt fits."""
+    def _answered(self, prompt: Prompt, plan: _Plan, asked: Mapping[str, Any]) -> tuple[Reply, str]:
+        """From the first model that answers, of those that the prompt fits; and the session's."""
         settings = self._settings(plan.score, asked)
         start = plan.decision.model
         order = [start, *(name for name in plan.fitting if name != start)]
         failures: list[str] = []
+        home: str | None = plan.home
         # Those that are down come last: if nobody else answers, they may.
         for last_resort in (False, True):
             for name in list(order):
@@ -298,17 +299,20 @@ class Router:
                     continue
                 order.remove(name)
                 try:
-                    answers = self._ask(name, prompt, settings)
+                    answers = self._ask(name, prompt, settings, alone=len(plan.fitting) == 1)
                 except PliantError as error:
                     failures.append(str(error))
+                    if name == home and getattr(error, "prompts_fault", False):
+                        home = None  # it is well, and would refuse what follows as well
                     continue
                 decision = self._after(plan.decision, name, failures)
-                return self._bills.reply(decision, answers, settings.samples)
+                return self._bills.reply(decision, answers, settings.samples), home or name
         raise BackendError(f"no model answered: {'; '.join(failures)}", "unreachable")
 
-    def _ask(self, name: str, prompt: Prompt, settings: Settings) -> Answers:
+    def _ask(self, name: str, prompt: Prompt, settings: Settings, alone: bool) -> Answers:
+        backend = (self._patient if alone else self._backends).get(name, self._backends[name])
         try:
-            ((_, found),) = self._backends[name].ask([prompt], settings)
+            ((_, found),) = backend.ask([prompt], settings)
             if not isinstance(found, Answers):
                 raise found
         except BackendError as error:
@@ -365,25 +369,8 @@ class _Plan:
     fitting: list[str]
     score: float | None
     """The prompt's, or else the session's: what settings go by."""
-
-
-def _scorer(folder: Path, device: str | None) -> Scorer:
-    """The saved scorer; one that reads a model reads it on the device where it also answers."""
-    for place in (folder, folder / "cpx"):
-        name = read_index(place)["settings"].get("base") if (place / INDEX).is_file() else None
-        if name is not None and device is not None:
-            return scorers.load(folder, base=Base(name, device))
-    return scorers.load(folder)
-
-
-def _backend(entry: ModelEntry, device: str | None) -> Backend:
-    spec = ModelSpec.parse(entry.backend)
-    options: dict[str, Any] = {"device": device}
-    if spec.url is not None:
-        options = {"context_tokens": entry.context, "concurrency": _LOCKS}
-        if entry.key_env is not None:
-            options["key_env"] = entry.key_env
-    return open_backend(ModelSpec(entry.name, spec.model, spec.url), **options)
+    home: str
+    """What a session keeps: a model that is down is gone back to, one that has no room is not."""
 
 
 def _refuse_unknown(settings: Mapping[str, Any]) -> None:

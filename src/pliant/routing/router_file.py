@@ -47,6 +47,10 @@ class ModelEntry(Part):
     """Dollars for a million tokens of prompt and of answer."""
     key_env: str | None = None
     """The environment variable that holds the key of a URL."""
+    tries: Count | None = None
+    """Of a URL, for one prompt. Left out: one, or six where no other model takes the prompt."""
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Seconds that a call of a URL may take; left out, 120, of which 5 to connect."""
 
 
 class ScorerEntry(Part):

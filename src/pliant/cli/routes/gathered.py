@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pliant.errors import CorruptFile, InvalidInput, PliantError
-from pliant.routing import router_file, scorers
+from pliant.routing import router_file
 from pliant.routing.fitting import seen
 from pliant.routing.fitting.evaluate import calibrated, choices, evaluate
 from pliant.routing.fitting.fit import RECORD
@@ -20,6 +20,7 @@ from pliant.routing.goals.words import Goal
 from pliant.routing.live.bill import Bills
 from pliant.routing.live.ledger import Ledger, Totals
 from pliant.routing.measures.curves import lambda_curve, quality_cost_curve
+from pliant.routing.opening import open_scorer
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 
@@ -149,7 +150,7 @@ def measure(folder: Path, labels: Outcomes, name: str, questions: list[str] | No
     outcomes = labels.of_models(file.names)
     held = outcomes.take(~seen.among(folder, outcomes.prompts))
     # Scored once more: an evaluation keeps no prediction of a single prompt.
-    predicted = scorers.load(folder / file.scorer.folder).predict(held.prompts, held.groups)
+    predicted = open_scorer(folder, file).predict(held.prompts, held.groups)
     right = calibrated(file, predicted)
     scores = None if right is None else dict(zip(held.prompts, 1 - right[:, 0], strict=True))
     return Measured(

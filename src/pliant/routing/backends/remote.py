@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import httpx
 
 KEY = "OPENAI_API_KEY"
+_CONNECT = 5.0  # seconds: who does not even take a call is down, however long answers may take
 _FRAME = 8  # tokens that a chat template adds to a message, about
 _BYTES_A_TOKEN = 3  # rather few, so that an estimate is rather too high
 
@@ -153,7 +154,8 @@ class OpenAIBackend:
         with self._opening:
             if self._client is None:
                 limits = httpx.Limits(max_connections=self._concurrency)
-                self._client = httpx.Client(timeout=self._timeout, limits=limits)
+                patience = httpx.Timeout(self._timeout, connect=min(_CONNECT, self._timeout))
+                self._client = httpx.Client(timeout=patience, limits=limits)
             client = self._client
         key = key_from(self._key_env)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -222,6 +224,8 @@ class OpenAIBackend:
         import httpx
 
         why = self._gist(str(error)) or type(error).__name__
+        if isinstance(error, httpx.ConnectTimeout):
+            return BackendError(f"{self.name}: {self.url} does not take calls", "unreachable")
         if isinstance(error, httpx.TimeoutException):
             return BackendError(f"{self.name}: no answer in {self._timeout:g} s", "timeout")
         return BackendError(f"{self.name}: {self.url} was not reached: {why}", "unreachable")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from pliant.errors import InvalidInput
-from pliant.routing import router_file, scorers
+from pliant.routing import router_file
 from pliant.routing.fitting import seen
 from pliant.routing.fitting.fit import entry, of_goal, reference
 from pliant.routing.goals.thresholds import Threshold
 from pliant.routing.goals.words import Goal
+from pliant.routing.opening import open_scorer
 from pliant.routing.outcomes import Outcomes
 
 _LEAST = 50
@@ -51,7 +52,7 @@ def calibrate(
             f"{_LEAST} or more are due"
         )
     held = outcomes.take(np.flatnonzero(~known))
-    scorer = scorers.load(folder / file.scorer.folder)
+    scorer = open_scorer(folder, file)
     predicted = scorer.predict(held.prompts, held.groups)
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
     chosen = of_goal(goal, predicted, held, far=file.far_to_strongest)

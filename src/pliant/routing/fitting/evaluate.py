@@ -20,6 +20,7 @@ from pliant.routing.fitting import seen
 from pliant.routing.goals.paths import most_worth
 from pliant.routing.measures import calibration as calibrations
 from pliant.routing.measures.metrics import Report, difference, report
+from pliant.routing.opening import open_scorer
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions
@@ -152,7 +153,7 @@ def evaluate(
             "on others"
         )
     held = outcomes.take(~known)
-    predicted = scorers.load(folder / file.scorer.folder).predict(held.prompts, held.groups)
+    predicted = open_scorer(folder, file).predict(held.prompts, held.groups)
     kinds = sorted(path.name for path in (folder / BASELINES).glob("*") if path.is_dir())
     rest = {
         kind: scorers.load(folder / BASELINES / kind).predict(held.prompts, held.groups)

@@ -1,0 +1,59 @@
+"""What a router's file names, opened: its models, and its scorer, if that is of the stated kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pliant.errors import InvalidInput
+from pliant.routing import scorers
+from pliant.routing.backends.protocol import Backend, ModelSpec, open_backend
+from pliant.routing.backends.retry import Retry
+from pliant.routing.router_file import ModelEntry, RouterFile
+from pliant.routing.scorers import Scorer
+from pliant.routing.scorers.base import Base
+from pliant.routing.scorers.protocol import INDEX, read_index
+
+AT_ONCE = 64  # calls of one URL at a time
+
+
+def open_model(entry: ModelEntry, device: str | None = None, *, patient: bool = False) -> Backend:
+    """A model as its entry says.
+
+    One behind a URL is tried once, unless the entry says more: another model can stand in. A
+    `patient` one is tried as often as labels are, for where none can.
+    """
+    spec = ModelSpec.parse(entry.backend)
+    options: dict[str, Any] = {"device": device}
+    if spec.url is not None:
+        tries = entry.tries or (None if patient else 1)
+        options = {
+            "context_tokens": entry.context,
+            "concurrency": AT_ONCE,
+            "key_env": entry.key_env,
+            "timeout": entry.timeout,
+            "retry": None if tries is None else Retry(tries=tries),
+        }
+        options = {name: value for name, value in options.items() if value is not None}
+    return open_backend(ModelSpec(entry.name, spec.model, spec.url), **options)
+
+
+def is_far(entry: ModelEntry) -> bool:
+    """Whether a model is behind a URL."""
+    return ModelSpec.parse(entry.backend).url is not None
+
+
+def open_scorer(folder: Path, file: RouterFile, device: str | None = None) -> Scorer:
+    """The scorer in a router's folder; one that reads a model reads it where it also answers."""
+    place = folder / file.scorer.folder
+    kind = read_index(place)["kind"]
+    if kind != file.scorer.kind:
+        raise InvalidInput(
+            f"{place}: holds a scorer of kind {kind!r}, and router.json says {file.scorer.kind!r}: "
+            "fit the router again, or put back the scorer that belongs to it"
+        )
+    for inner in (place, place / "cpx"):
+        name = read_index(inner)["settings"].get("base") if (inner / INDEX).is_file() else None
+        if name is not None and device is not None:
+            return scorers.load(place, base=Base(name, device))
+    return scorers.load(place)
