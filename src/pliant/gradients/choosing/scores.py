@@ -1,0 +1,152 @@
+"""How much each token is worth a gradient, told from the logits that predict it.
+
+N is tokens, V the vocabulary, D the width of the hidden states. Without
+targets a score is what the model itself expects (so the loss is the entropy); beside others, a
+target below 0 has no loss and no gradient: 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from pliant.errors import InvalidInput
+from pliant.gradients.config import Score
+
+ROWS = 256
+"""Rows of logits that exist at a time: at a vocabulary of 152,000 some 150 MB of fp32."""
+
+
+@torch.no_grad()
+def difficulty(logits_NV: Tensor, targets_N: Tensor | None, score: Score) -> Tensor:
+    """A score for each row, (N,) in fp32; higher is harder.
+
+    entropy   H - p1, with p1 the probability of the likeliest token and H the entropy
+    margin    1 - (p1 - p2), with p2 that of the second
+    loss      -log p of the target
+    combined  the sum of the three
+    gradient  the length of the loss's gradient at the logits, sqrt(1 - 2 p_y + sum of p^2)
+    doubt     loss * H / log V: to be wrong and sure of it counts little
+    """
+    return _FORMULAS[score](_log_softmax(logits_NV), targets_N)
+
+
+@overload
+def in_chunks(
+    logits_of: Callable[[Tensor], Tensor],
+    hidden_ND: Tensor,
+    targets_N: Tensor | None,
+    score: Score,
+    *,
+    rows: int = ...,
+    confidence: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def in_chunks(
+    logits_of: Callable[[Tensor], Tensor],
+    hidden_ND: Tensor,
+    targets_N: Tensor | None,
+    score: Score,
+    *,
+    rows: int = ...,
+    confidence: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@torch.no_grad()
+def in_chunks(
+    logits_of: Callable[[Tensor], Tensor],
+    hidden_ND: Tensor,
+    targets_N: Tensor | None,
+    score: Score,
+    *,
+    rows: int = ROWS,
+    confidence: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The scores of hidden states, whose logits are made `rows` at a time and never kept.
+
+    With `confidence`, the mean probability of the likeliest token, over rows with a target, as
+    well: a tensor of no dimension, still on its device.
+    """
+    if rows < 1:
+        raise InvalidInput(f"rows = {rows}: give 1 or more")
+    scores = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
+    top = torch.zeros_like(scores)
+    for at in range(0, len(hidden_ND), rows):
+        part = slice(at, at + rows)
+        targets = None if targets_N is None else targets_N[part]
+        logp_NV = _log_softmax(logits_of(hidden_ND[part]))
+        scores[part] = _FORMULAS[score](logp_NV, targets)
+        if confidence:
+            top[part] = logp_NV.amax(-1).exp()
+    return (scores, mean_of_known(top, targets_N)) if confidence else scores
+
+
+def mean_of_known(values_N: Tensor, targets_N: Tensor | None) -> Tensor:
+    """The mean over the rows that have a target; 0 if none has."""
+    known = torch.ones_like(values_N) if targets_N is None else (targets_N >= 0).to(values_N.dtype)
+    return (values_N * known).sum() / known.sum().clamp(min=1)
+
+
+def _log_softmax(logits_NV: Tensor) -> Tensor:
+    if logits_NV.dim() != 2:
+        raise InvalidInput(f"logits of shape {tuple(logits_NV.shape)}: (tokens, vocabulary) is due")
+    return logits_NV.float().log_softmax(-1)
+
+
+def _entropy(logp_NV: Tensor, targets_N: Tensor | None) -> Tensor:
+    return _spread(logp_NV) - logp_NV.amax(-1).exp()
+
+
+def _margin(logp_NV: Tensor, targets_N: Tensor | None) -> Tensor:
+    p_N2 = logp_NV.topk(min(2, logp_NV.shape[-1]), dim=-1).values.exp()
+    return 1 - (2 * p_N2[:, 0] - p_N2.sum(-1) if p_N2.shape[-1] > 1 else p_N2[:, 0])
+
+
+def _loss(logp_NV: Tensor, targets_N: Tensor | None) -> Tensor:
+    if targets_N is None:
+        return _spread(logp_NV)
+    told = -logp_NV.gather(-1, targets_N.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return told.masked_fill(targets_N < 0, 0.0)
+
+
+def _combined(logp_NV: Tensor, targets_N: Tensor | None) -> Tensor:
+    return _entropy(logp_NV, targets_N) + _margin(logp_NV, targets_N) + _loss(logp_NV, targets_N)
+
+
+def _gradient(logp_NV: Tensor, targets_N: Tensor | None) -> Tensor:
+    """The gradient itself, p - 1[target], measured: near 0 the formula above loses its digits."""
+    p_NV = logp_NV.exp()
+    if targets_N is None:
+        return (1 - p_NV.square().sum(-1)).clamp(min=0).sqrt()
+    y_N1 = targets_N.clamp(min=0).unsqueeze(-1)
+    p_NV.scatter_add_(-1, y_N1, p_NV.new_full(y_N1.shape, -1.0))
+    return p_NV.norm(dim=-1).masked_fill(targets_N < 0, 0.0)
+
+
+def _doubt(logp_NV: Tensor, targets_N: Tensor | None) -> Tensor:
+    most = math.log(max(2, logp_NV.shape[-1]))
+    return _loss(logp_NV, targets_N) * _spread(logp_NV) / most
+
+
+_FORMULAS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "entropy": _entropy,
+    "margin": _margin,
+    "loss": _loss,
+    "combined": _combined,
+    "gradient": _gradient,
+    "doubt": _doubt,
+    # An excess over a reference is the difference of two losses: whoever has both takes it.
+    "excess": _loss,
+}
+
+
+def _spread(logp_NV: Tensor) -> Tensor:
+    """The entropy; a token of probability 0 adds nothing to it (and not 0 * inf)."""
+    return torch.special.entr(logp_NV.exp()).sum(-1)
