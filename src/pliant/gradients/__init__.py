@@ -6,5 +6,6 @@ the interface of code that was written before.
 """
 
 from pliant.gradients.config import GradientConfig
+from pliant.gradients.model import Gradients, GradientsWarning, attach
 
-__all__ = ["GradientConfig"]
+__all__ = ["GradientConfig", "Gradients", "GradientsWarning", "attach"]

@@ -1,0 +1,107 @@
+"""What a model is called with, as a lesson: its inputs, and what is to be predicted where.
+
+A position t predicts token t + 1; B sequences of T positions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pliant.errors import InvalidInput
+
+IGNORED = -100
+EXTRAS = ("loss_weights", "example_id", "num_items_in_batch")
+"""What a batch may hold besides; the model itself never sees the first two."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One batch to train on."""
+
+    inputs: dict[str, Any]
+    """What the model itself is called with, without labels."""
+    targets_BT: Tensor
+    """What each position predicts; IGNORED where there is nothing to learn."""
+    valid_BT: Tensor
+    user_BT: Tensor | None
+    """What each target's loss is multiplied with, where the data set says so."""
+    example_id: Tensor | None
+    items: Any
+    """The labelled tokens of all batches of a step, where the trainer counted them."""
+    tuples: bool
+
+    @property
+    def count(self) -> Tensor | float:
+        """What the sum of the losses is divided by."""
+        if self.items is None:
+            return self.valid_BT.sum().clamp(min=1)
+        return (
+            self.items.to(self.targets_BT.device) if isinstance(self.items, Tensor) else self.items
+        )
+
+
+def named(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    names = [
+        p.name for p in inspect.signature(forward).parameters.values() if p.kind != p.VAR_KEYWORD
+    ]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def lesson_of(inputs: dict[str, Any]) -> Lesson:
+    """Take a call apart."""
+    inputs = dict(inputs)
+    labels, shifted = inputs.pop("labels", None), inputs.pop("shift_labels", None)
+    weights = inputs.pop("loss_weights", None)
+    example_id, items = inputs.pop("example_id", None), inputs.pop("num_items_in_batch", None)
+    tuples = inputs.pop("return_dict", None) is False
+    inputs.setdefault("use_cache", False)
+    targets_BT = _shifted(labels, IGNORED) if shifted is None else shifted
+    _check_shape(targets_BT, inputs)
+    valid_BT = targets_BT != IGNORED
+    return Lesson(
+        inputs,
+        targets_BT,
+        valid_BT,
+        None if weights is None else _weights(weights, targets_BT, shifted is None),
+        example_id,
+        items,
+        tuples,
+    )
+
+
+def _shifted(values_BT: Tensor, fill: float) -> Tensor:
+    return torch.nn.functional.pad(values_BT[:, 1:], (0, 1), value=fill)
+
+
+def _weights(weights: Tensor, targets_BT: Tensor, shift: bool) -> Tensor:
+    """One number a row, or one a token (which then move as the labels do)."""
+    weights = weights.to(targets_BT.device, torch.float32)
+    if weights.shape == targets_BT.shape[:1]:
+        return weights[:, None].expand(targets_BT.shape)
+    if weights.shape == targets_BT.shape:
+        return _shifted(weights, 0.0) if shift else weights
+    raise InvalidInput(
+        f"loss_weights of shape {tuple(weights.shape)}: give one a row, "
+        f"{tuple(targets_BT.shape[:1])}, or one a token, {tuple(targets_BT.shape)}"
+    )
+
+
+def _check_shape(targets_BT: Tensor, inputs: dict[str, Any]) -> None:
+    source = inputs.get("input_ids")
+    source = inputs.get("inputs_embeds") if source is None else source
+    if source is None:
+        raise InvalidInput("there are neither input_ids nor inputs_embeds to train on")
+    if targets_BT.shape != source.shape[:2]:
+        raise InvalidInput(
+            f"labels of shape {tuple(targets_BT.shape)} for inputs of {tuple(source.shape[:2])}: "
+            "give one label a token (-100 where there is none)"
+        )

@@ -1,0 +1,201 @@
+"""Train some of the tokens: a model whose forward, with labels, costs what those tokens cost.
+
+    gradients = attach(model, GradientConfig(ratio=0.25))
+    model(input_ids=ids, labels=ids).loss.backward()     # as ever; in eval mode nothing changes
+    gradients.metrics()
+    gradients.detach()
+
+The model stays itself: it generates, saves and evaluates as before. While it trains, `.logits`
+holds the rows of the tokens that were trained, (1, N, V), and `.loss` is their weighted loss.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pliant import adapters
+from pliant.adapters import Adapter, Around, Wire
+from pliant.anatomy import Anatomy
+from pliant.gradients.batch import EXTRAS, Lesson, lesson_of, named
+from pliant.gradients.choosing.rules import Chosen
+from pliant.gradients.config import GradientConfig
+from pliant.gradients.engines.completion import completion
+from pliant.gradients.engines.passage import Passage, hidden_of, rows_of
+from pliant.gradients.engines.sparse import first_pass, second_pass
+from pliant.gradients.engines.standing import Standing, standing
+from pliant.gradients.selecting import Reference, Router, Selector, everything
+from pliant.gradients.telemetry import Telemetry
+
+
+class GradientsWarning(UserWarning):
+    """Something is computed otherwise than was asked for, or not at all."""
+
+
+def attach(
+    model: nn.Module,
+    config: GradientConfig | None = None,
+    *,
+    reference: Reference | None = None,
+    router: Router | None = None,
+    name: str | None = None,
+) -> Gradients:
+    """Let `model` train on some tokens of each batch from now on, until `detach`.
+
+    `reference` is what "excess" compares with; with a `router`, scores come from its logits.
+    """
+    gradients = Gradients(model, config or GradientConfig(), reference, router)
+    return adapters.attach(model, gradients, name)
+
+
+class Gradients(Adapter):
+    """Chooses tokens, and computes their loss through the engine that was asked for."""
+
+    part = "gradients"
+    config_class = GradientConfig
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: GradientConfig,
+        reference: Reference | None = None,
+        router: Router | None = None,
+    ) -> None:
+        super().__init__(model, config)
+        self.selector = Selector(config, reference, router)
+        self.telemetry = Telemetry()
+        self.engine: str = config.engine
+        """What computes: another than the configuration's where that is not exact."""
+        self._anatomy: list[Anatomy] = []
+        self._standing: Standing | None = None
+        self._said: set[str] = set()
+
+    def wire(self, model: nn.Module) -> Iterable[Wire]:
+        self._anatomy = [Anatomy.of(model)]
+        yield Around(self._anatomy[0].model, self._forward)
+
+    # --- what a training loop may call ---
+
+    def step(self) -> None:
+        """The optimizer has stepped: the schedule advances by this alone from now on."""
+        self.selector.schedule.step()
+
+    def metrics(self) -> dict[str, float]:
+        """What the last step did: asking waits for the device, not asking does not."""
+        return self.telemetry.metrics()
+
+    # --- state that a checkpoint keeps ---
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"schedule": self.selector.schedule.state(), "draws": self.selector.draws}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.selector.schedule.take(state["schedule"])
+        self.selector.draws = int(state["draws"])
+
+    # --- the forward that is patched in ---
+
+    def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        inputs = named(forward, args, kwargs)
+        labelled = inputs.get("labels") is not None or inputs.get("shift_labels") is not None
+        if not (labelled and self.base.training and torch.is_grad_enabled()):
+            return forward(*args, **{k: v for k, v in kwargs.items() if k not in EXTRAS[:2]})
+        passage = Passage(self._anatomy[0], forward)
+        lesson = lesson_of(inputs)
+        output = self._trained(passage, lesson)
+        self.selector.schedule.forward_seen()
+        return output.to_tuple() if lesson.tuples else output
+
+    def _trained(self, passage: Passage, lesson: Lesson) -> Any:
+        engine = self._engine(passage, lesson)
+        if engine == "completion":
+            decoded = completion(passage, lesson.inputs, lesson.valid_BT)
+            if decoded is not None:
+                return self._finished(passage, lesson, decoded, everything(lesson.valid_BT))
+        if engine == "sparse":
+            return self._sparse(passage, lesson)
+        return self._exact(passage, lesson)
+
+    def _exact(self, passage: Passage, lesson: Lesson) -> Any:
+        decoded = passage.backbone(lesson.inputs)
+        chosen = self.selector.chosen(passage, lesson, decoded, hidden_of(decoded))
+        return self._finished(passage, lesson, decoded, chosen)
+
+    def _sparse(self, passage: Passage, lesson: Lesson) -> Any:
+        if self.selector.takes_all:
+            return self._exact(passage, lesson)
+        first = first_pass(
+            passage,
+            lesson.inputs,
+            one_hop=self.config.kv_grad == "one_hop",
+            exit_layer=self.config.exit_layer,
+        )
+        chosen = self.selector.chosen(passage, lesson, first.decoded, first.scored_BTD)
+        at_BK, live_BK = chosen.positions_BK, chosen.live_BK
+        if at_BK.shape[1] == lesson.valid_BT.shape[1]:
+            return self._exact(passage, lesson)
+        decoded = second_pass(passage, lesson.inputs, first.pairs, at_BK, live_BK)
+        return self._finished(passage, lesson, decoded, chosen)
+
+    def _finished(self, passage: Passage, lesson: Lesson, decoded: Any, chosen: Chosen) -> Any:
+        """The model's output on the chosen rows, and their loss in it."""
+        at_BK, live_BK = chosen.positions_BK, chosen.live_BK
+        rows_ND = rows_of(hidden_of(decoded), at_BK, live_BK)
+        if not len(rows_ND):  # nothing to learn, and yet something to call backward on
+            output = passage.head(decoded, hidden_of(decoded)[:1, 0], lesson.inputs)
+            output.loss = 0.0 * output.logits.float().nan_to_num().sum()
+            return output
+        output = passage.head(decoded, rows_ND, lesson.inputs)
+        logits_NV = output.logits.reshape(len(rows_ND), -1)
+        losses_N = F.cross_entropy(
+            logits_NV.float(), lesson.targets_BT.gather(1, at_BK)[live_BK], reduction="none"
+        )
+        weights_N = chosen.weights_BK[live_BK]
+        if lesson.user_BT is not None:
+            weights_N = weights_N * lesson.user_BT.gather(1, at_BK)[live_BK]
+        output.loss = (weights_N * losses_N).sum() / lesson.count
+        auxiliary = getattr(output, "aux_loss", None)
+        if isinstance(auxiliary, Tensor):
+            output.loss = output.loss + self._auxiliary_share() * auxiliary
+        self.telemetry.trained(lesson.valid_BT, losses_N)
+        return output
+
+    # --- which engine ---
+
+    def _engine(self, passage: Passage, lesson: Lesson) -> str:
+        """The one that was asked for, if it is exact on this model and batch."""
+        wanted = self.config.engine
+        if wanted == "exact" or (wanted == "sparse" and self.config.kv_grad == "full"):
+            return "exact"
+        if self._standing is None:
+            self._standing = standing(passage)
+        reason = self._standing.against(lesson.inputs.get("attention_mask"))
+        if reason is None and self._wants_router_loss(lesson):
+            reason = "its routers' auxiliary loss would see the chosen tokens alone"
+        self.engine = wanted if reason is None else "exact"
+        if reason is not None:
+            self._say(
+                f"{type(passage.anatomy.model).__name__}: the {wanted!r} engine is not exact here "
+                f"({reason}), so 'exact' computes instead: the same loss, at a higher cost."
+            )
+        return self.engine
+
+    def _wants_router_loss(self, lesson: Lesson) -> bool:
+        asked = lesson.inputs.get("output_router_logits")
+        config = getattr(self.base, "config", None)
+        return bool(getattr(config, "output_router_logits", False) if asked is None else asked)
+
+    def _auxiliary_share(self) -> float:
+        holders = (self.base, getattr(self.base, "config", None))
+        shares = (getattr(holder, "router_aux_loss_coef", None) for holder in holders)
+        return float(next((share for share in shares if share is not None), 0.0))
+
+    def _say(self, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            warnings.warn(what, GradientsWarning, stacklevel=2)

@@ -1,0 +1,129 @@
+"""Which tokens of a lesson are trained: scored, counted and drawn, the same for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.anatomy import Anatomy
+from pliant.errors import InvalidInput
+from pliant.gradients.batch import Lesson
+from pliant.gradients.choosing.rules import Chosen, choose
+from pliant.gradients.choosing.scores import in_chunks
+from pliant.gradients.config import GradientConfig
+from pliant.gradients.engines.passage import Passage, hidden_of, with_hidden
+from pliant.gradients.schedule import Schedule
+
+Reference = nn.Module | Callable[[], AbstractContextManager[Any]]
+"""What "excess" compares with: another model, or what switches an adapter of this one off, such as
+`peft_model.disable_adapter`."""
+Router = Callable[..., Any]
+"""Gives logits (B, T, V) to score from, for `input_ids` and an `attention_mask`."""
+
+
+class Selector:
+    """Chooses tokens; how many, its schedule says."""
+
+    def __init__(
+        self, config: GradientConfig, reference: Reference | None, router: Router | None
+    ) -> None:
+        if config.score == "excess" and config.needs_scores and reference is None:
+            raise InvalidInput(
+                'score = "excess" compares with a reference: attach(model, config, reference=...)'
+            )
+        self.config = config
+        self.reference, self.router = reference, router
+        self.schedule = Schedule(config)
+        self.draws = 0
+        """How often it drew: each draw has a seed of its own, so that a resumed run draws what it
+        would have drawn."""
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every token is trained now, whatever the scores are."""
+        if self.config.engine == "completion" or self.config.selection == "all":
+            return True
+        return self.schedule.is_dense() or (self.schedule.ratio() == 1 and not self.config.dynamic)
+
+    def chosen(
+        self, passage: Passage, lesson: Lesson, decoded: Any, hidden_BTD: Tensor | None
+    ) -> Chosen:
+        """The positions to train, told from these hidden states."""
+        if self.takes_all:
+            return everything(lesson.valid_BT)
+        ratio, scores_BT = self.schedule.ratio(), None
+        if self.config.needs_scores:
+            assert hidden_BTD is not None
+            scores_BT, confidence = self._scores(passage, lesson, decoded, hidden_BTD)
+            if self.config.dynamic:
+                ratio = self.schedule.ratio(float(confidence))
+        self.draws += 1
+        return choose(scores_BT, lesson.valid_BT, self.config, ratio, self._generator())
+
+    def _scores(
+        self, passage: Passage, lesson: Lesson, decoded: Any, hidden_BTD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T), 0 where nothing is predicted; and the mean confidence."""
+        valid_BT, score = lesson.valid_BT, self.config.score
+        targets_N = lesson.targets_BT[valid_BT]
+        if self.router is None:
+            rows, logits_of = _head_on(passage, lesson, decoded, hidden_BTD.detach())
+        else:
+            rows, logits_of = _routed(self.router, lesson)
+        scores_N, confidence = in_chunks(logits_of, rows, targets_N, score, confidence=True)
+        if score == "excess":
+            scores_N = (scores_N - self._reference_losses(passage, lesson)).clamp(min=0)
+        scores_BT = scores_N.new_zeros(valid_BT.shape)
+        scores_BT[valid_BT] = scores_N
+        return scores_BT, confidence
+
+    @torch.no_grad()
+    def _reference_losses(self, passage: Passage, lesson: Lesson) -> Tensor:
+        without: AbstractContextManager[Any] = nullcontext()
+        if isinstance(self.reference, nn.Module):
+            anatomy = Anatomy.of(self.reference)
+            passage = Passage(anatomy, anatomy.model.forward)
+        elif self.reference is not None:
+            without = self.reference()
+        with without:
+            decoded = passage.backbone(lesson.inputs)
+            rows, logits_of = _head_on(passage, lesson, decoded, hidden_of(decoded))
+            return in_chunks(logits_of, rows, lesson.targets_BT[lesson.valid_BT], "loss")
+
+    def _generator(self) -> torch.Generator:
+        distributed = torch.distributed
+        ready = distributed.is_available() and distributed.is_initialized()
+        rank = distributed.get_rank() if ready else 0
+        seed = (self.config.seed * 1_000_003 + self.draws) * 8191 + rank
+        return torch.Generator().manual_seed(seed)
+
+
+def everything(valid_BT: Tensor) -> Chosen:
+    return choose(None, valid_BT, _EVERY, 1.0)
+
+
+LogitsOf = Callable[[Tensor], Tensor]
+
+
+def _head_on(
+    passage: Passage, lesson: Lesson, decoded: Any, hidden_BTD: Tensor
+) -> tuple[Tensor, LogitsOf]:
+    """The labelled positions' hidden states, and the model's own way from these to logits."""
+    decoded = with_hidden(decoded, hidden_BTD)
+    return hidden_BTD[lesson.valid_BT], lambda rows: passage.logits(decoded, rows, lesson.inputs)
+
+
+def _routed(router: Router, lesson: Lesson) -> tuple[Tensor, LogitsOf]:
+    with torch.no_grad():
+        found = router(
+            lesson.inputs["input_ids"], attention_mask=lesson.inputs.get("attention_mask")
+        )
+    logits_BTV = found if isinstance(found, Tensor) else found[0]
+    return logits_BTV[lesson.valid_BT], lambda rows: rows
+
+
+_EVERY = GradientConfig(selection="all")
