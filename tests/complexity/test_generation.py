@@ -146,6 +146,51 @@ def test_who_leaves_may_be_somebody_elses_decision(scorer: Complexity) -> None:
     assert scores == pytest.approx(scorer.score(PROMPTS).score, abs=1e-5)
 
 
+@pytest.mark.parametrize("leaving", [0, 1])
+def test_those_who_stay_keep_their_own_options(scorer: Complexity, leaving: int) -> None:
+    """Of options with an entry for each prompt, and of who is told a prompt's place."""
+    ids = torch.tensor([[5, 6, 7, 8, 0, 0], [9, 10, 11, 12, 13, 14], [16, 17, 0, 0, 0, 0]])
+    told = {"attention_mask": (ids != 0).long()}
+
+    def allowed(place: int, _: Tensor) -> list[int]:
+        return list(range(20 * place + 1, 20 * place + 20))
+
+    found = scorer.generate(
+        ids,
+        **told,
+        leave_above=lambda scores: [i == leaving for i in range(3)],
+        prefix_allowed_tokens_fn=allowed,
+        position_ids=torch.tensor([[0, 1, 2, 3, 9, 9], [0, 1, 2, 3, 4, 5], [0, 1, 9, 9, 9, 9]]),
+        **NEW,
+        do_sample=False,
+    )
+    plain = scorer.generate(ids, **told, prefix_allowed_tokens_fn=allowed, **NEW, do_sample=False)
+    for i, (ours, other) in enumerate(zip(found.sequences, plain.sequences, strict=True)):
+        assert ours is None if i == leaving else torch.equal(ours, other)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_place_is_the_prompts_own_in_every_batch(
+    scorer: Complexity, batch_size: int | None, copies: int
+) -> None:
+    def allowed(place: int, _: Tensor) -> list[int]:
+        return [30 + place]
+
+    found = scorer.generate(
+        PROMPTS,
+        leave_above=lambda scores: scores.score > scores.score.min() if batch_size is None else [0],
+        batch_size=batch_size,
+        prefix_allowed_tokens_fn=allowed,
+        num_return_sequences=copies,
+        do_sample=True,
+        **NEW,
+    )
+    for at, sequence in enumerate(found.sequences):
+        assert sequence is None or sequence[-6:].tolist() == [30 + at] * 6
+    assert sum(s is not None for s in found.sequences) == copies * (1 if batch_size is None else 4)
+
+
 @pytest.mark.parametrize(("threshold", "runs"), [(0.0, 0), (1.0, 1)])
 def test_a_prompt_that_leaves_early_never_reaches_the_later_layers(
     model: PreTrainedModel, threshold: float, runs: int
@@ -200,6 +245,26 @@ def test_a_stream_streams_and_ends(nano: Complexity, leave_above: float | None) 
     text = "".join(streamer)
     thread.join()
     assert text == ("4" if leave_above is None else "")
+
+
+@pytest.mark.parametrize("leaving", [(), (0,), (0, 1)])
+def test_a_stream_is_told_once_of_those_who_stay(
+    scorer: Complexity, leaving: tuple[int, ...]
+) -> None:
+    told: list[list[int]] = []
+
+    class Streamer:
+        def put(self, value: Tensor) -> None:
+            told.append(list(value.shape))
+
+        def end(self) -> None:
+            told.append([])
+
+    rule = {"leave_above": lambda scores: [i in leaving for i in range(2)]} if leaving else {}
+    prompts = [PROMPTS[0], PROMPTS[3]]
+    scorer.generate(prompts, **rule, streamer=Streamer(), **NEW, do_sample=False)
+    stay = 2 - len(leaving)
+    assert told == ([[stay, 4], *([[stay]] * 6), []] if stay else [[]])
 
 
 def test_threads_do_not_hear_each_other() -> None:

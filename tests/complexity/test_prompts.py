@@ -78,8 +78,11 @@ def test_a_prompt_that_does_not_fit_is_named() -> None:
     assert len(scorer.score([fits])) == 1
     with pytest.raises(InvalidInput, match=r"prompt 1 is 63 tokens long; the model takes 62"):
         scorer.score([fits, longer])
-    kept = scorer.score([longer], truncation="left").logits
-    assert np.array_equal(kept, scorer.score([fits]).logits)
+    kept = scorer.score([longer], truncation="left")
+    assert np.array_equal(kept.logits, scorer.score([fits]).logits)
+    assert (kept.truncated, scorer.score([fits]).truncated) == (1, 0)
+    both = scorer.generate([longer, fits], truncation="left", max_new_tokens=1)
+    assert both.scores.truncated == 1
     kept = scorer.score([longer], truncation="right").logits
     assert np.array_equal(kept, scorer.score([longer[:-1]]).logits)
     with pytest.raises(InvalidInput, match="truncation = 'middle'"):
@@ -99,6 +102,39 @@ def test_a_prompt_that_does_not_fit_is_named() -> None:
 def test_what_is_no_prompt_is_named(model: PreTrainedModel, prompts: Any, said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         made(model).score(prompts)
+
+
+# --- tensors --------------------------------------------------------------------------------------
+
+ROWS = [[5, 6, 7], [9, 10, 11, 12, 13]]
+LEFT = torch.tensor([[0, 0, 5, 6, 7], [9, 10, 11, 12, 13]])
+RIGHT = torch.tensor([[5, 6, 7, 0, 0], [9, 10, 11, 12, 13]])
+
+
+@pytest.mark.parametrize("ids", [LEFT, RIGHT])
+def test_a_tensors_padding_is_no_part_of_its_prompts(ids: torch.Tensor) -> None:
+    """0 pads, whoever says so: a mask, or the model's configuration."""
+    scorer = made(tiny_llama())
+    lists = scorer.score(ROWS).score
+    masked = scorer.score(ids, attention_mask=ids != 0)
+    assert masked.score == pytest.approx(lists, abs=1e-6)
+    scorer.base.generation_config.pad_token_id = 0
+    assert scorer.score(ids).score == pytest.approx(lists, abs=1e-6)
+
+
+@pytest.mark.parametrize("ids", [LEFT, RIGHT, LEFT[:1], RIGHT[:1]])
+def test_padding_that_may_be_text_is_refused(ids: torch.Tensor) -> None:
+    scorer = made(tiny_llama(pad_token_id=0, eos_token_id=0))
+    with pytest.raises(InvalidInput, match="row 0 of the tensor .* with 2 of the token 0"):
+        scorer.score(ids)
+    whole = torch.tensor([[0, 5, 6], [0, 8, 9]])  # each begins with one, as some texts do
+    lists = scorer.score(whole.tolist()).score
+    assert scorer.score(whole).score == pytest.approx(lists, abs=1e-6)
+
+
+def test_a_mask_goes_with_a_tensor(model: PreTrainedModel) -> None:
+    with pytest.raises(InvalidInput, match="attention_mask goes with a tensor"):
+        made(model).score(ROWS, attention_mask=torch.ones(2, 5))
 
 
 # --- batches --------------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pliant import prefill
 from pliant.anatomy.depth import cache_name, run_first
 from pliant.anatomy.detour import FORWARD, detours
-from pliant.complexity.prompts import alike, ids_of
+from pliant.complexity import options as told
+from pliant.complexity.prompts import alike, ids_of, padding, unpadded
 from pliant.complexity.scores import Scores
 from pliant.errors import InvalidInput
 from pliant.prefill import Batch, Prefilled, bears_padding, keeps_cache
@@ -60,16 +60,17 @@ def generate(
 ) -> Generated:
     """Score and generate; see `Complexity.generate`."""
     _check_threshold(scorer, leave_above)
-    _check_options(options)
-    ids = _ids(scorer, prompts, settings, options)
-    copies = _copies(scorer, options)
+    told.check(options)
+    ids, options, truncated = _ids(scorer, prompts, settings, options)
+    lengths = [len(prompt) for prompt in ids]
+    copies = told.copies(scorer, options)
     logits = np.zeros((len(ids), len(scorer.config.outputs)))
     sequences: list[Tensor | None] = [None] * (len(ids) * copies)
     answers: list[Tensor | None] = [None] * (len(ids) * copies)
     left, again, outputs = np.zeros(len(ids), dtype=bool), False, []
     for rows in _batches(scorer, ids, settings["batch_size"]):
         batch = Batch.of([ids[row] for row in rows], pad=_pad(scorer), device=scorer._place)
-        run = _Generation(scorer, batch, leave_above, options)
+        run = _Generation(scorer, batch, rows, lengths, leave_above, options)
         logits[rows], left[rows] = run.logits, run.left
         again |= run.again
         if run.output is None:
@@ -83,7 +84,7 @@ def generate(
             answers[at] = answer = sequence[run.length :]
             sequences[at] = torch.cat([as_ids(ids[stayed[row]], sequence), answer])
     return Generated(
-        Scores(scorer.config.outputs, logits),
+        Scores(scorer.config.outputs, logits, truncated),
         tuple(sequences),
         _texts(scorer, answers),
         left,
@@ -99,38 +100,45 @@ class _Generation:
         self,
         scorer: Complexity,
         batch: Batch,
+        rows: Sequence[int],
+        lengths: Sequence[int],
         leave_above: Leaving | None,
         options: dict[str, Any],
     ) -> None:
         self.scorer = scorer
+        self.rows, self.lengths = rows, lengths
         self.leave_above = leave_above
         self.options = options
         self.logits = np.zeros((len(batch.ids_BT), len(scorer.config.outputs)))
         self.left = np.zeros(len(batch.ids_BT), dtype=bool)
         self.length = batch.ids_BT.shape[1]
+        self.held: told.Held | None = None
         self.output: Any = None
         # Some models keep their state where no step could leave it alone: they are scored before.
-        cached = keeps_cache(scorer.anatomy) and not _is_run_otherwise(scorer, options)
+        cached = keeps_cache(scorer.anatomy) and not told.is_run_otherwise(scorer, options)
         self.again = not cached
         try:
             if not cached:
                 self.decide(scorer._logits_at_once(batch))
-            self.output = self._generate(batch, scoring=cached)
+            self.output = self._generate(batch, rows, scoring=cached)
         except _Left:
             stay = np.flatnonzero(~self.left).tolist()
             if stay:
                 self.again = True
                 batch = batch.take(stay)
                 self.length = batch.ids_BT.shape[1]
-                self.output = self._generate(batch, scoring=False)
+                self.output = self._generate(batch, [rows[i] for i in stay], scoring=False)
             elif (streamer := options.get("streamer")) is not None:
                 streamer.end()  # whoever reads from it would wait for ever
 
-    def _generate(self, batch: Batch, scoring: bool) -> Any:
+    def _generate(self, batch: Batch, rows: Sequence[int], scoring: bool) -> Any:
         model: Any = self.scorer.anatomy.model
-        given = {"input_ids": batch.ids_BT, "attention_mask": batch.mask_BT, **self.options}
+        own = told.of_prompts(self.scorer, self.options, rows, self.lengths)
+        given = {"input_ids": batch.ids_BT, "attention_mask": batch.mask_BT, **own}
         if not scoring:
             return model.generate(**given)
+        if self.leave_above is not None and (streamer := own.get("streamer")) is not None:
+            given["streamer"] = self.held = told.Held(streamer)
         watch = _Watch(self, batch)
         with detours({(model, FORWARD): watch.forward}):
             output = model.generate(**given)
@@ -153,6 +161,8 @@ class _Generation:
                 )
             if leaving and self.left.any():
                 raise _Left
+        if self.held is not None:
+            self.held.release()
 
 
 class _Watch:
@@ -208,52 +218,26 @@ def _check_threshold(scorer: Complexity, leave_above: Leaving | None) -> None:
     _ = Scores(scorer.config.outputs, np.zeros((0, len(scorer.config.outputs)))).score
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    for name in ("input_ids", "inputs", "inputs_embeds"):
-        if name in options:
-            raise InvalidInput(f"{name}=: the prompts come first, as ids, texts or messages")
-
-
-def _is_run_otherwise(scorer: Complexity, options: dict[str, Any]) -> bool:
-    """Without a cache; or first by some of the layers, who draft for the whole model."""
-    no_cache = _setting(scorer, options, "use_cache") is False
-    return no_cache or _setting(scorer, options, "assistant_early_exit") is not None
-
-
-def _setting(scorer: Complexity, options: dict[str, Any], name: str) -> Any:
-    """As `generate` finds it: among the options, in a given configuration, in the model's own."""
-    configs = (options.get("generation_config"), scorer.anatomy.model.generation_config)
-    values = [options.get(name), *(getattr(config, name, None) for config in configs)]
-    return next((value for value in values if value is not None), None)
-
-
 def _ids(
     scorer: Complexity, prompts: Any, settings: dict[str, Any], options: dict[str, Any]
-) -> list[list[int]]:
+) -> tuple[list[list[int]], dict[str, Any], int]:
+    """The prompts' ids, the options beside them, and how many prompts were cut."""
+    options = dict(options)
     mask = options.pop("attention_mask", None)
     if isinstance(prompts, Tensor):
         settings["batch_size"] = settings["batch_size"] or len(prompts)  # a batch is a batch
-        mask = _mask(scorer, prompts, options) if mask is None else mask
-        batch = prefill.align(prompts, mask)
-        rows = zip(batch.ids_BT.tolist(), batch.lengths, strict=True)
-        found = [row[len(row) - length :] for row, length in rows]
+        mask = padding(prompts, *scorer._padding(options)) if mask is None else mask
+        options = told.aligned(options, prompts, mask)
+        found = unpadded(prompts, mask)
     elif mask is not None:
         raise InvalidInput("attention_mask goes with a tensor of ids; lists need none")
     else:
         found = ids_of(prompts, scorer.tokenizer, settings["chat"])
-    found = scorer._fit(found, settings["truncation"])
-    for i, prompt in enumerate(found):
+    fit, truncated = scorer._fit(found, settings["truncation"])
+    for i, prompt in enumerate(fit):
         if not prompt:
             raise InvalidInput(f"prompt {i} has no token, and the model none to begin with (BOS)")
-    return found
-
-
-def _mask(scorer: Complexity, ids: Tensor, options: dict[str, Any]) -> Tensor | None:
-    """As `generate` takes ids without a mask: the token that pads is padding, unless it ends."""
-    pad = _setting(scorer, options, "pad_token_id")
-    end = _setting(scorer, options, "eos_token_id")
-    ends = end if isinstance(end, (list, tuple)) else [end]
-    return None if pad is None or pad in ends else ids != pad
+    return fit, options, truncated
 
 
 def _batches(
@@ -268,10 +252,6 @@ def _batches(
         same = [row for row, own in enumerate(lengths) if own == length]
         found += [[same[i] for i in some] for some in alike([length] * len(same), batch_size)]
     return found
-
-
-def _copies(scorer: Complexity, options: dict[str, Any]) -> int:
-    return int(_setting(scorer, options, "num_return_sequences") or 1)
 
 
 def _pad(scorer: Complexity) -> int:

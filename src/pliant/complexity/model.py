@@ -28,7 +28,16 @@ from pliant.adapters import Adapter, After, Wire
 from pliant.adapters.wires import is_off
 from pliant.anatomy import Anatomy
 from pliant.complexity.config import CPXConfig
-from pliant.complexity.prompts import Truncation, alike, checked, ids_of
+from pliant.complexity.options import setting
+from pliant.complexity.prompts import (
+    Truncation,
+    alike,
+    check_padding,
+    checked,
+    ids_of,
+    padding,
+    unpadded,
+)
 from pliant.complexity.rows.asking import Question, asked, asking
 from pliant.complexity.rows.lora import Lora, targets
 from pliant.complexity.rows.reading import read
@@ -163,25 +172,35 @@ class Complexity(Adapter):
     @torch.inference_mode()
     def score(
         self,
-        prompts: Sequence[Any],
+        prompts: Sequence[Any] | Tensor,
         *,
+        attention_mask: Tensor | None = None,
         batch_size: int | None = None,
         chat: bool = False,
         truncation: Truncation | None = None,
     ) -> Scores:
-        """Score texts, lists of messages or lists of ids, in their order.
+        """Score texts, lists of messages or lists of ids, in their order; or a tensor of ids, whose
+        padding is what `attention_mask` says or, without one, what `model.generate` takes for it
+        (that the token may also end texts, and so be none, is an error).
 
         A text is tokenized as it is; with `chat` it is what a user said, as messages are. A prompt
         longer than the model's context is an error, unless `truncation` ("left" or "right") says
         which end to take off. Without a `batch_size` prompts of like length share a batch.
         """
         self._check_asked()
-        ids = self._fit(ids_of(prompts, self.tokenizer, chat), truncation)
+        if isinstance(prompts, Tensor):
+            if attention_mask is None:
+                check_padding(prompts, *self._padding())
+                attention_mask = padding(prompts, *self._padding())
+            prompts = unpadded(prompts, attention_mask)
+        elif attention_mask is not None:
+            raise InvalidInput("attention_mask goes with a tensor of ids; lists need none")
+        ids, truncated = self._fit(ids_of(prompts, self.tokenizer, chat), truncation)
         logits = np.zeros((len(ids), len(self.config.outputs)))
         for rows in alike([len(prompt) for prompt in ids], batch_size):
             batch = Batch.of([ids[row] for row in rows], device=self._place)
             logits[rows] = self._logits_at_once(batch).double().cpu().numpy()
-        return Scores(self.config.outputs, logits)
+        return Scores(self.config.outputs, logits, truncated)
 
     def generate(
         self,
@@ -251,14 +270,27 @@ class Complexity(Adapter):
         place = self._place if device is None else device
         return torch.full((batch, self.config.rows), PLACEHOLDER, device=place)
 
-    def _fit(self, prompts: list[list[int]], truncation: Truncation | None) -> list[list[int]]:
-        """The prompts as the model can take them. One of no token at all begins as any text does,
-        where the model knows how."""
+    def _padding(
+        self, options: dict[str, Any] | None = None
+    ) -> tuple[int | None, Sequence[int | None]]:
+        """The token that pads, and those that end a text: as `generate` finds them, which is told
+        `options`; without any, the tokenizer may say as well."""
+        pad, end = (setting(self, options or {}, f"{name}_token_id") for name in ("pad", "eos"))
+        if pad is None and options is None:
+            pad = getattr(self.tokenizer, "pad_token_id", None)
+        return pad, end if isinstance(end, (list, tuple)) else [end]
+
+    def _fit(
+        self, prompts: list[list[int]], truncation: Truncation | None
+    ) -> tuple[list[list[int]], int]:
+        """The prompts as the model can take them, and how many were cut. One of no token at all
+        begins as any text does, where the model knows how."""
         known = getattr(self.anatomy.embeddings, "num_embeddings", None)
         bos = getattr(self.anatomy.config, "bos_token_id", None)
         begun = [bos] if isinstance(bos, int) and bos >= 0 else []
         fit = checked(prompts, self._room, truncation, known)
-        return [prompt or begun for prompt in fit]
+        cut = sum(len(one) < len(other) for one, other in zip(fit, prompts, strict=True))
+        return [prompt or begun for prompt in fit], cut
 
     @property
     def _room(self) -> int | None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pliant.complexity.facade.tokenizer import plain_ids
 from pliant.errors import InvalidInput
+from pliant.prefill import align
 
 Truncation = Literal["left", "right"]
 
@@ -25,6 +26,33 @@ def ids_of(
     if isinstance(prompts, (str, Mapping)):
         raise InvalidInput("prompts is one prompt; give a list: [prompt]")
     return [_ids(i, prompt, tokenizer, chat) for i, prompt in enumerate(prompts)]
+
+
+def unpadded(ids_BT: Tensor, mask_BT: Tensor | None) -> list[list[int]]:
+    """The rows of a tensor as lists, without what is masked."""
+    batch = align(ids_BT, mask_BT)
+    rows = zip(batch.ids_BT.tolist(), batch.lengths, strict=True)
+    return [row[len(row) - length :] for row, length in rows]
+
+
+def padding(ids_BT: Tensor, pad: int | None, ends: Sequence[int | None]) -> Tensor | None:
+    """The mask that `generate` takes ids to have that come without: the token that pads is padding,
+    unless it also ends texts."""
+    return None if pad is None or pad in ends else ids_BT != pad
+
+
+def check_padding(ids_BT: Tensor, pad: int | None, ends: Sequence[int | None]) -> None:
+    """That a token which pads and also ends texts does not look as if it did pad here."""
+    if pad not in ends or pad is None or ids_BT.dim() != 2 or not ids_BT.numel():
+        return
+    for side, of_row in (("begins", ids_BT), ("ends", ids_BT.flip(1))):
+        run_B = (of_row == pad).long().cumprod(dim=1).sum(dim=1)
+        if int(run_B.min()) != int(run_B.max()) or int(run_B.min()) > 1:
+            row = int(run_B.argmax())
+            raise InvalidInput(
+                f"row {row} of the tensor {side} with {int(run_B[row])} of the token {pad}, which "
+                "pads and also ends texts: pass attention_mask=, or lists of ids without padding"
+            )
 
 
 def checked(

@@ -17,6 +17,8 @@ class Scores:
     outputs: tuple[str, ...]
     logits: np.ndarray
     """(n, outputs)"""
+    truncated: int = 0
+    """How many of the prompts were too long, and were scored without one of their ends."""
 
     @property
     def values(self) -> np.ndarray:

@@ -52,7 +52,7 @@ class _Behind(torch.autograd.Function):
         return whole[0][:, :, :stop]
 
     @staticmethod
-    def backward(ctx: Any, grad_BHTK: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_BHTK: Tensor) -> tuple[Tensor, None, None]:
         return grad_BHTK[:, :, ctx.kept :], None, None
 
 
