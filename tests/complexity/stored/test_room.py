@@ -13,7 +13,7 @@ from pliant.anatomy.tiny import tiny_model
 from pliant.complexity import Complexity, CPXConfig, attach
 from pliant.complexity.learning.learner import Learner
 from pliant.complexity.stored.prefixes import Stored, in_memory
-from pliant.complexity.stored.room import Roomy
+from pliant.complexity.stored.room import Joined, Roomy
 
 LENGTHS = (7, 3, 11)
 
@@ -43,6 +43,56 @@ def test_with_room_every_number_is_the_same(kind: str, rows: list[int]) -> None:
     roomy = logits_and_gradients(scorer, stored.with_room(2).pick(rows).ready(scorer))
     for ours, theirs in zip(roomy, plain, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def nodes(of: Any) -> set[str]:
+    """The names of all that a gradient goes through."""
+    found, ahead = set(), [of.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            ahead += [other for other, _ in node.next_functions]
+    return {node.name() for node in found}
+
+
+@pytest.mark.parametrize("rows", [[0], [2, 0, 1]])
+@pytest.mark.parametrize("heads", [4, 2])
+def test_no_gradient_goes_to_the_prompt(heads: int, rows: list[int]) -> None:
+    """(With fewer heads for keys, and a mask, transformers repeats the keys first.)"""
+    scorer = scorer_on(tiny_llama(num_attention_heads=4, num_key_value_heads=heads))
+    stored = stored_by(scorer)
+    roomy = scorer.logits_of(stored.with_room(2).pick(rows).ready(scorer))
+    assert ("_AttendedBackward" in nodes(roomy)) == (heads == 4)
+    plain = logits_and_gradients(scorer, stored.pick(rows).ready(scorer))
+    again = logits_and_gradients(scorer, stored.with_room(2).pick(rows).ready(scorer))
+    for one, other in zip(again, plain, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("mask", ["none", "chosen", "added", "each head's"])
+def test_the_gradient_of_attention_is_torchs(mask: str, groups: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = [torch.randn(3, 2, 9, 4, generator=generator) for _ in range(2)]
+    new = [torch.randn(3, 2, 2, 4, generator=generator).requires_grad_() for _ in range(2)]
+    query = torch.randn(3, 2 * groups, 2, 4, generator=generator).requires_grad_()
+    shape = (3, 2 * groups if mask == "each head's" else 1, 2, 9)
+    seen = torch.rand(shape, generator=generator) > 0.3
+    seen[..., 0] = True
+    added = torch.randn(shape, generator=generator)
+    given = {"none": None, "chosen": seen}.get(mask, added)
+    how: Any = {"attn_mask": given, "scale": 0.7, "enable_gqa": groups > 1}
+
+    def gradients(joined: list[Tensor]) -> list[Tensor]:
+        out = torch.nn.functional.scaled_dot_product_attention(query, *joined, **how)
+        assert ("_AttendedBackward" in nodes(out)) == isinstance(joined[0], Joined)
+        return list(torch.autograd.grad(out.square().sum(), [query, *new]))
+
+    plain = [torch.cat([t[:, :, :7], n], dim=2) for t, n in zip(whole, new, strict=True)]
+    roomy = [torch.cat([Roomy.of(t, 7), n], dim=2) for t, n in zip(whole, new, strict=True)]
+    for ours, theirs in zip(gradients(roomy), gradients(plain), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_the_room_is_used_and_nothing_is_copied() -> None:

@@ -1,11 +1,12 @@
-"""Keys and values with room behind them: the rows' own are written there, and nothing is copied.
+"""Keys and values with room behind them: a step writes the rows' own there, and copies nothing.
 
-A layer of a cache grows by `torch.cat([kept, new])`, which copies all that was kept: a quarter of a
-training step at 1,024 tokens. What is kept here answers that one call by writing the new
-ones behind itself, once; asked again it is copied as any tensor is. To everything else, and to
-autograd, it is what it seems.
+A layer of a cache grows by `torch.cat([kept, new])`, which copies all that was kept. What is kept
+here answers that one call by writing the new ones behind itself, once; asked again it is copied as
+any tensor is. And attention to it on a CPU has no gradient to the prompt, which nothing reads and
+which torch would fill with zeros first. To all else, and to autograd, both are what they seem.
+(Both together: benchmarks/cpx_training, half of a step at 1,024 tokens.)
 
-Shapes: B prompts, H heads, T positions, r rows, K features of a head.
+Shapes: B prompts, H heads, G of them to a key's, T positions, r rows, K features of a head.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Roomy(Tensor):
@@ -37,9 +39,46 @@ class Roomy(Tensor):
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
-            if func is torch.cat and (written := _written(*args, **(kwargs or {}))) is not None:
-                return written
+            if func is torch.cat and (joined := _joined(*args, **(kwargs or {}))) is not None:
+                return joined
             return func(*args, **(kwargs or {}))
+
+
+class Joined(Tensor):
+    """What was kept, and behind it what is new and alone has a gradient."""
+
+    new_BHrK: Tensor
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is F.scaled_dot_product_attention and len(args) == 3:
+                attended = _attended(*args, **(kwargs or {}))
+                if attended is not None:
+                    return attended
+            return func(*args, **(kwargs or {}))
+
+
+def _joined(tensors: Any, dim: int = 0, **options: Any) -> Tensor | None:
+    """What `torch.cat` would give; None where the room is no answer to what it was asked."""
+    if options or len(tensors) != 2 or dim not in (-2, 2) or not isinstance(tensors[0], Roomy):
+        return None
+    kept, new_BHrK = tensors
+    try:
+        whole = kept.whole.pop()  # of two threads, one gets it
+    except IndexError:
+        return None
+    free = whole[:, :, kept.shape[2] :][:, :, : new_BHrK.shape[2]]
+    alike = (whole.dtype, whole.device) == (new_BHrK.dtype, new_BHrK.device)
+    if free.shape != new_BHrK.shape or not alike:
+        kept.whole.append(whole)
+        return None
+    joined: Tensor = _Behind.apply(new_BHrK, [whole], kept.shape[2])
+    joined = joined.as_subclass(Joined)
+    joined.new_BHrK = new_BHrK
+    return joined
 
 
 class _Behind(torch.autograd.Function):
@@ -56,18 +95,82 @@ class _Behind(torch.autograd.Function):
         return grad_BHTK[:, :, ctx.kept :], None, None
 
 
-def _written(tensors: Any, dim: int = 0, **options: Any) -> Tensor | None:
-    """What `torch.cat` would give; None where the room is no answer to what it was asked."""
-    if options or len(tensors) != 2 or dim not in (-2, 2) or not isinstance(tensors[0], Roomy):
+def _attended(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **how: Any
+) -> Tensor | None:
+    """The attention as torch computes it, with a gradient to what is new alone; None where its own
+    serves as well (without gradients, or on a device that fills memory fast) or does more."""
+    if not isinstance(key, Joined) or not isinstance(value, Joined):
         return None
-    kept, new = tensors
-    try:
-        whole = kept.whole.pop()  # of two threads, one gets it
-    except IndexError:
+    plain = not how.get("is_causal") and not how.get("dropout_p")
+    learns = torch.is_grad_enabled() and query.requires_grad
+    if not (plain and learns and query.device.type == "cpu"):
         return None
-    fits = whole[:, :, kept.shape[2] :][:, :, : new.shape[2]].shape == new.shape
-    if not fits or (whole.dtype, whole.device) != (new.dtype, new.device):
-        kept.whole.append(whole)
-        return None
-    found: Tensor = _Behind.apply(new, [whole], kept.shape[2])
+    whole = (key.detach().as_subclass(Tensor), value.detach().as_subclass(Tensor))
+    found: Tensor = _Attended.apply(query, key.new_BHrK, value.new_BHrK, whole, attn_mask, how)
     return found
+
+
+class _Attended(torch.autograd.Function):
+    """Attention to keys and values of which the last few are new."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, new_k: Tensor, new_v: Tensor, whole: Any, mask: Any, how: Any
+    ) -> Tensor:
+        k, v = whole
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **how)
+        ctx.save_for_backward(q, k, v, mask, out)
+        ctx.new, ctx.scale = new_k.shape[2], how.get("scale") or q.shape[-1] ** -0.5
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """Prompt by prompt, for their heads lie so that a product over all would copy them."""
+        q, k, v, mask, out = ctx.saved_tensors
+        found = [
+            _gradients(q[b], k[b], v[b], _of(mask, b), out[b], grad[b], ctx.scale, ctx.new)
+            for b in range(len(q))
+        ]
+        return (*(torch.stack(some) for some in zip(*found, strict=True)), None, None, None)
+
+
+def _gradients(
+    q: Tensor,
+    k_HTK: Tensor,
+    v_HTK: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    grad: Tensor,
+    scale: float,
+    new: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one prompt: to its queries, and to the new keys and values. Queries whose heads share a
+    key's stand in one row after the other."""
+    heads, groups = k_HTK.shape[0], q.shape[0] // k_HTK.shape[0]
+    q_HrK, out_HrK, grad_HrK = (
+        t.unflatten(0, (heads, groups)).flatten(1, 2) for t in (q, out, grad)
+    )
+    scores = torch.bmm(q_HrK, k_HTK.transpose(1, 2)).float() * scale
+    if mask is not None:
+        scores = _masked(scores.view(heads * groups, -1, k_HTK.shape[1]), mask).view_as(scores)
+    share_HrT = scores.softmax(dim=-1)
+    pull = torch.bmm(grad_HrK, v_HTK.transpose(1, 2)).float()
+    pull = share_HrT * (pull - (grad_HrK * out_HrK).float().sum(dim=-1, keepdim=True)) * scale
+    share_HrT, pull = share_HrT.to(q.dtype), pull.to(q.dtype)
+    to_q = torch.bmm(pull, k_HTK).view_as(q)
+    to_k = torch.bmm(pull[:, :, -new:].transpose(1, 2), q_HrK)
+    return to_q, to_k, torch.bmm(share_HrT[:, :, -new:].transpose(1, 2), grad_HrK)
+
+
+def _of(mask: Tensor | None, prompt: int) -> Tensor | None:
+    """One prompt's; a mask may be every prompt's."""
+    if mask is None or mask.dim() < 4:
+        return mask
+    return mask[prompt if mask.shape[0] > 1 else 0]
+
+
+def _masked(scores_HrT: Tensor, mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return scores_HrT.masked_fill(~mask, float("-inf"))
+    return scores_HrT + mask
