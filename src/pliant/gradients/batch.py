@@ -35,6 +35,8 @@ class Lesson:
     items: Any
     """The labelled tokens of all batches of a step, where the trainer counted them."""
     tuples: bool
+    shifted: bool
+    """Whether the labels came as `shift_labels`, already aligned."""
 
     @property
     def count(self) -> Tensor | float:
@@ -56,6 +58,10 @@ def named(
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
+def is_labelled(inputs: dict[str, Any]) -> bool:
+    return inputs.get("labels") is not None or inputs.get("shift_labels") is not None
+
+
 def lesson_of(inputs: dict[str, Any]) -> Lesson:
     """Take a call apart."""
     inputs = dict(inputs)
@@ -75,6 +81,7 @@ def lesson_of(inputs: dict[str, Any]) -> Lesson:
         example_id,
         items,
         tuples,
+        shifted is not None,
     )
 
 
