@@ -35,12 +35,12 @@ Rows = NDArray[np.int64]
 SETS = ("mmlu", "gsm8k")
 # GSM8K has one group, so what knows the group knows nothing there.
 KINDS = {
-    "mmlu": ("random", "length", "tfidf", "knn", "group", "text", "text+group"),
-    "gsm8k": ("random", "length", "tfidf", "knn", "text"),
+    "mmlu": ("random", "length", "tfidf", "knn", "group", "pair", "text", "text+group"),
+    "gsm8k": ("random", "length", "tfidf", "knn", "pair", "text"),
 }
 # Where both halves take their turn at being the test, in more splits: 660 prompts are few.
 TWICE, MORE = ("gsm8k",), 4
-TRANSFERRED = ("length", "tfidf", "text")
+TRANSFERRED = ("length", "tfidf", "pair", "text")
 # RouteLLM's best router, as published: trained on other labels, so it is no like comparison.
 PUBLISHED = {"mmlu": 0.603, "gsm8k": 0.622}
 

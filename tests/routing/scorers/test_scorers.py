@@ -16,7 +16,7 @@ from pliant.routing.scorers import KINDS, Scorer, load, make
 from pliant.routing.scorers.controls import Oracle
 from pliant.routing.scorers.cpx import Capacity
 
-TEXTS = ("tfidf", "tfidf-ridge", "tfidf-logistic", "knn", "text", "text+group")
+TEXTS = ("tfidf", "tfidf-ridge", "tfidf-logistic", "knn", "pair", "text", "text+group")
 READ_A_MODEL = ("probe", "cpx", "cpx+text")
 LEARN = (*TEXTS, *READ_A_MODEL, "group")
 SAVED = tuple(kind for kind in KINDS if kind != "oracle")

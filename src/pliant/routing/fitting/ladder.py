@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 Progress = Callable[[Sequence[str], str], Iterable[str]]
 
 CONTROLS = ("random", "length", "group")
-LADDER = (*CONTROLS, "tfidf", "tfidf-ridge", "knn", "text", "probe", "cpx", "cpx+text")
+LADDER = (*CONTROLS, "tfidf", "tfidf-ridge", "knn", "pair", "text", "probe", "cpx", "cpx+text")
 READS_A_MODEL = ("probe", "cpx", "cpx+text")
 MARGIN = 0.02
 """How much APGR a cheap scorer may lose for sure and still tie."""
@@ -133,7 +133,8 @@ def value_of(gain: Floats, outcomes: Outcomes, **how: Any) -> Band:
     if len(outcomes.models) == 2:
         return band("apgr", gain[:, -1], outcomes, **how)
     measure = _area(gain, outcomes)
-    return bootstrap_counts(measure, len(outcomes), **{"resamples": 200, **how})
+    how = {"resamples": 200, "clusters": outcomes.questions, **how}
+    return bootstrap_counts(measure, len(outcomes), **how)
 
 
 def gap(a: Floats, b: Floats, outcomes: Outcomes, **how: Any) -> Band:
@@ -141,9 +142,8 @@ def gap(a: Floats, b: Floats, outcomes: Outcomes, **how: Any) -> Band:
     if len(outcomes.models) == 2:
         return difference("apgr", a[:, -1], b[:, -1], outcomes, **how)
     one, other = _area(a, outcomes), _area(b, outcomes)
-    return bootstrap_counts(
-        lambda counts: one(counts) - other(counts), len(outcomes), **{"resamples": 200, **how}
-    )
+    how = {"resamples": 200, "clusters": outcomes.questions, **how}
+    return bootstrap_counts(lambda counts: one(counts) - other(counts), len(outcomes), **how)
 
 
 def _area(gain: Floats, outcomes: Outcomes) -> Callable[[Floats], Floats]:

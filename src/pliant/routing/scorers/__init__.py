@@ -25,6 +25,7 @@ _HOME_OF = {
     "tfidf-ridge": ("tfidf", "TfidfRidge"),
     "tfidf-logistic": ("tfidf", "TfidfLogistic"),
     "knn": ("knn", "Neighbours"),
+    "pair": ("pair", "Pair"),
     "text": ("text", "Text"),
     "text+group": ("text", "TextAndGroup"),
     "probe": ("probe", "Probe"),
