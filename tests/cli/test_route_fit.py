@@ -68,6 +68,22 @@ def test_score_and_ask_say_the_same_of_a_prompt(done, folder):
     assert one["gain"] == pytest.approx(other["gain"])
 
 
+def test_questions_in_several_wordings_are_told_by_a_column(folder):
+    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["of"] = i // 2
+    (folder / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = pliant(
+        "fit", "--labels", "twice.jsonl", "--out", "twice", "--scorer", "length",
+        "--question-column", "of", "--backend", "model-0=nano-s", "--backend", "model-1=nano-l",
+        "--json", cwd=folder,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    said = json.loads(found.stdout)
+    assert "other questions" in said["choice"]
+    assert said["evaluation"]["paraphrases"]["questions"] == said["splits"]["test"] // 2
+
+
 def test_models_with_nothing_between_them_are_said(folder):
     labels = replace(outcomes(300, 1), right=np.ones((300, 2)))
     labels.write(folder / "equal.jsonl")

@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from pliant.routing.fitting.evaluate import evaluate
 from pliant.routing.fitting.fit import fit
 from pliant.routing.router import Router
 from pliant.routing.router_file import made
+from pliant.routing.scorers.familiar import Watched
 
 GOAL = "40 % of calls"
 
@@ -123,6 +125,31 @@ def test_its_figures_are_those_of_evaluate_and_its_groups_add_up(
     assert measured["perfect"]["quality"][50] >= measured["curve"]["quality"][50]
 
 
+def test_each_prompt_is_scored_once(
+    router: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    predict = Watched.predict
+
+    def counted(self: Watched, prompts: Any, groups: Any = None) -> Any:
+        asked.append(len(prompts))
+        return predict(self, prompts, groups)
+
+    monkeypatch.setattr(Watched, "predict", counted)
+    assert report(router, tmp_path / "x.html", "--labels", str(fitted / "test.jsonl")) == 0
+    assert asked == [300]
+
+
+def test_what_scoring_costs_is_counted_once(router: Path, fitted: Path) -> None:
+    file = router_file.read(router)
+    dear = file.model_copy(update={"scorer": file.scorer.model_copy(update={"cost": 0.5})})
+    dear.write(router)
+    measured = measure(router, Outcomes.read(fitted / "test.jsonl"), "test.jsonl")
+    found = Gathered(router, dear, measured, (), None)
+    routed = measured.content["routed"]["cost"]["value"]  # scoring is in it
+    assert found.paid_back == pytest.approx(1200 / (5 - routed))
+
+
 def test_without_labels_it_shows_what_the_fit_measured(router: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     assert report(router, out) == 0
@@ -177,7 +204,7 @@ def test_with_three_models_the_line_uses_all_of_them(tmp_path: Path) -> None:
     folder = tmp_path / "router"
     fit(world(400, 5, models=3), folder, scorers=["length"], goal="at most 3 calls per prompt")
     labels = world(300, 6, models=3)
-    found = measure(folder, labels, "labels", None)
+    found = measure(folder, labels, "labels")
     assert found.worth is not None and found.perfect is not None
     assert found.worth["cost"] == sorted(found.worth["cost"])
     assert max(found.perfect["quality"]) == pytest.approx(labels.right.max(axis=1).mean())
@@ -241,7 +268,7 @@ def test_a_damaged_record_of_the_fit_is_named(
 
 def test_every_table_that_is_printed_fits_eighty_columns(router: Path, fitted: Path) -> None:
     file = router_file.read(router)
-    measured = measure(router, Outcomes.read(fitted / "test.jsonl"), "test.jsonl", None)
+    measured = measure(router, Outcomes.read(fitted / "test.jsonl"), "test.jsonl")
     found = Gathered(router, file, measured, kept(router, file)[1], None)
     out = io.StringIO()
     console = Console(file=out, width=80, force_terminal=True, color_system=None)
@@ -267,7 +294,7 @@ def test_what_is_not_defined_is_a_dash(router: Path, fitted: Path) -> None:
         labels.prompts, labels.models, labels.right[:, [0, 0]], labels.cost, unit="calls"
     )
     file = router_file.read(router)
-    measured = measure(router, alike, "labels", None)
+    measured = measure(router, alike, "labels")
     found = Gathered(router, file, measured, (), None)
     (apgr, *_) = report_tables.metrics(found, measured).rows
     assert apgr[:3] == ["APGR", "-", ""]

@@ -36,12 +36,14 @@ class Outcomes:
     """The subject, family or source of each prompt."""
     wordings: tuple[str, ...] | None = None
     """Which of several ways of saying it each prompt is."""
+    questions: tuple[str, ...] | None = None
+    """What each prompt asks, where several word the same question: those are never parted."""
     unit: str = "calls"
 
     def __post_init__(self) -> None:
         for name in ("right", "cost"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
-        for name in ("prompts", "models", "groups", "wordings"):
+        for name in ("prompts", "models", "groups", "wordings", "questions"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
         self._refuse_wrong_sizes()
@@ -79,6 +81,7 @@ class Outcomes:
         prompt: str = "prompt",
         group: str = "group",
         wording: str = "wording",
+        question: str = "question",
         right: str = "right",
         cost: str | Mapping[str, float] = "cost",
         unit: str | None = None,
@@ -111,6 +114,7 @@ class Outcomes:
             costs,
             _texts(path, rows, group),
             _texts(path, rows, wording),
+            _texts(path, rows, question),
             unit or found,
         )
         return result if models else result._cheapest_first()
@@ -133,6 +137,7 @@ class Outcomes:
             cost=self.cost[index],
             groups=None if self.groups is None else of(self.groups),
             wordings=None if self.wordings is None else of(self.wordings),
+            questions=None if self.questions is None else of(self.questions),
         )
 
     def of_models(self, models: Sequence[str]) -> Outcomes:
@@ -146,12 +151,12 @@ class Outcomes:
     ) -> tuple[Outcomes, ...]:
         """Parts of these shares, dealt at random; what is kept together is never parted.
 
-        Prompts of the same text (but for case and white space) are kept together; with
-        `by="group"` or `by="wording"`, all of a group or of a wording.
+        Prompts of the same text (but for case and white space) or of the same question are kept
+        together; with `by="group"` or `by="wording"`, all of a group or of a wording.
         """
         keys: Sequence[str] | None
         if by is None:
-            keys = [normalised(text) for text in self.prompts]
+            keys = self.kept_together()
         elif by in ("group", "wording"):
             keys = self.groups if by == "group" else self.wordings
             if keys is None:
@@ -165,12 +170,35 @@ class Outcomes:
             )
         return tuple(self.take(part) for part in parts)
 
+    def kept_together(self) -> list[str]:
+        """(n,) a key of each prompt: equal where two have one text or ask one question.
+
+        Also where that is so in several steps: a text that two questions share joins them.
+        """
+        texts = [normalised(text) for text in self.prompts]
+        if self.questions is None:
+            return texts
+        first: dict[str, int] = {}  # of each text and question, the row that it was seen in first
+        leader = list(range(len(texts)))
+
+        def root(i: int) -> int:
+            while leader[i] != i:
+                leader[i] = i = leader[leader[i]]
+            return i
+
+        for i, (text, question) in enumerate(zip(texts, self.questions, strict=True)):
+            for key in (f"text {text}", f"question {question}"):
+                leader[root(i)] = root(first.setdefault(key, i))
+        return [str(root(i)) for i in range(len(texts))]
+
     def _row(self, i: int) -> Row:
         row: Row = {"prompt": self.prompts[i]}
         if self.groups is not None:
             row["group"] = self.groups[i]
         if self.wordings is not None:
             row["wording"] = self.wordings[i]
+        if self.questions is not None:
+            row["question"] = self.questions[i]
         row["right"] = dict(zip(self.models, self.right[i].tolist(), strict=True))
         row["cost"] = dict(zip(self.models, self.cost[i].tolist(), strict=True))
         return {**row, "unit": self.unit}
@@ -190,7 +218,7 @@ class Outcomes:
                 raise InvalidInput(
                     f"{name} is {getattr(self, name).shape}, for {n} prompts and {m} models"
                 )
-        for name in ("groups", "wordings"):
+        for name in ("groups", "wordings", "questions"):
             if getattr(self, name) is not None and len(getattr(self, name)) != n:
                 raise InvalidInput(f"{len(getattr(self, name))} {name} for {n} prompts")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,12 +107,15 @@ def test_what_is_far_goes_to_the_default():
 def test_paraphrases_that_go_apart_are_counted(test):
     some = test.take(range(4))
     gain = np.array([[0, 0.3], [0, 0.1], [0, 0.5], [0, 0.6]])
-    asked = ["a", "a", "b", "b"]
-    found = measured(FILE, Predictions(None, gain), some, {}, questions=asked).paraphrases
+
+    def said(questions):
+        asked = replace(some, questions=tuple(questions))
+        return measured(FILE, Predictions(None, gain), asked, {}).paraphrases
+
+    found = said("aabb")
     assert (found.questions, found.same_model) == (2, 0.5)
     assert found.spread == pytest.approx(0.15)
-    alone = measured(FILE, Predictions(None, gain), some, {}, questions=list("abcd"))
-    assert alone.paraphrases is None
+    assert said("abcd") is None
 
 
 def test_wordings_of_a_question_are_drawn_together(test):
@@ -120,10 +124,10 @@ def test_wordings_of_a_question_are_drawn_together(test):
     twice = test.take([*range(200), *range(200)])
     gain = np.stack([np.zeros(200), some.gain + np.random.default_rng(0).normal(0, 1, 200)], axis=1)
     said, doubled = Predictions(None, gain), Predictions(None, np.tile(gain, (2, 1)))
-    asked = [str(i) for i in range(200)] * 2
+    twice = replace(twice, questions=tuple(str(i) for i in range(200)) * 2)
     rest = {"length": Predictions(None, np.zeros((400, 2)))}
     once = measured(FILE, said, some, {})
-    together = measured(FILE, doubled, twice, rest, questions=asked)
+    together = measured(FILE, doubled, twice, rest)
 
     def width(band):
         return band.high - band.low

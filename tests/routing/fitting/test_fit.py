@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import combinations
 
@@ -19,8 +23,11 @@ from pliant.routing.fitting.evaluate import evaluate
 from pliant.routing.fitting.fit import fit, of_goal
 from pliant.routing.fitting.ladder import Rung, keep, ties
 from pliant.routing.fitting.parts import parts
+from pliant.routing.goals.thresholds import threshold
 from pliant.routing.goals.words import Goal
+from pliant.routing.live.ledger import Ledger
 from pliant.routing.scorers import Predictions, make
+from pliant.routing.scorers.fitting import folds, joined
 from pliant.stats import Band
 
 CHEAP = ("random", "length", "text")
@@ -46,6 +53,49 @@ def test_capacity_is_chosen_on_another_wording_or_another_group():
     assert "another wording" in worded.how
     like = parts(outcomes(1000, 1))  # four groups are too few
     assert set(like.train.groups) == set(like.choice.groups) and "too few groups" in like.how
+
+
+def asked_twice(n: int, groups: tuple[str, ...] = ()):
+    """Every question in two wordings, one after the other."""
+    found = outcomes(2 * n, 1, wordings=True)
+    wordings, questions = ("a", "b") * n, tuple(str(i // 2) for i in range(2 * n))
+    names = tuple(groups[i // 2 % len(groups)] for i in range(2 * n)) if groups else None
+    return replace(found, wordings=wordings, questions=questions, groups=names)
+
+
+def test_the_wordings_of_a_question_are_in_one_split():
+    made = parts(asked_twice(300))
+    splits = [set(getattr(made, name).questions) for name in made.sizes()]
+    assert len(set.union(*splits)) == 300
+    assert all(not a & b for a, b in combinations(splits, 2))
+    assert all(len(getattr(made, name)) == 2 * len(set(getattr(made, name).questions))
+               for name in made.sizes())  # fmt: skip
+    assert "other questions" in made.how
+    grouped = parts(asked_twice(300, ("a", "b", "c", "d", "e")))
+    assert "other groups" in grouped.how
+    assert not set(grouped.train.questions) & set(grouped.choice.questions)
+    alone = outcomes(600, 1, wordings=True)  # each question in one wording: as without them
+    assert "another wording" in parts(replace(alone, questions=alone.prompts)).how
+
+
+def test_the_folds_that_a_scorer_learns_from_part_no_question():
+    labels = asked_twice(100)
+    dealt = folds(labels, 5, 0)
+    asked = [{labels.questions[i] for i in part} for part in dealt]
+    assert len(dealt) == 5 and all(not a & b for a, b in combinations(asked, 2))
+
+
+def test_each_question_twice_proves_no_more_than_once():
+    once = outcomes(600, 4)
+    twice = joined((once, once))
+    asked = replace(twice, questions=tuple(str(i) for i in range(600)) * 2)
+    gain = once.gain + np.random.default_rng(0).normal(0, 1, 600)
+    goal = "at most 5 % worse, with 95 % confidence"
+    shares = [
+        threshold(goal, said, labels).share
+        for said, labels in ((gain, once), (np.tile(gain, 2), asked), (np.tile(gain, 2), twice))
+    ]
+    assert shares[0] == shares[1] > shares[2]
 
 
 def test_too_few_labels_are_refused():
@@ -170,6 +220,73 @@ def test_a_stopped_fit_leaves_the_old_router_and_nothing_else(fitted, tmp_path, 
         fit(outcomes(400, 2), out, scorers=["length"], backends=BACKENDS)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert list(tmp_path.iterdir()) == [out]
+
+
+_WRITER = """
+import sys
+from pliant.routing.live.decision import Decision
+from pliant.routing.live.ledger import Ledger
+
+with Ledger(sys.argv[1]) as ledger:
+    print("open", flush=True)
+    written = 0
+    while not sys.stdin.readline().startswith("enough"):
+        for _ in range(5):
+            ledger.record("p", None, Decision("m", .5, .1, "r", "m"), 1.0, 0.0)
+            written += 1
+        print(written, flush=True)
+"""
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_refit_takes_the_ledger_along(tmp_path, monkeypatch, linked):
+    """Another process has the ledger open, and goes on writing after each refit."""
+    out = tmp_path / "router"
+
+    def refit():
+        fit(outcomes(300, 1), out, scorers=["length"], backends=BACKENDS)
+
+    refit()
+    place = out / "ledger.sqlite"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", _WRITER, str(place)], **pipes) as writer:
+
+        def say(word):
+            writer.stdin.write(word + "\n")
+            writer.stdin.flush()
+
+        assert writer.stdout.readline() == "open\n"
+        say("on")
+        assert writer.stdout.readline() == "5\n"
+        if linked:
+            for written in (10, 15):
+                refit()
+                say("on")
+                assert int(writer.stdout.readline()) == written
+        else:  # a disk on which no file has two names: what was there by then is copied
+            monkeypatch.setattr(os, "link", _no_links)
+            refit()
+        say("enough")
+    with Ledger(place) as ledger:
+        assert ledger.report().decisions == (15 if linked else 5)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def _no_links(*_):
+    raise OSError("no links here")
+
+
+def test_a_scorer_of_another_kind_than_the_file_says_is_named(fitted, tmp_path):
+    router = shutil.copytree(fitted.folder, tmp_path / "router")
+    shutil.rmtree(router / "scorer")
+    make("length").fit(outcomes(300, 1)).save(router / "scorer")
+    for use in (
+        lambda: evaluate(router, outcomes(300, 2)),
+        lambda: calibrate(router, outcomes(300, 2), "20 % of calls"),
+        lambda: Router.load(router),
+    ):
+        with pytest.raises(InvalidInput, match="'length', and router.json says 'text'"):
+            use()
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):

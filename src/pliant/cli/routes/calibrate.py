@@ -20,6 +20,9 @@ def calibrate(
         list[str] | None, typer.Option(help="The columns of the models, the cheapest first.")
     ] = None,
     calibration: Annotated[str, typer.Option(help="platt, temperature or isotonic.")] = "platt",
+    question_column: Annotated[
+        str, typer.Option(help="Names the question, where several prompts word the same one.")
+    ] = "question",
     limit: Annotated[int | None, typer.Option(help="Only the first labels.", min=1)] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
@@ -34,7 +37,7 @@ def calibrate(
     from pliant.routing.outcomes import Outcomes
 
     logging.disable_progress_bar()
-    outcomes = Outcomes.read(labels, models=model or None, limit=limit)
+    outcomes = Outcomes.read(labels, models=model or None, question=question_column, limit=limit)
     done = set_anew(router, outcomes, goal, calibration)
     if json:
         terminal.print_json(done.as_dict())

@@ -33,15 +33,12 @@ def evaluate(
     from transformers.utils import logging
 
     from pliant.cli import terminal
-    from pliant.data import read_rows
     from pliant.routing.fitting.evaluate import evaluate as measure
     from pliant.routing.outcomes import Outcomes
 
     logging.disable_progress_bar()
-    outcomes = Outcomes.read(labels, models=model or None, limit=limit)
-    asked = [row.get(question_column) for row in read_rows(labels, [], limit=limit)]
-    questions = None if None in asked else [str(name) for name in asked]
-    found = measure(router, outcomes, questions)
+    outcomes = Outcomes.read(labels, models=model or None, question=question_column, limit=limit)
+    found = measure(router, outcomes)
     if json:
         terminal.print_json(found.as_dict())
         return

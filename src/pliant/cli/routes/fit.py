@@ -44,6 +44,9 @@ def fit(
     groups_known: Annotated[
         bool, typer.Option("--groups-known", help="Whoever routes knows each prompt's group.")
     ] = False,
+    question_column: Annotated[
+        str, typer.Option(help="Names the question, where several prompts word the same one.")
+    ] = "question",
     limit: Annotated[int | None, typer.Option(help="Only the first labels.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Of the splits and of the training.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
@@ -66,7 +69,7 @@ def fit(
         raise InvalidInput("--goal and --lam: one of the two, for each sets the threshold")
     if ladder and scorer:
         raise InvalidInput("--ladder tries every scorer: leave --scorer out, or --ladder")
-    outcomes = Outcomes.read(labels, models=model or None, limit=limit)
+    outcomes = Outcomes.read(labels, models=model or None, question=question_column, limit=limit)
     done = make_router(
         outcomes,
         out,

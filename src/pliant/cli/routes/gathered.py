@@ -12,15 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pliant.errors import CorruptFile, InvalidInput, PliantError
-from pliant.routing import router_file
-from pliant.routing.fitting import seen
-from pliant.routing.fitting.evaluate import calibrated, choices, evaluate
+from pliant.routing.fitting.evaluate import calibrated, choices, evaluation, held_out
 from pliant.routing.fitting.fit import RECORD
 from pliant.routing.goals.words import Goal
 from pliant.routing.live.bill import Bills
 from pliant.routing.live.ledger import Ledger, Totals
 from pliant.routing.measures.curves import lambda_curve, quality_cost_curve
-from pliant.routing.opening import open_scorer
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 
@@ -109,7 +106,7 @@ class Gathered:
         if self.measured is None or self.measured.outdated or self.label_cost is None:
             return None
         whole = self.measured.content["curve"]["cost"][-1]
-        routed = self.measured.content["routed"]["cost"]["value"] + self.file.scorer.cost
+        routed = self.measured.content["routed"]["cost"]["value"]  # scoring is in it
         return self.label_cost / (whole - routed) if whole > routed else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -143,14 +140,11 @@ def kept(folder: Path, file: RouterFile) -> tuple[Measured | None, tuple[Mapping
         raise CorruptFile(f"{path}: not what Pliant writes ({error!r})") from error
 
 
-def measure(folder: Path, labels: Outcomes, name: str, questions: list[str] | None) -> Measured:
+def measure(folder: Path, labels: Outcomes, name: str) -> Measured:
     """The router on held-out labels."""
-    found = evaluate(folder, labels, questions)
-    file = router_file.read(folder)
-    outcomes = labels.of_models(file.names)
-    held = outcomes.take(~seen.among(folder, outcomes.prompts))
-    # Scored once more: an evaluation keeps no prediction of a single prompt.
-    predicted = open_scorer(folder, file).predict(held.prompts, held.groups)
+    unseen = held_out(folder, labels)
+    file, held, predicted = unseen.file, unseen.outcomes, unseen.predicted
+    found = evaluation(unseen)
     right = calibrated(file, predicted)
     scores = None if right is None else dict(zip(held.prompts, 1 - right[:, 0], strict=True))
     return Measured(

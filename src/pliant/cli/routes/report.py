@@ -75,18 +75,15 @@ def _measured(
     limit: int | None,
 ) -> Measured:
     from pliant.cli.routes.gathered import measure
-    from pliant.data import read_rows
     from pliant.errors import InvalidInput
     from pliant.reports import page
     from pliant.routing.outcomes import Outcomes
 
-    outcomes = Outcomes.read(labels, models=models or None, limit=limit)
+    outcomes = Outcomes.read(labels, models=models or None, question=question, limit=limit)
     if outcomes.unit != file.unit:
         raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
-    asked = [row.get(question) for row in read_rows(labels, [], limit=limit)]
-    questions = None if None in asked else [str(name) for name in asked]
     page.make_room(out)  # before the work, but not before the labels are known good
-    return measure(folder, outcomes, Path(labels).name, questions)
+    return measure(folder, outcomes, Path(labels).name)
 
 
 def _draw(found: Gathered) -> None:

@@ -136,15 +136,23 @@ class Evaluation:
         }
 
 
-def evaluate(
-    router: str | Path, outcomes: Outcomes, questions: Sequence[str] | None = None
-) -> Evaluation:
-    """Measure a saved router. Prompts that it was made on are left out, and counted.
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """The prompts of a label table that a router was not made on, each scored once."""
 
-    `questions` names the question that each prompt asks, where several word the same one.
-    """
+    folder: Path
+    file: RouterFile
+    outcomes: Outcomes
+    predicted: Predictions
+    left_out: int
+    """Prompts that the router was made on."""
+
+
+def held_out(router: str | Path, outcomes: Outcomes) -> HeldOut:
+    """Leave out what a saved router was made on, and let it score the rest."""
     folder = Path(router).expanduser()
     file = router_file.read(folder)
+    scorer = open_scorer(folder, file)
     outcomes = outcomes.of_models(file.names)
     known = seen.among(folder, outcomes.prompts)
     if known.all():
@@ -153,17 +161,25 @@ def evaluate(
             "on others"
         )
     held = outcomes.take(~known)
-    predicted = open_scorer(folder, file).predict(held.prompts, held.groups)
-    kinds = sorted(path.name for path in (folder / BASELINES).glob("*") if path.is_dir())
+    return HeldOut(folder, file, held, scorer.predict(held.prompts, held.groups), int(known.sum()))
+
+
+def evaluate(router: str | Path, outcomes: Outcomes) -> Evaluation:
+    """Measure a saved router. Prompts that it was made on are left out, and counted."""
+    return evaluation(held_out(router, outcomes))
+
+
+def evaluation(held: HeldOut) -> Evaluation:
+    """All that is measured on prompts that are scored already, beside the router's baselines."""
+    kinds = sorted(path.name for path in (held.folder / BASELINES).glob("*") if path.is_dir())
     rest = {
-        kind: scorers.load(folder / BASELINES / kind).predict(held.prompts, held.groups)
+        kind: scorers.load(held.folder / BASELINES / kind).predict(
+            held.outcomes.prompts, held.outcomes.groups
+        )
         for kind in kinds
-        if held.groups is not None or kind != "group"
+        if held.outcomes.groups is not None or kind != "group"
     }
-    asked = (
-        None if questions is None else [q for q, k in zip(questions, known, strict=True) if not k]
-    )
-    return measured(file, predicted, held, rest, int(known.sum()), asked)
+    return measured(held.file, held.predicted, held.outcomes, rest, held.left_out)
 
 
 def measured(
@@ -172,7 +188,6 @@ def measured(
     outcomes: Outcomes,
     baselines: Mapping[str, Predictions],
     left_out: int = 0,
-    questions: Sequence[str] | None = None,
 ) -> Evaluation:
     """All of it, from predictions; wordings of one question are drawn together for the bands."""
     chosen = choices(file, predicted)
@@ -180,23 +195,20 @@ def measured(
     gain, score = predicted.last_gain, None if right is None else 1 - right[:, 0]
     return Evaluation(
         scorer=file.scorer.kind,
-        report=report(gain, outcomes, score, clusters=questions),
-        baselines={
-            kind: report(said.last_gain, outcomes, clusters=questions)
-            for kind, said in baselines.items()
-        },
+        report=report(gain, outcomes, score),
+        baselines={kind: report(said.last_gain, outcomes) for kind, said in baselines.items()},
         over={
-            kind: difference("apgr", gain, said.last_gain, outcomes, clusters=questions)
+            kind: difference("apgr", gain, said.last_gain, outcomes)
             for kind, said in baselines.items()
         },
-        routed=_routed(chosen, outcomes, questions, file.scorer.cost),
+        routed=_routed(chosen, outcomes, file.scorer.cost),
         threshold=file.threshold.limit,
         calibration=() if right is None else _kept(right, outcomes),
         histogram={} if score is None else _histogram(score, outcomes),
         examples=_examples(file, gain, chosen, outcomes),
         far=None if predicted.far is None else float(predicted.far.mean()),
         left_out=left_out,
-        paraphrases=None if questions is None else _paraphrases(questions, gain, chosen),
+        paraphrases=_paraphrases(outcomes.questions or (), gain, chosen),
     )
 
 
@@ -224,20 +236,18 @@ def calibrated(file: RouterFile, predicted: Predictions) -> Floats | None:
     return found
 
 
-def _routed(
-    chosen: NDArray[np.int64], outcomes: Outcomes, questions: Sequence[str] | None, scoring: float
-) -> Routed:
+def _routed(chosen: NDArray[np.int64], outcomes: Outcomes, scoring: float) -> Routed:
     rows = np.arange(len(outcomes))
     right, cost = outcomes.right[rows, chosen], outcomes.cost[rows, chosen] + scoring
 
     def mean(of: Floats) -> Band:
         return bootstrap_counts(
-            lambda counts: counts @ of / counts.sum(axis=1), len(of), clusters=questions
+            lambda counts: counts @ of / counts.sum(axis=1), len(of), clusters=outcomes.questions
         )
 
     def share(of: Floats, whole: Floats) -> Band:
         return bootstrap_counts(
-            lambda c: (c @ of) / np.maximum(c @ whole, 1e-12), len(of), clusters=questions
+            lambda c: (c @ of) / np.maximum(c @ whole, 1e-12), len(of), clusters=outcomes.questions
         )
 
     calls = np.bincount(chosen, minlength=len(outcomes.models)) / len(outcomes)

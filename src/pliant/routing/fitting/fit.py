@@ -28,6 +28,7 @@ from pliant.routing.fitting.parts import Parts, parts
 from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.goals.words import Goal
 from pliant.routing.live import drift
+from pliant.routing.live.ledger_file import carried
 from pliant.routing.measures import calibration
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
@@ -232,18 +233,18 @@ def _write(fitted: Fitted, scorer: Scorer) -> None:
 
 def replace(folder: Path, aside: Path) -> None:
     """Put a finished folder in place of an old one, whose ledger goes along."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.is_dir():
-        for ledger in folder.glob("*.sqlite*"):
-            shutil.copy2(ledger, aside / ledger.name)
-        folder.rename(old)
-    try:
+    if not folder.is_dir():
         aside.rename(folder)
-    except OSError:
-        if old.is_dir():
+        return
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    with carried(folder, aside):
+        folder.rename(old)
+        try:
+            aside.rename(folder)
+        except OSError:
             old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _plain(value: Any) -> Any:

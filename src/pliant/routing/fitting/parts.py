@@ -39,7 +39,8 @@ def parts(outcomes: Outcomes, seed: int = 0) -> Parts:
 
     The choice split is of another wording than the training split where the labels have wordings,
     else of other groups where they have enough, else like it: a capacity that was chosen on like
-    prompts overfits them.
+    prompts overfits them. Wordings of one question are in one split, all of them: where that would
+    part them, the choice split is of other groups, or of other questions.
     """
     if len(outcomes) < _LEAST:
         raise InvalidInput(f"{len(outcomes)} labels: a fit needs {_LEAST} or more")
@@ -50,14 +51,27 @@ def parts(outcomes: Outcomes, seed: int = 0) -> Parts:
 
 
 def _difference(outcomes: Outcomes) -> tuple[tuple[str, ...] | None, str]:
-    if outcomes.wordings is not None and len(set(outcomes.wordings)) > 1:
-        return outcomes.wordings, "capacity is chosen on another wording than is trained on"
-    if outcomes.groups is not None and len(set(outcomes.groups)) >= _GROUPS:
-        return outcomes.groups, "capacity is chosen on other groups than are trained on"
+    wordings, groups, questions = outcomes.wordings, outcomes.groups, outcomes.questions
+    if wordings is not None and len(set(wordings)) > 1 and not _parted(questions, wordings):
+        return wordings, "capacity is chosen on another wording than is trained on"
+    if groups is not None and len(set(groups)) >= _GROUPS and not _parted(questions, groups):
+        return groups, "capacity is chosen on other groups than are trained on"
+    if questions is not None and len(set(questions)) < len(questions):
+        return None, (
+            "capacity is chosen on other questions than are trained on, all wordings of each of "
+            "them: by wordings or groups a question would be parted"
+        )
     return None, (
         "capacity is chosen on prompts like those that are trained on: the labels have no wordings "
         "and too few groups to do better, so expect less on other prompts"
     )
+
+
+def _parted(questions: tuple[str, ...] | None, keys: tuple[str, ...]) -> bool:
+    """Whether a question would be parted where these keys are kept apart."""
+    if questions is None:
+        return False
+    return len(set(zip(questions, keys, strict=True))) > len(set(questions))
 
 
 def _apart(outcomes: Outcomes, keys: tuple[str, ...], seed: int) -> tuple[Outcomes, Outcomes]:

@@ -14,7 +14,8 @@ least that share lead to a threshold that keeps the goal on the population.
 How it is proved (learn then test, Angelopoulos and others): thresholds of a grid that was fixed
 before the labels were seen are tested one after the other, from the safest (all to the strong
 model) on, each at level 1 - confidence, and the last before the first failure is taken. A wrong
-one can only be taken if the first wrong one passes its test. The tests are those of risk.py.
+one can only be taken if the first wrong one passes its test. The tests are those of risk.py. Where
+several prompts word one question, it is questions that are drawn, and each counts once.
 """
 
 from __future__ import annotations
@@ -247,17 +248,27 @@ def _proved(goal: Goal, along: Path, grid: Floats) -> Threshold:
     for value in np.unique(grid):  # ascending: from the most strong calls to the fewest
         chosen = along.chosen(float(value))
         if before is None or (chosen != before).any():  # else it is the same test as the last
-            if not _keeps(goal, outcomes.right[rows, chosen], outcomes.strong, delta):
+            if not _keeps(goal, outcomes.right[rows, chosen], outcomes, delta):
                 break
             before = chosen
         taken = float(value)
     return _at(goal, along, taken)
 
 
-def _keeps(goal: Goal, routed: Floats, strong: Floats, delta: float) -> bool:
+def _keeps(goal: Goal, routed: Floats, outcomes: Outcomes, delta: float) -> bool:
     if goal.kind == "risk":
-        return proves_below(strong - routed, goal.amount, delta)
-    return proves_below(goal.amount * strong - routed, 0.0, delta)
+        return proves_below(_by_question(outcomes.strong - routed, outcomes), goal.amount, delta)
+    losses = goal.amount * outcomes.strong - routed
+    return proves_below(_by_question(losses, outcomes), 0.0, delta)
+
+
+def _by_question(losses: Floats, outcomes: Outcomes) -> Floats:
+    """One loss a question, its mean: several wordings of one are no independent evidence."""
+    if outcomes.questions is None:
+        return losses
+    at = np.unique(outcomes.questions, return_inverse=True)[1]
+    mean: Floats = np.bincount(at, losses) / np.bincount(at)
+    return mean
 
 
 def _refuse_impossible_budget(goal: Goal, along: Path) -> None:

@@ -129,6 +129,40 @@ class LedgerFile:
         self.salt: bytes = salt
 
 
+@contextmanager
+def carried(old: Path, new: Path) -> Iterator[None]:
+    """Within, the ledgers of the folder `old` lie in `new` as well, which may then take its place.
+
+    They are the same files and no copies, so that whoever has one open, in this process or another,
+    goes on writing into the one that is there afterwards. Where a file cannot have two names, what
+    is in it by now is copied.
+    """
+    held: list[sqlite3.Connection] = []
+    try:
+        for ledger in old.glob("*.sqlite"):
+            base = sqlite3.connect(ledger, timeout=PATIENCE)
+            held.append(base)
+            # Read from: with that its log lies beside it, and stays as long as this is open.
+            base.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+            try:
+                for part in old.glob(f"{ledger.name}*"):
+                    os.link(part, new / part.name)
+            except OSError:
+                _copy(base, new / ledger.name)
+        yield
+    finally:
+        for base in held:
+            base.close()
+
+
+def _copy(base: sqlite3.Connection, to: Path) -> None:
+    for part in to.parent.glob(f"{to.name}*"):
+        part.unlink()
+    copy = sqlite3.connect(to)
+    base.backup(copy)
+    copy.close()
+
+
 def _write_ahead(base: sqlite3.Connection) -> None:
     """Readers and the writer do not wait for each other.
 

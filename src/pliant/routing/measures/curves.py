@@ -45,11 +45,18 @@ def quality_cost_curve(
     level: float = 0.95,
     clusters: Sequence[Hashable] | None = None,
 ) -> Curve:
-    """The curve at evenly spaced shares, each point's band over resamples of the prompts."""
+    """The curve at evenly spaced shares, each point's band over resamples of the prompts.
+
+    Wordings of one question are drawn together, unless `clusters` says otherwise.
+    """
     ranking, at = Ranking.of(gain, outcomes), np.linspace(0, 1, points)
     quality, cost = ranking.curve(np.ones((1, ranking.n)), at)
     found = count_values(
-        lambda counts: ranking.curve(counts, at)[0], ranking.n, resamples, seed, clusters
+        lambda counts: ranking.curve(counts, at)[0],
+        ranking.n,
+        resamples,
+        seed,
+        outcomes.questions if clusters is None else clusters,
     )
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
     q = quality[0]

@@ -107,8 +107,12 @@ def auc(score: ArrayLike, outcomes: Outcomes) -> float:
 
 
 def band(metric: str, gain: ArrayLike, outcomes: Outcomes, **how: Any) -> Band:
-    """A metric's value with its band. `how` is bootstrap's: resamples, seed, level, clusters."""
+    """A metric's value with its band. `how` is bootstrap's: resamples, seed, level, clusters.
+
+    Wordings of one question are drawn together, here and below, unless `clusters` says otherwise.
+    """
     ranking, measure = Ranking.of(gain, outcomes), _metric(metric)
+    how = {"clusters": outcomes.questions, **how}
     return bootstrap_counts(lambda counts: measure(ranking, counts), ranking.n, **how)
 
 
@@ -117,6 +121,7 @@ def difference(
 ) -> Band:
     """What scorer a has more than b of a metric, both on the same resamples."""
     a, b, measure = Ranking.of(gain_a, outcomes), Ranking.of(gain_b, outcomes), _metric(metric)
+    how = {"clusters": outcomes.questions, **how}
     return bootstrap_counts(lambda counts: measure(a, counts) - measure(b, counts), a.n, **how)
 
 

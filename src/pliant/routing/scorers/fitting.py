@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pliant.data import normalised, splits
+from pliant.data import splits
 from pliant.routing.outcomes import Outcomes
 
 Floats = NDArray[np.float64]
@@ -77,9 +77,8 @@ def _logit(p: float) -> float:
 
 
 def folds(outcomes: Outcomes, number: int, seed: int) -> list[NDArray[np.int64]]:
-    """The rows of each fold; prompts of the same text are never parted."""
-    keys = [normalised(text) for text in outcomes.prompts]
-    parts = splits(len(outcomes), [1 / number] * number, seed, keys)
+    """The rows of each fold; prompts of one text, or of one question, are never parted."""
+    parts = splits(len(outcomes), [1 / number] * number, seed, outcomes.kept_together())
     return [np.asarray(part, dtype=np.int64) for part in parts if part]
 
 
@@ -130,5 +129,6 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
         cost=np.concatenate([part.cost for part in parts]),
         groups=texts("groups"),
         wordings=texts("wordings"),
+        questions=texts("questions"),
         unit=first.unit,
     )
