@@ -20,17 +20,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pliant import adapters
-from pliant.adapters import Adapter, Around, Wire
+from pliant.adapters import Adapter, Around, Before, Wire
 from pliant.anatomy import Anatomy
-from pliant.gradients.batch import EXTRAS, Lesson, lesson_of, named
+from pliant.gradients import bypass
+from pliant.gradients.batch import EXTRAS, Lesson, is_labelled, lesson_of, named
 from pliant.gradients.choosing.rules import Chosen
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.completion import completion
 from pliant.gradients.engines.passage import Passage, hidden_of, rows_of
 from pliant.gradients.engines.sparse import first_pass, second_pass
 from pliant.gradients.engines.standing import Standing, standing
+from pliant.gradients.ledger import Cost
 from pliant.gradients.selecting import Reference, Router, Selector, everything
 from pliant.gradients.telemetry import Telemetry
+from pliant.gradients.trl_answer import FLAG, answer
 
 
 class GradientsWarning(UserWarning):
@@ -77,7 +80,13 @@ class Gradients(Adapter):
 
     def wire(self, model: nn.Module) -> Iterable[Wire]:
         self._anatomy = [Anatomy.of(model)]
+        yield Before(self._anatomy[0].decoder, self._watch)
         yield Around(self._anatomy[0].model, self._forward)
+
+    def _watch(self, decoder: nn.Module, args: Any, kwargs: Any) -> None:
+        """Notice who trains the decoder, but goes past the forward that chooses."""
+        if self.base.training and torch.is_grad_enabled() and bypass.happens(self, self.base):
+            self._say(bypass.past_forward(self.base))
 
     # --- what a training loop may call ---
 
@@ -87,7 +96,20 @@ class Gradients(Adapter):
 
     def metrics(self) -> dict[str, float]:
         """What the last step did: asking waits for the device, not asking does not."""
-        return self.telemetry.metrics()
+        return self.telemetry.metrics(self.cost)
+
+    def totals(self) -> dict[str, float]:
+        """What all steps did since this was attached."""
+        return self.telemetry.totals(self.cost)
+
+    def logged(self) -> dict[str, float]:
+        """What the steps did since this was last asked: for a log."""
+        return self.telemetry.logged(self.cost)
+
+    @property
+    def cost(self) -> Cost | None:
+        """What a token's pass costs on this model."""
+        return Cost.of(self._anatomy[0]) if self._anatomy else None
 
     # --- state that a checkpoint keeps ---
 
@@ -101,34 +123,43 @@ class Gradients(Adapter):
     # --- the forward that is patched in ---
 
     def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        inputs = named(forward, args, kwargs)
-        labelled = inputs.get("labels") is not None or inputs.get("shift_labels") is not None
-        if not (labelled and self.base.training and torch.is_grad_enabled()):
+        with bypass.inside(self):
+            inputs = named(forward, args, kwargs)
+            learns = self.base.training and torch.is_grad_enabled()
+            if learns and is_labelled(inputs):
+                return self._taught(forward, inputs)
+            if learns:
+                self._say(bypass.without_labels(self.base))
             return forward(*args, **{k: v for k, v in kwargs.items() if k not in EXTRAS[:2]})
-        passage = Passage(self._anatomy[0], forward)
-        lesson = lesson_of(inputs)
-        output = self._trained(passage, lesson)
+
+    def _taught(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+        fused = bool(inputs.pop(FLAG, False))
+        passage, lesson = Passage(self._anatomy[0], forward), lesson_of(inputs)
+        decoded, chosen, whole = self._passed(passage, lesson)
+        if fused:
+            some = None if self.selector.takes_all else chosen
+            output, losses_N = answer(passage, lesson, decoded, some, whole)
+            self._with_auxiliary(output)
+        else:
+            output, losses_N = self._finished(passage, lesson, decoded, chosen)
+        self.telemetry.trained(lesson, chosen, losses_N, self.selector.losses_BT, passage.ledger)
         self.selector.schedule.forward_seen()
         return output.to_tuple() if lesson.tuples else output
 
-    def _trained(self, passage: Passage, lesson: Lesson) -> Any:
+    def _passed(self, passage: Passage, lesson: Lesson) -> tuple[Any, Chosen, Any]:
+        """What the decoder returns, with the gradient of the chosen positions; these; and what it
+        returns for all of the labelled ones, as values."""
         engine = self._engine(passage, lesson)
         if engine == "completion":
             decoded = completion(passage, lesson.inputs, lesson.valid_BT)
             if decoded is not None:
-                return self._finished(passage, lesson, decoded, everything(lesson.valid_BT))
-        if engine == "sparse":
+                return decoded, everything(lesson.valid_BT), decoded
+        if engine == "sparse" and not self.selector.takes_all:
             return self._sparse(passage, lesson)
-        return self._exact(passage, lesson)
-
-    def _exact(self, passage: Passage, lesson: Lesson) -> Any:
         decoded = passage.backbone(lesson.inputs)
-        chosen = self.selector.chosen(passage, lesson, decoded, hidden_of(decoded))
-        return self._finished(passage, lesson, decoded, chosen)
+        return decoded, self.selector.chosen(passage, lesson, decoded, hidden_of(decoded)), decoded
 
-    def _sparse(self, passage: Passage, lesson: Lesson) -> Any:
-        if self.selector.takes_all:
-            return self._exact(passage, lesson)
+    def _sparse(self, passage: Passage, lesson: Lesson) -> tuple[Any, Chosen, Any]:
         first = first_pass(
             passage,
             lesson.inputs,
@@ -138,18 +169,21 @@ class Gradients(Adapter):
         chosen = self.selector.chosen(passage, lesson, first.decoded, first.scored_BTD)
         at_BK, live_BK = chosen.positions_BK, chosen.live_BK
         if at_BK.shape[1] == lesson.valid_BT.shape[1]:
-            return self._exact(passage, lesson)
-        decoded = second_pass(passage, lesson.inputs, first.pairs, at_BK, live_BK)
-        return self._finished(passage, lesson, decoded, chosen)
+            decoded = passage.backbone(lesson.inputs)
+        else:
+            decoded = second_pass(passage, lesson.inputs, first.pairs, at_BK, live_BK)
+        return decoded, chosen, first.decoded
 
-    def _finished(self, passage: Passage, lesson: Lesson, decoded: Any, chosen: Chosen) -> Any:
-        """The model's output on the chosen rows, and their loss in it."""
+    def _finished(
+        self, passage: Passage, lesson: Lesson, decoded: Any, chosen: Chosen
+    ) -> tuple[Any, Tensor]:
+        """The model's output on the chosen rows, their loss in it; and the loss of each."""
         at_BK, live_BK = chosen.positions_BK, chosen.live_BK
         rows_ND = rows_of(hidden_of(decoded), at_BK, live_BK)
         if not len(rows_ND):  # nothing to learn, and yet something to call backward on
             output = passage.head(decoded, hidden_of(decoded)[:1, 0], lesson.inputs)
             output.loss = 0.0 * output.logits.float().nan_to_num().sum()
-            return output
+            return output, output.logits.new_zeros(0)
         output = passage.head(decoded, rows_ND, lesson.inputs)
         logits_NV = output.logits.reshape(len(rows_ND), -1)
         losses_N = F.cross_entropy(
@@ -159,11 +193,13 @@ class Gradients(Adapter):
         if lesson.user_BT is not None:
             weights_N = weights_N * lesson.user_BT.gather(1, at_BK)[live_BK]
         output.loss = (weights_N * losses_N).sum() / lesson.count
+        self._with_auxiliary(output)
+        return output, losses_N
+
+    def _with_auxiliary(self, output: Any) -> None:
         auxiliary = getattr(output, "aux_loss", None)
         if isinstance(auxiliary, Tensor):
             output.loss = output.loss + self._auxiliary_share() * auxiliary
-        self.telemetry.trained(lesson.valid_BT, losses_N)
-        return output
 
     # --- which engine ---
 
@@ -173,7 +209,7 @@ class Gradients(Adapter):
         if wanted == "exact" or (wanted == "sparse" and self.config.kv_grad == "full"):
             return "exact"
         if self._standing is None:
-            self._standing = standing(passage)
+            self._standing = standing(Passage(passage.anatomy, passage.forward))
         reason = self._standing.against(lesson.inputs.get("attention_mask"))
         if reason is None and self._wants_router_loss(lesson):
             reason = "its routers' auxiliary loss would see the chosen tokens alone"

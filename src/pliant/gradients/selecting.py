@@ -38,6 +38,8 @@ class Selector:
         self.config = config
         self.reference, self.router = reference, router
         self.schedule = Schedule(config)
+        self.losses_BT: Tensor | None = None
+        """The loss at every labelled position (0 elsewhere), if the last choice made it known."""
         self.draws = 0
         """How often it drew: each draw has a seed of its own, so that a resumed run draws what it
         would have drawn."""
@@ -53,6 +55,7 @@ class Selector:
         self, passage: Passage, lesson: Lesson, decoded: Any, hidden_BTD: Tensor | None
     ) -> Chosen:
         """The positions to train, told from these hidden states."""
+        self.losses_BT = None
         if self.takes_all:
             return everything(lesson.valid_BT)
         ratio, scores_BT = self.schedule.ratio(), None
@@ -74,12 +77,15 @@ class Selector:
             rows, logits_of = _head_on(passage, lesson, decoded, hidden_BTD.detach())
         else:
             rows, logits_of = _routed(self.router, lesson)
-        scores_N, confidence = in_chunks(logits_of, rows, targets_N, score, confidence=True)
+        final = self.router is None and self.config.exit_layer is None
+        losses_N = hidden_BTD.new_empty(len(rows), dtype=torch.float32) if final else None
+        scores_N, confidence = in_chunks(
+            logits_of, rows, targets_N, score, confidence=True, losses_N=losses_N
+        )
+        self.losses_BT = None if losses_N is None else spread(losses_N, valid_BT)
         if score == "excess":
             scores_N = (scores_N - self._reference_losses(passage, lesson)).clamp(min=0)
-        scores_BT = scores_N.new_zeros(valid_BT.shape)
-        scores_BT[valid_BT] = scores_N
-        return scores_BT, confidence
+        return spread(scores_N, valid_BT), confidence
 
     @torch.no_grad()
     def _reference_losses(self, passage: Passage, lesson: Lesson) -> Tensor:
@@ -100,6 +106,13 @@ class Selector:
         rank = distributed.get_rank() if ready else 0
         seed = (self.config.seed * 1_000_003 + self.draws) * 8191 + rank
         return torch.Generator().manual_seed(seed)
+
+
+def spread(values_N: Tensor, valid_BT: Tensor) -> Tensor:
+    """The values of the valid positions where they belong, and 0 elsewhere."""
+    values_BT = values_N.new_zeros(valid_BT.shape)
+    values_BT[valid_BT] = values_N
+    return values_BT
 
 
 def everything(valid_BT: Tensor) -> Chosen:

@@ -1,27 +1,107 @@
-"""What selective training did, kept as tensors on their device until somebody asks."""
+"""What selective training did, summed on the device: it is waited for when somebody asks, not
+before."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
+import torch
 from torch import Tensor
+
+from pliant.gradients.batch import Lesson
+from pliant.gradients.choosing.rules import Chosen
+from pliant.gradients.ledger import Cost, Ledger
+
+
+@dataclass
+class Tally:
+    """Sums over some forward passes."""
+
+    passes: int = 0
+    selected: int = 0
+    """Tokens that were trained."""
+    ledger: Ledger = field(default_factory=Ledger)
+    sums_4: Tensor | None = None
+    """On the device: labelled tokens; the losses of those that were trained; the losses of those
+    that were not, and how many of these are known."""
+
+    def add(self, other: Tally) -> None:
+        self.passes += other.passes
+        self.selected += other.selected
+        self.ledger.add(other.ledger)
+        if other.sums_4 is not None:
+            self.sums_4 = other.sums_4 if self.sums_4 is None else self.sums_4 + other.sums_4
+
+    def figures(self, cost: Cost | None) -> dict[str, float]:
+        """This waits for the device."""
+        if self.sums_4 is None:
+            return {}
+        total, trained, left, known = self.sums_4.tolist()
+        found = {
+            "tokens_selected": float(self.selected),
+            "tokens_total": total,
+            "ratio": self.selected / max(1.0, total),
+            "loss_selected": trained / max(1, self.selected),
+        }
+        if known:
+            found["loss_unselected"] = left / known
+        return found | self._run(cost)
+
+    def _run(self, cost: Cost | None) -> dict[str, float]:
+        found = {
+            "backbone_passes": float(self.ledger.backbone_quiet),
+            "backbone_trained": float(self.ledger.backbone_live),
+            "head_passes": float(self.ledger.head_quiet),
+            "head_trained": float(self.ledger.head_live),
+        }
+        if cost is None or not self.ledger.tokens:
+            return found
+        flops, standard = self.ledger.flops(cost), self.ledger.standard_flops(cost)
+        return {**found, "flops": flops, "flops_of_standard": flops / max(1.0, standard)}
 
 
 class Telemetry:
-    """The last step, and the sums of all."""
+    """The last forward pass, all since it was last logged, and all of the run."""
 
     def __init__(self) -> None:
-        self._valid: Tensor | None = None
-        self._losses_N: Tensor | None = None
+        self.last = Tally()
+        self.window = Tally()
+        self.run = Tally()
 
-    def trained(self, valid_BT: Tensor, losses_N: Tensor) -> None:
-        self._valid, self._losses_N = valid_BT.sum(), losses_N.detach()
+    def trained(
+        self,
+        lesson: Lesson,
+        chosen: Chosen,
+        losses_N: Tensor,
+        losses_BT: Tensor | None,
+        ledger: Ledger,
+    ) -> None:
+        """A forward pass is over. `losses_BT` are those of all labelled tokens, if they are known
+        from choosing among them."""
+        ledger.tokens += lesson.targets_BT.numel()
+        kept = len(losses_N)
+        self.last = Tally(1, kept, ledger, _sums(lesson.valid_BT, losses_N.detach(), losses_BT))
+        self.window.add(self.last)
+        self.run.add(self.last)
 
-    def metrics(self) -> dict[str, float]:
-        if self._valid is None or self._losses_N is None:
-            return {}
-        tokens, valid = len(self._losses_N), int(self._valid)
-        return {
-            "tokens_selected": float(tokens),
-            "tokens_total": float(valid),
-            "ratio": tokens / max(1, valid),
-            "loss_selected": float(self._losses_N.mean()),
-        }
+    def metrics(self, cost: Cost | None = None) -> dict[str, float]:
+        """Of the last forward pass."""
+        return self.last.figures(cost)
+
+    def totals(self, cost: Cost | None = None) -> dict[str, float]:
+        """Of the whole run."""
+        return self.run.figures(cost)
+
+    def logged(self, cost: Cost | None = None) -> dict[str, float]:
+        """Of what came since this was last asked: the next window begins."""
+        window, self.window = self.window, Tally()
+        return window.figures(cost)
+
+
+def _sums(valid_BT: Tensor, losses_N: Tensor, losses_BT: Tensor | None) -> Tensor:
+    total, trained = valid_BT.sum(), losses_N.sum()
+    if losses_BT is None:
+        left, known = torch.zeros_like(trained), torch.zeros_like(total)
+    else:
+        left, known = losses_BT.sum() - trained, total - len(losses_N)
+    return torch.stack([x.float() for x in (total, trained, left, known)])

@@ -8,7 +8,7 @@ target below 0 has no loss and no gradient: 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, overload
 
 import torch
@@ -44,6 +44,7 @@ def in_chunks(
     *,
     rows: int = ...,
     confidence: Literal[False] = ...,
+    losses_N: Tensor | None = ...,
 ) -> Tensor: ...
 
 
@@ -56,6 +57,7 @@ def in_chunks(
     *,
     rows: int = ...,
     confidence: Literal[True],
+    losses_N: Tensor | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -68,24 +70,48 @@ def in_chunks(
     *,
     rows: int = ROWS,
     confidence: bool = False,
+    losses_N: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The scores of hidden states, whose logits are made `rows` at a time and never kept.
 
     With `confidence`, the mean probability of the likeliest token, over rows with a target, as
-    well: a tensor of no dimension, still on its device.
+    well: a tensor of no dimension, still on its device. `losses_N`, if given, is filled with the
+    loss of each row, for next to nothing.
     """
-    if rows < 1:
-        raise InvalidInput(f"rows = {rows}: give 1 or more")
     scores = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
     top = torch.zeros_like(scores)
-    for at in range(0, len(hidden_ND), rows):
-        part = slice(at, at + rows)
-        targets = None if targets_N is None else targets_N[part]
-        logp_NV = _log_softmax(logits_of(hidden_ND[part]))
+    for part, logp_NV, targets in _parts(logits_of, hidden_ND, targets_N, rows):
         scores[part] = _FORMULAS[score](logp_NV, targets)
         if confidence:
             top[part] = logp_NV.amax(-1).exp()
+        if losses_N is not None:
+            losses_N[part] = _loss(logp_NV, targets)
     return (scores, mean_of_known(top, targets_N)) if confidence else scores
+
+
+@torch.no_grad()
+def measured(
+    logits_NV: Tensor, targets_N: Tensor | None, score: Score, *, rows: int = ROWS
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits that exist anyway: scores, probabilities of the likeliest token, entropies."""
+    found = logits_NV.new_empty(3, len(logits_NV), dtype=torch.float32)
+    for part, logp_NV, targets in _parts(lambda logits: logits, logits_NV, targets_N, rows):
+        found[0, part] = _FORMULAS[score](logp_NV, targets)
+        found[1, part] = logp_NV.amax(-1).exp()
+        found[2, part] = _spread(logp_NV)
+    return found[0], found[1], found[2]
+
+
+def _parts(
+    logits_of: Callable[[Tensor], Tensor], hidden_ND: Tensor, targets_N: Tensor | None, rows: int
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Some rows at a time: which, their log-probabilities, their targets."""
+    if rows < 1:
+        raise InvalidInput(f"rows = {rows}: give 1 or more")
+    for at in range(0, len(hidden_ND), rows):
+        part = slice(at, at + rows)
+        targets = None if targets_N is None else targets_N[part]
+        yield part, _log_softmax(logits_of(hidden_ND[part])), targets
 
 
 def mean_of_known(values_N: Tensor, targets_N: Tensor | None) -> Tensor:

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
 from pliant.anatomy.depth import last_hidden_state
 from pliant.anatomy.detour import FORWARD, Handler, Spot, detours
 from pliant.errors import UnsupportedModel
+from pliant.gradients.ledger import Ledger
 
 Forward = Callable[..., Any]
 
@@ -30,12 +32,16 @@ class Passage:
     def __init__(self, anatomy: Anatomy, forward: Forward) -> None:
         self.anatomy = anatomy
         self.forward = forward
+        self.ledger = Ledger()
 
     def backbone(
         self, inputs: dict[str, Any], handlers: Mapping[Spot, Handler] | None = None
     ) -> Any:
         """What the decoder returns for these inputs; the head is not run."""
         decoder = self.anatomy.decoder
+        if handlers is None:  # whoever answers for layers counts what they run
+            live, again = torch.is_grad_enabled(), _is_checkpointing(self.anatomy)
+            self.ledger.backbone(tokens_of(inputs), live=live, again=live and again)
 
         def stop(original: Forward, args: Any, kwargs: Any) -> Any:
             raise _Enough(original(*args, **kwargs))
@@ -53,13 +59,17 @@ class Passage:
 
     def head(self, decoded: Any, rows_ND: Tensor, inputs: dict[str, Any]) -> Any:
         """The model's whole output, as if its decoder had returned these rows as one sequence."""
-        decoder = self.anatomy.decoder
-        exchanged = with_hidden(decoded, rows_ND[None])
+        return self.rest(with_hidden(decoded, rows_ND[None]), inputs)
+
+    def rest(self, decoded: Any, inputs: dict[str, Any]) -> Any:
+        """The model's whole output, as if its decoder had returned this."""
+        rows = hidden_of(decoded).shape[:-1].numel()
+        self.ledger.head(rows, live=torch.is_grad_enabled())
 
         def answer(original: Forward, args: Any, kwargs: Any) -> Any:
-            return exchanged
+            return decoded
 
-        with detours({(decoder, FORWARD): answer}):
+        with detours({(self.anatomy.decoder, FORWARD): answer}):
             return self.forward(**inputs)
 
     def logits(self, decoded: Any, rows_ND: Tensor, inputs: dict[str, Any]) -> Tensor:
@@ -67,6 +77,17 @@ class Passage:
         output = self.head(decoded, rows_ND, inputs)
         logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
         return logits.reshape(rows_ND.shape[0], -1)
+
+
+def tokens_of(inputs: dict[str, Any]) -> int:
+    source = inputs.get("input_ids")
+    source = inputs["inputs_embeds"] if source is None else source
+    return int(source.shape[:2].numel())
+
+
+def _is_checkpointing(anatomy: Anatomy) -> bool:
+    some = (anatomy.decoder, anatomy.layers[0])
+    return any(getattr(module, "gradient_checkpointing", False) is True for module in some)
 
 
 class _Enough(BaseException):

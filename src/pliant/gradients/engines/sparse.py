@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pliant.anatomy import Anatomy
 from pliant.gradients.engines.keys import Pair, Recording, Writing
 from pliant.gradients.engines.layers import CACHES, MASK, Arguments, Cut, at_each_layer, causal
 from pliant.gradients.engines.passage import (
@@ -23,6 +24,7 @@ from pliant.gradients.engines.passage import (
     attention_by,
     detached,
     hidden_of,
+    tokens_of,
     without_checkpointing,
 )
 
@@ -51,6 +53,7 @@ def first_pass(
     layer that made them, and no more."""
     recording, exits = Recording(), []
     anatomy = passage.anatomy
+    passage.ledger.backbone(tokens_of(inputs), live=False)
 
     def call(i: int, original: Callable[..., Any], given: Arguments) -> Any:
         given.give(CACHES, recording)
@@ -80,6 +83,7 @@ def second_pass(
     length = next(iter(pairs.values()))[0].shape[-2]
     with attention_by(anatomy, *KINDS), without_checkpointing(anatomy) as again:
         cut, writing = Cut(at_BK, length), Writing(pairs, at_BK, live_BK, again)
+        passage.ledger.backbone(at_BK.numel(), live=True, again=again)
         eager = getattr(anatomy.config, "_attn_implementation", None) not in ("sdpa",)
         plain: list[Tensor] = []
 
@@ -94,13 +98,24 @@ def second_pass(
                 given.map(cut)
             given.give(CACHES, writing)
             if again:
-                answer = checkpoint(original, *given.args, use_reentrant=False, **given.kwargs)
+                rerun = _as_now(anatomy, original)
+                answer = checkpoint(rerun, *given.args, use_reentrant=False, **given.kwargs)
             else:
                 answer = given.call(original)
             # What ends the model may count on as many positions as went in.
             return spread(answer, at_BK, length) if i + 1 == len(anatomy.layers) else answer
 
         return passage.backbone(inputs, at_each_layer(anatomy, call))
+
+
+def _as_now(anatomy: Anatomy, layer: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a layer on the way back, when these blocks are left, as it runs inside them."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with attention_by(anatomy, *KINDS), without_checkpointing(anatomy):
+            return layer(*args, **kwargs)
+
+    return run
 
 
 def spread(answer: Any, at_BK: Tensor, length: int) -> Any:
