@@ -44,11 +44,25 @@ def choose(
     most 1 / (mix * ratio), and 1 / ratio: the loss is that of all tokens on average. The others
     weigh all alike, n / k, and so train the mean loss of those that they choose.
     """
+    return _chosen(*mask_and_weights(difficulty_BT, valid_BT, config, ratio, generator))
+
+
+def mask_and_weights(
+    difficulty_BT: Tensor | None,
+    valid_BT: Tensor,
+    config: GradientConfig,
+    ratio: float,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What `choose` chooses, as a mask and weights of static shape (B, T); nothing is waited for.
+
+    A weight holds where the mask does.
+    """
     if not 0 < ratio <= 1:
         raise InvalidInput(f"ratio = {ratio!r}: give a share above 0, up to 1")
     assert valid_BT.dim() == 2 and valid_BT.dtype == torch.bool
     if config.selection == "all" or ratio == 1:
-        return _chosen(valid_BT, valid_BT.float())
+        return valid_BT, valid_BT.float()
     if difficulty_BT is None:
         if config.selection != "uniform":
             raise InvalidInput(
@@ -61,7 +75,7 @@ def choose(
             f"scores of shape {tuple(difficulty_BT.shape)} for positions of {tuple(valid_BT.shape)}"
         )
     batch = _Batch(difficulty_BT.detach(), valid_BT, config, ratio, generator)
-    return _chosen(*_RULES[config.selection](batch))
+    return _RULES[config.selection](batch)
 
 
 def quota(count: Tensor, ratio: float) -> Tensor:
