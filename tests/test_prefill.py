@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.minimal_adapter import tiny_llama
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from pliant.anatomy import Anatomy
-from pliant.anatomy.tiny import tiny_model
+from pliant.anatomy.tiny import causal_lm_types, tiny_model
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.prefill import (
     Batch,
@@ -248,6 +248,21 @@ def test_habits_are_found_by_trying() -> None:
         "openai-gpt": (False, True),
         "mamba": (True, True),
     }
+
+
+@pytest.mark.parametrize("name", ["axk2", "deepseek_v32", "dots3_note", "glm_moe_dsa", "hy_v4"])
+def test_sparse_attention_that_chooses_otherwise_is_found_out(name: str) -> None:
+    """Small and random as they are, which positions are chosen depends on padding and cache."""
+    if name not in causal_lm_types():
+        pytest.skip("this transformers does not know the type")
+    anatomy = Anatomy.of(tiny_model(name))
+    assert not keeps_cache(anatomy) and not bears_padding(anatomy)
+
+
+def test_a_model_of_a_short_context_is_tried_on_less() -> None:
+    config = GPT2Config(n_positions=20, n_embd=16, n_layer=2, n_head=2, vocab_size=64)
+    anatomy = Anatomy.of(GPT2LMHeadModel(config).eval())
+    assert keeps_cache(anatomy) and bears_padding(anatomy)
 
 
 @torch.no_grad()
