@@ -18,7 +18,7 @@ from pliant import nano
 from pliant.cli import app
 from pliant.data import Journal, read_rows
 from pliant.routing import Outcomes
-from pliant.routing.labels.label import journal_of, label_cost
+from pliant.routing.labels.label import JUDGE, journal_of, label_cost
 
 FAST = ("--max-new-tokens", "24")
 BOTH = ("--model", "nano-s", "--model", "nano-l")
@@ -227,6 +227,51 @@ def test_a_judge_grades_once_and_its_verdicts_last(
         assert len(server.bodies) == 6
     assert [row["right"]["far"] for row in read_rows(out)] == [1, 1, 1]
     assert all(row["verifier"] == "judge" for row in read_rows(out))
+    spent = label_cost(out)
+    assert (spent["far"].calls, spent[JUDGE].calls) == (3, 3)
+    assert spent[JUDGE].prompt_tokens == said["judging"]["prompt_tokens"] > 0
+
+
+def test_a_verdict_that_two_rows_share_is_paid_for_once(tmp_path: Path) -> None:
+    """Two models that say the same of one prompt, and the prompt twice: one verdict."""
+    rows = [{"prompt": "p", "answer": "x"}] * 2
+    prompts, out = write(tmp_path / "p.jsonl", *rows), tmp_path / "labels.jsonl"
+    with chat_server() as server:
+        judge = ["--verifier", "judge", "--judge", f"judge=openai:j@{server.url}"]
+        judge += ["--verifier-option", "template={prompt}{answer} VERDICT: RIGHT"]
+        prices = ["--price", "judge=1000,0", "--price", "far=0,1", "--price", "other=0,1"]
+        options = far(server, "--model", f"other=openai:m@{server.url}", *judge, *prices)
+        assert label(prompts, out, *options) == 0
+    spent = label_cost(out)
+    asked = len("p" + "P" + " VERDICT: RIGHT")
+    assert spent[JUDGE].calls == 1 and spent[JUDGE].usd == pytest.approx(asked * 0.001)
+
+
+def test_a_router_asks_the_models_as_they_were_asked_for_the_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their addresses, prices and the names of their keys: nothing is given twice."""
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    rows = [{"prompt": "x" * (i % 90 + 1) + str(i), "answer": "X" * (i % 90 + 1) + str(i)}
+            for i in range(220)]  # fmt: skip
+    prompts, out = write(tmp_path / "p.jsonl", *rows), tmp_path / "labels.jsonl"
+    router = str(tmp_path / "router")
+    with chat_server() as small, chat_server(wants_key="sk-very-secret") as large:
+        options = ["--model", f"small=openai:m@{small.url}", "--price", "small=1,2"]
+        options += ["--model", f"large=openai:m@{large.url}", "--price", "large=10,20"]
+        options += ["--api-key-env", "large=MY_KEY"]
+        assert label(prompts, out, *options) == 0
+        fitted = ["fit", "--labels", str(out), "--out", router, "--scorer", "length"]
+        assert app.outcome(["route", *fitted, "--goal", "100 % of calls"]) == 0
+        capsys.readouterr()
+        assert app.outcome(["route", "ask", "--router", router, "--json", "hello"]) == 0
+        reply = json.loads(capsys.readouterr().out)
+    assert (reply["model"], reply["text"]) == ("large", "HELLO")
+    assert reply["cost"] == pytest.approx((5 * 10 + 2 * 20) / 1e6)
+    file = json.loads((tmp_path / "router" / "router.json").read_text())
+    assert [model["price"] for model in file["models"]] == [[1, 2], [10, 20]]
+    assert [model["key_env"] for model in file["models"]] == [None, "MY_KEY"]
+    assert "sk-very-secret" not in json.dumps(file) + out.read_text()
 
 
 def test_money_is_counted_by_the_price(tmp_path: Path) -> None:

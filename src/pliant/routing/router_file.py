@@ -175,7 +175,7 @@ class RouterFile(Part):
     """How to answer, by score; empty: always as the caller says."""
     ledger: LedgerEntry = LedgerEntry()
     label_cost: dict[str, dict[str, float]] = {}
-    """What the labels cost to make, by model: calls, tokens, ms, flops, usd."""
+    """What the labels cost to make, by model and for the judge: calls, tokens, ms, flops, usd."""
 
     @model_validator(mode="after")
     def _fits(self) -> RouterFile:

@@ -25,6 +25,7 @@ from pliant.routing.fitting.ladder import Rung, keep, ties
 from pliant.routing.fitting.parts import parts
 from pliant.routing.goals.thresholds import threshold
 from pliant.routing.goals.words import Goal
+from pliant.routing.labels.label import JUDGE
 from pliant.routing.live.ledger import Ledger
 from pliant.routing.scorers import Predictions, make
 from pliant.routing.scorers.fitting import folds, joined
@@ -225,6 +226,7 @@ def test_a_stopped_fit_leaves_the_old_router_and_nothing_else(fitted, tmp_path, 
 _WRITER = """
 import sys
 from pliant.routing.live.decision import Decision
+from pliant.routing.labels.label import JUDGE
 from pliant.routing.live.ledger import Ledger
 
 with Ledger(sys.argv[1]) as ledger:
@@ -345,6 +347,15 @@ def test_what_the_labels_used_is_the_router_s_label_cost(tmp_path):
         outcomes(300, 1), tmp_path / "r", scorers=["length"], backends=BACKENDS, label_cost=used
     )
     assert made.file.label_cost["model-1"] == used["model-1"].as_dict()
+
+
+def test_what_the_judge_used_counts_among_the_labels(tmp_path):
+    used = {name: Used(calls=300, usd=1.0) for name in ("model-0", "model-1")}
+    used[JUDGE] = Used(calls=600, usd=4.0)
+    labels = replace(outcomes(300, 1), unit="usd")
+    made = fit(labels, tmp_path / "r", scorers=["length"], backends=BACKENDS, label_cost=used)
+    with Router.load(made.folder, ledger=None) as router:
+        assert router.report()["label_cost"] == 6.0
 
 
 def test_scoring_costs_the_time_that_was_measured_where_time_is_the_unit(tmp_path):

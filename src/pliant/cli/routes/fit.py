@@ -61,7 +61,7 @@ def fit(
     from pliant.errors import InvalidInput
     from pliant.routing.fitting.fit import GOAL
     from pliant.routing.fitting.fit import fit as make_router
-    from pliant.routing.labels.label import label_cost
+    from pliant.routing.labels.label import label_cost, reached
     from pliant.routing.outcomes import Outcomes
 
     logging.disable_progress_bar()
@@ -79,6 +79,7 @@ def fit(
         lam=lam,
         calibrate_by=calibration,
         backends=dict(_pair(text) for text in backend or []),
+        reached=reached(Path(labels)),
         label_cost=label_cost(Path(labels)),
         groups_known=groups_known,
         seed=seed,

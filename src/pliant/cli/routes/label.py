@@ -132,8 +132,12 @@ def _models(
     def options(spec: ModelSpec) -> dict[str, Any]:
         return {"device": device} if spec.url is None else {**remote, "key_env": named[spec.name]}
 
+    def key_env(spec: ModelSpec) -> str | None:
+        return named[spec.name] if spec.url is not None and named[spec.name] != KEY else None
+
     return [
-        Model(spec, open_backend(spec, **options(spec)), priced.get(spec.name)) for spec in specs
+        Model(spec, open_backend(spec, **options(spec)), priced.get(spec.name), key_env(spec))
+        for spec in specs
     ]
 
 

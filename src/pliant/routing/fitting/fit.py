@@ -27,6 +27,8 @@ from pliant.routing.fitting.ladder import LADDER, READS_A_MODEL, Progress, Rung,
 from pliant.routing.fitting.parts import Parts, parts
 from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.goals.words import Goal
+from pliant.routing.labels.label import JUDGE
+from pliant.routing.labels.rows import Reached
 from pliant.routing.live import drift
 from pliant.routing.live.ledger_file import carried
 from pliant.routing.measures import calibration
@@ -77,6 +79,7 @@ def fit(
     lam: float | None = None,
     calibrate_by: str = "platt",
     backends: Mapping[str, str] | None = None,
+    reached: Mapping[str, Reached] | None = None,
     label_cost: Mapping[str, Used] | None = None,
     groups_known: bool = False,
     seed: int = 0,
@@ -86,8 +89,9 @@ def fit(
 
     `scorers` are tried (all, if none are named; those that read a model only with a `base`).
     `lam` takes the place of the goal: each answer is worth its gain less lam times its cost.
-    `backends` says how models are reached, by the name that the labels have for them; `label_cost`
-    what making the labels has cost (`labels.label.label_cost`), else theirs is summed.
+    `reached` says how models are reached and at what price, by the name that the labels have for
+    them (`labels.label.reached`), and `backends` puts another in place of what it says of a model;
+    `label_cost` what making the labels has cost (`labels.label.label_cost`), else theirs is summed.
     """
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
     folder = Path(out).expanduser()
@@ -102,7 +106,7 @@ def fit(
     chosen = None if lam is not None else of_goal(goal, predicted, dealt.calibration)
     file = router_file.made(
         unit=outcomes.unit,
-        models=_models(outcomes, backends or {}),
+        models=_models(outcomes, backends or {}, reached or {}),
         scorer={"kind": kept.kind, "cost": _scoring_cost(kept, dealt.calibration)},
         default=outcomes.models[-1],
         label_cost=_label_cost(outcomes, label_cost or {}),
@@ -169,13 +173,17 @@ def _kinds(scorers: Sequence[str] | None, base: str | None, outcomes: Outcomes) 
     return tuple(kinds)
 
 
-def _models(outcomes: Outcomes, backends: Mapping[str, str]) -> list[dict[str, Any]]:
+def _models(
+    outcomes: Outcomes, backends: Mapping[str, str], reached: Mapping[str, Reached]
+) -> list[dict[str, Any]]:
     for name in backends:
         if name not in outcomes.models:
             raise InvalidInput(f"no model {name!r} in the labels: {', '.join(outcomes.models)}")
+    # What is reached otherwise than the labels were made has not their price and key, either.
+    known = {**reached, **{name: Reached(backend) for name, backend in backends.items()}}
     costs = outcomes.cost.mean(axis=0)
     return [
-        {"name": name, "backend": backends.get(name, name), "cost": float(cost)}
+        {"name": name, "cost": float(cost), **known.get(name, Reached(name)).as_dict()}
         for name, cost in zip(outcomes.models, costs, strict=True)
     ]
 
@@ -189,14 +197,15 @@ def _scoring_cost(kept: Rung, outcomes: Outcomes) -> float:
 
 def _label_cost(outcomes: Outcomes, used: Mapping[str, Used]) -> dict[str, dict[str, float]]:
     """What is known to have been used; else a prompt has cost one answer of each model."""
+    graded = {JUDGE: used[JUDGE].as_dict()} if JUDGE in used else {}
     if all(name in used for name in outcomes.models):
-        return {name: used[name].as_dict() for name in outcomes.models}
+        return {name: used[name].as_dict() for name in outcomes.models} | graded
     total = outcomes.cost.sum(axis=0)
     calls = float(len(outcomes))
     return {
         name: {"calls": calls, outcomes.unit: calls if outcomes.unit == "calls" else float(cost)}
         for name, cost in zip(outcomes.models, total, strict=True)
-    }
+    } | graded
 
 
 def _refuse_place(folder: Path) -> None:

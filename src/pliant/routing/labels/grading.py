@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
-from pliant.data import Journal
+from pliant.data import Journal, Row
 from pliant.errors import PliantError
 from pliant.routing.backends.costs import Price, Used
 from pliant.routing.backends.protocol import Answers, Backend, Settings
@@ -40,6 +40,10 @@ class Grader:
             return str(error)
         return sum(found) / len(found)
 
+    def used(self, answers: Iterable[ToGrade]) -> Used | None:
+        """What grading these took, as far as that was not told before; None: next to nothing."""
+        return None
+
     def _one(self, answer: str, reference: Any, prompt: str) -> float:
         return self._verifier(answer, reference, prompt)
 
@@ -60,36 +64,54 @@ class JudgeGrader(Grader):
         **options: Any,
     ) -> None:
         self._backend, self._settings, self._price = backend, settings, price
-        self._used, self._counting = Used(usd=None if price is None else 0.0), threading.Lock()
+        self._nothing = Used(usd=None if price is None else 0.0)
+        self._used, self._counting = self._nothing, threading.Lock()
+        self._of_verdict = threading.local()
         self._concurrency = concurrency
         judge = Judge(ask=self._ask, **options)
         super().__init__(judge)
         self._label = f"{label} {digest(judge.template)[:8]}"
         self._verdicts: dict[str, float] = {}
+        self._costs: dict[str, Used] = {}
+        """Of verdicts that were not told yet."""
         self._failed: dict[str, str] = {}
 
     def prepare(self, answers: Iterable[ToGrade], journal: Journal, shown: Any) -> Used | None:
-        self._verdicts = {
-            row["key"]: row["right"] for row in journal.rows() if row["key"].startswith("verdict ")
-        }
+        for row in journal.rows():
+            if row["key"].startswith("verdict "):
+                self._keep(row)
         new = {self._key(*one): one for one in answers}
         new = {key: one for key, one in new.items() if key not in self._verdicts}
         keys = list(new)
         with closing(several(self._verdict, list(new.values()), self._concurrency)) as judged:
-            for at, verdict in shown(judged, "judging", len(new)):
+            for at, (verdict, used) in shown(judged, "judging", len(new)):
                 key = keys[at]
                 if isinstance(verdict, str):
                     self._failed[key] = verdict
                 else:
-                    self._verdicts[key] = verdict
-                    journal.add({"key": key, "right": verdict})
+                    row = {"key": key, "right": verdict, "used": used.as_dict()}
+                    self._keep(row)
+                    journal.add(row)
         return self._used
 
-    def _verdict(self, one: ToGrade) -> float | str:
+    def used(self, answers: Iterable[ToGrade]) -> Used | None:
+        costs = [self._costs.pop(key) for key in {self._key(*one) for one in answers}
+                 if key in self._costs]  # fmt: skip
+        return sum(costs, self._nothing) if costs else None
+
+    def _keep(self, row: Row) -> None:
+        self._verdicts[row["key"]] = row["right"]
+        if "used" in row:  # at the price of this run, whatever it was when the verdict was given
+            self._costs[row["key"]] = Used.from_dict(row["used"]).priced(self._price)
+
+    def _verdict(self, one: ToGrade) -> tuple[float | str, Used]:
+        """The verdict, or why there is none, and what all that was asked for it has used."""
+        self._of_verdict.used = self._nothing  # a verdict is asked for in one thread
         try:
-            return self._verifier(*one)
+            found: float | str = self._verifier(*one)
         except PliantError as error:
-            return str(error)
+            found = str(error)
+        return found, self._of_verdict.used
 
     def _one(self, answer: str, reference: Any, prompt: str) -> float:
         key = self._key(answer, reference, prompt)
@@ -104,6 +126,8 @@ class JudgeGrader(Grader):
         ((_, found),) = self._backend.ask([text], self._settings)
         if not isinstance(found, Answers):
             raise found
+        used = found.used.priced(self._price)
+        self._of_verdict.used += used
         with self._counting:
-            self._used += found.used.priced(self._price)
+            self._used += used
         return found.texts[0]

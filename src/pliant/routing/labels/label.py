@@ -21,11 +21,21 @@ from pliant.errors import InvalidInput
 from pliant.routing.backends.costs import Used
 from pliant.routing.backends.protocol import Answers, Asked, Settings
 from pliant.routing.labels.grading import Grader
-from pliant.routing.labels.rows import Columns, Model, Run, Table, answer_key, answer_row
+from pliant.routing.labels.rows import (
+    Columns,
+    Model,
+    Reached,
+    Run,
+    Table,
+    answer_key,
+    answer_row,
+)
 from pliant.routing.prompts import Prompt, digest
 
 GIVE_UP = 20  # failures in a row, after which a model is taken for dead and asked no more
 FORMAT = 1
+JUDGE = "the judge"
+"""What grading by a model is counted under, beside the models: no name of theirs has a space."""
 COLUMNS = Columns()
 UNITS = ("usd", "flops", "tokens", "ms")
 
@@ -104,16 +114,33 @@ def label(
 
 
 def label_cost(path: Path) -> dict[str, Used]:
-    """What the labels in a file cost to make, by model; each prompt's answers counted once."""
+    """What the labels in a file cost to make, by model and, if there was one, for JUDGE.
+
+    The answers to a prompt are counted once, however many rows it has.
+    """
     total: dict[str, Used] = {}
     seen: set[str] = set()
+
+    def count(name: str, used: Row) -> None:
+        more = Used.from_dict(used)
+        total[name] = total[name] + more if name in total else more
+
     for row in read_rows(path, ("prompt",)):
         key = digest(row.get("messages") or row["prompt"])
         for name, used in (row.get("used") or {}).items() if key not in seen else ():
-            more = Used.from_dict(used)
-            total[name] = total[name] + more if name in total else more
+            count(name, used)
+        if row.get("judging"):
+            count(JUDGE, row["judging"])
         seen.add(key)
     return total
+
+
+def reached(path: Path) -> dict[str, Reached]:
+    """How the models of a label file are reached, as its last rows say."""
+    found: dict[str, Row] = {}
+    for row in read_rows(path, ("prompt",)):
+        found |= row.get("reached") or {}
+    return {name: Reached.from_dict(how) for name, how in found.items()}
 
 
 def journal_of(out: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pliant.data import Journal, Row
 from pliant.errors import InvalidInput
@@ -21,10 +22,43 @@ class Model:
     spec: ModelSpec
     backend: Backend
     price: Price | None = None
+    key_env: str | None = None
+    """The environment variable that holds a URL's key, where it is not the usual one."""
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def reached(self) -> Reached:
+        price = None if self.price is None else (self.price.prompt, self.price.answer)
+        return Reached(str(self.spec), price, self.key_env)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How a model is reached, and at what price: what a router needs to ask it again."""
+
+    backend: str
+    price: tuple[float, float] | None = None
+    """Dollars for a million tokens of prompt and of answer."""
+    key_env: str | None = None
+
+    def as_dict(self) -> Row:
+        """Without what is not stated."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Reached:
+        try:
+            price = found.get("price")
+            return cls(
+                found["backend"], None if price is None else tuple(price), found.get("key_env")
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InvalidInput(
+                f"reached: not what `pliant route label` writes ({error!r})"
+            ) from None
 
 
 @dataclass
@@ -77,9 +111,7 @@ class Table:
     def to_grade(self) -> Iterator[ToGrade]:
         """Every answer with its reference and its prompt."""
         for row, found in self._answered():
-            for answers in found.values():
-                for text in answers["answers"]:
-                    yield text, self._reference(row), text_of(row[self._columns.prompt])
+            yield from self._graded(row, found)
 
     def rows(self, grader: Grader, runs: Mapping[str, Run]) -> Iterator[Row]:
         """A row for each prompt that every model has answered, and the verifier has graded."""
@@ -97,7 +129,14 @@ class Table:
                 else:
                     right[name] = grade
             if len(right) == len(found):
-                yield self._row(row, found, right) | {"verifier": grader.name}
+                graded = grader.used(self._graded(row, found))
+                judging = {} if graded is None else {"judging": graded.as_dict()}
+                yield self._row(row, found, right) | {"verifier": grader.name} | judging
+
+    def _graded(self, row: Row, found: Mapping[str, Row]) -> Iterator[ToGrade]:
+        for answers in found.values():
+            for text in answers["answers"]:
+                yield text, self._reference(row), text_of(row[self._columns.prompt])
 
     def _answered(self) -> Iterator[tuple[Row, dict[str, Row]]]:
         for row in self._prompts:
@@ -133,6 +172,7 @@ class Table:
             "unit": self._unit,
             "answers": {name: t[0] if len(t) == 1 else t for name, t in said.items()},
             "used": {name: u.as_dict() for name, u in used.items()},
+            "reached": {model.name: model.reached.as_dict() for model in self._models},
         }
 
     def _count(self, found: Mapping[str, Row], runs: Mapping[str, Run]) -> None:
