@@ -72,7 +72,7 @@ def _give_slope(
             told[name] = values_BT + _slope(live_1N[0], chosen, values_BT)
     told.aux_loss = learned.aux_loss
     losses_N: Tensor = -learned.log_probs.detach()[0]
-    return losses_N
+    return losses_N[targets_N != IGNORED]
 
 
 def _slope(live_N: Tensor, chosen: Chosen, like_BT: Tensor) -> Tensor:

@@ -1,0 +1,41 @@
+"""trl's trainers, training on the tokens that were chosen; trl is imported when one is asked for.
+
+    from pliant.gradients.trl import SelectiveSFTTrainer
+    SelectiveSFTTrainer("nano-s", train_dataset=rows, selective=GradientConfig(ratio=0.25))
+
+There is one for each trainer whose loss is made of tokens' log-probabilities. Its gradient is that
+of the chosen tokens, each times its weight, and its values are those of all: the loss that is
+logged, the entropies and the accuracies are trl's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pliant.errors import InvalidInput
+from pliant.gradients.training import SelectiveMixin
+
+PLAIN = {
+    "SelectiveSFTTrainer": "SFTTrainer",
+    "SelectiveDPOTrainer": "DPOTrainer",
+    "SelectiveGRPOTrainer": "GRPOTrainer",
+    "SelectiveRLOOTrainer": "RLOOTrainer",
+}
+__all__ = list(PLAIN)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PLAIN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        import trl
+    except ImportError as error:
+        raise InvalidInput(f"{name} needs trl: pip install 'pliant[rl]'") from error
+    plain = getattr(trl, PLAIN[name])
+    about = {"__doc__": f"trl's {PLAIN[name]}, selective.", "__module__": __name__}
+    globals()[name] = type(name, (SelectiveMixin, plain), about)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *PLAIN])
