@@ -9,6 +9,7 @@ from pliant.survey import foundation  # noqa: F401  isort: skip
 from pliant.survey import caching  # noqa: F401  isort: skip
 from pliant.survey import scoring  # noqa: F401  isort: skip
 from pliant.survey import leaving  # noqa: F401  isort: skip
+from pliant.survey import learning  # noqa: F401  isort: skip
 from pliant.survey.capability import CAPABILITIES, Capability, Verdict, ask, by_part, register
 from pliant.survey.examination import Examination, Finding, examine
 from pliant.survey.sizes import Estimate, Sizes

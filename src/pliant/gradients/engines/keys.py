@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from pliant.errors import UnsupportedModel
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -20,6 +22,7 @@ class Recording(DynamicCache):
 
     def __init__(self) -> None:
         super().__init__()
+        self.layers = _NoStates()
         self.pairs: dict[int, Pair] = {}
 
     def update(
@@ -40,6 +43,7 @@ class Writing(DynamicCache):
 
     def __init__(self, pairs: dict[int, Pair], at_BK: Tensor, live_BK: Tensor, again: bool) -> None:
         super().__init__()
+        self.layers = _NoStates()
         self.pairs = pairs
         self.at_B1K1 = at_BK[:, None, :, None]
         self.spare_B1K1 = None if bool(live_BK.all()) else ~live_BK[:, None, :, None]
@@ -63,6 +67,13 @@ class Writing(DynamicCache):
         if self.again or not _is_ours_alone(all_BHTE):
             return all_BHTE.scatter(-2, at, live_BHKE)
         return all_BHTE.data.scatter_(-2, at, live_BHKE)
+
+
+class _NoStates(list[Any]):
+    """A layer that asks for more than keys and values has a state that positions cannot share."""
+
+    def __getitem__(self, index: Any) -> Any:
+        raise UnsupportedModel("it has layers that keep a running state instead of keys and values")
 
 
 def _is_ours_alone(tensor: Tensor) -> bool:

@@ -1,0 +1,245 @@
+"""What a step of selective training costs: time and memory, beside standard training and others.
+
+    python -m benchmarks.gradient_step [--rounds 5] [--quick]
+
+An 8-layer Llama (hidden 256), vocabularies of 8k and 32k, sequences of 256 and 1,024 tokens. Times
+are process time on one thread, interleaved, as ratios to standard training in the same round.
+Memory is the peak that a step adds to a process of its own (its resident set, with freed memory
+given back at once), gradients included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.harness import interleaved, keep
+from pliant.gradients import GradientConfig, attach
+
+SETTINGS = ((8192, 256, 8), (32768, 256, 4), (8192, 1024, 2), (32768, 1024, 1))
+"""Vocabulary, tokens of a sequence, sequences."""
+OURS: dict[str, dict[str, Any]] = {
+    "sparse .25": {"ratio": 0.25},
+    "sparse .25, uniform": {"ratio": 0.25, "selection": "uniform"},
+    "sparse .25, one hop": {"ratio": 0.25, "kv_grad": "one_hop"},
+    "sparse .10": {"ratio": 0.10},
+    "sparse .50": {"ratio": 0.50},
+    "exact .25": {"ratio": 0.25, "engine": "exact"},
+    "exact .25, uniform": {"ratio": 0.25, "engine": "exact", "selection": "uniform"},
+}
+OTHERS = ("standard", "a quarter of the sequences", "trl's fused head", "CGGRModel", "CGGRLoss")
+COMPLETION = ("completion (20 %)", "standard on the same")
+NAMES = (*OTHERS, *OURS, *COMPLETION)
+Step = Callable[[], None]
+
+
+def main() -> None:
+    options = _options()
+    if options.peak:
+        print(json.dumps(peak_of(options.peak, *options.setting)))
+        return
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {}
+    for setting in track(SETTINGS[:1] if options.quick else SETTINGS, "settings"):
+        figures[_said(setting)] = measured(setting, options.rounds)
+        shown(setting, figures[_said(setting)])
+    keep("gradient_step", figures, "python -m benchmarks.gradient_step " + " ".join(sys.argv[1:]))
+
+
+def measured(setting: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+    """Every contender's time and memory beside standard training's."""
+    steps = {name: step_of(name, setting) for name in NAMES}
+    usable = {name: step for name, step in steps.items() if step is not None}
+    times = interleaved(usable, rounds=rounds, clock=time.process_time)
+    bytes_of = {name: _peak_in_a_process(name, setting) for name in usable}
+    found = {}
+    for name in usable:
+        control = COMPLETION[1] if name == COMPLETION[0] else "standard"
+        found[name] = {
+            "speed": times[control].ratio_to(times[name]).as_dict(),
+            "seconds": times[name].median,
+            "memory": bytes_of[name] / bytes_of[control],
+            "mebibytes": bytes_of[name] / 2**20,
+        }
+    return found
+
+
+def step_of(name: str, setting: tuple[int, int, int]) -> Step | None:
+    """Forward and backward of one batch; None where the library for it is not installed."""
+    model = _model(setting)
+    ids = _ids(setting)
+    if name in OURS:
+        attach(model, GradientConfig(**OURS[name]))
+    elif name == "CGGRModel":
+        return _cggr_model(model, ids)
+    elif name == "CGGRLoss":
+        return _cggr_loss(model, ids)
+    elif name == "trl's fused head":
+        return _fused(model, ids)
+    elif name == "a quarter of the sequences":
+        ids = ids[: max(1, len(ids) // 4)]
+    labels = ids.clone()
+    if name in COMPLETION:
+        labels[:, : int(0.8 * labels.shape[1])] = -100
+        if name == COMPLETION[0]:
+            attach(model, GradientConfig(engine="completion"))
+    return lambda: _backward(model, model(input_ids=ids, labels=labels).loss)
+
+
+def peak_of(name: str, *setting: int) -> int:
+    """Bytes that a step adds to this process, after one step on two short sequences."""
+    torch.set_num_threads(1)
+    warm = step_of(name, (setting[0], 16, 8))
+    assert warm is not None
+    warm()
+    step = step_of(name, (setting[0], setting[1], setting[2]))
+    assert step is not None
+    before = _resident()
+    with open("/proc/self/clear_refs", "w") as refs:
+        refs.write("5")  # the peak counts anew from here
+    step()
+    return _peak_resident() - before
+
+
+def shown(setting: tuple[int, int, int], figures: dict[str, Any]) -> None:
+    table = Table(title=f"a step, {_said(setting)}")
+    for column in ("", "speed", "quartiles", "theory", "memory", "MiB"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, one in figures.items():
+        speed = one["speed"]
+        low, high = speed.get("lower_quartile"), speed.get("upper_quartile")
+        spread = f"{low:.2f}-{high:.2f}" if low is not None else ""
+        row = (name, f"{speed['median']:.2f}x", spread, _theory(name))
+        table.add_row(*row, f"{one['memory']:.2f}x", f"{one['mebibytes']:.0f}")
+    Console().print(table)
+
+
+def _theory(name: str) -> str:
+    """Of the backbone alone, with scores for nothing."""
+    ratio = OURS.get(name, {}).get("ratio")
+    if ratio is None or not name.startswith("sparse"):
+        return {COMPLETION[0]: f"{3 / 1.4:.2f}x"}.get(name, "")
+    return f"{3 / (1 + 3 * ratio):.2f}x"
+
+
+def _backward(model: torch.nn.Module, loss: torch.Tensor) -> None:
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+
+
+def _cggr_model(model: Any, ids: torch.Tensor) -> Step | None:
+    """In its steady state: the warm-up is over."""
+    try:
+        from cggr import CGGRModel, create_truncated_router
+    except ImportError:
+        return None
+    router = create_truncated_router(model, num_layers=4)
+    theirs = CGGRModel(model, router=router, min_tokens_ratio=0.25, warmup_steps=1)
+    theirs.train()
+    theirs.step()
+    theirs.step()
+    return lambda: _backward(model, theirs(ids, labels=ids))
+
+
+def _cggr_loss(model: Any, ids: torch.Tensor) -> Step | None:
+    try:
+        from cggr import CGGRLoss
+    except ImportError:
+        return None
+    criterion = CGGRLoss(min_tokens_ratio=0.25, warmup_steps=1)
+    criterion.step()
+    criterion.step()
+
+    def step() -> None:
+        logits = model(input_ids=ids).logits
+        _backward(model, criterion(logits, ids.roll(-1, 1)))
+
+    return step
+
+
+def _fused(model: Any, ids: torch.Tensor) -> Step | None:
+    """The head as trl's trainers run it: every token, in tiles that are not kept."""
+    try:
+        from trl.trainer.utils import add_fused_lm_head
+    except ImportError:
+        return None
+    add_fused_lm_head(model)
+    return lambda: _backward(model, model(input_ids=ids, labels=ids, fused_lm_head=True).loss)
+
+
+def _model(setting: tuple[int, int, int]) -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=setting[0],
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+    )
+    return LlamaForCausalLM(config).train()
+
+
+def _ids(setting: tuple[int, int, int]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, setting[0], (setting[2], setting[1]), generator=generator)
+
+
+GIVES_MEMORY_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""So that what is freed leaves the process at once, and a peak is a peak."""
+
+
+def _peak_in_a_process(name: str, setting: tuple[int, int, int]) -> int:
+    command = [sys.executable, "-m", "benchmarks.gradient_step", "--peak", name, "--setting"]
+    told = subprocess.run(
+        [*command, *map(str, setting)],
+        env=os.environ | GIVES_MEMORY_BACK,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(told.stdout.strip().splitlines()[-1])
+
+
+def _resident() -> int:
+    return _status("VmRSS")
+
+
+def _peak_resident() -> int:
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    with open("/proc/self/status") as lines:
+        found = next(line for line in lines if line.startswith(name))
+    return int(found.split()[1]) * 1024
+
+
+def _said(setting: tuple[int, int, int]) -> str:
+    return f"vocabulary {setting[0]}, {setting[2]} x {setting[1]} tokens"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="the first setting alone")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--setting", type=int, nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

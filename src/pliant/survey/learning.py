@@ -1,0 +1,163 @@
+"""What selective training can do with a model: a loss on some rows, and backward through those."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pliant.gradients.engines.completion import completion
+from pliant.gradients.engines.passage import Passage, hidden_of, rows_of
+from pliant.gradients.engines.sparse import first_pass, second_pass
+from pliant.survey.capability import Verdict, register, yes_if
+from pliant.survey.specimen import Specimen
+
+LENGTH, PADS = 20, 6
+"""Longer than a tiny model's window."""
+EXACT, SAME_GRADIENT = 1e-12, 1e-6
+"""Relative, in fp64."""
+
+_in_fp64: WeakKeyDictionary[Specimen, Specimen] = WeakKeyDictionary()
+
+
+@register(
+    "gradients",
+    "chosen rows",
+    "With the head on labelled rows alone, are loss and gradient the model's own?",
+    needs=["runs"],
+)
+def chosen_rows(specimen: Specimen) -> Verdict:
+    with _passage(specimen) as passage:
+        ids = _ids()
+        labels = ids.clone()
+        labels[1, LENGTH // 2 :] = -100
+        plain = {"input_ids": ids, "use_cache": False}
+        whole = passage.forward(**plain).logits[:, :-1].flatten(0, 1)
+        targets_BT = F.pad(labels[:, 1:], (0, 1), value=-100)
+        theirs = F.cross_entropy(whole.double(), targets_BT[:, :-1].flatten(), ignore_index=-100)
+        decoded = passage.backbone(plain)
+        rows = hidden_of(decoded)[targets_BT != -100]
+        logits = passage.head(decoded, rows, plain).logits.reshape(len(rows), -1)
+        ours = F.cross_entropy(logits.double(), targets_BT[targets_BT != -100])
+        if abs(float(ours - theirs)) > EXACT * abs(float(theirs)):
+            return Verdict(False, "the loss on rows is another")
+        off = _difference(_gradient(passage, ours), _gradient(passage, theirs))
+        return yes_if(off <= SAME_GRADIENT, f"the gradient on rows is off by {off:.0e}")
+
+
+@register(
+    "gradients",
+    "sparse",
+    "Are chosen positions exact in fp64, however padded, and is the gradient of all the dense one?",
+    needs=["chosen rows"],
+)
+def sparse(specimen: Specimen) -> Verdict:
+    with _passage(specimen) as passage:
+        for padding in (None, "right", "left"):
+            off = _off_at_chosen(passage, padding)
+            if not off <= EXACT:
+                where = f" when padded on the {padding}" if padding else ""
+                return Verdict(False, f"chosen positions are off by {off:.0e}{where}")
+        off = _off_in_gradient(passage)
+        return yes_if(off <= SAME_GRADIENT, f"the gradient of all positions is off by {off:.0e}")
+
+
+@register(
+    "gradients",
+    "completion",
+    "With the prompt run once without gradient, are the completion's positions exact in fp64?",
+    needs=["sparse"],
+)
+@torch.no_grad()
+def completions(specimen: Specimen) -> Verdict:
+    with _passage(specimen) as passage:
+        inputs, mask = _batch("right")
+        valid = mask.bool()
+        valid[0, :9], valid[1, :5], valid[:, -1] = False, False, False
+        ours = hidden_of(completion(passage, inputs, valid))
+        whole = hidden_of(passage.backbone(inputs))[:, : ours.shape[1]]
+        off = _difference(ours[valid[:, : ours.shape[1]]], whole[valid[:, : ours.shape[1]]])
+        return yes_if(off <= EXACT, f"the completion is off by {off:.0e}")
+
+
+@torch.no_grad()
+def _off_at_chosen(passage: Passage, padding: str | None) -> float:
+    inputs, mask = _batch(padding)
+    at_BK = torch.stack([row.nonzero()[:, 0][[1, 2, 5, 8, 12]] for row in mask])
+    live_BK = torch.ones_like(at_BK, dtype=torch.bool)
+    whole = rows_of(hidden_of(passage.backbone(inputs)), at_BK, live_BK)
+    first = first_pass(passage, inputs)
+    ours = hidden_of(second_pass(passage, inputs, first.pairs, at_BK, live_BK))
+    return _difference(rows_of(ours, at_BK, live_BK), whole)
+
+
+def _off_in_gradient(passage: Passage) -> float:
+    inputs, _ = _batch(None)
+    at_BK = torch.arange(LENGTH).expand(2, -1)
+    live_BK = torch.ones_like(at_BK, dtype=torch.bool)
+    whole = hidden_of(passage.backbone(inputs))
+    weights = torch.linspace(-1, 1, whole.numel(), dtype=whole.dtype).view_as(whole)
+    first = first_pass(passage, inputs)
+    ours = hidden_of(second_pass(passage, inputs, first.pairs, at_BK, live_BK))
+    dense = _gradient(passage, (whole * weights).sum())
+    return _difference(_gradient(passage, (ours * weights).sum()), dense)
+
+
+def _gradient(passage: Passage, loss: Tensor) -> Tensor:
+    trained = [p for p in passage.anatomy.model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, trained, allow_unused=True)
+    return torch.cat([g.flatten() for g in found if g is not None])
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    if ours.shape != theirs.shape or not ours.isfinite().all():
+        return float("inf")
+    return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30))
+
+
+def _ids() -> Tensor:
+    """Ordinary tokens: special ones sit at both ends of a tiny vocabulary."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(5, 100, (2, LENGTH), generator=generator)
+
+
+def _batch(padding: str | None) -> tuple[dict[str, Any], Tensor]:
+    ids = _ids()
+    mask = torch.ones_like(ids)
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    if padding:
+        mask[1, slice(LENGTH - PADS, None) if padding == "right" else slice(PADS)] = 0
+        inputs["attention_mask"] = mask
+    return inputs, mask
+
+
+@contextmanager
+def _passage(specimen: Specimen) -> Iterator[Passage]:
+    """The model in fp64, at rest."""
+    if specimen not in _in_fp64:
+        _in_fp64[specimen] = Specimen(specimen.of, torch.float64)
+    model = _in_fp64[specimen].model.double()  # some parts are made in fp32 whatever is asked
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the fast one knows no fp64
+    with _Fp64Throughout():
+        yield Passage(_in_fp64[specimen].anatomy, model.forward)
+
+
+class _Fp64Throughout(TorchFunctionMode):
+    """Where a model's code goes to fp32 for precision, it stays in fp64: else its rounding there
+    would hide whether two ways to a number are the same."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is Tensor.float:
+            func, args = Tensor.double, args[:1]
+        elif func in (Tensor.to, Tensor.type) or "dtype" in kwargs:
+            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+        return func(*args, **kwargs)
