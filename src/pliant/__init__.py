@@ -38,6 +38,14 @@ if TYPE_CHECKING:
     from pliant.errors import PliantError as PliantError
     from pliant.errors import UnsupportedModel as UnsupportedModel
     from pliant.errors import WrongBase as WrongBase
+    from pliant.gradients.facade.causal_lm import CGGRModel as CGGRModel
+    from pliant.gradients.facade.flash import enable_flash_attention as enable_flash_attention
+    from pliant.gradients.facade.flash import (
+        load_model_with_flash_attention as load_model_with_flash_attention,
+    )
+    from pliant.gradients.facade.loss import CGGRLoss as CGGRLoss
+    from pliant.gradients.facade.router import create_truncated_router as create_truncated_router
+    from pliant.gradients.facade.scorer import CGGRScorer as CGGRScorer
     from pliant.loading import load as load
     from pliant.routing.live.decision import Decision as Decision
     from pliant.routing.live.decision import Reply as Reply
@@ -71,6 +79,11 @@ _HOMES = {
         "UnsupportedModel",
         "WrongBase",
     ),
+    "pliant.gradients.facade.causal_lm": ("CGGRModel",),
+    "pliant.gradients.facade.flash": ("enable_flash_attention", "load_model_with_flash_attention"),
+    "pliant.gradients.facade.loss": ("CGGRLoss",),
+    "pliant.gradients.facade.router": ("create_truncated_router",),
+    "pliant.gradients.facade.scorer": ("CGGRScorer",),
     "pliant.loading": ("load",),
     "pliant.routing.live.decision": ("Decision", "Reply"),
     "pliant.routing.outcomes": ("Outcomes",),
