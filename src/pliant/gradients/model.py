@@ -114,11 +114,10 @@ class Gradients(Adapter):
     # --- state that a checkpoint keeps ---
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {"schedule": self.selector.schedule.state(), "draws": self.selector.draws}
+        return self.selector.state()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.selector.schedule.take(state["schedule"])
-        self.selector.draws = int(state["draws"])
+        self.selector.take(state)
 
     # --- the forward that is patched in ---
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import base64
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from pliant.errors import InvalidInput
 from pliant.gradients.batch import Lesson
 from pliant.gradients.choosing.rules import Chosen, choose
 from pliant.gradients.choosing.scores import in_chunks
+from pliant.gradients.choosing.stale import StaleScores
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.passage import Passage, hidden_of, with_hidden
 from pliant.gradients.schedule import Schedule
@@ -40,6 +43,9 @@ class Selector:
         self.schedule = Schedule(config)
         self.losses_BT: Tensor | None = None
         """The loss at every labelled position (0 elsewhere), if the last choice made it known."""
+        self.kept = StaleScores(config.refresh) if config.refresh > 1 else None
+        """The scores of examples that are scored again only now and then."""
+        self._confidence: Tensor | None = None
         self.draws = 0
         """How often it drew: each draw has a seed of its own, so that a resumed run draws what it
         would have drawn."""
@@ -61,31 +67,41 @@ class Selector:
         ratio, scores_BT = self.schedule.ratio(), None
         if self.config.needs_scores:
             assert hidden_BTD is not None
-            scores_BT, confidence = self._scores(passage, lesson, decoded, hidden_BTD)
-            if self.config.dynamic:
-                ratio = self.schedule.ratio(float(confidence))
+            scores_BT = self._remembered(passage, lesson, decoded, hidden_BTD)
+            if self.config.dynamic and self._confidence is not None:
+                ratio = self.schedule.ratio(float(self._confidence))
         self.draws += 1
         return choose(scores_BT, lesson.valid_BT, self.config, ratio, self._generator())
 
-    def _scores(
+    def _remembered(
         self, passage: Passage, lesson: Lesson, decoded: Any, hidden_BTD: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(B, T), 0 where nothing is predicted; and the mean confidence."""
+    ) -> Tensor:
+        """The scores of the last visit where these still stand, and new ones elsewhere."""
+        if self.kept is None or lesson.example_id is None:
+            return self._scores(passage, lesson, decoded, hidden_BTD)
+        known = self.kept.recall(lesson.example_id, lesson.valid_BT)
+        if not bool(known.due_B.any()):
+            return known.difficulty_BT
+        fresh_BT = self._scores(passage, lesson, decoded, hidden_BTD)
+        self.kept.keep(lesson.example_id, fresh_BT, lesson.valid_BT, known.due_B)
+        return torch.where(known.due_B[:, None], fresh_BT, known.difficulty_BT)
+
+    def _scores(self, passage: Passage, lesson: Lesson, decoded: Any, hidden_BTD: Tensor) -> Tensor:
+        """(B, T), 0 where nothing is predicted."""
         valid_BT, score = lesson.valid_BT, self.config.score
-        targets_N = lesson.targets_BT[valid_BT]
         if self.router is None:
             rows, logits_of = _head_on(passage, lesson, decoded, hidden_BTD.detach())
         else:
             rows, logits_of = _routed(self.router, lesson)
-        final = self.router is None and self.config.exit_layer is None
-        losses_N = hidden_BTD.new_empty(len(rows), dtype=torch.float32) if final else None
-        scores_N, confidence = in_chunks(
-            logits_of, rows, targets_N, score, confidence=True, losses_N=losses_N
-        )
-        self.losses_BT = None if losses_N is None else spread(losses_N, valid_BT)
+        targets_N = lesson.targets_BT[valid_BT]
+        found = in_chunks(logits_of, rows, targets_N, score, confidence=self.config.dynamic)
+        self._confidence = found.confidence
+        if self.router is None and self.config.exit_layer is None:
+            self.losses_BT = spread(found.losses_N, valid_BT)
+        scores_N = found.scores_N
         if score == "excess":
             scores_N = (scores_N - self._reference_losses(passage, lesson)).clamp(min=0)
-        return spread(scores_N, valid_BT), confidence
+        return spread(scores_N, valid_BT)
 
     @torch.no_grad()
     def _reference_losses(self, passage: Passage, lesson: Lesson) -> Tensor:
@@ -98,7 +114,23 @@ class Selector:
         with without:
             decoded = passage.backbone(lesson.inputs)
             rows, logits_of = _head_on(passage, lesson, decoded, hidden_of(decoded))
-            return in_chunks(logits_of, rows, lesson.targets_BT[lesson.valid_BT], "loss")
+            targets_N = lesson.targets_BT[lesson.valid_BT]
+            return in_chunks(logits_of, rows, targets_N, "loss").scores_N
+
+    def state(self) -> dict[str, Any]:
+        """What `take` goes on from, for JSON."""
+        state: dict[str, Any] = {"schedule": self.schedule.state(), "draws": self.draws}
+        if self.kept is not None:
+            packed = safetensors.torch.save(self.kept.state())
+            state["kept"] = base64.b64encode(packed).decode("ascii")
+        return state
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Go on where a saved selector was."""
+        self.schedule.take(state["schedule"])
+        self.draws = int(state["draws"])
+        if self.kept is not None and "kept" in state:
+            self.kept.take(safetensors.torch.load(base64.b64decode(state["kept"])))
 
     def _generator(self) -> torch.Generator:
         distributed = torch.distributed

@@ -121,20 +121,25 @@ def test_chunks_change_nothing(
         largest = max(largest, len(hidden_ND))
         return hidden_ND @ head
 
-    found, confidence = in_chunks(logits_of, hidden, targets, score, rows=rows, confidence=True)
+    scored = in_chunks(logits_of, hidden, targets, score, rows=rows, confidence=True)
+    found, confidence = scored.scores_N, scored.confidence
     torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
     assert largest <= rows and found.isfinite().all()
     top = (hidden @ head).softmax(-1).amax(-1)
     counted = top if targets is None else top[targets >= 0]
     expected = counted.mean() if len(counted) else torch.zeros(())
     torch.testing.assert_close(confidence, expected)
-    assert torch.equal(in_chunks(logits_of, hidden, targets, score, rows=rows), found)
+    again = in_chunks(logits_of, hidden, targets, score, rows=rows)
+    torch.testing.assert_close(again.scores_N, found, rtol=1e-4, atol=1e-5)
+    losses = difficulty(hidden @ head, targets, "loss")
+    torch.testing.assert_close(again.losses_N, losses, rtol=1e-4, atol=1e-5)
+    assert again.confidence is None
 
 
 def test_nothing_is_recorded_for_a_backward_pass() -> None:
     hidden = torch.randn(3, 4, requires_grad=True)
     head = torch.randn(4, 5, requires_grad=True)
-    assert not in_chunks(lambda h: h @ head, hidden, None, "loss").requires_grad
+    assert not in_chunks(lambda h: h @ head, hidden, None, "loss").scores_N.requires_grad
     assert not difficulty(hidden, None, "entropy").requires_grad
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal, overload
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from torch import Tensor
 from pliant.errors import InvalidInput
 from pliant.gradients.config import Score
 
-ROWS = 256
-"""Rows of logits that exist at a time: at a vocabulary of 152,000 some 150 MB of fp32."""
+AT_ONCE = {"cpu": 4_000_000, "cuda": 64_000_000}
+"""Logits that exist at a time, and by which rows are counted: what stays near the cores of a CPU
+(at a vocabulary of 32,768, 128 rows took .60 of the time of 256), or fills an accelerator."""
 
 
 @torch.no_grad()
@@ -35,30 +36,16 @@ def difficulty(logits_NV: Tensor, targets_N: Tensor | None, score: Score) -> Ten
     return _FORMULAS[score](_log_softmax(logits_NV), targets_N)
 
 
-@overload
-def in_chunks(
-    logits_of: Callable[[Tensor], Tensor],
-    hidden_ND: Tensor,
-    targets_N: Tensor | None,
-    score: Score,
-    *,
-    rows: int = ...,
-    confidence: Literal[False] = ...,
-    losses_N: Tensor | None = ...,
-) -> Tensor: ...
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What is known of some rows once they are scored."""
 
-
-@overload
-def in_chunks(
-    logits_of: Callable[[Tensor], Tensor],
-    hidden_ND: Tensor,
-    targets_N: Tensor | None,
-    score: Score,
-    *,
-    rows: int = ...,
-    confidence: Literal[True],
-    losses_N: Tensor | None = ...,
-) -> tuple[Tensor, Tensor]: ...
+    scores_N: Tensor
+    losses_N: Tensor
+    """Of the targets; without targets, the entropies."""
+    confidence: Tensor | None
+    """The mean probability of the likeliest token, over rows with a target, on its device; None
+    unless it was asked for."""
 
 
 @torch.no_grad()
@@ -68,34 +55,31 @@ def in_chunks(
     targets_N: Tensor | None,
     score: Score,
     *,
-    rows: int = ROWS,
+    rows: int | None = None,
     confidence: bool = False,
-    losses_N: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The scores of hidden states, whose logits are made `rows` at a time and never kept.
-
-    With `confidence`, the mean probability of the likeliest token, over rows with a target, as
-    well: a tensor of no dimension, still on its device. `losses_N`, if given, is filled with the
-    loss of each row, for next to nothing.
-    """
-    scores = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
-    top = torch.zeros_like(scores)
-    for part, logp_NV, targets in _parts(logits_of, hidden_ND, targets_N, rows):
-        scores[part] = _FORMULAS[score](logp_NV, targets)
+) -> Scored:
+    """The scores of hidden states, whose logits are made some `rows` at a time and never kept."""
+    scores = hidden_ND.new_zeros(len(hidden_ND), dtype=torch.float32)
+    losses, top = torch.zeros_like(scores), torch.zeros_like(scores)
+    for part, logits_NV, targets in _parts(logits_of, hidden_ND, targets_N, rows):
+        if score == "gradient" and targets is not None and not confidence:
+            scores[part], losses[part] = _gradient_and_loss(logits_NV.float(), targets)
+            continue
+        logp_NV = _log_softmax(logits_NV)
+        scores[part], losses[part] = _FORMULAS[score](logp_NV, targets), _loss(logp_NV, targets)
         if confidence:
             top[part] = logp_NV.amax(-1).exp()
-        if losses_N is not None:
-            losses_N[part] = _loss(logp_NV, targets)
-    return (scores, mean_of_known(top, targets_N)) if confidence else scores
+    return Scored(scores, losses, mean_of_known(top, targets_N) if confidence else None)
 
 
 @torch.no_grad()
 def measured(
-    logits_NV: Tensor, targets_N: Tensor | None, score: Score, *, rows: int = ROWS
+    logits_NV: Tensor, targets_N: Tensor | None, score: Score, *, rows: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of logits that exist anyway: scores, probabilities of the likeliest token, entropies."""
     found = logits_NV.new_empty(3, len(logits_NV), dtype=torch.float32)
-    for part, logp_NV, targets in _parts(lambda logits: logits, logits_NV, targets_N, rows):
+    for part, some_NV, targets in _parts(lambda logits: logits, logits_NV, targets_N, rows):
+        logp_NV = _log_softmax(some_NV)
         found[0, part] = _FORMULAS[score](logp_NV, targets)
         found[1, part] = logp_NV.amax(-1).exp()
         found[2, part] = _spread(logp_NV)
@@ -103,15 +87,24 @@ def measured(
 
 
 def _parts(
-    logits_of: Callable[[Tensor], Tensor], hidden_ND: Tensor, targets_N: Tensor | None, rows: int
+    logits_of: Callable[[Tensor], Tensor],
+    hidden_ND: Tensor,
+    targets_N: Tensor | None,
+    rows: int | None,
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Some rows at a time: which, their log-probabilities, their targets."""
+    """Some rows at a time: which, their logits, their targets."""
+    if not len(hidden_ND):
+        return
+    if rows is None:
+        # One row tells how wide they are: far less work than a chunk of the wrong size.
+        width = logits_of(hidden_ND[:1]).shape[-1]
+        rows = max(1, AT_ONCE.get(hidden_ND.device.type, AT_ONCE["cuda"]) // width)
     if rows < 1:
         raise InvalidInput(f"rows = {rows}: give 1 or more")
     for at in range(0, len(hidden_ND), rows):
         part = slice(at, at + rows)
         targets = None if targets_N is None else targets_N[part]
-        yield part, _log_softmax(logits_of(hidden_ND[part])), targets
+        yield part, logits_of(hidden_ND[part]), targets
 
 
 def mean_of_known(values_N: Tensor, targets_N: Tensor | None) -> Tensor:
@@ -144,6 +137,15 @@ def _loss(logp_NV: Tensor, targets_N: Tensor | None) -> Tensor:
 
 def _combined(logp_NV: Tensor, targets_N: Tensor | None) -> Tensor:
     return _entropy(logp_NV, targets_N) + _margin(logp_NV, targets_N) + _loss(logp_NV, targets_N)
+
+
+def _gradient_and_loss(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Both from one softmax, for they are asked of every token of every step."""
+    p_NV = logits_NV.softmax(-1)
+    y_N1, known = targets_N.clamp(min=0).unsqueeze(-1), targets_N >= 0
+    told = -p_NV.gather(-1, y_N1).squeeze(-1).clamp(min=torch.finfo(torch.float32).tiny).log()
+    p_NV.scatter_add_(-1, y_N1, p_NV.new_full(y_N1.shape, -1.0))
+    return p_NV.norm(dim=-1) * known, told * known
 
 
 def _gradient(logp_NV: Tensor, targets_N: Tensor | None) -> Tensor:
