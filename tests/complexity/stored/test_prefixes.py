@@ -108,6 +108,20 @@ def test_the_folder_is_of_this_base_and_these_prompts(ids: list[Tensor], tmp_pat
     assert len({here, *folders}) == 8
 
 
+def test_an_edit_of_one_value_anywhere_is_another_base(ids: list[Tensor], tmp_path: Path) -> None:
+    base = scorer()
+    here = folder_of(tmp_path, base, ids)
+    changed = [p for _, p in base.base_parameters()]
+    generator = torch.Generator().manual_seed(0)
+    for p in changed:
+        at = int(torch.randint(p.numel(), (1,), generator=generator))
+        value = p.data.view(-1)[at].clone()
+        p.data.view(-1)[at] = torch.nextafter(value, torch.tensor(9.0))
+        assert folder_of(tmp_path, base, ids) != here
+        p.data.view(-1)[at] = value
+    assert folder_of(tmp_path, base, ids) == here
+
+
 def choose(ids: list[Tensor], folder: Path, uses: int = 10, **changes: Any) -> keeping.Kept:
     learner = Learner(scorer())
     return decide(learner, ids, uses, learner.prefilled, folder=folder, **changes)

@@ -1,6 +1,5 @@
 """Stored prefixes in a folder: one safetensors file for some prompts, mapped into memory when read.
 
-    prefixes/3f9c.../prefixes.json     what these are the prefixes of
     prefixes/3f9c.../00012.safetensors
 
 The folder's name is a fingerprint of the base, of what is attached to it, of its dtype and depth,
@@ -23,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from pliant.complexity.stored.checksum import checksum
 from pliant.complexity.stored.prefixes import (
     Chunk,
     Layout,
@@ -37,10 +37,8 @@ from pliant.errors import AdapterError
 if TYPE_CHECKING:
     from pliant.complexity.model import Complexity
 
-FORMAT = 1
-INDEX = "prefixes.json"
+FORMAT = 2
 TOKENS = 65_536  # of a file, about
-SAMPLES = 16  # values of each parameter that tell one base from another
 
 
 def on_disk(
@@ -93,8 +91,9 @@ def folder_of(root: Path, scorer: Complexity, ids: Sequence[Tensor]) -> Path:
 
 
 def fingerprint(scorer: Complexity, ids: Sequence[Tensor]) -> str:
-    """Changes with whatever the prefixes depend on: some values of every parameter and buffer but
-    a scorer's, dtypes, the depth, the way of attending, the ids and their order."""
+    """Changes with whatever the prefixes depend on: every value of every parameter and buffer but
+    a scorer's, dtypes, the depth, the way of attending, the ids and their order. (Weights that
+    accelerate keeps elsewhere are on the meta device, and known by their shapes alone.)"""
     digest = hashlib.sha256()
     config = getattr(scorer.base, "config", None)
     how = getattr(config, "_attn_implementation", "")
@@ -103,18 +102,10 @@ def fingerprint(scorer: Complexity, ids: Sequence[Tensor]) -> str:
     buffers = [(name, b) for name, b in scorer.base.named_buffers() if id(b) not in own]
     for name, tensor in [*scorer.base_parameters(), *buffers]:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(_values(tensor))
+        digest.update(checksum(tensor))
     for row in ids:
         digest.update(row.to(torch.int64).cpu().numpy().tobytes() + b"|")
     return digest.hexdigest()
-
-
-def _values(tensor: Tensor) -> bytes:
-    if tensor.is_meta or not tensor.numel():
-        return b""
-    where = torch.linspace(0, tensor.numel() - 1, min(SAMPLES, tensor.numel())).long()
-    index = torch.unravel_index(where.to(tensor.device), tensor.shape)
-    return tensor.detach()[index].double().cpu().numpy().tobytes()
 
 
 # --- one file ------------------------------------------------------------------------------------
