@@ -67,6 +67,8 @@ def test_a_table_for_people(folder: str, capsys: pytest.CaptureFixture[str]) -> 
     title, head, *rows = said.strip().splitlines()
     assert title.endswith("3 prompts") and head.split() == ["score", "gain", "prompt"]
     assert all(prompt in row for prompt, row in zip(PROMPTS, rows, strict=True))
+    assert outcome(folder, PROMPTS[0]) == 0
+    assert capsys.readouterr().out.strip().splitlines()[0].endswith(": 1 prompt")
 
 
 def test_prompts_from_files_and_stdin(

@@ -92,6 +92,20 @@ def test_a_bad_label_is_named_with_its_row(data: Path, tmp_path: Path, capsys: A
         assert "row 5: label 1.5 cannot be used" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("seed", "said"), [("0", "3 (= 21)"), ("1", "21 (= 3)")])
+def test_duplicates_are_told_by_the_rows_of_the_file(
+    data: Path, tmp_path: Path, capsys: Any, seed: str, said: str
+) -> None:
+    """Whichever of the two is held back."""
+    rows = data.read_text().splitlines()[:20]
+    data.write_text("\n".join([*rows, rows[2]]))
+    common = ["--data", str(data), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+    assert main([*common, "--num_epochs", "1", "--evaluation_size", "8", "--seed", seed]) == 0
+    assert f"1 of the 8 test rows (12.5%) are in the training set too: rows {said}" in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize("flags", [["--wrong"], ["--batch_size", "many"], ["--loss", "hinge"]])
 def test_a_mistyped_flag_is_one_line(flags: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit) as end:

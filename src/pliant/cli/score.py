@@ -175,7 +175,8 @@ def table(name: str, rows: Sequence[Row]) -> Table:
         ]
         for row in rows
     ]
-    return Table(f"{name}: {len(rows)} prompts", head, cells, right=frozenset([*figures, *others]))
+    count = f"{len(rows):,} prompt{'s' if len(rows) != 1 else ''}"
+    return Table(f"{name}: {count}", head, cells, right=frozenset([*figures, *others]))
 
 
 def shown(prompt: Any) -> str:

@@ -33,7 +33,7 @@ from pliant.complexity.model import Complexity
 from pliant.complexity.prompts import Truncation, checked, ids_of
 from pliant.complexity.stored import keeping
 from pliant.complexity.stored.order import LikeLengths
-from pliant.data import Duplicates, duplicates
+from pliant.data import Duplicates
 from pliant.errors import AdapterError, InvalidInput
 
 ROWS, LORA = 18.0, 0.3
@@ -97,7 +97,7 @@ class CPXTrainer(Trainer):
         )
         self.label_names = ["labels"]
         if isinstance(self.train_dataset, Lessons) and isinstance(self.eval_dataset, Lessons):
-            self.duplicates = duplicates(self.train_dataset.texts, self.eval_dataset.texts)
+            self.duplicates = self.train_dataset.repeated(self.eval_dataset)
 
     @property
     def scorer(self) -> Complexity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pliant.complexity.config import GAIN, SCORE
+from pliant.data import Duplicates, duplicates
 from pliant.errors import InvalidInput
 from pliant.prefill import Batch
 
@@ -28,7 +30,11 @@ class Lessons(Dataset[dict[str, Any]]):
     """Prompts and, where there are any, their labels."""
 
     def __init__(
-        self, ids: Sequence[Tensor], labels: Tensor | None = None, texts: Sequence[str] = ()
+        self,
+        ids: Sequence[Tensor],
+        labels: Tensor | None = None,
+        texts: Sequence[str] = (),
+        numbers: Sequence[int] = (),
     ) -> None:
         self.ids = tuple(ids)
         """Of each prompt, without padding and without [CPX]."""
@@ -36,6 +42,8 @@ class Lessons(Dataset[dict[str, Any]]):
         """(n, outputs) probabilities, numbers or shares; (n,) classes."""
         self.texts = tuple(texts)
         """What duplicates are told by; the ids, where there are no texts."""
+        self.numbers = tuple(numbers or range(len(self.ids)))
+        """The row of each in the file that it came from, counted from 0."""
         self.stored: Stored | None = None
         """What was kept of the prompts; None where they are run anew."""
 
@@ -52,7 +60,14 @@ class Lessons(Dataset[dict[str, Any]]):
         """Some of them, in this order; nothing is stored of them yet."""
         labels = None if self.labels is None else self.labels[list(indices)]
         texts = [self.texts[i] for i in indices] if self.texts else ()
-        return Lessons([self.ids[i] for i in indices], labels, texts)
+        numbers = [self.numbers[i] for i in indices]
+        return Lessons([self.ids[i] for i in indices], labels, texts, numbers)
+
+    def repeated(self, held: Lessons) -> Duplicates:
+        """What of `held` is among these as well, by the rows that the files count."""
+        found = duplicates(self.texts, held.texts)
+        pairs = tuple((self.numbers[i], held.numbers[j]) for i, j in found.pairs)
+        return replace(found, pairs=pairs)
 
     @property
     def lengths(self) -> list[int]:
