@@ -20,6 +20,7 @@ from pliant.gradients.config import Score
 AT_ONCE = {"cpu": 4_000_000, "cuda": 64_000_000}
 """Logits that exist at a time, and by which rows are counted: what stays near the cores of a CPU
 (at a vocabulary of 32,768, 128 rows took .60 of the time of 256), or fills an accelerator."""
+FIRST = 16
 
 
 @torch.no_grad()
@@ -93,18 +94,18 @@ def _parts(
     rows: int | None,
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Some rows at a time: which, their logits, their targets."""
-    if not len(hidden_ND):
-        return
-    if rows is None:
-        # One row tells how wide they are: far less work than a chunk of the wrong size.
-        width = logits_of(hidden_ND[:1]).shape[-1]
-        rows = max(1, AT_ONCE.get(hidden_ND.device.type, AT_ONCE["cuda"]) // width)
-    if rows < 1:
+    if rows is not None and rows < 1:
         raise InvalidInput(f"rows = {rows}: give 1 or more")
-    for at in range(0, len(hidden_ND), rows):
-        part = slice(at, at + rows)
+    at = 0
+    while at < len(hidden_ND):
+        part = slice(at, at + (rows or FIRST))
         targets = None if targets_N is None else targets_N[part]
-        yield part, logits_of(hidden_ND[part]), targets
+        logits_NV = logits_of(hidden_ND[part])
+        at += len(logits_NV)
+        if rows is None:  # the first rows have told how wide they are
+            most = AT_ONCE.get(hidden_ND.device.type, AT_ONCE["cuda"])
+            rows = max(1, most // logits_NV.shape[-1])
+        yield part, logits_NV, targets
 
 
 def mean_of_known(values_N: Tensor, targets_N: Tensor | None) -> Tensor:
