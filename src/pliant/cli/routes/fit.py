@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pliant.reports.tables import Table
     from pliant.routing.fitting.fit import Fitted
     from pliant.routing.fitting.ladder import Rung
+    from pliant.routing.outcomes import Outcomes
     from pliant.stats import Band
 
 EXAMPLE = "pliant route fit --labels labels.jsonl --out my-router --base nano-s"
@@ -55,23 +56,14 @@ def fit(
 
     Ctrl-C leaves no half-written router: what was in the folder before still stands.
     """
-    from transformers.utils import logging
-
     from pliant.cli import terminal
-    from pliant.errors import InvalidInput
     from pliant.routing.fitting.fit import GOAL
-    from pliant.routing.fitting.fit import fit as make_router
-    from pliant.routing.labels.label import label_cost, reached
     from pliant.routing.outcomes import Outcomes
 
-    logging.disable_progress_bar()
-    if goal is not None and lam is not None:
-        raise InvalidInput("--goal and --lam: one of the two, for each sets the threshold")
-    if ladder and scorer:
-        raise InvalidInput("--ladder tries every scorer: leave --scorer out, or --ladder")
-    outcomes = Outcomes.read(labels, models=model or None, question=question_column, limit=limit)
-    done = make_router(
-        outcomes,
+    _refuse_both(goal, lam, ladder, scorer)
+    done = _fitted(
+        Outcomes.read(labels, models=model or None, question=question_column, limit=limit),
+        labels,
         out,
         scorers=scorer,
         base=base,
@@ -79,16 +71,44 @@ def fit(
         lam=lam,
         calibrate_by=calibration,
         backends=dict(_pair(text) for text in backend or []),
-        reached=reached(Path(labels)),
-        label_cost=label_cost(Path(labels)),
         groups_known=groups_known,
         seed=seed,
-        progress=terminal.track,
     )
     if json:
         terminal.print_json(done.as_dict())
     else:
         _draw(done)
+
+
+def _fitted(outcomes: Outcomes, labels: str, out: Path, **how: Any) -> Fitted:
+    """The router, with what the labels' rows say of their models and of what they cost."""
+    from transformers.utils import logging
+
+    from pliant.cli import terminal
+    from pliant.routing.fitting.fit import fit as make_router
+    from pliant.routing.labels.label import label_cost, reached
+
+    logging.disable_progress_bar()
+    known = Path(labels)
+    return make_router(
+        outcomes,
+        out,
+        reached=reached(known),
+        label_cost=label_cost(known),
+        progress=terminal.track,
+        **how,
+    )
+
+
+def _refuse_both(
+    goal: str | None, lam: float | None, ladder: bool, scorer: list[str] | None
+) -> None:
+    from pliant.errors import InvalidInput
+
+    if goal is not None and lam is not None:
+        raise InvalidInput("--goal and --lam: one of the two, for each sets the threshold")
+    if ladder and scorer:
+        raise InvalidInput("--ladder tries every scorer: leave --scorer out, or --ladder")
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pliant.routing.backends.protocol import ModelSpec, Settings
     from pliant.routing.labels.grading import Grader
     from pliant.routing.labels.label import Labelled
-    from pliant.routing.labels.rows import Model
+    from pliant.routing.labels.rows import Columns, Model
 
 EXAMPLE = (
     "pliant route label --prompts questions.jsonl --model nano-s --model nano-l --out labels.jsonl"
@@ -70,16 +70,11 @@ def label(
     Killed or failed in part, run the same command again: it goes on from where it was. Exit code 2
     if no prompt could be labelled.
     """
-    from transformers.utils import logging
-
     from pliant.cli import terminal
-    from pliant.data import read_rows
     from pliant.errors import PliantError
     from pliant.routing.backends.protocol import Settings
-    from pliant.routing.labels.label import label as make_labels
     from pliant.routing.labels.rows import Columns
 
-    logging.disable_progress_bar()
     heat = temperature if temperature is not None else (0.0 if samples == 1 else 1.0)
     settings = Settings(max_new_tokens, heat, samples, seed)
     calls = {"concurrency": concurrency, "timeout": timeout, "tries": tries}
@@ -87,24 +82,38 @@ def label(
     judging = opened.pop() if judge else None
     grader = _grader(verifier, verifier_option or [], judging, settings, concurrency)
     columns = Columns(prompt_column, answer_column)
-    needed = [prompt_column] + ([answer_column] if grader.name != "function" else [])
-    rows = read_rows(prompts, needed, limit=limit)
-    done = make_labels(
-        rows,
-        opened,
-        grader,
-        out,
-        settings=settings,
-        unit=cost,
-        columns=columns,
-        progress=terminal.track_stream,
-    )
+    done = _labelled(prompts, limit, opened, grader, out, settings, cost, columns)
     if json:
         terminal.print_json(done.as_dict())
     else:
         _draw(done)
     if not done.rows:
         raise PliantError(f"no prompt could be labelled: {_first_failure(done)}")
+
+
+def _labelled(
+    prompts: str,
+    limit: int | None,
+    models: list[Model],
+    grader: Grader,
+    out: Path,
+    settings: Settings,
+    unit: str | None,
+    columns: Columns,
+) -> Labelled:
+    from transformers.utils import logging
+
+    from pliant.cli import terminal
+    from pliant.data import read_rows
+    from pliant.routing.labels.label import label as make_labels
+
+    logging.disable_progress_bar()
+    needed = [columns.prompt] + ([columns.answer] if grader.name != "function" else [])
+    rows = read_rows(prompts, needed, limit=limit)
+    shown = terminal.track_stream
+    return make_labels(
+        rows, models, grader, out, settings=settings, unit=unit, columns=columns, progress=shown
+    )
 
 
 # --- what the options mean -----------------------------------------------------------------------

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from pliant.errors import InvalidInput
 from pliant.routing import router_file, scorers
 from pliant.routing.fitting import seen
-from pliant.routing.goals.paths import most_worth
 from pliant.routing.measures import calibration as calibrations
 from pliant.routing.measures.metrics import Report, difference, report
 from pliant.routing.opening import open_scorer
 from pliant.routing.outcomes import Outcomes
+from pliant.routing.prices import most_worth
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions
 from pliant.stats import Band, bootstrap_counts, brier, brier_skill, ece

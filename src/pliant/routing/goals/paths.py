@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from pliant.errors import InvalidInput
 from pliant.routing.outcomes import Outcomes
+from pliant.routing.prices import Chosen, most_worth, turns
 
 Floats = NDArray[np.float64]
-Chosen = NDArray[np.int64]
 STEPS = 1000
 """Of a path of prices: at most so many are tried."""
 
@@ -75,15 +75,6 @@ def path(gain: ArrayLike, outcomes: Outcomes, prices: ArrayLike | None = None) -
     return _of_worth(predicted, outcomes, _ascending(paid, outcomes))
 
 
-def most_worth(gain: ArrayLike, prices: ArrayLike, value: float) -> Chosen:
-    """The model with the highest gain - value * price, ties to the cheaper; (n, m) -> (n,)."""
-    predicted, paid = np.asarray(gain, dtype=np.float64), np.asarray(prices, dtype=np.float64)
-    if np.isfinite(value):
-        return (predicted - value * paid).argmax(axis=1)
-    best = int((-paid * np.sign(value)).argmax())
-    return np.full(len(predicted), best)
-
-
 def _of_gain(gain: Floats, outcomes: Outcomes) -> Path:
     def walk() -> Steps:
         distinct, block = np.unique(-gain, return_inverse=True)
@@ -121,12 +112,7 @@ def _of_worth(gain: Floats, outcomes: Outcomes, prices: Floats) -> Path:
 
 def _turning_points(gain: Floats, prices: Floats) -> Floats:
     """Values between those at which one model overtakes another on a prompt; ascending."""
-    turns = [
-        (gain[:, k] - gain[:, j]) / (prices[k] - prices[j])
-        for j in range(len(prices))
-        for k in range(j + 1, len(prices))
-    ]
-    distinct = np.unique(np.concatenate(turns))
+    distinct = np.unique(turns(gain, prices))
     if len(distinct) > STEPS:
         distinct = np.unique(np.quantile(distinct, np.linspace(0, 1, STEPS)))
     margin = prices[-1] - prices[0]  # beyond the ends, where nothing turns any more

@@ -28,10 +28,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pliant.errors import InvalidInput
-from pliant.routing.goals.paths import Chosen, Path, most_worth, path
+from pliant.routing.goals.paths import Path, path
 from pliant.routing.goals.risk import proves_below
 from pliant.routing.goals.words import Goal
 from pliant.routing.outcomes import Outcomes
+from pliant.routing.prices import Chosen, most_worth
 
 __all__ = ["GRID", "Goal", "Threshold", "by_budget", "by_quality", "by_risk", "threshold"]
 

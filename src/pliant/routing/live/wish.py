@@ -10,6 +10,7 @@ import numpy as np
 from pliant.errors import PliantError
 from pliant.routing.live.sessions import Kept
 from pliant.routing.measures.calibration import from_json
+from pliant.routing.prices import worth
 from pliant.routing.prompts import Prompt, text_of
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions, Scorer
@@ -106,11 +107,8 @@ class Wishes:
 
 def preference(file: RouterFile, gains: Sequence[float]) -> list[int]:
     """The models in the order in which they are wanted, by what is gained over the first."""
-    gain = np.asarray(gains, dtype=float)
     if file.threshold.on == "gain":
-        return [1, 0] if gain[-1] > file.threshold.limit else [0, 1]
-    cost = np.array([model.cost for model in file.models])
-    price = file.threshold.limit
-    worth = gain - price * cost if np.isfinite(price) else -cost * np.sign(price)
+        return [1, 0] if gains[-1] > file.threshold.limit else [0, 1]
+    found = worth([gains], [model.cost for model in file.models], file.threshold.limit)[0]
     # Ties go to the cheaper, which stands before; the sort keeps it so.
-    return [int(j) for j in np.argsort(-worth, kind="stable")]
+    return [int(j) for j in np.argsort(-found, kind="stable")]

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pliant.errors import InvalidInput
 from pliant.routing.outcomes import Outcomes
+from pliant.routing.prices import most_worth, turns
 from pliant.stats import count_values
 
 Floats = NDArray[np.float64]
@@ -96,12 +97,15 @@ def lambda_curve(
     believed = np.broadcast_to(believed, outcomes.cost.shape)
     if predicted.shape != outcomes.right.shape or not np.isfinite(predicted).all():
         raise InvalidInput(f"value: finite numbers {outcomes.right.shape}, not {predicted.shape}")
-    price = _turning_points(predicted, believed, points)
+    turning = turns(predicted, believed)
+    turning = turning[turning > 0]
+    if len(turning):
+        turning = np.quantile(turning, np.linspace(0, 1, max(points - 2, 1)))
+    price = np.unique(np.concatenate([[0.0], turning, [np.inf]]))
     rows = np.arange(len(outcomes))
     found = []
     for p in price:
-        worth = predicted - p * believed if np.isfinite(p) else -believed
-        chosen = worth.argmax(axis=1)
+        chosen = most_worth(predicted, believed, float(p))
         shares = np.bincount(chosen, minlength=len(outcomes.models)) / len(outcomes)
         found.append((outcomes.cost[rows, chosen].mean(), outcomes.right[rows, chosen], shares))
     return LambdaCurve(
@@ -209,16 +213,3 @@ def _below(hull: list[tuple[float, float]], x: float, y: float) -> bool:
         return False
     (x0, y0), (x1, y1) = hull[-2], hull[-1]
     return (y1 - y0) * (x - x0) <= (y - y0) * (x1 - x0)
-
-
-def _turning_points(value: Floats, price: Floats, points: int) -> Floats:
-    """0, infinity, and quantiles of the lambdas at which one model overtakes another."""
-    found = []
-    for j in range(value.shape[1]):
-        for k in range(j + 1, value.shape[1]):
-            more, dearer = value[:, k] - value[:, j], price[:, k] - price[:, j]
-            sound = (more * dearer > 0) & (dearer != 0)
-            found.append(more[sound] / dearer[sound])
-    turns = np.concatenate(found)
-    inner = np.quantile(turns, np.linspace(0, 1, max(points - 2, 1))) if len(turns) else []
-    return np.unique(np.concatenate([[0.0], inner, [np.inf]]))
