@@ -1,0 +1,16 @@
+"""Does selective training help here? Measured on the user's own model and data, beside controls.
+
+    found = audit(model, batches, GradientConfig())        # a step's gradient, time and memory
+    ran = race(model, rows, held_out, GradientConfig(), seconds=20)        # and what it comes to
+    trainer.add_callback(AuditCallback(auto=True))         # both, as a training begins
+
+`contenders` says who is compared, `quality` and `cost` measure a step, `race` trains and `verdict`
+says who won. The model is left as it was found.
+"""
+
+from pliant.gradients.audit.audit import Audit, Finding, audit
+from pliant.gradients.audit.contenders import Contender
+from pliant.gradients.audit.race import race
+from pliant.gradients.audit.verdict import Race, Run
+
+__all__ = ["Audit", "Contender", "Finding", "Race", "Run", "audit", "race"]

@@ -1,0 +1,64 @@
+"""A model is borrowed for measurements, and given back as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pliant.errors import InvalidInput
+
+
+@contextmanager
+def as_found(model: nn.Module) -> Iterator[None]:
+    """In training mode inside; then modes, gradients, buffers and random state are as before.
+
+    Weights are the business of whoever changes them: see `Kept`.
+    """
+    modes = {module: module.training for module in model.modules()}
+    grads = {p: p.grad for p in model.parameters()}
+    buffers = {b: b.detach().to("cpu", copy=True) for b in model.buffers()}
+    with torch.random.fork_rng(devices=_devices(model)):
+        try:
+            model.train()
+            without_gradients(model)
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+            for p, grad in grads.items():
+                p.grad = grad
+            for buffer, before in buffers.items():
+                if not torch.equal(buffer.cpu(), before):
+                    buffer.data.copy_(before)
+
+
+def without_gradients(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.grad = None
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    found = [p for p in model.parameters() if p.requires_grad]
+    if not found:
+        raise InvalidInput("no parameter of this model is trained: there is nothing to compare")
+    return found
+
+
+class Kept:
+    """The values of what is trained, once, on the CPU; `put_back` as often as you like."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = trained(model)
+        self.values: list[Tensor] = [p.detach().to("cpu", copy=True) for p in self.parameters]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for p, value in zip(self.parameters, self.values, strict=True):
+            p.copy_(value)
+
+
+def _devices(model: nn.Module) -> list[int]:
+    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})

@@ -1,0 +1,189 @@
+"""One step of each contender, on the user's own batches: how good is its gradient, at what cost?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pliant.adapters.fingerprint import unwrapped
+from pliant.errors import InvalidInput
+from pliant.gradients.audit.as_found import as_found, trained, without_gradients
+from pliant.gradients.audit.contenders import (
+    Batch,
+    Contender,
+    Field,
+    contenders_for,
+    rows_in,
+    steady,
+)
+from pliant.gradients.audit.cost import Cost, costs
+from pliant.gradients.audit.quality import Judge, Quality
+from pliant.gradients.batch import lesson_of
+from pliant.gradients.config import GradientConfig
+from pliant.gradients.selecting import Reference, Router
+from pliant.stats import Band
+
+DRAWS, TURNS = 16, 9
+Progress = Callable[[Sequence[Any], str], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one contender."""
+
+    contender: Contender
+    quality: Quality
+    cost: Cost
+    notes: tuple[str, ...]
+    """What was computed otherwise than was asked for, and why."""
+
+    @property
+    def name(self) -> str:
+        return self.contender.name
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        figures = {**asdict(self.quality), **asdict(self.cost)}
+        plain = {"cosine": self.quality.cosine.as_dict(), "speed": self.cost.speed.as_dict()}
+        config = self.contender.config
+        return {
+            "name": self.name,
+            "config": None if config is None else asdict(config),
+            **{k: v for k, v in figures.items() if not isinstance(v, dict)},
+            **plain,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All of them; the first is what was asked for, the last standard training."""
+
+    findings: tuple[Finding, ...]
+    batches: int
+    sequences: int
+    tokens: int
+    """Labelled ones, in all batches."""
+    draws: int
+
+    def __getitem__(self, name: str) -> Finding:
+        return next(f for f in self.findings if f.name == name)
+
+    @property
+    def asked(self) -> Finding:
+        return self.findings[0]
+
+    @property
+    def sentence(self) -> str:
+        """What was found of what was asked for. Whether it trains better, only a race tells."""
+        ours, theirs = self.asked, [f for f in self.findings if f.contender.kind == "rows"]
+        said = (
+            f"{ours.name}: {_band(ours.cost.speed)} times as fast a step as standard training, "
+            f"with {self.memory(ours):.2f} of its memory; its gradient's cosine with the full one "
+            f"is {_band(ours.quality.cosine)}"
+        )
+        if not theirs:
+            return said + "."
+        return (
+            f"{said}, that of {theirs[0].name}, at about that cost, "
+            f"{_band(theirs[0].quality.cosine)}."
+        )
+
+    def memory(self, finding: Finding) -> float:
+        """As a share of standard training's."""
+        return finding.cost.memory / max(1, self.findings[-1].cost.memory)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "batches": self.batches,
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+            "draws": self.draws,
+            "sentence": self.sentence,
+            "findings": [finding.as_dict() for finding in self.findings],
+        }
+
+
+def audit(
+    model: nn.Module,
+    batches: Batch | Sequence[Batch],
+    config: GradientConfig | None = None,
+    *,
+    reference: Reference | None = None,
+    router: Router | None = None,
+    draws: int = DRAWS,
+    turns: int = TURNS,
+    progress: Progress | None = None,
+) -> Audit:
+    """Compare `config`'s gradient with the full one of the same batches, and with the controls.
+
+    A batch is what the model is called with, labels among it. The schedule is left out: this is
+    what a step comes to when its warm-up is over. The model is left as it was found.
+    """
+    config, model = config or GradientConfig(), unwrapped(model)
+    given: list[Batch] = [batches] if isinstance(batches, Mapping) else list(batches)
+    tokens = _checked(model, given, draws, turns)
+    with as_found(model):
+        several = [placed(batch, model) for batch in given]
+        share = cost_share(model, several[0], config, reference, router)
+        rows = rows_in(several[0])
+        contenders = [
+            one for one in contenders_for(config, share) if rows > 1 or "rows" not in one.kind
+        ]
+        with Field(model, contenders, reference, router) as field:
+            judge = Judge(field, draws)
+            for batch in (progress or silently)(several, "comparing gradients"):
+                judge.see(batch)
+            cost = costs(field, several, turns)
+            notes = {one: tuple(field.notes.get(one, ())) for one in contenders}
+    findings = tuple(Finding(c, judge.quality(c), cost[c], notes[c]) for c in contenders)
+    return Audit(findings, len(given), sum(map(rows_in, given)), tokens, draws)
+
+
+def cost_share(
+    model: nn.Module,
+    batch: Batch,
+    config: GradientConfig,
+    reference: Reference | None,
+    router: Router | None,
+) -> float | None:
+    """What a step by this configuration costs of a standard one, by operations."""
+    asked = Contender("tokens", steady(config))
+    with Field(model, [asked], reference, router) as field:
+        field.step(asked, batch)
+        without_gradients(model)
+        return field.handles[asked].metrics().get("flops_of_standard")
+
+
+def _checked(model: nn.Module, batches: Sequence[Batch], draws: int, turns: int) -> int:
+    """The number of labelled tokens."""
+    if not batches:
+        raise InvalidInput("there are no batches to compare gradients on")
+    if draws < 2 or turns < 1:
+        raise InvalidInput(f"draws = {draws} and turns = {turns}: give 2 and 1, or more")
+    trained(model)
+    for batch in batches:
+        rows_in(batch)
+        if batch.get("labels") is None and batch.get("shift_labels") is None:
+            raise InvalidInput(f"a batch has no labels, only {', '.join(batch)}")
+    tokens = sum(int(lesson_of(dict(batch)).valid_BT.sum()) for batch in batches)
+    if not tokens:
+        raise InvalidInput("no token of these batches is labelled: there is no gradient to compare")
+    return tokens
+
+
+def placed(batch: Batch, model: nn.Module) -> dict[str, Any]:
+    device = next(model.parameters()).device
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+
+def silently(items: Sequence[Any], what: str) -> Iterable[Any]:
+    return items
+
+
+def _band(band: Band) -> str:
+    return f"{band.value:.2f} [{band.low:.2f}, {band.high:.2f}]"

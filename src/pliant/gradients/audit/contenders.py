@@ -1,0 +1,249 @@
+"""Who is compared: ways to compute a step's gradient on one batch, all on the same model.
+
+    with Field(model, contenders_for(config)) as field:
+        field.step(contender, batch, draw=0)     # gradients stand in the parameters' .grad
+
+B is rows of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from pliant import adapters
+from pliant.adapters.fingerprint import unwrapped
+from pliant.anatomy import Anatomy
+from pliant.errors import InvalidInput
+from pliant.gradients.batch import EXTRAS, lesson_of
+from pliant.gradients.choosing.scores import in_chunks
+from pliant.gradients.config import GradientConfig
+from pliant.gradients.engines.passage import Passage, hidden_of
+from pliant.gradients.model import Gradients, GradientsWarning, attach
+from pliant.gradients.selecting import Reference, Router, spread
+
+Batch = Mapping[str, Any]
+Kind = Literal["tokens", "standard", "rows", "hardest_rows"]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to train a batch."""
+
+    kind: Kind
+    config: GradientConfig | None = None
+    """Of "tokens": which of them, and how."""
+    share: float = 1.0
+    """Of "rows" and "hardest_rows": how many of a batch's."""
+
+    @property
+    def name(self) -> str:
+        if self.kind == "standard":
+            return "standard"
+        if self.config is not None:
+            return label(self.config)
+        sort = "random" if self.kind == "rows" else "hardest"
+        return f"{sort} sequences, {self.share:.0%}"
+
+    @property
+    def draws(self) -> bool:
+        """Whether another draw gives another gradient."""
+        if self.config is not None:
+            return self.config.selection in ("sampled", "uniform", "stratified")
+        return self.kind == "rows"
+
+    def rows_of(self, count: int) -> int:
+        """How many sequences of so many."""
+        if self.kind == "hardest_rows":
+            return math.ceil(count * self.share)
+        return max(1, round(count * self.share))
+
+
+STANDARD = Contender("standard")
+
+
+def label(config: GradientConfig) -> str:
+    """`sampled .25, sparse`: the rule, how much of it, the engine, and what else is unusual."""
+    if config.engine == "completion":
+        return "completion only"
+    usual = GradientConfig()
+    words = [f"{config.selection} {config.ratio:g}".replace(" 0.", " ."), config.engine]
+    if config.needs_scores and config.score != usual.score:
+        words.append(config.score)
+    if config.engine == "sparse" and config.kv_grad != usual.kv_grad:
+        words.append(config.kv_grad)
+    return ", ".join(words)
+
+
+def steady(config: GradientConfig) -> GradientConfig:
+    """Without its start: what it comes to when the schedule has run out."""
+    return replace(config, warmup_steps=0, dense_first=0, dense_every=0, refresh=1)
+
+
+def contenders_for(config: GradientConfig, share: float | None = None) -> list[Contender]:
+    """What was asked for, the other rules and engines at its ratio, and the controls.
+
+    `share` is what a step costs of a standard one: so many rows make the smaller batch.
+    """
+    asked = steady(config)
+    plain = replace(GradientConfig(), ratio=config.ratio, seed=config.seed)
+    configs = [
+        asked,
+        plain,
+        replace(plain, selection="uniform"),
+        replace(plain, engine="exact"),
+        replace(plain, engine="exact", selection="uniform"),
+        replace(plain, engine="exact", selection="topk"),
+    ]
+    different = dict.fromkeys(configs)
+    found = [Contender("tokens", one) for one in different]
+    found.append(Contender("hardest_rows", share=config.ratio))
+    if share is not None and share < 1:
+        found.append(Contender("rows", share=share))
+    return [*found, STANDARD]
+
+
+class Field:
+    """Contenders on one model: one of them acts at a time, whatever else is attached rests."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        contenders: Sequence[Contender],
+        reference: Reference | None = None,
+        router: Router | None = None,
+    ) -> None:
+        self.model = unwrapped(model)
+        self.contenders = list(contenders)
+        self.reference, self.router = reference, router
+        self.handles: dict[Contender, Gradients] = {}
+        self.notes: dict[Contender, list[str]] = {}
+        """What was computed otherwise than was asked for."""
+
+    def __enter__(self) -> Self:
+        self._before = [a for a in adapters.attached(self.model).values() if is_ours(a)]
+        try:
+            for contender in self.contenders:
+                self._add(contender)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self.handles.values():
+            handle.detach()
+        self.handles.clear()
+
+    def _add(self, contender: Contender) -> None:
+        if contender.config is None:
+            return
+        name = f"contender-{len(self.handles)}"
+        self.handles[contender] = attach(
+            self.model, contender.config, reference=self.reference, router=self.router, name=name
+        )
+
+    def step(self, contender: Contender, batch: Batch, draw: int = 0) -> None:
+        """Forward and backward; adds to the gradients that are there."""
+        with self.only(contender):
+            self.loss(contender, batch, draw).backward()
+
+    @contextmanager
+    def only(self, contender: Contender) -> Iterator[None]:
+        acting = self.handles.get(contender)
+        with ExitStack() as stack, warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", GradientsWarning)
+            for other in (*self._before, *self.handles.values()):
+                if other is not acting:
+                    stack.enter_context(other.disabled())
+            yield
+        self._note(contender, said)
+
+    def loss(self, contender: Contender, batch: Batch, draw: int) -> Tensor:
+        """Of this draw; inside of `only`."""
+        batch = {k: v for k, v in batch.items() if k != "num_items_in_batch"}
+        if contender.config is not None:
+            self.handles[contender].selector.draws = draw
+        else:
+            batch = {k: v for k, v in batch.items() if k not in EXTRAS}
+        count = rows_in(batch)
+        if contender.kind == "rows":
+            generator = torch.Generator().manual_seed(draw)
+            rows = torch.randperm(count, generator=generator)[: contender.rows_of(count)]
+            batch = taken(batch, rows.sort().values)
+        elif contender.kind == "hardest_rows":
+            rows = self._hardness(batch).argsort(descending=True)[: contender.rows_of(count)]
+            batch = taken(batch, rows.sort().values)
+        loss: Tensor = self.model(**batch).loss
+        return loss
+
+    @torch.no_grad()
+    def _hardness(self, batch: Batch) -> Tensor:
+        """(B,): the mean difficulty of each row's labelled tokens, by the score "combined"."""
+        passage = Passage(Anatomy.of(self.model), self.model.forward)
+        lesson = lesson_of(dict(batch))
+        decoded = passage.backbone(lesson.inputs)
+        scores_N = in_chunks(
+            lambda rows: passage.logits(decoded, rows, lesson.inputs),
+            hidden_of(decoded)[lesson.valid_BT],
+            lesson.targets_BT[lesson.valid_BT],
+            "combined",
+        ).scores_N
+        count_B = lesson.valid_BT.sum(1).clamp(min=1)
+        return spread(scores_N, lesson.valid_BT).sum(1) / count_B
+
+    def _note(self, contender: Contender, said: Sequence[warnings.WarningMessage]) -> None:
+        notes = self.notes.setdefault(contender, [])
+        for one in said:
+            if issubclass(one.category, GradientsWarning):
+                if str(one.message) not in notes:
+                    notes.append(str(one.message))
+            else:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+def is_ours(adapter: Any) -> bool:
+    return isinstance(adapter, Gradients)
+
+
+def rows_in(batch: Batch) -> int:
+    source = batch.get("input_ids")
+    source = batch.get("inputs_embeds") if source is None else source
+    if not isinstance(source, Tensor):
+        raise InvalidInput(f"a batch has input_ids and labels; this one {', '.join(batch) or '-'}")
+    return len(source)
+
+
+def taken(batch: Batch, rows: Tensor) -> dict[str, Any]:
+    """Some rows of a batch, without columns that are only padding in these."""
+    count = rows_in(batch)
+    some = {
+        name: value[rows.to(value.device)]
+        if isinstance(value, Tensor) and value.dim() and len(value) == count
+        else value
+        for name, value in batch.items()
+    }
+    return narrowed(some)
+
+
+def narrowed(batch: dict[str, Any]) -> dict[str, Any]:
+    mask = batch.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return batch
+    used = mask.any(0).nonzero().flatten()
+    if not len(used):
+        return batch
+    begin, end, width = int(used[0]), int(used[-1]) + 1, mask.shape[1]
+    return {
+        name: value[:, begin:end]
+        if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == width
+        else value
+        for name, value in batch.items()
+    }

@@ -1,0 +1,265 @@
+"""A short race on the user's own data: the same start and the same budget to each, and who ends
+with the lower loss on held-out rows?
+
+    ran = race(model, rows, held_out, GradientConfig(), seconds=20)
+    print(ran.sentence)
+
+A step's cost is measured first, turn by turn, so that whatever disturbs the machine disturbs all
+alike; the budget then buys each so many steps. A contender is trained, measured, and put back.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pliant.adapters.fingerprint import unwrapped
+from pliant.anatomy import Anatomy
+from pliant.errors import InvalidInput
+from pliant.gradients.audit.as_found import Kept, as_found, without_gradients
+from pliant.gradients.audit.audit import Progress, cost_share, placed, silently
+from pliant.gradients.audit.contenders import STANDARD, Batch, Contender, Field, steady
+from pliant.gradients.audit.cost import operations, wait
+from pliant.gradients.audit.rows import padded
+from pliant.gradients.audit.verdict import Race, Run
+from pliant.gradients.batch import lesson_of
+from pliant.gradients.choosing.scores import in_chunks
+from pliant.gradients.config import GradientConfig
+from pliant.gradients.engines.passage import Passage, hidden_of
+from pliant.gradients.selecting import Reference, Router, spread
+
+Row = Mapping[str, Any]
+Collate = Callable[[Sequence[Row]], Batch]
+SEEDS, POINTS, TURNS = 3, 5, 9
+WARMUP, CLIP = 0.05, 1.0
+"""The share of the steps in which the learning rate rises (then it falls to 0), and the length that
+no step's gradient exceeds."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The same for all."""
+
+    batch_size: int
+    lr: float
+    collate: Collate
+
+
+def race(
+    model: nn.Module,
+    train_rows: Sequence[Row],
+    eval_rows: Sequence[Row],
+    config: GradientConfig | None = None,
+    *,
+    seconds: float | None = None,
+    steps: int | None = None,
+    seeds: int = SEEDS,
+    batch_size: int = 8,
+    lr: float = 1e-4,
+    points: int = POINTS,
+    contenders: Sequence[Contender] | None = None,
+    collate: Collate | None = None,
+    reference: Reference | None = None,
+    router: Router | None = None,
+    progress: Progress | None = None,
+) -> Race:
+    """Train each contender from the model's present weights for `seconds`, or for the operations of
+    so many standard `steps`, once for each seed.
+
+    A row holds `input_ids` and, where not all of it is to be learned, `labels`; with a `collate`,
+    whatever that makes a batch of. Every contender draws its batches from the same rows in the same
+    order, with AdamW and a learning rate that falls to 0 at its own end.
+    """
+    config, model = config or GradientConfig(), unwrapped(model)
+    _check(train_rows, eval_rows, batch_size, seeds, seconds, steps)
+    terms = Terms(min(batch_size, len(train_rows)), lr, collate or padded)
+    kept = Kept(model)
+    with as_found(model):
+        first = placed(next(_batches(train_rows, terms, 0)), model)
+        if contenders is None:
+            share = cost_share(model, first, config, reference, router)
+            contenders = entrants(config, share, terms.batch_size)
+        field = [one for one in contenders if one != STANDARD]
+        try:
+            with Field(model, [*field, STANDARD], reference, router) as together:
+                return _Course(together, train_rows, eval_rows, terms, kept).run(
+                    seconds, steps, seeds, points, progress or silently
+                )
+        finally:
+            kept.put_back()
+
+
+def entrants(config: GradientConfig, share: float | None, rows: int) -> list[Contender]:
+    """What was asked for, random tokens through the same engine, and batches of fewer sequences."""
+    asked = steady(config)
+    tokens = [asked]
+    if config.engine != "completion":
+        tokens.append(replace(asked, selection="uniform", score="gradient", exit_layer=None))
+    found = [Contender("tokens", one) for one in dict.fromkeys(tokens)]
+    if rows > 1:
+        if share is not None and share < 1:
+            found.append(Contender("rows", share=share))
+        found.append(Contender("hardest_rows", share=config.ratio))
+    return found
+
+
+class _Course:
+    """The race itself."""
+
+    def __init__(
+        self,
+        field: Field,
+        train_rows: Sequence[Row],
+        eval_rows: Sequence[Row],
+        terms: Terms,
+        kept: Kept,
+    ) -> None:
+        self.field, self.terms, self.kept = field, terms, kept
+        self.train_rows = train_rows
+        self.model = field.model
+        self.exam = [
+            placed(terms.collate(eval_rows[at : at + terms.batch_size]), self.model)
+            for at in range(0, len(eval_rows), terms.batch_size)
+        ]
+
+    def run(
+        self, seconds: float | None, steps: int | None, seeds: int, points: int, progress: Progress
+    ) -> Race:
+        pace, shares = self._pace()
+        budget = {}
+        for contender in self.field.contenders:
+            if seconds is not None:
+                budget[contender] = max(1, int(seconds / pace[contender]))
+            else:
+                assert steps is not None
+                budget[contender] = max(1, round(steps / (shares[contender] or 1.0)))
+        nll_0, counts = self._examined()
+        begin = float(nll_0.sum() / counts.sum())
+        laps = [(seed, one) for seed in range(seeds) for one in self.field.contenders]
+        ends: dict[Contender, list[Any]] = {one: [] for one in self.field.contenders}
+        for seed, one in progress(laps, "racing"):
+            ends[one].append(self._lap(one, seed, budget[one], points))
+        runs = tuple(
+            Run(
+                contender=one,
+                steps=budget[one],
+                seconds_a_step=pace[one],
+                operations_a_step=shares[one],
+                curves=tuple(((0.0, begin), *curve) for curve, _ in ends[one]),
+                losses=np.stack([nll for _, nll in ends[one]]),
+            )
+            for one in self.field.contenders
+        )
+        return Race(runs, counts, seconds, steps)
+
+    def _pace(self) -> tuple[dict[Contender, float], dict[Contender, float | None]]:
+        """The seconds of a training step, the optimizer's own among them; and its operations."""
+        taken: dict[Contender, list[float]] = {one: [] for one in self.field.contenders}
+        shares: dict[Contender, float | None] = {}
+        optimizer = self._optimizer()
+        batches = _batches(self.train_rows, self.terms, 0)
+        for turn in range(TURNS + 1):
+            batch = placed(next(batches), self.model)
+            for one in self.field.contenders:
+                wait(self.model)
+                begun = time.perf_counter()
+                self._step(one, batch, turn, optimizer)
+                wait(self.model)
+                if turn:  # the first is warmed up in
+                    taken[one].append(time.perf_counter() - begun)
+                shares[one] = operations(self.field, one)
+        self.kept.put_back()
+        return {one: statistics.median(times) for one, times in taken.items()}, shares
+
+    def _lap(self, one: Contender, seed: int, steps: int, points: int) -> tuple[Any, Any]:
+        """Its losses on the way, as (share of the budget, loss), and the last one row by row."""
+        self.kept.put_back()
+        torch.manual_seed(seed)
+        optimizer = self._optimizer()
+        stops = {max(1, round(steps * (i + 1) / points)) for i in range(points)}
+        curve, nll = [], None
+        for step, batch in zip(range(steps), _batches(self.train_rows, self.terms, seed)):  # noqa: B905
+            for group in optimizer.param_groups:
+                group["lr"] = self.terms.lr * _rate(step, steps)
+            here = placed(batch, self.model)
+            self._step(one, here, seed * 1_000_003 + step, optimizer)
+            if step + 1 in stops:
+                nll, counts = self._examined()
+                curve.append(((step + 1) / steps, float(nll.sum() / counts.sum())))
+        return tuple(curve), nll
+
+    def _step(
+        self, one: Contender, batch: Batch, draw: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        without_gradients(self.model)
+        self.field.step(one, batch, draw)
+        nn.utils.clip_grad_norm_(self.kept.parameters, CLIP)
+        optimizer.step()
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.kept.parameters, lr=self.terms.lr, weight_decay=0.0)
+
+    @torch.no_grad()
+    def _examined(self) -> tuple[Any, Any]:
+        """The summed loss of each held-out row, and how many tokens it has."""
+        self.model.eval()
+        found = [_row_losses(self.model, batch) for batch in self.exam]
+        self.model.train()
+        return tuple(np.concatenate(side) for side in zip(*found, strict=True))  # type: ignore[return-value]
+
+
+def _row_losses(model: nn.Module, batch: Batch) -> tuple[Any, Any]:
+    """Each row's loss, summed over its tokens; no logits of a whole batch exist."""
+    passage, lesson = Passage(Anatomy.of(model), model.forward), lesson_of(dict(batch))
+    decoded = passage.backbone(lesson.inputs)
+    losses_N = in_chunks(
+        lambda rows: passage.logits(decoded, rows, lesson.inputs),
+        hidden_of(decoded)[lesson.valid_BT],
+        lesson.targets_BT[lesson.valid_BT],
+        "loss",
+    ).losses_N
+    losses_B = spread(losses_N.double(), lesson.valid_BT).sum(1)
+    return losses_B.cpu().numpy(), lesson.valid_BT.sum(1).cpu().numpy()
+
+
+def _batches(rows: Sequence[Row], terms: Terms, seed: int) -> Iterator[Batch]:
+    """Without end; each epoch in an order of its own, the same for all contenders."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        for at in range(0, len(rows) - terms.batch_size + 1, terms.batch_size):
+            yield terms.collate([rows[i] for i in order[at : at + terms.batch_size]])
+
+
+def _rate(step: int, steps: int) -> float:
+    rising = (step + 1) / max(1.0, WARMUP * steps)
+    return min(1.0, rising, (steps - step) / steps)
+
+
+def _check(
+    train_rows: Sequence[Row],
+    eval_rows: Sequence[Row],
+    batch_size: int,
+    seeds: int,
+    seconds: float | None,
+    steps: int | None,
+) -> None:
+    if not train_rows or not eval_rows:
+        raise InvalidInput(
+            f"a race needs rows to train on and others to be measured on, not {len(train_rows)} "
+            f"and {len(eval_rows)}"
+        )
+    if batch_size < 1 or seeds < 1:
+        raise InvalidInput(f"batch_size = {batch_size} and seeds = {seeds}: give 1 or more")
+    if (seconds is None) == (steps is None):
+        raise InvalidInput("a race is over seconds, or over so many standard steps: give one")
+    given = seconds if seconds is not None else steps
+    if given is None or not given > 0:
+        raise InvalidInput(f"a budget of {given}: give more than 0")

@@ -1,0 +1,166 @@
+"""Who won a race, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pliant.gradients.audit.contenders import STANDARD, Contender
+from pliant.stats import Band, bootstrap
+
+Floats = NDArray[np.float64]
+Curve = Sequence[tuple[float, float]]
+"""(share of the budget that is spent, loss on the held-out rows)"""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One contender's, all its seeds."""
+
+    contender: Contender
+    steps: int
+    """That the budget bought."""
+    seconds_a_step: float
+    operations_a_step: float | None
+    """As a share of a standard step's."""
+    curves: tuple[Curve, ...]
+    losses: Floats
+    """At the end: (seeds, held-out rows), each row's loss summed over its tokens."""
+
+    @property
+    def name(self) -> str:
+        return self.contender.name
+
+
+@dataclass(frozen=True, eq=False)
+class Race:
+    """All of them; the first is what was asked for, the last standard training."""
+
+    runs: tuple[Run, ...]
+    counts: NDArray[np.int64]
+    """The tokens of each held-out row."""
+    seconds: float | None
+    steps: int | None
+    level: float = 0.95
+
+    def __getitem__(self, name: str) -> Run:
+        return next(run for run in self.runs if run.name == name)
+
+    @property
+    def standard(self) -> Run:
+        return next(run for run in self.runs if run.contender == STANDARD)
+
+    @property
+    def seeds(self) -> int:
+        return len(self.runs[0].losses)
+
+    def loss(self, run: Run) -> float:
+        """At the end, over all held-out tokens and seeds."""
+        return float(run.losses.mean(0).sum() / self.counts.sum())
+
+    def gain(self, run: Run) -> Band:
+        """The loss below standard training's: above 0 is better.
+
+        Paired, seed by seed and row by row. Its limits are the wider of two: what other seeds would
+        give (Student's t) and what other held-out rows would; with so many contenders, each is held
+        to a stricter level, so that one of them is found better by chance in 5 races of 100.
+        """
+        apart = self.standard.losses - run.losses
+        level = 1 - (1 - self.level) / max(1, len(self.runs) - 1)
+        rows = bootstrap(
+            lambda at: float(apart[:, at].mean(0).sum() / self.counts[at].sum()),
+            len(self.counts),
+            level=level,
+        )
+        seeds = _t_band(apart.sum(1) / self.counts.sum(), level)
+        if math.isnan(seeds.low):
+            return seeds
+        return Band(rows.value, min(rows.low, seeds.low), max(rows.high, seeds.high), level)
+
+    @property
+    def winner(self) -> Run:
+        """Standard training, unless another is significantly better: then the best of those."""
+        better = [run for run in self.runs if self._is_better(run)]
+        return min(better, key=self.loss, default=self.standard)
+
+    def _is_better(self, run: Run) -> bool:
+        return run.contender != STANDARD and self.gain(run).low > 0
+
+    @property
+    def budget(self) -> str:
+        if self.seconds is not None:
+            return f"equal time ({self.seconds:g} s each)"
+        return f"equal operations (those of {self.steps:,} standard steps)"
+
+    @property
+    def sentence(self) -> str:
+        """The recommendation."""
+        at = f"at {self.budget}, {self.seeds} seed{'s' * (self.seeds != 1)}"
+        standard, winner = self.standard, self.winner
+        if winner is not standard:
+            how = "Use" if winner.contender.config is not None else "Use smaller batches, and"
+            how = f"{how} {winner.name}"
+            return (
+                f"{how}: {at}, it ends {_signed(self.gain(winner))} nats a token below standard "
+                f"training's {self.loss(standard):.4f}."
+            )
+        others = [run for run in self.runs if run is not standard]
+        if not others:
+            return f"Train as usual: {at}, there was nothing to compare with."
+        best = min(others, key=self.loss)
+        doubt = "" if self.seeds > 1 else " (one seed shows nothing: take more)"
+        return (
+            f"Train as usual: {at}, nothing was significantly better than standard training's "
+            f"{self.loss(standard):.4f}{doubt}; the next, {best.name}, ends "
+            f"{_signed(self.gain(best))} nats a token below it."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: a loss that is no number is null."""
+        return {
+            "seconds": self.seconds,
+            "steps": self.steps,
+            "seeds": self.seeds,
+            "sentence": self.sentence,
+            "winner": self.winner.name,
+            "runs": [self._plain(run) for run in self.runs],
+        }
+
+    def _plain(self, run: Run) -> dict[str, Any]:
+        config = run.contender.config
+        return {
+            "name": run.name,
+            "config": None if config is None else asdict(config),
+            "steps": run.steps,
+            "seconds_a_step": run.seconds_a_step,
+            "operations_a_step": run.operations_a_step,
+            "loss": _finite(self.loss(run)),
+            "gain": self.gain(run).as_dict(),
+            "curves": [[[x, _finite(y)] for x, y in curve] for curve in run.curves],
+        }
+
+
+def _t_band(values: Floats, level: float) -> Band:
+    """Of the mean of a few values, drawn alike."""
+    from scipy import stats
+
+    n, mean = len(values), float(values.mean())
+    if n < 2 or not np.isfinite(values).all():
+        return Band(mean, math.nan, math.nan, level)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    return Band(mean, mean - half, mean + half, level)
+
+
+def _signed(band: Band) -> str:
+    if math.isnan(band.low):
+        return f"{band.value:+.4f}"
+    return f"{band.value:+.4f} [{band.low:+.4f}, {band.high:+.4f}]"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
