@@ -111,7 +111,8 @@ class Cut:
             return self._whole(value)[self.every_B1, :, self.at_BK].transpose(1, 2)
         if value.shape[0] in many and value.shape[1] == self.length:
             return self._whole(value)[self.every_B1, self.at_BK]
-        if value.dim() == 3 and value.shape[1:] == (batch, self.length):
+        # Counted from some side, and of several kinds; a bias for each head is no such thing.
+        if value.shape[1:] == (batch, self.length) and not value.is_floating_point():
             return value.gather(2, self.at_BK.expand(value.shape[0], -1, -1))
         return value
 
