@@ -1,0 +1,295 @@
+"""What `attach` promises beyond the laws: weights, packing, kept scores, fall-backs, schedules."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
+
+from pliant.anatomy.tiny import tiny_model
+from pliant.errors import InvalidInput
+from pliant.gradients import GradientConfig, GradientsWarning, attach
+
+
+@pytest.fixture
+def llama() -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return LlamaForCausalLM(config).train()
+
+
+def ids(rows: int = 2, length: int = 14) -> Tensor:
+    return torch.randint(3, 97, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def gradient(model: Any, loss: Tensor) -> Tensor:
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("engine", ["exact", "sparse"])
+def test_a_rows_weight_multiplies_its_tokens_losses(llama: Any, engine: str) -> None:
+    x = ids()
+    logits = llama(input_ids=x).logits[:, :-1]
+    losses = F.cross_entropy(logits.transpose(1, 2), x[:, 1:], reduction="none")
+    weights = torch.tensor([2.0, 0.5])
+    expected = (losses * weights[:, None]).sum() / losses.numel()
+    attach(llama, GradientConfig(engine=engine, selection="all"))  # type: ignore[arg-type]
+    found = llama(input_ids=x, labels=x, loss_weights=weights).loss
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_tokens_weight_moves_with_its_label(llama: Any) -> None:
+    x, weights = ids(1), torch.zeros(1, 14)
+    weights[0, 5] = 1.0  # the loss of predicting token 5, from position 4
+    expected = F.cross_entropy(llama(input_ids=x).logits[0, 4:5], x[0, 5:6]) / 13
+    attach(llama, GradientConfig(engine="exact", selection="all"))
+    torch.testing.assert_close(llama(input_ids=x, labels=x, loss_weights=weights).loss, expected)
+
+
+def test_weights_of_another_shape_are_refused(llama: Any) -> None:
+    attach(llama, GradientConfig())
+    with pytest.raises(InvalidInput, match=r"loss_weights of shape \(3,\)"):
+        llama(input_ids=ids(), labels=ids(), loss_weights=torch.ones(3))
+
+
+def test_labels_of_another_shape_are_refused(llama: Any) -> None:
+    attach(llama, GradientConfig())
+    with pytest.raises(InvalidInput, match=r"labels of shape \(2, 3\)"):
+        llama(input_ids=ids(), labels=ids()[:, :3])
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "qwen3"])
+def test_packed_documents_do_not_see_each_other(kind: str) -> None:
+    """Position ids that start again are all that tells them apart, as without selection."""
+    model: Any = tiny_model(kind).train()
+    one, other = ids(1, 9), ids(1, 12)[:, :7] + 1
+    packed = torch.cat([one, other], 1)
+    positions = torch.cat([torch.arange(9), torch.arange(7)])[None]
+    labels = packed.clone()
+    labels[0, 9] = -100
+    attach(model, GradientConfig(selection="topk", score="loss", ratio=0.5))
+    together = model(input_ids=packed, position_ids=positions, labels=labels)
+    chosen = together.logits[0]
+    model.eval()
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=one).logits[0], model(input_ids=other).logits[0]])
+    assert len(chosen) == 7  # ceil(14 / 2)
+    nearest = torch.cdist(chosen.detach(), alone).amin(1)
+    assert nearest.max() < 1e-4
+
+
+def test_logits_are_those_of_the_chosen_rows(llama: Any) -> None:
+    x = ids()
+    whole = llama(input_ids=x).logits
+    attach(llama, GradientConfig(selection="topk", score="loss", ratio=0.3))
+    found = llama(input_ids=x, labels=x)
+    losses = F.cross_entropy(whole[:, :-1].transpose(1, 2), x[:, 1:], reduction="none")
+    hardest = losses.topk(4, dim=1).indices.sort(1).values  # ceil(.3 * 13) of each row
+    expected = torch.cat([whole[row, at] for row, at in enumerate(hardest)])
+    torch.testing.assert_close(found.logits[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_stand_for_as_many_visits_as_was_asked(llama: Any) -> None:
+    gradients = attach(llama, GradientConfig(refresh=3))
+    calls = count_scorings(gradients)
+    x, example = ids(), torch.tensor([7, 8])
+    for _ in range(6):
+        llama(input_ids=x, labels=x, example_id=example)
+    assert calls == [2, 2]  # visits 1 and 4
+    llama(input_ids=x, labels=x)
+    assert calls == [2, 2, 2]  # without ids, every time
+
+
+def test_kept_scores_are_saved_with_it(llama: Any, tmp_path: Any) -> None:
+    gradients = attach(llama, GradientConfig(refresh=2))
+    x, example = ids(), torch.tensor([7, 8])
+    llama(input_ids=x, labels=x, example_id=example)
+    gradients.save_pretrained(tmp_path)
+    gradients.detach()
+    again = type(gradients).from_pretrained(llama, tmp_path, insist=True)
+    calls = count_scorings(again)
+    llama(input_ids=x, labels=x, example_id=example)
+    assert calls == []
+    assert again.selector.draws == 2
+
+
+def test_a_resumed_selector_draws_what_it_would_have_drawn(llama: Any) -> None:
+    x = ids()
+
+    def losses(gradients: Any, count: int) -> list[float]:
+        return [float(llama(input_ids=x, labels=x).loss.detach()) for _ in range(count)]
+
+    straight = attach(llama, GradientConfig(selection="uniform", ratio=0.3, warmup_steps=3))
+    all_of_them = losses(straight, 6)
+    straight.detach()
+    first = attach(llama, GradientConfig(selection="uniform", ratio=0.3, warmup_steps=3))
+    begun, state = losses(first, 2), first.get_extra_state()
+    first.detach()
+    second = attach(llama, GradientConfig(selection="uniform", ratio=0.3, warmup_steps=3))
+    second.set_extra_state(state)
+    assert begun + losses(second, 4) == all_of_them
+    assert len(set(all_of_them)) > 3  # draws differ from each other
+
+
+def test_the_curriculum_starts_with_every_token(llama: Any) -> None:
+    x = ids()
+    gradients = attach(llama, GradientConfig(ratio=0.25, warmup_steps=4))
+    ratios = []
+    for _ in range(6):
+        llama(input_ids=x, labels=x)
+        ratios.append(gradients.metrics()["ratio"])
+    assert ratios[0] == 1.0 and ratios == sorted(ratios, reverse=True)
+    assert ratios[-1] == ratios[-2] == pytest.approx(4 / 13)
+
+
+def test_what_has_no_keys_and_values_falls_back_and_says_so() -> None:
+    model = MambaForCausalLM(MambaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=2))
+    gradients = attach(model.train(), GradientConfig(ratio=0.5))
+    with pytest.warns(GradientsWarning, match="'sparse' engine is not exact here"):
+        model(input_ids=ids(), labels=ids()).loss.backward()
+    assert gradients.engine == "exact"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once
+        model(input_ids=ids(), labels=ids())
+
+
+def test_dropout_makes_two_passes_differ_so_one_is_made(llama: Any) -> None:
+    for layer in llama.model.layers:
+        layer.self_attn.attention_dropout = 0.2
+    gradients = attach(llama, GradientConfig(ratio=0.5))
+    with pytest.warns(GradientsWarning, match="dropout would draw anew"):
+        llama(input_ids=ids(), labels=ids())
+    assert gradients.engine == "exact"
+
+
+def test_a_routers_auxiliary_loss_sees_every_token() -> None:
+    model: Any = tiny_model("mixtral").train()
+    x = ids()
+    plain = model(input_ids=x, labels=x, output_router_logits=True)
+    attach(model, GradientConfig(ratio=0.5, selection="all"))
+    with pytest.warns(GradientsWarning, match="auxiliary loss"):
+        found = model(input_ids=x, labels=x, output_router_logits=True)
+    torch.testing.assert_close(found.loss, plain.loss)
+    torch.testing.assert_close(found.aux_loss, plain.aux_loss)
+
+
+@pytest.mark.parametrize("kv_grad", ["detach", "one_hop", "full"])
+def test_keys_and_values_get_as_much_gradient_as_was_asked(llama: Any, kv_grad: str) -> None:
+    """Of one chosen token: its own way, one layer's projections more, or all there is."""
+    x, labels = ids(1), torch.full((1, 14), -100)
+    labels[0, 13] = x[0, 13]
+    whole = gradient(llama, llama(input_ids=x, labels=labels).loss)
+    settings: dict[str, Any] = {"selection": "uniform", "ratio": 0.5, "kv_grad": kv_grad}
+    attach(llama, GradientConfig(**settings))
+    found = gradient(llama, llama(input_ids=x, labels=labels).loss)
+    near = float(F.cosine_similarity(found, whole, dim=0))
+    if kv_grad == "full":
+        assert near == pytest.approx(1, abs=1e-5)
+    else:
+        assert near < 0.9999
+    reached = llama.model.embed_tokens.weight.grad.abs().sum(1) > 0
+    positions = {int(i) for i in x[0] if reached[int(i)]}
+    assert (len(positions) > 2) == (kv_grad == "full")
+
+
+def test_one_hop_is_the_gradient_of_keys_and_values_with_their_inputs_held(llama: Any) -> None:
+    """The last layer's key and value projections get exactly what the whole gradient gives them
+    when what they read is held fixed: nothing above them depends on other layers' keys."""
+    x, labels = ids(1), torch.full((1, 14), -100)
+    labels[0, 13] = x[0, 13]
+    last = llama.model.layers[-1].self_attn
+    gradient(llama, llama(input_ids=x, labels=labels).loss)
+    keys, values = last.k_proj.weight.grad.clone(), last.v_proj.weight.grad.clone()
+    attach(llama, GradientConfig(selection="uniform", ratio=0.5, kv_grad="one_hop"))
+    gradient(llama, llama(input_ids=x, labels=labels).loss)
+    torch.testing.assert_close(last.k_proj.weight.grad, keys, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(last.v_proj.weight.grad, values, rtol=1e-4, atol=1e-7)
+
+
+def test_checkpointing_of_its_own_changes_no_gradient(llama: Any) -> None:
+    x = ids()
+    gradients = attach(llama, GradientConfig(ratio=0.4))
+    plain = gradient(llama, llama(input_ids=x, labels=x).loss)
+    llama.gradient_checkpointing_enable()
+    gradients.selector.draws = 0
+    again = gradient(llama, llama(input_ids=x, labels=x).loss)
+    assert gradients.engine == "sparse"
+    torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-8)
+
+
+def test_excess_is_the_loss_beyond_a_references(llama: Any) -> None:
+    torch.manual_seed(5)
+    reference = LlamaForCausalLM(llama.config).eval()
+    x = ids()
+    with torch.no_grad():
+        ours, theirs = (
+            F.cross_entropy(
+                m(input_ids=x).logits[:, :-1].transpose(1, 2), x[:, 1:], reduction="none"
+            )
+            for m in (llama, reference)
+        )
+    expected = (ours - theirs).topk(4, dim=1).indices.sort(1).values
+    gradients = attach(
+        llama, GradientConfig(score="excess", selection="topk", ratio=0.3), reference=reference
+    )
+    seen: list[Any] = []
+    choose = gradients.selector.chosen
+    gradients.selector.chosen = lambda *args: seen.append(choose(*args)) or seen[-1]  # type: ignore
+    llama(input_ids=x, labels=x)
+    assert torch.equal(seen[0].positions_BK, expected)
+    assert "reference" not in " ".join(n for n, _ in llama.named_modules())
+
+
+def test_excess_needs_a_reference(llama: Any) -> None:
+    with pytest.raises(InvalidInput, match="reference="):
+        attach(llama, GradientConfig(score="excess"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"engine": "fast"}, "engine = 'fast'"),
+        ({"ratio": 0}, "ratio = 0"),
+        ({"ratio": 1.5}, "ratio = 1.5"),
+        ({"ratio": True}, "ratio = True"),
+        ({"selection": "best"}, "selection = 'best'"),
+        ({"score": "hardness"}, "score = 'hardness'"),
+        ({"kv_grad": True}, "kv_grad = True"),
+        ({"mix": 0}, "mix = 0"),
+        ({"warmup_steps": -1}, "warmup_steps = -1"),
+        ({"refresh": 0}, "refresh = 0"),
+        ({"exit_layer": 0}, "exit_layer = 0"),
+        ({"sensitivity": -0.1}, "sensitivity = -0.1"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        GradientConfig(**settings)
+    assert said in str(error.value)
+
+
+def count_scorings(gradients: Any) -> list[int]:
+    """The rows of each scoring from now on."""
+    calls: list[int] = []
+    score = gradients.selector._scores
+
+    def counted(passage: Any, lesson: Any, *rest: Any) -> Tensor:
+        calls.append(len(lesson.valid_BT))
+        return score(passage, lesson, *rest)
+
+    gradients.selector._scores = counted
+    return calls
