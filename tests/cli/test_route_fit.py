@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.routing.labels import outcomes
+
+from pliant import recipes
+from pliant.cli import app
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def pliant(*arguments, cwd):
@@ -82,6 +89,24 @@ def test_questions_in_several_wordings_are_told_by_a_column(folder):
     said = json.loads(found.stdout)
     assert "other questions" in said["choice"]
     assert said["evaluation"]["paraphrases"]["questions"] == said["splits"]["test"] // 2
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_has_options_that_its_command_has(recipe):
+    read = recipes.read(recipe)
+    assert recipes.bind(read, app.command_function(read.command))
+
+
+def test_recipes_lead_from_labels_to_a_measured_router(tmp_path, capsys):
+    """The two that follow labelling, as they are but for the scorer: the cheapest does here."""
+    shutil.copytree(RECIPES, tmp_path / "recipes")
+    (tmp_path / "out").mkdir()
+    outcomes(300, 1).write(tmp_path / "out" / "labels.jsonl")
+    outcomes(100, 2).write(tmp_path / "out" / "held-out.jsonl")
+    steps = [["route-fit.yaml", "--set", "scorer=[length]"], ["route-evaluate.yaml"]]
+    for name, *changes in steps:
+        assert app.outcome(["run", str(tmp_path / "recipes" / name), *changes]) == 0
+    assert "100 prompts. model-0 alone" in capsys.readouterr().out
 
 
 def test_models_with_nothing_between_them_are_said(folder):
