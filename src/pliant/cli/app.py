@@ -31,6 +31,7 @@ COMMANDS = {
     "route": "Send each prompt to the model that it needs: label, fit, ask.",
     "run": "Run a command from a recipe: its options, kept in a YAML file.",
     "score": "How hard are prompts, as a saved scorer or router sees it?",
+    "train": "Train a model on the tokens that are worth a gradient.",
 }
 # Those that are groups, and where the functions of their commands are. The group's own module has
 # a table COMMANDS like the one above, and an EXAMPLE.

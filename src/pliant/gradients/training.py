@@ -26,7 +26,14 @@ from pliant.gradients.selecting import Reference, Router
 from pliant.training import AdapterCheckpoint
 
 PREFIX = "gradients/"
-LOGGED = ("ratio", "tokens_selected", "loss_selected", "loss_unselected", "flops_of_standard")
+LOGGED = (
+    "ratio",
+    "tokens_selected",
+    "tokens_total",
+    "loss_selected",
+    "loss_unselected",
+    "flops_of_standard",
+)
 
 
 class SelectiveTraining(AdapterCheckpoint):

@@ -1,0 +1,97 @@
+"""Texts and instructions become ids and labels; only what is to be learned is labelled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pliant.errors import InvalidInput
+from pliant.gradients.batch import IGNORED
+from pliant.gradients.texts import Padded, read, texts
+from pliant.loading import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer("nano-s")
+
+
+def learned(piece: dict[str, list[int]], tokenizer: Any) -> str:
+    return str(tokenizer.decode([label for label in piece["labels"] if label != IGNORED]))
+
+
+def test_texts_follow_each_other_and_lose_no_token(tokenizer: Any) -> None:
+    rows = [{"text": "one two three"}, {"text": "four"}, {"text": "five six"}]
+    made = texts(rows, tokenizer, 7)
+    every = [token for piece in made.pieces for token in piece["input_ids"]]
+    assert tokenizer.decode(every) == "one two three<|end|>four<|end|>five six<|end|>"
+    assert {len(piece["input_ids"]) for piece in made.pieces[:-1]} == {7}
+    assert all(piece["labels"] == piece["input_ids"] for piece in made.pieces)
+    assert made.labelled == made.tokens - len(made.pieces)
+
+
+def test_of_a_pair_the_completion_is_learned(tokenizer: Any) -> None:
+    made = texts([{"prompt": "2 + 3 =", "completion": " 5"}], tokenizer, 64)
+    (piece,) = made.pieces
+    assert tokenizer.decode(piece["input_ids"]) == "2 + 3 = 5<|end|>"
+    assert learned(piece, tokenizer) == " 5<|end|>"
+
+
+def test_of_messages_what_the_assistant_says_is_learned(tokenizer: Any) -> None:
+    said = [("user", "a?"), ("assistant", "b"), ("user", "c?"), ("assistant", "d")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    (piece,) = texts([{"messages": messages}], tokenizer, 64).pieces
+    whole = "<|user|>a?<|assistant|>b<|end|><|user|>c?<|assistant|>d<|end|>"
+    assert tokenizer.decode(piece["input_ids"]) == whole
+    assert learned(piece, tokenizer) == "b<|end|>d<|end|>"
+    halves = {"prompt": messages[:3], "completion": messages[3:]}
+    assert texts([halves], tokenizer, 64).pieces == [piece]
+
+
+def test_a_completion_beyond_the_length_is_left_out_and_counted(tokenizer: Any) -> None:
+    rows = [{"prompt": "long " * 9, "completion": "x"}, {"prompt": "a", "completion": "b"}]
+    made = texts(rows, tokenizer, 8)
+    assert made.left_out == 1 and len(made.pieces) == 1
+    with pytest.raises(InvalidInput, match="raise --length"):
+        texts(rows[:1], tokenizer, 8)
+
+
+@given(lengths=st.lists(st.integers(2, 9), min_size=1, max_size=5))
+def test_a_batch_is_filled_up_with_what_is_neither_seen_nor_learned(lengths: list[int]) -> None:
+    class Known:
+        pad_token_id, eos_token_id = None, 7
+
+    pieces = [{"input_ids": [3] * n, "labels": [3] * n} for n in lengths]
+    batch = Padded(Known())(pieces)
+    assert batch["attention_mask"].sum(1).tolist() == lengths
+    padding = batch["attention_mask"] == 0
+    assert (batch["labels"][padding] == IGNORED).all() and (batch["input_ids"][padding] == 7).all()
+
+
+def test_a_template_that_rewrites_what_was_said_is_refused(tokenizer: Any) -> None:
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+        "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    said = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    with pytest.raises(InvalidInput, match="row 1: the chat template writes a message otherwise"):
+        texts([{"messages": messages}], other, 64)
+    other.chat_template = None
+    with pytest.raises(InvalidInput, match="no chat template"):
+        texts([{"messages": messages}], other, 64)
+
+
+def test_a_text_file_is_one_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("first\n\nsecond\n")
+    assert read(str(path)) == [{"text": "first\n\nsecond\n"}]
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidInput, match="no text file in UTF-8"):
+        read(str(path))
