@@ -35,6 +35,9 @@ from pliant.gradients.selecting import Reference, Router, Selector, everything
 from pliant.gradients.telemetry import Telemetry
 from pliant.gradients.trl_answer import FLAG, answer
 
+OFF = GradientConfig(engine="exact", selection="all")
+"""Every token, through the whole model: what training without Pliant computes."""
+
 
 class GradientsWarning(UserWarning):
     """Something is computed otherwise than was asked for, or not at all."""
@@ -107,6 +110,15 @@ class Gradients(Adapter):
         return self.telemetry.logged(self.cost)
 
     @property
+    def acting(self) -> GradientConfig:
+        """What it trains by: the configuration, unless it was switched to another."""
+        return self.selector.config
+
+    def switch(self, config: GradientConfig) -> None:
+        """Train by another configuration from now on, to `OFF` for instance; a checkpoint knows."""
+        self.selector.switch(config)
+
+    @property
     def cost(self) -> Cost | None:
         """What a token's pass costs on this model."""
         return Cost.of(self._anatomy[0]) if self._anatomy else None
@@ -162,8 +174,8 @@ class Gradients(Adapter):
         first = first_pass(
             passage,
             lesson.inputs,
-            one_hop=self.config.kv_grad == "one_hop",
-            exit_layer=self.config.exit_layer,
+            one_hop=self.acting.kv_grad == "one_hop",
+            exit_layer=self.acting.exit_layer,
         )
         chosen = self.selector.chosen(passage, lesson, first.decoded, first.scored_BTD)
         at_BK, live_BK = chosen.positions_BK, chosen.live_BK
@@ -204,8 +216,9 @@ class Gradients(Adapter):
 
     def _engine(self, passage: Passage, lesson: Lesson) -> str:
         """The one that was asked for, if it is exact on this model and batch."""
-        wanted = self.config.engine
-        if wanted == "exact" or (wanted == "sparse" and self.config.kv_grad == "full"):
+        wanted = self.acting.engine
+        if wanted == "exact" or (wanted == "sparse" and self.acting.kv_grad == "full"):
+            self.engine = "exact"
             return "exact"
         if self._standing is None:
             self._standing = standing(Passage(passage.anatomy, passage.forward))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import safetensors.torch
@@ -38,7 +39,7 @@ class Selector:
             raise InvalidInput(
                 'score = "excess" compares with a reference: attach(model, config, reference=...)'
             )
-        self.config = config
+        self.config = self.asked = config
         self.reference, self.router = reference, router
         self.schedule = Schedule(config)
         self.losses_BT: Tensor | None = None
@@ -117,9 +118,17 @@ class Selector:
             targets_N = lesson.targets_BT[lesson.valid_BT]
             return in_chunks(logits_of, rows, targets_N, "loss").scores_N
 
+    def switch(self, config: GradientConfig) -> None:
+        """Choose by another configuration from now on, at the same place of the schedule."""
+        other = Selector(config, self.reference, self.router)  # refuses what cannot be
+        other.schedule.take(self.schedule.state())
+        self.config, self.schedule, self.kept = config, other.schedule, other.kept
+
     def state(self) -> dict[str, Any]:
         """What `take` goes on from, for JSON."""
         state: dict[str, Any] = {"schedule": self.schedule.state(), "draws": self.draws}
+        if self.config != self.asked:
+            state["switched_to"] = asdict(self.config)
         if self.kept is not None:
             packed = safetensors.torch.save(self.kept.state())
             state["kept"] = base64.b64encode(packed).decode("ascii")
@@ -127,6 +136,9 @@ class Selector:
 
     def take(self, state: Mapping[str, Any]) -> None:
         """Go on where a saved selector was."""
+        if "switched_to" in state or self.config != self.asked:
+            to = state.get("switched_to")
+            self.switch(self.asked if to is None else GradientConfig(**to))
         self.schedule.take(state["schedule"])
         self.draws = int(state["draws"])
         if self.kept is not None and "kept" in state:

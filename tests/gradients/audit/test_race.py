@@ -80,7 +80,7 @@ def test_each_gets_the_operations_of_as_many_standard_steps(model: Any) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rows, held_out = rows_like(32), rows_like(12)
     rng = torch.get_rng_state()
-    found = race(model, rows, held_out, steps=4, seeds=2, lr=1e-2, points=2)
+    found = race(model, rows, held_out, steps=4, seeds=2, lr=1e-2, points=2, turns=1)
     assert [r.contender.kind for r in found.runs] == [
         "tokens",
         "tokens",
@@ -107,7 +107,14 @@ def test_a_contender_against_itself_ends_even(model: Any) -> None:
     """All tokens through the other code path is standard training, step by step."""
     everything = Contender("tokens", GradientConfig(engine="exact", selection="all"))
     found = race(
-        model, rows_like(16), rows_like(8), steps=6, seeds=2, lr=1e-2, contenders=[everything]
+        model,
+        rows_like(16),
+        rows_like(8),
+        steps=6,
+        seeds=2,
+        lr=1e-2,
+        turns=1,
+        contenders=[everything],
     )
     np.testing.assert_allclose(found.runs[0].losses, found.standard.losses, rtol=1e-4)
     assert found.winner.contender == STANDARD
@@ -129,6 +136,7 @@ def test_seconds_buy_steps_by_what_each_costs(model: Any) -> None:
         ({"seconds": math.nan}, "budget of nan"),
         ({"steps": 3, "seeds": 0}, "seeds = 0"),
         ({"steps": 3, "batch_size": 0}, "batch_size = 0"),
+        ({"steps": 3, "turns": 0}, "turns = 0"),
     ],
 )
 def test_bad_terms_are_named(model: Any, options: Any, said: str) -> None:

@@ -9,8 +9,9 @@ says who won. The model is left as it was found.
 """
 
 from pliant.gradients.audit.audit import Audit, Finding, audit
+from pliant.gradients.audit.callback import AuditCallback
 from pliant.gradients.audit.contenders import Contender
 from pliant.gradients.audit.race import race
 from pliant.gradients.audit.verdict import Race, Run
 
-__all__ = ["Audit", "Contender", "Finding", "Race", "Run", "audit", "race"]
+__all__ = ["Audit", "AuditCallback", "Contender", "Finding", "Race", "Run", "audit", "race"]

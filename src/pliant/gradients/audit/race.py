@@ -24,7 +24,7 @@ from pliant.adapters.fingerprint import unwrapped
 from pliant.anatomy import Anatomy
 from pliant.errors import InvalidInput
 from pliant.gradients.audit.as_found import Kept, as_found, without_gradients
-from pliant.gradients.audit.audit import Progress, cost_share, placed, silently
+from pliant.gradients.audit.audit import TURNS, Progress, cost_share, placed, silently
 from pliant.gradients.audit.contenders import STANDARD, Batch, Contender, Field, steady
 from pliant.gradients.audit.cost import operations, wait
 from pliant.gradients.audit.rows import padded
@@ -37,7 +37,7 @@ from pliant.gradients.selecting import Reference, Router, spread
 
 Row = Mapping[str, Any]
 Collate = Callable[[Sequence[Row]], Batch]
-SEEDS, POINTS, TURNS = 3, 5, 9
+SEEDS, POINTS = 3, 5
 WARMUP, CLIP = 0.05, 1.0
 """The share of the steps in which the learning rate rises (then it falls to 0), and the length that
 no step's gradient exceeds."""
@@ -64,6 +64,7 @@ def race(
     batch_size: int = 8,
     lr: float = 1e-4,
     points: int = POINTS,
+    turns: int = TURNS,
     contenders: Sequence[Contender] | None = None,
     collate: Collate | None = None,
     reference: Reference | None = None,
@@ -78,7 +79,7 @@ def race(
     order, with AdamW and a learning rate that falls to 0 at its own end.
     """
     config, model = config or GradientConfig(), unwrapped(model)
-    _check(train_rows, eval_rows, batch_size, seeds, seconds, steps)
+    _check(train_rows, eval_rows, batch_size, seeds, seconds, steps, turns)
     terms = Terms(min(batch_size, len(train_rows)), lr, collate or padded)
     kept = Kept(model)
     with as_found(model):
@@ -89,7 +90,7 @@ def race(
         field = [one for one in contenders if one != STANDARD]
         try:
             with Field(model, [*field, STANDARD], reference, router) as together:
-                return _Course(together, train_rows, eval_rows, terms, kept).run(
+                return _Course(together, train_rows, eval_rows, terms, kept, turns).run(
                     seconds, steps, seeds, points, progress or silently
                 )
         finally:
@@ -120,8 +121,9 @@ class _Course:
         eval_rows: Sequence[Row],
         terms: Terms,
         kept: Kept,
+        turns: int,
     ) -> None:
-        self.field, self.terms, self.kept = field, terms, kept
+        self.field, self.terms, self.kept, self.turns = field, terms, kept, turns
         self.train_rows = train_rows
         self.model = field.model
         self.exam = [
@@ -165,7 +167,7 @@ class _Course:
         shares: dict[Contender, float | None] = {}
         optimizer = self._optimizer()
         batches = _batches(self.train_rows, self.terms, 0)
-        for turn in range(TURNS + 1):
+        for turn in range(self.turns + 1):
             batch = placed(next(batches), self.model)
             for one in self.field.contenders:
                 wait(self.model)
@@ -250,14 +252,16 @@ def _check(
     seeds: int,
     seconds: float | None,
     steps: int | None,
+    turns: int,
 ) -> None:
     if not train_rows or not eval_rows:
         raise InvalidInput(
             f"a race needs rows to train on and others to be measured on, not {len(train_rows)} "
             f"and {len(eval_rows)}"
         )
-    if batch_size < 1 or seeds < 1:
-        raise InvalidInput(f"batch_size = {batch_size} and seeds = {seeds}: give 1 or more")
+    for name, value in (("batch_size", batch_size), ("seeds", seeds), ("turns", turns)):
+        if value < 1:
+            raise InvalidInput(f"{name} = {value}: give 1 or more")
     if (seconds is None) == (steps is None):
         raise InvalidInput("a race is over seconds, or over so many standard steps: give one")
     given = seconds if seconds is not None else steps
