@@ -77,8 +77,6 @@ def test_a_template_that_rewrites_what_was_said_is_refused(tokenizer: Any) -> No
 
     other = copy.deepcopy(tokenizer)
     other.chat_template = "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-        "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    )
     said = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     messages = [{"role": role, "content": content} for role, content in said]
     with pytest.raises(InvalidInput, match="row 1: the chat template writes a message otherwise"):
