@@ -42,12 +42,12 @@ class Pair(Scorer):
         "words": TextSettings(words=20_000),
         "surface": TextSettings(words=0, waves=300),
     }
-    # Chosen on MMLU alone, never on GSM8K: fitted on draws of 660 of its prompts, as many as half of
-    # GSM8K has, and measured by APGR on others: the mean of 16 draws of all subjects, and the mean
-    # over six domains (sciences, law, medicine, society, humanities, the rest) of 10 draws each.
-    # All of words 8, 16, 32 x surface 1, 3, 10, 30 lie in .638-.640 and .625-.630, these at .640
-    # and .629; words alone at most .633 and .622, surface alone .627 and .609. On the first four
-    # draws of each pair has .647 and .626, text .646 and .599, tfidf .625 and .611.
+    # Chosen on MMLU alone, never on GSM8K: fitted on draws of 660 of its prompts, as many as GSM8K
+    # has in a half, and measured by APGR on others: the mean of 16 draws of all subjects, and the
+    # mean over six domains (sciences, law, medicine, society, humanities, the rest) of 10 draws
+    # each. All of words 8, 16, 32 x surface 1, 3, 10, 30 lie in .638-.640 and .625-.630, these at
+    # .640 and .629; words alone at most .633 and .622, surface alone .627 and .609. On the first
+    # four draws of each pair has .647 and .626, text .646 and .599, tfidf .625 and .611.
     strengths: ClassVar[dict[str, float]] = {"words": 16.0, "surface": 10.0}
 
     def __init__(self) -> None:
