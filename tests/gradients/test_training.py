@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +261,13 @@ def test_gradient_checkpointing_changes_no_loss(tmp_path: Path) -> None:
         found.append((history(run, "loss"), run.model.lm_head.weight.detach()))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
     assert torch.allclose(found[0][1], found[1][1], atol=1e-6)
+
+
+def test_two_processes_have_the_gradient_of_one(tmp_path: Path, root: Path) -> None:
+    script = ["-m", "tests.gradients.two_processes", str(tmp_path)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*launch, *script], cwd=root, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2))
+    assert first.keys() == second.keys() and len(first) > 20
+    assert all(first.values()) and all(second.values()), (first, second)

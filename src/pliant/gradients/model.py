@@ -28,7 +28,7 @@ from pliant.gradients.choosing.rules import Chosen
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.completion import completion
 from pliant.gradients.engines.passage import Passage, hidden_of, rows_of
-from pliant.gradients.engines.sparse import first_pass, second_pass
+from pliant.gradients.engines.sparse import first_pass, is_sharded, second_pass
 from pliant.gradients.engines.standing import Standing, standing
 from pliant.gradients.ledger import Cost
 from pliant.gradients.selecting import Reference, Router, Selector, everything
@@ -225,6 +225,10 @@ class Gradients(Adapter):
         reason = self._standing.against(lesson.inputs.get("attention_mask"))
         if reason is None and self._wants_router_loss(lesson):
             reason = "its routers' auxiliary loss would see the chosen tokens alone"
+        if reason is None and self.acting.kv_grad == "one_hop" and is_sharded(passage.anatomy):
+            reason = (
+                'its layers are sharded: their weights are gone when "one_hop" needs them again'
+            )
         self.engine = wanted if reason is None else "exact"
         if reason is not None:
             self._say(
