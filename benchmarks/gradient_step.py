@@ -39,7 +39,15 @@ OURS: dict[str, dict[str, Any]] = {
     "exact .25": {"ratio": 0.25, "engine": "exact"},
     "exact .25, uniform": {"ratio": 0.25, "engine": "exact", "selection": "uniform"},
 }
-OTHERS = ("standard", "a quarter of the sequences", "trl's fused head", "CGGRModel", "CGGRLoss")
+OFF = "attached, switched off"
+OTHERS = (
+    "standard",
+    OFF,
+    "a quarter of the sequences",
+    "trl's fused head",
+    "CGGRModel",
+    "CGGRLoss",
+)
 COMPLETION = ("completion (20 %)", "standard on the same")
 NAMES = (*OTHERS, *OURS, *COMPLETION)
 Step = Callable[[], None]
@@ -82,6 +90,8 @@ def step_of(name: str, setting: tuple[int, int, int]) -> Step | None:
     ids = _ids(setting)
     if name in OURS:
         attach(model, GradientConfig(**OURS[name]))
+    elif name == OFF:
+        return _switched_off(model, ids)
     elif name == "CGGRModel":
         return _cggr_model(model, ids)
     elif name == "CGGRLoss":
@@ -137,6 +147,17 @@ def _theory(name: str) -> str:
 def _backward(model: torch.nn.Module, loss: torch.Tensor) -> None:
     model.zero_grad(set_to_none=True)
     loss.backward()
+
+
+def _switched_off(model: Any, ids: torch.Tensor) -> Step:
+    gradients = attach(model, GradientConfig())
+
+    def step() -> None:
+        with gradients.disabled():
+            loss = model(input_ids=ids, labels=ids).loss
+        _backward(model, loss)
+
+    return step
 
 
 def _cggr_model(model: Any, ids: torch.Tensor) -> Step | None:
