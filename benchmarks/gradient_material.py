@@ -1,0 +1,213 @@
+"""What the gradient benchmarks train: texts that every machine has, and small models of them.
+
+Source text is the standard library's own, prose its help topics (`pydoc_data.topics`); instructions
+are GSM8K's where a folder with it is given, and else its functions, from their head to their body.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import gzip
+import json
+import os
+import random
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as Bytes
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.harness import CACHE
+from pliant import nano
+from pliant.gradients.audit.rows import padded
+from pliant.nano.batches import frame
+
+IGNORED = -100
+WORDS = 1024
+Row = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Material:
+    """Rows to train on, and others to be measured on."""
+
+    train: Sequence[Row]
+    held: Sequence[Row]
+
+    def batches(self, size: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Without end, the same for the same seed."""
+        rng = random.Random(seed)
+        while True:
+            order = rng.sample(range(len(self.train)), len(self.train))
+            for at in range(0, len(order) - size + 1, size):
+                yield padded([self.train[i] for i in order[at : at + size]])
+
+
+# --- texts ---------------------------------------------------------------------------------------
+
+
+def source(length: int, words: int = WORDS) -> Material:
+    """Python source, every token learned."""
+    return _cut(_source(), length, words)
+
+
+def prose(length: int, words: int = WORDS) -> Material:
+    """English about Python, every token learned."""
+    return _cut([topics[name] for name in sorted(topics)], length, words)
+
+
+def instructions(folder: Path | None, most: int) -> Material:
+    """Questions and answers, of which only the answers are learned."""
+    if folder is None:
+        pairs = list(_functions())
+        cut = len(pairs) * 9 // 10
+        parts = [pairs[:cut], pairs[cut:]]
+    else:
+        parts = [_gsm8k(folder / f"gsm8k-{part}.jsonl.gz") for part in ("train", "test")]
+    train, held = ([_pair(q, a, most) for q, a in part] for part in parts)
+    return Material([r for r in train if r], [r for r in held if r])
+
+
+def questions(
+    number: int, held: int, shots: int = 0, families: Sequence[str] | None = None
+) -> Material:
+    """Of the embedded models' world: kinds that these have not seen, the answers learned.
+
+    With `shots`, so many solved questions stand before each: long prompts with short answers.
+    """
+    families = [family.name for family in nano.HELD_OUT] if families is None else families
+    _, tokenizer = nano.load("nano-s")
+    parts = []
+    for split, count in (("train", number), ("test", held)):
+        asked = nano.questions(split, count * (shots + 1), seed=1, families=families)
+        framed = frame(tokenizer, asked)
+        rows = []
+        for at in range(0, len(framed) - shots, shots + 1):
+            before = [token for ids, _ in framed[at : at + shots] for token in ids]
+            ids, start = framed[at + shots]
+            labels = [IGNORED] * (len(before) + start) + ids[start:]
+            rows.append({"input_ids": before + ids, "labels": labels})
+        parts.append(rows)
+    return Material(*parts)
+
+
+def _cut(texts: Sequence[str], length: int, words: int) -> Material:
+    """Every tenth text is held out."""
+    parts = []
+    for part in (
+        [text for i, text in enumerate(texts) if i % 10],
+        [text for i, text in enumerate(texts) if not i % 10],
+    ):
+        ids = [token for text in part for token in encoded(text, words)]
+        pieces = (ids[at : at + length] for at in range(0, len(ids) - length, length))
+        parts.append([{"input_ids": piece, "labels": piece} for piece in pieces])
+    return Material(*parts)
+
+
+def _pair(prompt: str, answer: str, most: int) -> Row | None:
+    asked, told = encoded(prompt + "\n"), encoded(answer + "\n\n")
+    if len(asked) + len(told) > most:
+        return None
+    return {"input_ids": asked + told, "labels": [IGNORED] * len(asked) + told}
+
+
+def _gsm8k(path: Path) -> list[tuple[str, str]]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return [(row["question"], row["answer"]) for row in rows]
+
+
+@cache
+def _source(most: int = 1_000_000) -> list[str]:
+    """Files of the standard library, as many as hold so many letters."""
+    paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    random.Random(0).shuffle(paths)
+    texts, size = [], 0
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        size += len(text)
+        if size > most:
+            break
+        texts.append(text)
+    return texts
+
+
+def _functions() -> Iterator[tuple[str, str]]:
+    for text in _source():
+        lines = text.splitlines()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
+                begin, body = node.lineno - 1, node.body[0].end_lineno or node.lineno
+                if body < (node.end_lineno or 0):
+                    yield "\n".join(lines[begin:body]), "\n".join(lines[body : node.end_lineno])
+
+
+@cache
+def _bpe(words: int) -> Tokenizer:
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), Bytes()
+    trainer = BpeTrainer(
+        vocab_size=words, initial_alphabet=ByteLevel.alphabet(), show_progress=False
+    )
+    texts = [*islice(_source(), 30), *(topics[name] for name in sorted(topics))]
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def encoded(text: str, words: int = WORDS) -> list[int]:
+    """Bytes as they are, or by a byte-pair vocabulary of source and prose."""
+    return list(text.encode()) if words == 256 else list(_bpe(words).encode(text).ids)
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+def fresh(seed: int, words: int = WORDS, width: int = 128, layers: int = 6) -> Any:
+    """A Llama that has seen nothing."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=(width * 8 // 3 + 31) // 32 * 32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).train()
+
+
+def pretrained(steps: int, length: int = 96, size: int = 8) -> Any:
+    """`fresh(0)` after so many steps on source text, all tokens trained; kept in the cache."""
+    folder = CACHE / f"gradient-base-{steps}-{size}x{length}"
+    if (folder / "config.json").is_file():
+        return LlamaForCausalLM.from_pretrained(folder).train()
+    model, batches = fresh(0), source(length).batches(size, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
+    for step, batch in zip(range(steps), batches):  # noqa: B905
+        optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 20)
+        optimizer.zero_grad(set_to_none=True)
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    model.save_pretrained(folder)
+    return model
+
+
+def copied(model: Any) -> Any:
+    return copy.deepcopy(model).train()

@@ -1,0 +1,200 @@
+"""How near each rule's gradient is to the full one of the same batch, and which default is best.
+
+    python -m benchmarks.gradient_quality [--data FOLDER] [--quick]
+
+Rules, scores, mixes, engines, reaches into keys and values and ratios, one at a time around the
+default, on four models and texts: untrained, trained, the embedded model on its own questions, and
+instructions. Each draw's cosine with the full gradient; its bands come from resampled batches.
+Differences from sparse uniform and from the default are paired, batch by batch and draw by draw.
+FOLDER holds `gsm8k-train.jsonl.gz` and `gsm8k-test.jsonl.gz`; without it, instructions are
+functions of the standard library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks import gradient_material as material
+from benchmarks.harness import keep
+from pliant import nano
+from pliant.gradients import GradientConfig
+from pliant.gradients.audit.as_found import as_found
+from pliant.gradients.audit.contenders import STANDARD, Contender, Field
+from pliant.gradients.audit.quality import Judge
+from pliant.gradients.config import Score
+from pliant.stats import Band, bootstrap
+
+DEFAULT = GradientConfig(ratio=0.25, selection="sampled", score="gradient", mix=0.5)
+"""Written out, so that figures stay what they are when the package's own default moves."""
+SCORES: tuple[Score, ...] = ("gradient", "loss", "entropy", "margin", "combined", "doubt")
+MIXES = (0.2, 0.5, 0.8)
+BASE_STEPS = 300
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model and what it is measured on."""
+
+    name: str
+    model: Any
+    batches: list[dict[str, torch.Tensor]]
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {}
+    for setting in settings(options):
+        figures[setting.name] = measured(setting, options.draws)
+        shown(setting.name, figures[setting.name])
+    keep(
+        "gradient_quality", figures, " ".join(["python -m benchmarks.gradient_quality", *_given()])
+    )
+
+
+def settings(options: argparse.Namespace) -> Iterator[Setting]:
+    count, text = options.batches, material.source(96)
+    unseen = material.Material(text.held, text.held)  # by the trained model
+    lines = list(islice(unseen.batches(8, 1), count))
+    if not options.quick:
+        base = material.pretrained(BASE_STEPS)
+        yield Setting("trained", base, lines)
+        taught = material.instructions(options.data, 256)
+        yield Setting("instructions", base, list(islice(taught.batches(4, 1), count)))
+        small, _ = nano.load("nano-s")
+        asked = own_questions(16 * count)
+        yield Setting("nano-s, own questions", small, list(islice(asked.batches(16, 1), count)))
+    yield Setting("untrained", material.fresh(0), lines)
+
+
+def own_questions(number: int) -> material.Material:
+    """Of the kinds that the embedded models were trained on."""
+    return material.questions(number, 1, families=[family.name for family in nano.TRAINED])
+
+
+def contenders() -> list[Contender]:
+    """One thing changed at a time; scores and mixes with each other."""
+    exact = replace(DEFAULT, engine="exact")
+    uniform = replace(DEFAULT, selection="uniform")
+    configs = [
+        DEFAULT,
+        uniform,
+        *(replace(DEFAULT, score=score, mix=mix) for score in SCORES for mix in MIXES),
+        *(replace(DEFAULT, selection=rule) for rule in ("topk", "stratified", "sequence_aware")),
+        replace(DEFAULT, kv_grad="one_hop"),
+        replace(uniform, kv_grad="one_hop"),
+        *(replace(exact, mix=mix) for mix in MIXES),
+        replace(exact, score="loss"),
+        *(
+            replace(exact, selection=rule)
+            for rule in ("uniform", "topk", "stratified", "sequence_aware")
+        ),
+        *(
+            replace(one, ratio=0.1)
+            for one in (
+                DEFAULT,
+                uniform,
+                replace(DEFAULT, score="loss"),
+                exact,
+                replace(exact, selection="uniform"),
+            )
+        ),
+    ]
+    tokens = [Contender("tokens", one) for one in dict.fromkeys(configs)]
+    rows = [Contender("rows", share=0.25), Contender("rows", share=0.5)]
+    return [*tokens, *rows, Contender("hardest_rows", share=0.25), STANDARD]
+
+
+def measured(setting: Setting, draws: int) -> dict[str, Any]:
+    found = contenders()
+    with as_found(setting.model), Field(setting.model, found) as field:
+        judge = Judge(field, draws)
+        for batch in track(setting.batches, setting.name):
+            judge.see(batch)
+        notes = {said(one): field.notes[one] for one in found if field.notes.get(one)}
+    uniform = Contender("tokens", replace(DEFAULT, selection="uniform"))
+    default = Contender("tokens", DEFAULT)
+    figures = {}
+    for one in found:
+        quality = asdict(judge.quality(one))
+        figures[said(one)] = quality | {
+            "cosine": judge.quality(one).cosine.as_dict(),
+            "above_uniform": above(judge, one, uniform).as_dict(),
+            "above_default": above(judge, one, default).as_dict(),
+        }
+    return {
+        "sequences": sum(len(batch["input_ids"]) for batch in setting.batches),
+        "tokens": sum(int((b["labels"][:, 1:] != material.IGNORED).sum()) for b in setting.batches),
+        "batches": len(setting.batches),
+        "draws": draws,
+        "rules": figures,
+        "notes": notes,
+    }
+
+
+def above(judge: Judge, one: Contender, other: Contender) -> Band:
+    """The difference of cosines, a batch at a time: draws of a batch are averaged."""
+    apart = np.array(
+        [
+            np.mean(ours.cosines) - np.mean(theirs.cosines)
+            for ours, theirs in zip(judge.found[one], judge.found[other], strict=True)
+        ]
+    )
+    return bootstrap(lambda at: float(apart[at].mean()), len(apart), resamples=2000)
+
+
+def said(one: Contender) -> str:
+    """Its name, with the mix where that is not the default's."""
+    config = one.config
+    if config is None or config.selection != "sampled" or config.mix == DEFAULT.mix:
+        return one.name
+    return f"{one.name}, mix {config.mix:g}"
+
+
+def shown(name: str, figures: dict[str, Any]) -> None:
+    table = Table(title=f"{name}: {figures['batches']} batches, {figures['draws']} draws")
+    for column in ("", "cosine", "above uniform", "above default", "norm", "bias", "variance"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for rule, one in figures["rules"].items():
+        bands = (_band(one[key]) for key in ("cosine", "above_uniform", "above_default"))
+        rest = (f"{one[key]:.3f}" for key in ("norm", "bias", "variance"))
+        table.add_row(rule, *bands, *rest)
+    Console(width=160).print(table)
+
+
+def _band(band: dict[str, float]) -> str:
+    return f"{band['value']:.3f} [{band['low']:.3f}, {band['high']:.3f}]"
+
+
+def _given() -> list[str]:
+    """The options of this run, without where this machine keeps its data."""
+    given = sys.argv[1:]
+    return ["FOLDER" if before == "--data" else one for before, one in zip(["", *given], given)]  # noqa: B905
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="a folder with gsm8k-train.jsonl.gz")
+    parser.add_argument("--batches", type=int, default=6)
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="the untrained model alone")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
