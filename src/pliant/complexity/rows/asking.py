@@ -49,6 +49,8 @@ class Question:
         # What is cached may come first, earlier rows too: DeepSeek expands its latents once more.
         count = self.count if h.shape[axis] == self.shape[1] else self.stop
         before = h.shape[axis] - count
+        if not before and not torch.is_grad_enabled():  # of a step on a cache: nothing to cut
+            return h.add_(change(x).to(h.dtype))
         own = change(x.narrow(axis, before, count)).to(h.dtype)
         if not torch.is_grad_enabled():  # nobody needs what it was, and the prompt is long
             h.narrow(axis, before, count).add_(own)

@@ -31,8 +31,13 @@ class Lora(nn.Module):
         self.b = nn.Parameter(torch.zeros(projection.outputs, rank, device=place))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            return self._change(x)
         with torch.autocast(device_type=x.device.type, enabled=False):
-            return F.linear(F.linear(x.to(self.a.dtype), self.a), self.b) * self.scale
+            return self._change(x)
+
+    def _change(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x.to(self.a.dtype), self.a) * self.scale, self.b)
 
 
 def targets(anatomy: Anatomy, config: CPXConfig) -> Iterator[tuple[str, Projection]]:
