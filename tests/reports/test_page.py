@@ -5,6 +5,7 @@ import re
 import pytest
 
 from pliant.reports import page, plots
+from pliant.reports.coloured import Coloured, Word
 from pliant.reports.page import Section, render, write
 from pliant.reports.tables import Table
 
@@ -28,7 +29,9 @@ SECTION = Section(
         (LINES, "many lines"),
         (plots.reliability([(0.2, 0.1, 5), (0.2, 0.3, 5), (0.9, 1, 10)], "x", "y"), "kept"),
         (plots.histograms([0, 0.5, 1], {"a": [1, 2], "b": [3, 0]}, "x", "y"), "two histograms"),
+        (plots.bands({"a": plots.Line([0, 1], [1, 0], [0, 0], [1, 1])}, "x", "y"), "a band"),
     ],
+    texts=[Coloured("a <text>", [Word("<b>", "marked", 0.5, 'says "so"'), Word(" & ", "faint")])],
 )
 
 

@@ -28,6 +28,7 @@ from pliant.errors import PliantError
 COMMANDS = {
     "demo": "Two embedded models answer: who is right, and at what cost?",
     "doctor": "What Pliant can do with a model, told from its config alone.",
+    "gradients": "Which tokens train: does it help, and which are they?",
     "route": "Send each prompt to the model that it needs: label, fit, ask.",
     "run": "Run a command from a recipe: its options, kept in a YAML file.",
     "score": "How hard are prompts, as a saved scorer or router sees it?",
@@ -35,7 +36,7 @@ COMMANDS = {
 }
 # Those that are groups, and where the functions of their commands are. The group's own module has
 # a table COMMANDS like the one above, and an EXAMPLE.
-GROUPS = {"route": "routes"}
+GROUPS = {"gradients": "gradient_commands", "route": "routes"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from pliant.reports import coloured
+from pliant.reports.coloured import Coloured
 from pliant.reports.tables import Table
 
 _SHORT = 16  # letters: cells up to here are not broken over lines
@@ -21,6 +23,7 @@ class Section:
     sentences: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[tuple[str, str]] = ()
+    texts: Sequence[Coloured] = ()
 
 
 def make_room(path: Path) -> None:
@@ -49,7 +52,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
-<style>{_STYLE}</style>
+<style>{_STYLE}{coloured.STYLE}</style>
 </head>
 <body>
 <main>
@@ -69,6 +72,7 @@ def _section(section: Section) -> str:
         parts += [_picture(svg, words) for svg, words in section.pictures]
         parts.append("</div>")
     parts += [_table(table) for table in section.tables]
+    parts += [text.html() for text in section.texts]
     return "<section>\n" + "\n".join(parts) + "\n</section>"
 
 

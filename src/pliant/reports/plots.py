@@ -111,6 +111,21 @@ def lines(
     return out.getvalue()
 
 
+def bands(drawn: Mapping[str, Line], x: str, y: str) -> str:
+    """Lines of equal rank, each in a colour and a band of its own; the faint ones are dashed."""
+    with _drawing(x, y, _WIDE) as (axes, out):
+        for i, (name, line) in enumerate(drawn.items()):
+            colour = COLOURS[(i + 1) % len(COLOURS)]
+            if line.low is not None and line.high is not None:
+                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, lw=0)
+            dashes = "--" if line.faint else "-"
+            axes.plot(line.x, line.y, label=name, color=colour, ls=dashes, linewidth=2)
+        axes.margins(x=0.02)
+        axes.grid(alpha=0.15, color=INK)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=10)
+    return out.getvalue()
+
+
 def reliability(bins: Sequence[tuple[float, float, float]], x: str, y: str) -> str:
     """What was predicted against what was so, (prediction, share, count) a bin.
 

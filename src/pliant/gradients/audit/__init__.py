@@ -5,13 +5,25 @@
     trainer.add_callback(AuditCallback(auto=True))         # both, as a training begins
 
 `contenders` says who is compared, `quality` and `cost` measure a step, `race` trains and `verdict`
-says who won. The model is left as it was found.
+says who won; `shown` tells which tokens they are. The model is left as it was found.
 """
 
 from pliant.gradients.audit.audit import Audit, Finding, audit
 from pliant.gradients.audit.callback import AuditCallback
 from pliant.gradients.audit.contenders import Contender
 from pliant.gradients.audit.race import race
+from pliant.gradients.audit.shown import ShownToken, show
 from pliant.gradients.audit.verdict import Race, Run
 
-__all__ = ["Audit", "AuditCallback", "Contender", "Finding", "Race", "Run", "audit", "race"]
+__all__ = [
+    "Audit",
+    "AuditCallback",
+    "Contender",
+    "Finding",
+    "Race",
+    "Run",
+    "ShownToken",
+    "audit",
+    "race",
+    "show",
+]

@@ -36,7 +36,7 @@ from pliant.gradients.engines.passage import Passage, hidden_of
 from pliant.gradients.selecting import Reference, Router, spread
 
 Row = Mapping[str, Any]
-Collate = Callable[[Sequence[Row]], Batch]
+Collate = Callable[[Any], Batch]
 SEEDS, POINTS = 3, 5
 WARMUP, CLIP = 0.05, 1.0
 """The share of the steps in which the learning rate rises (then it falls to 0), and the length that

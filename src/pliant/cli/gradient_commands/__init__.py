@@ -1,0 +1,1 @@
+"""The commands of `pliant gradients`, one a file."""

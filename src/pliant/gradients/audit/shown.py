@@ -1,0 +1,98 @@
+"""Which tokens of a batch would be trained, one by one: for the eye."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.adapters.fingerprint import unwrapped
+from pliant.gradients.audit.as_found import as_found
+from pliant.gradients.audit.audit import placed
+from pliant.gradients.audit.contenders import Batch, Contender, Field, steady
+from pliant.gradients.batch import Lesson
+from pliant.gradients.choosing.rules import Chosen
+from pliant.gradients.config import GradientConfig
+from pliant.gradients.ledger import Ledger
+from pliant.gradients.selecting import Reference, Router
+from pliant.gradients.telemetry import Telemetry
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """A token, and what training makes of predicting it."""
+
+    id: int
+    labelled: bool
+    weight: float
+    """What it counts in the loss; 0 if it is not trained."""
+    loss: float | None
+    """Where it is known: of what is trained, and of all that was scored."""
+
+    @property
+    def trained(self) -> bool:
+        return self.weight > 0
+
+
+Shown = tuple[tuple[ShownToken, ...], ...]
+"""Row after row, without padding."""
+
+
+def show(
+    model: nn.Module,
+    batch: Batch,
+    config: GradientConfig | None = None,
+    *,
+    reference: Reference | None = None,
+    router: Router | None = None,
+    draw: int = 0,
+) -> Shown:
+    """One draw of `config`'s tokens, when its schedule has run out; the model stays as it is."""
+    model, asked = unwrapped(model), Contender("tokens", steady(config or GradientConfig()))
+    with as_found(model), Field(model, [asked], reference, router) as field:
+        watching = Watching()
+        field.handles[asked].telemetry = watching
+        with field.only(asked):
+            field.loss(asked, placed(batch, model), draw)
+    mask = batch.get("attention_mask")
+    ids = batch["input_ids"].tolist()
+    kept = torch.ones_like(batch["input_ids"]) if mask is None else mask
+    return tuple(
+        tuple(token for token, inside in zip(watching.row(b, row), kept[b], strict=True) if inside)
+        for b, row in enumerate(ids)
+    )
+
+
+class Watching(Telemetry):
+    """Keeps what was chosen, instead of counting it."""
+
+    def trained(
+        self,
+        lesson: Lesson,
+        chosen: Chosen,
+        losses_N: Tensor,
+        losses_BT: Tensor | None,
+        ledger: Ledger,
+    ) -> None:
+        at_BK, live_BK = chosen.positions_BK.cpu(), chosen.live_BK.cpu()
+        self.valid_BT = lesson.valid_BT.cpu()
+        found = torch.full(self.valid_BT.shape, torch.nan)
+        if losses_BT is not None:
+            found[self.valid_BT] = losses_BT.float().cpu()[self.valid_BT]
+        rows = torch.arange(len(at_BK))[:, None].expand_as(at_BK)
+        found[rows[live_BK], at_BK[live_BK]] = losses_N.detach().float().cpu()
+        self.losses_BT = found
+        self.weights_BT = torch.zeros(self.valid_BT.shape)
+        self.weights_BT[rows[live_BK], at_BK[live_BK]] = chosen.weights_BK.cpu()[live_BK]
+
+    def row(self, b: int, ids: list[int]) -> list[ShownToken]:
+        """A position predicts the token after it: the first token of a row is predicted by none."""
+        tokens = [ShownToken(ids[0], False, 0.0, None)]
+        for t, token in enumerate(ids[1:]):
+            loss = float(self.losses_BT[b, t])
+            known: Any = None if loss != loss else loss
+            valid = bool(self.valid_BT[b, t])
+            tokens.append(ShownToken(token, valid, float(self.weights_BT[b, t]), known))
+        return tokens
