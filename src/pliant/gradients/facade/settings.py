@@ -12,7 +12,7 @@ HARDEST = ("topk", "sequence_aware", "fixed_quota")
 
 
 class HardestTokensWarning(UserWarning):
-    """A rule is used that was measured to do worse than to train on every token."""
+    """A rule is used that was measured to do worse than as many tokens at random."""
 
 
 def config_of(
@@ -50,8 +50,8 @@ def warn_of_the_hardest(config: GradientConfig, stacklevel: int = 3) -> None:
     if config.selection in HARDEST and config.ratio < 1:
         warnings.warn(
             f"selection = {config.selection!r} trains on the hardest tokens alone: measured from "
-            "scratch, the loss of all tokens then diverges (docs/gradients-seed.md). "
-            'selection = "sampled" keeps the loss that of all tokens, on average.',
+            "scratch, the loss of all tokens then stays far behind that of training on random ones "
+            '(docs/gradients-seed.md). selection = "sampled" trains the loss of all, on average.',
             HardestTokensWarning,
             stacklevel=stacklevel,
         )
