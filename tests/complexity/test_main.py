@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import pliant
 from pliant.complexity import Complexity
@@ -131,3 +133,40 @@ def test_the_module_runs() -> None:
         [sys.executable, "-m", "pliant.complexity"], capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stderr.startswith("error: no data")
+
+
+def launched(*words: str, root: Path) -> subprocess.CompletedProcess[str]:
+    """Two processes, as accelerate starts them. (With --cpu alone it starts one, which is not what
+    its --num_processes says; on a machine without a GPU --multi_gpu is two on CPUs.)"""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", "0"]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *words], cwd=root, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_two_processes_of_accelerates_learn_what_one_does(
+    data: Path, tmp_path: Path, root: Path
+) -> None:
+    common = ["--data", str(data), "--evaluation_data", str(data), "--device", "cpu"]
+    common += ["--data_size", "48", "--num_epochs", "2", "--lora_rank", "2"]
+    two, one = str(tmp_path / "two"), str(tmp_path / "one")
+    command = ["--multi_gpu", "-m", "pliant.complexity", *common]
+    done = launched(*command, "--batch_size", "4", "--output_dir", two, root=root)
+    assert done.stdout.count("saved in") == 1
+    assert main([*common, "--batch_size", "8", "--output_dir", one]) == 0
+    model, _ = pliant.load("nano-s")
+    scorers = [Complexity.from_pretrained(model, folder, name=folder[-3:]) for folder in (two, one)]
+    first, second = (dict(scorer.named_parameters()) for scorer in scorers)
+    assert first.keys() == second.keys()
+    for name, parameter in first.items():
+        assert torch.allclose(parameter, second[name], atol=1e-4), name
+
+
+def test_sharding_where_there_is_none_is_refused(tmp_path: Path, root: Path) -> None:
+    done = launched("--use_fsdp", "-m", "tests.complexity.launched", str(tmp_path), root=root)
+    assert (
+        done.stdout.count("refused: FSDP was asked for, and accelerate does not shard on CPUs") == 4
+    )

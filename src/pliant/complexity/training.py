@@ -23,6 +23,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from pliant.adapters import files, saving
 from pliant.complexity.config import GAIN
+from pliant.complexity.learning.checks import check_sharding, check_together
 from pliant.complexity.learning.config import CPXTrainingConfig
 from pliant.complexity.learning.learner import learner_of, trained_tensors
 from pliant.complexity.learning.lessons import Lessons, collated, lessons_of
@@ -70,7 +71,7 @@ class CPXTrainer(Trainer):
     ) -> None:
         self.config = args if isinstance(args, CPXTrainingConfig) else config or CPXTrainingConfig()
         self.learner = learner_of(model, self.config.base_dropout)
-        _check_together(self.learner.scorer, self.config)
+        check_together(self.learner.scorer, self.config)
         self.learner.freeze(everything=not self.config.train_base)
         self.learner.scorer.rows.requires_grad_(self.config.is_cpx_token_trainable)
         self.tokenizer = processing_class or self.learner.scorer.tokenizer
@@ -85,6 +86,7 @@ class CPXTrainer(Trainer):
         if self.config.gradient_checkpointing:
             self.learner.gradient_checkpointing_enable()
         _one_device(args)
+        check_sharding(args)
         super().__init__(
             self.learner,
             args,
@@ -378,21 +380,3 @@ def _uses(args: TrainingArguments, batches: int) -> int:
 
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
-
-
-def _check_together(scorer: Complexity, config: CPXTrainingConfig) -> None:
-    outputs = scorer.config.outputs
-    if config.num_labels not in (None, len(outputs)):
-        raise InvalidInput(
-            f"num_labels = {config.num_labels}, and the scorer has {len(outputs)} outputs "
-            f"({', '.join(outputs)}): give the same, or leave it out"
-        )
-    weights = config.class_weights
-    if weights and (config.loss == "regression" or len(weights) != len(outputs)):
-        raise InvalidInput(
-            f"class_weights = {weights}: give one for each of {len(outputs)} outputs, and none for "
-            "a regression"
-        )
-    token = getattr(scorer.tokenizer, "cpx_token", config.cpx_token)
-    if token != config.cpx_token:
-        raise InvalidInput(f"cpx_token = {config.cpx_token!r}, and the tokenizer's is {token!r}")
