@@ -156,6 +156,16 @@ def test_the_curriculum_starts_with_every_token(llama: Any) -> None:
     assert ratios[-1] == ratios[-2] == pytest.approx(4 / 13)
 
 
+@pytest.mark.parametrize("ratio", [0.6, 0.7])
+def test_two_passes_are_made_only_where_they_cost_less_than_one(llama: Any, ratio: float) -> None:
+    attach(llama, GradientConfig(ratio=ratio))
+    llama(input_ids=ids(), labels=ids())  # the first time it is tried whether it is exact
+    passes: list[int] = []
+    llama.model.layers[0].register_forward_hook(lambda *_: passes.append(1))
+    llama(input_ids=ids(), labels=ids())
+    assert len(passes) == (2 if ratio == 0.6 else 1)
+
+
 def test_what_has_no_keys_and_values_falls_back_and_says_so() -> None:
     model = MambaForCausalLM(MambaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=2))
     gradients = attach(model.train(), GradientConfig(ratio=0.5))

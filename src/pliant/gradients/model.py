@@ -39,6 +39,10 @@ OFF = GradientConfig(engine="exact", selection="all")
 """Every token, through the whole model: what training without Pliant computes."""
 
 
+WORTH_IT = 2 / 3
+"""Two passes cost 1 + 3r forwards and one costs 3: above this ratio one is made."""
+
+
 class GradientsWarning(UserWarning):
     """Something is computed otherwise than was asked for, or not at all."""
 
@@ -165,10 +169,13 @@ class Gradients(Adapter):
             decoded = completion(passage, lesson.inputs, lesson.valid_BT)
             if decoded is not None:
                 return decoded, everything(lesson.valid_BT), decoded
-        if engine == "sparse" and not self.selector.takes_all:
+        if engine == "sparse" and not self.selector.takes_all and self._is_worth_it():
             return self._sparse(passage, lesson)
         decoded = passage.backbone(lesson.inputs)
         return decoded, self.selector.chosen(passage, lesson, decoded, hidden_of(decoded)), decoded
+
+    def _is_worth_it(self) -> bool:
+        return self.selector.schedule.ratio() <= WORTH_IT
 
     def _sparse(self, passage: Passage, lesson: Lesson) -> tuple[Any, Chosen, Any]:
         first = first_pass(
