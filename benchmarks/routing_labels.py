@@ -7,7 +7,8 @@ evaluation responses of the RouteLLM repository, as rows of prompt, group, weak 
 five seeds parts a set in two halves. Of the small set, GSM8K, there are four times as many splits,
 and each half is the training half once: what differs from split to split is averaged out, and the
 band is that of other prompts. All choices are made inside the training half (on a fifth of it), the
-test half is only measured, and equal prompts are never parted.
+test half is only measured, and equal prompts are never parted. Fixed beforehand: the penalties of
+`pair`, chosen on MMLU (scorers/pair.py), so that GSM8K is new to them and MMLU's halves are not.
 """
 
 from __future__ import annotations
