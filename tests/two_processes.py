@@ -80,4 +80,5 @@ if __name__ == "__main__":
     sharded(results)
     record = OUT / f"rank{dist.get_rank()}.json"
     record.write_text(json.dumps({**results, "writes": len(WRITES)}))
+    dist.barrier()  # whoever leaves first cuts the others off in what they are still reading
     dist.destroy_process_group()

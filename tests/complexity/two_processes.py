@@ -104,4 +104,5 @@ if __name__ == "__main__":
     data_parallel(results)
     sharded(results)
     (OUT / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))
+    dist.barrier()  # whoever leaves first cuts the others off in what they are still reading
     dist.destroy_process_group()
