@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from pliant.adapters import attached
+from pliant.errors import InvalidInput
 from pliant.gradients import GradientConfig, attach
 from pliant.gradients.training import PREFIX, SelectiveTraining
 
@@ -58,6 +59,8 @@ def wrapped(model: nn.Module, how: str) -> nn.Module:
         return DistributedDataParallel(model)
     for layer in model.model.layers:
         fully_shard(layer)
+    if how == "fsdp2, decoder as well":
+        fully_shard(model.model)
     return fully_shard(model)
 
 
@@ -79,6 +82,24 @@ def same_gradient(found: dict[str, Any]) -> None:
             parts = gradient(wrapped(model, how), mine, 2.0, num_items_in_batch=items)
             found[f"{how}, {name}: as one process"] = close(parts, whole)
             found[f"{how}, {name}: by {engine}"] = gradients.engine == engine
+
+
+def sharded_parts(found: dict[str, Any]) -> None:
+    joint, mine = halves()
+    items = (joint["labels"][:, 1:] != -100).sum()
+    alone = tiny_llama()
+    attach(alone, CONFIGS["sparse, hardest"])
+    model = tiny_llama()
+    attach(model, CONFIGS["sparse, hardest"])
+    parts = gradient(wrapped(model, "fsdp2, decoder as well"), mine, 2.0, num_items_in_batch=items)
+    found["a decoder sharded by itself"] = close(parts, gradient(alone, joint, 1.0))
+    model = tiny_llama()
+    attach(model, HARDEST)
+    fully_shard(model.lm_head)
+    try:
+        fully_shard(model).train()(**mine)
+    except InvalidInput as error:
+        found["a head sharded by itself is refused"] = "sharded by itself" in str(error)
 
 
 def own_draws(found: dict[str, Any]) -> None:
@@ -128,6 +149,7 @@ if __name__ == "__main__":
     results: dict[str, Any] = {}
     dist.init_process_group("gloo")
     same_gradient(results)
+    sharded_parts(results)
     own_draws(results)
     trained(results)
     (OUT / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
 from pliant.anatomy.depth import last_hidden_state
-from pliant.anatomy.detour import FORWARD, Handler, Spot, detours
+from pliant.anatomy.detour import CALL, Handler, Spot, detours
 from pliant.errors import UnsupportedModel
 from pliant.gradients.ledger import Ledger
 
@@ -43,11 +43,12 @@ class Passage:
             live, again = torch.is_grad_enabled(), _is_checkpointing(self.anatomy)
             self.ledger.backbone(tokens_of(inputs), live=live, again=live and again)
 
+        # Its whole call, hooks included: some of them put a sharded decoder's weights back.
         def stop(original: Forward, args: Any, kwargs: Any) -> Any:
             raise _Enough(original(*args, **kwargs))
 
         try:
-            with detours({(decoder, FORWARD): stop, **(handlers or {})}):
+            with detours({(decoder, CALL): stop, **(handlers or {})}):
                 self.forward(**inputs)
         except _Enough as enough:
             return enough.output
@@ -69,7 +70,7 @@ class Passage:
         def answer(original: Forward, args: Any, kwargs: Any) -> Any:
             return decoded
 
-        with detours({(self.anatomy.decoder, FORWARD): answer}):
+        with detours({(self.anatomy.decoder, CALL): answer}):
             return self.forward(**inputs)
 
     def logits(self, decoded: Any, rows_ND: Tensor, inputs: dict[str, Any]) -> Tensor:
