@@ -271,3 +271,24 @@ def test_two_processes_have_the_gradient_of_one(tmp_path: Path, root: Path) -> N
     first, second = (json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2))
     assert first.keys() == second.keys() and len(first) > 20
     assert all(first.values()) and all(second.values()), (first, second)
+
+
+@pytest.mark.parametrize("engine", ["exact", "sparse"])
+def test_compiled_layers_give_the_same_without_a_break(engine: Any) -> None:
+    from torch._dynamo import reset, utils
+
+    config = GradientConfig(engine=engine, selection="topk", ratio=0.4)
+    found = []
+    reset()
+    utils.counters.clear()
+    for compiled in (False, True):
+        model = tiny_llama().train()
+        gradients = attach(model, config)
+        for layer in model.model.layers if compiled else ():
+            layer.compile(backend="eager")
+        loss = model(**padded(rows(3))).loss
+        loss.backward()
+        assert gradients.engine == engine
+        found.append((loss.item(), model.model.layers[0].mlp.up_proj.weight.grad))
+    assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
+    assert utils.counters["stats"]["unique_graphs"] >= 1 and not utils.counters["graph_break"]
