@@ -106,7 +106,7 @@ class Race:
             how = "Use" if winner.contender.config is not None else "Use smaller batches, and"
             how = f"{how} {winner.name}"
             return (
-                f"{how}: {at}, it ends {_signed(self.gain(winner))} nats a token below standard "
+                f"{how}: {at}, it gains {_signed(self.gain(winner))} nats a token on standard "
                 f"training's {self.loss(standard):.4f}."
             )
         others = [run for run in self.runs if run is not standard]
@@ -116,8 +116,8 @@ class Race:
         doubt = "" if self.seeds > 1 else " (one seed shows nothing: take more)"
         return (
             f"Train as usual: {at}, nothing was significantly better than standard training's "
-            f"{self.loss(standard):.4f}{doubt}; the next, {best.name}, ends "
-            f"{_signed(self.gain(best))} nats a token below it."
+            f"{self.loss(standard):.4f}{doubt}; the next, {best.name}, gains "
+            f"{_signed(self.gain(best))} nats a token on it."
         )
 
     def as_dict(self) -> dict[str, Any]:
