@@ -39,8 +39,8 @@ READING = (
     "turn; memory is the peak beside the weights; operations are counted.",
 )
 RACE_CAPTION = (
-    "Loss on held-out pieces over the race: the mean of the seeds, and, where it is shaded, between "
-    "which limits they lie."
+    "Loss on held-out pieces over the race: the mean of the seeds and, where it is shaded, the "
+    "limits between which they lie."
 )
 
 
