@@ -19,6 +19,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 from pydoc_data.topics import topics
+from string import ascii_lowercase
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -103,6 +104,32 @@ def questions(
             rows.append({"input_ids": before + ids, "labels": labels})
         parts.append(rows)
     return Material(*parts)
+
+
+def lookups(number: int, held: int, names: int = 30) -> Material:
+    """A list of names with a number each, and the name that has the number that is asked for: long
+    prompts with short answers, in the embedded models' letters, of a kind that they have not seen.
+    """
+    _, tokenizer = nano.load("nano-s")
+    parts = []
+    for split, count in (("train", number), ("test", held)):
+        rng = random.Random(f"lookups/{split}")
+        asked = [_lookup(rng, names) for _ in range(count)]
+        parts.append(
+            [
+                {"input_ids": ids, "labels": [IGNORED] * start + ids[start:]}
+                for ids, start in frame(tokenizer, asked)
+            ]
+        )
+    return Material(*parts)
+
+
+def _lookup(rng: random.Random, names: int) -> nano.Question:
+    pairs = [a + b for a in ascii_lowercase for b in ascii_lowercase]
+    known, numbers = rng.sample(pairs, names), rng.sample(range(1, 100), names)
+    told = ", ".join(f"{name} {number}" for name, number in zip(known, numbers, strict=True))
+    at = rng.randrange(names)
+    return nano.Question(f"{told}. who {numbers[at]}?", known[at], "lookup", "unseen", 4)
 
 
 def _cut(texts: Sequence[str], length: int, words: int) -> Material:
@@ -192,12 +219,14 @@ def fresh(seed: int, words: int = WORDS, width: int = 128, layers: int = 6) -> A
     return LlamaForCausalLM(config).train()
 
 
-def pretrained(steps: int, length: int = 96, size: int = 8) -> Any:
-    """`fresh(0)` after so many steps on source text, all tokens trained; kept in the cache."""
-    folder = CACHE / f"gradient-base-{steps}-{size}x{length}"
+def pretrained(steps: int, words: int = WORDS, width: int = 128, layers: int = 6) -> Any:
+    """`fresh` after so many steps on source text, all tokens trained; kept in the cache."""
+    length, size = (128 if words == 256 else 96), 8
+    folder = CACHE / f"gradient-base-{words}-{width}x{layers}-{steps}"
     if (folder / "config.json").is_file():
         return LlamaForCausalLM.from_pretrained(folder).train()
-    model, batches = fresh(0), source(length).batches(size, seed=0)
+    model = fresh(0, words, width, layers)
+    batches = source(length, words).batches(size, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
     for step, batch in zip(range(steps), batches):  # noqa: B905
         optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 20)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -43,7 +43,6 @@ DEFAULT = GradientConfig(ratio=0.25, selection="sampled", score="gradient", mix=
 """Written out, so that figures stay what they are when the package's own default moves."""
 SCORES: tuple[Score, ...] = ("gradient", "loss", "entropy", "margin", "combined", "doubt")
 MIXES = (0.2, 0.5, 0.8)
-BASE_STEPS = 300
 
 
 @dataclass(frozen=True)
@@ -68,23 +67,38 @@ def main() -> None:
 
 
 def settings(options: argparse.Namespace) -> Iterator[Setting]:
-    count, text = options.batches, material.source(96)
-    unseen = material.Material(text.held, text.held)  # by the trained model
-    lines = list(islice(unseen.batches(8, 1), count))
-    if not options.quick:
-        base = material.pretrained(BASE_STEPS)
-        yield Setting("trained", base, lines)
-        taught = material.instructions(options.data, 256)
-        yield Setting("instructions", base, list(islice(taught.batches(4, 1), count)))
-        small, _ = nano.load("nano-s")
-        asked = own_questions(16 * count)
-        yield Setting("nano-s, own questions", small, list(islice(asked.batches(16, 1), count)))
-    yield Setting("untrained", material.fresh(0), lines)
+    for name in options.settings:
+        model, rows, size = SETTINGS[name](options)
+        yield Setting(name, model, list(islice(rows.batches(size, 1), options.batches)))
 
 
-def own_questions(number: int) -> material.Material:
+def unseen(text: material.Material) -> material.Material:
+    """What is held out, as what is read: a trained model has not seen it."""
+    return material.Material(text.held, text.held)
+
+
+def own_questions(options: argparse.Namespace) -> material.Material:
     """Of the kinds that the embedded models were trained on."""
-    return material.questions(number, 1, families=[family.name for family in nano.TRAINED])
+    families = [family.name for family in nano.TRAINED]
+    return material.questions(16 * options.batches, 1, families=families)
+
+
+SETTINGS: dict[str, Callable[[argparse.Namespace], tuple[Any, material.Material, int]]] = {
+    "trained": lambda o: (material.pretrained(300), unseen(material.source(96)), 8),
+    "instructions": lambda o: (
+        material.pretrained(300),
+        material.instructions(o.data, 256),
+        4,
+    ),
+    "nano-s, own questions": lambda o: (nano.load("nano-s")[0], own_questions(o), 16),
+    "untrained": lambda o: (material.fresh(0), unseen(material.source(96)), 8),
+    "trained longer, bytes": lambda o: (
+        material.pretrained(600, 256, 96, 4),
+        unseen(material.source(128, 256)),
+        8,
+    ),
+}
+"""A model, what it reads, and how many rows at a time."""
 
 
 def contenders() -> list[Contender]:
@@ -181,6 +195,10 @@ def _band(band: dict[str, float]) -> str:
     return f"{band['value']:.3f} [{band['low']:.3f}, {band['high']:.3f}]"
 
 
+def _plain(name: str) -> str:
+    return "_".join(name.replace(",", "").split())
+
+
 def _given() -> list[str]:
     """The options of this run, without where this machine keeps its data."""
     given = sys.argv[1:]
@@ -192,8 +210,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="a folder with gsm8k-train.jsonl.gz")
     parser.add_argument("--batches", type=int, default=6)
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="the untrained model alone")
-    return parser.parse_args()
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--quick", action="store_true", help="the untrained model alone, 2 x 2")
+    options = parser.parse_args()
+    if options.quick:
+        options.settings, options.batches, options.draws = ["untrained"], 2, 2
+    return options
 
 
 if __name__ == "__main__":
