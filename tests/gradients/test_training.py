@@ -15,10 +15,17 @@ from peft import LoraConfig, get_peft_model
 from tests.minimal_adapter import tiny_llama
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pliant.errors import InvalidInput
 from pliant.gradients import GradientConfig, GradientsWarning, attach
-from pliant.gradients.training import PREFIX, SelectiveMixin, SelectiveTraining, make_selective
+from pliant.gradients.training import (
+    PREFIX,
+    SelectiveMixin,
+    SelectiveTraining,
+    make_selective,
+    put_outside,
+)
 
 LENGTHS = (9, 14, 6, 11, 3, 12)
 EVERY = GradientConfig(engine="exact", selection="uniform", ratio=1.0)
@@ -201,6 +208,27 @@ def test_a_loss_that_is_computed_past_the_model_is_refused_or_said(tmp_path: Pat
     own.add_callback(SelectiveTraining(EVERY))
     with pytest.warns(GradientsWarning, match="without being told its labels"):
         own.train()
+
+
+def test_a_forward_that_took_our_place_is_noticed_and_gone_around(tmp_path: Path) -> None:
+    """As Liger's does when training starts: the loss of every token, by the decoder itself."""
+    model, batch = tiny_llama().train(), padded(rows(3))
+    plain = tiny_llama().train()
+    attach(plain, HARDEST)
+    gradients = attach(model, HARDEST)
+
+    def fused(input_ids: Any, attention_mask: Any = None, labels: Any = None, **kwargs: Any) -> Any:
+        decoded = model.model(input_ids, attention_mask=attention_mask)
+        logits = model.lm_head(decoded.last_hidden_state)
+        loss = None if labels is None else model.loss_function(logits, labels, 64)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    model.forward = fused
+    with pytest.warns(GradientsWarning, match="trained past its forward"):
+        model(**batch)
+    put_outside(gradients)
+    assert model(**batch).loss.item() == pytest.approx(plain(**batch).loss.item(), rel=1e-6)
+    assert model(**batch).logits.shape == plain(**batch).logits.shape
 
 
 def test_what_is_attached_stays_and_another_configuration_is_refused(tmp_path: Path) -> None:

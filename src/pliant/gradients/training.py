@@ -69,6 +69,8 @@ class SelectiveTraining(AdapterCheckpoint):
             model, self.config, reference=self.reference, router=self.router
         )
         _refuse_another(gradients, self.config)
+        if args.use_liger_kernel:  # which has just put a forward of its own in place of ours
+            put_outside(gradients)
         schedule = gradients.selector.schedule
         if not schedule.state()["by_hand"]:  # or each part of the first step's batch were a step
             schedule.take({**schedule.state(), "by_hand": True})
@@ -152,14 +154,19 @@ def make_selective(
         gradients = attach(model, config, reference=reference, router=router)
     else:
         _refuse_another(gradients, config)
-        base, name = gradients.base, gradients.name
-        gradients.detach()  # and on again: outside of what the trainer put around the forward
-        adapters.attach(base, gradients, name)
+        put_outside(gradients)
     callback = SelectiveTraining(
         config, reference=reference, router=router, resume_from=resume_from
     )
     trainer.callback_handler.callbacks.insert(0, callback)
     return gradients
+
+
+def put_outside(gradients: Gradients) -> None:
+    """Off, and on again: around whatever took the place of the model's forward meanwhile."""
+    base, name = gradients.base, gradients.name
+    gradients.detach()
+    adapters.attach(base, gradients, name)
 
 
 def found(model: nn.Module) -> Gradients | None:
