@@ -95,7 +95,7 @@ def test_the_loss_is_that_of_all_tokens_on_average(rule: Selection) -> None:
 
 def test_harder_tokens_are_sampled_more_often() -> None:
     loss_BT = torch.tensor([[0.1, 0.1, 0.1, 2.0] * 4]).repeat(2_000, 1)
-    config = GradientConfig(selection="sampled")
+    config = GradientConfig(selection="sampled", mix=0.5)
     chosen = choose(loss_BT, torch.ones_like(loss_BT, dtype=torch.bool), config, 0.25)
     hard = (chosen.positions_BK % 4 == 3).float().mean()
     # Of 4: each hard one at 4 * (.5 * 2 / 9.2 + .5 / 16) = .56, there are four.
