@@ -112,7 +112,11 @@ def test_a_run_that_has_ended_can_be_resumed_too(
     whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = weights(whole)
+    unfinished = whole / ".model.unfinished"  # as when the kill came while the model was saved
+    unfinished.mkdir()
+    (unfinished / "model.safetensors").write_bytes(b"half")
     assert app.outcome(words(whole, "--resume", "--json")) == 0
+    assert not unfinished.exists()
     assert json.loads(capsys.readouterr().out)["steps"] == STEPS
     assert all(torch.equal(before[name], one) for name, one in weights(whole).items())
 

@@ -127,11 +127,8 @@ def test_a_resumed_run_has_the_uninterrupted_ones_losses(tmp_path: Path, engine:
     options |= {"gradient_accumulation_steps": 2, "learning_rate": 0.01, "data": rows(40)}
 
     def run(folder: str) -> Any:
-        made = trainer(
-            tiny_llama(), tmp_path / folder, callbacks=[SelectiveTraining(config)], **options
-        )
-        made.model_accepts_loss_kwargs = True
-        return made
+        callbacks = [SelectiveTraining(config)]
+        return trainer(tiny_llama(), tmp_path / folder, callbacks=callbacks, **options)
 
     whole = run("whole")
     whole.train()
@@ -172,6 +169,7 @@ def test_the_parts_of_the_first_step_are_one_step(tmp_path: Path) -> None:
     config = GradientConfig(engine="exact", selection="uniform", ratio=0.5, warmup_steps=2)
     run = trainer(tiny_llama(), tmp_path, max_steps=3, gradient_accumulation_steps=3)
     make_selective(run, config)
+    make_selective(run)  # once more is no more
     run.train()
     assert history(run, PREFIX + "ratio")[0] == 1.0
     assert found_steps(run) == 3

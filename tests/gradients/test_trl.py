@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from pliant.errors import InvalidInput
 from pliant.gradients import GradientConfig, GradientsWarning, attach
 from pliant.loading import load_tokenizer
 
-os.environ["CI"] = os.environ.get("CI") or "true"  # trl sends no telemetry where this is set
 trl = pytest.importorskip("trl", minversion="1.16")
 
 ROWS = [

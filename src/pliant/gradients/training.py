@@ -158,7 +158,9 @@ def make_selective(
     callback = SelectiveTraining(
         config, reference=reference, router=router, resume_from=resume_from
     )
-    trainer.callback_handler.callbacks.insert(0, callback)
+    handler = trainer.callback_handler
+    others = [one for one in handler.callbacks if not isinstance(one, SelectiveTraining)]
+    handler.callbacks = [callback, *others]  # two of them would count each step twice
     return gradients
 
 

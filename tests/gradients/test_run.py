@@ -1,0 +1,62 @@
+"""A run's folder: whose it is, and where it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pliant.errors import InvalidInput
+from pliant.gradients import GradientConfig
+from pliant.gradients.checkpoints import mark
+from pliant.gradients.run import RECORD, Plan, prepare
+from pliant.gradients.texts import Texts
+
+TEXTS = Texts([{"input_ids": [1, 2], "labels": [1, 2]}])
+PLAN = Plan.of("nano-s", "a.txt", TEXTS, GradientConfig(), {"max_steps": "3"}, None, "float32")
+
+
+def begun(folder: Path, plan: Plan = PLAN, resume: bool = True) -> tuple[str | None, list[str]]:
+    said: list[str] = []
+    found = prepare(folder, plan, resume, said.append)
+    return found and found.name, said
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
+    assert begun(tmp_path / "run", resume=False) == (None, [])
+    assert begun(tmp_path / "run") == (None, ["no checkpoint yet: starting again"])
+
+
+def test_it_goes_on_from_the_last_whole_checkpoint(tmp_path: Path) -> None:
+    begun(tmp_path)
+    for step in (2, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    mark(tmp_path / "checkpoint-2")
+    mark(tmp_path / "checkpoint-10")
+    found, said = begun(tmp_path)
+    assert found == "checkpoint-10" and said[-1] == "resuming from checkpoint-10"
+    assert said[0].startswith("checkpoint-12 was not finished")
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (replace(PLAN, content="other"), "begun with other data"),
+        (replace(PLAN, lora=4), "begun with another lora"),
+        (replace(PLAN, settings={}), r"another settings \(max_steps\)"),
+    ],
+)
+def test_another_run_is_refused(tmp_path: Path, plan: Plan, said: str) -> None:
+    begun(tmp_path)
+    with pytest.raises(InvalidInput, match=said):
+        begun(tmp_path, plan)
+    assert begun(tmp_path, replace(PLAN, data="moved/a.txt"))[0] is None  # the same, elsewhere
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"plan": 3}'])
+def test_a_damaged_record_is_said(tmp_path: Path, content: str) -> None:
+    begun(tmp_path)
+    (tmp_path / RECORD).write_text(content)
+    with pytest.raises(InvalidInput, match="damaged; give another --out"):
+        begun(tmp_path)
