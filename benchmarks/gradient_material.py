@@ -106,9 +106,10 @@ def questions(
     return Material(*parts)
 
 
-def lookups(number: int, held: int, names: int = 30) -> Material:
-    """A list of names with a number each, and the name that has the number that is asked for: long
-    prompts with short answers, in the embedded models' letters, of a kind that they have not seen.
+def lookups(number: int, held: int, names: int = 8) -> Material:
+    """A list of names with a number each, and one of the numbers, read backwards, for its name:
+    long prompts with short answers that cannot be told without them, of a kind that the embedded
+    models have not seen.
     """
     _, tokenizer = nano.load("nano-s")
     parts = []
@@ -126,10 +127,11 @@ def lookups(number: int, held: int, names: int = 30) -> Material:
 
 def _lookup(rng: random.Random, names: int) -> nano.Question:
     pairs = [a + b for a in ascii_lowercase for b in ascii_lowercase]
-    known, numbers = rng.sample(pairs, names), rng.sample(range(1, 100), names)
+    known, numbers = rng.sample(pairs, names), rng.sample(range(10, 100), names)
     told = ", ".join(f"{name} {number}" for name, number in zip(known, numbers, strict=True))
     at = rng.randrange(names)
-    return nano.Question(f"{told}. who {numbers[at]}?", known[at], "lookup", "unseen", 4)
+    asked, answer = f"{told}. reverse {known[at]}?", str(numbers[at])[::-1]
+    return nano.Question(asked, answer, "lookup", "unseen", 3)
 
 
 def _cut(texts: Sequence[str], length: int, words: int) -> Material:

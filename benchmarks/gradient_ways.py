@@ -59,7 +59,7 @@ REGIMES = {
         _base, lambda options: material.instructions(options.data, 256), 4, FINE
     ),
     "questions": Regime(_nano_l, lambda options: material.questions(4000, 256), 16, FINE, held=256),
-    "long prompts": Regime(_nano_l, lambda options: material.lookups(4000, 64), 2, FINE, held=48),
+    "long prompts": Regime(_nano_l, lambda options: material.lookups(4000, 96), 8, FINE, held=96),
 }
 
 
@@ -124,7 +124,7 @@ def ways_for(regime: Regime, rows: material.Material) -> list[Way]:
         found += [Way(Contender("rows", share=few)), Way(peer="CGGRModel")]
         found += [Way(Contender("tokens", hardest))]
     length = float(np.mean([len(row["input_ids"]) for row in rows.train]))
-    if regime.size <= 2:
+    if regime.size == 1 or has_prompts:
         found.append(Way(most=max(8, round(share * length))))
     return found
 
