@@ -61,9 +61,9 @@ def main() -> None:
     for setting in settings(options):
         figures[setting.name] = measured(setting, options.draws)
         shown(setting.name, figures[setting.name])
-    keep(
-        "gradient_quality", figures, " ".join(["python -m benchmarks.gradient_quality", *_given()])
-    )
+    whole = list(options.settings) == list(SETTINGS)
+    name = "gradient_quality" if whole else f"gradient_quality_{_plain(options.settings[0])}"
+    keep(name, figures, " ".join(["python -m benchmarks.gradient_quality", *_given()]))
 
 
 def settings(options: argparse.Namespace) -> Iterator[Setting]:
@@ -201,7 +201,7 @@ def _plain(name: str) -> str:
 
 def _given() -> list[str]:
     """The options of this run, without where this machine keeps its data."""
-    given = sys.argv[1:]
+    given = [f'"{one}"' if " " in one else one for one in sys.argv[1:]]
     return ["FOLDER" if before == "--data" else one for before, one in zip(["", *given], given)]  # noqa: B905
 
 

@@ -121,8 +121,8 @@ def told(
         "milliseconds a step": 1000 * pace,
         "steps": int(round(curves[way][0][-1][0] / pace)),
         "rate": rate,
-        "loss": _t_band(ends).as_dict(),
-        "below standard": _t_band(apart).as_dict(),
+        "loss": t_band(ends).as_dict(),
+        "below standard": t_band(apart).as_dict(),
         "times as fast as standard": faster(curves[way], curves[standard]).as_dict(),
         "curves": curves[way],
     }
@@ -206,7 +206,7 @@ def examined(model: Any, exam: Sequence[Batch]) -> float:
 def faster(ours: list[Curve], theirs: list[Curve]) -> Band:
     """How many times as fast, with a band over seeds."""
     logs = np.array([math.log(_faster(a, b)) for a, b in zip(ours, theirs, strict=True)])
-    band = _t_band(logs)
+    band = t_band(logs)
     return Band(math.exp(band.value), math.exp(band.low), math.exp(band.high), band.level)
 
 
@@ -226,7 +226,7 @@ def _first(curve: Curve, loss: float) -> float | None:
     return None
 
 
-def _t_band(values: np.ndarray[Any, Any], level: float = 0.95) -> Band:
+def t_band(values: np.ndarray[Any, Any], level: float = 0.95) -> Band:
     n, mean = len(values), float(values.mean())
     if n < 2 or not np.isfinite(values).all():
         return Band(mean, math.nan, math.nan, level)
