@@ -20,13 +20,13 @@ from pliant.cli.chapters.two_models import (
 
 def run(*arguments, cwd):
     command = [sys.executable, "-m", "pliant", "demo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    return run("--questions", "100", "--json", cwd=folder), folder
+    return run("--questions", "100", "--seconds", "0.05", "--json", cwd=folder), folder
 
 
 def test_it_asks_both_models_and_counts_what_they_cost(demo):
@@ -50,7 +50,7 @@ def test_the_page_opens_without_a_network_and_shows_the_same(demo):
     # No address is fetched: what stands in href and src, if anything, lies in the page itself.
     assert all(a.startswith("#") for a in re.findall(r'(?:href|src)="([^"]*)"', page))
     assert "@import" not in page and "<script" not in page
-    assert page.count("<svg") == 3 and page.count("<table") == 3
+    assert page.count("<svg") == 4 and page.count("<table") == 4
     accuracy = json.loads(done.stdout)["two_models"]["accuracy"]
     assert f"{accuracy['nano-s']:.2f}" in page and f"{accuracy['nano-l']:.2f}" in page
 
@@ -76,6 +76,21 @@ def test_the_router_answers_for_both_and_says_what_it_saved(demo):
         turn = turns[shown["question"]["prompt"]]
         assert turn["right"] == shown["answers"][turn["model"]]["right"]
         assert 0 <= turn["score"] <= 1
+
+
+def test_three_ways_of_training_are_raced_from_the_same_start(demo):
+    done, folder = demo
+    found = json.loads(done.stdout)["tokens"]
+    names = [run["name"] for run in found["runs"]]
+    assert names[0] == "sampled .25, sparse" and names[2] == "standard"
+    assert names[1].startswith("random sequences") and found["seeds"] == 3
+    starts = {curve[0][1] for run in found["runs"] for curve in run["curves"]}
+    assert len(starts) == 1  # all begin as the embedded model
+    assert all(run["loss"] < starts.copy().pop() for run in found["runs"])  # and learn
+    by_operations = {run["name"]: run["operations_a_step"] for run in found["runs"]}
+    assert by_operations[names[0]] == pytest.approx(by_operations[names[1]], rel=0.2)
+    page = (folder / "pliant-demo.html").read_text()
+    assert page.count('class="coloured"') == 3 and 'class="marked"' in page
 
 
 def test_too_few_questions_and_a_folder_as_page_are_named(tmp_path):

@@ -1,4 +1,4 @@
-"""`pliant demo`: what Pliant does, on the embedded models, in about a minute."""
+"""`pliant demo`: what Pliant does, on the embedded models, in a minute or two."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ EXAMPLE = "pliant demo --questions 1000 --page demo.html"
 def demo(
     questions: Annotated[int, typer.Option(help="Test questions for the accuracies.")] = 500,
     seed: Annotated[int, typer.Option(help="Which test questions.")] = 0,
+    seconds: Annotated[
+        float, typer.Option(help="That each way of training gets, three times.", min=0.01)
+    ] = 1.5,
     page: Annotated[Path, typer.Option(help="Where the page goes.", dir_okay=False)] = Path(
         "pliant-demo.html"
     ),
@@ -25,14 +28,15 @@ def demo(
 ) -> None:
     """Ask two embedded models a spread of questions: who is right, and what does it cost?
 
-    Then a router between the two is trained on the spot, and answers: what does it save?
+    Then a router between the two is trained on the spot, and answers: what does it save? And the
+    small one is taught something new in three ways, to the clock: which tokens should it train on?
 
     Ends with one HTML page that shows the same as pictures; it opens from disk, without a network.
     """
     from transformers.utils import logging
 
     from pliant.cli import terminal
-    from pliant.cli.chapters import router, two_models
+    from pliant.cli.chapters import router, tokens, two_models
     from pliant.errors import InvalidInput
     from pliant.reports.page import make_room, write
 
@@ -42,10 +46,19 @@ def demo(
     make_room(page)
     found = two_models.measure(questions, seed)
     routed = router.measure(found)
-    sections = [two_models.section(found), router.section(found, routed)]
+    taught = tokens.measure(seconds)
+    sections = [
+        two_models.section(found),
+        router.section(found, routed),
+        tokens.section(taught),
+    ]
     where = write(page, "Pliant: compute where it matters", sections)
     if json:
-        chapters = {"two_models": _plain(found), "router": _plainly(routed)}
+        chapters = {
+            "two_models": _plain(found),
+            "router": _plainly(routed),
+            "tokens": taught.race.as_dict(),
+        }
         terminal.print_json({**chapters, "page": str(where)})
         return
     console = terminal.console()
@@ -54,6 +67,8 @@ def demo(
             table.draw(console)
         for sentence in section.sentences:
             console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
+        for text in section.texts:
+            text.draw(console)
     console.print(f"\nThe same as pictures: {where}", markup=False, soft_wrap=True)
 
 

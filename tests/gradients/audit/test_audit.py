@@ -69,7 +69,8 @@ def test_less_is_held_and_run_where_fewer_tokens_train(found: Any) -> None:
     operations = {finding.name: finding.cost.operations for finding in found.findings}
     assert operations["uniform .25, sparse"] < operations["sampled .25, sparse"] < 1
     rows = next(f for f in found.findings if f.contender.kind == "rows")
-    assert rows.cost.operations == operations["sampled .25, sparse"]  # a batch of equal cost
+    # A batch of equal cost, as nearly as four sequences can be dealt.
+    assert rows.cost.operations == pytest.approx(operations["sampled .25, sparse"], abs=1 / 8)
 
 
 def test_what_was_asked_for_comes_first_and_all_controls_are_there(found: Any) -> None:
@@ -121,6 +122,22 @@ def test_an_engine_that_is_not_exact_is_replaced_and_said(model: Any) -> None:
     found = audit(model, batch_like(), draws=2, turns=1)
     assert any("dropout" in note for note in found.asked.notes)
     assert not found["standard"].notes
+    # What drops out is the same wherever the whole batch runs: it is nobody's fault.
+    assert found["standard"].quality.cosine.value == pytest.approx(1)
+
+
+def test_of_a_lora_only_what_is_trained_is_compared(model: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    for name, p in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    found = audit(wrapped, batch_like(), draws=2, turns=1)
+    assert found["standard"].quality.cosine.value == pytest.approx(1)
+    assert found["sampled .25, exact"].quality.variance > 0
+    # Frozen weights have no gradient of their own to compute.
+    assert found.asked.cost.operations is not None and not attached(wrapped)
 
 
 def test_one_row_has_no_smaller_batch(model: Any) -> None:

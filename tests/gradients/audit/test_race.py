@@ -84,8 +84,8 @@ def test_each_gets_the_operations_of_as_many_standard_steps(model: Any) -> None:
     assert [r.contender.kind for r in found.runs] == [
         "tokens",
         "tokens",
-        "rows",
         "hardest_rows",
+        "rows",
         "standard",
     ]
     assert found.standard.steps == 4

@@ -130,10 +130,7 @@ def audit(
     with as_found(model):
         several = [placed(batch, model) for batch in given]
         share = cost_share(model, several[0], config, reference, router)
-        rows = rows_in(several[0])
-        contenders = [
-            one for one in contenders_for(config, share) if rows > 1 or "rows" not in one.kind
-        ]
+        contenders = contenders_for(config, share, rows_in(several[0]))
         with Field(model, contenders, reference, router) as field:
             judge = Judge(field, draws)
             for batch in (progress or silently)(several, "comparing gradients"):

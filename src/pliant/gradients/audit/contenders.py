@@ -61,8 +61,6 @@ class Contender:
 
     def rows_of(self, count: int) -> int:
         """How many sequences of so many."""
-        if self.kind == "hardest_rows":
-            return math.ceil(count * self.share)
         return max(1, round(count * self.share))
 
 
@@ -87,10 +85,13 @@ def steady(config: GradientConfig) -> GradientConfig:
     return replace(config, warmup_steps=0, dense_first=0, dense_every=0, refresh=1)
 
 
-def contenders_for(config: GradientConfig, share: float | None = None) -> list[Contender]:
+def contenders_for(
+    config: GradientConfig, share: float | None = None, rows: int = 1
+) -> list[Contender]:
     """What was asked for, the other rules and engines at its ratio, and the controls.
 
-    `share` is what a step costs of a standard one: so many rows make the smaller batch.
+    `share` is what a step costs of a standard one: so many of a batch's `rows` make the smaller
+    batch.
     """
     asked = steady(config)
     plain = replace(GradientConfig(), ratio=config.ratio, seed=config.seed)
@@ -104,10 +105,18 @@ def contenders_for(config: GradientConfig, share: float | None = None) -> list[C
     ]
     different = dict.fromkeys(configs)
     found = [Contender("tokens", one) for one in different]
-    found.append(Contender("hardest_rows", share=config.ratio))
-    if share is not None and share < 1:
-        found.append(Contender("rows", share=share))
-    return [*found, STANDARD]
+    return [*found, *fewer_rows(config, share, rows), STANDARD]
+
+
+def fewer_rows(config: GradientConfig, share: float | None, rows: int) -> list[Contender]:
+    """Batches of whole sequences: the hardest, as many as the ratio says, and random ones, as many
+    as a step's cost says. None of a single sequence, and none that would be the whole batch."""
+    hardest, random = math.ceil(rows * config.ratio), max(1, round(rows * (share or 1.0)))
+    found = [
+        Contender("hardest_rows", share=hardest / rows),
+        Contender("rows", share=random / rows),
+    ]
+    return [one for one in found if one.share < 1]
 
 
 class Field:

@@ -59,8 +59,7 @@ class Judge:
 
     def see(self, batch: Batch) -> None:
         """Every contender's draws on this batch, each beside the full gradient."""
-        self.field.step(STANDARD, batch)
-        full = _taken(self.parameters)
+        full = self._gradient(STANDARD, batch, 0)
         for contender in self.field.contenders:
             count = self.draws if contender.draws else 1
             self.found[contender].append(self._drawn(contender, batch, full, count))
@@ -70,9 +69,7 @@ class Judge:
         length = math.sqrt(_dot(full, full))
         norms, cosines = [], []
         for draw in range(count):
-            without_gradients(self.field.model)
-            self.field.step(contender, batch, draw)
-            gradient = _taken(self.parameters)
+            gradient = self._gradient(contender, batch, draw)
             norm = math.sqrt(_dot(gradient, gradient))
             norms.append(norm)
             cosines.append(_ratio(_dot(gradient, full), norm * length))
@@ -85,6 +82,13 @@ class Judge:
         for a in total:
             a /= count
         return _summed(total, full, norms, cosines)
+
+    def _gradient(self, contender: Contender, batch: Batch, draw: int) -> list[Tensor]:
+        """Dropout, where there is some, drops the same for all that run the whole batch."""
+        without_gradients(self.field.model)
+        torch.manual_seed(0)
+        self.field.step(contender, batch, draw)
+        return _taken(self.parameters)
 
     def quality(self, contender: Contender) -> Quality:
         found = self.found[contender]

@@ -25,7 +25,7 @@ from pliant.anatomy import Anatomy
 from pliant.errors import InvalidInput
 from pliant.gradients.audit.as_found import Kept, as_found, without_gradients
 from pliant.gradients.audit.audit import TURNS, Progress, cost_share, placed, silently
-from pliant.gradients.audit.contenders import STANDARD, Batch, Contender, Field, steady
+from pliant.gradients.audit.contenders import STANDARD, Batch, Contender, Field, fewer_rows, steady
 from pliant.gradients.audit.cost import operations, wait
 from pliant.gradients.audit.rows import padded
 from pliant.gradients.audit.verdict import Race, Run
@@ -104,11 +104,7 @@ def entrants(config: GradientConfig, share: float | None, rows: int) -> list[Con
     if config.engine != "completion":
         tokens.append(replace(asked, selection="uniform", score="gradient", exit_layer=None))
     found = [Contender("tokens", one) for one in dict.fromkeys(tokens)]
-    if rows > 1:
-        if share is not None and share < 1:
-            found.append(Contender("rows", share=share))
-        found.append(Contender("hardest_rows", share=config.ratio))
-    return found
+    return [*found, *fewer_rows(config, share, rows)]
 
 
 class _Course:
