@@ -31,12 +31,14 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.harness import CACHE
 from pliant import nano
 from pliant.gradients.audit.rows import padded
 from pliant.nano.batches import frame
 
+disable_progress_bar()
 IGNORED = -100
 WORDS = 1024
 Row = dict[str, list[int]]
@@ -71,8 +73,9 @@ def prose(length: int, words: int = WORDS) -> Material:
     return _cut([topics[name] for name in sorted(topics)], length, words)
 
 
-def instructions(folder: Path | None, most: int) -> Material:
-    """Questions and answers, of which only the answers are learned."""
+def instructions(folder: Path | None, most: int, shots: int = 0) -> Material:
+    """Questions and answers, of which only the answers are learned; with `shots`, so many others
+    stand before each with their answers, and nothing of these is learned."""
     if folder is None:
         pairs = list(_functions())
         cut = len(pairs) * 9 // 10
@@ -80,30 +83,23 @@ def instructions(folder: Path | None, most: int) -> Material:
     else:
         parts = [_gsm8k(folder / f"gsm8k-{part}.jsonl.gz") for part in ("train", "test")]
     train, held = ([_pair(q, a, most) for q, a in part] for part in parts)
-    return Material([r for r in train if r], [r for r in held if r])
+    known = [[row for row in rows if row] for rows in (train, held)]
+    return Material(*([_after(rows, at, shots) for at in range(len(rows))] for rows in known))
 
 
-def questions(
-    number: int, held: int, shots: int = 0, families: Sequence[str] | None = None
-) -> Material:
-    """Of the embedded models' world: kinds that these have not seen, the answers learned.
-
-    With `shots`, so many solved questions stand before each: long prompts with short answers.
-    """
+def questions(number: int, held: int, families: Sequence[str] | None = None) -> Material:
+    """Of the embedded models' world: kinds that these have not seen, the answers learned."""
     families = [family.name for family in nano.HELD_OUT] if families is None else families
+    train = nano.questions("train", number, seed=1, families=families)
+    return Material(_framed(train), _framed(nano.questions("test", held, 1, families)))
+
+
+def _framed(asked: Sequence[nano.Question]) -> list[Row]:
     _, tokenizer = nano.load("nano-s")
-    parts = []
-    for split, count in (("train", number), ("test", held)):
-        asked = nano.questions(split, count * (shots + 1), seed=1, families=families)
-        framed = frame(tokenizer, asked)
-        rows = []
-        for at in range(0, len(framed) - shots, shots + 1):
-            before = [token for ids, _ in framed[at : at + shots] for token in ids]
-            ids, start = framed[at + shots]
-            labels = [IGNORED] * (len(before) + start) + ids[start:]
-            rows.append({"input_ids": before + ids, "labels": labels})
-        parts.append(rows)
-    return Material(*parts)
+    return [
+        {"input_ids": ids, "labels": [IGNORED] * start + ids[start:]}
+        for ids, start in frame(tokenizer, asked)
+    ]
 
 
 def lookups(number: int, held: int, names: int = 8) -> Material:
@@ -111,17 +107,10 @@ def lookups(number: int, held: int, names: int = 8) -> Material:
     long prompts with short answers that cannot be told without them, of a kind that the embedded
     models have not seen.
     """
-    _, tokenizer = nano.load("nano-s")
     parts = []
     for split, count in (("train", number), ("test", held)):
         rng = random.Random(f"lookups/{split}")
-        asked = [_lookup(rng, names) for _ in range(count)]
-        parts.append(
-            [
-                {"input_ids": ids, "labels": [IGNORED] * start + ids[start:]}
-                for ids, start in frame(tokenizer, asked)
-            ]
-        )
+        parts.append(_framed([_lookup(rng, names) for _ in range(count)]))
     return Material(*parts)
 
 
@@ -152,6 +141,16 @@ def _pair(prompt: str, answer: str, most: int) -> Row | None:
     if len(asked) + len(told) > most:
         return None
     return {"input_ids": asked + told, "labels": [IGNORED] * len(asked) + told}
+
+
+def _after(rows: Sequence[Row], at: int, shots: int) -> Row:
+    """A row with those before it, round the corner, as its prompt."""
+    before = [token for i in range(at - shots, at) for token in rows[i]["input_ids"]]
+    row = rows[at]
+    return {
+        "input_ids": before + row["input_ids"],
+        "labels": [IGNORED] * len(before) + row["labels"],
+    }
 
 
 def _gsm8k(path: Path) -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ from pliant.gradients.audit.quality import Judge
 from pliant.gradients.config import Score
 from pliant.stats import Band, bootstrap
 
-DEFAULT = GradientConfig(ratio=0.25, selection="sampled", score="gradient", mix=0.5)
+DEFAULT = GradientConfig(ratio=0.25, selection="sampled", score="gradient", mix=0.2)
 """Written out, so that figures stay what they are when the package's own default moves."""
 SCORES: tuple[Score, ...] = ("gradient", "loss", "entropy", "margin", "combined", "doubt")
 MIXES = (0.2, 0.5, 0.8)

@@ -58,6 +58,9 @@ REGIMES = {
     "instructions": Regime(
         _base, lambda options: material.instructions(options.data, 256), 4, FINE
     ),
+    "worked examples": Regime(
+        _base, lambda options: material.instructions(options.data, 256, 3), 1, FINE, held=16
+    ),
     "questions": Regime(_nano_l, lambda options: material.questions(4000, 256), 16, FINE, held=256),
     "long prompts": Regime(_nano_l, lambda options: material.lookups(4000, 96), 8, FINE, held=96),
 }
