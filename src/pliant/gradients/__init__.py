@@ -1,11 +1,35 @@
 """Train where it matters: the tokens of a batch that are worth a gradient, and only those backward.
 
-`config` is what a user may set, `model` what attaches, `engines` how a loss on some tokens alone is
-computed, `choosing` which tokens these are, `schedule` how many of them and when all. `facade` is
-the interface of code that was written before.
+`config` is what a user may set, `model` what attaches, `training` the same under a Trainer, and
+`audit` whether it helps. What these are made of: `batch` takes a call apart, `selecting` chooses its
+tokens (`choosing` by which rule, `schedule` how many of them), `engines` computes their loss alone,
+and `telemetry` keeps what was done. `facade` is the interface of code that was written before.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import Gradients, GradientsWarning, attach
 
-__all__ = ["GradientConfig", "Gradients", "GradientsWarning", "attach"]
+if TYPE_CHECKING:
+    from pliant.gradients.training import SelectiveMixin, SelectiveTraining, make_selective
+
+__all__ = [
+    "GradientConfig",
+    "Gradients",
+    "GradientsWarning",
+    "SelectiveMixin",
+    "SelectiveTraining",
+    "attach",
+    "make_selective",
+]
+
+_LATER = ("SelectiveMixin", "SelectiveTraining", "make_selective")
+"""A loop of one's own needs no Trainer, which takes seconds to import."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.training"), name)
