@@ -56,10 +56,10 @@ REGIMES = {
     "continued": Regime(_base, lambda options: material.prose(96), 8, FINE),
     "one long row": Regime(_base, lambda options: material.prose(1024), 1, FINE, held=4),
     "instructions": Regime(
-        _base, lambda options: material.instructions(options.data, 256), 4, FINE
+        _base, lambda options: material.instructions(options.data, 256), 4, FINE, held=16
     ),
     "worked examples": Regime(
-        _base, lambda options: material.instructions(options.data, 256, 3), 1, FINE, held=16
+        _base, lambda options: material.instructions(options.data, 256, 3), 1, FINE, held=8
     ),
     "questions": Regime(_nano_l, lambda options: material.questions(4000, 256), 16, FINE, held=256),
     "long prompts": Regime(_nano_l, lambda options: material.lookups(4000, 96), 8, FINE, held=96),
