@@ -75,6 +75,13 @@ def test_tables_and_sentences_are_drawn_of_what_was_found(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_lora_is_audited_as_it_would_be_trained(tmp_path: Path) -> None:
+    printed = gradients("audit", *NANO, *SMALL, "--no-race", "--lora", "2", "--json", cwd=tmp_path)
+    found = json.loads(printed)["audit"]["findings"]
+    exact = next(f for f in found if f["name"] == "uniform .25, exact")
+    assert exact["variance"] > 0 and json.loads(printed)["race"] is None
+
+
 def test_the_recommended_one_is_marked_in_the_table() -> None:
     import numpy as np
 

@@ -140,6 +140,20 @@ def test_of_a_lora_only_what_is_trained_is_compared(model: Any) -> None:
     assert found.asked.cost.operations is not None and not attached(wrapped)
 
 
+def test_what_is_unusual_about_a_contender_is_in_its_name() -> None:
+    def named(**settings: Any) -> str:
+        return Contender("tokens", GradientConfig(**settings)).name
+
+    assert named(seed=7) == "sampled .25, sparse"
+    assert named(mix=0.75, score="loss", kv_grad="one_hop", ratio=0.1, exit_layer=2) == (
+        "sampled .1, sparse, loss, one_hop, mix 0.75, exit_layer 2"
+    )
+    assert named(engine="exact", selection="uniform", kv_grad="full", score="loss") == (
+        "uniform .25, exact"
+    )
+    assert named(engine="completion") == "completion only"
+
+
 def test_one_row_has_no_smaller_batch(model: Any) -> None:
     found = audit(model, batch_like(rows=1), draws=2, turns=1)
     assert {finding.contender.kind for finding in found.findings} == {"tokens", "standard"}

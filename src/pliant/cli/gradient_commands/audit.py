@@ -52,6 +52,9 @@ def audit(
     length: Annotated[int, typer.Option(help="Tokens of a piece of text, at most.", min=2)] = 256,
     rows: Annotated[int | None, typer.Option(help="Read only so many rows.", min=1)] = None,
     subset: Annotated[str | None, typer.Option(help="Of a data set on the hub.")] = None,
+    lora: Annotated[
+        int | None, typer.Option(help="Train low-rank matrices of this rank alone.", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Which pieces go where.")] = 0,
     dtype: Annotated[str, typer.Option(help="What the weights are trained in.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
@@ -75,6 +78,7 @@ def audit(
     with quietly():
         from pliant.gradients.audit import audit as compared
         from pliant.gradients.audit import race as raced
+        from pliant.gradients.run import with_lora
         from pliant.gradients.texts import Padded
 
         found = open_lessons(
@@ -83,8 +87,9 @@ def audit(
         least = 2 if race else 1
         if len(found.pieces) < least:
             raise InvalidInput(f"{data}: makes {len(found.pieces)} pieces, and {least} are needed")
+        trained = found.model if lora is None else with_lora(found.model, lora, seed)
         measured = compared(
-            found.model,
+            trained,
             found.batches(batch_size, batches),
             config,
             draws=draws,
@@ -95,7 +100,7 @@ def audit(
         ran = None
         if race:
             ran = raced(
-                found.model,
+                trained,
                 found.pieces[held:],
                 found.pieces[:held],
                 config,

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 import torch
@@ -71,13 +71,20 @@ def label(config: GradientConfig) -> str:
     """`sampled .25, sparse`: the rule, how much of it, the engine, and what else is unusual."""
     if config.engine == "completion":
         return "completion only"
-    usual = GradientConfig()
     words = [f"{config.selection} {config.ratio:g}".replace(" 0.", " ."), config.engine]
-    if config.needs_scores and config.score != usual.score:
-        words.append(config.score)
-    if config.engine == "sparse" and config.kv_grad != usual.kv_grad:
-        words.append(config.kv_grad)
+    usual, idle = asdict(GradientConfig()), set(NAMED)
+    if not config.needs_scores:
+        idle |= {"score", "mix", "exit_layer", "sensitivity"}
+    if config.engine != "sparse":
+        idle.add("kv_grad")
+    for name, value in asdict(config).items():
+        if name not in idle and value != usual[name]:
+            words.append(value if isinstance(value, str) else f"{name} {value:g}")
     return ", ".join(words)
+
+
+NAMED = ("engine", "ratio", "selection", "seed")
+"""What a label says anyway, or no label says."""
 
 
 def steady(config: GradientConfig) -> GradientConfig:
