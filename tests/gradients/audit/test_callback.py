@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tests.gradients.audit.conftest import rows_like
 from transformers import Trainer, TrainingArguments
 
@@ -18,7 +22,7 @@ from pliant.gradients.audit.rows import padded
 from pliant.gradients.model import OFF
 from pliant.gradients.training import make_selective
 
-ROWS = rows_like(40)
+ROWS, real_padded = rows_like(40), padded
 
 
 def trainer(model: Any, folder: Path, **settings: Any) -> Trainer:
@@ -38,6 +42,14 @@ def trainer(model: Any, folder: Path, **settings: Any) -> Trainer:
     return Trainer(model, args, train_dataset=ROWS, data_collator=padded)
 
 
+def drawing(rows: Any) -> Any:
+    """A collator that leaves out a label at random, by each of the ways to draw."""
+    batch = real_padded(rows)
+    drawn = int(torch.randint(24, ())) + random.randrange(24) + int(np.random.randint(24))
+    batch["labels"][:, drawn % 24] = -100
+    return batch
+
+
 def audited(model: Any, folder: Path, **options: Any) -> tuple[Trainer, AuditCallback, list[str]]:
     said: list[str] = []
     callback = AuditCallback(
@@ -48,10 +60,11 @@ def audited(model: Any, folder: Path, **options: Any) -> tuple[Trainer, AuditCal
     return run, callback, said
 
 
-def test_it_measures_and_says_and_changes_nothing(model: Any, tmp_path: Path) -> None:
-    import copy
-
+def test_it_measures_and_says_and_changes_nothing(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = copy.deepcopy(model)
+    monkeypatch.setattr(f"{__name__}.padded", drawing)  # its draws must not be felt afterwards
     run, callback, said = audited(model, tmp_path / "audited")
     make_selective(run, GradientConfig(dense_first=1))
     run.train()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ def as_found(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     grads = {p: p.grad for p in model.parameters()}
     buffers = {b: b.detach().to("cpu", copy=True) for b in model.buffers()}
-    with torch.random.fork_rng(devices=_devices(model)):
+    with same_randomness(model):
         try:
             model.train()
             without_gradients(model)
@@ -33,6 +35,18 @@ def as_found(model: nn.Module) -> Iterator[None]:
             for buffer, before in buffers.items():
                 if not torch.equal(buffer.cpu(), before):
                     buffer.data.copy_(before)
+
+
+@contextmanager
+def same_randomness(model: nn.Module) -> Iterator[None]:
+    """Whatever draws inside, of torch, numpy or Python, what comes after draws as if it had not."""
+    plain, numpys = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=_devices(model)):
+        try:
+            yield
+        finally:
+            random.setstate(plain)
+            np.random.set_state(numpys)
 
 
 def without_gradients(model: nn.Module) -> None:

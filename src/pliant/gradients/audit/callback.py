@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pliant import adapters
 from pliant.errors import InvalidInput
+from pliant.gradients.audit.as_found import same_randomness
 from pliant.gradients.audit.audit import DRAWS, TURNS, Audit, audit
 from pliant.gradients.audit.contenders import rows_in
 from pliant.gradients.audit.race import SEEDS, race
@@ -75,7 +76,8 @@ class AuditCallback(TrainerCallback):
         config = gradients.config if gradients is not None else self.config or GradientConfig()
         helps = {} if gradients is None else _helpers(gradients)
         rows, collate = _rows_of(train_dataloader, self.held_out, args.seed)
-        self._measure(model, args, config, rows, collate, helps)
+        with same_randomness(model):  # a collator may draw, too
+            self._measure(model, args, config, rows, collate, helps)
         if self.auto:
             assert gradients is not None and self.race is not None
             self._act(gradients, self.race)
