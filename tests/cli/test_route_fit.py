@@ -91,7 +91,7 @@ def test_questions_in_several_wordings_are_told_by_a_column(folder):
     assert said["evaluation"]["paraphrases"]["questions"] == said["splits"]["test"] // 2
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_has_options_that_its_command_has(recipe):
     read = recipes.read(recipe)
     assert recipes.bind(read, app.command_function(read.command))
@@ -103,9 +103,9 @@ def test_recipes_lead_from_labels_to_a_measured_router(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     outcomes(300, 1).write(tmp_path / "out" / "labels.jsonl")
     outcomes(100, 2).write(tmp_path / "out" / "held-out.jsonl")
-    steps = [["route-fit.yaml", "--set", "scorer=[length]"], ["route-evaluate.yaml"]]
+    steps = [["fit.yaml", "--set", "scorer=[length]"], ["evaluate.yaml"]]
     for name, *changes in steps:
-        assert app.outcome(["run", str(tmp_path / "recipes" / name), *changes]) == 0
+        assert app.outcome(["run", str(tmp_path / "recipes" / "routing" / name), *changes]) == 0
     assert "100 prompts. model-0 alone" in capsys.readouterr().out
 
 
