@@ -6,7 +6,8 @@
 A step of each is timed first, turn by turn in one process (process time, one thread, the optimizer
 among it); the time then buys each so many steps. Each starts from the same weights and reads the
 same rows in the same order, with AdamW at a rate that rises and then stays, so that a point of a
-curve does not depend on where the curve ends. That rate is chosen from one grid, in shorter runs on
+curve does not depend on where the curve ends; what is examined is a running average of the weights,
+for the same reason. That rate is chosen from one grid, in shorter runs on
 a seed of their own: for standard training (the controls take it too) and for the first of ours (the
 others of ours take it too), or, by `--tune all`, for each. How many times as fast one is than
 another: the time in which it reaches what the other ends with; or, if it never does, the share of
@@ -21,7 +22,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -49,6 +51,8 @@ Curve = list[tuple[float, float]]
 
 TURNS, POINTS, PILOT, PILOTS = 5, 8, 0.5, 1000
 """Of the pace; of a curve; a pilot's share of the time, and its seed."""
+LATE = 8
+"""What is examined is an average over the last ninth of the steps, about."""
 
 
 def main() -> None:
@@ -169,14 +173,30 @@ def lap(
     model = material.copied(regime.begin(seed))
     optimizer = _optimizer(model, rate)
     stops = {max(1, round(steps * (i + 1) / points)) for i in range(points)}
+    average = [p.detach().clone() for p in model.parameters()]
     curve = [(0.0, examined(model, exam))]
     with way.on(model) as step:
         for done, batch in zip(range(1, steps + 1), rows.batches(regime.size, seed)):  # noqa: B905
             optimizer.param_groups[0]["lr"] = rate * min(1.0, done / max(1.0, 0.05 * steps))
             _stepped(model, step, batch, seed * 1_000_003 + done, optimizer)
+            for mean, p in zip(average, model.parameters(), strict=True):
+                mean.lerp_(p.detach(), (LATE + 1) / (done + LATE))
             if done in stops:
-                curve.append((done * pace, examined(model, exam)))
+                with instead(model, average):
+                    curve.append((done * pace, examined(model, exam)))
     return curve
+
+
+@contextmanager
+def instead(model: Any, values: list[torch.Tensor]) -> Iterator[None]:
+    """These in place of the model's weights, for as long as this lasts."""
+    for p, value in zip(model.parameters(), values, strict=True):
+        p.data, value.data = value.data, p.data
+    try:
+        yield
+    finally:
+        for p, value in zip(model.parameters(), values, strict=True):
+            p.data, value.data = value.data, p.data
 
 
 def _stepped(model: Any, step: Step, batch: Batch, draw: int, optimizer: Any) -> None:
