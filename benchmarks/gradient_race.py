@@ -62,12 +62,12 @@ def main() -> None:
     rows = regime.rows(options)
     figures = raced(regime, rows, options)
     shown(options.regime, figures)
-    name = "gradient_race_" + options.regime.replace(" ", "_")
+    name = "gradient_race_" + options.regime.replace(" ", "_") + "_only" * bool(options.only)
     keep(name, figures, " ".join(["python -m benchmarks.gradient_race", *_given()]))
 
 
 def raced(regime: Regime, rows: material.Material, options: argparse.Namespace) -> dict[str, Any]:
-    ways = ways_for(regime, rows)
+    ways = [way for way in ways_for(regime, rows) if not options.only or way.name in options.only]
     pace = paces(regime, rows, ways)
     exam = [padded(list(rows.held[at : at + 16])) for at in range(0, regime.held, 16)]
     run = partial(lap, regime, rows, exam)
@@ -296,6 +296,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--regime", choices=list(REGIMES), default="scratch")
     parser.add_argument("--seconds", type=float, default=4.0, help="that each may train, a seed")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", help="these ways alone, by name, standard among them")
     parser.add_argument("--tune", choices=("two", "all"), default="two", help="rates of whom")
     parser.add_argument("--data", type=Path, help="a folder with gsm8k-train.jsonl.gz")
     parser.add_argument("--quick", action="store_true", help="one seed, one second")
