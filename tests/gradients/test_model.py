@@ -9,7 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from pliant.anatomy.tiny import tiny_model
 from pliant.errors import InvalidInput
@@ -58,6 +65,40 @@ def test_a_tokens_weight_moves_with_its_label(llama: Any) -> None:
     expected = F.cross_entropy(llama(input_ids=x).logits[0, 4:5], x[0, 5:6]) / 13
     attach(llama, GradientConfig(engine="exact", selection="all"))
     torch.testing.assert_close(llama(input_ids=x, labels=x, loss_weights=weights).loss, expected)
+
+
+def test_the_loss_comes_first_as_in_every_output(llama: Any) -> None:
+    attach(llama, GradientConfig())
+    output = llama(input_ids=ids(), labels=ids())
+    assert output[0] is output.loss and list(output)[0] == "loss"
+    loss, logits = llama(input_ids=ids(), labels=ids(), return_dict=False)[:2]
+    assert loss.dim() == 0 and logits.dim() == 3
+
+
+@pytest.mark.parametrize("kind", ["bart", "xlnet"])
+def test_labels_that_were_shifted_before_are_not_shifted_again(kind: str) -> None:
+    model: Any = tiny_model(kind)
+    plain = model(input_ids=ids(), labels=ids().flip(1)).loss
+    attach(model.train(), GradientConfig(engine="exact", selection="all"))
+    for module in model.modules():
+        module.training = module is model  # dropout rests
+    found = model(input_ids=ids(), labels=ids().flip(1))
+    assert found.logits.shape[:2] == (1, 28)
+    torch.testing.assert_close(found.loss, plain)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 1]), ids() % 2])
+def test_a_loss_that_is_not_of_tokens_stays_the_models_own(llama: Any, labels: Tensor) -> None:
+    kind: Any = LlamaForTokenClassification if labels.dim() == 2 else LlamaForSequenceClassification
+    llama.config.pad_token_id, llama.config.classifier_dropout = 0, 0.0
+    model = kind(llama.config).train()
+    plain = model(input_ids=ids(), labels=labels)
+    attach(model, GradientConfig())
+    with pytest.warns(GradientsWarning, match="nothing is chosen"):
+        found = model(input_ids=ids(), labels=labels)
+    assert torch.equal(found.loss, plain.loss) and torch.equal(found.logits, plain.logits)
+    with pytest.raises(InvalidInput, match="loss_weights"):
+        model(input_ids=ids(), labels=labels, loss_weights=torch.ones(2))
 
 
 def test_weights_of_another_shape_are_refused(llama: Any) -> None:

@@ -62,14 +62,16 @@ def is_labelled(inputs: dict[str, Any]) -> bool:
     return inputs.get("labels") is not None or inputs.get("shift_labels") is not None
 
 
-def lesson_of(inputs: dict[str, Any]) -> Lesson:
-    """Take a call apart."""
+def lesson_of(inputs: dict[str, Any], aligned: bool = False) -> Lesson:
+    """Take a call apart. `aligned` labels are those of what each position predicts already."""
     inputs = dict(inputs)
     labels, shifted = inputs.pop("labels", None), inputs.pop("shift_labels", None)
     weights = inputs.pop("loss_weights", None)
     example_id, items = inputs.pop("example_id", None), inputs.pop("num_items_in_batch", None)
     tuples = inputs.pop("return_dict", None) is False
     inputs.setdefault("use_cache", False)
+    if aligned and shifted is None:
+        shifted = labels
     targets_BT = _shifted(labels, IGNORED) if shifted is None else shifted
     _check_shape(targets_BT, inputs)
     valid_BT = targets_BT != IGNORED

@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from pliant import adapters
 from pliant.adapters import Adapter, Around, Before, Wire
 from pliant.anatomy import Anatomy
+from pliant.errors import InvalidInput
 from pliant.gradients import bypass
 from pliant.gradients.batch import EXTRAS, Lesson, is_labelled, lesson_of, named
 from pliant.gradients.choosing.rules import Chosen
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.completion import completion
+from pliant.gradients.engines.objective import Objective, objective
 from pliant.gradients.engines.passage import Passage, hidden_of, rows_of
 from pliant.gradients.engines.sparse import first_pass, is_sharded, second_pass
 from pliant.gradients.engines.standing import Standing, standing
@@ -83,6 +85,7 @@ class Gradients(Adapter):
         """What computes: another than the configuration's where that is not exact."""
         self._anatomy: list[Anatomy] = []
         self._standing: Standing | None = None
+        self._objective: Objective | None = None
         self._said: set[str] = set()
 
     def wire(self, model: nn.Module) -> Iterable[Wire]:
@@ -149,7 +152,11 @@ class Gradients(Adapter):
 
     def _taught(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         fused = bool(inputs.pop(FLAG, False))
-        passage, lesson = Passage(self._anatomy[0], forward), lesson_of(inputs)
+        passage = Passage(self._anatomy[0], forward)
+        meant = self._meant(passage, inputs, fused)
+        if meant.other is not None:
+            return self._untouched(passage, inputs, meant.other)
+        lesson = lesson_of(inputs, meant.aligned)
         decoded, chosen, whole = self._passed(passage, lesson)
         if fused:
             some = None if self.selector.takes_all else chosen
@@ -159,7 +166,27 @@ class Gradients(Adapter):
             output, losses_N = self._finished(passage, lesson, decoded, chosen)
         self.telemetry.trained(lesson, chosen, losses_N, self.selector.losses_BT, passage.ledger)
         self.selector.schedule.forward_seen()
+        output.move_to_end("loss", last=False)  # where a tuple has it, and `output[0]`
         return output.to_tuple() if lesson.tuples else output
+
+    def _meant(self, passage: Passage, inputs: dict[str, Any], fused: bool) -> Objective:
+        """What labels mean to this model; trl and whoever shifts them himself has said so."""
+        if fused or inputs.get("labels") is None:
+            return Objective()
+        if self._objective is None:
+            self._objective = objective(Passage(passage.anatomy, passage.forward))
+        return self._objective
+
+    def _untouched(self, passage: Passage, inputs: dict[str, Any], reason: str) -> Any:
+        kind = type(passage.anatomy.model).__name__
+        if inputs.get("loss_weights") is not None:
+            raise InvalidInput(f"loss_weights: {kind} makes a loss of its own ({reason})")
+        self._say(
+            f"{kind}: its own loss is not that of one token at each position ({reason}), so "
+            "nothing is chosen: all of it is trained, at the full cost."
+        )
+        self.selector.schedule.forward_seen()
+        return passage.forward(**{k: v for k, v in inputs.items() if k not in EXTRAS[:2]})
 
     def _passed(self, passage: Passage, lesson: Lesson) -> tuple[Any, Chosen, Any]:
         """What the decoder returns, with the gradient of the chosen positions; these; and what it

@@ -43,7 +43,7 @@ class Standing:
 @torch.no_grad()
 def standing(passage: Passage) -> Standing:
     """Try it in the mode that the model is in: dropout counts while it trains."""
-    with torch.random.fork_rng(devices=_devices(passage)):
+    with torch.random.fork_rng(devices=devices(passage)):
         plain = _against(passage, None)
         if plain is not None:
             return Standing(plain, plain, plain)
@@ -60,7 +60,7 @@ def _against(passage: Passage, padding: str | None) -> str | None:
 
 
 def _mismatch(passage: Passage, padding: str | None) -> str | None:
-    inputs, at_BK = _trial(passage, padding)
+    inputs, at_BK = trial(passage, padding)
     live_BK = torch.ones_like(at_BK, dtype=torch.bool)
     try:
         with attention_by(passage.anatomy, *KINDS), without_checkpointing(passage.anatomy):
@@ -84,7 +84,7 @@ def _mismatch(passage: Passage, padding: str | None) -> str | None:
     return f"the chosen positions come to something else{where}"
 
 
-def _trial(passage: Passage, padding: str | None) -> tuple[dict[str, Any], Tensor]:
+def trial(passage: Passage, padding: str | None) -> tuple[dict[str, Any], Tensor]:
     """Two rows of ordinary tokens, and some positions of each that are not padding."""
     anatomy = passage.anatomy
     size = int(getattr(anatomy.config, "vocab_size", 0) or 64)
@@ -111,6 +111,6 @@ def _resting(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _devices(passage: Passage) -> list[int]:
+def devices(passage: Passage) -> list[int]:
     index = next(passage.anatomy.embeddings.parameters()).device
     return [index.index or 0] if index.type == "cuda" else []
