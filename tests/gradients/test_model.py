@@ -87,6 +87,25 @@ def test_labels_that_were_shifted_before_are_not_shifted_again(kind: str) -> Non
     torch.testing.assert_close(found.loss, plain)
 
 
+@pytest.mark.parametrize("engine", ["exact", "sparse", "completion"])
+def test_a_sequence_that_goes_on_is_trained_in_its_context(llama: Any, engine: str) -> None:
+    """Prefix tuning, for one, calls with keys and values that are there already."""
+    x = ids()
+
+    def begun() -> Any:
+        with torch.no_grad():
+            return llama(input_ids=x[:, :6], use_cache=True).past_key_values
+
+    settings: dict[str, Any] = {"engine": engine, "ratio": 0.5, "selection": "uniform"}
+    gradients = attach(llama, GradientConfig(**settings))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradientsWarning)
+        found = llama(input_ids=x[:, 6:], labels=x[:, 6:], past_key_values=begun())
+    logits = llama.eval()(input_ids=x[:, 6:], past_key_values=begun()).logits.flatten(0, 1)
+    assert torch.cdist(found.logits[0], logits).amin(1).max() < 1e-4
+    assert gradients.engine == "exact"
+
+
 @pytest.mark.parametrize("labels", [torch.tensor([0, 1]), ids() % 2])
 def test_a_loss_that_is_not_of_tokens_stays_the_models_own(llama: Any, labels: Tensor) -> None:
     kind: Any = LlamaForTokenClassification if labels.dim() == 2 else LlamaForSequenceClassification
@@ -104,7 +123,7 @@ def test_a_loss_that_is_not_of_tokens_stays_the_models_own(llama: Any, labels: T
 def test_weights_of_another_shape_are_refused(llama: Any) -> None:
     attach(llama, GradientConfig())
     with pytest.raises(InvalidInput, match=r"loss_weights of shape \(3,\)"):
-        llama(input_ids=ids(), labels=ids(), loss_weights=torch.ones(3))
+        llama(input_ids=ids(), labels=ids(), loss_weights=[1.0, 1.0, 1.0])
 
 
 def test_labels_of_another_shape_are_refused(llama: Any) -> None:
@@ -305,6 +324,17 @@ def test_excess_is_the_loss_beyond_a_references(llama: Any) -> None:
     assert "reference" not in " ".join(n for n, _ in llama.named_modules())
 
 
+def test_a_layer_to_score_from_must_be_there(llama: Any) -> None:
+    with pytest.raises(InvalidInput, match="exit_layer = 4: LlamaForCausalLM has 3"):
+        attach(llama, GradientConfig(exit_layer=4))
+    assert "forward" not in vars(llama)
+
+
+def test_any_seed_draws(llama: Any) -> None:
+    attach(llama, GradientConfig(seed=2**61))
+    assert llama(input_ids=ids(), labels=ids()).loss.isfinite()
+
+
 def test_excess_needs_a_reference(llama: Any) -> None:
     with pytest.raises(InvalidInput, match="reference="):
         attach(llama, GradientConfig(score="excess"))
@@ -325,6 +355,10 @@ def test_excess_needs_a_reference(llama: Any) -> None:
         ({"refresh": 0}, "refresh = 0"),
         ({"exit_layer": 0}, "exit_layer = 0"),
         ({"sensitivity": -0.1}, "sensitivity = -0.1"),
+        ({"sensitivity": float("nan")}, "sensitivity = nan"),
+        ({"dynamic": "no"}, "dynamic = 'no'"),
+        ({"seed": "a"}, "seed = 'a'"),
+        ({"seed": -1}, "seed = -1"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(settings: dict[str, Any], said: str) -> None:

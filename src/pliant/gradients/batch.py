@@ -79,8 +79,10 @@ def lesson_of(inputs: dict[str, Any], aligned: bool = False) -> Lesson:
         inputs,
         targets_BT,
         valid_BT,
-        None if weights is None else _weights(weights, targets_BT, shifted is None),
-        example_id,
+        None
+        if weights is None
+        else _weights(torch.as_tensor(weights), targets_BT, shifted is None),
+        None if example_id is None else torch.as_tensor(example_id),
         items,
         tuples,
         shifted is not None,

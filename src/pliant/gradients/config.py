@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -33,10 +34,11 @@ class GradientConfig:
     """How far the gradient of "sparse" goes into the keys and values of positions that were not
     chosen: nowhere, into the projections that made them, or all the way (which is "exact")."""
     mix: float = 0.2
-    """The share of "sampled" that is spread evenly: no weight exceeds 1 / (mix * ratio). Measured by
+    """The share of "sampled" that is spread evenly: no weight exceeds 1 / (mix * ratio).
     benchmarks/gradient_quality.py: .2 is above .5 where a model is sure of most tokens."""
     exit_layer: int | None = None
-    """Score from the hidden states after this many layers; None scores from the last."""
+    """Score from the hidden states after this many layers; None scores from the last, and so does
+    "exact", which has run them all."""
     warmup_steps: int = 0
     """Steps over which the ratio falls from 1 to `ratio`."""
     dense_first: int = 0
@@ -77,11 +79,15 @@ class GradientConfig:
             ("num_strata", 1),
             ("min_tokens_per_sequence", 0),
             ("refresh", 1),
+            ("seed", 0),
         ):
             _whole(name, getattr(self, name), least)
         if self.exit_layer is not None:
             _whole("exit_layer", self.exit_layer, 1)
-        if not isinstance(self.sensitivity, (int, float)) or self.sensitivity < 0:
+        if not isinstance(self.dynamic, bool):
+            raise InvalidInput(f"dynamic = {self.dynamic!r}: give True or False")
+        number = isinstance(self.sensitivity, (int, float)) and math.isfinite(self.sensitivity)
+        if not number or self.sensitivity < 0:
             raise InvalidInput(f"sensitivity = {self.sensitivity!r}: give 0 or more")
 
     @property

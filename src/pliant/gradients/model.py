@@ -90,6 +90,9 @@ class Gradients(Adapter):
 
     def wire(self, model: nn.Module) -> Iterable[Wire]:
         self._anatomy = [Anatomy.of(model)]
+        depth, exit_layer = len(self._anatomy[0].layers), self.config.exit_layer or 1
+        if exit_layer > depth:
+            raise InvalidInput(f"exit_layer = {exit_layer}: {type(model).__name__} has {depth}")
         yield Before(self._anatomy[0].decoder, self._watch)
         yield Around(self._anatomy[0].model, self._forward)
 
@@ -257,6 +260,8 @@ class Gradients(Adapter):
         if self._standing is None:
             self._standing = standing(Passage(passage.anatomy, passage.forward))
         reason = self._standing.against(lesson.inputs.get("attention_mask"))
+        if reason is None and lesson.inputs.get("past_key_values") is not None:
+            reason = "it goes on from keys and values that are there already"
         if reason is None and self._wants_router_loss(lesson):
             reason = "its routers' auxiliary loss would see the chosen tokens alone"
         if reason is None and self.acting.kv_grad == "one_hop" and is_sharded(passage.anatomy):

@@ -150,7 +150,7 @@ class Selector:
         ready = distributed.is_available() and distributed.is_initialized()
         rank = distributed.get_rank() if ready else 0
         seed = (self.config.seed * 1_000_003 + self.draws) * 8191 + rank
-        return torch.Generator().manual_seed(seed)
+        return torch.Generator().manual_seed(seed % 2**63)
 
 
 def spread(values_N: Tensor, valid_BT: Tensor) -> Tensor:
