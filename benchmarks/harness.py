@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import platform
+import random
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -74,7 +75,7 @@ def interleaved(
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Times]:
-    """Time every run once a round, each round beginning with another one of them.
+    """Time every run once a round, in an order of its own: what ran before leaves its mark.
 
     `clock=time.process_time` counts this process's own work: on one thread, what it would take on
     a machine that does nothing else.
@@ -84,8 +85,9 @@ def interleaved(
     for _ in range(warmup):
         for name in names:
             runs[name]()
-    for i in range(rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+    order = random.Random(0)
+    for _ in range(rounds):
+        for name in order.sample(names, len(names)):
             seconds[name].append(_seconds(runs[name], clock))
     return {name: Times(tuple(taken)) for name, taken in seconds.items()}
 
