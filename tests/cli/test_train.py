@@ -174,6 +174,9 @@ def test_text_trains_with_lora_and_is_merged(
         (("--set", "label_smoothing_factor=.1"), "settled by pliant train itself"),
         (("--set", "save_total_limit=1"), "Keep 2 or more"),
         (("--set", "save_strategy=sometimes"), "--set:"),
+        (("--set", "weight_decay=0", "--set", "weight_decay=1"), "weight_decay is given twice"),
+        (("--set", "per_device_eval_batch_size=0"), "per_device_eval_batch_size=0: give 1 or more"),
+        (("--set", "dataloader_num_workers=-1"), "dataloader_num_workers=-1: give 0 or more"),
         (("--length", "4096"), "--length 4096: the model knows 2048 positions"),
     ],
 )
@@ -183,6 +186,14 @@ def test_a_mistake_is_one_line(
     assert app.outcome(words(tmp_path / "out", *more)) == 2
     assert said in one_line(capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_do_not_go_together_leave_the_folder_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.outcome(words(tmp_path / "out", "--set", "eval_strategy=steps")) == 2
+    assert "--set: You have set `args.eval_strategy`" in one_line(capsys)
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(

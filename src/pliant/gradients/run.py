@@ -103,14 +103,19 @@ def run(
     use_cache = model.config.use_cache
     if plan.lora is not None:
         model = with_lora(model, plan.lora, args.seed)
-    trainer = Trainer(
-        model,
-        args,
-        data_collator=Padded(tokenizer),
-        train_dataset=texts.pieces,
-        eval_dataset=evaluation.pieces if evaluation else None,
-        callbacks=[Lines(say), MarkComplete()],
-    )
+    try:
+        trainer = Trainer(
+            model,
+            args,
+            data_collator=Padded(tokenizer),
+            train_dataset=texts.pieces,
+            eval_dataset=evaluation.pieces if evaluation else None,
+            callbacks=[Lines(say), MarkComplete()],
+        )
+    except (ValueError, ImportError, RuntimeError) as error:  # settings that do not go together
+        if checkpoint is None:  # nothing has begun: another setting may use this folder
+            (folder / RECORD).unlink()
+        raise InvalidInput(f"--set: {' '.join(str(error).split())[:300]}") from error
     trainer.remove_callback(PrinterCallback)
     gradients = make_selective(trainer, config)
     began = time.perf_counter()

@@ -23,6 +23,14 @@ OURS = {
     "report_to": "none",
 }
 """Where they differ from transformers' own."""
+LEAST = {
+    "learning_rate": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+}
+"""What the Trainer would trip over once the model is loaded."""
 FIXED = ("output_dir", "resume_from_checkpoint", "label_smoothing_factor", "disable_tqdm")
 
 
@@ -59,6 +67,9 @@ def arguments(folder: Path, given: Mapping[str, str]) -> TrainingArguments:
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise InvalidInput(f"--set: {_line(error)}") from error
+    for name, least in LEAST.items():
+        if not getattr(made, name) >= least:
+            raise InvalidInput(f"--set {name}={given[name]}: give {least} or more")
     if made.save_total_limit == 1:
         raise InvalidInput(
             "--set save_total_limit=1: the last checkpoint would be removed before the next is "
