@@ -140,13 +140,13 @@ def measured(setting: Setting, draws: int) -> dict[str, Any]:
         judge = Judge(field, draws)
         for batch in track(setting.batches, setting.name):
             judge.see(batch)
-        notes = {said(one): field.notes[one] for one in found if field.notes.get(one)}
+        notes = {one.name: field.notes[one] for one in found if field.notes.get(one)}
     uniform = Contender("tokens", replace(DEFAULT, selection="uniform"))
     default = Contender("tokens", DEFAULT)
     figures = {}
     for one in found:
         quality = asdict(judge.quality(one))
-        figures[said(one)] = quality | {
+        figures[one.name] = quality | {
             "cosine": judge.quality(one).cosine.as_dict(),
             "above_uniform": above(judge, one, uniform).as_dict(),
             "above_default": above(judge, one, default).as_dict(),
@@ -170,14 +170,6 @@ def above(judge: Judge, one: Contender, other: Contender) -> Band:
         ]
     )
     return bootstrap(lambda at: float(apart[at].mean()), len(apart), resamples=2000)
-
-
-def said(one: Contender) -> str:
-    """Its name, with the mix where that is not the default's."""
-    config = one.config
-    if config is None or config.selection != "sampled" or config.mix == DEFAULT.mix:
-        return one.name
-    return f"{one.name}, mix {config.mix:g}"
 
 
 def shown(name: str, figures: dict[str, Any]) -> None:
