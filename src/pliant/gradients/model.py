@@ -85,7 +85,6 @@ class Gradients(Adapter):
         """What computes: another than the configuration's where that is not exact."""
         self._anatomy: list[Anatomy] = []
         self._standing: Standing | None = None
-        self._objective: Objective | None = None
         self._said: set[str] = set()
 
     def wire(self, model: nn.Module) -> Iterable[Wire]:
@@ -176,9 +175,7 @@ class Gradients(Adapter):
         """What labels mean to this model; trl and whoever shifts them himself has said so."""
         if fused or inputs.get("labels") is None:
             return Objective()
-        if self._objective is None:
-            self._objective = objective(Passage(passage.anatomy, passage.forward))
-        return self._objective
+        return objective(passage)
 
     def _untouched(self, passage: Passage, inputs: dict[str, Any], reason: str) -> Any:
         kind = type(passage.anatomy.model).__name__

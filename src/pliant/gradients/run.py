@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from transformers import (
 
 from pliant import __version__
 from pliant.adapters.files import write_file
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, PliantError
 from pliant.gradients.checkpoints import MarkComplete, checkpoints, clear_torn, last_complete
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import Gradients
@@ -39,6 +40,8 @@ RECORD = "pliant-train.json"
 UNFINISHED = ".model.unfinished"
 ADAPTER = "lora"
 Say = Callable[[str], None]
+SETTINGS_AT_ODDS = (ValueError, ImportError, RuntimeError)
+"""What transformers says of them."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,10 @@ def run(
     """Train `model` on `texts`, or go on with that where a kill left it; save what it became."""
     args = arguments(folder, plan.settings)
     checkpoint = prepare(folder, plan, resume, say)
-    config = GradientConfig(**plan.config)
     use_cache = model.config.use_cache
-    if plan.lora is not None:
-        model = with_lora(model, plan.lora, args.seed)
-    try:
+    with _nothing_begun(folder, checkpoint):
+        if plan.lora is not None:
+            model = with_lora(model, plan.lora, args.seed)
         trainer = Trainer(
             model,
             args,
@@ -112,12 +114,8 @@ def run(
             eval_dataset=evaluation.pieces if evaluation else None,
             callbacks=[Lines(say), MarkComplete()],
         )
-    except (ValueError, ImportError, RuntimeError) as error:  # settings that do not go together
-        if checkpoint is None:  # nothing has begun: another setting may use this folder
-            (folder / RECORD).unlink()
-        raise InvalidInput(f"--set: {' '.join(str(error).split())[:300]}") from error
+        gradients = make_selective(trainer, GradientConfig(**plan.config))
     trainer.remove_callback(PrinterCallback)
-    gradients = make_selective(trainer, config)
     began = time.perf_counter()
     if checkpoint is None or not _at_its_end(trainer, checkpoint):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -130,6 +128,19 @@ def run(
     ended = _ended(trainer.state, gradients, loss, seconds, at)
     write_record(folder, plan, ended)
     return ended
+
+
+@contextmanager
+def _nothing_begun(folder: Path, checkpoint: Path | None) -> Iterator[None]:
+    """What fails in here is the settings' fault: with others, the folder may be used again."""
+    try:
+        yield
+    except Exception as error:
+        if checkpoint is None:
+            (folder / RECORD).unlink(missing_ok=True)
+        if isinstance(error, PliantError) or not isinstance(error, SETTINGS_AT_ODDS):
+            raise
+        raise InvalidInput(f"--set: {' '.join(str(error).split())[:300]}") from error
 
 
 def _at_its_end(trainer: Trainer, checkpoint: Path) -> bool:
@@ -175,6 +186,8 @@ def prepare(folder: Path, plan: Plan, resume: bool, say: Say) -> Path | None:
     before = read_record(folder)
     if before is None:
         _refuse_foreign(folder)
+        if resume:
+            say(f"{folder} holds no run yet: starting one")
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder, plan, None)
         return None

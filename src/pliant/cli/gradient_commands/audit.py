@@ -73,6 +73,8 @@ def audit(
     config = config_of(engine, ratio, selection, score, choose)
     if seconds is not None and steps is not None:
         raise InvalidInput("--seconds and --steps: the race has one budget, give one")
+    if seconds is not None and seconds <= 0:
+        raise InvalidInput(f"--seconds {seconds:g}: give each contender some time, above 0")
     if page is not None:
         make_room(page)
     with quietly():

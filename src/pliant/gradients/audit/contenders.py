@@ -25,6 +25,7 @@ from pliant.errors import InvalidInput
 from pliant.gradients.batch import EXTRAS, lesson_of
 from pliant.gradients.choosing.scores import in_chunks
 from pliant.gradients.config import GradientConfig
+from pliant.gradients.engines.objective import objective
 from pliant.gradients.engines.passage import Passage, hidden_of
 from pliant.gradients.model import Gradients, GradientsWarning, attach
 from pliant.gradients.selecting import Reference, Router, spread
@@ -204,7 +205,7 @@ class Field:
     def _hardness(self, batch: Batch) -> Tensor:
         """(B,): the mean difficulty of each row's labelled tokens, by the score "combined"."""
         passage = Passage(Anatomy.of(self.model), self.model.forward)
-        lesson = lesson_of(dict(batch))
+        lesson = lesson_of(dict(batch), objective(passage).aligned)
         decoded = passage.backbone(lesson.inputs)
         scores_N = in_chunks(
             lambda rows: passage.logits(decoded, rows, lesson.inputs),

@@ -32,6 +32,7 @@ from pliant.gradients.audit.verdict import Race, Run
 from pliant.gradients.batch import lesson_of
 from pliant.gradients.choosing.scores import in_chunks
 from pliant.gradients.config import GradientConfig
+from pliant.gradients.engines.objective import objective
 from pliant.gradients.engines.passage import Passage, hidden_of
 from pliant.gradients.selecting import Reference, Router, spread
 
@@ -215,7 +216,8 @@ class _Course:
 
 def _row_losses(model: nn.Module, batch: Batch) -> tuple[Any, Any]:
     """Each row's loss, summed over its tokens; no logits of a whole batch exist."""
-    passage, lesson = Passage(Anatomy.of(model), model.forward), lesson_of(dict(batch))
+    passage = Passage(Anatomy.of(model), model.forward)
+    lesson = lesson_of(dict(batch), objective(passage).aligned)
     decoded = passage.backbone(lesson.inputs)
     losses_N = in_chunks(
         lambda rows: passage.logits(decoded, rows, lesson.inputs),

@@ -8,10 +8,11 @@ architecture's name would not tell.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pliant.gradients.batch import IGNORED
 from pliant.gradients.engines.passage import Passage
@@ -31,8 +32,19 @@ class Objective:
     """Why neither is this model's own loss."""
 
 
-@torch.no_grad()
+_known: WeakKeyDictionary[nn.Module, Objective] = WeakKeyDictionary()
+
+
 def objective(passage: Passage) -> Objective:
+    """What is found once a model stands for it."""
+    model = passage.anatomy.model
+    if model not in _known:
+        _known[model] = _tried(Passage(passage.anatomy, passage.forward))
+    return _known[model]
+
+
+@torch.no_grad()
+def _tried(passage: Passage) -> Objective:
     """Hold the model's own loss on a few tokens beside the two that may be meant."""
     if getattr(getattr(passage.anatomy.model, "config", None), "is_encoder_decoder", False):
         return Objective(other="what its decoder reads is made of its labels")

@@ -60,7 +60,16 @@ class Passage:
 
     def head(self, decoded: Any, rows_ND: Tensor, inputs: dict[str, Any]) -> Any:
         """The model's whole output, as if its decoder had returned these rows as one sequence."""
-        return self.rest(with_hidden(decoded, rows_ND[None]), inputs)
+        output = self.rest(with_hidden(decoded, rows_ND[None]), inputs)
+        logits = output[0] if isinstance(output, tuple) else output.logits
+        if logits.shape[:-1].numel() != len(rows_ND):
+            kind = type(self.anatomy.model).__name__
+            raise UnsupportedModel(
+                f"{kind}: its head makes logits of shape {tuple(logits.shape)} of {len(rows_ND)} "
+                "hidden states, so its loss cannot be taken on some alone. Train it without "
+                "selection."
+            )
+        return output
 
     def rest(self, decoded: Any, inputs: dict[str, Any]) -> Any:
         """The model's whole output, as if its decoder had returned this."""
