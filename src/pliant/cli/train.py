@@ -13,7 +13,7 @@ from pliant.cli import terminal
 from pliant.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from pliant.gradients.run import Ended
+    from pliant.gradients.runs.run import Ended
     from pliant.reports.tables import Table
 
 EXAMPLE = "pliant train --model nano-s --data notes.txt --out mine --engine sparse --ratio 0.25"
@@ -73,7 +73,7 @@ def train(
     """
     from dataclasses import asdict
 
-    from pliant.gradients import run, settings, texts
+    from pliant.gradients.runs import run, settings, texts
 
     config = settings.gradient_config(
         settings.pairs(choose or [], "--choose"),

@@ -3,7 +3,8 @@
 `config` is what a user may set, `model` what attaches, `training` the same under a Trainer, and
 `audit` whether it helps. What these are made of: `batch` takes a call apart, `selecting` chooses
 its tokens (`choosing` by which rule, `schedule` how many), `engines` computes their loss alone, and
-`telemetry` keeps what was done. `facade` is the interface of code that was written before.
+`telemetry` keeps what was done; `runs` is what `pliant train` does. `facade` is the interface of
+code that was written before.
 """
 
 from importlib import import_module

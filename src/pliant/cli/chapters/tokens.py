@@ -12,7 +12,7 @@ from pliant.cli.gradient_commands.show import coloured
 from pliant.cli.terminal import track
 from pliant.gradients import GradientConfig
 from pliant.gradients.audit import Contender, Race, race, show
-from pliant.gradients.texts import Padded, Piece, texts
+from pliant.gradients.runs.texts import Padded, Piece, texts
 from pliant.reports.coloured import Coloured
 from pliant.reports.page import Section
 

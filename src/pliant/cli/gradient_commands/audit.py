@@ -80,8 +80,8 @@ def audit(
     with quietly():
         from pliant.gradients.audit import audit as compared
         from pliant.gradients.audit import race as raced
-        from pliant.gradients.run import with_lora
-        from pliant.gradients.texts import Padded
+        from pliant.gradients.runs.run import with_lora
+        from pliant.gradients.runs.texts import Padded
 
         found = open_lessons(
             model, data, length, rows=rows, subset=subset, dtype=dtype, device=device, seed=seed

@@ -32,7 +32,7 @@ class Lessons:
     pieces: list[dict[str, list[int]]]
 
     def batches(self, size: int, count: int) -> list[dict[str, Any]]:
-        from pliant.gradients.texts import Padded
+        from pliant.gradients.runs.texts import Padded
 
         padded = Padded(self.tokenizer)
         starts = range(0, min(len(self.pieces), size * count), size)
@@ -51,7 +51,7 @@ def open_lessons(
     seed: int = 0,
 ) -> Lessons:
     """What is wrong with the data is said before the model is loaded."""
-    from pliant.gradients import texts
+    from pliant.gradients.runs import texts
 
     found = _questions(rows) if data == EMBEDDED else texts.read(data, subset=subset, limit=rows)
     from pliant.loading import load
@@ -73,7 +73,7 @@ def config_of(
     choose: Sequence[str] | None,
 ) -> GradientConfig:
     """From the options; what needs another model than this one is refused."""
-    from pliant.gradients import settings
+    from pliant.gradients.runs import settings
 
     given = settings.pairs(choose or [], "--choose")
     config = settings.gradient_config(

@@ -29,11 +29,11 @@ from transformers import (
 from pliant import __version__
 from pliant.adapters.files import write_file
 from pliant.errors import InvalidInput, PliantError
-from pliant.gradients.checkpoints import MarkComplete, checkpoints, clear_torn, last_complete
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import Gradients
-from pliant.gradients.settings import arguments
-from pliant.gradients.texts import Padded, Texts
+from pliant.gradients.runs.checkpoints import MarkComplete, checkpoints, clear_torn, last_complete
+from pliant.gradients.runs.settings import arguments
+from pliant.gradients.runs.texts import Padded, Texts
 from pliant.gradients.training import PREFIX, make_selective
 
 RECORD = "pliant-train.json"

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pliant.gradients.checkpoints import checkpoints, clear_torn, is_complete, last_complete, mark
+from pliant.gradients.runs.checkpoints import (
+    checkpoints,
+    clear_torn,
+    is_complete,
+    last_complete,
+    mark,
+)
 
 FILES = ("model.safetensors", "optimizer.pt", "trainer_state.json", "adapters/x/pliant.json")
 

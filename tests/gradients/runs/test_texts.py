@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pliant.errors import InvalidInput
 from pliant.gradients.batch import IGNORED
-from pliant.gradients.texts import Padded, read, texts
+from pliant.gradients.runs.texts import Padded, read, texts
 from pliant.loading import load_tokenizer
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from pliant.errors import InvalidInput
 from pliant.gradients import GradientConfig
-from pliant.gradients.checkpoints import mark
-from pliant.gradients.run import RECORD, Plan, prepare
-from pliant.gradients.texts import Texts
+from pliant.gradients.runs.checkpoints import mark
+from pliant.gradients.runs.run import RECORD, Plan, prepare
+from pliant.gradients.runs.texts import Texts
 
 TEXTS = Texts([{"input_ids": [1, 2], "labels": [1, 2]}])
 PLAN = Plan.of("nano-s", "a.txt", TEXTS, GradientConfig(), {"max_steps": "3"}, None, "float32")
