@@ -18,6 +18,7 @@ from transformers import (
     MambaForCausalLM,
 )
 
+from pliant.anatomy import run_first
 from pliant.anatomy.tiny import tiny_model
 from pliant.errors import InvalidInput
 from pliant.gradients import GradientConfig, GradientsWarning, attach
@@ -161,6 +162,22 @@ def test_logits_are_those_of_the_chosen_rows(llama: Any) -> None:
     hardest = losses.topk(4, dim=1).indices.sort(1).values  # ceil(.3 * 13) of each row
     expected = torch.cat([whole[row, at] for row, at in enumerate(hardest)])
     torch.testing.assert_close(found.logits[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["exact", "sparse"])
+def test_scores_can_come_from_a_layer_below(llama: Any, engine: str) -> None:
+    x = ids()
+    with torch.no_grad():
+        found = run_first(llama, 1, input_ids=x, use_cache=False, resumable=False).normed
+        shallow = llama.lm_head(found)[:, :-1].transpose(1, 2)
+    hardest = F.cross_entropy(shallow, x[:, 1:], reduction="none").topk(4, dim=1).indices
+    settings: dict[str, Any] = {"engine": engine, "selection": "topk", "score": "loss"}
+    gradients = attach(llama, GradientConfig(ratio=0.3, exit_layer=1, **settings))
+    seen: list[Any] = []
+    choose = gradients.selector.chosen
+    gradients.selector.chosen = lambda *args: seen.append(choose(*args)) or seen[-1]  # type: ignore
+    llama(input_ids=x, labels=x).loss.backward()
+    assert torch.equal(seen[0].positions_BK, hardest.sort(1).values)
 
 
 def test_scores_stand_for_as_many_visits_as_was_asked(llama: Any) -> None:

@@ -37,8 +37,7 @@ class GradientConfig:
     """The share of "sampled" that is spread evenly: no weight exceeds 1 / (mix * ratio).
     benchmarks/gradient_quality.py: .2 is above .5 where a model is sure of most tokens."""
     exit_layer: int | None = None
-    """Score from the hidden states after this many layers; None scores from the last, and so does
-    "exact", which has run them all."""
+    """Score from the hidden states after this many layers; None scores from the last."""
     warmup_steps: int = 0
     """Steps over which the ratio falls from 1 to `ratio`."""
     dense_first: int = 0

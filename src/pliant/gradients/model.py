@@ -28,6 +28,7 @@ from pliant.gradients.batch import EXTRAS, Lesson, is_labelled, lesson_of, named
 from pliant.gradients.choosing.rules import Chosen
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.completion import completion
+from pliant.gradients.engines.exact import exact
 from pliant.gradients.engines.objective import Objective, objective
 from pliant.gradients.engines.passage import Passage, hidden_of, rows_of
 from pliant.gradients.engines.sparse import first_pass, is_sharded, second_pass
@@ -198,8 +199,8 @@ class Gradients(Adapter):
                 return decoded, everything(lesson.valid_BT), decoded
         if engine == "sparse" and not self.selector.takes_all and self._is_worth_it():
             return self._sparse(passage, lesson)
-        decoded = passage.backbone(lesson.inputs)
-        return decoded, self.selector.chosen(passage, lesson, decoded, hidden_of(decoded)), decoded
+        decoded, scored_BTD = exact(passage, lesson.inputs, self.acting.exit_layer)
+        return decoded, self.selector.chosen(passage, lesson, decoded, scored_BTD), decoded
 
     def _is_worth_it(self) -> bool:
         return self.selector.schedule.ratio() <= WORTH_IT

@@ -86,6 +86,28 @@ def at_each_layer(anatomy: Anatomy, call: Call) -> dict[Spot, Handler]:
     return {(layer, FORWARD): handler(i, layer) for i, layer in enumerate(anatomy.layers)}
 
 
+class Exit:
+    """The hidden states after some of the layers, as if the model ended there."""
+
+    def __init__(self, anatomy: Anatomy, layer: int | None) -> None:
+        self.anatomy = anatomy
+        self.layer = None if layer == len(anatomy.layers) else layer
+        self._hidden: Tensor | None = None
+
+    def see(self, i: int, answer: Any) -> Any:
+        """Layer `i` has answered."""
+        if i + 1 == self.layer:
+            self._hidden = (answer[0] if isinstance(answer, tuple) else answer).detach()
+        return answer
+
+    @torch.no_grad()
+    def hidden(self, last_BTD: Tensor) -> Tensor:
+        """These, after the final norm; or the last layer's."""
+        if self._hidden is None:
+            return last_BTD
+        return self._hidden if self.anatomy.norm is None else self.anatomy.norm(self._hidden)
+
+
 class Cut:
     """Cuts what has an entry for each position; each thing once, for layers share them."""
 

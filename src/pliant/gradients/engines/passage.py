@@ -40,10 +40,8 @@ class Passage:
         """What the decoder returns for these inputs; the head is not run."""
         decoder = self.anatomy.decoder
         if handlers is None:  # whoever answers for layers counts what they run
-            live, again = torch.is_grad_enabled(), _is_checkpointing(self.anatomy)
-            self.ledger.backbone(tokens_of(inputs), live=live, again=live and again)
+            self.count(inputs)
 
-        # Its whole call, hooks included: some of them put a sharded decoder's weights back.
         def stop(original: Forward, args: Any, kwargs: Any) -> Any:
             raise _Enough(original(*args, **kwargs))
 
@@ -57,6 +55,11 @@ class Passage:
             f"{kind}: its forward never called the decoder that was found, so the loss cannot be "
             "taken on some rows alone. Train it without selection."
         )
+
+    def count(self, inputs: dict[str, Any]) -> None:
+        """Enter one run of the whole backbone into the ledger."""
+        live, again = torch.is_grad_enabled(), _is_checkpointing(self.anatomy)
+        self.ledger.backbone(tokens_of(inputs), live=live, again=live and again)
 
     def head(self, decoded: Any, rows_ND: Tensor, inputs: dict[str, Any]) -> Any:
         """The model's whole output, as if its decoder had returned these rows as one sequence."""

@@ -18,7 +18,15 @@ from torch.utils.checkpoint import checkpoint
 
 from pliant.anatomy import Anatomy
 from pliant.gradients.engines.keys import Pair, Recording, Writing
-from pliant.gradients.engines.layers import CACHES, MASK, Arguments, Cut, at_each_layer, causal
+from pliant.gradients.engines.layers import (
+    CACHES,
+    MASK,
+    Arguments,
+    Cut,
+    Exit,
+    at_each_layer,
+    causal,
+)
 from pliant.gradients.engines.passage import (
     Passage,
     attention_by,
@@ -51,24 +59,18 @@ def first_pass(
 ) -> First:
     """Run whole sequences without gradient. With `one_hop`, keys and values keep the graph of the
     layer that made them, and no more."""
-    recording, exits = Recording(), []
     anatomy = passage.anatomy
+    recording, exit = Recording(), Exit(anatomy, exit_layer)
     passage.ledger.backbone(tokens_of(inputs), live=False)
 
     def call(i: int, original: Callable[..., Any], given: Arguments) -> Any:
         given.give(CACHES, recording)
         with torch.set_grad_enabled(one_hop):
-            answer = detached(given.call(original))
-        if i + 1 == exit_layer:
-            exits.append(answer[0] if isinstance(answer, tuple) else answer)
-        return answer
+            return exit.see(i, detached(given.call(original)))
 
     with torch.no_grad(), attention_by(anatomy, *KINDS), without_checkpointing(anatomy):
         decoded = passage.backbone(inputs, at_each_layer(anatomy, call))
-        scored = hidden_of(decoded)
-        if exits and exit_layer != len(anatomy.layers):
-            scored = exits[0] if anatomy.norm is None else anatomy.norm(exits[0])
-    return First(recording.pairs, decoded, scored)
+        return First(recording.pairs, decoded, exit.hidden(hidden_of(decoded)))
 
 
 def second_pass(

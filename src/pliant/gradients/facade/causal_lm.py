@@ -11,7 +11,8 @@ Trainer, attach to the model instead (a call of this returns a loss, and no outp
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from pliant.adapters import attached
 from pliant.gradients.choosing.scores import measured
 from pliant.gradients.config import Engine, Score, Selection
 from pliant.gradients.facade.outputs import logits_of
+from pliant.gradients.facade.router import TruncatedRouter
 from pliant.gradients.facade.settings import config_of, warn_of_the_hardest
 from pliant.gradients.model import Gradients, attach
 from pliant.gradients.selecting import Router
@@ -60,6 +62,10 @@ class CGGRModel(nn.Module):
             min_tokens_per_sequence=min_tokens_per_sequence,
             engine=engine,
         )
+        if _is_its_own(router, model) and engine == "sparse":
+            # What such a router would compute, the pass without gradient comes by anyway.
+            config = replace(config, exit_layer=router.num_layers)
+            router = None
         warn_of_the_hardest(config)
         self.model = model
         self.router = router if _stands_alone(router, model) else None
@@ -113,6 +119,12 @@ class CGGRModel(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.gradients.set_extra_state(state)
+
+
+def _is_its_own(router: Any, model: nn.Module) -> TypeGuard[TruncatedRouter]:
+    """Whether it is the model's own first layers."""
+    ours = isinstance(router, TruncatedRouter) and not router.passthrough
+    return ours and router.of is model
 
 
 def _stands_alone(router: Any, model: nn.Module) -> bool:

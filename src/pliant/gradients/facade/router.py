@@ -60,6 +60,11 @@ class TruncatedRouter(nn.Module):
             )
 
     @property
+    def of(self) -> nn.Module:
+        """The model whose layers these are."""
+        return self._whole[0]
+
+    @property
     def passthrough(self) -> bool:
         """Whether the whole model is the router."""
         return not self._anatomy
