@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -82,3 +83,4 @@ if __name__ == "__main__":
     record.write_text(json.dumps({**results, "writes": len(WRITES)}))
     dist.barrier()  # whoever leaves first cuts the others off in what they are still reading
     dist.destroy_process_group()
+    os._exit(0)  # all is done and written: a thread of torch's that still runs would abort us

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,4 @@ if __name__ == "__main__":
     (OUT / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))
     dist.barrier()  # whoever leaves first cuts the others off in what they are still reading
     dist.destroy_process_group()
+    os._exit(0)  # all is done and written: a thread of torch's that still runs would abort us
