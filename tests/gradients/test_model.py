@@ -164,6 +164,22 @@ def test_logits_are_those_of_the_chosen_rows(llama: Any) -> None:
     torch.testing.assert_close(found.logits[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kv_grad", ["detach", "one_hop"])
+def test_a_ragged_batchs_gradient_is_that_of_its_rows(llama: Any, kv_grad: str) -> None:
+    """Rows with fewer tokens to train have slots to spare, and these must add nothing."""
+    x, labels = ids(3, 20), ids(3, 20)
+    labels[1, 8:], labels[2, 3:] = -100, -100
+    settings: dict[str, Any] = {"selection": "topk", "score": "loss", "kv_grad": kv_grad}
+    gradients = attach(llama, GradientConfig(ratio=0.5, **settings))
+    together = gradient(llama, llama(input_ids=x, labels=labels, num_items_in_batch=28).loss)
+    assert gradients.engine == "sparse"
+    alone = [
+        gradient(llama, llama(input_ids=i, labels=y, num_items_in_batch=28).loss)
+        for i, y in zip(x.split(1), labels.split(1), strict=True)
+    ]
+    torch.testing.assert_close(together, torch.stack(alone).sum(0), rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("engine", ["exact", "sparse"])
 def test_scores_can_come_from_a_layer_below(llama: Any, engine: str) -> None:
     x = ids()
