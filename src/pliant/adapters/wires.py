@@ -49,13 +49,16 @@ class Around:
         return Patch(self.module, Guarded(adapter, self.act))
 
 
-Wire = Before | After | Around
-
-
 class Connection(Protocol):
     """What `connect` gives: it takes the wire out again."""
 
     def remove(self) -> None: ...
+
+
+class Wire(Protocol):
+    """One of the three, or what else is done to the model while an adapter is attached."""
+
+    def connect(self, adapter: nn.Module) -> Connection: ...
 
 
 class Switch(threading.local):

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pliant import adapters, prefill
 from pliant.adapters import Adapter, After, Wire
+from pliant.adapters.quantized import differentiable
 from pliant.adapters.wires import is_off
 from pliant.anatomy import Anatomy
 from pliant.complexity.config import CPXConfig
@@ -113,6 +114,7 @@ class Complexity(Adapter):
 
     def wire(self, model: nn.Module) -> Iterator[Wire]:
         anatomy = self._anatomy_of(model)
+        yield from differentiable(model)
         yield After(anatomy.embeddings, self._write_rows)
         if self.lora:
             for key, projection in targets(anatomy, self.config):
