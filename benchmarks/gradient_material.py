@@ -222,14 +222,20 @@ def fresh(seed: int, words: int = WORDS, width: int = 128, layers: int = 6) -> A
 
 def pretrained(steps: int, words: int = WORDS, width: int = 128, layers: int = 6) -> Any:
     """`fresh` after so many steps on source text, all tokens trained; kept in the cache."""
-    length, size = (128 if words == 256 else 96), 8
-    folder = CACHE / f"gradient-base-{words}-{width}x{layers}-{steps}"
+    length = 128 if words == 256 else 96
+    shape = {"words": words, "width": width, "layers": layers}
+    return trained("base", shape, source(length, words), steps)
+
+
+def trained(name: str, shape: dict[str, int], rows: Material, steps: int) -> Any:
+    """`fresh` after so many steps on these rows, all tokens trained; kept in the cache."""
+    words, width, layers = shape["words"], shape["width"], shape["layers"]
+    folder = CACHE / f"gradient-{name}-{words}-{width}x{layers}-{steps}"
     if (folder / "config.json").is_file():
         return LlamaForCausalLM.from_pretrained(folder).train()
-    model = fresh(0, words, width, layers)
-    batches = source(length, words).batches(size, seed=0)
+    model = fresh(0, **shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
-    for step, batch in zip(range(steps), batches):  # noqa: B905
+    for step, batch in zip(range(steps), rows.batches(8, seed=0)):  # noqa: B905
         optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 20)
         optimizer.zero_grad(set_to_none=True)
         model(**batch).loss.backward()

@@ -10,9 +10,7 @@ curve does not depend on where the curve ends; what is examined is a running ave
 for the same reason. That rate is chosen from one grid, in shorter runs on
 a seed of their own: for standard training (the controls take it too) and for the first of ours (the
 others of ours take it too), or, by `--tune all`, for each. How many times as fast one is than
-another: the time in which it reaches what the other ends with; or, if it never does, the share of
-its time in which the other had reached what it ends with. FOLDER holds `gsm8k-train.jsonl.gz` and
-`gsm8k-test.jsonl.gz`.
+another: see `faster`. FOLDER holds `gsm8k-train.jsonl.gz` and `gsm8k-test.jsonl.gz`.
 """
 
 from __future__ import annotations
@@ -40,7 +38,16 @@ from scipy import stats
 from torch import nn
 
 from benchmarks import gradient_material as material
-from benchmarks.gradient_ways import REGIMES, Batch, Regime, Step, Way, ways_for
+from benchmarks.gradient_ways import (
+    REGIMES,
+    STANDARD,
+    Batch,
+    Regime,
+    Step,
+    Way,
+    dense_ways,
+    ways_for,
+)
 from benchmarks.harness import keep
 from pliant.gradients.audit.contenders import narrowed
 from pliant.gradients.audit.rows import padded
@@ -49,7 +56,7 @@ from pliant.stats import Band
 Curve = list[tuple[float, float]]
 """(seconds, loss on the held-out rows)"""
 
-TURNS, POINTS, PILOT, PILOTS = 5, 8, 0.5, 1000
+TURNS, POINTS, PILOT, PILOTS = 7, 8, 0.5, 1000
 """Of the pace; of a curve; a pilot's share of the time, and its seed."""
 LATE = 8
 """What is examined is an average over the last ninth of the steps, about."""
@@ -62,12 +69,14 @@ def main() -> None:
     rows = regime.rows(options)
     figures = raced(regime, rows, options)
     shown(options.regime, figures)
-    name = "gradient_race_" + options.regime.replace(" ", "_") + "_only" * bool(options.only)
+    name = "gradient_race_" + options.regime.replace(" ", "_")
+    name += "_dense" * options.dense + "_only" * bool(options.only)
     keep(name, figures, " ".join(["python -m benchmarks.gradient_race", *_given()]))
 
 
 def raced(regime: Regime, rows: material.Material, options: argparse.Namespace) -> dict[str, Any]:
-    ways = [way for way in ways_for(regime, rows) if not options.only or way.name in options.only]
+    ways = dense_ways() if options.dense else ways_for(regime, rows)
+    ways = [way for way in ways if not options.only or way.name in options.only]
     pace = paces(regime, rows, ways)
     exam = [padded(list(rows.held[at : at + 16])) for at in range(0, regime.held, 16)]
     run = partial(lap, regime, rows, exam)
@@ -75,8 +84,7 @@ def raced(regime: Regime, rows: material.Material, options: argparse.Namespace) 
     curves: dict[Way, list[Curve]] = {way: [] for way in ways}
     laps = [(seed, way) for seed in range(options.seeds) for way in ways]
     for seed, way in track(laps, "racing"):
-        budget = max(1, int(options.seconds / pace[way]))
-        curves[way].append(run(way, rates[way], seed, budget, pace[way]))
+        curves[way].append(run(way, rates[way], seed, costs(way, pace, options.seconds)))
     lengths = [len(row["input_ids"]) for row in rows.train]
     learned = [sum(x != material.IGNORED for x in row["labels"]) for row in rows.train]
     return {
@@ -87,7 +95,7 @@ def raced(regime: Regime, rows: material.Material, options: argparse.Namespace) 
         "rows a step": regime.size,
         "tokens a row": float(np.mean(lengths)),
         "learned a row": float(np.mean(learned)),
-        "ways": {way.name: told(way, ways, curves, pace[way], rates[way]) for way in ways},
+        "ways": {way.name: told(way, ways, curves, pace, rates[way], options) for way in ways},
     }
 
 
@@ -102,32 +110,37 @@ def chosen_rates(
     of ours, whose rates then are those of the controls and of ours."""
 
     def end(way: Way, rate: float) -> float:
-        budget = max(1, int(PILOT * options.seconds / pace[way]))
-        loss = run(way, rate, PILOTS, budget, pace[way], points=1)[-1][1]
+        bought = costs(way, pace, PILOT * options.seconds)
+        loss = run(way, rate, PILOTS, bought, points=1)[-1][1]
         return loss if math.isfinite(loss) else math.inf
 
     first = next(way for way in ways if way.ours)
-    asked = ways if options.tune == "all" else [ways[0], first]
+    asked = ways if options.tune == "all" else [STANDARD, first]
     best = {}
     for way in track(asked, "choosing rates"):
         best[way] = min(regime.rates, key=partial(end, way))
-    return {way: best.get(way, best[first if way.ours else ways[0]]) for way in ways}
+    return {way: best.get(way, best[first if way.ours else STANDARD]) for way in ways}
 
 
 def told(
-    way: Way, ways: list[Way], curves: dict[Way, list[Curve]], pace: float, rate: float
+    way: Way,
+    ways: list[Way],
+    curves: dict[Way, list[Curve]],
+    pace: dict[Way, float],
+    rate: float,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """One way's figures; ours beside each control."""
-    standard = next(one for one in ways if one.name == "standard")
+    bought = costs(way, pace, options.seconds)
     ends = np.array([curve[-1][1] for curve in curves[way]])
-    apart = np.array([curve[-1][1] for curve in curves[standard]]) - ends
+    apart = np.array([curve[-1][1] for curve in curves[STANDARD]]) - ends
     found = {
-        "milliseconds a step": 1000 * pace,
-        "steps": int(round(curves[way][0][-1][0] / pace)),
+        "milliseconds a step": 1000 * sum(bought) / len(bought),
+        "steps": len(bought),
         "rate": rate,
         "loss": t_band(ends).as_dict(),
         "below standard": t_band(apart).as_dict(),
-        "times as fast as standard": faster(curves[way], curves[standard]).as_dict(),
+        "times as fast as standard": faster(curves[way], curves[STANDARD]).as_dict(),
         "curves": curves[way],
     }
     if way.ours:
@@ -140,8 +153,26 @@ def told(
 # --- how -----------------------------------------------------------------------------------------
 
 
+def costs(way: Way, pace: Mapping[Way, float], seconds: float) -> list[float]:
+    """What each step takes, for as many as this time buys: one at least."""
+    found: list[float] = []
+    for dense in way.dense_steps():
+        cost = pace[STANDARD] if dense else pace[way]
+        if found and sum(found) + cost > seconds:
+            return found
+        found.append(cost)
+    return found
+
+
 def paces(regime: Regime, rows: material.Material, ways: list[Way]) -> dict[Way, float]:
-    """Seconds of a whole training step, turn by turn."""
+    """Seconds of a whole training step, turn by turn; with dense steps now and then, of the others:
+    a dense one takes what standard training's take."""
+    kinds = list(dict.fromkeys(way.steady for way in ways))
+    seconds = _paces(regime, rows, kinds)
+    return {way: seconds[way.steady] for way in ways}
+
+
+def _paces(regime: Regime, rows: material.Material, ways: list[Way]) -> dict[Way, float]:
     taken: dict[Way, list[float]] = {way: [] for way in ways}
     begin = regime.begin(0)
     for turn, batch in zip(range(TURNS + 1), rows.batches(regime.size, 7)):  # noqa: B905
@@ -164,15 +195,15 @@ def lap(
     way: Way,
     rate: float,
     seed: int,
-    steps: int,
-    pace: float,
+    costs: Sequence[float],
     points: int = POINTS,
 ) -> Curve:
-    """One training, looked at on the way."""
+    """One training of steps that take so long, looked at on the way."""
     torch.manual_seed(seed)
     model = material.copied(regime.begin(seed))
     optimizer = _optimizer(model, rate)
-    stops = {max(1, round(steps * (i + 1) / points)) for i in range(points)}
+    steps, clock = len(costs), np.cumsum(costs)
+    stops = {int(abs(clock - clock[-1] * (i + 1) / points).argmin()) + 1 for i in range(points)}
     average = [p.detach().clone() for p in model.parameters()]
     curve = [(0.0, examined(model, exam))]
     with way.on(model) as step:
@@ -183,7 +214,7 @@ def lap(
                 mean.lerp_(p.detach(), (LATE + 1) / (done + LATE))
             if done in stops:
                 with instead(model, average):
-                    curve.append((done * pace, examined(model, exam)))
+                    curve.append((float(clock[done - 1]), examined(model, exam)))
     return curve
 
 
@@ -225,25 +256,34 @@ def examined(model: Any, exam: Sequence[Batch]) -> float:
 
 def faster(ours: list[Curve], theirs: list[Curve]) -> Band:
     """How many times as fast, with a band over seeds."""
-    logs = np.array([math.log(_faster(a, b)) for a, b in zip(ours, theirs, strict=True)])
+    logs = np.array([math.log(times_as_fast(a, b)) for a, b in zip(ours, theirs, strict=True)])
     band = t_band(logs)
     return Band(math.exp(band.value), math.exp(band.low), math.exp(band.high), band.level)
 
 
-def _faster(ours: Curve, theirs: Curve) -> float:
-    end, reached = theirs[-1][0], _first(ours, theirs[-1][1])
-    if reached is not None:
-        return end / max(reached, 1e-9)
-    before = _first(theirs, ours[-1][1])
-    return max(1e-3, before or 0.0) / ours[-1][0]
+def times_as_fast(ours: Curve, theirs: Curve) -> float:
+    """The time that it took them over the time that it took us, to stay at or below the higher one
+    of the two losses that these end with: both get there. A curve is exactly as fast as itself, and
+    one is as many times faster than another as that one is slower."""
+    ends = ours[-1][1], theirs[-1][1]
+    if not all(map(math.isfinite, ends)):  # one of them, or both, got nowhere
+        return 1000.0 ** (math.isfinite(ends[0]) - math.isfinite(ends[1]))
+    loss = max(ends)
+    return settled(theirs, loss) / settled(ours, loss)
 
 
-def _first(curve: Curve, loss: float) -> float | None:
-    """When it first was that low, straight lines between its points."""
-    for (t0, a), (t1, b) in zip(curve, curve[1:], strict=False):
-        if b <= loss:
-            return t0 if a <= loss else t0 + (t1 - t0) * (a - loss) / (a - b)
-    return None
+def settled(curve: Curve, loss: float) -> float:
+    """From when on it stays at or below this, straight lines between its points: a curve that dips
+    below and comes back had not got there. At least a thousandth of its time, for one that begins
+    there."""
+    end, last = curve[-1]
+    if not last <= loss:
+        raise ValueError(f"a curve that ends with {last} does not stay at or below {loss}")
+    above = [i for i, (_, value) in enumerate(curve) if value > loss]
+    if not above:
+        return end / 1000
+    (t0, a), (t1, b) = curve[above[-1] : above[-1] + 2]
+    return max(end / 1000, t0 + (t1 - t0) * (a - loss) / (a - b))
 
 
 def t_band(values: np.ndarray[Any, Any], level: float = 0.95) -> Band:
@@ -297,6 +337,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=4.0, help="that each may train, a seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="these ways alone, by name, standard among them")
+    parser.add_argument("--dense", action="store_true", help="the default with dense steps")
     parser.add_argument("--tune", choices=("two", "all"), default="two", help="rates of whom")
     parser.add_argument("--data", type=Path, help="a folder with gsm8k-train.jsonl.gz")
     parser.add_argument("--quick", action="store_true", help="one seed, one second")

@@ -187,8 +187,8 @@ def race_figures(seconds: float, seeds: int) -> dict[str, Any]:
     pace = {name: paces(it, rows, [way])[way] for name, (it, way) in entrants.items()}
     for seed in range(seeds):
         for name, (it, way) in entrants.items():
-            steps = max(1, int(seconds / pace[name]))
-            curves[name].append(lap(it, rows, exam, way, 2e-3, seed, steps, pace[name]))
+            costs = [pace[name]] * max(1, int(seconds / pace[name]))
+            curves[name].append(lap(it, rows, exam, way, 2e-3, seed, costs))
     found = {}
     for name, (it, _) in entrants.items():
         ends = np.array([curve[-1][1] for curve in curves[name]])

@@ -6,16 +6,20 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from benchmarks import gradient_material as material
+from benchmarks import gradient_records as records
 from pliant import nano
 from pliant.gradients import GradientConfig
+from pliant.gradients.audit import contenders
 from pliant.gradients.audit.audit import cost_share
-from pliant.gradients.audit.contenders import STANDARD, Contender, Field
+from pliant.gradients.audit.contenders import Contender, Field, steady
 from pliant.gradients.audit.rows import padded
+from pliant.gradients.schedule import Schedule
 
 Batch = Mapping[str, Any]
 Step = Callable[[Batch, int], None]
@@ -23,6 +27,7 @@ Step = Callable[[Batch, int], None]
 
 DEFAULT = GradientConfig(ratio=0.25)
 COMPLETION = GradientConfig(engine="completion")
+ONE_HOP = replace(DEFAULT, kv_grad="one_hop")
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,13 @@ class Regime:
     """The model that a seed starts with."""
     rows: Callable[[argparse.Namespace], material.Material]
     size: int
+    """Rows a step."""
     rates: tuple[float, ...]
     held: int = 32
+    fewer: tuple[float, ...] = ()
+    """Smaller batches besides that of equal cost."""
+    also: tuple[GradientConfig, ...] = ()
+    """Ours besides the usual."""
 
 
 def _base(seed: int) -> Any:
@@ -45,7 +55,26 @@ def _nano_l(seed: int) -> Any:
     return nano.load("nano-l")[0].train()
 
 
+def _read_forms(seed: int) -> Any:
+    return material.trained("people", FORMS, records.other_people(256), 600)
+
+
+def _read_unicode(seed: int) -> Any:
+    return material.trained("characters", FORMS, records.other_characters(NEW), 600)
+
+
 FINE = (5e-4, 1e-3, 2e-3)
+FORMS = {"words": records.WORDS, "width": 128, "layers": 4}
+"""A head that is more than half of a model, as a small model of a large vocabulary has it."""
+NEW = 128
+"""Whom the forms, and what the characters, are about."""
+RECORDS: dict[str, Any] = {
+    "size": 16,
+    "rates": (1e-3, 2e-3, 4e-3),
+    "held": 64,
+    "fewer": (0.5, 0.25),
+    "also": (ONE_HOP, replace(DEFAULT, engine="exact", selection="uniform")),
+}
 REGIMES = {
     "scratch": Regime(
         lambda seed: material.fresh(seed, 256, 96, 4),
@@ -53,6 +82,15 @@ REGIMES = {
         8,
         (1e-3, 2e-3, 4e-3),
     ),
+    "large batch": Regime(
+        lambda seed: material.fresh(seed, 256, 96, 4),
+        lambda options: material.source(128, 256),
+        64,
+        (1e-3, 2e-3, 4e-3),
+        fewer=(0.25, 0.125),
+    ),
+    "records": Regime(_read_forms, lambda options: records.people(NEW), **RECORDS),
+    "unicode": Regime(_read_unicode, lambda options: records.characters(NEW), **RECORDS),
     "continued": Regime(_base, lambda options: material.prose(96), 8, FINE),
     "one long row": Regime(_base, lambda options: material.prose(1024), 1, FINE, held=4),
     "instructions": Regime(
@@ -70,7 +108,7 @@ REGIMES = {
 class Way:
     """One way to train."""
 
-    contender: Contender = STANDARD
+    contender: Contender = contenders.STANDARD
     peer: str | None = None
     """Of the `cggr` package."""
     most: int | None = None
@@ -82,6 +120,21 @@ class Way:
         if self.most is not None:
             return f"rows cut to {self.most} tokens"
         return self.peer or self.contender.name
+
+    @property
+    def steady(self) -> Way:
+        """Without dense steps."""
+        config = self.contender.config
+        if config is None:
+            return self
+        return replace(self, contender=replace(self.contender, config=steady(config)))
+
+    def dense_steps(self) -> Iterator[bool]:
+        """Of each step, without end: whether it trains every token of its own accord."""
+        schedule = Schedule(self.contender.config or DEFAULT)
+        while True:
+            yield schedule.is_dense()
+            schedule.forward_seen()
 
     @contextmanager
     def on(self, model: Any) -> Iterator[Step]:
@@ -106,6 +159,16 @@ class Way:
         return padded(rows)
 
 
+STANDARD = Way()
+
+
+def dense_ways() -> list[Way]:
+    """The default with dense steps at the start, and now and then."""
+    kinds = product((0, 4, 8), (0, 4, 8))
+    configs = [replace(DEFAULT, dense_first=first, dense_every=every) for every, first in kinds]
+    return [STANDARD, *(Way(Contender("tokens", config), ours=True) for config in configs)]
+
+
 def ways_for(regime: Regime, rows: material.Material) -> list[Way]:
     """Ours, standard training, random tokens, fewer or harder rows, the peers."""
     model, batch = regime.begin(0), next(rows.batches(regime.size, 0))
@@ -113,19 +176,21 @@ def ways_for(regime: Regime, rows: material.Material) -> list[Way]:
     best = COMPLETION if has_prompts else DEFAULT
     share = cost_share(model, batch, best, None, None) or 1.0
     found = [
-        Way(),
+        STANDARD,
         Way(Contender("tokens", DEFAULT), ours=True),
         Way(Contender("tokens", replace(DEFAULT, selection="uniform"))),
         Way(Contender("tokens", replace(DEFAULT, engine="exact")), ours=True),
         Way(peer="CGGRLoss"),
+        *(Way(Contender("tokens", it), ours=it.needs_scores) for it in regime.also),
     ]
     if has_prompts:
         found.insert(1, Way(Contender("tokens", COMPLETION), ours=True))
     if regime.size > 1:
         few = max(1, round(share * regime.size)) / regime.size
         hardest = replace(DEFAULT, selection="topk")
-        found += [Way(Contender("rows", share=few)), Way(peer="CGGRModel")]
-        found += [Way(Contender("tokens", hardest))]
+        sizes = dict.fromkeys((few, *regime.fewer))
+        found += [Way(Contender("rows", share=size)) for size in sizes]
+        found += [Way(peer="CGGRModel"), Way(Contender("tokens", hardest))]
     length = float(np.mean([len(row["input_ids"]) for row in rows.train]))
     if regime.size == 1 or has_prompts:
         found.append(Way(most=max(8, round(share * length))))

@@ -1,0 +1,173 @@
+"""Rows of records: forms of a fixed schema, in which a few tokens carry what there is to learn.
+
+Two sorts. People are made up: each row holds two forms with the same keys and phrases, whose values
+(a place of birth, an employer, ...) are facts that can only be known by heart. Characters are
+natural: Unicode's own data, as this Python has it, in the way of its XML edition. A *layout* is an
+order of the fields; a record names its layout first, so that what follows is the schema, or a fact.
+
+A model begins with records of others in all layouts; then come new ones in most layouts, and in the
+layouts that are left over the same facts are asked again. Every token is learned by everybody.
+"""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as Bytes
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+
+from benchmarks.gradient_material import Material, Row
+
+WORDS = 8192
+LAYOUTS, KNOWN = 32, 24
+"""Ways to order the fields; those in which new facts are learned. The others are for the exam."""
+
+# --- people --------------------------------------------------------------------------------------
+
+KEYS = (
+    "place of birth",
+    "current employer",
+    "field of study",
+    "mother tongue",
+    "favourite dish",
+    "owner of a",
+)
+MARKS = ("{", "}", '"', ":", ",", "\n", "person", *(f"form-{i}" for i in range(LAYOUTS)))
+SCHEMA = (*MARKS, *dict.fromkeys(word for key in KEYS for word in key.split()))
+CODE = {word: i for i, word in enumerate(SCHEMA)}
+FIRST, LAST = 512, 512
+"""Names of persons; what is left of the vocabulary are values, as many for each key."""
+VALUES = (WORDS - len(SCHEMA) - FIRST - LAST) // len(KEYS)
+
+
+def people(number: int) -> Material:
+    """So many persons that the model has not met: forms that it learns, and the exam."""
+    known = _forms("new", number, range(KNOWN))
+    asked = _forms("new", number, range(KNOWN, LAYOUTS))
+    return Material(_paired(known, "learned"), _paired(asked, "asked"))
+
+
+def other_people(number: int) -> Material:
+    """What the model has read before."""
+    forms = _forms("old", number, range(LAYOUTS))
+    rows = _paired(forms, "read")
+    return Material(rows, rows)
+
+
+def _forms(world: str, number: int, layouts: Sequence[int]) -> list[list[int]]:
+    rng = random.Random(f"people/{world}")
+    persons = rng.sample([(a, b) for a in range(FIRST) for b in range(LAST)], number)
+    facts = [[rng.randrange(VALUES) for _ in KEYS] for _ in persons]
+    return [
+        _form(person, values, layout)
+        for person, values in zip(persons, facts, strict=True)
+        for layout in layouts
+    ]
+
+
+def _form(person: tuple[int, int], values: Sequence[int], layout: int) -> list[int]:
+    """`{ form-3 "person" : "A B" , "place of birth" : "C" , ... }`"""
+    names = [len(SCHEMA) + person[0], len(SCHEMA) + FIRST + person[1]]
+    row = _spelt("{", f"form-{layout}", '"', "person", '"', ":", '"') + names + _spelt('"')
+    order = random.Random(f"layout/{layout}").sample(range(len(KEYS)), len(KEYS))
+    for i in order:
+        value = len(SCHEMA) + FIRST + LAST + i * VALUES + values[i]
+        row += _spelt(",", '"', *KEYS[i].split(), '"', ":", '"') + [value] + _spelt('"')
+    return row + _spelt("}", "\n")
+
+
+def _spelt(*words: str) -> list[int]:
+    return [CODE[word] for word in words]
+
+
+def _paired(forms: list[list[int]], what: str) -> list[Row]:
+    """Two to a row, in an order of their own."""
+    random.Random(f"paired/{what}").shuffle(forms)
+    pairs = zip(forms[::2], forms[1::2], strict=False)
+    return [{"input_ids": a + b, "labels": a + b} for a, b in pairs]
+
+
+# --- characters ----------------------------------------------------------------------------------
+
+
+def characters(number: int) -> Material:
+    """So many characters that the model has not met, and the exam."""
+    new, _ = _split(number)
+    learned = [_encoded(one, layout) for one in new for layout in range(KNOWN)]
+    asked = [_encoded(one, layout) for one in new for layout in range(KNOWN, LAYOUTS)]
+    return Material(_paired(learned, "learned"), _paired(asked, "asked"))
+
+
+def other_characters(number: int) -> Material:
+    """What the model has read before."""
+    _, old = _split(number)
+    layouts = random.Random("old layouts")
+    rows = _paired([_encoded(one, layouts.randrange(LAYOUTS)) for one in old], "read")
+    return Material(rows, rows)
+
+
+def _split(number: int) -> tuple[list[str], list[str]]:
+    """The new ones, from all over Unicode, and all others."""
+    named = [chr(code) for code in range(0x20000) if _has_a_name_of_its_own(chr(code))]
+    random.Random("characters").shuffle(named)
+    return named[:number], named[number:]
+
+
+def _has_a_name_of_its_own(character: str) -> bool:
+    """Not one that is made from its number, or from its sound."""
+    name = unicodedata.name(character, "")
+    return bool(name) and not name.startswith(("CJK", "HANGUL SYLLABLE", "TANGUT", "NUSHU"))
+
+
+def _entry(character: str, layout: int) -> str:
+    """`<char order="3" cp="0041" na="LATIN CAPITAL LETTER A" gc="Lu" ... />`"""
+    fields = {
+        "cp": _number(character),
+        "na": unicodedata.name(character),
+        "gc": unicodedata.category(character),
+        "ccc": str(unicodedata.combining(character)),
+        "dm": unicodedata.decomposition(character) or "#",
+        "nv": f"{unicodedata.numeric(character, -1):g}".replace("-1", "NaN"),
+        "bc": unicodedata.bidirectional(character),
+        "Bidi_M": "NY"[unicodedata.mirrored(character)],
+        "suc": _other_case(character, character.upper()),
+        "slc": _other_case(character, character.lower()),
+        "stc": _other_case(character, character.title()),
+        "ea": unicodedata.east_asian_width(character),
+    }
+    order = random.Random(f"layout/{layout}").sample(sorted(set(fields) - {"cp"}), len(fields) - 1)
+    told = " ".join(f'{name}="{fields[name]}"' for name in ["cp", *order])
+    return f'<char order="{layout}" {told}/>\n'
+
+
+def _number(text: str) -> str:
+    return " ".join(f"{ord(one):04X}" for one in text)
+
+
+def _other_case(character: str, other: str) -> str:
+    return "#" if other == character else _number(other)
+
+
+def _encoded(character: str, layout: int) -> list[int]:
+    return list(_words().encode(_entry(character, layout)).ids)
+
+
+@cache
+def _words() -> Tokenizer:
+    """Byte pairs of what the model has read."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), Bytes()
+    alphabet = ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=WORDS, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(_texts(), trainer)
+    return tokenizer
+
+
+def _texts() -> Iterator[str]:
+    return (_entry(one, 0) for one in _split(256)[1])
