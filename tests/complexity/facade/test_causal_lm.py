@@ -417,10 +417,12 @@ def test_nothing_is_resized(trained: CPXCausalLM) -> None:
         trained.resize_token_embeddings(261)
 
 
-def test_a_quantised_base_is_asked_of_transformers() -> None:
-    """bitsandbytes is missing or has no GPU here: its own complaint proves that it was asked."""
-    for config in (BitsAndBytesConfig(load_in_4bit=True), BitsAndBytesConfig(load_in_8bit=True)):
-        with pytest.raises(InvalidInput, match="bitsandbytes") as refusal:
+def test_without_bitsandbytes_a_quantised_base_says_what_to_install(monkeypatch: Any) -> None:
+    for bits in (4, 8):
+        module = f"transformers.quantizers.quantizer_bnb_{bits}bit"
+        monkeypatch.setattr(f"{module}.is_bitsandbytes_available", lambda: False)
+        config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+        with pytest.raises(InvalidInput, match="pip install -U bitsandbytes") as refusal:
             CPXCausalLM.from_pretrained("nano-s", quantization_config=config)
         assert "\n" not in str(refusal.value)
 
