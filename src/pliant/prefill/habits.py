@@ -6,14 +6,14 @@ Both are tried once a model, on a few tokens, and only when something depends on
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
+from pliant.anatomy.rest import at_rest
 from pliant.prefill.batch import Batch, device_of
 from pliant.prefill.run import inputs_of, on_cache, on_top, run
 
@@ -55,22 +55,9 @@ def _asked(anatomy: Anatomy, what: str, ask: Callable[[Anatomy], bool]) -> bool:
     with _lock:
         known = _known.setdefault(anatomy.model, {})
         if what not in known:
-            with _at_rest(anatomy.model):
+            with at_rest(anatomy.model):
                 known[what] = _tried(ask, anatomy)
         return known[what]
-
-
-@contextmanager
-def _at_rest(model: nn.Module) -> Iterator[None]:
-    """In eval mode: with dropout no two runs are alike, and gradient checkpointing has no cache."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @torch.no_grad()

@@ -6,14 +6,13 @@ outside of their attention, and some only count them otherwise when a batch is p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pliant.anatomy.rest import at_rest
 from pliant.gradients.engines.passage import Passage, attention_by, hidden_of, without_checkpointing
 from pliant.gradients.engines.sparse import KINDS, first_pass, second_pass
 
@@ -54,9 +53,9 @@ def _against(passage: Passage, padding: str | None) -> str | None:
     reason = _mismatch(passage, padding)
     if reason is None or not passage.anatomy.model.training:
         return reason
-    with _resting(passage.anatomy.model):
-        at_rest = _mismatch(passage, padding)
-    return reason if at_rest else "its dropout would draw anew in each of the two passes"
+    with at_rest(passage.anatomy.model):
+        resting = _mismatch(passage, padding)
+    return reason if resting else "its dropout would draw anew in each of the two passes"
 
 
 def _mismatch(passage: Passage, padding: str | None) -> str | None:
@@ -97,18 +96,6 @@ def trial(passage: Passage, padding: str | None) -> tuple[dict[str, Any], Tensor
         mask[1, slice(LENGTH - PADS, None) if padding == "right" else slice(PADS)] = 0
         inputs["attention_mask"] = mask
     return inputs, at
-
-
-@contextmanager
-def _resting(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def devices(passage: Passage) -> list[int]:
