@@ -16,6 +16,8 @@ from tests.minimal_adapter import anatomy_of, same_anatomy
 from torch import Tensor, nn
 
 from pliant.gradients import GradientConfig, Gradients, attach
+from pliant.gradients.choosing import words
+from pliant.gradients.choosing.scores import difficulty
 from pliant.survey import Specimen
 
 LENGTH = 18
@@ -124,6 +126,25 @@ def test_the_completion_engine_comes_to_the_models_own_loss(quick: Specimen) -> 
             ours, gradient = learned(quick.model, lesson)
     close = {torch.float32: 1e-5, torch.bfloat16: 0.02}[quick.dtype]
     assert ours == pytest.approx(theirs, rel=close) and gradient.any()
+
+
+def test_from_all_words_one_by_one_scores_are_those_of_the_head(
+    quick: Specimen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read of a large vocabulary goes the model's own way: scaled and capped as it is."""
+    estimate, told = words.estimated, []
+
+    def spied(by: Any, head: Any, read: Any, rows: Tensor, targets: Tensor, score: Any) -> Any:
+        found = estimate(by, head, read, rows, targets, score)
+        told.append((found.scores_N, difficulty(by(rows), targets, score)))
+        return found
+
+    monkeypatch.setattr(words, "how_many", lambda head, config: head.out_features)
+    monkeypatch.setattr(words, "estimated", spied)
+    with training(quick.model), attached(quick.model, engine="exact"):
+        learned(quick.model, batch("right"))
+    close = {torch.float32: 1e-4, torch.bfloat16: 0.02}[quick.dtype]
+    torch.testing.assert_close(*told[0], rtol=close, atol=close)
 
 
 def batch(padded: str = "no") -> dict[str, Tensor]:

@@ -66,9 +66,17 @@ def test_the_losses_of_both_sides_make_up_the_loss_of_all(
 
 
 def test_what_was_not_scored_is_not_told(model: Any, batch: dict[str, Any]) -> None:
-    gradients = attach(model, GradientConfig(selection="uniform"))
+    """Of the hardest by a layer below, nothing follows for the others' loss."""
+    gradients = attach(model, GradientConfig(selection="topk", exit_layer=1))
     model(**batch)
     assert "loss_unselected" not in gradients.metrics()
+
+
+def test_without_scores_the_head_runs_on_the_chosen_alone(
+    model: Any, batch: dict[str, Any]
+) -> None:
+    gradients = attach(model, GradientConfig(selection="uniform"))
+    model(**batch)
     assert gradients.metrics()["head_passes"] == 0
 
 
@@ -136,9 +144,9 @@ def test_nothing_is_waited_for_until_it_is_asked(
     trained = Telemetry.trained
     inside: list[list[str]] = []
 
-    def watched(self: Telemetry, *args: Any) -> None:
+    def watched(self: Telemetry, *args: Any, **named: Any) -> None:
         before = len(asked)
-        trained(self, *args)
+        trained(self, *args, **named)
         inside.append(asked[before:])
 
     monkeypatch.setattr(Telemetry, "trained", watched)

@@ -36,6 +36,9 @@ class GradientConfig:
     mix: float = 0.2
     """The share of "sampled" that is spread evenly: no weight exceeds 1 / (mix * ratio).
     benchmarks/gradient_quality.py: .2 is above .5 where a model is sure of most tokens."""
+    score_share: float = 0.125
+    """The share of the vocabulary that "sampled" tells the scores "gradient" and "loss" from, 1,024
+    words at least; 1 reads all of it. An estimate moves what is drawn, never what is expected."""
     exit_layer: int | None = None
     """Score from the hidden states after this many layers; None scores from the last."""
     warmup_steps: int = 0
@@ -71,6 +74,7 @@ class GradientConfig:
                 raise InvalidInput(f"{name} = {value!r}: give one of {known}")
         _share("ratio", self.ratio)
         _share("mix", self.mix)
+        _share("score_share", self.score_share)
         for name, least in (
             ("warmup_steps", 0),
             ("dense_first", 0),

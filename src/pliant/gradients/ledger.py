@@ -17,8 +17,9 @@ class Ledger:
     """What standard training would have run through both."""
     backbone_quiet: int = 0
     backbone_live: int = 0
-    head_quiet: int = 0
-    head_live: int = 0
+    head_quiet: float = 0
+    """A pass through some of its words counts as that share of one."""
+    head_live: float = 0
 
     def backbone(self, tokens: int, *, live: bool, again: bool = False) -> None:
         """`again`: gradient checkpointing runs them once more, on the way back."""
@@ -27,7 +28,7 @@ class Ledger:
         if again or not live:
             self.backbone_quiet += tokens
 
-    def head(self, rows: int, *, live: bool) -> None:
+    def head(self, rows: float, *, live: bool) -> None:
         if live:
             self.head_live += rows
         else:

@@ -21,19 +21,22 @@ from torch import Tensor, nn
 
 from pliant import adapters
 from pliant.adapters import Adapter, Around, Before, Wire
+from pliant.adapters.quantized import differentiable
 from pliant.anatomy import Anatomy
 from pliant.errors import InvalidInput
 from pliant.gradients import bypass
-from pliant.gradients.batch import EXTRAS, Lesson, is_labelled, lesson_of, named
+from pliant.gradients.batch import Lesson, is_labelled, lesson_of, named, without_extras
 from pliant.gradients.choosing.rules import Chosen
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.completion import completion
 from pliant.gradients.engines.exact import exact
 from pliant.gradients.engines.objective import Objective, objective
 from pliant.gradients.engines.passage import Passage, hidden_of, rows_of
-from pliant.gradients.engines.sparse import first_pass, is_sharded, second_pass
+from pliant.gradients.engines.sharded import head_at_hand, is_sharded
+from pliant.gradients.engines.sparse import first_pass, second_pass
 from pliant.gradients.engines.standing import Standing, standing
 from pliant.gradients.ledger import Cost
+from pliant.gradients.schedule import version_of
 from pliant.gradients.selecting import Reference, Router, Selector, everything
 from pliant.gradients.telemetry import Telemetry
 from pliant.gradients.trl_answer import FLAG, answer
@@ -44,6 +47,10 @@ OFF = GradientConfig(engine="exact", selection="all")
 
 WORTH_IT = 2 / 3
 """Two passes cost 1 + 3r forwards and one costs 3: above this ratio one is made."""
+
+
+OF_ALL_POSITIONS = ("output_hidden_states", "output_attentions")
+"""What a model can be asked to return besides: of chosen positions alone, nobody expects it."""
 
 
 class GradientsWarning(UserWarning):
@@ -93,6 +100,7 @@ class Gradients(Adapter):
         depth, exit_layer = len(self._anatomy[0].layers), self.config.exit_layer or 1
         if exit_layer > depth:
             raise InvalidInput(f"exit_layer = {exit_layer}: {type(model).__name__} has {depth}")
+        yield from differentiable(model)
         yield Before(self._anatomy[0].decoder, self._watch)
         yield Around(self._anatomy[0].model, self._forward)
 
@@ -146,12 +154,14 @@ class Gradients(Adapter):
     def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with bypass.inside(self):
             inputs = named(forward, args, kwargs)
+            if bypass.within_another(self):  # which has chosen already, and calls this for the rest
+                return forward(**without_extras(inputs))
             learns = self.base.training and torch.is_grad_enabled()
             if learns and is_labelled(inputs):
                 return self._taught(forward, inputs)
             if learns:
                 self._say(bypass.without_labels(self.base))
-            return forward(*args, **{k: v for k, v in kwargs.items() if k not in EXTRAS[:2]})
+            return forward(**without_extras(inputs))
 
     def _taught(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         fused = bool(inputs.pop(FLAG, False))
@@ -160,6 +170,7 @@ class Gradients(Adapter):
         if meant.other is not None:
             return self._untouched(passage, inputs, meant.other)
         lesson = lesson_of(inputs, meant.aligned)
+        self.selector.schedule.begin(lesson.items, version_of(self.base))
         decoded, chosen, whole = self._passed(passage, lesson)
         if fused:
             some = None if self.selector.takes_all else chosen
@@ -167,8 +178,8 @@ class Gradients(Adapter):
             self._with_auxiliary(output)
         else:
             output, losses_N = self._finished(passage, lesson, decoded, chosen)
-        self.telemetry.trained(lesson, chosen, losses_N, self.selector.losses_BT, passage.ledger)
-        self.selector.schedule.forward_seen()
+        known_BT, fair = self.selector.losses_BT, self.selector.is_fair
+        self.telemetry.trained(lesson, chosen, losses_N, known_BT, passage.ledger, fair=fair)
         output.move_to_end("loss", last=False)  # where a tuple has it, and `output[0]`
         return output.to_tuple() if lesson.tuples else output
 
@@ -186,21 +197,24 @@ class Gradients(Adapter):
             f"{kind}: its own loss is not that of one token at each position ({reason}), so "
             "nothing is chosen: all of it is trained, at the full cost."
         )
-        self.selector.schedule.forward_seen()
-        return passage.forward(**{k: v for k, v in inputs.items() if k not in EXTRAS[:2]})
+        self.selector.schedule.begin(inputs.get("num_items_in_batch"), version_of(self.base))
+        return passage.forward(**without_extras(inputs))
 
     def _passed(self, passage: Passage, lesson: Lesson) -> tuple[Any, Chosen, Any]:
         """What the decoder returns, with the gradient of the chosen positions; these; and what it
         returns for all of the labelled ones, as values."""
         engine = self._engine(passage, lesson)
         if engine == "completion":
-            decoded = completion(passage, lesson.inputs, lesson.valid_BT)
+            alike = is_sharded(passage.anatomy)
+            decoded = completion(passage, lesson.inputs, lesson.valid_BT, always=alike)
             if decoded is not None:
                 return decoded, everything(lesson.valid_BT), decoded
         if engine == "sparse" and not self.selector.takes_all and self._is_worth_it():
             return self._sparse(passage, lesson)
         decoded, scored_BTD = exact(passage, lesson.inputs, self.acting.exit_layer)
-        return decoded, self.selector.chosen(passage, lesson, decoded, scored_BTD), decoded
+        with head_at_hand(passage.anatomy):
+            chosen = self.selector.chosen(passage, lesson, decoded, scored_BTD)
+        return decoded, chosen, decoded
 
     def _is_worth_it(self) -> bool:
         return self.selector.schedule.ratio() <= WORTH_IT
@@ -212,7 +226,8 @@ class Gradients(Adapter):
             one_hop=self.acting.kv_grad == "one_hop",
             exit_layer=self.acting.exit_layer,
         )
-        chosen = self.selector.chosen(passage, lesson, first.decoded, first.scored_BTD)
+        with head_at_hand(passage.anatomy):
+            chosen = self.selector.chosen(passage, lesson, first.decoded, first.scored_BTD)
         at_BK, live_BK = chosen.positions_BK, chosen.live_BK
         if at_BK.shape[1] == lesson.valid_BT.shape[1]:
             decoded = passage.backbone(lesson.inputs)
@@ -257,12 +272,15 @@ class Gradients(Adapter):
             return "exact"
         if self._standing is None:
             self._standing = standing(Passage(passage.anatomy, passage.forward))
-        reason = self._standing.against(lesson.inputs.get("attention_mask"))
+        mask, sharded = lesson.inputs.get("attention_mask"), is_sharded(passage.anatomy)
+        reason = self._standing.against_any if sharded else self._standing.against(mask)
         if reason is None and lesson.inputs.get("past_key_values") is not None:
             reason = "it goes on from keys and values that are there already"
         if reason is None and self._wants_router_loss(lesson):
             reason = "its routers' auxiliary loss would see the chosen tokens alone"
-        if reason is None and self.acting.kv_grad == "one_hop" and is_sharded(passage.anatomy):
+        if reason is None and self._is_asked_for_all_positions(lesson):
+            reason = "what its layers make of every position was asked for"
+        if reason is None and self.acting.kv_grad == "one_hop" and sharded:
             reason = (
                 'its layers are sharded: their weights are gone when "one_hop" needs them again'
             )
@@ -278,6 +296,12 @@ class Gradients(Adapter):
         asked = lesson.inputs.get("output_router_logits")
         config = getattr(self.base, "config", None)
         return bool(getattr(config, "output_router_logits", False) if asked is None else asked)
+
+    def _is_asked_for_all_positions(self, lesson: Lesson) -> bool:
+        config = getattr(self.base, "config", None)
+        asked = (lesson.inputs.get(name) for name in OF_ALL_POSITIONS)
+        set_so = (getattr(config, name, False) for name in OF_ALL_POSITIONS)
+        return any(set_so if one is None else one for one, set_so in zip(asked, set_so, strict=True))
 
     def _auxiliary_share(self) -> float:
         holders = (self.base, getattr(self.base, "config", None))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from pliant.anatomy import Anatomy
 from pliant.errors import InvalidInput
 from pliant.gradients.batch import Lesson
+from pliant.gradients.choosing import words
 from pliant.gradients.choosing.rules import Chosen, choose
-from pliant.gradients.choosing.scores import in_chunks
+from pliant.gradients.choosing.scores import Scored, in_chunks
 from pliant.gradients.choosing.stale import StaleScores
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.passage import Passage, hidden_of, with_hidden
@@ -50,6 +51,8 @@ class Selector:
         self.draws = 0
         """How often it drew: each draw has a seed of its own, so that a resumed run draws what it
         would have drawn."""
+        self._words_agree: bool | None = None
+        """Whether scores can be told from some words; None until it was tried."""
 
     @property
     def takes_all(self) -> bool:
@@ -58,6 +61,11 @@ class Selector:
             return True
         return self.schedule.is_dense() or (self.schedule.ratio() == 1 and not self.config.dynamic)
 
+    @property
+    def is_fair(self) -> bool:
+        """Whether what is drawn, as it is weighed, stands for all tokens on average."""
+        return self.config.selection in ("sampled", "uniform")
+
     def chosen(
         self, passage: Passage, lesson: Lesson, decoded: Any, hidden_BTD: Tensor | None
     ) -> Chosen:
@@ -65,45 +73,86 @@ class Selector:
         self.losses_BT = None
         if self.takes_all:
             return everything(lesson.valid_BT)
-        ratio, scores_BT = self.schedule.ratio(), None
+        self.draws += 1
+        ratio, scores_BT, generator = self.schedule.ratio(), None, self._generator()
         if self.config.needs_scores:
             assert hidden_BTD is not None
-            scores_BT = self._remembered(passage, lesson, decoded, hidden_BTD)
+            scores_BT = self._remembered(passage, lesson, decoded, hidden_BTD, generator)
             if self.config.dynamic and self._confidence is not None:
                 ratio = self.schedule.ratio(float(self._confidence))
-        self.draws += 1
-        return choose(scores_BT, lesson.valid_BT, self.config, ratio, self._generator())
+        return choose(scores_BT, lesson.valid_BT, self.config, ratio, generator)
 
     def _remembered(
-        self, passage: Passage, lesson: Lesson, decoded: Any, hidden_BTD: Tensor
+        self,
+        passage: Passage,
+        lesson: Lesson,
+        decoded: Any,
+        hidden_BTD: Tensor,
+        generator: torch.Generator,
     ) -> Tensor:
         """The scores of the last visit where these still stand, and new ones elsewhere."""
         if self.kept is None or lesson.example_id is None:
-            return self._scores(passage, lesson, decoded, hidden_BTD)
+            return self._scores(passage, lesson, decoded, hidden_BTD, generator)
         known = self.kept.recall(lesson.example_id, lesson.valid_BT)
         if not bool(known.due_B.any()):
             return known.difficulty_BT
-        fresh_BT = self._scores(passage, lesson, decoded, hidden_BTD)
+        fresh_BT = self._scores(passage, lesson, decoded, hidden_BTD, generator)
         self.kept.keep(lesson.example_id, fresh_BT, lesson.valid_BT, known.due_B)
         return torch.where(known.due_B[:, None], fresh_BT, known.difficulty_BT)
 
-    def _scores(self, passage: Passage, lesson: Lesson, decoded: Any, hidden_BTD: Tensor) -> Tensor:
+    def _scores(
+        self,
+        passage: Passage,
+        lesson: Lesson,
+        decoded: Any,
+        hidden_BTD: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
         """(B, T), 0 where nothing is predicted."""
         valid_BT, score = lesson.valid_BT, self.config.score
+        targets_N = lesson.targets_BT[valid_BT]
         if self.router is None:
             _refuse_sharded_head(passage)
             rows, logits_of = _head_on(passage, lesson, decoded, hidden_BTD.detach())
+            found = self._estimated(passage, lesson, decoded, rows, generator)
         else:
             rows, logits_of = _routed(self.router, lesson)
-        targets_N = lesson.targets_BT[valid_BT]
-        found = in_chunks(logits_of, rows, targets_N, score, confidence=self.config.dynamic)
+            found = None
+        if found is None:
+            found = in_chunks(logits_of, rows, targets_N, score, confidence=self.config.dynamic)
+            if self.router is None and self.config.exit_layer is None:
+                self.losses_BT = spread(found.losses_N, valid_BT)
         self._confidence = found.confidence
-        if self.router is None and self.config.exit_layer is None:
-            self.losses_BT = spread(found.losses_N, valid_BT)
         scores_N = found.scores_N
         if score == "excess":
             scores_N = (scores_N - self._reference_losses(passage, lesson)).clamp(min=0)
         return spread(scores_N, valid_BT)
+
+    def _estimated(
+        self,
+        passage: Passage,
+        lesson: Lesson,
+        decoded: Any,
+        rows_ND: Tensor,
+        generator: torch.Generator,
+    ) -> Scored | None:
+        """From some words, where this configuration and this model's way to logits allow it."""
+        head, targets_N = passage.anatomy.head, lesson.targets_BT[lesson.valid_BT]
+        some = words.how_many(head, self.config)
+        if some is None or self._words_agree is False or not len(targets_N):
+            return None
+        assert isinstance(head, nn.Linear)
+        read = words.drawn(targets_N, head.out_features, some, generator)
+
+        def logits_by(rows: Tensor, instead: words.PartialHead | None = None) -> Tensor:
+            return passage.logits(decoded, rows, lesson.inputs, instead)
+
+        if self._words_agree is None:
+            few = slice(0, words.TRIED)
+            self._words_agree = words.agree(logits_by, head, read, rows_ND[few], targets_N[few])
+            if not self._words_agree:
+                return None
+        return words.estimated(logits_by, head, read, rows_ND, targets_N, self.config.score)
 
     @torch.no_grad()
     def _reference_losses(self, passage: Passage, lesson: Lesson) -> Tensor:

@@ -23,7 +23,7 @@ class Tally:
     ledger: Ledger = field(default_factory=Ledger)
     sums_4: Tensor | None = None
     """On the device: labelled tokens; the losses of those that were trained; the losses of those
-    that were not, and how many of these are known."""
+    that were not, and how many of these are known or estimated."""
 
     def add(self, other: Tally) -> None:
         self.passes += other.passes
@@ -75,12 +75,22 @@ class Telemetry:
         losses_N: Tensor,
         losses_BT: Tensor | None,
         ledger: Ledger,
+        *,
+        fair: bool = False,
     ) -> None:
         """A forward pass is over. `losses_BT` are those of all labelled tokens, if they are known
-        from choosing among them."""
+        from choosing among them; `fair` draws tell them on average."""
         ledger.tokens += lesson.targets_BT.numel()
-        kept = len(losses_N)
-        self.last = Tally(1, kept, ledger, _sums(lesson.valid_BT, losses_N.detach(), losses_BT))
+        losses_N = losses_N.detach()
+        if losses_BT is not None:
+            left = losses_BT.sum() - losses_N.sum()
+        elif fair:  # one that counts w stands for itself and w - 1 that were not drawn
+            live_BK, weights_BK = chosen.live_BK, chosen.weights_BK
+            losses_BK = torch.zeros_like(weights_BK).masked_scatter(live_BK, losses_N.float())
+            left = ((weights_BK - 1) * losses_BK).sum()
+        else:
+            left = None
+        self.last = Tally(1, len(losses_N), ledger, _sums(lesson.valid_BT, losses_N, left))
         self.window.add(self.last)
         self.run.add(self.last)
 
@@ -98,10 +108,8 @@ class Telemetry:
         return window.figures(cost)
 
 
-def _sums(valid_BT: Tensor, losses_N: Tensor, losses_BT: Tensor | None) -> Tensor:
+def _sums(valid_BT: Tensor, losses_N: Tensor, left: Tensor | None) -> Tensor:
     total, trained = valid_BT.sum(), losses_N.sum()
-    if losses_BT is None:
-        left, known = torch.zeros_like(trained), torch.zeros_like(total)
-    else:
-        left, known = losses_BT.sum() - trained, total - len(losses_N)
+    known = torch.zeros_like(total) if left is None else total - len(losses_N)
+    left = torch.zeros_like(trained) if left is None else left
     return torch.stack([x.float() for x in (total, trained, left, known)])

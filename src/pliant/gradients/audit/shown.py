@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,8 +49,12 @@ def show(
     router: Router | None = None,
     draw: int = 0,
 ) -> Shown:
-    """One draw of `config`'s tokens, when its schedule has run out; the model stays as it is."""
-    model, asked = unwrapped(model), Contender("tokens", steady(config or GradientConfig()))
+    """One draw of `config`'s tokens, when its schedule has run out; the model stays as it is.
+
+    Scores are told from the whole vocabulary, so that every token's loss is known.
+    """
+    whole = replace(steady(config or GradientConfig()), score_share=1.0)
+    model, asked = unwrapped(model), Contender("tokens", whole)
     with as_found(model), Field(model, [asked], reference, router) as field:
         watching = Watching()
         field.handles[asked].telemetry = watching
@@ -75,6 +79,8 @@ class Watching(Telemetry):
         losses_N: Tensor,
         losses_BT: Tensor | None,
         ledger: Ledger,
+        *,
+        fair: bool = False,
     ) -> None:
         at_BK, live_BK = chosen.positions_BK.cpu(), chosen.live_BK.cpu()
         self.valid_BT = lesson.valid_BT.cpu()

@@ -103,9 +103,13 @@ def _parts(
         logits_NV = logits_of(hidden_ND[part])
         at += len(logits_NV)
         if rows is None:  # the first rows have told how wide they are
-            most = AT_ONCE.get(hidden_ND.device.type, AT_ONCE["cuda"])
-            rows = max(1, most // logits_NV.shape[-1])
+            rows = at_once(hidden_ND.device, logits_NV.shape[-1])
         yield part, logits_NV, targets
+
+
+def at_once(device: torch.device, vocabulary: int) -> int:
+    """How many rows' logits are made at a time."""
+    return max(1, AT_ONCE.get(device.type, AT_ONCE["cuda"]) // vocabulary)
 
 
 def mean_of_known(values_N: Tensor, targets_N: Tensor | None) -> Tensor:

@@ -12,14 +12,14 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
 from pliant.anatomy.depth import last_hidden_state
-from pliant.anatomy.detour import CALL, Handler, Spot, detours
+from pliant.anatomy.detour import CALL, FORWARD, Handler, Spot, detours
 from pliant.errors import UnsupportedModel
 from pliant.gradients.ledger import Ledger
 
@@ -61,9 +61,15 @@ class Passage:
         live, again = torch.is_grad_enabled(), _is_checkpointing(self.anatomy)
         self.ledger.backbone(tokens_of(inputs), live=live, again=live and again)
 
-    def head(self, decoded: Any, rows_ND: Tensor, inputs: dict[str, Any]) -> Any:
+    def head(
+        self,
+        decoded: Any,
+        rows_ND: Tensor,
+        inputs: dict[str, Any],
+        instead: Instead | None = None,
+    ) -> Any:
         """The model's whole output, as if its decoder had returned these rows as one sequence."""
-        output = self.rest(with_hidden(decoded, rows_ND[None]), inputs)
+        output = self.rest(with_hidden(decoded, rows_ND[None]), inputs, instead)
         logits = output[0] if isinstance(output, tuple) else output.logits
         if logits.shape[:-1].numel() != len(rows_ND):
             kind = type(self.anatomy.model).__name__
@@ -74,22 +80,41 @@ class Passage:
             )
         return output
 
-    def rest(self, decoded: Any, inputs: dict[str, Any]) -> Any:
+    def rest(self, decoded: Any, inputs: dict[str, Any], instead: Instead | None = None) -> Any:
         """The model's whole output, as if its decoder had returned this."""
         rows = hidden_of(decoded).shape[:-1].numel()
-        self.ledger.head(rows, live=torch.is_grad_enabled())
+        share = 1.0 if instead is None else instead.share
+        self.ledger.head(rows * share, live=torch.is_grad_enabled())
 
         def answer(original: Forward, args: Any, kwargs: Any) -> Any:
             return decoded
 
-        with detours({(self.anatomy.decoder, CALL): answer}):
+        handlers: dict[Spot, Handler] = {(self.anatomy.decoder, CALL): answer}
+        if instead is not None:
+            assert self.anatomy.head is not None
+            handlers[self.anatomy.head, FORWARD] = instead
+        with detours(handlers):
             return self.forward(**inputs)
 
-    def logits(self, decoded: Any, rows_ND: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """(N, V), as the model would give them."""
-        output = self.head(decoded, rows_ND, inputs)
+    def logits(
+        self,
+        decoded: Any,
+        rows_ND: Tensor,
+        inputs: dict[str, Any],
+        instead: Instead | None = None,
+    ) -> Tensor:
+        """(N, V), as the model would give them; or whatever answers for its head makes of them."""
+        output = self.head(decoded, rows_ND, inputs, instead)
         logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
         return logits.reshape(rows_ND.shape[0], -1)
+
+
+class Instead(Protocol):
+    """Answers for the head, at this share of its cost."""
+
+    share: float
+
+    def __call__(self, original: Forward, args: Any, kwargs: Any) -> Tensor: ...
 
 
 def tokens_of(inputs: dict[str, Any]) -> int:

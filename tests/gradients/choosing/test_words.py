@@ -1,0 +1,190 @@
+"""Some words stand for the vocabulary: what they tell is right on average, and right if all are
+read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pliant.gradients import GradientConfig, attach
+from pliant.gradients.choosing import words
+from pliant.gradients.choosing.scores import difficulty
+
+V, D = 60, 8
+
+
+def way(head: nn.Module, spoil: Any = None) -> words.LogitsBy:
+    """From hidden states to logits: the head, or what answers for it, and what comes after."""
+
+    def logits(rows: Tensor, instead: words.PartialHead | None = None) -> Tensor:
+        made = head(rows) if instead is None else instead(head.forward, (rows,), {})
+        return made if spoil is None else spoil(made)
+
+    return logits
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@given(st.integers(1, 40), st.integers(2, V), st.integers(0, 2**32))
+def test_each_word_is_read_once_and_they_stand_for_all(n: int, some: int, seed: int) -> None:
+    targets = torch.randint(V, (n,))
+    read = words.drawn(targets, V, some, generator(seed))
+    assert len(set(read.ids_C.tolist())) == len(read.ids_C) == some
+    assert float(read.stands_for_C.sum()) == pytest.approx(V, rel=1e-5)
+    assert torch.equal(read.place_V[read.ids_C], torch.arange(some))
+    assert int((read.place_V >= 0).sum()) == some
+    own = set(read.ids_C[: some // 2].tolist())
+    frequent = targets.bincount(minlength=V)
+    left_out = [frequent[w] for w in range(V) if w not in own]
+    if own and left_out:
+        assert min(frequent[w] for w in own) >= max(left_out)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_if_all_words_are_read_the_scores_are_the_whole_vocabularys(bias: bool) -> None:
+    head, hidden, targets = nn.Linear(D, V, bias=bias), torch.randn(30, D), torch.randint(V, (30,))
+    with torch.no_grad():
+        head.weight.mul_(8)
+    read = words.drawn(targets, V, V, generator())
+    found = words.estimated(way(head), head, read, hidden, targets, "gradient")
+    torch.testing.assert_close(found.scores_N, difficulty(head(hidden), targets, "gradient"))
+    torch.testing.assert_close(found.losses_N, difficulty(head(hidden), targets, "loss"))
+    by_loss = words.estimated(way(head), head, read, hidden, targets, "loss")
+    assert torch.equal(by_loss.scores_N, found.losses_N)
+
+
+def test_what_all_words_add_up_to_is_estimated_without_bias() -> None:
+    """exp(loss) is the sum over all words, over the target's own share of it."""
+    head, hidden, targets = nn.Linear(D, V), 3 * torch.randn(5, D), torch.randint(V, (5,))
+    drawn = [words.drawn(targets, V, 20, generator(seed)) for seed in range(600)]
+    sums = torch.stack(
+        [
+            words.estimated(way(head), head, read, hidden, targets, "loss").losses_N.exp()
+            for read in drawn
+        ]
+    )
+    error = sums.std(0) / len(drawn) ** 0.5
+    true = difficulty(head(hidden), targets, "loss").exp()
+    assert ((sums.mean(0) - true).abs() <= 4 * error).all()
+    assert (sums.std(0) > 0).all()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100])
+def test_chunks_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, hidden, targets = nn.Linear(D, V), torch.randn(30, D), torch.randint(V, (30,))
+    read = words.drawn(targets, V, 12, generator())
+    whole = words.estimated(way(head), head, read, hidden, targets, "gradient")
+    monkeypatch.setattr(words, "at_once", lambda device, vocabulary: rows)
+    again = words.estimated(way(head), head, read, hidden, targets, "gradient")
+    torch.testing.assert_close(again.scores_N, whole.scores_N)
+
+
+def masked(logits: Tensor) -> Tensor:
+    """What a model does that must never say some words."""
+    return logits.index_fill(-1, torch.arange(5), -1e4)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fine"),
+    [
+        (None, True),
+        (lambda logits: 30 * torch.tanh(logits / 30), True),
+        (lambda logits: logits.float() * 0.25, True),
+        (masked, False),
+        (lambda logits: logits.log_softmax(-1), False),
+        (lambda logits: logits[:, : V - 1], False),
+        (lambda logits: logits + torch.zeros(V), False),
+    ],
+    ids=["plain", "capped", "scaled", "masked", "normed", "cut", "of one size"],
+)
+def test_a_way_that_tells_words_apart_is_found_out(spoil: Any, fine: bool) -> None:
+    head, hidden, targets = nn.Linear(D, V), torch.randn(16, D), torch.randint(V, (16,))
+    read = words.drawn(targets, V, 30, generator())
+    assert words.agree(way(head, spoil), head, read, hidden, targets) == fine
+
+
+HEAD = nn.Linear(4, 20_000, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("change", "some"),
+    [
+        ({}, 2500),
+        ({"score": "loss"}, 2500),
+        ({"score_share": 0.01}, words.FEWEST),
+        ({"score_share": 1.0}, None),
+        ({"score": "entropy"}, None),
+        ({"dynamic": True}, None),
+        ({"selection": "topk"}, None),
+    ],
+)
+def test_how_many_words_are_read(change: dict[str, Any], some: int | None) -> None:
+    assert words.how_many(HEAD, replace(GradientConfig(), **change)) == some
+
+
+def test_small_vocabularies_and_other_heads_are_read_whole() -> None:
+    assert words.how_many(nn.Linear(4, words.FEWEST), GradientConfig()) is None
+    assert words.how_many(nn.Sequential(HEAD), GradientConfig()) is None
+    assert words.how_many(None, GradientConfig()) is None
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> LlamaForCausalLM:
+    monkeypatch.setattr(words, "FEWEST", 8)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        tie_word_embeddings=False,
+    )
+    return LlamaForCausalLM(config).train()
+
+
+def test_a_step_reads_some_of_the_head_and_stays_unbiased(model: Any) -> None:
+    ids = torch.randint(64, (2, 9))
+    gradients = attach(model, GradientConfig(engine="exact", score_share=0.25, mix=0.5))
+    with torch.no_grad():  # sure of some of it, so that scores differ
+        model.lm_head.weight.mul_(20)
+    true = model.eval()(input_ids=ids, labels=ids).loss.item()
+    model.train()
+    losses = torch.tensor([model(input_ids=ids, labels=ids).loss.item() for _ in range(500)])
+    assert abs(losses.mean() - true) <= 4 * losses.std() / len(losses) ** 0.5
+    assert gradients.metrics()["head_passes"] == pytest.approx(16 * 17 / 64)
+
+
+def test_the_loss_that_was_not_trained_is_told_on_average(model: Any) -> None:
+    ids = torch.randint(64, (2, 9))
+    for settings in ({"score_share": 0.25}, {"selection": "uniform"}):
+        gradients = attach(model, GradientConfig(engine="exact", **settings))
+        sums = []
+        for _ in range(200):
+            model(input_ids=ids, labels=ids)
+            found = gradients.metrics()
+            left = found["tokens_total"] - found["tokens_selected"]
+            both = found["loss_selected"] * found["tokens_selected"]
+            sums.append(both + found["loss_unselected"] * left)
+        gradients.detach()
+        told = torch.tensor(sums) / 16
+        true = model.eval()(input_ids=ids, labels=ids).loss.item()
+        model.train()
+        assert abs(told.mean() - true) <= 4 * told.std() / len(told) ** 0.5
+
+
+def test_a_model_with_a_way_of_its_own_is_read_whole(model: Any) -> None:
+    model.lm_head.register_forward_hook(lambda module, args, out: masked(out))
+    gradients = attach(model, GradientConfig(score_share=0.25))
+    ids = torch.randint(10, 64, (2, 9))
+    model(input_ids=ids, labels=ids)
+    assert gradients.metrics()["head_passes"] >= 16
+    assert "loss_unselected" in gradients.metrics()
