@@ -3,7 +3,8 @@
     python -m benchmarks.gradient_quality [--data FOLDER] [--quick]
 
 Rules, scores, mixes, engines, reaches into keys and values and ratios, one at a time around the
-default, on four models and texts: untrained, trained, the embedded model on its own questions, and
+default, on six models and texts: untrained, trained, trained longer on bytes, trained with a large
+vocabulary (of which scores are told from an eighth), the embedded model on its own questions, and
 instructions. Each draw's cosine with the full gradient; its bands come from resampled batches.
 Differences from sparse uniform and from the default are paired, batch by batch and draw by draw.
 FOLDER holds `gsm8k-train.jsonl.gz` and `gsm8k-test.jsonl.gz`; without it, instructions are
@@ -36,6 +37,7 @@ from pliant.gradients import GradientConfig
 from pliant.gradients.audit.as_found import as_found
 from pliant.gradients.audit.contenders import STANDARD, Contender, Field
 from pliant.gradients.audit.quality import Judge
+from pliant.gradients.choosing.words import FEWEST
 from pliant.gradients.config import Score
 from pliant.stats import Band, bootstrap
 
@@ -97,11 +99,16 @@ SETTINGS: dict[str, Callable[[argparse.Namespace], tuple[Any, material.Material,
         unseen(material.source(128, 256)),
         8,
     ),
+    "trained, 8192 words": lambda o: (
+        material.pretrained(600, 8192),
+        unseen(material.source(96, 8192)),
+        8,
+    ),
 }
 """A model, what it reads, and how many rows at a time."""
 
 
-def contenders() -> list[Contender]:
+def contenders(vocabulary: int) -> list[Contender]:
     """One thing changed at a time; scores and mixes with each other."""
     exact = replace(DEFAULT, engine="exact")
     uniform = replace(DEFAULT, selection="uniform")
@@ -129,13 +136,15 @@ def contenders() -> list[Contender]:
             )
         ),
     ]
+    if vocabulary > FEWEST:
+        configs += [replace(one, score_share=1.0) for one in (DEFAULT, exact)]
     tokens = [Contender("tokens", one) for one in dict.fromkeys(configs)]
     rows = [Contender("rows", share=0.25), Contender("rows", share=0.5)]
     return [*tokens, *rows, Contender("hardest_rows", share=0.25), STANDARD]
 
 
 def measured(setting: Setting, draws: int) -> dict[str, Any]:
-    found = contenders()
+    found = contenders(setting.model.config.vocab_size)
     with as_found(setting.model), Field(setting.model, found) as field:
         judge = Judge(field, draws)
         for batch in track(setting.batches, setting.name):
