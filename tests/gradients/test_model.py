@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -119,6 +121,56 @@ def test_a_loss_that_is_not_of_tokens_stays_the_models_own(llama: Any, labels: T
     assert torch.equal(found.loss, plain.loss) and torch.equal(found.logits, plain.logits)
     with pytest.raises(InvalidInput, match="loss_weights"):
         model(input_ids=ids(), labels=labels, loss_weights=torch.ones(2))
+
+
+def test_what_an_encoder_decoder_reads_is_made_of_its_labels_so_nothing_is_chosen() -> None:
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 97}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0}
+    widths = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 32}
+    torch.manual_seed(0)
+    model = BartForConditionalGeneration(BartConfig(**sizes, **heads, **widths)).train()
+    plain = model(input_ids=ids(), labels=ids(2, 9))
+    attach(model, GradientConfig())
+    with pytest.warns(GradientsWarning, match="what its decoder reads is made of its labels"):
+        found = model(input_ids=ids(), labels=ids(2, 9))
+    assert torch.equal(found.loss, plain.loss) and found.logits.shape == plain.logits.shape
+
+
+@pytest.mark.parametrize("asked", ["output_hidden_states", "output_attentions"])
+@pytest.mark.parametrize("engine", ["sparse", "completion"])
+@pytest.mark.parametrize("by_config", [True, False])
+def test_what_is_asked_of_every_position_is_of_every_position(
+    llama: Any, engine: str, asked: str, by_config: bool
+) -> None:
+    llama.set_attn_implementation("eager")
+    labels = ids().clone()
+    labels[:, :5] = -100
+    plain = llama(input_ids=ids(), **{asked: True})[asked.removeprefix("output_")]
+    gradients = attach(llama, GradientConfig(engine=engine, ratio=0.3))  # type: ignore[arg-type]
+    if by_config:
+        setattr(llama.config, asked, True)
+    with pytest.warns(GradientsWarning, match="of every position was asked for"):
+        found = llama(input_ids=ids(), labels=labels, **({} if by_config else {asked: True}))
+    ours = found[asked.removeprefix("output_")]
+    assert gradients.engine == "exact" and len(ours) == len(plain)
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    llama(input_ids=ids(), labels=labels, **{asked: False})
+    assert gradients.engine == engine
+
+
+def test_of_two_that_are_attached_the_outer_one_acts_and_neither_warns(llama: Any) -> None:
+    x = ids()
+    settings: dict[str, Any] = {"selection": "topk", "score": "loss"}
+    inner = attach(llama, GradientConfig(ratio=0.9, **settings), name="inner")
+    outer = attach(llama, GradientConfig(ratio=0.3, **settings), name="outer")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GradientsWarning)
+        found = llama(input_ids=x, labels=x)
+        with outer.disabled():
+            wider = llama(input_ids=x, labels=x)
+    assert found.logits.shape[1] == 8 and wider.logits.shape[1] == 24
+    assert (outer.telemetry.run.passes, inner.telemetry.run.passes) == (1, 1)
 
 
 def test_weights_of_another_shape_are_refused(llama: Any) -> None:
@@ -247,6 +299,23 @@ def test_the_curriculum_starts_with_every_token(llama: Any) -> None:
         ratios.append(gradients.metrics()["ratio"])
     assert ratios[0] == 1.0 and ratios == sorted(ratios, reverse=True)
     assert ratios[-1] == ratios[-2] == pytest.approx(4 / 13)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_an_accumulated_step_is_one_step_without_anyone_saying_so(llama: Any, parts: int) -> None:
+    """In a plain loop: the weights have changed, so the step is over."""
+    gradients = attach(llama, GradientConfig(ratio=0.25, selection="uniform", warmup_steps=4))
+    optimizer = torch.optim.AdamW(llama.parameters())
+    ratios = []
+    for _ in range(4):
+        for _ in range(parts):
+            (llama(input_ids=ids(), labels=ids()).loss / parts).backward()
+        ratios.append(gradients.selector.schedule.ratio())
+        optimizer.step()
+        optimizer.zero_grad()
+    # What came before the first step could be steps of one forward each: later it is known.
+    assert ratios[1:] == [0.8125, 0.625, 0.4375]
+    assert gradients.get_extra_state()["schedule"] == {"steps": 4, "by_hand": False}
 
 
 @pytest.mark.parametrize("ratio", [0.6, 0.7])

@@ -6,12 +6,14 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from pliant.errors import InvalidInput
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.schedule import Schedule
+from pliant.gradients.schedule import Schedule, version_of
 
 
 def at(steps: int, **settings: Any) -> Schedule:
@@ -76,6 +78,56 @@ def test_forward_passes_are_steps_while_nobody_steps() -> None:
     for _ in range(5):
         schedule.forward_seen()
     assert schedule.steps == 5
+
+
+def test_parts_of_a_step_have_one_count_of_tokens() -> None:
+    schedule = Schedule(GradientConfig(warmup_steps=10))
+    for _ in range(3):
+        items = torch.tensor(20)  # as many in every step: it is the tensor that tells
+        for part in (items, items.view(()), items):
+            schedule.begin(part)
+    assert schedule.steps == 2 and schedule.state()["steps"] == 3
+
+
+@pytest.mark.parametrize("items", [None, 20])
+def test_a_count_that_says_nothing_makes_each_forward_a_step(items: int | None) -> None:
+    schedule = Schedule(GradientConfig(warmup_steps=10))
+    for _ in range(4):
+        schedule.begin(items, version=7)
+    assert schedule.steps == 3
+
+
+def test_weights_that_changed_end_a_step_whatever_the_counts_say() -> None:
+    schedule = Schedule(GradientConfig(warmup_steps=10))
+    seen = []
+    for version in (5, 5, 5, 9, 9, 13):
+        schedule.begin(torch.tensor(3), version)
+        seen.append(schedule.steps)
+    assert seen == [0, 1, 2, 1, 1, 2], "what was counted before the first change was one step"
+    resumed = Schedule(schedule.config)
+    resumed.take(schedule.state())
+    resumed.begin(None, 13)
+    assert resumed.steps == 3
+
+
+def test_by_hand_neither_weights_nor_counts_end_a_step() -> None:
+    schedule = Schedule(GradientConfig(warmup_steps=10))
+    schedule.begin(None, 1)
+    schedule.step()
+    for version in (2, 3, 4):
+        schedule.begin(torch.tensor(3), version)
+    assert schedule.steps == 1 == schedule.state()["steps"]
+
+
+def test_the_version_is_that_of_what_is_trained() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    before = version_of(model)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+        assert version_of(model) == before
+        model[1].bias.add_(1)
+    assert version_of(model) > before
 
 
 @pytest.mark.parametrize("accumulated", [1, 4])

@@ -58,6 +58,11 @@ def named(
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
+def without_extras(inputs: dict[str, Any]) -> dict[str, Any]:
+    """What the model itself may see of a call."""
+    return {name: value for name, value in inputs.items() if name not in EXTRAS[:2]}
+
+
 def is_labelled(inputs: dict[str, Any]) -> bool:
     return inputs.get("labels") is not None or inputs.get("shift_labels") is not None
 

@@ -44,6 +44,12 @@ def happens(adapter: Any, model: nn.Module) -> bool:
     return not isinstance(vars(model).get("forward"), Patch)
 
 
+def within_another(adapter: Any) -> bool:
+    """Whether another one that is attached to the same model is acting, around this one."""
+    others = (one for one in _INSIDE.of if one is not adapter)
+    return any(one.base is adapter.base for one in others)
+
+
 def past_forward(model: nn.Module) -> str:
     return (
         f"{type(model).__name__} is trained past its forward, which chooses tokens: all of them "

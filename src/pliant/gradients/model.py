@@ -155,13 +155,13 @@ class Gradients(Adapter):
         with bypass.inside(self):
             inputs = named(forward, args, kwargs)
             if bypass.within_another(self):  # which has chosen already, and calls this for the rest
-                return forward(**without_extras(inputs))
+                return forward(*args, **without_extras(kwargs))
             learns = self.base.training and torch.is_grad_enabled()
             if learns and is_labelled(inputs):
                 return self._taught(forward, inputs)
             if learns:
                 self._say(bypass.without_labels(self.base))
-            return forward(**without_extras(inputs))
+            return forward(*args, **without_extras(kwargs))
 
     def _taught(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         fused = bool(inputs.pop(FLAG, False))
@@ -299,9 +299,11 @@ class Gradients(Adapter):
 
     def _is_asked_for_all_positions(self, lesson: Lesson) -> bool:
         config = getattr(self.base, "config", None)
-        asked = (lesson.inputs.get(name) for name in OF_ALL_POSITIONS)
-        set_so = (getattr(config, name, False) for name in OF_ALL_POSITIONS)
-        return any(set_so if one is None else one for one, set_so in zip(asked, set_so, strict=True))
+        for name in OF_ALL_POSITIONS:
+            asked = lesson.inputs.get(name)
+            if getattr(config, name, False) if asked is None else asked:
+                return True
+        return False
 
     def _auxiliary_share(self) -> float:
         holders = (self.base, getattr(self.base, "config", None))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+
 from pliant.errors import InvalidInput
 from pliant.gradients.config import GradientConfig
 
@@ -11,9 +13,9 @@ from pliant.gradients.config import GradientConfig
 class Schedule:
     """Counts steps, and says the ratio of each.
 
-    It counts forward passes by itself as long as nobody calls `step`. Whoever does (a training
-    loop, or a Trainer's callback) counts alone from then on: what was seen before the first call
-    belonged to that first step.
+    Whoever calls `step` (a training loop, or a Trainer's callback) counts alone from then on: what
+    was seen before the first call belonged to that first step. Until then `begin` tells steps from
+    the parts of an accumulated one as well as it can be told from inside a forward pass.
     """
 
     def __init__(self, config: GradientConfig) -> None:
@@ -22,6 +24,11 @@ class Schedule:
         """Steps that are over."""
         self._start = 0
         self._by_hand = False
+        self._open = False
+        self._items: Any = None
+        self._version: int | None = None
+        self._watching = False
+        """Whether the weights were seen to change: then that is what ends a step."""
 
     def ratio(self, confidence: float | None = None) -> float:
         """The share of tokens to train now: 1 on dense steps and at the start of the warm-up.
@@ -44,8 +51,25 @@ class Schedule:
         every = self.config.dense_every
         return self.steps < self.config.dense_first or (every > 0 and self.steps % every == 0)
 
+    def begin(self, items: Any = None, version: int | None = None) -> None:
+        """A forward pass begins that trains: of another step than the last one's, or of the same.
+
+        A step is over when the weights have changed (`version`, see `version_of`). Where that is
+        never seen (sharded weights, and DeepSpeed's, change behind torch's back), a Trainer gives
+        all parts of a step the same count of tokens, the very same tensor (`items`). Where there is
+        neither, a forward pass is a step.
+        """
+        changed = version is not None and version != self._version
+        if self._open:
+            if changed and not self._watching:  # what was seen until now was one step
+                self.steps, self._watching = self._start if not self._by_hand else self.steps, True
+                self.forward_seen()
+            elif changed if self._watching else not _is_same(items, self._items):
+                self.forward_seen()
+        self._open, self._items, self._version = True, items, version
+
     def forward_seen(self) -> None:
-        """A forward pass was trained: a step, unless somebody calls `step`."""
+        """A forward pass was trained that is a step, unless somebody calls `step`."""
         if not self._by_hand:
             self.steps += 1
 
@@ -56,8 +80,9 @@ class Schedule:
         self.steps += 1
 
     def state(self) -> dict[str, Any]:
-        """What `take` goes on from, for JSON."""
-        return {"steps": self.steps, "by_hand": self._by_hand}
+        """What `take` goes on from, for JSON: the forward pass that was last begun is over."""
+        ahead = self._open and not self._by_hand
+        return {"steps": self.steps + ahead, "by_hand": self._by_hand}
 
     def take(self, state: dict[str, Any]) -> None:
         """Go on where a saved schedule was."""
@@ -68,9 +93,22 @@ class Schedule:
             )
         self.steps = self._start = steps
         self._by_hand = by_hand
+        self._open, self._items, self._version, self._watching = False, None, None, False
 
     def _progress(self) -> float:
         """How much of the warm-up is over."""
         if self.config.warmup_steps == 0:
             return 1.0
         return min(1.0, max(0, self.steps - self.config.dense_first) / self.config.warmup_steps)
+
+
+def version_of(model: nn.Module) -> int:
+    """Another number once an optimizer has written into the weights that are trained."""
+    return sum(p._version for p in model.parameters() if p.requires_grad)
+
+
+def _is_same(items: Any, before: Any) -> bool:
+    """Whether both are one tensor: another step's count may well be the same number."""
+    if not isinstance(items, Tensor) or not isinstance(before, Tensor):
+        return False
+    return items is before or items.data_ptr() == before.data_ptr()

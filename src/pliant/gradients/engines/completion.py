@@ -16,20 +16,22 @@ from pliant.gradients.engines.passage import Passage
 from pliant.gradients.engines.sparse import first_pass, second_pass
 
 
-def completion(passage: Passage, inputs: dict[str, Any], valid_BT: Tensor) -> Any | None:
+def completion(
+    passage: Passage, inputs: dict[str, Any], valid_BT: Tensor, *, always: bool = False
+) -> Any | None:
     """What the decoder returns, right from each row's first to its last valid position.
 
-    None where there is no prompt to spare: a row is labelled from its start on, or none is.
+    None where there is no prompt to spare: rows are labelled from their start on, or none is. With
+    `always`, two passes are made even so, as other processes may make them (see `sharded`).
     """
     length = valid_BT.shape[1]
     first_B = torch.where(valid_BT.any(1), valid_BT.int().argmax(1), length)
     labelled_B = first_B < length
-    if not bool(labelled_B.any()):
+    prompt = int(first_B[labelled_B].max()) if bool(labelled_B.any()) else 0
+    if prompt == 0 and not always:
         return None
-    prompt = int(first_B[labelled_B].max())
-    if prompt == 0:
-        return None
-    end = length - int(valid_BT.any(0).flip(0).int().argmax())
+    prompt = max(1, prompt)
+    end = max(prompt, length - int(valid_BT.any(0).flip(0).int().argmax()))
     at_BK, live_BK = _from_first_on(valid_BT, first_B, end)
     kept = first_pass(passage, shortened(inputs, valid_BT.shape, prompt))
     return second_pass(

@@ -121,11 +121,6 @@ def _as_now(anatomy: Anatomy, layer: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def is_sharded(anatomy: Anatomy) -> bool:
-    """Whether layers hold their whole weights only while they run (FSDP2)."""
-    return any(hasattr(p, "full_tensor") for p in anatomy.layers[0].parameters())
-
-
 def spread(answer: Any, at_BK: Tensor, live_BK: Tensor, length: int) -> Any:
     """The last layer's answer at the chosen positions of (B, T, D), and zeros at the others."""
     if isinstance(answer, tuple):

@@ -29,6 +29,11 @@ class Standing:
     padded_right: str | None
     padded_left: str | None
 
+    @property
+    def against_any(self) -> str | None:
+        """The reason against batches of which some may be padded, and nobody knows how."""
+        return self.plain or self.padded_right or self.padded_left
+
     def against(self, mask: Any) -> str | None:
         """The reason against a batch with this attention mask."""
         if self.plain or not isinstance(mask, Tensor) or mask.dim() != 2:

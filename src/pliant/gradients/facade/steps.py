@@ -1,4 +1,4 @@
-"""What the facades count: steps, without being told of them, and draws, so that each is another."""
+"""What the facades count: steps, and draws, so that each is another."""
 
 from __future__ import annotations
 
@@ -13,20 +13,15 @@ from pliant.gradients.schedule import Schedule
 
 
 class Steps:
-    """A schedule that advances at the first forward pass of each step, until somebody steps it."""
+    """A schedule, and the generators of its draws."""
 
     def __init__(self, config: GradientConfig) -> None:
         self.schedule = Schedule(config)
         self.draws = 0
-        self._open = False
-        self._items: Any = None
 
     def begin(self, items: Any = None) -> None:
-        """A forward pass begins. A Trainer gives all batches of one optimizer step the same count
-        of tokens, the very same object: these are one step."""
-        if self._open and (items is None or items is not self._items):
-            self.schedule.forward_seen()
-        self._open, self._items = True, items
+        """A forward pass begins, of a step that has so many tokens, if a Trainer counted them."""
+        self.schedule.begin(items)
 
     def step(self) -> None:
         self.schedule.step()
@@ -42,16 +37,11 @@ class Steps:
         return torch.Generator().manual_seed(self.schedule.config.seed * 1_000_003 + self.draws)
 
     def state(self) -> dict[str, Any]:
-        """Between two steps: the forward pass that was last begun is over."""
-        ahead = Schedule(self.schedule.config)
-        ahead.take(self.schedule.state())
-        if self._open:
-            ahead.forward_seen()
-        return {**ahead.state(), "draws": self.draws}
+        return {**self.schedule.state(), "draws": self.draws}
 
     def take(self, state: dict[str, Any]) -> None:
         draws = state.get("draws")
         if not isinstance(draws, int) or draws < 0:
             raise InvalidInput(f"draws = {draws!r} in a saved state: a whole number is due")
         self.schedule.take(state)
-        self.draws, self._open, self._items = draws, False, None
+        self.draws = draws
