@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pliant.cli import terminal
+from pliant.cli.gradient_commands import options
 from pliant.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -22,31 +23,14 @@ QUESTIONS = 1000
 
 
 def train(
-    model: Annotated[str, typer.Option(help="nano-s, nano-l, a folder, or a name on the hub.")],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="Text (.txt), rows with text, prompt and completion, or messages (.jsonl, ...), "
-            "a hub data set (name:split), or nano: questions of the embedded world."
-        ),
-    ],
+    model: options.Model,
+    data: options.Data,
     out: Annotated[Path, typer.Option(help="The run's folder; in the end it is the model.")],
-    engine: Annotated[
-        str, typer.Option(help="sparse, exact or completion: how the chosen tokens are trained.")
-    ] = "sparse",
-    ratio: Annotated[
-        float, typer.Option(help="The share of a row's tokens that is trained.")
-    ] = 0.25,
-    selection: Annotated[
-        str | None, typer.Option(help="How they are chosen: sampled, uniform, topk, all, ...")
-    ] = None,
-    score: Annotated[
-        str | None, typer.Option(help="By what: gradient, loss, entropy, margin, ...")
-    ] = None,
-    choose: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Any other setting of GradientConfig; repeatable."),
-    ] = None,
+    engine: options.Engine = "sparse",
+    ratio: options.Ratio = 0.25,
+    selection: options.Selection = None,
+    score: options.Score = None,
+    choose: options.Choose = None,
     set: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Any of TrainingArguments; repeatable."),
@@ -54,17 +38,15 @@ def train(
     evaluate: Annotated[
         str | None, typer.Option(help="Data like the above: its loss is measured at the end.")
     ] = None,
-    length: Annotated[int, typer.Option(help="Tokens of a piece of text, at most.", min=2)] = 512,
-    rows: Annotated[int | None, typer.Option(help="Read only so many rows.", min=1)] = None,
-    subset: Annotated[str | None, typer.Option(help="Of a data set on the hub.")] = None,
-    lora: Annotated[
-        int | None, typer.Option(help="Train low-rank matrices of this rank alone.", min=1)
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="What the weights are trained in.")] = "float32",
+    length: options.Length = 512,
+    rows: options.Rows = None,
+    subset: options.Subset = None,
+    lora: options.Lora = None,
+    dtype: options.Dtype = "float32",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last whole checkpoint.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="The result as one JSON document.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Train a model on the tokens of each batch that are worth a gradient.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pliant.cli import terminal
-from pliant.cli.gradient_commands.lessons import DATA, config_of, open_lessons, quietly, say
+from pliant.cli.gradient_commands import options
+from pliant.cli.gradient_commands.lessons import config_of, open_lessons, quietly, say
 from pliant.cli.gradient_commands.report import sections
 from pliant.errors import InvalidInput
 
@@ -16,22 +16,13 @@ EXAMPLE = "pliant gradients audit --model nano-s --data nano --ratio 0.25"
 
 
 def audit(
-    model: Annotated[str, typer.Option(help="nano-s, nano-l, a folder, or a name on the hub.")],
-    data: Annotated[str, typer.Option(help=DATA)],
-    engine: Annotated[str, typer.Option(help="sparse, exact or completion.")] = "sparse",
-    ratio: Annotated[
-        float, typer.Option(help="The share of a row's tokens that is trained.")
-    ] = 0.25,
-    selection: Annotated[
-        str | None, typer.Option(help="How they are chosen: sampled, uniform, topk, ...")
-    ] = None,
-    score: Annotated[
-        str | None, typer.Option(help="By what: gradient, loss, entropy, margin, ...")
-    ] = None,
-    choose: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Any other setting of GradientConfig; repeatable."),
-    ] = None,
+    model: options.Model,
+    data: options.Data,
+    engine: options.Engine = "sparse",
+    ratio: options.Ratio = 0.25,
+    selection: options.Selection = None,
+    score: options.Score = None,
+    choose: options.Choose = None,
     batch_size: Annotated[int, typer.Option(help="Sequences a batch.", min=1)] = 8,
     batches: Annotated[int, typer.Option(help="On which gradients are compared.", min=1)] = 4,
     draws: Annotated[int, typer.Option(help="Of each rule that draws, a batch.", min=2)] = 16,
@@ -49,19 +40,15 @@ def audit(
     held_out: Annotated[
         int, typer.Option(help="Pieces that the race is measured on, and not trained.", min=1)
     ] = 64,
-    length: Annotated[int, typer.Option(help="Tokens of a piece of text, at most.", min=2)] = 256,
-    rows: Annotated[int | None, typer.Option(help="Read only so many rows.", min=1)] = None,
-    subset: Annotated[str | None, typer.Option(help="Of a data set on the hub.")] = None,
-    lora: Annotated[
-        int | None, typer.Option(help="Train low-rank matrices of this rank alone.", min=1)
-    ] = None,
+    length: options.Length = 256,
+    rows: options.Rows = None,
+    subset: options.Subset = None,
+    lora: options.Lora = None,
     seed: Annotated[int, typer.Option(help="Which pieces go where.")] = 0,
-    dtype: Annotated[str, typer.Option(help="What the weights are trained in.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    page: Annotated[
-        Path | None, typer.Option(help="Write an HTML page, too.", dir_okay=False)
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+    page: options.Page = None,
+    json: options.Json = False,
 ) -> None:
     """Compare selective training with its controls: single steps, and then a short race.
 

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 
 EMBEDDED = "nano"
 QUESTIONS = 400
-DATA = (
-    "Text (.txt), rows with text, prompt and completion, or messages (.jsonl, ...), a hub data "
-    "set (name:split), or nano: questions of the embedded world."
-)
 
 
 @dataclass(frozen=True)

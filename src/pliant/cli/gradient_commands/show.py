@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pliant.cli import terminal
-from pliant.cli.gradient_commands.lessons import DATA, config_of, open_lessons, quietly, say
+from pliant.cli.gradient_commands import options
+from pliant.cli.gradient_commands.lessons import config_of, open_lessons, quietly, say
 
 if TYPE_CHECKING:
     from pliant.gradients.audit.shown import Shown, ShownToken
@@ -18,33 +18,22 @@ EXAMPLE = "pliant gradients show --model nano-s --data nano --ratio 0.25"
 
 
 def show(
-    model: Annotated[str, typer.Option(help="nano-s, nano-l, a folder, or a name on the hub.")],
-    data: Annotated[str, typer.Option(help=DATA)],
-    engine: Annotated[str, typer.Option(help="sparse, exact or completion.")] = "sparse",
-    ratio: Annotated[
-        float, typer.Option(help="The share of a row's tokens that is trained.")
-    ] = 0.25,
-    selection: Annotated[
-        str | None, typer.Option(help="How they are chosen: sampled, uniform, topk, ...")
-    ] = None,
-    score: Annotated[
-        str | None, typer.Option(help="By what: gradient, loss, entropy, margin, ...")
-    ] = None,
-    choose: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Any other setting of GradientConfig; repeatable."),
-    ] = None,
+    model: options.Model,
+    data: options.Data,
+    engine: options.Engine = "sparse",
+    ratio: options.Ratio = 0.25,
+    selection: options.Selection = None,
+    score: options.Score = None,
+    choose: options.Choose = None,
     texts: Annotated[int, typer.Option(help="How many texts.", min=1)] = 4,
-    length: Annotated[int, typer.Option(help="Tokens of a text, at most.", min=2)] = 256,
-    rows: Annotated[int | None, typer.Option(help="Read only so many rows.", min=1)] = None,
-    subset: Annotated[str | None, typer.Option(help="Of a data set on the hub.")] = None,
+    length: options.Length = 256,
+    rows: options.Rows = None,
+    subset: options.Subset = None,
     seed: Annotated[int, typer.Option(help="Which texts, and which draw.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Of the weights.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    page: Annotated[
-        Path | None, typer.Option(help="Write an HTML page, too.", dir_okay=False)
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+    page: options.Page = None,
+    json: options.Json = False,
 ) -> None:
     """Colour texts by what would be trained: the stronger, the higher the loss of the token.
 
