@@ -167,6 +167,4 @@ def test_two_processes_of_accelerates_learn_what_one_does(
 
 def test_sharding_where_there_is_none_is_refused(tmp_path: Path, root: Path) -> None:
     done = launched("--use_fsdp", "-m", "tests.complexity.launched", str(tmp_path), root=root)
-    assert (
-        done.stdout.count("refused: FSDP was asked for, and accelerate does not shard on CPUs") == 4
-    )
+    assert done.stdout.count("refused: FSDP was asked for, and accelerate") == 4

@@ -23,13 +23,14 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from pliant.adapters import files, saving
 from pliant.complexity.config import GAIN
-from pliant.complexity.learning.checks import check_sharding, check_together
+from pliant.complexity.learning.checks import check_together
 from pliant.complexity.learning.config import CPXTrainingConfig
 from pliant.complexity.learning.learner import learner_of, trained_tensors
 from pliant.complexity.learning.lessons import Lessons, collated, lessons_of
 from pliant.complexity.learning.losses import losses
 from pliant.complexity.learning.report import Clock, TrainingReport
 from pliant.complexity.learning.stopping import finishing_the_step
+from pliant.complexity.learning.together import as_the_first, sharded_as_asked
 from pliant.complexity.model import Complexity
 from pliant.complexity.prompts import Truncation, checked, ids_of
 from pliant.complexity.stored import keeping
@@ -86,7 +87,6 @@ class CPXTrainer(Trainer):
         if self.config.gradient_checkpointing:
             self.learner.gradient_checkpointing_enable()
         _one_device(args)
-        check_sharding(args)
         super().__init__(
             self.learner,
             args,
@@ -97,6 +97,9 @@ class CPXTrainer(Trainer):
             callbacks=[_Keeper(self), *self._stoppers(args), *(callbacks or [])],
             **trainer,
         )
+        if self.is_fsdp_enabled:  # the first alone may have read the base, and send it on
+            start = as_the_first(self.scorer._fingerprint, self._rows_rms)
+            self.scorer._fingerprint, self._rows_rms = start
         self.label_names = ["labels"]
         if isinstance(self.train_dataset, Lessons) and isinstance(self.eval_dataset, Lessons):
             self.duplicates = self.train_dataset.repeated(self.eval_dataset)
@@ -104,6 +107,10 @@ class CPXTrainer(Trainer):
     @property
     def scorer(self) -> Complexity:
         return self.learner.scorer
+
+    def create_accelerator_and_postprocess(self) -> None:
+        with sharded_as_asked(self):
+            super().create_accelerator_and_postprocess()
 
     # --- a run ---
 
@@ -255,10 +262,7 @@ class CPXTrainer(Trainer):
         """What the first process decided: others may have measured otherwise."""
         if self.args.world_size == 1:
             return kept
-        from accelerate.utils import broadcast_object_list
-
-        said = broadcast_object_list([kept.where, kept.why, kept.bytes])
-        return keeping.Kept(*said)
+        return keeping.Kept(*as_the_first(kept.where, kept.why, kept.bytes))
 
     @property
     def _folder(self) -> Path:
@@ -282,8 +286,14 @@ class CPXTrainer(Trainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="A scorer, trained with Pliant")
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Under FSDP this writes the model, too."""
+        with self.learner.saving():
+            super()._save_optimizer_and_scheduler(output_dir)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
+        self.learner.reshard()
         fitting = saving.fitting(self.scorer, folder, insist=self.learner.trains_base)
         trained = dict(self.learner.trained_base())
         found = safetensors.torch.load_file(folder / BASE) if (folder / BASE).is_file() else {}

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from pliant.complexity.learning.config import CPXTrainingConfig
 from pliant.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
     from pliant.complexity.model import Complexity
-
-
-def check_sharding(args: TrainingArguments) -> None:
-    """accelerate shards on GPUs and their like alone. On CPUs it fails for want of a device, or
-    (asked by `TrainingArguments(fsdp=True)`) leaves FSDP out and says nothing."""
-    asked = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if asked and args.device.type == "cpu":
-        raise InvalidInput(
-            "FSDP was asked for, and accelerate does not shard on CPUs: leave it out, and each "
-            "process holds the whole base while they train together; or train on GPUs"
-        )
 
 
 def check_together(scorer: Complexity, config: CPXTrainingConfig) -> None:

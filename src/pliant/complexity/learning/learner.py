@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from pliant import prefill
+from pliant.adapters import attached
+from pliant.adapters.life import BRANCH
 from pliant.complexity.model import Complexity
 from pliant.complexity.stored.prefixes import Picked
 from pliant.errors import InvalidInput
@@ -25,6 +29,9 @@ class Learner(nn.Module):
         self.base_dropout = base_dropout
         if (spread := getattr(scorer.base, "hf_device_map", None)) is not None:
             self.hf_device_map = spread  # the Trainer leaves such a model where it lies
+        # By these, whoever shards (accelerate's FSDP) knows what to keep in one piece.
+        self._no_split_modules = _layers_of(self.base)
+        self._saving = False
         self._mode: bool | None = None
         self.train(False)
 
@@ -78,16 +85,56 @@ class Learner(nn.Module):
 
     def freeze(self, everything: bool) -> None:
         """A base that is as it was loaded, every parameter of it trainable, is meant to be frozen:
-        some of it was chosen by somebody, and stays. With `everything` False, all is trained."""
+        some of it was chosen by somebody, and stays. With `everything` False, all is trained that
+        a score is made of."""
         rest = [p for _, p in self.scorer.base_parameters()]
         if not everything:
+            past = {id(p) for p in self._past_the_scorer()}
             for p in rest:
-                p.requires_grad_(p.is_floating_point())
+                p.requires_grad_(p.is_floating_point() and id(p) not in past)
         elif all(p.requires_grad for p in rest if p.is_floating_point()):
             for p in rest:
                 p.requires_grad_(False)
         self._mode = None
         self.train(self.training)
+
+    def _past_the_scorer(self) -> Iterator[nn.Parameter]:
+        """The vocabulary's head, unless it is the embeddings, and the layers that are not run."""
+        anatomy, layer = self.scorer.anatomy, self.scorer.config.layer
+        shared = {id(p) for p in anatomy.embeddings.parameters()}
+        if anatomy.head is not None:
+            yield from (p for p in anatomy.head.parameters() if id(p) not in shared)
+        for unused in list(anatomy.layers)[layer:] if layer is not None else ():
+            yield from unused.parameters()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """With all that is attached, which the base's own leaves out: accelerate may send each
+        process its shards of what it finds here. While a checkpoint is saved, what is trained."""
+        whole: Any = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        for name, adapter in attached(self.base).items():
+            own = {**kwargs, "destination": whole, "prefix": f"{prefix}base.{BRANCH}.{name}."}
+            adapter.state_dict(**own)
+        if self._saving:
+            learned = {prefix + name for name, p in self.named_parameters() if p.requires_grad}
+            for key in [key for key in whole if key not in learned]:
+                del whole[key]
+        return whole
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """A frozen base is as it was, and no checkpoint needs it."""
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
+
+    def reshard(self) -> None:
+        """What was evaluated last is still whole, and what is written there would be lost."""
+        for module in self.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         """What transformers asks for; of a frozen base, no activation of a prompt is kept."""
@@ -109,8 +156,6 @@ class Learner(nn.Module):
 
 def learner_of(model: nn.Module, base_dropout: bool = False) -> Learner:
     """From a CPXCausalLM, a scorer, or a model that one scorer is attached to."""
-    from pliant.adapters import attached
-
     if isinstance(model, Learner):
         return model
     scorer: Any = model if isinstance(model, Complexity) else getattr(model, "scorer", None)
@@ -132,3 +177,9 @@ def trained_tensors(learner: Learner) -> dict[str, Tensor]:
         name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu().contiguous()
         for name, p in learner.trained_base()
     }
+
+
+def _layers_of(base: nn.Module) -> list[str]:
+    """The kinds of module that a model wants in one piece, as far as it has any."""
+    there = {type(module).__name__ for module in base.modules()}
+    return sorted(there & set(getattr(base, "_no_split_modules", None) or ()))

@@ -30,5 +30,5 @@ def checksum(tensor: Tensor) -> bytes:
     words = octets[:even].view(torch.int64)
     factors = (torch.arange(BLOCK, device=words.device) * 2 + 1) * SPREAD
     sums = [(block * factors[: len(block)]).sum() for block in words.split(BLOCK) if len(block)]
-    rest = octets[even:].cpu().numpy().tobytes()
+    rest = bytes(octets[even:].tolist())  # .numpy() would tie down a storage that FSDP frees
     return (torch.stack(sums).cpu().numpy().tobytes() if sums else b"") + rest
