@@ -19,7 +19,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from pliant.adapters import attached
-from pliant.errors import InvalidInput
 from pliant.gradients import GradientConfig, attach
 from pliant.gradients.training import PREFIX, SelectiveTraining
 
@@ -33,11 +32,31 @@ CONFIGS = {
 }
 
 
+def no_labels(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.full_like(batch["labels"], -100)
+
+
+def from_the_start(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+
+
+UNLIKE: dict[str, Any] = {
+    "hardest": (CONFIGS["sparse, hardest"], no_labels),
+    "hardest, whole": (HARDEST, no_labels),
+    "uniform": (GradientConfig(engine="exact", selection="uniform", ratio=1.0), no_labels),
+    "completion": (GradientConfig(engine="completion"), from_the_start),
+    "completion of nothing": (GradientConfig(engine="completion"), no_labels),
+}
+
+
 def halves() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The joint batch, and this process's rows of it."""
     joint = padded(rows(4))
-    mine = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
-    return joint, {key: value[mine] for key, value in joint.items()}
+    return joint, two_halves(joint)[dist.get_rank()]
+
+
+def two_halves(joint: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    return [{k: v[2 * rank : 2 * rank + 2] for k, v in joint.items()} for rank in range(2)]
 
 
 def gradient(model: nn.Module, batch: dict[str, Any], share: float, **more: Any) -> dict[str, Any]:
@@ -94,13 +113,26 @@ def sharded_parts(found: dict[str, Any]) -> None:
     attach(model, CONFIGS["sparse, hardest"])
     parts = gradient(wrapped(model, "fsdp2, decoder as well"), mine, 2.0, num_items_in_batch=items)
     found["a decoder sharded by itself"] = close(parts, gradient(alone, joint, 1.0))
-    model = tiny_llama()
-    attach(model, HARDEST)
-    fully_shard(model.lm_head)
-    try:
-        fully_shard(model).train()(**mine)
-    except InvalidInput as error:
-        found["a head sharded by itself is refused"] = "sharded by itself" in str(error)
+
+
+def unlike_processes(found: dict[str, Any]) -> None:
+    """One has prompts and labels, the other no labels at all, or labels from the start on: it asks
+    its head another number of times, and yet none waits for the other."""
+    for name, (config, labels_of_second) in UNLIKE.items():
+        parts = list(two_halves(padded(rows(4))))
+        parts[1]["labels"] = labels_of_second(parts[1])
+        items = sum((part["labels"][:, 1:] != -100).sum() for part in parts)
+        alone, model = tiny_llama(), tiny_llama()
+        attach(alone, config)
+        gradients = attach(model, config)
+        fully_shard(model.lm_head)
+        found[f"unlike, {name}"] = close(
+            gradient(
+                wrapped(model, "fsdp2"), parts[dist.get_rank()], 2.0, num_items_in_batch=items
+            ),
+            [gradient(alone, part, 1.0, num_items_in_batch=items) for part in parts][-1],
+        )
+        found[f"unlike, {name}: by {config.engine}"] = gradients.engine == config.engine
 
 
 def own_draws(found: dict[str, Any]) -> None:
@@ -151,6 +183,7 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     same_gradient(results)
     sharded_parts(results)
+    unlike_processes(results)
     own_draws(results)
     trained(results)
     (OUT / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))

@@ -32,7 +32,7 @@ from pliant.gradients.engines.completion import completion
 from pliant.gradients.engines.exact import exact
 from pliant.gradients.engines.objective import Objective, objective
 from pliant.gradients.engines.passage import Passage, hidden_of, rows_of
-from pliant.gradients.engines.sharded import head_at_hand, is_sharded
+from pliant.gradients.engines.sharded import is_sharded, while_head_runs
 from pliant.gradients.engines.sparse import first_pass, second_pass
 from pliant.gradients.engines.standing import Standing, standing
 from pliant.gradients.ledger import Cost
@@ -212,9 +212,7 @@ class Gradients(Adapter):
         if engine == "sparse" and not self.selector.takes_all and self._is_worth_it():
             return self._sparse(passage, lesson)
         decoded, scored_BTD = exact(passage, lesson.inputs, self.acting.exit_layer)
-        with head_at_hand(passage.anatomy):
-            chosen = self.selector.chosen(passage, lesson, decoded, scored_BTD)
-        return decoded, chosen, decoded
+        return decoded, self._chosen(passage, lesson, decoded, scored_BTD), decoded
 
     def _is_worth_it(self) -> bool:
         return self.selector.schedule.ratio() <= WORTH_IT
@@ -226,14 +224,22 @@ class Gradients(Adapter):
             one_hop=self.acting.kv_grad == "one_hop",
             exit_layer=self.acting.exit_layer,
         )
-        with head_at_hand(passage.anatomy):
-            chosen = self.selector.chosen(passage, lesson, first.decoded, first.scored_BTD)
+        chosen = self._chosen(passage, lesson, first.decoded, first.scored_BTD)
         at_BK, live_BK = chosen.positions_BK, chosen.live_BK
         if at_BK.shape[1] == lesson.valid_BT.shape[1]:
             decoded = passage.backbone(lesson.inputs)
         else:
             decoded = second_pass(passage, lesson.inputs, first.pairs, at_BK, live_BK)
         return decoded, chosen, first.decoded
+
+    def _chosen(self, passage: Passage, lesson: Lesson, decoded: Any, scored_BTD: Tensor) -> Chosen:
+        def look() -> Chosen:
+            return self.selector.chosen(passage, lesson, decoded, scored_BTD)
+
+        asks = self.acting.needs_scores and not self.selector.takes_all
+        if not asks or self.selector.router is not None:
+            return look()
+        return while_head_runs(passage.anatomy, scored_BTD, look)
 
     def _finished(
         self, passage: Passage, lesson: Lesson, decoded: Any, chosen: Chosen

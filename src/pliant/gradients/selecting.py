@@ -112,7 +112,6 @@ class Selector:
         valid_BT, score = lesson.valid_BT, self.config.score
         targets_N = lesson.targets_BT[valid_BT]
         if self.router is None:
-            _refuse_sharded_head(passage)
             rows, logits_of = _head_on(passage, lesson, decoded, hidden_BTD.detach())
             found = self._estimated(passage, lesson, decoded, rows, generator)
         else:
@@ -207,17 +206,6 @@ def spread(values_N: Tensor, valid_BT: Tensor) -> Tensor:
     values_BT = values_N.new_zeros(valid_BT.shape)
     values_BT[valid_BT] = values_N
     return values_BT
-
-
-def _refuse_sharded_head(passage: Passage) -> None:
-    """Each process asks its head as often as its own tokens take, and all must ask alike where
-    asking brings the head's weights together."""
-    if hasattr(passage.anatomy.head, "unshard"):
-        raise InvalidInput(
-            "the head is sharded by itself (fully_shard on the head alone): processes that score "
-            "tokens would wait for each other for ever. Shard it with the model that holds it, or "
-            'take selection="uniform"'
-        )
 
 
 def everything(valid_BT: Tensor) -> Chosen:

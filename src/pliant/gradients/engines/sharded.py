@@ -8,41 +8,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
-from pliant.anatomy.detour import CALL, Handler, detours
+from pliant.anatomy.detour import CALL, FORWARD, detours
+
+Found = TypeVar("Found")
 
 
 def is_sharded(anatomy: Anatomy) -> bool:
     """Whether the layers' weights are gone between their runs."""
-    weights = list(anatomy.layers[0].parameters())
-    return any(hasattr(p, "full_tensor") or _is_partitioned(p) for p in weights)
+    return _in_shards(anatomy.layers[0])
+
+
+def while_head_runs(anatomy: Anatomy, hidden_BTD: Tensor, look: Callable[[], Found]) -> Found:
+    """What `look` finds by running the head as often as this process' own tokens take.
+
+    A head in shards runs once for all of it: its hooks bring its weights together before and take
+    them apart after, and inside it runs without them.
+    """
+    head = anatomy.head
+    if head is None or not _in_shards(head):
+        return look()
+    found: list[Found] = []
+
+    def answer(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        with _without_hooks(head):
+            found.append(look())
+        return args[0]
+
+    with torch.no_grad(), detours({(head, FORWARD): answer}):
+        head(hidden_BTD[:1, :1].detach())
+    return found[0]
 
 
 @contextmanager
-def head_at_hand(anatomy: Anatomy) -> Iterator[None]:
-    """Each process may run its head as often as its own tokens take: under ZeRO-3 its weights are
-    brought together once, and its modules run without the hooks that would do so each time."""
-    head = anatomy.head
-    weights = [p for p in head.parameters() if _is_partitioned(p)] if head is not None else []
-    if head is None or not weights:
+def _without_hooks(head: nn.Module) -> Iterator[None]:
+    before = vars(head).get(CALL)
+    setattr(head, CALL, lambda *args, **kwargs: head.forward(*args, **kwargs))
+    try:
         yield
-        return
-    from deepspeed.zero import GatheredParameters
-
-    with GatheredParameters(weights), detours({(m, CALL): _bare(m) for m in head.modules()}):
-        yield
-
-
-def _bare(module: nn.Module) -> Handler:
-    def answer(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return module.forward(*args, **kwargs)
-
-    return answer
+    finally:
+        delattr(head, CALL)
+        if before is not None:
+            setattr(head, CALL, before)
 
 
-def _is_partitioned(weight: nn.Parameter) -> bool:
-    return hasattr(weight, "ds_id")
+def _in_shards(module: nn.Module) -> bool:
+    return any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in module.parameters())
