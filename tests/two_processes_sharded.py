@@ -17,9 +17,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from tests.complexity.test_training import losses, rows, same, scorer_on, trainer, values
+from tests.gradients.test_training import padded
+from tests.gradients.test_training import rows as lessons
+from tests.gradients.test_training import trainer as selective_trainer
 from tests.minimal_adapter import tiny_llama
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader
@@ -27,6 +30,8 @@ from transformers import TrainerCallback
 
 from pliant.complexity import Complexity, CPXTrainer
 from pliant.errors import InvalidInput
+from pliant.gradients import GradientConfig, attach
+from pliant.gradients.training import SelectiveTraining
 
 OUT = Path(sys.argv[1])
 PROMPTS = [row["input_ids"] for row in rows(9, 7)]
@@ -44,6 +49,7 @@ def gate_lifted() -> Iterator[None]:
             if self._mixed_precision != "no":
                 fsdp_plugin.set_mixed_precision(self._mixed_precision)
             self.fsdp_plugin = fsdp_plugin
+            PartialState._shared_state["distributed_type"] = self.distributed_type
 
     AcceleratorState.__init__ = lifted  # type: ignore[method-assign]
     try:
@@ -197,10 +203,68 @@ def refused(found: dict[str, bool]) -> None:
             found["the first version is refused"] = "--fsdp_version 2" in str(error)
 
 
+# --- some tokens ----------------------------------------------------------------------------------
+
+SOME = {
+    "every token": GradientConfig(engine="exact", selection="all"),
+    "exact": GradientConfig(engine="exact", selection="topk", ratio=0.4),
+    "sparse": GradientConfig(engine="sparse", selection="topk", ratio=0.4),
+}
+LESSONS, RATE = lessons(24), 1e-2
+
+
+def alone(config: GradientConfig, tied: bool) -> dict[str, Tensor]:
+    """What one process learns from batches twice as large, in a plain loop."""
+    model = tiny_llama(tie_word_embeddings=tied).train()
+    attach(model, config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
+    for step in range(6):
+        model(**padded(LESSONS[4 * step : 4 * step + 4])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def selective_run(config: GradientConfig, tied: bool, folder: Path, **more: Any) -> Any:
+    model, watch = tiny_llama(tie_word_embeddings=tied), Watch()
+    attach(model, config)
+    fsdp = {"ddp_backend": "gloo", "fsdp": True, "save_strategy": "steps", "save_steps": 2}
+    run = selective_trainer(
+        model,
+        folder,
+        data=LESSONS,
+        max_steps=6,
+        optim="adamw_torch",
+        learning_rate=RATE,
+        callbacks=[watch, SelectiveTraining(config)],
+        **fsdp,
+        **more,
+    )
+    return run, watch
+
+
+def some_tokens(found: dict[str, bool]) -> None:
+    for tied in (False, True):
+        for name, config in SOME.items():
+            folder = OUT / f"{name} {tied}"
+            with gate_lifted():
+                run, watch = selective_run(config, tied, folder)
+                run.train()
+                trained = whole({k: p.detach() for k, p in run.model.named_parameters()})
+                again, _ = selective_run(config, tied, folder)
+                again.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+            resumed = whole({k: p.detach() for k, p in again.model.named_parameters()})
+            case = f"{name}, {'tied' if tied else 'free'} head"
+            found[f"{case}: as one process"] = close(trained, alone(config, tied))
+            found[f"{case}: shards, between steps"] = watch.sharded == watch.layers == {True}
+            found[f"{case}: resumed"] = same(resumed, trained)
+
+
 if __name__ == "__main__":
     results: dict[str, bool] = {}
     refused(results)
     scorers(results)
+    some_tokens(results)
     (OUT / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))
     dist.barrier()  # whoever leaves first cuts the others off in what they are still reading
     dist.destroy_process_group()

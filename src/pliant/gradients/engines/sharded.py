@@ -28,11 +28,15 @@ def while_head_runs(anatomy: Anatomy, hidden_BTD: Tensor, look: Callable[[], Fou
     """What `look` finds by running the head as often as this process' own tokens take.
 
     A head in shards runs once for all of it: its hooks bring its weights together before and take
-    them apart after, and inside it runs without them.
+    them apart after, and inside it runs without them. One that shares its shards with the last norm
+    (as accelerate makes them) is whole since that ran, and its hooks count every run.
     """
     head = anatomy.head
-    if head is None or not _in_shards(head):
+    if head is None or not (_in_shards(head) or hasattr(head, "unshard")):
         return look()
+    if not _in_shards(head):
+        with _without_hooks(head):
+            return look()
     found: list[Found] = []
 
     def answer(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
