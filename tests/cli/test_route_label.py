@@ -247,6 +247,33 @@ def test_a_verdict_that_two_rows_share_is_paid_for_once(tmp_path: Path) -> None:
     assert spent[JUDGE].calls == 1 and spent[JUDGE].usd == pytest.approx(asked * 0.001)
 
 
+def test_what_a_judge_was_asked_in_vain_is_paid_for_too(tmp_path: Path) -> None:
+    """One of two answers gets no verdict, in two tries; the next run tries again, and gets one."""
+    rows = [{"prompt": p, "answer": "x"} for p in ("right", "neither")]
+    prompts, out = write(tmp_path / "p.jsonl", *rows), tmp_path / "labels.jsonl"
+    script: list[Any] = [None, None]  # the two answers
+    script += [judged("VERDICT: RIGHT"), judged("so so"), judged("well")]
+    with chat_server(script) as server:
+        judge = ["--verifier", "judge", "--judge", f"judge=openai:j@{server.url}"]
+        options = far(server, *judge)
+        assert label(prompts, out, *options) == 0
+        assert len(read_rows(out)) == 1 and len(server.bodies) == 5
+        assert label_cost(out)[JUDGE].calls == 3
+        server.script.append(judged("VERDICT: WRONG"))
+        assert label(prompts, out, *options) == 0
+    assert label_cost(out)[JUDGE].calls == 4
+    assert [row["right"]["far"] for row in read_rows(out)] == [1, 0]
+
+
+def judged(text: str) -> str:
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text},
+        "finish_reason": "stop",
+    }
+    return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 2}})
+
+
 def test_a_router_asks_the_models_as_they_were_asked_for_the_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

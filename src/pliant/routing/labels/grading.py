@@ -75,11 +75,16 @@ class JudgeGrader(Grader):
         self._costs: dict[str, Used] = {}
         """Of verdicts that were not told yet."""
         self._failed: dict[str, str] = {}
+        self._in_vain: dict[str, Used] = {}
+        """Of answers that it gave no verdict on, until that is told."""
 
     def prepare(self, answers: Iterable[ToGrade], journal: Journal, shown: Any) -> Used | None:
         for row in journal.rows():
             if row["key"].startswith("verdict "):
                 self._keep(row)
+            elif row["key"].startswith(f"no verdict of {self._label} on "):
+                spent = Used.from_dict(row["used"]).priced(self._price)
+                self._in_vain[row["key"].removeprefix("no ")] = spent
         new = {self._key(*one): one for one in answers}
         new = {key: one for key, one in new.items() if key not in self._verdicts}
         keys = list(new)
@@ -88,6 +93,9 @@ class JudgeGrader(Grader):
                 key = keys[at]
                 if isinstance(verdict, str):
                     self._failed[key] = verdict
+                    spent = self._in_vain[key] = self._in_vain.get(key, self._nothing) + used
+                    if used.calls:
+                        journal.add({"key": f"no {key}", "used": spent.as_dict()})
                 else:
                     row = {"key": key, "right": verdict, "used": used.as_dict()}
                     self._keep(row)
@@ -95,8 +103,11 @@ class JudgeGrader(Grader):
         return self._used
 
     def used(self, answers: Iterable[ToGrade]) -> Used | None:
-        costs = [self._costs.pop(key) for key in {self._key(*one) for one in answers}
-                 if key in self._costs]  # fmt: skip
+        """With the first row, what was asked in vain: the rows that it was for are not written."""
+        keys = {self._key(*one) for one in answers}
+        costs = [*(self._costs.pop(key) for key in keys if key in self._costs)]
+        costs += self._in_vain.values()
+        self._in_vain = {}
         return sum(costs, self._nothing) if costs else None
 
     def _keep(self, row: Row) -> None:
