@@ -3,7 +3,8 @@
 A page's `python` blocks share one namespace and run in order. The lines of a `bash` block are run,
 and so are those of a `console` block that begin with `$`; the lines under one are looked for in
 what it printed (`...` stands for any others). A block of `yaml` with a command is a recipe, and its
-keys are checked. What cannot run here says so by its tag: `text`.
+keys are checked. What cannot run here says so by its tag, `text`: of our own commands in it, the
+names and options are checked.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.main import get_command
 
 from pliant import recipes
 from pliant.cli import app
@@ -53,6 +57,24 @@ def blocks_with(*tags: str) -> list[Block]:
     return [block for page in PAGES for block in blocks(page) if block.tag in tags]
 
 
+def shown_only(block: Block) -> list[list[str]]:
+    """The arguments of our own commands in a block that does not run."""
+    lines = block.body.replace("\\\n", " ").splitlines()
+    ours = [line.rpartition("| ")[2].strip() for line in lines]
+    return [shlex.split(line)[1:] for line in ours if line.startswith("pliant ")]
+
+
+def parse(arguments: list[str]) -> None:
+    """As the command line would, up to where the command begins."""
+    command: Any = get_command(app.application(*arguments[:2]))
+    context = command.make_context("pliant", list(arguments))
+    while hasattr(command, "resolve_command"):
+        name, command, rest = command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
+        context = command.make_context(name, rest, parent=context)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_says_what_it_is(page: Path) -> None:
     assert [str(block) for block in blocks(page) if block.tag not in TAGS] == []
@@ -79,6 +101,12 @@ def test_commands_run_and_print_what_is_shown(block: Block) -> None:
         printed = run(command)
         for line in shown:
             assert squeezed(line) in squeezed(printed), f"{block}: {command!r} printed\n{printed}"
+
+
+@pytest.mark.parametrize("block", [b for b in blocks_with("text") if shown_only(b)], ids=str)
+def test_commands_that_are_only_shown_are_spelled_right(block: Block) -> None:
+    for words in shown_only(block):
+        parse(words)
 
 
 @pytest.mark.parametrize("block", blocks_with("yaml"), ids=str)
@@ -117,6 +145,13 @@ def test_a_command_that_is_none_of_ours_is_no_documentation(tmp_path: Path) -> N
     for line in ("rm -rf /", "pliant doctor ./nowhere", "make nothing-like-this"):
         with pytest.raises(AssertionError):
             list(map(run, [line]))
+
+
+def test_a_command_with_an_option_that_there_is_not_is_spelled_wrong() -> None:
+    parse(["route", "evaluate", "--router", "mine", "--labels", "some.jsonl"])
+    for words in (["route", "evaluate", "--rooter", "mine"], ["route", "value"], ["doctor"]):
+        with pytest.raises(typer.TyperException):
+            parse(words)
 
 
 def test_what_python_prints_is_held_against_what_is_shown() -> None:
