@@ -14,7 +14,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tests.minimal_adapter import tiny_llama
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    LlamaForCausalLM,
+    LlamaForTokenClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pliant.errors import InvalidInput
@@ -98,6 +104,63 @@ def test_ragged_batches_accumulated_are_one_large_batch(
         assert loss == pytest.approx(trained[0][0], rel=1e-5)
         assert torch.allclose(weight, trained[0][1], atol=1e-6)
     assert not torch.allclose(trained[0][1], tiny_llama().lm_head.weight, atol=1e-4)
+
+
+class Bare(LlamaForCausalLM):
+    """As models of one's own may be: told nothing that its author did not think of."""
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        labels: Any = None,
+        use_cache: Any = None,
+        return_dict: Any = None,
+    ) -> Any:
+        return super().forward(
+            input_ids, attention_mask, labels=labels, use_cache=use_cache, return_dict=return_dict
+        )
+
+
+class TaggerForTokenClassification(LlamaForTokenClassification):
+    """Its loss is that of labels which stand at their tokens; nothing is chosen."""
+
+    accepts_loss_kwargs = False
+
+
+def bare(kind: Any = Bare) -> Any:
+    plain = tiny_llama()
+    plain.config.num_labels, plain.config.classifier_dropout = 64, 0.0
+    torch.manual_seed(0)
+    model = kind(plain.config)
+    if kind is Bare:
+        model.load_state_dict(plain.state_dict())
+    return model
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("kind", [Bare, TaggerForTokenClassification])
+@pytest.mark.filterwarnings("ignore:.*nothing is chosen")
+def test_a_model_that_takes_no_count_is_given_one(tmp_path: Path, kind: Any, early: bool) -> None:
+    """Else each part of a step would weigh the same, however few tokens it has."""
+    trained, config = [], HARDEST
+    for size, parts in ((6, 1), (2, 3)):
+        model = bare(kind)
+        gradients = attach(model, config) if early else None
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts}
+        run = trainer(model, tmp_path, **options)
+        gradients = make_selective(run, None if early else config)
+        put_outside(gradients)
+        run.train()
+        ours = run.evaluate()["eval_loss"]
+        trained.append((history(run, "loss")[0], next(model.parameters()).detach().clone()))
+        gradients.detach()
+        assert "accepts_loss_kwargs" not in vars(model)
+        assert early or not run.model_accepts_loss_kwargs
+        stock = trainer(model, tmp_path)
+        assert not stock.model_accepts_loss_kwargs and ours == stock.evaluate()["eval_loss"]
+    assert trained[0][0] == pytest.approx(trained[1][0], rel=1e-5)
+    assert torch.allclose(trained[0][1], trained[1][1], atol=1e-6)
 
 
 def test_at_ratio_one_it_is_the_trainers_own_training(tmp_path: Path) -> None:

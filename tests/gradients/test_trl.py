@@ -131,28 +131,33 @@ def reward(completions: list[Any], **_: Any) -> list[float]:
     return [float(len(text) % 5) for text in completions]
 
 
-def grpo(
-    folder: Path, tokenizer: Any, config: GradientConfig, lora: Any = None, **changes: Any
+def policy(
+    folder: Path, tokenizer: Any, kind: Any, config: Any = None, lora: Any = None, **changes: Any
 ) -> Any:
+    """A trainer of GRPO's kind, or of RLOO's; `kind` is trl's own, or the selective one."""
     from datasets import Dataset
 
-    from pliant.gradients.trl import SelectiveGRPOTrainer
-
-    plain: dict[str, Any] = {"num_generations": 4, "max_completion_length": 10}
+    settings = trl.GRPOConfig if "GRPO" in kind.__name__ else trl.RLOOConfig
+    plain: dict[str, Any] = {"num_generations": 4, "max_completion_length": 10, "beta": 0.0}
     torch.manual_seed(0)
-    return SelectiveGRPOTrainer(
+    return kind(
         small_model(tokenizer),
         reward,
-        trl.GRPOConfig(**options(folder, **plain, **changes)),
+        args=settings(**options(folder, **plain | changes)),
         train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in ROWS]),
         processing_class=tokenizer,
         peft_config=lora,
-        selective=config,
+        **({} if config is None else {"selective": config}),
     )
 
 
-def test_grpos_gradient_is_the_whole_one_on_average(tmp_path: Path, tokenizer: Any) -> None:
-    run = grpo(tmp_path, tokenizer, UNIFORM)
+@pytest.mark.parametrize("name", ["SelectiveGRPOTrainer", "SelectiveRLOOTrainer"])
+def test_a_policys_gradient_is_the_whole_one_on_average(
+    tmp_path: Path, tokenizer: Any, name: str
+) -> None:
+    from pliant.gradients import trl as selective
+
+    run = policy(tmp_path, tokenizer, getattr(selective, name), UNIFORM)
     run.model.train()
     run.current_gradient_accumulation_steps = 1  # what its train() sets
     batch = run._prepare_inputs(next(iter(run.get_train_dataloader())))
@@ -175,10 +180,30 @@ def test_grpos_gradient_is_the_whole_one_on_average(tmp_path: Path, tokenizer: A
     assert off < 3 * spread / len(draws) ** 0.5 and spread > 0.1 * dense.norm()
 
 
+def test_rloo_trains_and_what_it_logs_is_of_all_tokens(tmp_path: Path, tokenizer: Any) -> None:
+    from pliant.gradients.trl import SelectiveRLOOTrainer
+
+    stock = policy(tmp_path, tokenizer, trl.RLOOTrainer, max_steps=2)
+    stock.train()
+    run = policy(tmp_path, tokenizer, SelectiveRLOOTrainer, HARDEST, max_steps=2)
+    run.train()
+    for key in ("loss", "entropy", "reward", "completions/mean_length"):
+        assert history(run, key)[0] == pytest.approx(history(stock, key)[0], rel=1e-5), key
+    weights = [one.model.lm_head.weight.detach() for one in (run, stock)]
+    assert not torch.equal(*weights) and not torch.equal(
+        weights[0], small_model(tokenizer).lm_head.weight
+    )
+    assert 0.4 <= history(run, "gradients/ratio")[0] < 0.6
+    assert run.gradients.selector.schedule.steps == 2
+
+
 def test_grpo_trains_and_its_loss_is_made_of_true_values(tmp_path: Path, tokenizer: Any) -> None:
     scored = GradientConfig(engine="sparse", ratio=0.4)
     lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
-    run = grpo(tmp_path, tokenizer, scored, lora, beta=0.1, max_steps=2)
+    from pliant.gradients.trl import SelectiveGRPOTrainer
+
+    kind = SelectiveGRPOTrainer
+    run = policy(tmp_path, tokenizer, kind, scored, lora, beta=0.1, max_steps=2)
     run.train()
     # At first the reference is the policy itself: were the values not true, they would differ.
     assert history(run, "kl")[0] == pytest.approx(0.0, abs=1e-6)
@@ -205,6 +230,50 @@ def test_dpo_trains_the_chosen_tokens_of_both(tmp_path: Path, tokenizer: Any) ->
     assert history(run, "loss")[0] == pytest.approx(0.6931, abs=1e-3)
     figures = run.gradients.totals()
     assert 0.5 <= figures["tokens_selected"] / figures["tokens_total"] < 0.7
+
+
+def kto(folder: Path, tokenizer: Any, kind: Any, *, on: Any = None, **selective: Any) -> Any:
+    from datasets import Dataset
+
+    judged = [{**row, "label": i % 2 == 0} for i, row in enumerate(ROWS)]
+    return kind(
+        on or small_model(tokenizer),
+        ref_model=small_model(tokenizer),
+        args=trl.KTOConfig(**options(folder)),
+        train_dataset=Dataset.from_list(judged),
+        processing_class=tokenizer,
+        **selective,
+    )
+
+
+def test_kto_trains_the_chosen_tokens_and_weighs_by_the_values_of_all(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    from pliant.gradients.trl import SelectiveKTOTrainer
+
+    stock = kto(tmp_path, tokenizer, trl.KTOTrainer)
+    stock.train()
+    run = kto(tmp_path, tokenizer, SelectiveKTOTrainer, selective=UNIFORM)
+    batch = next(iter(run.get_train_dataloader()))
+    touched = gradients_of(run, batch) > 0
+    labelled = batch["completion_mask"][:, 1:] != 0
+    assert touched.sum(1).tolist() == (-(-labelled.sum(1) // 2)).tolist()
+    assert not touched[:, :-1][~labelled].any()
+    run.train()
+    for key in ("loss", "rewards/chosen", "logps/rejected", "kl"):
+        assert history(run, key) == pytest.approx(history(stock, key), rel=1e-5, abs=1e-6), key
+    assert not torch.equal(run.model.lm_head.weight, stock.model.lm_head.weight)
+
+
+def test_under_kto_attached_alone_it_is_gone_past_and_says_so(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    some = small_model(tokenizer)
+    gradients = attach(some, HARDEST)
+    run = kto(tmp_path, tokenizer, trl.KTOTrainer, on=some)
+    with pytest.warns(GradientsWarning, match="trained past its forward"):
+        run.train()
+    assert gradients.metrics() == {}
 
 
 def test_weights_of_tokens_are_no_matter_of_trls(tmp_path: Path, tokenizer: Any) -> None:

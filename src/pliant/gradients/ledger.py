@@ -74,7 +74,7 @@ class Cost:
 
 
 def _quiet(weights: list[nn.Parameter]) -> float:
-    return 2.0 * sum(p.numel() for p in weights)
+    return 2.0 * sum(getattr(p, "ds_numel", p.numel()) for p in weights)  # ds: in ZeRO-3's shards
 
 
 def _live(weights: list[nn.Parameter]) -> float:

@@ -35,6 +35,7 @@ from pliant.gradients.engines.passage import Passage, hidden_of, rows_of
 from pliant.gradients.engines.sharded import is_sharded, while_head_runs
 from pliant.gradients.engines.sparse import first_pass, second_pass
 from pliant.gradients.engines.standing import Standing, standing
+from pliant.gradients.items import TakesCount
 from pliant.gradients.ledger import Cost
 from pliant.gradients.schedule import version_of
 from pliant.gradients.selecting import Reference, Router, Selector, everything
@@ -94,15 +95,23 @@ class Gradients(Adapter):
         self._anatomy: list[Anatomy] = []
         self._standing: Standing | None = None
         self._said: set[str] = set()
+        self.count: TakesCount | None = None
 
     def wire(self, model: nn.Module) -> Iterable[Wire]:
         self._anatomy = [Anatomy.of(model)]
         depth, exit_layer = len(self._anatomy[0].layers), self.config.exit_layer or 1
         if exit_layer > depth:
             raise InvalidInput(f"exit_layer = {exit_layer}: {type(model).__name__} has {depth}")
+        self.count = TakesCount(self._anatomy[0].model)
         yield from differentiable(model)
         yield Before(self._anatomy[0].decoder, self._watch)
         yield Around(self._anatomy[0].model, self._forward)
+
+    def detach(self) -> None:
+        super().detach()
+        if self.count is not None:
+            self.count.remove()
+        self.count = None
 
     def _watch(self, decoder: nn.Module, args: Any, kwargs: Any) -> None:
         """Notice who trains the decoder, but goes past the forward that chooses."""
@@ -155,13 +164,18 @@ class Gradients(Adapter):
         with bypass.inside(self):
             inputs = named(forward, args, kwargs)
             if bypass.within_another(self):  # which has chosen already, and calls this for the rest
-                return forward(*args, **without_extras(kwargs))
+                return self._own(forward, args, kwargs)
             learns = self.base.training and torch.is_grad_enabled()
             if learns and is_labelled(inputs):
                 return self._taught(forward, inputs)
             if learns:
                 self._say(bypass.without_labels(self.base))
-            return forward(*args, **without_extras(kwargs))
+            return self._own(forward, args, kwargs)
+
+    def _own(self, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """What the model itself makes of a call."""
+        assert self.count is not None
+        return self.count.own(forward, args, without_extras(kwargs))
 
     def _taught(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         fused = bool(inputs.pop(FLAG, False))
@@ -198,7 +212,7 @@ class Gradients(Adapter):
             "nothing is chosen: all of it is trained, at the full cost."
         )
         self.selector.schedule.begin(inputs.get("num_items_in_batch"), version_of(self.base))
-        return passage.forward(**without_extras(inputs))
+        return self._own(passage.forward, (), inputs)
 
     def _passed(self, passage: Passage, lesson: Lesson) -> tuple[Any, Chosen, Any]:
         """What the decoder returns, with the gradient of the chosen positions; these; and what it

@@ -21,6 +21,7 @@ from pliant.gradients.choosing.scores import Scored, in_chunks
 from pliant.gradients.choosing.stale import StaleScores
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.passage import Passage, hidden_of, with_hidden
+from pliant.gradients.engines.sharded import is_sharded
 from pliant.gradients.schedule import Schedule
 
 Reference = nn.Module | Callable[[], AbstractContextManager[Any]]
@@ -94,7 +95,9 @@ class Selector:
         if self.kept is None or lesson.example_id is None:
             return self._scores(passage, lesson, decoded, hidden_BTD, generator)
         known = self.kept.recall(lesson.example_id, lesson.valid_BT)
-        if not bool(known.due_B.any()):
+        # Where a reference is these sharded weights, other processes may be running them now.
+        alone = self.config.score != "excess" or not is_sharded(passage.anatomy)
+        if alone and not bool(known.due_B.any()):
             return known.difficulty_BT
         fresh_BT = self._scores(passage, lesson, decoded, hidden_BTD, generator)
         self.kept.keep(lesson.example_id, fresh_BT, lesson.valid_BT, known.due_B)

@@ -155,6 +155,7 @@ def make_selective(
     else:
         _refuse_another(gradients, config)
         put_outside(gradients)
+    _tell(gradients, trainer)
     callback = SelectiveTraining(
         config, reference=reference, router=router, resume_from=resume_from
     )
@@ -167,8 +168,16 @@ def make_selective(
 def put_outside(gradients: Gradients) -> None:
     """Off, and on again: around whatever took the place of the model's forward meanwhile."""
     base, name = gradients.base, gradients.name
+    told = gradients.count.told if gradients.count else []
     gradients.detach()
     adapters.attach(base, gradients, name)
+    for trainer in told:
+        _tell(gradients, trainer)
+
+
+def _tell(gradients: Gradients, trainer: Trainer) -> None:
+    assert gradients.count is not None
+    gradients.count.tell(trainer)
 
 
 def found(model: nn.Module) -> Gradients | None:

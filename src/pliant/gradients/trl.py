@@ -20,6 +20,7 @@ PLAIN = {
     "SelectiveDPOTrainer": "DPOTrainer",
     "SelectiveGRPOTrainer": "GRPOTrainer",
     "SelectiveRLOOTrainer": "RLOOTrainer",
+    "SelectiveKTOTrainer": "KTOTrainer",
 }
 __all__ = list(PLAIN)
 
