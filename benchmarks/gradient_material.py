@@ -227,16 +227,25 @@ def pretrained(steps: int, words: int = WORDS, width: int = 128, layers: int = 6
     return trained("base", shape, source(length, words), steps)
 
 
-def trained(name: str, shape: dict[str, int], rows: Material, steps: int) -> Any:
-    """`fresh` after so many steps on these rows, all tokens trained; kept in the cache."""
+def trained(
+    name: str,
+    shape: dict[str, int],
+    rows: Material,
+    steps: int,
+    rate: float = 2e-3,
+    cooled: float = 0.0,
+) -> Any:
+    """`fresh` after so many steps on these rows, all tokens trained, over the last `cooled` share
+    of them at a rate that falls; kept in the cache."""
     words, width, layers = shape["words"], shape["width"], shape["layers"]
     folder = CACHE / f"gradient-{name}-{words}-{width}x{layers}-{steps}"
     if (folder / "config.json").is_file():
         return LlamaForCausalLM.from_pretrained(folder).train()
     model = fresh(0, **shape)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     for step, batch in zip(range(steps), rows.batches(8, seed=0)):  # noqa: B905
-        optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 20)
+        left = (steps - step) / (cooled * steps) if cooled else 1.0
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 20, left)
         optimizer.zero_grad(set_to_none=True)
         model(**batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -5,8 +5,8 @@ Two sorts. People are made up: each row holds two forms with the same keys and p
 natural: Unicode's own data, as this Python has it, in the way of its XML edition. A *layout* is an
 order of the fields; a record names its layout first, so that what follows is the schema, or a fact.
 
-A model begins with records of others in all layouts; then come new ones in most layouts, and in the
-layouts that are left over the same facts are asked again. Every token is learned by everybody.
+A model begins with records of others in all layouts; then come new ones, each in most layouts, and
+in those that are left over the same facts are asked again. Every token is learned by everybody.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import random
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as Bytes
@@ -25,8 +26,21 @@ from tokenizers.trainers import BpeTrainer
 from benchmarks.gradient_material import Material, Row
 
 WORDS = 8192
-LAYOUTS, KNOWN = 32, 24
-"""Ways to order the fields; those in which new facts are learned. The others are for the exam."""
+LAYOUTS, ASKED = 12, 3
+"""Ways to order the fields; those of each record that are kept for the exam."""
+
+
+def _learned(record: int) -> list[int]:
+    """The layouts in which this one is read."""
+    return [layout for layout in range(LAYOUTS) if layout not in _asked(record)]
+
+
+def _asked(record: int) -> list[int]:
+    """Those in which it is asked for."""
+    return [(record + i * LAYOUTS // ASKED) % LAYOUTS for i in range(ASKED)]
+
+
+PARTS = _learned, _asked
 
 # --- people --------------------------------------------------------------------------------------
 
@@ -41,45 +55,41 @@ KEYS = (
 MARKS = ("{", "}", '"', ":", ",", "\n", "person", *(f"form-{i}" for i in range(LAYOUTS)))
 SCHEMA = (*MARKS, *dict.fromkeys(word for key in KEYS for word in key.split()))
 CODE = {word: i for i, word in enumerate(SCHEMA)}
-FIRST, LAST = 512, 512
-"""Names of persons; what is left of the vocabulary are values, as many for each key."""
-VALUES = (WORDS - len(SCHEMA) - FIRST - LAST) // len(KEYS)
+NAMES = 1024
+"""Of persons; what is left of the vocabulary are values, as many for each key."""
+VALUES = (WORDS - len(SCHEMA) - NAMES) // len(KEYS)
 
 
 def people(number: int) -> Material:
     """So many persons that the model has not met: forms that it learns, and the exam."""
-    known = _forms("new", number, range(KNOWN))
-    asked = _forms("new", number, range(KNOWN, LAYOUTS))
+    new = range(NAMES - number, NAMES)
+    known, asked = ([_form(i, layout) for i in new for layout in some(i)] for some in PARTS)
     return Material(_paired(known, "learned"), _paired(asked, "asked"))
 
 
 def other_people(number: int) -> Material:
     """What the model has read before."""
-    forms = _forms("old", number, range(LAYOUTS))
+    forms = [_form(person, layout) for person in range(number) for layout in range(LAYOUTS)]
     rows = _paired(forms, "read")
     return Material(rows, rows)
 
 
-def _forms(world: str, number: int, layouts: Sequence[int]) -> list[list[int]]:
-    rng = random.Random(f"people/{world}")
-    persons = rng.sample([(a, b) for a in range(FIRST) for b in range(LAST)], number)
-    facts = [[rng.randrange(VALUES) for _ in KEYS] for _ in persons]
-    return [
-        _form(person, values, layout)
-        for person, values in zip(persons, facts, strict=True)
-        for layout in layouts
-    ]
-
-
-def _form(person: tuple[int, int], values: Sequence[int], layout: int) -> list[int]:
-    """`{ form-3 "person" : "A B" , "place of birth" : "C" , ... }`"""
-    names = [len(SCHEMA) + person[0], len(SCHEMA) + FIRST + person[1]]
-    row = _spelt("{", f"form-{layout}", '"', "person", '"', ":", '"') + names + _spelt('"')
-    order = random.Random(f"layout/{layout}").sample(range(len(KEYS)), len(KEYS))
-    for i in order:
-        value = len(SCHEMA) + FIRST + LAST + i * VALUES + values[i]
+def _form(person: int, layout: int) -> list[int]:
+    """`{ form-3 "person" : "A" , "place of birth" : "C" , ... }`"""
+    facts = random.Random(f"person/{person}")
+    values = [facts.randrange(VALUES) for _ in KEYS]
+    name = len(SCHEMA) + person
+    row = _spelt("{", f"form-{layout}", '"', "person", '"', ":", '"') + [name] + _spelt('"')
+    for i in _arranged(range(len(KEYS)), layout):
+        value = len(SCHEMA) + NAMES + i * VALUES + values[i]
         row += _spelt(",", '"', *KEYS[i].split(), '"', ":", '"') + [value] + _spelt('"')
     return row + _spelt("}", "\n")
+
+
+def _arranged(fields: Sequence[Any], layout: int) -> list[Any]:
+    """From another field on, round the corner; every other layout backwards."""
+    turned = [*fields[layout // 2 :], *fields[: layout // 2]]
+    return turned[::-1] if layout % 2 else turned
 
 
 def _spelt(*words: str) -> list[int]:
@@ -99,9 +109,10 @@ def _paired(forms: list[list[int]], what: str) -> list[Row]:
 def characters(number: int) -> Material:
     """So many characters that the model has not met, and the exam."""
     new, _ = _split(number)
-    learned = [_encoded(one, layout) for one in new for layout in range(KNOWN)]
-    asked = [_encoded(one, layout) for one in new for layout in range(KNOWN, LAYOUTS)]
-    return Material(_paired(learned, "learned"), _paired(asked, "asked"))
+    known, asked = (
+        [_encoded(one, layout) for i, one in enumerate(new) for layout in some(i)] for some in PARTS
+    )
+    return Material(_paired(known, "learned"), _paired(asked, "asked"))
 
 
 def other_characters(number: int) -> Material:
@@ -128,7 +139,6 @@ def _has_a_name_of_its_own(character: str) -> bool:
 def _entry(character: str, layout: int) -> str:
     """`<char order="3" cp="0041" na="LATIN CAPITAL LETTER A" gc="Lu" ... />`"""
     fields = {
-        "cp": _number(character),
         "na": unicodedata.name(character),
         "gc": unicodedata.category(character),
         "ccc": str(unicodedata.combining(character)),
@@ -141,9 +151,8 @@ def _entry(character: str, layout: int) -> str:
         "stc": _other_case(character, character.title()),
         "ea": unicodedata.east_asian_width(character),
     }
-    order = random.Random(f"layout/{layout}").sample(sorted(set(fields) - {"cp"}), len(fields) - 1)
-    told = " ".join(f'{name}="{fields[name]}"' for name in ["cp", *order])
-    return f'<char order="{layout}" {told}/>\n'
+    told = " ".join(f'{name}="{fields[name]}"' for name in _arranged(list(fields), layout))
+    return f'<char order="{layout}" cp="{_number(character)}" {told}/>\n'
 
 
 def _number(text: str) -> str:
@@ -170,4 +179,4 @@ def _words() -> Tokenizer:
 
 
 def _texts() -> Iterator[str]:
-    return (_entry(one, 0) for one in _split(256)[1])
+    return (_entry(one, 0) for one in _split(64)[1])

@@ -56,24 +56,24 @@ def _nano_l(seed: int) -> Any:
 
 
 def _read_forms(seed: int) -> Any:
-    return material.trained("people", FORMS, records.other_people(256), 600)
+    return material.trained("people", FORMS, records.other_people(128), 300, 3e-3, 0.3)
 
 
 def _read_unicode(seed: int) -> Any:
-    return material.trained("characters", FORMS, records.other_characters(NEW), 600)
+    return material.trained("characters", FORMS, records.other_characters(NEW), 500, 3e-3, 0.3)
 
 
 FINE = (5e-4, 1e-3, 2e-3)
 FORMS = {"words": records.WORDS, "width": 128, "layers": 4}
 """A head that is more than half of a model, as a small model of a large vocabulary has it."""
-NEW = 128
+NEW = 64
 """Whom the forms, and what the characters, are about."""
 RECORDS: dict[str, Any] = {
-    "size": 16,
+    "size": 8,
     "rates": (1e-3, 2e-3, 4e-3),
-    "held": 64,
-    "fewer": (0.5, 0.25),
-    "also": (ONE_HOP, replace(DEFAULT, engine="exact", selection="uniform")),
+    "held": 24,
+    "fewer": (0.75, 0.25),
+    "also": (ONE_HOP,),
 }
 REGIMES = {
     "scratch": Regime(
