@@ -32,11 +32,13 @@ SETTINGS = ((8192, 256, 8), (32768, 256, 4), (8192, 1024, 2), (32768, 1024, 1))
 """Vocabulary, tokens of a sequence, sequences."""
 OURS: dict[str, dict[str, Any]] = {
     "sparse .25": {"ratio": 0.25},
+    "sparse .25, whole vocabulary": {"ratio": 0.25, "score_share": 1.0},
     "sparse .25, uniform": {"ratio": 0.25, "selection": "uniform"},
     "sparse .25, one hop": {"ratio": 0.25, "kv_grad": "one_hop"},
     "sparse .10": {"ratio": 0.10},
     "sparse .50": {"ratio": 0.50},
     "exact .25": {"ratio": 0.25, "engine": "exact"},
+    "exact .25, whole vocabulary": {"ratio": 0.25, "engine": "exact", "score_share": 1.0},
     "exact .25, uniform": {"ratio": 0.25, "engine": "exact", "selection": "uniform"},
 }
 OFF = "attached, switched off"
