@@ -12,6 +12,7 @@ import torch
 from tests.gradients.audit.conftest import batch_like, rows_like
 
 from pliant.adapters import attached
+from pliant.anatomy.tiny import tiny_model
 from pliant.errors import InvalidInput
 from pliant.gradients import GradientConfig, attach
 from pliant.gradients.audit import audit
@@ -99,6 +100,13 @@ def test_the_model_is_left_as_it_was_found(model: Any) -> None:
     assert all(p.grad is None for p in model.model.parameters())
     assert attached(model) == {"gradients": gradients}
     assert gradients.metrics() == {} and gradients.selector.draws == 0
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("llama", 2 * 9), ("bart", 2 * 10)])
+def test_tokens_are_counted_as_the_model_holds_its_labels(kind: str, tokens: int) -> None:
+    ids = torch.randint(3, 90, (2, 10))
+    found = audit(tiny_model(kind), {"input_ids": ids, "labels": ids.roll(-1)}, draws=2, turns=1)
+    assert found.tokens == tokens
 
 
 def test_it_is_left_so_after_an_error_too(model: Any) -> None:

@@ -126,6 +126,19 @@ def test_metrics_are_the_published_packages_and_more() -> None:
     assert json.dumps(told)
 
 
+def test_metrics_cost_nothing_until_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pliant.gradients.facade import causal_lm
+
+    cggr, looked = wrapped(tiny_model("llama")), []
+    measured = causal_lm.measured
+    monkeypatch.setattr(causal_lm, "measured", lambda *args: looked.append(1) or measured(*args))
+    for _ in range(3):
+        cggr(IDS, labels=IDS).backward()
+    assert not looked
+    cggr.step()
+    assert cggr.get_metrics()["step"] == 2 and looked == [1]
+
+
 def test_it_is_ready_to_train_and_evaluates_all_tokens() -> None:
     model = tiny_model("llama")
     whole = model(input_ids=IDS, labels=IDS).loss

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pliant.adapters.fingerprint import unwrapped
+from pliant.anatomy import Anatomy
 from pliant.errors import InvalidInput
 from pliant.gradients.audit.as_found import as_found, trained, without_gradients
 from pliant.gradients.audit.contenders import (
@@ -24,6 +25,8 @@ from pliant.gradients.audit.cost import Cost, costs
 from pliant.gradients.audit.quality import Judge, Quality
 from pliant.gradients.batch import lesson_of
 from pliant.gradients.config import GradientConfig
+from pliant.gradients.engines.objective import objective
+from pliant.gradients.engines.passage import Passage
 from pliant.gradients.selecting import Reference, Router
 from pliant.stats import Band
 
@@ -167,10 +170,16 @@ def _checked(model: nn.Module, batches: Sequence[Batch], draws: int, turns: int)
         rows_in(batch)
         if batch.get("labels") is None and batch.get("shift_labels") is None:
             raise InvalidInput(f"a batch has no labels, only {', '.join(batch)}")
-    tokens = sum(int(lesson_of(dict(batch)).valid_BT.sum()) for batch in batches)
+    tokens = sum(_labelled(model, batch) for batch in batches)
     if not tokens:
         raise InvalidInput("no token of these batches is labelled: there is no gradient to compare")
     return tokens
+
+
+def _labelled(model: nn.Module, batch: Batch) -> int:
+    """Where labels stand at what predicts them, the first of a row is one as well."""
+    passage = Passage(Anatomy.of(model), model.forward)
+    return int(lesson_of(dict(batch), objective(passage).aligned).valid_BT.sum())
 
 
 def placed(batch: Batch, model: nn.Module) -> dict[str, Any]:

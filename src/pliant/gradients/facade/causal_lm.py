@@ -71,7 +71,8 @@ class CGGRModel(nn.Module):
         self.router = router if _stands_alone(router, model) else None
         """A router with weights of its own moves and is saved with this; another has none."""
         self._name = attach(model, config, router=router).name
-        self._last: dict[str, Any] = {}
+        self._last: tuple[int, Tensor] | None = None
+        """The step, and the logits that were trained: looked at when somebody asks, not before."""
         self.train()
 
     @property
@@ -86,10 +87,11 @@ class CGGRModel(nn.Module):
         if labels is None:
             return self.model(input_ids=input_ids, **inputs)
         learns = self.training and torch.is_grad_enabled()
-        step = self.gradients.selector.schedule.steps
+        if learns:
+            self._last = None  # what was trained before is held until now, and no longer
         output = self.model(input_ids=input_ids, labels=labels, **inputs)
         if learns:
-            self._last = {"step": step, **_sureness(logits_of(output))}
+            self._last = self.gradients.selector.schedule.steps, logits_of(output).detach()
         return output[0] if isinstance(output, tuple) else output.loss
 
     def step(self) -> None:
@@ -99,13 +101,15 @@ class CGGRModel(nn.Module):
     def get_metrics(self) -> dict[str, Any]:
         """Of the last training batch; confidence and entropy are those of the trained tokens.
         (Asking waits for the device.)"""
-        if not self._last:
+        if self._last is None:
             return {}
+        step, logits = self._last
         gradients = self.gradients
         told = gradients.metrics()
         return {
             **told,
-            **{k: v.item() if isinstance(v, Tensor) else v for k, v in self._last.items()},
+            "step": step,
+            **_sureness(logits),
             "token_ratio": told["ratio"],
             "tokens_selected": int(told["tokens_selected"]),
             "tokens_total": int(told["tokens_total"]),
@@ -135,8 +139,7 @@ def _stands_alone(router: Any, model: nn.Module) -> bool:
     return not any(id(p) in shared for p in router.parameters())
 
 
-def _sureness(logits: Tensor) -> dict[str, Tensor]:
+def _sureness(logits: Tensor) -> dict[str, float]:
     """The mean top probability and entropy of the rows that were trained."""
-    rows_NV = logits.detach().flatten(0, -2)
-    _, top_N, entropy_N = measured(rows_NV, None, "entropy")
-    return {"avg_confidence": top_N.mean(), "avg_entropy": entropy_N.mean()}
+    _, top_N, entropy_N = measured(logits.flatten(0, -2), None, "entropy")
+    return {"avg_confidence": top_N.mean().item(), "avg_entropy": entropy_N.mean().item()}
