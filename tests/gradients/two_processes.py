@@ -119,20 +119,20 @@ def unlike_processes(found: dict[str, Any]) -> None:
     """One has prompts and labels, the other no labels at all, or labels from the start on: it asks
     its head another number of times, and yet none waits for the other."""
     for name, (config, labels_of_second) in UNLIKE.items():
-        parts = list(two_halves(padded(rows(4))))
+        parts = two_halves(padded(rows(4)))
         parts[1]["labels"] = labels_of_second(parts[1])
-        items = sum((part["labels"][:, 1:] != -100).sum() for part in parts)
-        alone, model = tiny_llama(), tiny_llama()
+        mine, items = parts[dist.get_rank()], sum((p["labels"][:, 1:] != -100).sum() for p in parts)
+        alone = tiny_llama()
         attach(alone, config)
-        gradients = attach(model, config)
-        fully_shard(model.lm_head)
-        found[f"unlike, {name}"] = close(
-            gradient(
-                wrapped(model, "fsdp2"), parts[dist.get_rank()], 2.0, num_items_in_batch=items
-            ),
-            [gradient(alone, part, 1.0, num_items_in_batch=items) for part in parts][-1],
-        )
-        found[f"unlike, {name}: by {config.engine}"] = gradients.engine == config.engine
+        whole = [gradient(alone, part, 1.0, num_items_in_batch=items) for part in parts][-1]
+        for how in ("ddp", "fsdp2"):
+            model = tiny_llama()
+            gradients = attach(model, config)
+            if how == "fsdp2":
+                fully_shard(model.lm_head)
+            ours = gradient(wrapped(model, how), mine, 2.0, num_items_in_batch=items)
+            found[f"unlike, {how}, {name}"] = close(ours, whole)
+            found[f"unlike, {how}, {name}: engine"] = gradients.engine == config.engine
 
 
 def own_draws(found: dict[str, Any]) -> None:
