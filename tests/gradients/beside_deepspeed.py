@@ -30,7 +30,8 @@ CONFIGS = {
     "completion": GradientConfig(engine="completion"),
 }
 ZERO = {
-    "zero_optimization": {"stage": STAGE},
+    # Weights so small would otherwise stay whole in every process.
+    "zero_optimization": {"stage": STAGE, "stage3_param_persistence_threshold": 0},
     "zero_allow_untested_optimizer": True,
     "gradient_clipping": 0.0,
     "train_micro_batch_size_per_gpu": "auto",
