@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from pliant import prefill
 from pliant.adapters import attached
@@ -132,9 +131,9 @@ class Learner(nn.Module):
 
     def reshard(self) -> None:
         """What was evaluated last is still whole, and what is written there would be lost."""
-        for module in self.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        shards: list[Any] = [m for m in self.modules() if hasattr(m, "unshard")]
+        for module in shards:
+            module.reshard()
 
     def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         """What transformers asks for; of a frozen base, no activation of a prompt is kept."""
