@@ -16,6 +16,7 @@ another: see `faster`. FOLDER holds `gsm8k-train.jsonl.gz` and `gsm8k-test.jsonl
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -48,7 +49,7 @@ from benchmarks.gradient_ways import (
     dense_ways,
     ways_for,
 )
-from benchmarks.harness import keep
+from benchmarks.harness import RESULTS, keep
 from pliant.gradients.audit.contenders import narrowed
 from pliant.gradients.audit.rows import padded
 from pliant.stats import Band
@@ -65,13 +66,32 @@ LATE = 8
 def main() -> None:
     options = _options()
     torch.set_num_threads(1)
-    regime = REGIMES[options.regime]
-    rows = regime.rows(options)
-    figures = raced(regime, rows, options)
-    shown(options.regime, figures)
     name = "gradient_race_" + options.regime.replace(" ", "_")
     name += "_dense" * options.dense + "_only" * bool(options.only)
+    if options.again:
+        shown(options.regime, retold(RESULTS / f"{name}.json"))
+        return
+    regime = REGIMES[options.regime]
+    figures = raced(regime, regime.rows(options), options)
+    shown(options.regime, figures)
     keep(name, figures, " ".join(["python -m benchmarks.gradient_race", *_given()]))
+
+
+def retold(path: Path) -> dict[str, Any]:
+    """The figures of a race that was run before, told from its curves as they are told now."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    ways: dict[str, Any] = record["figures"]["ways"]
+    ours = [name for name, one in ways.items() if "least" in one]
+    for name, one in ways.items():
+        beside = {other: faster(one["curves"], ways[other]["curves"]) for other in ways}
+        one["times as fast as standard"] = beside["standard"].as_dict()
+        if name in ours:
+            rivals = {other: band for other, band in beside.items() if other not in ours}
+            one["times as fast as"] = {other: band.as_dict() for other, band in rivals.items()}
+            one["least"] = min(rivals, key=lambda other: rivals[other].value)
+    record["told"] = "anew, from the curves of this run"
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return dict(record["figures"])
 
 
 def raced(regime: Regime, rows: material.Material, options: argparse.Namespace) -> dict[str, Any]:
@@ -337,6 +357,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=4.0, help="that each may train, a seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="these ways alone, by name, standard among them")
+    parser.add_argument("--again", action="store_true", help="tell anew what was kept of this one")
     parser.add_argument("--dense", action="store_true", help="the default with dense steps")
     parser.add_argument("--tune", choices=("two", "all"), default="two", help="rates of whom")
     parser.add_argument("--data", type=Path, help="a folder with gsm8k-train.jsonl.gz")
