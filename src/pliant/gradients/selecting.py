@@ -179,6 +179,8 @@ class Selector:
     def state(self) -> dict[str, Any]:
         """What `take` goes on from, for JSON."""
         state: dict[str, Any] = {"schedule": self.schedule.state(), "draws": self.draws}
+        if self._words_agree is not None:  # to try it again would draw, and might find otherwise
+            state["words_agree"] = self._words_agree
         if self.config != self.asked:
             state["switched_to"] = asdict(self.config)
         if self.kept is not None:
@@ -193,6 +195,7 @@ class Selector:
             self.switch(self.asked if to is None else GradientConfig(**to))
         self.schedule.take(state["schedule"])
         self.draws = int(state["draws"])
+        self._words_agree = state.get("words_agree")
         if self.kept is not None and "kept" in state:
             self.kept.take(safetensors.torch.load(base64.b64decode(state["kept"])))
 

@@ -93,6 +93,11 @@ def masked(logits: Tensor) -> Tensor:
     return logits.index_fill(-1, torch.arange(5), -1e4)
 
 
+def closed(logits: Tensor) -> Tensor:
+    """The same for words at the end, which are there only where all words are."""
+    return torch.where(torch.arange(logits.shape[-1]) < 40, logits, -torch.inf)
+
+
 @pytest.mark.parametrize(
     ("spoil", "fine"),
     [
@@ -100,11 +105,12 @@ def masked(logits: Tensor) -> Tensor:
         (lambda logits: 30 * torch.tanh(logits / 30), True),
         (lambda logits: logits.float() * 0.25, True),
         (masked, False),
+        (closed, False),
         (lambda logits: logits.log_softmax(-1), False),
         (lambda logits: logits[:, : V - 1], False),
         (lambda logits: logits + torch.zeros(V), False),
     ],
-    ids=["plain", "capped", "scaled", "masked", "normed", "cut", "of one size"],
+    ids=["plain", "capped", "scaled", "masked", "closed", "normed", "cut", "of one size"],
 )
 def test_a_way_that_tells_words_apart_is_found_out(spoil: Any, fine: bool) -> None:
     head, hidden, targets = nn.Linear(D, V), torch.randn(16, D), torch.randint(V, (16,))
@@ -188,3 +194,23 @@ def test_a_model_with_a_way_of_its_own_is_read_whole(model: Any) -> None:
     model(input_ids=ids, labels=ids)
     assert gradients.metrics()["head_passes"] >= 16
     assert "loss_unselected" in gradients.metrics()
+
+
+@pytest.mark.parametrize("spoil", [None, masked], ids=["read in part", "read whole"])
+def test_a_resumed_training_draws_what_it_would_have_drawn(model: Any, spoil: Any) -> None:
+    if spoil is not None:
+        model.lm_head.register_forward_hook(lambda module, args, out: spoil(out))
+    batches = torch.randint(10, 64, (4, 2, 30))
+    config = GradientConfig(score_share=0.25)
+
+    def losses(gradients: Any, some: Tensor) -> list[float]:
+        found = [model(input_ids=ids, labels=ids).loss.item() for ids in some]
+        gradients.detach()
+        return found
+
+    whole = losses(attach(model, config), batches)
+    begun = attach(model, config)
+    losses(begun, batches[:2])
+    resumed = attach(model, config)
+    resumed.set_extra_state(begun.get_extra_state())
+    assert losses(resumed, batches[2:]) == whole[2:]

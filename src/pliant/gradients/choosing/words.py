@@ -122,6 +122,8 @@ def agree(
         return False
     told_NC = torch.cat((all_NV[:, words.ids_C], all_NV.gather(-1, targets_N[:, None])), -1)
     most = told_NC.abs().max().clamp(min=1)
+    if not bool(most.isfinite()):  # words that must not be said: beside them all would seem close
+        return False
     return bool(((some_NC - told_NC).abs() <= TOLERANCE * most).all())
 
 
