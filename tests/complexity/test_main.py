@@ -74,6 +74,10 @@ def test_csv_with_columns_of_other_names(data: Path, tmp_path: Path, capsys: Any
         (["--data", "DATA", "--loss", "ce"], "two or more outputs"),
         (["--data", "DATA", "--scheduler", "steep"], "steep is not a valid SchedulerType"),
         (["--data", "DATA", "--output_dir", "DATA/below"], "Not a directory"),
+        (["--data", "DATA", "--seed", "-1"], "seed = -1"),
+        (["--data", "DATA", "--seed", str(2**32)], "seed = 4294967296"),
+        (["--data", "DATA", "--max_grad_norm", "nan"], "max_grad_norm = nan"),
+        (["--data", "DATA", "--logging_steps", "-3"], "logging_steps = -3"),
     ],
 )
 def test_what_is_wrong_is_one_line(

@@ -97,11 +97,28 @@ def test_a_prompt_that_does_not_fit_is_named() -> None:
         (["a text"], "no tokenizer"),
         ([[1, 2], [{"role": "user", "content": "a"}]], "prompt 1 is a list of messages"),
         ([["a", "b"]], "prompt 0 is of type list"),
+        ([b"bytes"], "prompt 0 is of type bytes"),
+        ([[True, False]], "prompt 0 is of type list"),
     ],
 )
 def test_what_is_no_prompt_is_named(model: PreTrainedModel, prompts: Any, said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         made(model).score(prompts)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("half \ud800 a letter", "prompt 1 holds half a character"),
+        ([{"role": "user", "content": "\udfff"}], "prompt 1 holds half a character"),
+        ([{"role": "user"}], "prompt 1: message 0 is {'role': 'user'}: give a role and a content"),
+        ([{"content": "hi"}], "prompt 1: message 0 is {'content': 'hi'}"),
+    ],
+)
+def test_what_no_tokenizer_takes_is_named(nano: Complexity, prompt: Any, said: str) -> None:
+    for ask in (nano.score, nano.generate):
+        with pytest.raises(InvalidInput, match=said):
+            ask(["fine", prompt])
 
 
 # --- tensors --------------------------------------------------------------------------------------

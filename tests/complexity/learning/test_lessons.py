@@ -41,6 +41,7 @@ def test_labels(values: list[Any], settings: dict[str, Any], expected: list[Any]
         ([0, 1], {}),
         ({"score": 1}, {}),
         (float("nan"), {"loss": "regression"}),
+        (10**400, {"loss": "regression"}),
         ([1, -1.5], {"outputs": ("score", "gain")}),
         (0.5, {"loss": "ce", "outputs": ("a", "b")}),
         (2, {"loss": "ce", "outputs": ("a", "b")}),

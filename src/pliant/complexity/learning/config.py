@@ -83,12 +83,15 @@ class CPXTrainingConfig:
         _one_of("prefixes", self.prefixes, PREFIXES)
         if self.num_labels is not None:
             _at_least_one("num_labels", self.num_labels)
-        for name in ("batch_size", "evaluation_batch_size", "num_epochs"):
+        for name in ("batch_size", "evaluation_batch_size", "num_epochs", "logging_steps"):
             _at_least_one(name, getattr(self, name))
         _at_least_one("gradient_accumulation_steps", self.gradient_accumulation_steps)
         for name in ("learning_rate", "rows_learning_rate", "lora_learning_rate"):
             _not_negative(name, getattr(self, name))
         _not_negative("weight_decay", self.weight_decay)
+        _not_negative("max_grad_norm", self.max_grad_norm)
+        if not 0 <= self.seed < 2**32:
+            raise InvalidInput(f"seed = {self.seed!r}: a whole number from 0 up to below 2**32")
         if self.patience is not None:
             _at_least_one("patience", self.patience)
         if not 0 <= self.label_smoothing < 1:

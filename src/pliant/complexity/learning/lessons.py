@@ -173,12 +173,19 @@ def _numbers(value: Any, row: int) -> float | list[float]:
         value = value.tolist()
     numbers = list(value) if isinstance(value, (list, tuple)) else [value]
     for number in numbers:
-        if not isinstance(number, (bool, int, float)) or not math.isfinite(number):
+        if not isinstance(number, (bool, int, float)) or not _finite(number):
             raise _bad(row, value, "a finite number, true or false, or a list of numbers")
     if not numbers:
         raise _bad(row, value, "a finite number, true or false, or a list of numbers")
     floats = [float(number) for number in numbers]
     return floats if isinstance(value, (list, tuple)) else floats[0]
+
+
+def _finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def _plain(prompt: Any) -> Any:
