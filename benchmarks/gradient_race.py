@@ -21,7 +21,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -86,9 +86,8 @@ def retold(path: Path) -> dict[str, Any]:
         beside = {other: faster(one["curves"], ways[other]["curves"]) for other in ways}
         one["times as fast as standard"] = beside["standard"].as_dict()
         if name in ours:
-            rivals = {other: band for other, band in beside.items() if other not in ours}
-            one["times as fast as"] = {other: band.as_dict() for other, band in rivals.items()}
-            one["least"] = min(rivals, key=lambda other: rivals[other].value)
+            del beside[name]
+            one |= _beside(beside, ours)
     record["told"] = "anew, from the curves of this run"
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return dict(record["figures"])
@@ -164,10 +163,18 @@ def told(
         "curves": curves[way],
     }
     if way.ours:
-        rivals = {one.name: faster(curves[way], curves[one]) for one in ways if not one.ours}
-        found["times as fast as"] = {name: band.as_dict() for name, band in rivals.items()}
-        found["least"] = min(rivals, key=lambda name: rivals[name].value)
+        beside = {one.name: faster(curves[way], curves[one]) for one in ways if one is not way}
+        found |= _beside(beside, {one.name for one in ways if one.ours})
     return found
+
+
+def _beside(bands: dict[str, Band], ours: Collection[str]) -> dict[str, Any]:
+    """Beside each, and the control that is nearest."""
+    controls = [name for name in bands if name not in ours]
+    return {
+        "times as fast as": {name: band.as_dict() for name, band in bands.items()},
+        "least": min(controls, key=lambda name: bands[name].value),
+    }
 
 
 # --- how -----------------------------------------------------------------------------------------
