@@ -234,6 +234,7 @@ def trained(
     steps: int,
     rate: float = 2e-3,
     cooled: float = 0.0,
+    size: int = 8,
 ) -> Any:
     """`fresh` after so many steps on these rows, all tokens trained, over the last `cooled` share
     of them at a rate that falls; kept in the cache."""
@@ -243,7 +244,7 @@ def trained(
         return LlamaForCausalLM.from_pretrained(folder).train()
     model = fresh(0, **shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
-    for step, batch in zip(range(steps), rows.batches(8, seed=0)):  # noqa: B905
+    for step, batch in zip(range(steps), rows.batches(size, seed=0)):  # noqa: B905
         left = (steps - step) / (cooled * steps) if cooled else 1.0
         optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 20, left)
         optimizer.zero_grad(set_to_none=True)

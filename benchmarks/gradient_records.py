@@ -1,6 +1,6 @@
 """Rows of records: forms of a fixed schema, in which a few tokens carry what there is to learn.
 
-Two sorts. People are made up: each row holds two forms with the same keys and phrases, whose values
+Two sorts. People are made up: each row holds forms with the same keys and phrases, whose values
 (a place of birth, an employer, ...) are facts that can only be known by heart. Characters are
 natural: Unicode's own data, as this Python has it, in the way of its XML edition. A *layout* is an
 order of the fields; a record names its layout first, so that what follows is the schema, or a fact.
@@ -26,8 +26,8 @@ from tokenizers.trainers import BpeTrainer
 from benchmarks.gradient_material import Material, Row
 
 WORDS = 8192
-LAYOUTS, ASKED = 12, 3
-"""Ways to order the fields; those of each record that are kept for the exam."""
+LAYOUTS, ASKED, A_ROW = 12, 3, 4
+"""Ways to order the fields; those of each record that are kept for the exam; records in a row."""
 
 
 def _learned(record: int) -> list[int]:
@@ -64,13 +64,13 @@ def people(number: int) -> Material:
     """So many persons that the model has not met: forms that it learns, and the exam."""
     new = range(NAMES - number, NAMES)
     known, asked = ([_form(i, layout) for i in new for layout in some(i)] for some in PARTS)
-    return Material(_paired(known, "learned"), _paired(asked, "asked"))
+    return Material(_together(known, "learned"), _together(asked, "asked"))
 
 
 def other_people(number: int) -> Material:
     """What the model has read before."""
     forms = [_form(person, layout) for person in range(number) for layout in range(LAYOUTS)]
-    rows = _paired(forms, "read")
+    rows = _together(forms, "read")
     return Material(rows, rows)
 
 
@@ -96,11 +96,12 @@ def _spelt(*words: str) -> list[int]:
     return [CODE[word] for word in words]
 
 
-def _paired(forms: list[list[int]], what: str) -> list[Row]:
-    """Two to a row, in an order of their own."""
-    random.Random(f"paired/{what}").shuffle(forms)
-    pairs = zip(forms[::2], forms[1::2], strict=False)
-    return [{"input_ids": a + b, "labels": a + b} for a, b in pairs]
+def _together(records: list[list[int]], what: str) -> list[Row]:
+    """Some to a row, in an order of their own."""
+    random.Random(f"together/{what}").shuffle(records)
+    groups = (records[at : at + A_ROW] for at in range(0, len(records) - A_ROW + 1, A_ROW))
+    rows = [sum(group, []) for group in groups]
+    return [{"input_ids": row, "labels": row} for row in rows]
 
 
 # --- characters ----------------------------------------------------------------------------------
@@ -112,14 +113,14 @@ def characters(number: int) -> Material:
     known, asked = (
         [_encoded(one, layout) for i, one in enumerate(new) for layout in some(i)] for some in PARTS
     )
-    return Material(_paired(known, "learned"), _paired(asked, "asked"))
+    return Material(_together(known, "learned"), _together(asked, "asked"))
 
 
 def other_characters(number: int) -> Material:
     """What the model has read before."""
     _, old = _split(number)
     layouts = random.Random("old layouts")
-    rows = _paired([_encoded(one, layouts.randrange(LAYOUTS)) for one in old], "read")
+    rows = _together([_encoded(one, layouts.randrange(LAYOUTS)) for one in old], "read")
     return Material(rows, rows)
 
 
