@@ -12,6 +12,7 @@ import pytest
 from pliant.data import write_rows
 from pliant.errors import InvalidInput
 from pliant.routing import Outcomes
+from pliant.routing.scorers.fitting import joined
 
 FLAT = [
     {"prompt": "a?", "group": "x", "weak": True, "strong": True},
@@ -41,6 +42,34 @@ def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
     for field in ("prompts", "models", "groups", "wordings", "unit"):
         assert getattr(after, field) == getattr(before, field)
     assert (after.right == before.right).all() and (after.cost == before.cost).all()
+
+
+TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"prompt": TALK}, {"prompt": "system: Be brief.\nuser: hello", "messages": TALK}],
+    ids=["in its column", "as labels have it"],
+)
+def test_a_conversation_stays_one(tmp_path: Path, row: dict[str, object]) -> None:
+    right = {"right": {"a": 1, "b": 0}}
+    write_rows(tmp_path / "a.jsonl", [row | right, {"prompt": "hi"} | right])
+    outcomes = Outcomes.read(tmp_path / "a.jsonl")
+    for _ in range(2):
+        assert outcomes.prompts == ("system: Be brief.\nuser: hello", "hi")
+        assert list(outcomes.asked) == [TALK, "hi"]
+        assert list(outcomes.take([1, 0]).asked) == ["hi", TALK]
+        assert list(joined((outcomes.take([1]), outcomes)).asked) == ["hi", TALK, "hi"]
+        outcomes.write(tmp_path / "b.jsonl")
+        outcomes = Outcomes.read(tmp_path / "b.jsonl")
+    assert outcomes.take([1]).asked == ("hi",)
+
+
+def test_messages_that_say_something_else_are_a_column_like_any(tmp_path: Path) -> None:
+    rows = [{"prompt": "hi", "messages": TALK, "right": {"a": 1, "b": 0}}]
+    write_rows(tmp_path / "a.jsonl", rows)
+    assert Outcomes.read(tmp_path / "a.jsonl").asked == ("hi",)
 
 
 def test_flat_columns_as_the_public_label_sets_have_them(tmp_path: Path) -> None:
@@ -93,6 +122,10 @@ def test_costs_by_model(tmp_path: Path) -> None:
             "row 4: no 'group'",
         ),
         ([{"prompt": "?", "right": {"a": 1, "b": 2}}], {}, r"a share in \[0, 1\]"),
+        ([{"prompt": "?", "right": 0.5}], {}, "row 1: no numbers by model under 'right'"),
+        ([{"prompt": "?", "right": {"a": 10**400, "b": 1}}], {}, "no number under 'right.a'"),
+        ([{"prompt": None, "right": {"a": 1, "b": 1}}], {}, "row 1: a prompt is a text or a list"),
+        ([{"prompt": [1], "right": {"a": 1, "b": 1}}], {}, "row 1: message 0 of a prompt is 1"),
         ([{"prompt": "?", "right": {"a": 1, "b": None}}], {}, "row 1: no number under 'right.b'"),
         ([{"prompt": "?", "right": {"a": 1, "b": 0, "c": 0}}], {}, "costs are due"),
         (

@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pliant.data import Row, nearest, normalised, read_rows, splits, write_rows
 from pliant.errors import InvalidInput
+from pliant.routing.prompts import Message, Prompt, text_of
+from pliant.routing.prompts import messages as messages_of
 
 Floats = NDArray[np.float64]
 UNITS = ("tokens", "usd", "ms", "flops", "calls")
@@ -39,11 +41,13 @@ class Outcomes:
     questions: tuple[str, ...] | None = None
     """What each prompt asks, where several word the same question: those are never parted."""
     unit: str = "calls"
+    messages: tuple[Sequence[Message] | None, ...] | None = None
+    """Of each prompt that is more than a text the conversation, whose text stands in `prompts`."""
 
     def __post_init__(self) -> None:
         for name in ("right", "cost"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
-        for name in ("prompts", "models", "groups", "wordings", "questions"):
+        for name in ("prompts", "models", "groups", "wordings", "questions", "messages"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
         self._refuse_wrong_sizes()
@@ -53,6 +57,12 @@ class Outcomes:
             raise InvalidInput("cost: a number, 0 or more, is due for every prompt and model")
         if self.unit not in UNITS:
             raise InvalidInput(f"unit={self.unit!r}{nearest(self.unit, UNITS)}")
+
+    @property
+    def asked(self) -> tuple[Prompt, ...]:
+        """Each prompt as a model is asked it: the conversation, where it is one."""
+        talks = self.messages or (None,) * len(self)
+        return tuple(talk or text for talk, text in zip(talks, self.prompts, strict=True))
 
     @property
     def gain(self) -> Floats:
@@ -97,6 +107,8 @@ class Outcomes:
         """
         rows = read_rows(path, [prompt], limit=limit)
         nested = right in rows[0]
+        if nested and not isinstance(rows[0][right], Mapping):
+            raise InvalidInput(f"{path}, row 1: no numbers by model under {right!r}")
         known = list(rows[0][right]) if nested else list(rows[0])
         if models is None and not nested:
             raise InvalidInput(
@@ -107,8 +119,9 @@ class Outcomes:
         _refuse_unknown(path, named, known)
         table = _table(path, rows, named, right if nested else None)
         costs, found = _costs(path, rows, named, cost)
+        texts, talks = _prompts(path, rows, prompt)
         result = cls(
-            tuple(str(row[prompt]) for row in rows),
+            texts,
             named,
             table,
             costs,
@@ -116,6 +129,7 @@ class Outcomes:
             _texts(path, rows, wording),
             _texts(path, rows, question),
             unit or found,
+            talks,
         )
         return result if models else result._cheapest_first()
 
@@ -127,8 +141,8 @@ class Outcomes:
         """The prompts at these indices, in this order, or where a mask is true."""
         index = np.arange(len(self))[np.asarray(rows)]
 
-        def of(texts: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(texts[i] for i in index)
+        def of(column: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(column[i] for i in index)
 
         return replace(
             self,
@@ -138,6 +152,7 @@ class Outcomes:
             groups=None if self.groups is None else of(self.groups),
             wordings=None if self.wordings is None else of(self.wordings),
             questions=None if self.questions is None else of(self.questions),
+            messages=None if self.messages is None else of(self.messages),
         )
 
     def of_models(self, models: Sequence[str]) -> Outcomes:
@@ -193,6 +208,8 @@ class Outcomes:
 
     def _row(self, i: int) -> Row:
         row: Row = {"prompt": self.prompts[i]}
+        if self.messages is not None and self.messages[i] is not None:
+            row["messages"] = self.messages[i]
         if self.groups is not None:
             row["group"] = self.groups[i]
         if self.wordings is not None:
@@ -218,7 +235,7 @@ class Outcomes:
                 raise InvalidInput(
                     f"{name} is {getattr(self, name).shape}, for {n} prompts and {m} models"
                 )
-        for name in ("groups", "wordings", "questions"):
+        for name in ("groups", "wordings", "questions", "messages"):
             if getattr(self, name) is not None and len(getattr(self, name)) != n:
                 raise InvalidInput(f"{len(getattr(self, name))} {name} for {n} prompts")
 
@@ -232,6 +249,33 @@ def _refuse_unknown(where: object, models: Sequence[str], known: Sequence[str]) 
             raise InvalidInput(f"{where}: no model {name!r}{nearest(name, known)}")
 
 
+def _prompts(
+    path: str | Path, rows: Sequence[Row], column: str
+) -> tuple[tuple[str, ...], tuple[Sequence[Message] | None, ...] | None]:
+    """The texts, and the conversations: in the prompt's own column, or under `messages` with the
+    prompt as its text, as labels have them."""
+    texts: list[str] = []
+    talks: list[Sequence[Message] | None] = []
+    for i, row in enumerate(rows):
+        prompt = row[column]
+        if isinstance(prompt, (bool, int, float)):  # a table that took a text for a number
+            prompt = str(prompt)
+        try:
+            texts.append(text_of(prompt))
+        except InvalidInput as error:
+            raise InvalidInput(f"{path}, row {i + 1}: {error}") from None
+        talks.append(messages_of(prompt) if not isinstance(prompt, str) else _told(row, prompt))
+    return tuple(texts), tuple(talks) if any(talks) else None
+
+
+def _told(row: Row, text: str) -> Sequence[Message] | None:
+    try:
+        talk = messages_of(row["messages"])
+    except (InvalidInput, KeyError):  # a column of the user's own
+        return None
+    return talk if text_of(talk) == text else None
+
+
 def _table(
     path: str | Path, rows: Sequence[Row], models: Sequence[str], column: str | None
 ) -> Floats:
@@ -242,7 +286,7 @@ def _table(
         for j, name in enumerate(models):
             try:
                 found[i, j] = _number(values[name])  # type: ignore[index]
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 label = name if column is None else f"{column}.{name}"
                 raise InvalidInput(f"{path}, row {i + 1}: no number under {label!r}") from error
     return found

@@ -53,7 +53,7 @@ def calibrate(
         )
     held = outcomes.take(np.flatnonzero(~known))
     scorer = open_scorer(folder, file)
-    predicted = scorer.predict(held.prompts, held.groups)
+    predicted = scorer.predict(held.asked, held.groups)
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
     chosen = of_goal(goal, predicted, held, far=file.far_to_strongest)
     content = file.model_dump()

@@ -161,7 +161,7 @@ def held_out(router: str | Path, outcomes: Outcomes) -> HeldOut:
             "on others"
         )
     held = outcomes.take(~known)
-    return HeldOut(folder, file, held, scorer.predict(held.prompts, held.groups), int(known.sum()))
+    return HeldOut(folder, file, held, scorer.predict(held.asked, held.groups), int(known.sum()))
 
 
 def evaluate(router: str | Path, outcomes: Outcomes) -> Evaluation:
@@ -174,7 +174,7 @@ def evaluation(held: HeldOut) -> Evaluation:
     kinds = sorted(path.name for path in (held.folder / BASELINES).glob("*") if path.is_dir())
     rest = {
         kind: scorers.load(held.folder / BASELINES / kind).predict(
-            held.outcomes.prompts, held.outcomes.groups
+            held.outcomes.asked, held.outcomes.groups
         )
         for kind in kinds
         if held.outcomes.groups is not None or kind != "group"

@@ -102,7 +102,7 @@ def fit(
     kept = keep(rungs, groups_known, outcomes=dealt.ladder)
     familiar = Familiar.fit(joined((dealt.train, dealt.choice)).prompts, dealt.ladder.prompts)
     scorer = Watched(kept.scorer, familiar)
-    predicted = scorer.predict(dealt.calibration.prompts, dealt.calibration.groups)
+    predicted = scorer.predict(dealt.calibration.asked, dealt.calibration.groups)
     chosen = None if lam is not None else of_goal(goal, predicted, dealt.calibration)
     file = router_file.made(
         unit=outcomes.unit,
@@ -113,8 +113,8 @@ def fit(
         threshold=entry(chosen, lam),
         **reference(predicted, dealt.calibration, calibrate_by),
     )
-    rest = {r.kind: r.scorer.predict(dealt.test.prompts, dealt.test.groups) for r in rungs}
-    found = measured(file, scorer.predict(dealt.test.prompts, dealt.test.groups), dealt.test, rest)
+    rest = {r.kind: r.scorer.predict(dealt.test.asked, dealt.test.groups) for r in rungs}
+    found = measured(file, scorer.predict(dealt.test.asked, dealt.test.groups), dealt.test, rest)
     fitted = Fitted(folder, tuple(rungs), kept, dealt, chosen, file, found)
     _write(fitted, scorer)
     return fitted
@@ -192,7 +192,7 @@ def _scoring_cost(kept: Rung, outcomes: Outcomes) -> float:
     """Of one prompt, in the labels' unit; in money or tokens, reading a model of one's own is 0."""
     if outcomes.unit == "ms":
         return kept.ms
-    return kept.scorer.flops(outcomes.prompts) if outcomes.unit == "flops" else 0.0
+    return kept.scorer.flops(outcomes.asked) if outcomes.unit == "flops" else 0.0
 
 
 def _label_cost(outcomes: Outcomes, used: Mapping[str, Used]) -> dict[str, dict[str, float]]:

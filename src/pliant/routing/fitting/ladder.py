@@ -183,7 +183,7 @@ def _rung(scorer: Scorer, parts: Parts, seed: int) -> Rung:
     begun = time.perf_counter()
     scorer.fit(parts.train, parts.choice, seed)
     seconds = time.perf_counter() - begun
-    gain = scorer.predict(parts.ladder.prompts, parts.ladder.groups).gain
+    gain = scorer.predict(parts.ladder.asked, parts.ladder.groups).gain
     value = value_of(gain, parts.ladder)
     return Rung(kind, scorer, gain, value, seconds, decision_ms(scorer, parts), size_of(scorer))
 
@@ -197,10 +197,11 @@ def _held_against(rung: Rung, best: Rung, outcomes: Outcomes) -> Rung:
 def decision_ms(scorer: Scorer, parts: Parts) -> float:
     """The median time of one decision, prompts one at a time."""
     outcomes, seconds = parts.ladder, []
+    asked = outcomes.asked
     for i in range(min(_TIMED, len(outcomes))):
         groups = None if outcomes.groups is None else [outcomes.groups[i]]
         begun = time.perf_counter()
-        scorer.predict([outcomes.prompts[i]], groups)
+        scorer.predict([asked[i]], groups)
         seconds.append(time.perf_counter() - begun)
     return 1000 * float(np.median(seconds))
 

@@ -44,7 +44,7 @@ class CpxAndText(Scorer):
                 self.text.choose(train, choice, seed)
             self.cpx.learn(seen, seed)
             self.text.learn(seen, seed)
-            self.stack = Stack().fit(self._said(unseen.prompts), unseen.right)
+            self.stack = Stack().fit(self._said(unseen.asked), unseen.right)
             self.cpx.learn(everything, seed)
             self.text.learn(everything, seed)
         return self

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.prompts import Prompt
+from pliant.routing.prompts import Prompt, digest, text_of
 from pliant.routing.scorers.base import Base, named
 from pliant.routing.scorers.fitting import Floats, best, gain_error, together
 from pliant.routing.scorers.protocol import (
@@ -104,7 +104,7 @@ class Cpx(Scorer):
     def remembering(self, outcomes: Outcomes) -> Iterator[None]:
         """Compute the prompts' keys and values once for all trainings inside, where they are few
         enough for memory; else each training decides by itself."""
-        self._known = _Known(self.base, outcomes.prompts)
+        self._known = _Known(self.base, outcomes.asked)
         try:
             yield
         finally:
@@ -118,7 +118,7 @@ class Cpx(Scorer):
 
         def error(capacity: Capacity) -> float:
             self._train(few, capacity, seed)
-            return gain_error(self.predict(choice.prompts).gain, choice)
+            return gain_error(self.predict(choice.asked).gain, choice)
 
         self.capacity, self.errors = best(self.capacities, error)
 
@@ -193,35 +193,45 @@ class Cpx(Scorer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.scorer = attach(model, config, tokenizer, name=_free(model))
-            prompts = self.base.framed(outcomes.prompts)
+            prompts = self.base.framed(outcomes.asked)
             known = None
             if self._known is not None:
-                known = self._known.of(self.scorer, outcomes.prompts)
+                known = self._known.of(self.scorer, outcomes.asked)
             fit(self.scorer, prompts, outcomes.right, prefixes=known, seed=seed, **self.lesson)
 
 
 class _Known:
     """Stored prefixes of prompts, by the layer that they were run to."""
 
-    def __init__(self, base: Base, prompts: Sequence[str]) -> None:
-        self.base, self.prompts = base, list(dict.fromkeys(prompts))
-        self.row = {prompt: i for i, prompt in enumerate(self.prompts)}
+    def __init__(self, base: Base, prompts: Sequence[Prompt]) -> None:
+        different = {_key(prompt): prompt for prompt in prompts}
+        self.base, self.prompts = base, list(different.values())
+        self.row = {key: i for i, key in enumerate(different)}
         self.stored: dict[int | None, Any] = {}
 
-    def of(self, scorer: Complexity, prompts: Sequence[str]) -> Any:
+    def of(self, scorer: Complexity, prompts: Sequence[Prompt]) -> Any:
         """Those of some prompts; None where all of them would not fit into memory."""
         layer = scorer.config.layer
         if layer not in self.stored:
             self.stored[layer] = self._computed(scorer)
         found = self.stored[layer]
-        return None if found is None else found.take([self.row[prompt] for prompt in prompts])
+        return None if found is None else found.take([self.row[_key(prompt)] for prompt in prompts])
 
     def _computed(self, scorer: Complexity) -> Any:
         from pliant.complexity.learning.fitting import remember
 
-        some = sorted(self.prompts, key=len)[-_SAMPLE:]  # the longest: a bound for all
+        some = sorted(self.prompts, key=_length)[-_SAMPLE:]  # the longest: a bound for all
         most = remember(scorer, self.base.framed(some)).bytes / len(some) * len(self.prompts)
         return remember(scorer, self.base.framed(self.prompts)) if most < _ROOM else None
+
+
+def _key(prompt: Prompt) -> str:
+    """What tells it from others, text or conversation."""
+    return f"text {prompt}" if isinstance(prompt, str) else f"messages {digest(prompt)}"
+
+
+def _length(prompt: Prompt) -> int:
+    return len(text_of(prompt))
 
 
 def _told(scores: Scores) -> Predictions:

@@ -122,6 +122,7 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
         columns = [getattr(part, name) for part in parts]
         return None if any(c is None for c in columns) else tuple(t for c in columns for t in c)
 
+    talks = tuple(talk for part in parts for talk in part.messages or (None,) * len(part))
     return Outcomes(
         prompts=tuple(text for part in parts for text in part.prompts),
         models=first.models,
@@ -131,4 +132,5 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
         wordings=texts("wordings"),
         questions=texts("questions"),
         unit=first.unit,
+        messages=talks if any(talks) else None,
     )

@@ -50,7 +50,7 @@ class Probe(Scorer):
         everything = together(train, choice)
         right, n = everything.right, len(train)
         tried = self._depths() if choice is not None else self._depths()[-1:]
-        states = {k: self._states(everything.prompts, k) for k in tried}
+        states = {k: self._states(everything.asked, k) for k in tried}
 
         def error(candidate: tuple[int, float]) -> float:
             layer, strength = candidate
