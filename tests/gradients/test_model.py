@@ -255,7 +255,8 @@ def test_scores_stand_for_as_many_visits_as_was_asked(llama: Any) -> None:
     for _ in range(6):
         llama(input_ids=x, labels=x, example_id=example)
     assert calls == [2, 2]  # visits 1 and 4
-    llama(input_ids=x, labels=x)
+    with pytest.warns(GradientsWarning, match="refresh = 3.*example_id"):
+        llama(input_ids=x, labels=x)
     assert calls == [2, 2, 2]  # without ids, every time
 
 

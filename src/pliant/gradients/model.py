@@ -251,6 +251,11 @@ class Gradients(Adapter):
             return self.selector.chosen(passage, lesson, decoded, scored_BTD)
 
         asks = self.acting.needs_scores and not self.selector.takes_all
+        if asks and self.acting.refresh > 1 and lesson.example_id is None:
+            self._say(
+                f"refresh = {self.acting.refresh}: scores are kept by example_id, and the rows "
+                "come without one, so each is scored at each visit"
+            )
         if not asks or self.selector.router is not None:
             return look()
         return while_head_runs(passage.anatomy, scored_BTD, look)

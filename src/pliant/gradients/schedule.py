@@ -55,9 +55,9 @@ class Schedule:
         """A forward pass begins that trains: of another step than the last one's, or of the same.
 
         A step is over when the weights have changed (`version`, see `version_of`). Where that is
-        never seen (sharded weights, and DeepSpeed's, change behind torch's back), a Trainer gives
-        all parts of a step the same count of tokens, the very same tensor (`items`). Where there is
-        neither, a forward pass is a step.
+        never seen (sharded weights, DeepSpeed's, and those of fused optimizers change behind
+        torch's back), a Trainer gives all parts of a step the same count of tokens, the very same
+        tensor (`items`). Where there is neither, a forward pass is a step.
         """
         changed = version is not None and version != self._version
         if self._open:

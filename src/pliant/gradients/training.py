@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 
 from pliant import adapters
 from pliant.errors import InvalidInput
+from pliant.gradients import columns
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import Gradients, attach
 from pliant.gradients.selecting import Reference, Router
@@ -156,6 +157,7 @@ def make_selective(
         _refuse_another(gradients, config)
         put_outside(gradients)
     _tell(gradients, trainer)
+    columns.keep(trainer)
     callback = SelectiveTraining(
         config, reference=reference, router=router, resume_from=resume_from
     )

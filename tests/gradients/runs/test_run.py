@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pliant.errors import InvalidInput
-from pliant.gradients import GradientConfig
+from pliant.gradients import GradientConfig, GradientsWarning
 from pliant.gradients.runs.checkpoints import mark
-from pliant.gradients.runs.run import RECORD, Plan, prepare
+from pliant.gradients.runs.run import RECORD, Plan, prepare, run
 from pliant.gradients.runs.texts import Texts
+from pliant.loading import load
 
 TEXTS = Texts([{"input_ids": [1, 2], "labels": [1, 2]}])
 PLAN = Plan.of("nano-s", "a.txt", TEXTS, GradientConfig(), {"max_steps": "3"}, None, "float32")
@@ -60,3 +62,16 @@ def test_a_damaged_record_is_said(tmp_path: Path, content: str) -> None:
     (tmp_path / RECORD).write_text(content)
     with pytest.raises(InvalidInput, match="damaged; give another --out"):
         begun(tmp_path)
+
+
+def test_scores_are_kept_by_the_pieces_they_are_of(tmp_path: Path) -> None:
+    model, tokenizer = load("nano-s")
+    pieces = [{"input_ids": [*range(40, 40 + n)], "labels": [*range(40, 40 + n)]} for n in (8, 9)]
+    settings = {"max_steps": "2", "save_steps": "2", "logging_steps": "1", "use_cpu": "true"}
+    made, config = Texts(pieces), GradientConfig(refresh=3)
+    plan = Plan.of("nano-s", "a.txt", made, config, settings, None, "float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GradientsWarning)
+        run(model, tokenizer, made, tmp_path / "run", plan, say=lambda line: None)
+    (saved,) = (tmp_path / "run" / "checkpoint-2" / "adapters").glob("*/*.json")
+    assert '"kept"' in saved.read_text()

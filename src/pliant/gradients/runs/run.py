@@ -33,7 +33,7 @@ from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import Gradients
 from pliant.gradients.runs.checkpoints import MarkComplete, checkpoints, clear_torn, last_complete
 from pliant.gradients.runs.settings import arguments
-from pliant.gradients.runs.texts import Padded, Texts
+from pliant.gradients.runs.texts import Padded, Texts, numbered
 from pliant.gradients.training import PREFIX, make_selective
 
 RECORD = "pliant-train.json"
@@ -103,6 +103,7 @@ def run(
     args = arguments(folder, plan.settings)
     checkpoint = prepare(folder, plan, resume, say)
     use_cache = model.config.use_cache
+    config = GradientConfig(**plan.config)
     with _nothing_begun(folder, checkpoint):
         if plan.lora is not None:
             model = with_lora(model, plan.lora, args.seed)
@@ -110,11 +111,11 @@ def run(
             model,
             args,
             data_collator=Padded(tokenizer),
-            train_dataset=texts.pieces,
+            train_dataset=numbered(texts.pieces) if config.refresh > 1 else texts.pieces,
             eval_dataset=evaluation.pieces if evaluation else None,
             callbacks=[Lines(say), MarkComplete()],
         )
-        gradients = make_selective(trainer, GradientConfig(**plan.config))
+        gradients = make_selective(trainer, config)
     trainer.remove_callback(PrinterCallback)
     began = time.perf_counter()
     if checkpoint is None or not _at_its_end(trainer, checkpoint):

@@ -22,7 +22,7 @@ from pliant.gradients.batch import IGNORED
 
 TEXT_FILES = (".txt", ".text", ".md")
 Piece = dict[str, list[int]]
-"""`input_ids` and `labels`, of one length."""
+"""`input_ids` and `labels`, of one length; and, once `numbered`, which piece it is."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,11 @@ def texts(rows: Sequence[Row], tokenizer: Any, length: int) -> Texts:
     return Texts(kept, len(short) - len(kept))
 
 
+def numbered(pieces: Sequence[Piece]) -> list[Piece]:
+    """Each with its place, by which its scores are kept."""
+    return [{**piece, "example_id": [i]} for i, piece in enumerate(pieces)]
+
+
 class Padded:
     """A batch of pieces: filled up on the right, to the longest."""
 
@@ -90,11 +95,14 @@ class Padded:
             ids.append(piece["input_ids"] + [self.pad] * (longest - known))
             labels.append(piece["labels"] + [IGNORED] * (longest - known))
             mask.append([1] * known + [0] * (longest - known))
-        return {
+        batch = {
             "input_ids": torch.tensor(ids),
             "labels": torch.tensor(labels),
             "attention_mask": torch.tensor(mask),
         }
+        if "example_id" in pieces[0]:
+            batch["example_id"] = torch.tensor([piece["example_id"][0] for piece in pieces])
+        return batch
 
 
 # --- plain text ----------------------------------------------------------------------------------
