@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
@@ -271,6 +272,22 @@ def test_kept_scores_are_saved_with_it(llama: Any, tmp_path: Any) -> None:
     llama(input_ids=x, labels=x, example_id=example)
     assert calls == []
     assert again.selector.draws == 2
+
+
+def test_a_dynamic_ratio_goes_on_from_the_confidence_of_kept_scores(llama: Any) -> None:
+    config = GradientConfig(refresh=9, dynamic=True, sensitivity=2.0, ratio=0.5)
+    x, example = ids(), torch.tensor([7, 8])
+
+    def ratio(gradients: Any) -> float:
+        llama(input_ids=x, labels=x, example_id=example)
+        gradients.detach()
+        return float(gradients.metrics()["ratio"])
+
+    first = attach(llama, config)
+    begun, state = ratio(first), first.get_extra_state()
+    second = attach(llama, config)
+    second.set_extra_state(json.loads(json.dumps(state)))
+    assert ratio(second) == begun != pytest.approx(0.5, abs=0.1)
 
 
 def test_a_resumed_selector_draws_what_it_would_have_drawn(llama: Any) -> None:

@@ -172,3 +172,13 @@ def test_checkpointing_runs_the_trained_tokens_once_more(model: Any, batch: dict
         model(**batch).loss.backward()
         assert gradients.metrics()["backbone_passes"] == quiet
         gradients.detach()
+
+
+def test_a_long_run_is_counted_to_the_token(model: Any, batch: dict[str, Any]) -> None:
+    gradients = attach(model, GradientConfig(selection="uniform"))
+    model(**batch)
+    run = gradients.telemetry.run
+    assert run.sums_4 is not None
+    run.sums_4[0] = 2**30 + 1
+    model(**batch)
+    assert gradients.totals()["tokens_total"] == 2**30 + 1 + VALID

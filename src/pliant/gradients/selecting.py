@@ -181,6 +181,8 @@ class Selector:
         state: dict[str, Any] = {"schedule": self.schedule.state(), "draws": self.draws}
         if self._words_agree is not None:  # to try it again would draw, and might find otherwise
             state["words_agree"] = self._words_agree
+        if self._confidence is not None:  # where kept scores stand, the next step goes by it
+            state["confidence"] = float(self._confidence)
         if self.config != self.asked:
             state["switched_to"] = asdict(self.config)
         if self.kept is not None:
@@ -196,6 +198,8 @@ class Selector:
         self.schedule.take(state["schedule"])
         self.draws = int(state["draws"])
         self._words_agree = state.get("words_agree")
+        confidence = state.get("confidence")
+        self._confidence = None if confidence is None else torch.tensor(confidence)
         if self.kept is not None and "kept" in state:
             self.kept.take(safetensors.torch.load(base64.b64decode(state["kept"])))
 

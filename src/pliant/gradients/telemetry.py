@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pliant.gradients.batch import Lesson
 from pliant.gradients.choosing.rules import Chosen
+from pliant.gradients.choosing.sampling import wide
 from pliant.gradients.ledger import Cost, Ledger
 
 
@@ -112,4 +113,4 @@ def _sums(valid_BT: Tensor, losses_N: Tensor, left: Tensor | None) -> Tensor:
     total, trained = valid_BT.sum(), losses_N.sum()
     known = torch.zeros_like(total) if left is None else total - len(losses_N)
     left = torch.zeros_like(trained) if left is None else left
-    return torch.stack([x.float() for x in (total, trained, left, known)])
+    return torch.stack([x.to(wide(x)) for x in (total, trained, left, known)])
