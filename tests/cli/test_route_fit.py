@@ -125,6 +125,10 @@ def test_models_with_nothing_between_them_are_said(folder):
         (["--goal", "faster"], "no goal"),
         (["--goal", "30 % of calls", "--lam", "1"], "one of the two"),
         (["--backend", "model-0"], "MODEL=BACKEND"),
+        (["--goal", ""], "no goal"),
+        (["--lam", "inf"], "lam"),
+        (["--seed", "-1"], "--seed"),
+        (["--question-column", "qestion"], "no column 'qestion'"),
     ],
 )
 def test_what_is_wrong_is_one_line(folder, arguments, words):

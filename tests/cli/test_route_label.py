@@ -135,6 +135,23 @@ def test_other_settings_do_not_mix_with_answers_that_are_there(
     assert journal_of(out).read_bytes() == before
 
 
+def test_settings_under_which_nothing_was_answered_bind_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, out = questions(tmp_path, 5), tmp_path / "labels.jsonl"
+    with chat_server([500] * 5) as server:
+        assert label(prompts, out, *far(server)) == 2
+    assert not journal_of(out).exists() and not out.exists()
+    (tmp_path / "folder").mkdir()  # a model that there is not
+    assert label(prompts, out, "--model", f"a={tmp_path / 'folder'}", "--cost", "tokens") == 2
+    assert not journal_of(out).exists()
+    assert label(prompts, out, "--model", "nano-s", *FAST) == 0
+    with chat_server([500] * 5) as server:
+        assert label(prompts, out, *far(server, *FAST)) == 2
+    assert label(prompts, out, "--model", "far=nano-l", *FAST) == 0
+    capsys.readouterr()
+
+
 def test_another_verifier_grades_the_same_answers_again(tmp_path: Path) -> None:
     prompts, out = questions(tmp_path, 30), tmp_path / "labels.jsonl"
     assert label(prompts, out, "--model", "nano-s", *FAST) == 0
@@ -199,11 +216,9 @@ def test_a_wrong_key_ends_at_once_and_stands_nowhere(
         options = far(server, "--api-key-env", "far=MY_KEY")
         assert label(prompts, tmp_path / "labels.jsonl", *options) == 2
         assert len(server.bodies) < 4
-    with chat_server(wants_key="sk-very-secret") as server:
-        assert label(prompts, tmp_path / "labels.jsonl", *far(server), "--api-key-env", "MY_KEY")
-    with chat_server(wants_key="sk-very-secret") as server:
+    with chat_server(wants_key="sk-very-secret") as server:  # nobody has answered: another may
         options = far(server, "--api-key-env", "MY_KEY")
-        assert label(prompts, tmp_path / "other.jsonl", *options) == 0
+        assert label(prompts, tmp_path / "labels.jsonl", *options) == 0
     printed = capsys.readouterr()
     written = "".join(path.read_text() for path in tmp_path.iterdir())
     assert "sk-very-secret" not in printed.out + printed.err + written
@@ -368,6 +383,8 @@ def test_the_same_prompt_is_asked_once(tmp_path: Path) -> None:
         (["--model", "openai:m@http://127.0.0.1:1/v1", "--cost", "flops"], "not known"),
         (["--model", "nano-s", "--samples", "3", "--temperature", "0"], "temperature"),
         (["--model", "nano-s", "--out", "labels.csv"], ".jsonl"),
+        (["--model", "nano-s", "--seed", "-5"], "seed=-5"),
+        (["--model", "nano-s", "--seed", "9" * 30], "seed=999"),
     ],
     ids=lambda value: " ".join(value)[-60:] if isinstance(value, list) else "",
 )
@@ -378,7 +395,7 @@ def test_a_wrong_option_is_one_line_before_anything_is_asked(
     assert label(prompts, tmp_path / "labels.jsonl", *options) == 2
     complaint = capsys.readouterr().err
     assert complaint.count("\n") == 1 and said in complaint
-    assert not (tmp_path / "labels.jsonl").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["questions.jsonl"]
 
 
 def test_a_recipe_can_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

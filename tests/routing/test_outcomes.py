@@ -122,6 +122,7 @@ def test_costs_by_model(tmp_path: Path) -> None:
             "row 4: no 'group'",
         ),
         ([{"prompt": "?", "right": {"a": 1, "b": 2}}], {}, r"a share in \[0, 1\]"),
+        ([{"prompt": "?", "right": {"a": 1, "b": 1}}], {"group": "grup"}, "no column 'grup'"),
         ([{"prompt": "?", "right": 0.5}], {}, "row 1: no numbers by model under 'right'"),
         ([{"prompt": "?", "right": {"a": 10**400, "b": 1}}], {}, "no number under 'right.a'"),
         ([{"prompt": None, "right": {"a": 1, "b": 1}}], {}, "row 1: a prompt is a text or a list"),

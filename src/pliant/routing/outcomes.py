@@ -324,6 +324,8 @@ def _texts(path: str | Path, rows: Sequence[Row], column: str) -> tuple[str, ...
     """A column that every row has or none."""
     found = [row.get(column) for row in rows]
     if all(value is None for value in found):
+        if column not in ("group", "wording", "question"):  # one that was asked for by its name
+            raise InvalidInput(f"{path}: no column {column!r}{nearest(column, rows[0])}")
         return None
     if any(value is None for value in found):
         raise InvalidInput(

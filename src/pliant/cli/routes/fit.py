@@ -49,7 +49,9 @@ def fit(
         str, typer.Option(help="Names the question, where several prompts word the same one.")
     ] = "question",
     limit: Annotated[int | None, typer.Option(help="Only the first labels.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Of the splits and of the training.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the splits and of the training.", min=0, max=2**32 - 1)
+    ] = 0,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Fit a router: try scorers, keep the cheapest that is as good as the best, set its threshold.
@@ -67,7 +69,7 @@ def fit(
         out,
         scorers=scorer,
         base=base,
-        goal=goal or GOAL,
+        goal=GOAL if goal is None else goal,
         lam=lam,
         calibrate_by=calibration,
         backends=dict(_pair(text) for text in backend or []),

@@ -70,6 +70,8 @@ class Settings:
             )
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise InvalidInput(f"temperature={self.temperature}: a number, 0 or more, is due")
+        if not 0 <= self.seed < 2**32:
+            raise InvalidInput(f"seed={self.seed}: a whole number from 0 to below 2**32 is due")
         if self.samples > 1 and self.temperature == 0:
             raise InvalidInput(
                 f"{self.samples} samples at temperature 0 are {self.samples} times the same "

@@ -9,6 +9,7 @@ Nothing is half-written: the router's folder appears, or is replaced, when all o
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -94,6 +95,8 @@ def fit(
     `label_cost` what making the labels has cost (`labels.label.label_cost`), else theirs is summed.
     """
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
+    if lam is not None and not 0 <= lam < math.inf:
+        raise InvalidInput(f"lam = {lam}: what a unit of cost is worth, 0 or more and finite")
     folder = Path(out).expanduser()
     _refuse_place(folder)
     kinds = _kinds(scorers, base, outcomes)

@@ -11,7 +11,7 @@ prompts that every model has answered, in the order of the prompts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,7 +97,7 @@ def label(
     _refuse_name(out)
     shown: Progress = progress or (lambda items, what, total: items)
     runs = {model.name: Run(model.name) for model in models}
-    with Journal(journal_of(out)) as journal:
+    with Journal(journal_of(out)) as journal, _nothing_left_of_nothing(journal):
         _refuse_other_settings(journal, settings, models)
         asked = _asked(prompts, columns, runs)
         for model in models:
@@ -211,16 +211,30 @@ def _asked(prompts: Sequence[Row], columns: Columns, runs: Mapping[str, Run]) ->
     return asked
 
 
+@contextmanager
+def _nothing_left_of_nothing(journal: Journal) -> Iterator[None]:
+    """A journal in which nobody has answered anything is not kept."""
+    try:
+        yield
+    finally:
+        if not any(_is_answer(row) for row in journal.rows()):
+            journal.path.unlink(missing_ok=True)
+
+
 def _refuse_other_settings(journal: Journal, settings: Settings, models: Sequence[Model]) -> None:
     """Answers that were given under other settings, or by another model of that name."""
     now = {"format": FORMAT, **asdict(settings)}
-    before = {row["key"]: row for row in journal.rows() if row["key"].startswith("how ")}
-    stated: list[Row] = [{"key": "how all were asked", **now}]
-    stated += [{"key": f"how {m.name} was asked", "spec": str(m.spec)} for m in models]
-    for row in stated:
+    kept = journal.rows()
+    before = {row["key"]: row for row in kept if row["key"].startswith("how ")}
+    answers = [row["key"] for row in kept if _is_answer(row)]
+    stated: list[tuple[str, Row]] = [("answer of ", {"key": "how all were asked", **now})]
+    stated += [
+        (answer_key(m, ""), {"key": f"how {m.name} was asked", "spec": str(m.spec)}) for m in models
+    ]
+    for whose, row in stated:
         old = before.get(row["key"])
-        if old is None:
-            journal.add(row)
+        if old is None or not any(key.startswith(whose) for key in answers):
+            journal.add(row)  # what nothing was answered under binds nobody
             continue
         for name, value in row.items():
             if old.get(name) != value:
@@ -228,6 +242,10 @@ def _refuse_other_settings(journal: Journal, settings: Settings, models: Sequenc
                     f"{journal.path} holds answers with {name}={old.get(name)!r}, not {value!r}: "
                     "label into another file, or ask as before"
                 )
+
+
+def _is_answer(row: Row) -> bool:
+    return str(row["key"]).startswith("answer of ")
 
 
 def _refuse_unit(unit: str, models: Sequence[Model]) -> None:
