@@ -189,9 +189,9 @@ def spy(gradients: Gradients) -> list[Any]:
 
 @contextmanager
 def attached(model: nn.Module, **settings: Any) -> Iterator[Gradients]:
-    gradients = attach(model, GradientConfig(**settings))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it falls back is said, and is not asked here
+        gradients = attach(model, GradientConfig(**settings))
         try:
             yield gradients
         finally:

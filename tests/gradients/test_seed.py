@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import pliant
-from pliant.gradients.facade.settings import HardestTokensWarning
+from pliant.gradients.biased import BiasedWarning
 from pliant.loading import WEIGHTS
 
 NANO = str(WEIGHTS / "nano-l")
@@ -120,7 +120,7 @@ IDS = torch.randint(5, 250, (2, 16), generator=torch.Generator().manual_seed(0))
 def run(block: str, **supplied: Any) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "seed", **supplied}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", HardestTokensWarning)  # the seed's default is one of them
+        warnings.simplefilter("ignore", BiasedWarning)  # the seed's default is one of them
         exec(block, names)
     return names
 

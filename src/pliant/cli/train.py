@@ -150,12 +150,14 @@ def _notes() -> Any:
     from contextlib import contextmanager
 
     from pliant.gradients import GradientsWarning
+    from pliant.gradients.biased import BiasedWarning
 
     @contextmanager
     def told() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("always", GradientsWarning)
+            for kind in (GradientsWarning, BiasedWarning):
+                warnings.simplefilter("always", kind)
             warnings.showwarning = lambda message, *_, **__: _say(f"note: {message}")
             yield
 

@@ -26,6 +26,7 @@ from pliant.anatomy import Anatomy
 from pliant.errors import InvalidInput
 from pliant.gradients import bypass
 from pliant.gradients.batch import Lesson, is_labelled, lesson_of, named, without_extras
+from pliant.gradients.biased import warn_of
 from pliant.gradients.choosing.rules import Chosen
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.completion import completion
@@ -70,7 +71,9 @@ def attach(
 
     `reference` is what "excess" compares with; with a `router`, scores come from its logits.
     """
-    gradients = Gradients(model, config or GradientConfig(), reference, router)
+    config = config or GradientConfig()
+    gradients = Gradients(model, config, reference, router)
+    warn_of(config)
     return adapters.attach(model, gradients, name)
 
 

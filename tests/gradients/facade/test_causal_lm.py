@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pliant.anatomy.tiny import tiny_model
 from pliant.errors import InvalidInput
+from pliant.gradients.biased import BiasedWarning
 from pliant.gradients.facade.causal_lm import CGGRModel
 from pliant.gradients.facade.router import create_truncated_router
-from pliant.gradients.facade.settings import HardestTokensWarning
 
 IDS = torch.randint(5, 100, (3, 12), generator=torch.Generator().manual_seed(0))
 
@@ -24,7 +24,7 @@ IDS = torch.randint(5, 100, (3, 12), generator=torch.Generator().manual_seed(0))
 def wrapped(model: nn.Module, **settings: Any) -> CGGRModel:
     plain = {"warmup_steps": 0, "dynamic_threshold": False, **settings}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", HardestTokensWarning)
+        warnings.simplefilter("ignore", BiasedWarning)
         return CGGRModel(model, **plain)
 
 
@@ -190,7 +190,7 @@ def test_a_mask_and_nothing_to_learn() -> None:
 
 
 def test_the_default_is_the_seeds_and_is_warned_of() -> None:
-    with pytest.warns(HardestTokensWarning, match="far behind") as told:
+    with pytest.warns(BiasedWarning, match="far behind") as told:
         cggr = CGGRModel(tiny_model("llama"))
     assert told[0].filename == __file__
     config = cggr.gradients.config

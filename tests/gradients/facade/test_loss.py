@@ -20,8 +20,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from pliant.anatomy.tiny import tiny_model
 from pliant.errors import InvalidInput
+from pliant.gradients.biased import BIASED, BiasedWarning
 from pliant.gradients.facade.loss import CGGRLoss
-from pliant.gradients.facade.settings import HARDEST, HardestTokensWarning
 
 V = 7
 
@@ -30,7 +30,7 @@ def criterion(selection: str = "topk", **settings: Any) -> CGGRLoss:
     """At its full sparsity from the start, and without the warning that the default gives."""
     plain = {"warmup_steps": 0, "dynamic_threshold": False, **settings}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", HardestTokensWarning)
+        warnings.simplefilter("ignore", BiasedWarning)
         return CGGRLoss(selection=selection, **plain)  # type: ignore[arg-type]
 
 
@@ -184,16 +184,15 @@ def test_metrics_are_the_published_packages_and_more() -> None:
     assert rule.get_metrics(), "a copy was given"
 
 
-@pytest.mark.parametrize("selection", HARDEST)
-def test_who_trains_the_hardest_alone_is_told(selection: Any) -> None:
-    with pytest.warns(HardestTokensWarning, match="docs/gradients-seed.md") as told:
+@pytest.mark.parametrize("selection", BIASED)
+def test_who_trains_another_loss_is_told(selection: Any) -> None:
+    with pytest.warns(BiasedWarning, match="docs/gradients-seed.md") as told:
         rule = CGGRLoss(selection=selection)
     assert told[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rule(*pairs(10))
         CGGRLoss(selection=selection, min_tokens_ratio=1.0)
-        CGGRLoss(selection="stratified")
         CGGRLoss(selection="sampled")
 
 

@@ -27,7 +27,7 @@ from pliant.gradients.choosing.scores import in_chunks
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.objective import objective
 from pliant.gradients.engines.passage import Passage, hidden_of
-from pliant.gradients.model import Gradients, GradientsWarning, attach
+from pliant.gradients.model import Gradients, GradientsWarning
 from pliant.gradients.selecting import Reference, Router, spread
 
 Batch = Mapping[str, Any]
@@ -163,9 +163,8 @@ class Field:
         if contender.config is None:
             return
         name = f"contender-{len(self.handles)}"
-        self.handles[contender] = attach(
-            self.model, contender.config, reference=self.reference, router=self.router, name=name
-        )
+        acting = Gradients(self.model, contender.config, self.reference, self.router)
+        self.handles[contender] = adapters.attach(self.model, acting, name)
 
     def step(self, contender: Contender, batch: Batch, draw: int = 0) -> None:
         """Forward and backward; adds to the gradients that are there."""

@@ -22,7 +22,7 @@ from pliant.gradients.choosing.scores import measured
 from pliant.gradients.config import Engine, Score, Selection
 from pliant.gradients.facade.outputs import logits_of
 from pliant.gradients.facade.router import TruncatedRouter
-from pliant.gradients.facade.settings import config_of, warn_of_the_hardest
+from pliant.gradients.facade.settings import config_of
 from pliant.gradients.model import Gradients, attach
 from pliant.gradients.selecting import Router
 
@@ -66,7 +66,6 @@ class CGGRModel(nn.Module):
             # What such a router would compute, the pass without gradient comes by anyway.
             config = replace(config, exit_layer=router.num_layers)
             router = None
-        warn_of_the_hardest(config)
         self.model = model
         self.router = router if _stands_alone(router, model) else None
         """A router with weights of its own moves and is saved with this; another has none."""

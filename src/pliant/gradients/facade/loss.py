@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pliant.errors import InvalidInput
+from pliant.gradients.biased import warn_of
 from pliant.gradients.choosing.rules import mask_and_weights
 from pliant.gradients.choosing.scores import measured
 from pliant.gradients.config import Score, Selection
 from pliant.gradients.facade.outputs import IGNORED, aligned, mean_where
-from pliant.gradients.facade.settings import config_of, warn_of_the_hardest
+from pliant.gradients.facade.settings import config_of
 from pliant.gradients.facade.steps import Steps
 
 BaseLoss = Callable[[Tensor, Tensor], Tensor]
@@ -57,7 +58,7 @@ class CGGRLoss(nn.Module):
             num_strata=num_strata,
             min_tokens_per_sequence=min_tokens_per_sequence,
         )
-        warn_of_the_hardest(self.config)
+        warn_of(self.config)
         self.base_loss: BaseLoss = _cross_entropy if base_loss is None else base_loss
         self.steps = Steps(self.config)
         self._last: dict[str, Any] = {}

@@ -1,18 +1,9 @@
-"""The seed's settings as a GradientConfig, and a word to those who train the hardest alone."""
+"""The seed's settings as a GradientConfig."""
 
 from __future__ import annotations
 
-import warnings
-
 from pliant.errors import InvalidInput
 from pliant.gradients.config import Engine, GradientConfig, Score, Selection
-
-HARDEST = ("topk", "sequence_aware", "fixed_quota")
-"""The rules that take tokens for being hard, and say nothing of it in the weights."""
-
-
-class HardestTokensWarning(UserWarning):
-    """A rule is used that was measured to do worse than as many tokens at random."""
 
 
 def config_of(
@@ -43,15 +34,3 @@ def config_of(
         num_strata=num_strata,
         min_tokens_per_sequence=min_tokens_per_sequence,
     )
-
-
-def warn_of_the_hardest(config: GradientConfig, stacklevel: int = 3) -> None:
-    """Said where such a rule is asked for, not at each step."""
-    if config.selection in HARDEST and config.ratio < 1:
-        warnings.warn(
-            f"selection = {config.selection!r} trains on the hardest tokens alone: measured from "
-            "scratch, the loss of all tokens then stays far behind that of training on random ones "
-            '(docs/gradients-seed.md). selection = "sampled" trains the loss of all, on average.',
-            HardestTokensWarning,
-            stacklevel=stacklevel,
-        )
