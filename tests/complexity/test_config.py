@@ -92,6 +92,26 @@ def test_of_models_that_are_right_the_first_is_this_one() -> None:
     assert scores["right:large"] == pytest.approx([right])
 
 
+def test_classes_share_one_probability() -> None:
+    scores = Scores(("maths", "code"), LOGITS, reads="classes")
+    assert scores.values.sum(axis=1) == pytest.approx([1, 1, 1])
+    assert scores["maths"][1:] == pytest.approx([1, 0]) and scores.values[0, 0] < 0.5
+
+
+def test_numbers_are_as_the_head_gave_them_and_no_score() -> None:
+    scores = Scores(("score", "gain"), LOGITS, reads="numbers")
+    assert scores["score"].tolist() == [0.0, 100.0, -800.0]
+    assert scores.gain is not None and scores.gain.tolist() == [0.5, -0.25, 0.0]
+    with pytest.raises(InvalidInput, match=r"a number and no probability: .*scores\['score'\]"):
+        _ = scores.score
+    assert Scores(("right:a", "right:b"), LOGITS, reads="numbers").gain is None
+
+
+def test_how_outputs_are_read_is_one_of_three() -> None:
+    with pytest.raises(InvalidInput, match="reads = 'odds'"):
+        CPXConfig(reads="odds")  # type: ignore[arg-type]
+
+
 def test_outputs_of_another_kind_are_taken_by_name() -> None:
     scores = Scores(("maths", "code"), LOGITS)
     assert scores.gain is None and scores["maths"].tolist() == [0.5, 1.0, 0.0]

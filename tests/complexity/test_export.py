@@ -180,6 +180,25 @@ def test_a_vocabulary_that_was_padded_has_room_for_the_token(tmp_path: Path) -> 
 # --- what has no place ---
 
 
+@pytest.mark.parametrize(
+    ("reads", "problem", "read"),
+    [
+        ("classes", "single_label_classification", "softmax"),
+        ("numbers", "regression", "numbers"),
+    ],
+)
+def test_classes_and_numbers_are_called_so(
+    tmp_path: Path, reads: Any, problem: str, read: str
+) -> None:
+    result = nano(outputs=("maths", "code"), reads=reads).export(tmp_path / "stock")
+    config = json.loads((tmp_path / "stock" / "config.json").read_text())
+    assert config["problem_type"] == problem and result.reads == reads
+    said = (tmp_path / "stock" / "README.md").read_text()
+    assert read in said and "sigmoid" not in said
+    with pytest.raises(InvalidInput, match=f"the outputs are {reads}"):
+        result.threshold(0.5)
+
+
 def test_a_bias_goes_into_the_threshold_and_it_says_so(tmp_path: Path) -> None:
     scorer = nano(outputs=("score", "right:nano-l"))
     result = scorer.export(tmp_path / "stock")

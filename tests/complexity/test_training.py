@@ -307,6 +307,25 @@ def test_every_loss_trains(
     assert losses(run)[-1] < losses(run)[0]
 
 
+def test_outputs_are_read_as_they_were_learned(tmp_path: Path) -> None:
+    asked = [row["input_ids"] for row in rows()][:20]
+    numbers = scorer_on()
+    fit(numbers, asked, [30.0] * 20, loss="regression", num_epochs=60, learning_rate=0.1)
+    assert numbers.score(asked)["score"] == pytest.approx([30.0] * 20, abs=3)
+    with pytest.raises(InvalidInput, match="no probability"):
+        numbers.generate(asked, leave_above=0.5)
+    classes = scorer_on(num_labels=3)
+    fit(classes, asked, [1] * 20, loss="ce", num_epochs=1)
+    assert classes.score(asked).values.sum(axis=1) == pytest.approx([1.0] * 20)
+    classes.save_pretrained(tmp_path / "saved")
+    base = classes.base
+    classes.detach()
+    again = Complexity.from_pretrained(base, tmp_path / "saved")
+    assert again.config.reads == "classes"
+    fit(again, asked, [[1.0, 0.0, 1.0]] * 20, num_epochs=1)
+    assert again.config.reads == "probabilities"
+
+
 def test_patience_stops_and_the_best_comes_back(tmp_path: Path) -> None:
     held = [{**row, "label": 1 - row["label"]} for row in rows()]  # what is learned is wrong there
     run = trainer(scorer_on(), tmp_path, held=held, num_epochs=20, patience=2)

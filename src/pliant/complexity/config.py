@@ -10,6 +10,8 @@ from pliant.errors import InvalidInput
 
 Aggregation = Literal["last", "mean", "max", "attention"]
 AGGREGATIONS = ("last", "mean", "max", "attention")
+Reads = Literal["probabilities", "classes", "numbers"]
+READS = ("probabilities", "classes", "numbers")
 
 SCORE, GAIN, RIGHT = "score", "gain", "right:"
 """P(hard); P(strong right) - P(weak right); `right:NAME`, P(the model of that name is right)."""
@@ -39,6 +41,10 @@ class CPXConfig:
     lora_targets: tuple[str, ...] = ()
     """Projections that take the LoRA, by the end of their names; empty is every one in the layers
     that sees all positions (a routed expert does not)."""
+
+    reads: Reads = "probabilities"
+    """What the outputs are: a probability each; classes, of which one is so; or numbers. A training
+    sets it by its loss: bce, ce or regression."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outputs", self._outputs())
@@ -78,6 +84,8 @@ class CPXConfig:
         if self.aggregation not in AGGREGATIONS:
             known = ", ".join(AGGREGATIONS)
             raise InvalidInput(f"aggregation = {self.aggregation!r}: give one of {known}")
+        if self.reads not in READS:
+            raise InvalidInput(f"reads = {self.reads!r}: give one of {', '.join(READS)}")
         name, times = Counter(self.outputs).most_common(1)[0]
         if times > 1 or not all(isinstance(o, str) and o for o in self.outputs):
             raise InvalidInput(

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pliant import __version__
+from pliant.complexity.config import Reads
 from pliant.complexity.facade.tokenizer import CPXTokenizer
 from pliant.complexity.leaving.card import card
 from pliant.complexity.leaving.proof import prove
@@ -59,9 +60,13 @@ class ExportResult:
     cpx_token_id: int
     rows_added: int
     """To the copy's embeddings."""
+    reads: Reads = "probabilities"
+    """What the outputs are: probabilities, classes or numbers."""
 
     def threshold(self, score: float, output: int = 0) -> float:
         """The copy's own score that corresponds to this score of the scorer."""
+        if self.reads != "probabilities":
+            raise InvalidInput(f"the outputs are {self.reads}: add `shift` to the logits instead")
         if not 0 <= score <= 1:
             raise InvalidInput(f"score={score!r}: a probability, 0 to 1")
         if score in (0, 1):
@@ -132,6 +137,7 @@ def _result(
         cpx_token=cpx.cpx_token,
         cpx_token_id=cpx.cpx_token_id,
         rows_added=stock.rows_added,
+        reads=scorer.config.reads,
     )
 
 
@@ -197,8 +203,9 @@ def _calibrated(scorer: Complexity, calibration: Any) -> tuple[float, float]:
     if calibration is None:
         return 1.0, 0.0
     stated = calibration.to_json()
-    if "gain" in scorer.config.outputs:
-        raise UnsupportedModel("a calibration of probabilities cannot be applied to the gain")
+    if "gain" in scorer.config.outputs or scorer.config.reads != "probabilities":
+        what = "the gain" if "gain" in scorer.config.outputs else scorer.config.reads
+        raise UnsupportedModel(f"a calibration of probabilities cannot be applied to {what}")
     if stated["kind"] == "temperature":
         return 1 / stated["temperature"], 0.0
     if stated["kind"] == "platt":

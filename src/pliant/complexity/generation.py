@@ -84,7 +84,7 @@ def generate(
             answers[at] = answer = sequence[run.length :]
             sequences[at] = torch.cat([as_ids(ids[stayed[row]], sequence), answer])
     return Generated(
-        Scores(scorer.config.outputs, logits, truncated),
+        Scores(scorer.config.outputs, logits, truncated, scorer.config.reads),
         tuple(sequences),
         _texts(scorer, answers),
         left,
@@ -151,7 +151,8 @@ class _Generation:
         """Keep the scores; if some prompts are to leave, nothing goes on from here."""
         self.logits = logits.detach().double().cpu().numpy()
         if self.leave_above is not None:
-            scores = Scores(self.scorer.config.outputs, self.logits)
+            config = self.scorer.config
+            scores = Scores(config.outputs, self.logits, reads=config.reads)
             rule = self.leave_above
             found = rule(scores) if callable(rule) else scores.score > rule
             self.left = np.asarray(found, dtype=bool)
@@ -215,7 +216,9 @@ def _check_threshold(scorer: Complexity, leave_above: Leaving | None) -> None:
         return
     if isinstance(leave_above, bool) or not isinstance(leave_above, (int, float)):
         raise InvalidInput(f"leave_above = {leave_above!r}: give a number (0 to 1) or a function")
-    _ = Scores(scorer.config.outputs, np.zeros((0, len(scorer.config.outputs)))).score
+    config = scorer.config
+    none = np.zeros((0, len(config.outputs)))
+    _ = Scores(config.outputs, none, reads=config.reads).score
 
 
 def _ids(

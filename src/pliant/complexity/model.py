@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,7 +29,7 @@ from pliant.adapters import Adapter, After, Wire
 from pliant.adapters.quantized import differentiable
 from pliant.adapters.wires import is_off
 from pliant.anatomy import Anatomy
-from pliant.complexity.config import CPXConfig
+from pliant.complexity.config import CPXConfig, Reads
 from pliant.complexity.options import setting
 from pliant.complexity.prompts import (
     Truncation,
@@ -120,6 +121,10 @@ class Complexity(Adapter):
             for key, projection in targets(anatomy, self.config):
                 yield After(projection.module, partial(self._add_lora, key))
 
+    def read_as(self, reads: Reads) -> None:
+        """What the outputs are from now on: what they are learned as."""
+        self.config = replace(self.config, reads=reads)
+
     @property
     def anatomy(self) -> Anatomy:
         """What the base is made of."""
@@ -202,7 +207,7 @@ class Complexity(Adapter):
         for rows in alike([len(prompt) for prompt in ids], batch_size):
             batch = Batch.of([ids[row] for row in rows], device=self._place)
             logits[rows] = self._logits_at_once(batch).double().cpu().numpy()
-        return Scores(self.config.outputs, logits, truncated)
+        return Scores(self.config.outputs, logits, truncated, self.config.reads)
 
     def generate(
         self,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pliant.complexity.config import GAIN, RIGHT, SCORE
+from pliant.complexity.config import GAIN, RIGHT, SCORE, Reads
 from pliant.errors import InvalidInput
 
 
@@ -19,16 +19,27 @@ class Scores:
     """(n, outputs)"""
     truncated: int = 0
     """How many of the prompts were too long, and were scored without one of their ends."""
+    reads: Reads = "probabilities"
+    """What the outputs were learned as."""
 
     @property
     def values(self) -> np.ndarray:
-        """(n, outputs): probabilities, and gains as they are."""
+        """(n, outputs): probabilities (of classes, which add up to 1), and numbers as they are."""
+        if self.reads == "numbers":
+            return self.logits
+        if self.reads == "classes":
+            return _softmax(self.logits)
         linear = np.array([name == GAIN for name in self.outputs])
         return np.where(linear, self.logits, _sigmoid(self.logits))
 
     @property
     def score(self) -> np.ndarray:
         """(n,) in [0, 1]: the probability that the prompt is hard for the model."""
+        if SCORE in self.outputs and self.reads == "numbers":
+            raise InvalidInput(
+                f"this scorer's {SCORE!r} was learned as a number and no probability: take it as "
+                f"it is, scores[{SCORE!r}], or train with loss='bce'"
+            )
         if SCORE in self.outputs:
             return self[SCORE]
         right = self._right
@@ -50,7 +61,7 @@ class Scores:
     @property
     def _right(self) -> np.ndarray | None:
         which = [i for i, name in enumerate(self.outputs) if name.startswith(RIGHT)]
-        return self.values[:, which] if which else None
+        return self.values[:, which] if which and self.reads != "numbers" else None
 
     def __getitem__(self, output: str) -> np.ndarray:
         """(n,) of one output."""
@@ -65,3 +76,8 @@ class Scores:
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -x))
+
+
+def _softmax(x: np.ndarray) -> np.ndarray:
+    shares: np.ndarray = np.exp(x - np.logaddexp.reduce(x, axis=1, keepdims=True))
+    return shares

@@ -27,7 +27,7 @@ from pliant.complexity.learning.checks import check_together
 from pliant.complexity.learning.config import CPXTrainingConfig
 from pliant.complexity.learning.learner import learner_of, trained_tensors
 from pliant.complexity.learning.lessons import Lessons, collated, lessons_of
-from pliant.complexity.learning.losses import losses
+from pliant.complexity.learning.losses import READ_AS, losses
 from pliant.complexity.learning.report import Clock, TrainingReport
 from pliant.complexity.learning.stopping import finishing_the_step
 from pliant.complexity.learning.together import as_the_first, sharded_as_asked
@@ -73,6 +73,7 @@ class CPXTrainer(Trainer):
         self.config = args if isinstance(args, CPXTrainingConfig) else config or CPXTrainingConfig()
         self.learner = learner_of(model, self.config.base_dropout)
         check_together(self.learner.scorer, self.config)
+        self.learner.scorer.read_as(READ_AS[self.config.loss])
         self.learner.freeze(everything=not self.config.train_base)
         self.learner.scorer.rows.requires_grad_(self.config.is_cpx_token_trainable)
         self.tokenizer = processing_class or self.learner.scorer.tokenizer

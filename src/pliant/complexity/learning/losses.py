@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pliant.complexity.config import Reads
 from pliant.errors import InvalidInput
 
 Loss = Literal["bce", "ce", "regression"]
+READ_AS: dict[str, Reads] = {"bce": "probabilities", "ce": "classes", "regression": "numbers"}
+"""What outputs are that were learned by a loss."""
 
 
 def losses(

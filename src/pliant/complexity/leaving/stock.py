@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 PADDING = ("pad_token", "eos_token", "bos_token", "unk_token")
 """Tokens to pad with, the first that there is: the last token that counts is [CPX] in any case."""
+PROBLEM = {
+    "probabilities": "multi_label_classification",
+    "classes": "single_label_classification",
+    "numbers": "regression",
+}
+"""How transformers calls what the outputs are."""
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 SETTINGS = ("model_max_length", "truncation_side", "clean_up_tokenization_spaces")
 
@@ -124,7 +130,7 @@ def _config(scorer: Complexity, cpx: CPXTokenizer, table: Tensor) -> Any:
     outputs = scorer.config.outputs
     config.id2label = dict(enumerate(outputs))
     config.label2id = {name: i for i, name in enumerate(outputs)}
-    config.problem_type = "multi_label_classification"
+    config.problem_type = PROBLEM[scorer.config.reads]
     pad = cpx.convert_tokens_to_ids(padding_token(cpx.base))
     for part in (config, config.get_text_config(decoder=True)):
         part.pad_token_id = pad
