@@ -15,6 +15,9 @@ from tests.routing.labels import outcomes
 
 from pliant import recipes
 from pliant.cli import app
+from pliant.routing.fitting.fit import kinds
+from pliant.routing.fitting.ladder import EVERY, READS_A_MODEL
+from pliant.routing.scorers import KINDS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -46,6 +49,25 @@ def test_fit_shows_the_ladder_and_what_is_kept(done, folder):
     assert "The ladder" in done.stdout and "Kept: text" in done.stdout
     assert "40 % of calls" in done.stdout
     assert (folder / "router" / "router.json").is_file()
+
+
+def test_the_ladder_has_every_scorer_and_the_bound_of_all(folder):
+    outcomes(220, 1).write(folder / "few.jsonl")
+    done = pliant("fit", "--labels", "few.jsonl", "--out", "all", "--ladder", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.split("Kept:")[0]
+    rungs = {line.split("  ")[0] for line in table.splitlines()}
+    assert {*KINDS} - {"oracle", *READS_A_MODEL} <= rungs and "perfect routing" in rungs
+    assert "probe, cpx, cpx+text" in done.stdout and "--base" in done.stdout
+
+
+def test_a_scorer_that_needs_groups_is_not_tried_without(folder):
+    labels = outcomes(220, 1)
+    assert kinds(None, None, labels, every=True) == tuple(
+        kind for kind in EVERY if kind not in READS_A_MODEL
+    )
+    bare = kinds(None, "nano-s", replace(labels, groups=None), every=True)
+    assert set(EVERY) - set(bare) == {"group", "text+group"}
 
 
 def test_evaluate_and_calibrate(done, folder):

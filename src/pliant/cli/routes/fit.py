@@ -25,7 +25,8 @@ def fit(
         typer.Option(help="Models of the labels, the cheapest first. Left out: by their cost."),
     ] = None,
     ladder: Annotated[
-        bool, typer.Option("--ladder", help="Try every scorer; so it is without --scorer, too.")
+        bool,
+        typer.Option("--ladder", help="Try every scorer, tfidf-logistic and text+group as well."),
     ] = False,
     scorer: Annotated[list[str] | None, typer.Option(help="Try this one; one option each.")] = None,
     base: Annotated[
@@ -74,12 +75,13 @@ def fit(
         calibrate_by=calibration,
         backends=dict(_pair(text) for text in backend or []),
         groups_known=groups_known,
+        every=ladder,
         seed=seed,
     )
     if json:
         terminal.print_json(done.as_dict())
     else:
-        _draw(done)
+        _draw(done, blind=not scorer and base is None)
 
 
 def _fitted(outcomes: Outcomes, labels: str, out: Path, **how: Any) -> Fitted:
@@ -122,10 +124,11 @@ def _pair(text: str) -> tuple[str, str]:
     return name, backend
 
 
-def _draw(done: Fitted) -> None:
+def _draw(done: Fitted, blind: bool) -> None:
     import numpy as np
 
     from pliant.cli import terminal
+    from pliant.routing.fitting.ladder import READS_A_MODEL
 
     console, sizes = terminal.console(), done.parts.sizes()
     ladder_table(done).draw(console)
@@ -140,6 +143,9 @@ def _draw(done: Fitted) -> None:
         f"APGR {found.metrics['apgr']}, at most {found.report.oracle_apgr:.3f}.",
         f"Router: {done.folder}",
     ]
+    if blind:
+        names = ", ".join(READS_A_MODEL)
+        sentences.insert(1, f"Not tried: {names}, which read a model (--base nano-s, say).")
     if not np.isfinite(found.report.oracle_apgr):
         sentences.insert(0, _nothing_to_gain(done))
     for sentence in sentences:
@@ -167,10 +173,14 @@ def _nothing_to_gain(done: Fitted) -> str:
 
 def ladder_table(done: Fitted) -> Table:
     from pliant.reports.tables import Table
+    from pliant.routing.measures.metrics import oracle_apgr
 
     what = "APGR" if len(done.file.models) == 2 else "area"
     head = ["scorer", what, "behind the best (95 %)", "ms a decision", "size", "fitted in", ""]
     rows = [_row(rung, rung is done.kept) for rung in done.rungs]
+    if what == "APGR":  # the most that there can be on these prompts
+        most = f"{oracle_apgr(done.parts.ladder):.3f}"
+        rows.insert(0, ["perfect routing", most, *["-"] * 4, ""])
     return Table("The ladder", head, rows, right=frozenset(head[1:6]), colours={"kept": "green"})
 
 

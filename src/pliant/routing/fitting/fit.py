@@ -24,7 +24,7 @@ from pliant.routing import router_file
 from pliant.routing.backends.costs import Used
 from pliant.routing.fitting import seen
 from pliant.routing.fitting.evaluate import Evaluation, measured
-from pliant.routing.fitting.ladder import LADDER, READS_A_MODEL, Progress, Rung, climb, keep
+from pliant.routing.fitting.ladder import EVERY, LADDER, READS_A_MODEL, Progress, Rung, climb, keep
 from pliant.routing.fitting.parts import Parts, parts
 from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.goals.words import Goal
@@ -35,7 +35,7 @@ from pliant.routing.live.ledger_file import carried
 from pliant.routing.measures import calibration
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
-from pliant.routing.scorers import Predictions, Scorer, make
+from pliant.routing.scorers import Predictions, Scorer, kind_class, make
 from pliant.routing.scorers.familiar import Familiar, Watched
 from pliant.routing.scorers.fitting import joined
 
@@ -83,12 +83,14 @@ def fit(
     reached: Mapping[str, Reached] | None = None,
     label_cost: Mapping[str, Used] | None = None,
     groups_known: bool = False,
+    every: bool = False,
     seed: int = 0,
     progress: Progress = lambda items, _: items,
 ) -> Fitted:
     """Fit a router and write it to the folder `out`.
 
-    `scorers` are tried (all, if none are named; those that read a model only with a `base`).
+    `scorers` are tried (the usual ones, if none are named, and with `every` all that there are;
+    those that read a model only with a `base`).
     `lam` takes the place of the goal: each answer is worth its gain less lam times its cost.
     `reached` says how models are reached and at what price, by the name that the labels have for
     them (`labels.label.reached`), and `backends` puts another in place of what it says of a model;
@@ -99,9 +101,9 @@ def fit(
         raise InvalidInput(f"lam = {lam}: what a unit of cost is worth, 0 or more and finite")
     folder = Path(out).expanduser()
     _refuse_place(folder)
-    kinds = _kinds(scorers, base, outcomes)
+    tried = kinds(scorers, base, outcomes, every)
     dealt = parts(outcomes, seed)
-    rungs = climb(dealt, kinds, base, seed, progress)
+    rungs = climb(dealt, tried, base, seed, progress)
     kept = keep(rungs, groups_known, outcomes=dealt.ladder)
     familiar = Familiar.fit(joined((dealt.train, dealt.choice)).prompts, dealt.ladder.prompts)
     scorer = Watched(kept.scorer, familiar)
@@ -164,16 +166,17 @@ def reference(predicted: Predictions, outcomes: Outcomes, kind: str) -> dict[str
 # --- what is fitted, and where it goes -----------------------------------------------------------
 
 
-def _kinds(scorers: Sequence[str] | None, base: str | None, outcomes: Outcomes) -> tuple[str, ...]:
+def kinds(
+    scorers: Sequence[str] | None, base: str | None, outcomes: Outcomes, every: bool = False
+) -> tuple[str, ...]:
+    """Those that are tried: the ones that are named, or else those that can be."""
     if scorers:
         blind = [kind for kind in scorers if kind in READS_A_MODEL and base is None]
         if blind:
             raise InvalidInput(f"{blind[0]} reads a model: name it, as in --base nano-s")
         return tuple(dict.fromkeys(scorers))
-    kinds = [kind for kind in LADDER if base is not None or kind not in READS_A_MODEL]
-    if outcomes.groups is None:
-        kinds.remove("group")
-    return tuple(kinds)
+    found = [kind for kind in (EVERY if every else LADDER) if base or kind not in READS_A_MODEL]
+    return tuple(k for k in found if outcomes.groups or not kind_class(k).needs_groups)
 
 
 def _models(

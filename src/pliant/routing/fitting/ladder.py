@@ -28,6 +28,8 @@ Progress = Callable[[Sequence[str], str], Iterable[str]]
 
 CONTROLS = ("random", "length", "group")
 LADDER = (*CONTROLS, "tfidf", "tfidf-ridge", "knn", "pair", "text", "probe", "cpx", "cpx+text")
+EVERY = (*LADDER, "tfidf-logistic", "text+group")
+"""With those that are dear to fit, or that few can use."""
 READS_A_MODEL = ("probe", "cpx", "cpx+text")
 MARGIN = 0.02
 """How much APGR a cheap scorer may lose for sure and still tie."""
