@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -72,6 +73,7 @@ def main() -> None:
         shown(options.regime, retold(RESULTS / f"{name}.json"))
         return
     regime = REGIMES[options.regime]
+    regime = replace(regime, rates=tuple(options.rates or regime.rates))
     figures = raced(regime, regime.rows(options), options)
     shown(options.regime, figures)
     keep(name, figures, " ".join(["python -m benchmarks.gradient_race", *_given()]))
@@ -366,6 +368,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", help="these ways alone, by name, standard among them")
     parser.add_argument("--again", action="store_true", help="tell anew what was kept of this one")
     parser.add_argument("--dense", action="store_true", help="the default with dense steps")
+    parser.add_argument("--rates", type=float, nargs="+", help="another grid")
     parser.add_argument("--tune", choices=("two", "all"), default="two", help="rates of whom")
     parser.add_argument("--data", type=Path, help="a folder with gsm8k-train.jsonl.gz")
     parser.add_argument("--quick", action="store_true", help="one seed, one second")
