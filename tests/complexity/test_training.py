@@ -20,6 +20,7 @@ from transformers import LlamaForCausalLM, TrainerCallback
 from pliant.complexity import Complexity, CPXConfig, attach
 from pliant.complexity.learning.config import CPXTrainingConfig
 from pliant.complexity.learning.fitting import fit, remember
+from pliant.complexity.learning.resuming import last_whole
 from pliant.complexity.stored.order import in_order
 from pliant.complexity.training import CPXTrainer
 from pliant.errors import AdapterError, InvalidInput
@@ -409,6 +410,26 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, keep: int) -> None:
     resumed.train(resume_from_checkpoint=True)
     assert same(values(resumed.scorer), values(whole.scorer))
     assert losses(resumed) == losses(whole)
+
+
+def test_a_checkpoint_that_a_kill_tore_is_passed_over(tmp_path: Path) -> None:
+    args = {"save_strategy": "steps", "save_steps": 2}
+    whole = trainer(scorer_on(), tmp_path, args=args)
+    whole.train()
+    kept = sorted(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    assert last_whole(tmp_path) == str(kept[-1]) and len(kept) > 2
+    (kept[-1] / "trainer_state.json").write_text('{"half')
+    for file in kept[-2].iterdir():
+        file.unlink()
+    again = trainer(scorer_on(), tmp_path, args=args)
+    again.train(resume_from_checkpoint=True)
+    assert same(values(again.scorer), values(whole.scorer))
+    for path in kept:
+        shutil.rmtree(path)
+    kept[0].mkdir()
+    assert last_whole(tmp_path) is None
+    with pytest.raises(InvalidInput, match="no whole checkpoint"):
+        trainer(scorer_on(), tmp_path).train(resume_from_checkpoint=True)
 
 
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path) -> None:

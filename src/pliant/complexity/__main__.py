@@ -8,7 +8,6 @@ pliant.complexity ...` runs it on several devices.
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 from collections.abc import Sequence
@@ -68,6 +67,7 @@ def run(model: CPXModelConfig, training: CPXTrainingConfig, data: CPXDatasetConf
     from pliant.complexity.config import CPXConfig
     from pliant.complexity.facade.tokenizer import CPXTokenizer
     from pliant.complexity.learning.lessons import lessons_of
+    from pliant.complexity.learning.resuming import last_whole
     from pliant.complexity.model import attach
     from pliant.complexity.training import CPXTrainer, encode
 
@@ -99,7 +99,9 @@ def run(model: CPXModelConfig, training: CPXTrainingConfig, data: CPXDatasetConf
     )
     if trainer.duplicates and trainer.is_world_process_zero():
         print(trainer.duplicates, file=sys.stderr)
-    trainer.train(resume_from_checkpoint=training.resume and _begun(training.output_dir))
+    trainer.train(
+        resume_from_checkpoint=last_whole(training.output_dir) if training.resume else None
+    )
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():
         print(trainer.report)
@@ -146,13 +148,6 @@ def _named(row: dict[str, Any]) -> dict[str, Any]:
         "prompt": prompt.tolist() if hasattr(prompt, "tolist") else prompt,
         "label": row["label"],
     }
-
-
-def _begun(folder: str) -> bool:
-    """Whether there is a checkpoint to go on from."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return os.path.isdir(folder) and get_last_checkpoint(folder) is not None
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from pliant.complexity.learning.learner import learner_of, trained_tensors
 from pliant.complexity.learning.lessons import Lessons, collated, lessons_of
 from pliant.complexity.learning.losses import READ_AS, losses
 from pliant.complexity.learning.report import Clock, TrainingReport
+from pliant.complexity.learning.resuming import resumed
 from pliant.complexity.learning.stopping import finishing_the_step
 from pliant.complexity.learning.together import as_the_first, sharded_as_asked
 from pliant.complexity.model import Complexity
@@ -115,13 +116,14 @@ class CPXTrainer(Trainer):
 
     # --- a run ---
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As transformers' Trainer's. Interrupted (Ctrl-C), it finishes its step, saves a
         checkpoint and raises KeyboardInterrupt; `resume_from_checkpoint=True` goes on there."""
         self.clock = Clock()
         alone = self.args.world_size == 1
         with finishing_the_step(self) if alone else nullcontext():
-            output = super().train(*args, **kwargs)
+            begin = resumed(resume_from_checkpoint, str(self.args.output_dir))
+            output = super().train(begin, *args, **kwargs)
         self.report = self.clock.report(self, output)
         return output
 
