@@ -75,3 +75,14 @@ def test_scores_are_kept_by_the_pieces_they_are_of(tmp_path: Path) -> None:
         run(model, tokenizer, made, tmp_path / "run", plan, say=lambda line: None)
     (saved,) = (tmp_path / "run" / "checkpoint-2" / "adapters").glob("*/*.json")
     assert '"kept"' in saved.read_text()
+
+
+def test_a_run_that_ends_between_two_logs_is_told_whole(tmp_path: Path) -> None:
+    model, tokenizer = load("nano-s")
+    made = Texts([{"input_ids": [*range(40, 49)], "labels": [*range(40, 49)]}])
+    settings = {"max_steps": "3", "logging_steps": "2", "use_cpu": "true"}
+    config = GradientConfig(ratio=0.5)
+    plan = Plan.of("nano-s", "a.txt", made, config, settings, None, "float32")
+    ended = run(model, tokenizer, made, tmp_path / "run", plan, say=lambda line: None)
+    assert (ended.tokens, ended.trained) == (3 * 8, 3 * 4)
+    assert ended.last_loss == ended.last_loss != ended.first_loss

@@ -155,10 +155,16 @@ def _at_its_end(trainer: Trainer, checkpoint: Path) -> bool:
 
 
 class Lines(TrainerCallback):
-    """Says a line at each log."""
+    """Says a line at each log, and lets the last step be logged, whichever it is."""
 
     def __init__(self, say: Say) -> None:
         self.say = say
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
     def on_log(
         self,
