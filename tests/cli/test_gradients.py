@@ -133,6 +133,8 @@ def test_show_reads_plain_text_and_learns_all_but_the_first_token(tmp_path: Path
         (["audit", *NANO, "--engine", "swift"], "engine"),
         (["audit", *NANO, "--score", "excess"], "reference"),
         (["audit", *NANO, "--seconds", "1", "--steps", "1"], "one budget"),
+        (["audit", *NANO, "--seconds", "inf"], "give each contender some time"),
+        (["audit", *NANO, "--lr", "inf"], "--lr inf"),
         (["audit", *NANO, "--rows", "1"], "1 pieces"),
         (["audit", *NANO, "--length", "100000"], "positions"),
         (["audit", "--model", "nano-s", "--data", "nowhere.jsonl"], "nowhere.jsonl"),

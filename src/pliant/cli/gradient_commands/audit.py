@@ -60,8 +60,10 @@ def audit(
     config = config_of(engine, ratio, selection, score, choose)
     if seconds is not None and steps is not None:
         raise InvalidInput("--seconds and --steps: the race has one budget, give one")
-    if seconds is not None and seconds <= 0:
+    if seconds is not None and not 0 < seconds < float("inf"):
         raise InvalidInput(f"--seconds {seconds:g}: give each contender some time, above 0")
+    if lr == float("inf"):
+        raise InvalidInput("--lr inf: give a number")
     if page is not None:
         make_room(page)
     with quietly():
