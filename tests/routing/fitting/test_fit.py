@@ -328,6 +328,19 @@ def test_a_new_goal_needs_no_training(fitted, tmp_path):
             calibrate(made.folder, part, "20 % of calls")
 
 
+def test_a_new_calibration_leaves_what_the_user_set(tmp_path):
+    made = fit(outcomes(300, 1), tmp_path / "r", scorers=["length"], backends=BACKENDS)
+    path = made.folder / "router.json"
+    content = json.loads(path.read_text())
+    content["drift"] |= {"window": 50, "false_alarms": 0.2}
+    content |= {"sticky": {"policy": "off"}, "far": "ignore"}
+    path.write_text(json.dumps(content))
+    calibrate(made.folder, outcomes(200, 7), "40 % of calls")
+    after = router_file.read(made.folder)
+    assert (after.drift.window, after.drift.false_alarms) == (50, 0.2)
+    assert after.drift.n == 200 and after.sticky.policy == "off" and after.far == "ignore"
+
+
 def test_what_is_far_counts_in_a_budget():
     held = outcomes(400, 3)
     gain = np.stack([np.zeros(400), held.gain + 0.001 * np.arange(400)], axis=1)

@@ -57,7 +57,10 @@ def calibrate(
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
     chosen = of_goal(goal, predicted, held, far=file.far_to_strongest)
     content = file.model_dump()
-    content |= {"threshold": entry(chosen, None), **reference(predicted, held, kind)}
+    now = reference(predicted, held, kind)
+    if file.drift is not None and "drift" in now:  # how it is watched is the user's to say
+        now["drift"] |= {name: getattr(file.drift, name) for name in ("window", "false_alarms")}
+    content |= {"threshold": entry(chosen, None), **now}
     made = router_file.made(**content)
     seen.add(folder, held.prompts)  # before the file: better to know too many than too few
     made.write(folder)
