@@ -291,14 +291,16 @@ def faster(ours: list[Curve], theirs: list[Curve]) -> Band:
 
 
 def times_as_fast(ours: Curve, theirs: Curve) -> float:
-    """The time that it took them over the time that it took us, to stay at or below the higher one
-    of the two losses that these end with: both get there. A curve is exactly as fast as itself, and
-    one is as many times faster than another as that one is slower."""
-    ends = ours[-1][1], theirs[-1][1]
-    if not all(map(math.isfinite, ends)):  # one of them, or both, got nowhere
-        return 1000.0 ** (math.isfinite(ends[0]) - math.isfinite(ends[1]))
-    loss = max(ends)
-    return settled(theirs, loss) / settled(ours, loss)
+    """From when on does the one that ends lower stay at or below what the other ends with? That,
+    and the whole time that the other had, are their times. A curve is exactly as fast as itself,
+    and one is as many times faster than another as that one is slower."""
+    ends = [end if math.isfinite(end) else math.inf for end in (ours[-1][1], theirs[-1][1])]
+    times = [ours[-1][0], theirs[-1][0]]
+    if ends[0] < ends[1]:
+        times[0] = settled(ours, ends[1])
+    elif ends[1] < ends[0]:
+        times[1] = settled(theirs, ends[0])
+    return times[1] / times[0]
 
 
 def settled(curve: Curve, loss: float) -> float:

@@ -48,6 +48,11 @@ def test_a_slower_one_is_told_by_where_it_ends() -> None:
     assert times_as_fast(lags, falls) == pytest.approx(1.5 / 3)
 
 
+def test_who_stops_early_and_high_is_not_fast() -> None:
+    stops, falls = curve([4, 2, 2, 2]), curve([4, 3, 2, 1])
+    assert times_as_fast(stops, falls) == pytest.approx(2 / 3)
+
+
 def test_who_gets_nowhere_is_a_thousand_times_slower() -> None:
     assert times_as_fast(curve([4, math.nan]), curve([4, 3])) == pytest.approx(1e-3)
     assert times_as_fast(curve([4, math.inf]), curve([4, math.nan])) == 1
