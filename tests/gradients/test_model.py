@@ -498,3 +498,16 @@ def count_scorings(gradients: Any) -> list[int]:
 
     gradients.selector._scores = counted
     return calls
+
+
+def test_a_vocabulary_may_grow_while_it_is_attached(llama: Any) -> None:
+    attach(llama, GradientConfig(engine="exact", selection="topk"))
+    old = llama.lm_head
+    llama.resize_token_embeddings(old.out_features + 30, mean_resizing=False)
+    assert llama.lm_head is not old
+    ids = torch.randint(old.out_features, old.out_features + 30, (2, 12))
+    gradients = llama.pliant.gradients
+    loss = llama(input_ids=ids, labels=ids).loss
+    loss.backward()
+    assert llama.lm_head.weight.grad[old.out_features :].any()
+    assert gradients.cost.head == 2.0 * llama.lm_head.weight.numel()

@@ -96,12 +96,13 @@ class Gradients(Adapter):
         self.engine: str = config.engine
         """What computes: another than the configuration's where that is not exact."""
         self._anatomy: list[Anatomy] = []
+        self._head: list[nn.Module] = []
         self._standing: Standing | None = None
         self._said: set[str] = set()
         self.count: TakesCount | None = None
 
     def wire(self, model: nn.Module) -> Iterable[Wire]:
-        self._anatomy = [Anatomy.of(model)]
+        self._anatomy, self._head = [Anatomy.of(model)], _head_of(model)
         depth, exit_layer = len(self._anatomy[0].layers), self.config.exit_layer or 1
         if exit_layer > depth:
             raise InvalidInput(f"exit_layer = {exit_layer}: {type(model).__name__} has {depth}")
@@ -182,6 +183,8 @@ class Gradients(Adapter):
 
     def _taught(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         fused = bool(inputs.pop(FLAG, False))
+        if _head_of(self.base) != self._head:  # its vocabulary was resized since
+            self._anatomy, self._head = [Anatomy.of(self.base)], _head_of(self.base)
         passage = Passage(self._anatomy[0], forward)
         meant = self._meant(passage, inputs, fused)
         if meant.other is not None:
@@ -342,3 +345,10 @@ class Gradients(Adapter):
         if what not in self._said:
             self._said.add(what)
             warnings.warn(what, GradientsWarning, stacklevel=2)
+
+
+def _head_of(model: Any) -> list[nn.Module]:
+    """What the model itself calls its head, in a list: an attribute that is a module would become
+    part of whoever holds it."""
+    told = getattr(model, "get_output_embeddings", lambda: None)()
+    return [told] if isinstance(told, nn.Module) else []
