@@ -44,7 +44,8 @@ class GradientConfig:
     warmup_steps: int = 0
     """Steps over which the ratio falls from 1 to `ratio`."""
     dense_first: int = 0
-    """Steps at the start that train every token, before the warm-up."""
+    """Steps at the start that train every token, before the warm-up. benchmarks/gradient_race.py
+    --dense: where these or `dense_every` help, standard training is better still."""
     dense_every: int = 0
     """Train every token on each step that is a multiple of this; 0 is never."""
     dynamic: bool = False
