@@ -78,6 +78,16 @@ def test_what_all_words_add_up_to_is_estimated_without_bias() -> None:
     assert (sums.std(0) > 0).all()
 
 
+def test_a_word_that_stands_for_others_alike_gives_their_gradients_length() -> None:
+    """Where all logits are alike, nothing is left to chance."""
+    head, hidden, targets = nn.Linear(D, V, bias=False), torch.randn(6, D), torch.randint(V, (6,))
+    nn.init.zeros_(head.weight)
+    read = words.drawn(targets, V, 20, generator())
+    found = words.estimated(way(head), head, read, hidden, targets, "gradient")
+    torch.testing.assert_close(found.scores_N, difficulty(head(hidden), targets, "gradient"))
+    torch.testing.assert_close(found.losses_N, difficulty(head(hidden), targets, "loss"))
+
+
 @pytest.mark.parametrize("rows", [1, 7, 100])
 def test_chunks_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     head, hidden, targets = nn.Linear(D, V), torch.randn(30, D), torch.randint(V, (30,))
