@@ -13,18 +13,19 @@ from typing import Any
 
 import pytest
 import torch
-from tests.minimal_adapter import tiny_llama
+from tests.minimal_adapter import Scale, ScaleConfig, tiny_llama
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, TrainerCallback
 
+from pliant import adapters
 from pliant.complexity import Complexity, CPXConfig, attach
 from pliant.complexity.learning.config import CPXTrainingConfig
 from pliant.complexity.learning.fitting import fit, remember
-from pliant.complexity.learning.resuming import last_whole
 from pliant.complexity.stored.order import in_order
 from pliant.complexity.training import CPXTrainer
 from pliant.errors import AdapterError, InvalidInput
 from pliant.prefill import bears_padding, keeps_cache
+from pliant.training.checkpoint import is_complete, last_complete
 
 COUNT = 24
 
@@ -332,7 +333,7 @@ def test_patience_stops_and_the_best_comes_back(tmp_path: Path) -> None:
     run = trainer(scorer_on(), tmp_path, held=held, num_epochs=20, patience=2)
     run.train()
     assert run.state.epoch == 3 and run.state.best_model_checkpoint.endswith("checkpoint-6")
-    best = Complexity.from_pretrained(tiny_llama(), tmp_path / "checkpoint-6")
+    best = Complexity.from_pretrained(tiny_llama(), tmp_path / "checkpoint-6/adapters/complexity")
     assert same(values(best), values(run.scorer))
     with pytest.raises(InvalidInput, match="no evaluation"):
         trainer(scorer_on(), tmp_path, patience=2)
@@ -417,19 +418,80 @@ def test_a_checkpoint_that_a_kill_tore_is_passed_over(tmp_path: Path) -> None:
     whole = trainer(scorer_on(), tmp_path, args=args)
     whole.train()
     kept = sorted(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
-    assert last_whole(tmp_path) == str(kept[-1]) and len(kept) > 2
+    assert last_complete(tmp_path) == kept[-1] and len(kept) > 2
     (kept[-1] / "trainer_state.json").write_text('{"half')
-    for file in kept[-2].iterdir():
-        file.unlink()
+    shutil.rmtree(kept[-2])
+    kept[-2].mkdir()
     again = trainer(scorer_on(), tmp_path, args=args)
     again.train(resume_from_checkpoint=True)
     assert same(values(again.scorer), values(whole.scorer))
     for path in kept:
         shutil.rmtree(path)
     kept[0].mkdir()
-    assert last_whole(tmp_path) is None
-    with pytest.raises(InvalidInput, match="no whole checkpoint"):
+    assert last_complete(tmp_path) is None
+    with pytest.raises(InvalidInput, match="no complete checkpoint"):
         trainer(scorer_on(), tmp_path).train(resume_from_checkpoint=True)
+
+
+class Die(TrainerCallback):
+    """As a kill, while the checkpoint of step 4 is saved."""
+
+    def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        if state.global_step == 4:
+            raise SystemExit
+
+
+def beside_a_scale(folder: Path) -> CPXTrainer:
+    """On a frozen base, an adapter that is trained beside the scorer."""
+    model = tiny_llama().requires_grad_(False)
+    adapters.attach(model, Scale(model, ScaleConfig()))
+    args = {"save_strategy": "steps", "save_steps": 2}
+    return trainer(scorer_on(model), folder, args=args)
+
+
+def test_a_checkpoint_is_complete_once_every_callback_has_written(tmp_path: Path) -> None:
+    """The Trainer's own state comes first: it says nothing of the adapters' files."""
+    killed = beside_a_scale(tmp_path)
+    killed.add_callback(Die())
+    with pytest.raises(SystemExit):
+        killed.train()
+    assert (tmp_path / "checkpoint-4" / "trainer_state.json").is_file()
+    assert last_complete(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_another_adapter_is_saved_and_resumed_with_the_scorer(tmp_path: Path) -> None:
+    whole = beside_a_scale(tmp_path / "whole")
+    before = values(adapters.attached(whole.scorer.base)["minimal"])
+    whole.train()
+    killed = beside_a_scale(tmp_path / "killed")
+    killed.add_callback(Die())
+    with pytest.raises(SystemExit):
+        killed.train()
+    resumed = beside_a_scale(tmp_path / "killed")
+    resumed.train(resume_from_checkpoint=True)
+    saved = {path.name for path in (tmp_path / "killed/checkpoint-18/adapters").iterdir()}
+    assert saved == {"complexity", "minimal"}
+    ours, theirs = (adapters.attached(run.scorer.base) for run in (resumed, whole))
+    assert all(same(values(ours[name]), values(theirs[name])) for name in saved)
+    assert not same(values(ours["minimal"]), before) and losses(resumed) == losses(whole)
+
+
+def test_a_checkpoint_of_the_former_layout_is_resumed(tmp_path: Path) -> None:
+    """Pliant 0.1 wrote the scorer beside the Trainer's own files, and no marker."""
+    args = {"save_strategy": "steps", "save_steps": 2}
+    whole = trainer(scorer_on(lora_rank=2), tmp_path / "whole", args=args)
+    whole.train()
+    former = tmp_path / "former" / "checkpoint-4"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", former)
+    (former / "complete.json").unlink()
+    for file in (former / "adapters" / "complexity").iterdir():
+        file.rename(former / file.name)
+    shutil.rmtree(former / "adapters")
+    resumed = trainer(scorer_on(lora_rank=2), tmp_path / "former", args=args)
+    resumed.train(resume_from_checkpoint=True)
+    assert same(values(resumed.scorer), values(whole.scorer)) and losses(resumed) == losses(whole)
+    (former / "trainer_state.json").write_text('{"half')
+    assert not is_complete(former)
 
 
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path) -> None:

@@ -67,9 +67,9 @@ def run(model: CPXModelConfig, training: CPXTrainingConfig, data: CPXDatasetConf
     from pliant.complexity.config import CPXConfig
     from pliant.complexity.facade.tokenizer import CPXTokenizer
     from pliant.complexity.learning.lessons import lessons_of
-    from pliant.complexity.learning.resuming import last_whole
     from pliant.complexity.model import attach
     from pliant.complexity.training import CPXTrainer, encode
+    from pliant.training.checkpoint import last_complete
 
     base, tokenizer = loading.load(model.model_name, dtype=model.dtype, device=model.device)
     config = CPXConfig(
@@ -100,7 +100,7 @@ def run(model: CPXModelConfig, training: CPXTrainingConfig, data: CPXDatasetConf
     if trainer.duplicates and trainer.is_world_process_zero():
         print(trainer.duplicates, file=sys.stderr)
     trainer.train(
-        resume_from_checkpoint=last_whole(training.output_dir) if training.resume else None
+        resume_from_checkpoint=last_complete(training.output_dir) if training.resume else None
     )
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,15 @@ from pliant.complexity.learning.learner import learner_of, trained_tensors
 from pliant.complexity.learning.lessons import Lessons, collated, lessons_of
 from pliant.complexity.learning.losses import READ_AS, losses
 from pliant.complexity.learning.report import Clock, TrainingReport
-from pliant.complexity.learning.resuming import resumed
-from pliant.complexity.learning.stopping import finishing_the_step
-from pliant.complexity.learning.together import as_the_first, sharded_as_asked
 from pliant.complexity.model import Complexity
 from pliant.complexity.prompts import Truncation, checked, ids_of
 from pliant.complexity.stored import keeping
 from pliant.complexity.stored.order import LikeLengths
 from pliant.data import Duplicates
 from pliant.errors import AdapterError, InvalidInput
+from pliant.training.checkpoint import AdapterCheckpoint, CompleteCheckpoint, resume_path
+from pliant.training.distributed import check_sharding, from_first_process
+from pliant.training.interrupt import finish_step_on_interrupt
 
 ROWS, LORA = 18.0, 0.3
 """The rates beside the head's, where none is set; the rows' goes with their root mean square, too.
@@ -81,6 +80,7 @@ class CPXTrainer(Trainer):
         self.room, self.truncation = room, truncation
         self._rows_rms = self.scorer.rows.detach().square().mean().sqrt().item()
         self.kept: dict[str, keeping.Kept] = {}
+        self.adapters = AdapterCheckpoint()
         self.clock = Clock()
         self.report: TrainingReport | None = None
         self.duplicates: Duplicates | None = None
@@ -96,11 +96,11 @@ class CPXTrainer(Trainer):
             train_dataset=self._lessons(train_dataset),
             eval_dataset=self._lessons(eval_dataset),
             processing_class=processing_class,
-            callbacks=[_Keeper(self), *self._stoppers(args), *(callbacks or [])],
+            callbacks=[self.adapters, _Keeper(self), *self._stoppers(args), *(callbacks or [])],
             **trainer,
         )
         if self.is_fsdp_enabled:  # the first alone may have read the base, and send it on
-            start = as_the_first(self.scorer._fingerprint, self._rows_rms)
+            start = from_first_process(self.scorer._fingerprint, self._rows_rms)
             self.scorer._fingerprint, self._rows_rms = start
         self.label_names = ["labels"]
         if isinstance(self.train_dataset, Lessons) and isinstance(self.eval_dataset, Lessons):
@@ -111,7 +111,7 @@ class CPXTrainer(Trainer):
         return self.learner.scorer
 
     def create_accelerator_and_postprocess(self) -> None:
-        with sharded_as_asked(self):
+        with check_sharding(self):
             super().create_accelerator_and_postprocess()
 
     # --- a run ---
@@ -120,10 +120,11 @@ class CPXTrainer(Trainer):
         """As transformers' Trainer's. Interrupted (Ctrl-C), it finishes its step, saves a
         checkpoint and raises KeyboardInterrupt; `resume_from_checkpoint=True` goes on there."""
         self.clock = Clock()
-        alone = self.args.world_size == 1
-        with finishing_the_step(self) if alone else nullcontext():
-            begin = resumed(resume_from_checkpoint, str(self.args.output_dir))
-            output = super().train(begin, *args, **kwargs)
+        checkpoint = resume_path(resume_from_checkpoint, str(self.args.output_dir))
+        self.adapters.resume_from = checkpoint
+        CompleteCheckpoint.last_of(self)
+        with finish_step_on_interrupt(self):
+            output = super().train(checkpoint, *args, **kwargs)
         self.report = self.clock.report(self, output)
         return output
 
@@ -265,7 +266,7 @@ class CPXTrainer(Trainer):
         """What the first process decided: others may have measured otherwise."""
         if self.args.world_size == 1:
             return kept
-        return keeping.Kept(*as_the_first(kept.where, kept.why, kept.bytes))
+        return keeping.Kept(*from_first_process(kept.where, kept.why, kept.bytes))
 
     @property
     def _folder(self) -> Path:
@@ -274,12 +275,15 @@ class CPXTrainer(Trainer):
     # --- checkpoints ---
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The scorer, and what is trained of the base, if anything is: nothing else."""
+        """The scorer, and the trained parameters of the base, if there are any; nothing else. In a
+        checkpoint, the scorer lies among its adapters."""
         folder = Path(output_dir or self.args.output_dir)
         here = self.args.should_save
-        saving.save(self.scorer, folder, here=here)
+        if not _internal_call:
+            saving.save(self.scorer, folder, here=here)
         trained = trained_tensors(self.learner)
         if here:
+            folder.mkdir(parents=True, exist_ok=True)
             if trained:
                 files.write_file(folder / BASE, safetensors.torch.save(trained))
             if self.processing_class is not None:
@@ -295,9 +299,9 @@ class CPXTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The trained parameters of the base; `AdapterCheckpoint` restores the scorer."""
         folder = Path(resume_from_checkpoint)
         self.learner.reshard()
-        fitting = saving.fitting(self.scorer, folder, insist=self.learner.trains_base)
         trained = dict(self.learner.trained_base())
         found = safetensors.torch.load_file(folder / BASE) if (folder / BASE).is_file() else {}
         if found.keys() != trained.keys():
@@ -305,7 +309,6 @@ class CPXTrainer(Trainer):
                 f"{folder}: was saved with {len(found)} trained parameters of the base, and now "
                 f"there are {len(trained)}: freeze or thaw what was"
             )
-        saving.take(self.scorer, fitting)
         with torch.no_grad():
             for name, tensor in found.items():
                 trained[name].copy_(saving._as_sharded(tensor, trained[name]))

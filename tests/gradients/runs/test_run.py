@@ -10,10 +10,10 @@ import pytest
 
 from pliant.errors import InvalidInput
 from pliant.gradients import GradientConfig, GradientsWarning
-from pliant.gradients.runs.checkpoints import mark
 from pliant.gradients.runs.run import RECORD, Plan, prepare, run
 from pliant.gradients.runs.texts import Texts
 from pliant.loading import load
+from pliant.training.checkpoint import mark_complete
 
 TEXTS = Texts([{"input_ids": [1, 2], "labels": [1, 2]}])
 PLAN = Plan.of("nano-s", "a.txt", TEXTS, GradientConfig(), {"max_steps": "3"}, None, "float32")
@@ -34,8 +34,8 @@ def test_it_goes_on_from_the_last_whole_checkpoint(tmp_path: Path) -> None:
     begun(tmp_path)
     for step in (2, 10, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    mark(tmp_path / "checkpoint-2")
-    mark(tmp_path / "checkpoint-10")
+    mark_complete(tmp_path / "checkpoint-2")
+    mark_complete(tmp_path / "checkpoint-10")
     found, said = begun(tmp_path)
     assert found == "checkpoint-10" and said[-1] == "resuming from checkpoint-10"
     assert said[0].startswith("checkpoint-12 was not finished")

@@ -31,10 +31,16 @@ from pliant.adapters.files import write_file
 from pliant.errors import InvalidInput, PliantError
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import Gradients
-from pliant.gradients.runs.checkpoints import MarkComplete, checkpoints, clear_torn, last_complete
 from pliant.gradients.runs.settings import arguments
 from pliant.gradients.runs.texts import Padded, Texts, numbered
 from pliant.gradients.training import PREFIX, make_selective
+from pliant.training.checkpoint import (
+    CompleteCheckpoint,
+    checkpoints,
+    last_complete,
+    remove_incomplete,
+)
+from pliant.training.interrupt import finish_step_on_interrupt
 
 RECORD = "pliant-train.json"
 UNFINISHED = ".model.unfinished"
@@ -113,13 +119,15 @@ def run(
             data_collator=Padded(tokenizer),
             train_dataset=numbered(texts.pieces) if config.refresh > 1 else texts.pieces,
             eval_dataset=evaluation.pieces if evaluation else None,
-            callbacks=[Lines(say), MarkComplete()],
+            callbacks=[Lines(say)],
         )
         gradients = make_selective(trainer, config)
+    CompleteCheckpoint.last_of(trainer)
     trainer.remove_callback(PrinterCallback)
     began = time.perf_counter()
     if checkpoint is None or not _at_its_end(trainer, checkpoint):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with finish_step_on_interrupt(trainer):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - began
     loss = trainer.evaluate()["eval_loss"] if evaluation else None
     gradients.detach()
@@ -201,7 +209,7 @@ def prepare(folder: Path, plan: Plan, resume: bool, say: Say) -> Path | None:
     if not resume:
         raise InvalidInput(f"{folder}: holds a run already: add --resume, or give another --out")
     _refuse_another(folder, before, plan)
-    for name in clear_torn(folder):
+    for name in remove_incomplete(folder):
         say(f"{name} was not finished when the run ended: it is left out")
     found = last_complete(folder)
     say(f"resuming from {found.name}" if found else "no checkpoint yet: starting again")

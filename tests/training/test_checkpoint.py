@@ -25,6 +25,13 @@ from transformers import Trainer, TrainingArguments
 from pliant.adapters import attach, attached
 from pliant.errors import AdapterError, CorruptFile
 from pliant.training import AdapterCheckpoint, restore_adapters, save_adapters
+from pliant.training.checkpoint import (
+    checkpoints,
+    is_complete,
+    last_complete,
+    mark_complete,
+    remove_incomplete,
+)
 
 ROWS = [
     {"input_ids": ids, "labels": ids}
@@ -202,7 +209,7 @@ def test_a_checkpoint_elsewhere_is_not_mistaken_for_the_one_here(tmp_path: Path)
 
 
 def test_two_processes_train_one_adapter_and_write_it_once(tmp_path: Path, root: Path) -> None:
-    script = ["-m", "tests.two_processes", str(tmp_path)]
+    script = ["-m", "tests.training.two_processes", str(tmp_path)]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run([*launch, *script], cwd=root, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -216,3 +223,53 @@ def test_a_model_with_nothing_attached_trains_as_ever(tmp_path: Path) -> None:
     trainer(tiny_llama(), tmp_path).train()
     assert not (tmp_path / "checkpoint-4" / "adapters").exists()
     trainer(tiny_llama(), tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+
+
+# --- completeness --------------------------------------------------------------------------------
+
+FILES = ("model.safetensors", "optimizer.pt", "trainer_state.json", "adapters/x/pliant.json")
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    path = folder / f"checkpoint-{step}"
+    for name in FILES:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(f"{name} at {step}")
+    return path
+
+
+def test_the_last_complete_checkpoint_is_that_of_the_highest_step(tmp_path: Path) -> None:
+    for step in (90, 100, 20):
+        mark_complete(checkpoint(tmp_path, step))
+    checkpoint(tmp_path, 110)  # killed before its mark
+    (tmp_path / "checkpoint-best").mkdir()
+    assert last_complete(tmp_path) == tmp_path / "checkpoint-100"
+    assert [path.name for path in checkpoints(tmp_path)][-1] == "checkpoint-110"
+    assert remove_incomplete(tmp_path) == ["checkpoint-110"]
+    assert not (tmp_path / "checkpoint-110").exists() and (tmp_path / "checkpoint-20").exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_without_a_file_or_its_end_is_incomplete(tmp_path: Path, name: str) -> None:
+    path = checkpoint(tmp_path, 3)
+    mark_complete(path)
+    assert is_complete(path)
+    content = (path / name).read_bytes()
+    (path / name).write_bytes(content[:-1])
+    assert not is_complete(path) and last_complete(tmp_path) is None
+    (path / name).write_bytes(content)
+    assert is_complete(path)
+    (path / name).unlink()  # as when it is being removed to make room
+    assert not is_complete(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}'])
+def test_a_damaged_marker_marks_nothing(tmp_path: Path, content: str) -> None:
+    path = checkpoint(tmp_path, 3)
+    mark_complete(path)
+    (path / "complete.json").write_text(content)
+    assert not is_complete(path)
+
+
+def test_a_folder_without_checkpoints_has_no_last_one(tmp_path: Path) -> None:
+    assert last_complete(tmp_path) is None and remove_incomplete(tmp_path / "nowhere") == []

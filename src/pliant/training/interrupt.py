@@ -1,4 +1,4 @@
-"""Ctrl-C during a training: the step is finished and a checkpoint saved, then it is passed on."""
+"""Ctrl-C during a training: the Trainer finishes its step and saves a checkpoint, then stops."""
 
 from __future__ import annotations
 
@@ -12,41 +12,44 @@ from transformers import Trainer, TrainerCallback
 
 
 @contextmanager
-def finishing_the_step(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C waits for the step's end; a second one interrupts at once.
+def finish_step_on_interrupt(trainer: Trainer) -> Iterator[None]:
+    """The first Ctrl-C waits for the end of the step, then raises KeyboardInterrupt; a second one
+    interrupts at once.
 
-    Only the main thread is sent signals; elsewhere this does nothing.
+    Does nothing outside the main thread, which alone receives signals, or where several processes
+    train: they would save at different steps.
     """
-    if threading.current_thread() is not threading.main_thread():
+    main = threading.current_thread() is threading.main_thread()
+    if not main or trainer.args.world_size > 1:
         yield
         return
     stopper = _Stopper()
-    before = signal.signal(signal.SIGINT, stopper.note)
+    handler = signal.signal(signal.SIGINT, stopper.interrupt)
     trainer.add_callback(stopper)
     try:
         yield
     finally:
         trainer.remove_callback(stopper)
-        signal.signal(signal.SIGINT, before)
-    if stopper.asked:
+        signal.signal(signal.SIGINT, handler)
+    if stopper.interrupted:
         raise KeyboardInterrupt
 
 
 class _Stopper(TrainerCallback):
     def __init__(self) -> None:
-        self.asked = False
+        self.interrupted = False
         self.stepping = False
 
-    def note(self, *_: Any) -> None:
-        if self.asked or not self.stepping:
+    def interrupt(self, *_: Any) -> None:
+        if self.interrupted or not self.stepping:
             raise KeyboardInterrupt
-        self.asked = True
+        self.interrupted = True
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.stepping = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.asked:
+        if self.interrupted:
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, *_: Any, **__: Any) -> None:

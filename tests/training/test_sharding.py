@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def test_two_processes_train_shards_as_accelerate_makes_them(tmp_path: Path, root: Path) -> None:
-    script = ["-m", "tests.two_processes_sharded", str(tmp_path)]
+    script = ["-m", "tests.training.two_processes_sharded", str(tmp_path)]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run([*launch, *script], cwd=root, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from tests.minimal_adapter import Scale, ScaleConfig, logits, tiny_llama, trained
-from tests.test_training import everything, losses, model_with_adapters, same, trainer
+from tests.training.test_checkpoint import everything, losses, model_with_adapters, same, trainer
 from torch.distributed.fsdp import fully_shard
 
 from pliant.adapters import attach, attached, files, saving

@@ -1,34 +1,33 @@
-"""Several processes that train one scorer: whether they shard, and what the first of them says."""
+"""Several processes that train together: sharding as requested, and values they must agree on."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import Trainer
 
 from pliant.errors import InvalidInput
 
-if TYPE_CHECKING:
-    from transformers import Trainer
-
 
 @contextmanager
-def sharded_as_asked(trainer: Trainer) -> Iterator[None]:
-    """Around the making of the trainer's accelerator, which decides whether anything is sharded.
+def check_sharding(trainer: Trainer) -> Iterator[None]:
+    """Wraps `create_accelerator_and_postprocess`, which decides whether anything is sharded.
 
-    accelerate shards on GPUs and their like alone. Elsewhere it fails for want of a device, or
-    leaves FSDP out and says nothing.
+    accelerate shards on GPUs and similar devices only. On a CPU it raises, or silently leaves FSDP
+    out.
     """
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    asked = bool(trainer.args.fsdp) or launched
+    requested = bool(trainer.args.fsdp) or launched
     try:
         yield
     except RuntimeError as error:
-        if not asked:
+        if not requested:
             raise
         raise InvalidInput(f"FSDP was asked for, and accelerate cannot: {error}") from error
-    if asked and not trainer.is_fsdp_enabled:
+    if requested and not trainer.is_fsdp_enabled:
         kind = trainer.accelerator.distributed_type.value
         raise InvalidInput(
             f"FSDP was asked for, and accelerate does not shard here (it runs as {kind} on "
@@ -42,8 +41,8 @@ def sharded_as_asked(trainer: Trainer) -> Iterator[None]:
         )
 
 
-def as_the_first(*values: Any) -> list[Any]:
-    """The first process's values, in every one of them."""
+def from_first_process(*values: Any) -> list[Any]:
+    """The first process's values, in every process."""
     from accelerate.utils import broadcast_object_list
 
     return list(broadcast_object_list(list(values)))

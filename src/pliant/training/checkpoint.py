@@ -1,0 +1,227 @@
+"""One layout for every checkpoint, and which of them are complete.
+
+    checkpoint-20/
+      ...                what the Trainer writes: the base, the optimizer, its own state
+      adapters/<name>/   each attached adapter, as its `save_pretrained` writes it
+      complete.json      written last: the files of this checkpoint and their sizes
+
+A kill may leave a checkpoint with some of its files. Without its marker, or with a file missing or
+of another size, it is incomplete, and no run resumes from it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pliant.adapters import Adapter, attached, files, saving
+from pliant.errors import AdapterError, InvalidInput
+
+FOLDER = "adapters"
+MARKER = "complete.json"
+TRAINER_STATE = "trainer_state.json"
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+# --- adapters ------------------------------------------------------------------------------------
+
+
+class AdapterCheckpoint(TrainerCallback):
+    """Saves the attached adapters beside each checkpoint, and restores them with it.
+
+    Before `trainer.train(resume_from_checkpoint=...)`, attach the same adapters as for the first
+    run. The Trainer does not pass the checkpoint's folder to its callbacks: pass `resume_from` for
+    one outside the `output_dir`.
+    """
+
+    def __init__(self, resume_from: str | Path | None = None) -> None:
+        self.resume_from = resume_from
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        assert model is not None
+        if state.is_hyper_param_search and attached(model):
+            raise AdapterError("a search trains every trial on the adapters of the one before it")
+        save_adapters(model, _checkpoint(args, state), here=args.should_save)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        assert model is not None
+        if state.global_step == 0:
+            return
+        named = self.resume_from or args.resume_from_checkpoint
+        folder = Path(named) if isinstance(named, (str, Path)) else _checkpoint(args, state)
+        _refuse_another_run(folder, state)
+        restore_adapters(model, folder)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """The Trainer has just restored the base of the best checkpoint; its adapters follow."""
+        assert model is not None
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            restore_adapters(model, Path(state.best_model_checkpoint))
+
+
+def save_adapters(model: nn.Module, checkpoint: Path, *, here: bool = True) -> None:
+    """Save every attached adapter; all processes call this, and one of them writes (`here`)."""
+    for name, adapter in attached(model).items():
+        saving.save(adapter, checkpoint / FOLDER / name, here=here)
+
+
+def restore_adapters(model: nn.Module, checkpoint: Path) -> None:
+    """Restore the adapters of a checkpoint; the same ones must be attached now."""
+    adapters = attached(model)
+    saved = _saved_adapters(checkpoint, adapters)
+    if saved.keys() != adapters.keys():
+        raise AdapterError(
+            f"{checkpoint}: was saved with {_names(saved)} attached, and now {_names(adapters)}: "
+            "attach the same before resuming, or resume from another checkpoint"
+        )
+    states = {name: saving.fitting(adapter, saved[name]) for name, adapter in adapters.items()}
+    for name, adapter in adapters.items():  # none changes before all states are checked
+        saving.take(adapter, states[name])
+
+
+def _saved_adapters(checkpoint: Path, adapters: dict[str, Adapter]) -> dict[str, Path]:
+    folder = checkpoint / FOLDER
+    if folder.is_dir():
+        return {path.name: path for path in folder.iterdir()}
+    if not _has_former_layout(checkpoint):
+        return {}
+    part = files.read(checkpoint).index.part
+    names = [name for name, adapter in adapters.items() if adapter.part == part]
+    return {names[0] if len(names) == 1 else part: checkpoint}
+
+
+def _has_former_layout(checkpoint: Path) -> bool:
+    """Pliant 0.1 saved a scorer directly in its checkpoint."""
+    return (checkpoint / files.INDEX).is_file()
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    assert args.output_dir is not None
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _refuse_another_run(folder: Path, state: TrainerState) -> None:
+    """The Trainer read its state from the checkpoint that it resumes: `folder` must hold it."""
+    record = folder / TRAINER_STATE
+    if not record.is_file() or TrainerState.load_from_json(str(record)).log_history != (
+        state.log_history
+    ):
+        raise AdapterError(
+            f"{folder}: not the checkpoint that is being resumed at step {state.global_step}: "
+            "name that one, AdapterCheckpoint(resume_from=...)"
+        )
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
+
+
+# --- completeness --------------------------------------------------------------------------------
+
+
+class CompleteCheckpoint(TrainerCallback):
+    """Writes the marker of each checkpoint, after the files of every other callback."""
+
+    @classmethod
+    def last_of(cls, trainer: Trainer) -> None:
+        """Put it behind all callbacks that `trainer` has now."""
+        trainer.remove_callback(cls)
+        trainer.add_callback(cls())
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if args.world_size > 1:
+            dist.barrier()  # every process writes files of its own
+        if args.should_save:
+            mark_complete(_checkpoint(args, state))
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Record the files that are there now as all the files of this checkpoint."""
+    (checkpoint / MARKER).unlink(missing_ok=True)
+    content = json.dumps({"files": _sizes(checkpoint)}, indent=1).encode()
+    files.write_file(checkpoint / MARKER, content)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether all files of a checkpoint were written, and are still there."""
+    if not (checkpoint / MARKER).is_file():
+        return _has_former_layout(checkpoint) and _is_json(checkpoint / TRAINER_STATE)
+    try:
+        recorded = json.loads((checkpoint / MARKER).read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    sizes = _sizes(checkpoint)
+    return isinstance(recorded, dict) and all(sizes.get(k) == size for k, size in recorded.items())
+
+
+def last_complete(folder: str | Path) -> Path | None:
+    """The latest checkpoint of a run that can be resumed from."""
+    return next((path for path in reversed(checkpoints(folder)) if is_complete(path)), None)
+
+
+def resume_path(resume: Any, folder: str | Path) -> Any:
+    """The folder that the Trainer's argument `resume_from_checkpoint` stands for: True is the last
+    complete checkpoint."""
+    if resume is not True:
+        return resume
+    if (checkpoint := last_complete(folder)) is None:
+        raise InvalidInput(f"{folder}: holds no complete checkpoint to resume from")
+    return str(checkpoint)
+
+
+def remove_incomplete(folder: str | Path) -> list[str]:
+    """Remove the incomplete checkpoints of a run; returns their names."""
+    incomplete = [path for path in checkpoints(folder) if not is_complete(path)]
+    for path in incomplete:
+        shutil.rmtree(path)
+    return [path.name for path in incomplete]
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints of a run, in the order of their steps."""
+    matches = [(NAME.fullmatch(path.name), path) for path in Path(folder).glob("checkpoint-*")]
+    return [path for _, path in sorted((int(m[1]), p) for m, p in matches if m and p.is_dir())]
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    paths = (path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARKER)
+    return {str(path.relative_to(checkpoint)): path.stat().st_size for path in paths}
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
