@@ -17,6 +17,7 @@ from pliant import __version__
 from pliant.data import nearest
 from pliant.errors import CorruptFile, InvalidInput
 from pliant.routing.backends.protocol import ModelSpec, Settings, different_names
+from pliant.routing.decision_rule import DecisionRule
 from pliant.routing.measures.calibration import from_json
 
 VERSION = 1
@@ -206,9 +207,20 @@ class RouterFile(Part):
         return tuple(model.name for model in self.models)
 
     @property
-    def far_to_strongest(self) -> bool:
-        """Whether prompts that are unlike all others go to the strongest model."""
-        return self.far == "default" and self.default == self.names[-1]
+    def costs(self) -> tuple[float, ...]:
+        """Of a call of each model, on the average of the labels."""
+        return tuple(model.cost for model in self.models)
+
+    @property
+    def novel_to(self) -> int | None:
+        """The index of the model that answers novel prompts; None: routed as all others."""
+        return self.names.index(self.default) if self.far == "default" else None
+
+    @property
+    def rule(self) -> DecisionRule:
+        """Which model answers a prompt."""
+        prices = self.costs if self.threshold.on == "worth" else None
+        return DecisionRule(self.threshold.limit, len(self.models), prices, self.novel_to)
 
     def write(self, folder: Path) -> Path:
         """Write router.json, in one step."""

@@ -11,7 +11,7 @@ from tests.routing.labels import KINDS, outcomes
 from tests.routing.minimal_scorer import content
 
 from pliant.routing import router_file
-from pliant.routing.fitting.evaluate import choices, kept, measured
+from pliant.routing.fitting.evaluate import kept, measured
 from pliant.routing.scorers import Predictions
 from pliant.routing.scorers.controls import Group, Length
 
@@ -99,9 +99,9 @@ def test_examples_lie_on_their_side(found):
 
 def test_what_is_far_goes_to_the_default():
     said = Predictions(None, np.zeros((3, 2)), np.array([True, False, True]))
-    assert choices(FILE, said).tolist() == [1, 0, 1]
+    assert FILE.rule.choose(said.gain, said.far).tolist() == [1, 0, 1]
     ignoring = FILE.model_copy(update={"far": "ignore"})
-    assert choices(ignoring, said).tolist() == [0, 0, 0]
+    assert ignoring.rule.choose(said.gain, said.far).tolist() == [0, 0, 0]
 
 
 def test_paraphrases_that_go_apart_are_counted(test):

@@ -350,7 +350,7 @@ def test_what_is_far_counts_in_a_budget():
     assert chosen.share <= 0.3
     sent = far | (gain[:, -1] > chosen.value)
     assert sent.mean() == pytest.approx(chosen.share)
-    ignored = of_goal(Goal.parse("30 % of calls"), said, held, far=False)
+    ignored = of_goal(Goal.parse("30 % of calls"), said, held, novel_to=None)
     assert ignored.value < chosen.value
 
 

@@ -311,9 +311,9 @@ def test_a_risk_with_three_models_is_kept() -> None:
 
 def test_many_models_need_a_gain_and_a_price_each() -> None:
     gain, outcomes = three(30, 0)
-    with pytest.raises(InvalidInput, match="with 3 models one is due for each"):
+    with pytest.raises(InvalidInput, match="with 3 models it must be"):
         by_budget(gain[:, 2], outcomes, share=0.3)
-    with pytest.raises(InvalidInput, match="must be dearer than the one before"):
+    with pytest.raises(InvalidInput, match="must be more expensive than the one before"):
         by_budget(gain, outcomes, share=0.3, prices=[1, 3, 2])
     with pytest.raises(InvalidInput, match="one number for each of 3 models"):
         by_budget(gain, outcomes, share=0.3, prices=[1, 3])

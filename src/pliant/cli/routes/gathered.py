@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pliant.errors import CorruptFile, InvalidInput, PliantError
-from pliant.routing.fitting.evaluate import calibrated, choices, evaluation, held_out
+from pliant.routing.fitting.evaluate import calibrated, evaluation, held_out
 from pliant.routing.fitting.fit import RECORD
 from pliant.routing.goals.words import Goal
 from pliant.routing.live.bill import Bills
@@ -152,7 +152,7 @@ def measure(folder: Path, labels: Outcomes, name: str) -> Measured:
         f"{len(held):,} prompts of {name}",
         perfect=_curve(held.right - held.right[:, :1], file, held),
         worth=None if len(file.models) == 2 else _curve(predicted.gain, file, held),
-        groups=_groups(held, choices(file, predicted)),
+        groups=_groups(held, file.rule.choose(predicted.gain, predicted.far)),
         scores=scores,
     )
 

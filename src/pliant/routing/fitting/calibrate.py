@@ -55,7 +55,7 @@ def calibrate(
     scorer = open_scorer(folder, file)
     predicted = scorer.predict(held.asked, held.groups)
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
-    chosen = of_goal(goal, predicted, held, far=file.far_to_strongest)
+    chosen = of_goal(goal, predicted, held, file.costs, file.novel_to)
     content = file.model_dump()
     now = reference(predicted, held, kind)
     if file.drift is not None and "drift" in now:  # how it is watched is the user's to say

@@ -21,7 +21,6 @@ from pliant.routing.measures import calibration as calibrations
 from pliant.routing.measures.metrics import Report, difference, report
 from pliant.routing.opening import open_scorer
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.prices import most_worth
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions
 from pliant.stats import Band, bootstrap_counts, brier, brier_skill, ece
@@ -190,7 +189,7 @@ def measured(
     left_out: int = 0,
 ) -> Evaluation:
     """All of it, from predictions; wordings of one question are drawn together for the bands."""
-    chosen = choices(file, predicted)
+    chosen = file.rule.choose(predicted.gain, predicted.far)
     right = calibrated(file, predicted)
     gain, score = predicted.last_gain, None if right is None else 1 - right[:, 0]
     return Evaluation(
@@ -210,18 +209,6 @@ def measured(
         left_out=left_out,
         paraphrases=_paraphrases(outcomes.questions or (), gain, chosen),
     )
-
-
-def choices(file: RouterFile, predicted: Predictions) -> NDArray[np.int64]:
-    """(n,) the model that each prompt goes to; one that is unlike all others, to the default."""
-    limit = file.threshold.limit
-    if file.threshold.on == "gain":
-        chosen = (predicted.last_gain > limit).astype(np.int64)
-    else:
-        chosen = most_worth(predicted.gain, [model.cost for model in file.models], limit)
-    if predicted.far is None or file.far != "default":
-        return chosen
-    return np.where(predicted.far, file.names.index(file.default), chosen)
 
 
 def calibrated(file: RouterFile, predicted: Predictions) -> Floats | None:

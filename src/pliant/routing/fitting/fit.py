@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pliant.errors import InvalidInput
 from pliant.routing import router_file
@@ -108,7 +109,8 @@ def fit(
     familiar = Familiar.fit(joined((dealt.train, dealt.choice)).prompts, dealt.ladder.prompts)
     scorer = Watched(kept.scorer, familiar)
     predicted = scorer.predict(dealt.calibration.asked, dealt.calibration.groups)
-    chosen = None if lam is not None else of_goal(goal, predicted, dealt.calibration)
+    costs = outcomes.cost.mean(axis=0)
+    chosen = None if lam is not None else of_goal(goal, predicted, dealt.calibration, costs)
     file = router_file.made(
         unit=outcomes.unit,
         models=_models(outcomes, backends or {}, reached or {}),
@@ -125,18 +127,22 @@ def fit(
     return fitted
 
 
-def of_goal(goal: Goal, predicted: Predictions, outcomes: Outcomes, far: bool = True) -> Threshold:
-    """The threshold that meets a goal on these outcomes.
+def of_goal(
+    goal: Goal,
+    predicted: Predictions,
+    outcomes: Outcomes,
+    costs: ArrayLike | None = None,
+    novel_to: int | None = -1,
+) -> Threshold:
+    """The threshold that meets a goal on these outcomes, as the router decides on them.
 
-    With `far` the router sends what is far to the strong one of two models, whatever the threshold:
-    such calls count in a budget, and in the quality.
+    `costs` are those of the router's file, and `novel_to` is where it sends novel prompts; None
+    decides on them by their gains.
     """
-    if len(outcomes.models) > 2:
-        return threshold(goal, predicted.gain, outcomes)
-    gain = predicted.last_gain
-    if far and predicted.far is not None:
-        gain = np.where(predicted.far, max(1.0, float(gain.max())) + 1, gain)
-    return threshold(goal, gain, outcomes)
+    gain = predicted.last_gain if len(outcomes.models) == 2 else predicted.gain
+    if predicted.far is None or novel_to is None:
+        return threshold(goal, gain, outcomes, prices=costs)
+    return threshold(goal, gain, outcomes, None, costs, predicted.far, novel_to)
 
 
 def entry(chosen: Threshold | None, lam: float | None) -> dict[str, Any]:

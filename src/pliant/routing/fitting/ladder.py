@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pliant.errors import InvalidInput
 from pliant.routing.fitting.parts import Parts
-from pliant.routing.goals.paths import path
+from pliant.routing.goals.sweep import sweep
 from pliant.routing.measures.curves import hull_area
 from pliant.routing.measures.metrics import band, difference
 from pliant.routing.outcomes import Outcomes
@@ -150,11 +150,11 @@ def gap(a: Floats, b: Floats, outcomes: Outcomes, **how: Any) -> Band:
 
 def _area(gain: Floats, outcomes: Outcomes) -> Callable[[Floats], Floats]:
     """A statistic of counts; the choices at each price are made once."""
-    along = path(gain, outcomes)
-    values = along.steps.values[:: max(1, len(along.steps.values) // _POINTS)]
+    swept = sweep(gain, outcomes)
+    values = swept.steps.values[:: max(1, len(swept.steps.values) // _POINTS)]
     values = np.unique(np.concatenate([values, [-np.inf, np.inf]]))
     rows = np.arange(len(outcomes))
-    picks = [along.chosen(float(value)) for value in values]
+    picks = [swept.choose(float(value)) for value in values]
     right = np.stack([outcomes.right[rows, pick] for pick in picks])
     cost = np.stack([outcomes.cost[rows, pick] for pick in picks])
 

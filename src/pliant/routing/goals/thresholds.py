@@ -5,8 +5,9 @@
     chosen.models_for(gain_of_other_prompts) # who goes to which model
     print(chosen)                            # what was chosen, and what that promises
 
-Of two models the strong one answers if the predicted gain lies above the threshold. Of many (the
-predictions are (n, m) then), the one with the highest gain - threshold * price does. A budget and a
+Of two models the strong one answers if the predicted gain is above the threshold. Of many (the
+predictions are (n, m) then), the one with the highest gain - threshold * price does. Novel prompts
+go where the router sends them, and count in every budget, quality and proof. A budget and a
 quality hold on the calibration split, and on others as far as those are like it. A goal with a
 confidence is proved: of all calibration splits that could have been drawn from one population, at
 least that share lead to a threshold that keeps the goal on the population.
@@ -28,11 +29,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pliant.errors import InvalidInput
-from pliant.routing.goals.paths import Path, path
+from pliant.routing.decision_rule import Chosen, DecisionRule
 from pliant.routing.goals.risk import proves_below
+from pliant.routing.goals.sweep import Sweep, sweep
 from pliant.routing.goals.words import Goal
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.prices import Chosen, most_worth
 
 __all__ = ["GRID", "Goal", "Threshold", "by_budget", "by_quality", "by_risk", "threshold"]
 
@@ -64,24 +65,22 @@ class Threshold:
     gain - value * price answers."""
     prices: tuple[float, ...] | None = None
     """What each model's answer is taken to cost, for `worth`."""
+    novel_to: int | None = None
+    """The index of the model that answers novel prompts; None where none were flagged."""
 
     @property
     def share(self) -> float:
         """Of calls to the strongest model."""
         return self.shares[-1]
 
-    def models_for(self, gain: ArrayLike) -> Chosen:
-        """The index of the model that each prompt goes to."""
-        if self.on == "gain":
-            return self.strong(gain).astype(np.int64)
-        assert self.prices is not None
-        return most_worth(gain, self.prices, self.value)
+    def models_for(self, gain: ArrayLike, novel: ArrayLike | None = None) -> Chosen:
+        """The index of the model that answers each prompt."""
+        rule = DecisionRule(self.value, len(self.models), self.prices, self.novel_to)
+        return rule.choose(gain, novel)
 
-    def strong(self, gain: ArrayLike) -> NDArray[np.bool_]:
+    def strong(self, gain: ArrayLike, novel: ArrayLike | None = None) -> NDArray[np.bool_]:
         """Which prompts go to the strongest model."""
-        if self.on == "gain":
-            return np.asarray(gain, dtype=np.float64) > self.value
-        return self.models_for(gain) == len(self.models) - 1
+        return self.models_for(gain, novel) == len(self.models) - 1
 
     @property
     def promise(self) -> str:
@@ -141,30 +140,40 @@ def threshold(
     outcomes: Outcomes,
     grid: ArrayLike | None = None,
     prices: ArrayLike | None = None,
+    novel: ArrayLike | None = None,
+    novel_to: int = -1,
 ) -> Threshold:
-    """The threshold that meets a goal on the calibration split, and proves it where that is asked.
+    """The threshold that meets a goal on the calibration split; a confidence proves it, too.
 
     `gain` is (n,) for two models or (n, m), gains over the first one; `prices` what each model's
-    answer is taken to cost, its mean in these outcomes where they are left out. `grid`, for goals
+    answer is taken to cost, its mean in these outcomes where they are left out. `novel` flags the
+    prompts that the router sends to the model `novel_to`, whatever their gain. `grid`, for goals
     with a confidence, must not come from these predictions or labels: those of the training split
     will do, and GRID (over the range of the prices) for gains that are differences of
     probabilities.
     """
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
-    along = path(gain, outcomes, prices)
+    swept = sweep(gain, outcomes, prices, novel, novel_to)
     if goal.confidence is not None:
-        tried = GRID * along.span if grid is None else np.asarray(grid, dtype=np.float64)
-        return _proved(goal, along, tried)
-    steps = along.steps
+        tried = GRID * swept.unit_gain if grid is None else np.asarray(grid, dtype=np.float64)
+        return _proved(goal, swept, tried)
+    steps = swept.steps
     if goal.kind == "quality":
-        enough = steps.qualities >= goal.amount * outcomes.strong.mean() - 1e-12
-        return _at(goal, along, float(steps.values[np.flatnonzero(enough)[0]]))
+        (meets,) = np.nonzero(steps.qualities >= goal.amount * outcomes.strong.mean() - 1e-12)
+        if not len(meets):
+            raise InvalidInput(
+                f"{goal}: no threshold has a quality above {steps.qualities.max():.4g}, because "
+                f"novel prompts go to {_novel_model(swept)}"
+            )
+        return _at(goal, swept, float(steps.values[meets[0]]))
     if goal.kind == "cost":
-        _refuse_impossible_budget(goal, along)
-        within = steps.costs <= goal.amount * (1 + 1e-9)
+        _refuse_other_unit(goal, outcomes)
+        (meets,) = np.nonzero(steps.costs <= goal.amount * (1 + 1e-9))
     else:
-        within = steps.shares <= goal.amount + 1e-12
-    return _at(goal, along, float(steps.values[np.flatnonzero(within)[-1]]))
+        (meets,) = np.nonzero(steps.shares <= goal.amount + 1e-12)
+    if not len(meets):
+        raise InvalidInput(f"{goal}: {_least(goal, swept)}")
+    return _at(goal, swept, float(steps.values[meets[-1]]))
 
 
 def by_budget(
@@ -173,7 +182,7 @@ def by_budget(
     *,
     share: float | None = None,
     cost: float | None = None,
-    prices: ArrayLike | None = None,
+    **how: Any,
 ) -> Threshold:
     """As many strong calls as fit into a share of calls, or into a mean cost a prompt.
 
@@ -182,9 +191,9 @@ def by_budget(
     if (share is None) == (cost is None):
         raise InvalidInput("by_budget: either a share of calls or a mean cost a prompt is due")
     if share is not None:
-        return threshold(Goal("share", share), gain, outcomes, None, prices)
+        return threshold(Goal("share", share), gain, outcomes, **how)
     assert cost is not None
-    return threshold(Goal("cost", cost, None, outcomes.unit), gain, outcomes, None, prices)
+    return threshold(Goal("cost", cost, None, outcomes.unit), gain, outcomes, **how)
 
 
 def by_quality(
@@ -194,9 +203,10 @@ def by_quality(
     confidence: float | None = None,
     grid: ArrayLike | None = None,
     prices: ArrayLike | None = None,
+    **how: Any,
 ) -> Threshold:
     """The fewest strong calls with this share of the strongest model's quality."""
-    return threshold(Goal("quality", quality, confidence), gain, outcomes, grid, prices)
+    return threshold(Goal("quality", quality, confidence), gain, outcomes, grid, prices, **how)
 
 
 def by_risk(
@@ -206,20 +216,21 @@ def by_risk(
     delta: float = 0.05,
     grid: ArrayLike | None = None,
     prices: ArrayLike | None = None,
+    **how: Any,
 ) -> Threshold:
     """The fewest strong calls with a quality proved to be at most epsilon under the strongest's.
 
     Epsilon is a difference of qualities: .02 allows .84 where the strongest model has .86.
     """
-    return threshold(Goal("risk", epsilon, 1 - delta), gain, outcomes, grid, prices)
+    return threshold(Goal("risk", epsilon, 1 - delta), gain, outcomes, grid, prices, **how)
 
 
 # --- how it is chosen ----------------------------------------------------------------------------
 
 
-def _at(goal: Goal, along: Path, value: float) -> Threshold:
+def _at(goal: Goal, swept: Sweep, value: float) -> Threshold:
     """The threshold, and what it does on this split."""
-    outcomes, chosen = along.outcomes, along.chosen(value)
+    outcomes, rule, chosen = swept.outcomes, swept.rule, swept.choose(value)
     rows = np.arange(len(outcomes))
     return Threshold(
         value,
@@ -232,28 +243,42 @@ def _at(goal: Goal, along: Path, value: float) -> Threshold:
         float(outcomes.cost[rows, chosen].mean()),
         outcomes.unit,
         outcomes.models,
-        along.on,
-        along.prices,
+        "gain" if rule.prices is None else "worth",
+        rule.prices,
+        rule.novel_to,
     )
 
 
-def _proved(goal: Goal, along: Path, grid: Floats) -> Threshold:
-    """The last threshold of the grid before the first that is not proved; -inf needs no proof."""
+def _proved(goal: Goal, swept: Sweep, grid: Floats) -> Threshold:
+    """The last threshold of the grid before the first that is not proved.
+
+    -inf needs no proof where it sends every prompt to the strongest model. Where novel prompts go
+    to another model it is the first that is tested.
+    """
     if grid.ndim != 1 or not len(grid) or np.isnan(grid).any():
-        raise InvalidInput("grid: a row of numbers is due")
+        raise InvalidInput("grid must be a row of numbers")
     assert goal.confidence is not None
     delta = round(1 - goal.confidence, 12)
-    outcomes, rows = along.outcomes, np.arange(len(along.outcomes))
-    # Not that of -inf: what sends no prompt of this split elsewhere may send others of its kind.
-    taken, before = -math.inf, None
-    for value in np.unique(grid):  # ascending: from the most strong calls to the fewest
-        chosen = along.chosen(float(value))
+    outcomes, rows = swept.outcomes, np.arange(len(swept.outcomes))
+    safest_is_sure = swept.rule.novel_to in (None, swept.rule.models - 1)
+    values = np.unique(grid)  # ascending: from the most calls to the strongest model to the fewest
+    if not safest_is_sure:
+        values = np.union1d(values, [-np.inf])
+    # Not the choices of -inf: what changes nothing on this split may change others of its kind.
+    passed, before = -math.inf if safest_is_sure else None, None
+    for value in values:
+        chosen = swept.choose(float(value))
         if before is None or (chosen != before).any():  # else it is the same test as the last
             if not _keeps(goal, outcomes.right[rows, chosen], outcomes, delta):
                 break
             before = chosen
-        taken = float(value)
-    return _at(goal, along, taken)
+        passed = float(value)
+    if passed is None:
+        raise InvalidInput(
+            f"{goal}: not proved even if every prompt but the novel ones goes to "
+            f"{outcomes.models[-1]}, because novel prompts go to {_novel_model(swept)}"
+        )
+    return _at(goal, swept, passed)
 
 
 def _keeps(goal: Goal, routed: Floats, outcomes: Outcomes, delta: float) -> bool:
@@ -272,13 +297,29 @@ def _by_question(losses: Floats, outcomes: Outcomes) -> Floats:
     return mean
 
 
-def _refuse_impossible_budget(goal: Goal, along: Path) -> None:
-    unit = along.outcomes.unit
-    if goal.unit != unit:
-        raise InvalidInput(f"{goal}: the costs of these labels are in {unit}, not {goal.unit}")
-    least = along.steps.costs.min()
-    if least > goal.amount * (1 + 1e-9):
-        raise InvalidInput(f"{goal}: no threshold costs less than {least:.4g} {unit} a prompt")
+def _refuse_other_unit(goal: Goal, outcomes: Outcomes) -> None:
+    if goal.unit != outcomes.unit:
+        raise InvalidInput(
+            f"{goal}: the costs of these labels are in {outcomes.unit}, not {goal.unit}"
+        )
+
+
+def _least(goal: Goal, swept: Sweep) -> str:
+    """What the smallest possible budget is."""
+    steps, unit = swept.steps, swept.outcomes.unit
+    if goal.kind == "cost":
+        return f"no threshold costs less than {steps.costs.min():.4g} {unit} a prompt"
+    return (
+        f"no threshold sends less than {_percent(steps.shares.min())} of calls to "
+        f"{swept.outcomes.models[-1]}: so many prompts are novel, and go there whatever their "
+        'gain. Allow more, or let novel prompts be routed by their gain ("far": "ignore" in '
+        "router.json, then calibrate)"
+    )
+
+
+def _novel_model(swept: Sweep) -> str:
+    assert swept.rule.novel_to is not None
+    return swept.outcomes.models[swept.rule.novel_to]
 
 
 def _percent(share: float) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from pliant.errors import PliantError
 from pliant.routing.live.sessions import Kept
 from pliant.routing.measures.calibration import from_json
-from pliant.routing.prices import worth
 from pliant.routing.prompts import Prompt, text_of
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions, Scorer
@@ -78,15 +75,15 @@ class Wishes:
             found = predict()
         except PliantError as error:
             return Wish(self._safely(default), f"not scored ({error}): {default}, the default")
-        gains = found.gain[0]
-        gain = float(gains[-1])
+        gain = float(found.gain[0, -1])
         score = None if found.right is None else self._score(float(found.right[0, 0]))
-        far = bool(found.far is not None and found.far[0])
-        if far and self._file.far == "default":
+        far, rule = bool(found.far is not None and found.far[0]), self._file.rule
+        order = tuple(self._file.names[j] for j in rule.preference(found.gain[0], far))
+        if far and rule.novel_to is not None:
             reason = f"unlike the prompts that the router was made on: {default}, the default"
-            return Wish(self._safely(default), reason, score, gain, far)
-        order = tuple(self._file.names[j] for j in preference(self._file, gains))
-        return Wish(order, self._reason(order[0], gain), score, gain, far)
+        else:
+            reason = self._reason(order[0], gain)
+        return Wish(order, reason, score, gain, far)
 
     def _score(self, right: float) -> float:
         """1 - P(the cheapest model is right), calibrated where that was fitted."""
@@ -103,12 +100,3 @@ class Wishes:
     def _safely(self, first: str) -> tuple[str, ...]:
         """A model, then the default, then the others, the strongest first."""
         return tuple(dict.fromkeys([first, self._file.default, *reversed(self._file.names)]))
-
-
-def preference(file: RouterFile, gains: Sequence[float]) -> list[int]:
-    """The models in the order in which they are wanted, by what is gained over the first."""
-    if file.threshold.on == "gain":
-        return [1, 0] if gains[-1] > file.threshold.limit else [0, 1]
-    found = worth([gains], [model.cost for model in file.models], file.threshold.limit)[0]
-    # Ties go to the cheaper, which stands before; the sort keeps it so.
-    return [int(j) for j in np.argsort(-found, kind="stable")]

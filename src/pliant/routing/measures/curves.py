@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pliant.errors import InvalidInput
+from pliant.routing.decision_rule import highest_net_gain, turning_points
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.prices import most_worth, turns
 from pliant.stats import count_values
 
 Floats = NDArray[np.float64]
@@ -97,7 +97,7 @@ def lambda_curve(
     believed = np.broadcast_to(believed, outcomes.cost.shape)
     if predicted.shape != outcomes.right.shape or not np.isfinite(predicted).all():
         raise InvalidInput(f"value: finite numbers {outcomes.right.shape}, not {predicted.shape}")
-    turning = turns(predicted, believed)
+    turning = turning_points(predicted, believed)
     turning = turning[turning > 0]
     if len(turning):
         turning = np.quantile(turning, np.linspace(0, 1, max(points - 2, 1)))
@@ -105,7 +105,7 @@ def lambda_curve(
     rows = np.arange(len(outcomes))
     found = []
     for p in price:
-        chosen = most_worth(predicted, believed, float(p))
+        chosen = highest_net_gain(predicted, believed, float(p))
         shares = np.bincount(chosen, minlength=len(outcomes.models)) / len(outcomes)
         found.append((outcomes.cost[rows, chosen].mean(), outcomes.right[rows, chosen], shares))
     return LambdaCurve(
