@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,36 @@ from pliant.complexity.stored.files import on_disk, opened
 from pliant.complexity.stored.prefixes import Stored, in_memory
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.prefill import Batch
-from pliant.survey import Specimen
+from pliant.survey import Fp64Throughout, Specimen
 
 LENGTHS = (9, 3, 12, 9, 5)
+EXACT = 1e-12
+"""Of gradients in fp64: a hundred times what rounding makes of them there, 1e-14 at most."""
 CLOSE = 1e-5
+"""Of keys and values in fp32, which other batches computed."""
 
 
 @pytest.fixture
 def scorer(quick: Specimen):
-    """Two rows and a LoRA, all of it away from where it starts; fp32 alone, for the bound is."""
+    """Two rows and a LoRA, all of it away from its initial values."""
     if quick.dtype != torch.float32:
-        pytest.skip("the bound is fp32's")
-    grads = [p.requires_grad for p in quick.model.parameters()]
-    model = quick.model.requires_grad_(False)
+        pytest.skip("tested in fp32")
+    yield from _attached(quick)
+
+
+@pytest.fixture
+def exact_scorer(quick: Specimen):
+    """The same on the model in fp64, where rounding cannot hide a fault."""
+    if quick.dtype != torch.float32:
+        pytest.skip("tested in fp64")
+    for scorer in _attached(quick.in_fp64):
+        with Fp64Throughout():
+            yield scorer.double()
+
+
+def _attached(specimen: Specimen) -> Iterator[Complexity]:
+    grads = [p.requires_grad for p in specimen.model.parameters()]
+    model = specimen.model.requires_grad_(False)
     try:
         scorer = attach(model, CPXConfig(rows=2, lora_rank=2))
     except InvalidInput:  # projections of a kind of its own: it takes no LoRA unless named
@@ -38,20 +56,21 @@ def scorer(quick: Specimen):
         p.requires_grad_(True)
     yield scorer
     scorer.detach()
-    for p, grad in zip(quick.model.parameters(), grads, strict=True):
+    for p, grad in zip(specimen.model.parameters(), grads, strict=True):
         p.requires_grad_(grad)
 
 
-def test_gradients_on_stored_prefixes_are_a_full_forwards(scorer: Complexity) -> None:
+def test_gradients_on_stored_prefixes_are_a_full_forwards(exact_scorer: Complexity) -> None:
     ids = prompts()
-    stored = remembered(scorer, ids)
+    stored = remembered(exact_scorer, ids)
     order = [4, 0, 2]
-    ours = gradients(scorer, scorer.logits_of(stored.pick(order).ready(scorer)))
-    full = gradients(scorer, full_forward(scorer, [ids[i] for i in order]))
+    ours = gradients(exact_scorer, exact_scorer.logits_of(stored.pick(order).ready(exact_scorer)))
+    full = gradients(exact_scorer, full_forward(exact_scorer, [ids[i] for i in order]))
     scale = max(t.abs().max().item() for t in full.values())
     assert scale > 0
     for name, gradient in full.items():
-        assert (ours[name] - gradient).abs().max() <= CLOSE * max(1.0, scale), name
+        assert gradient.dtype == torch.float64
+        assert (ours[name] - gradient).abs().max() <= EXACT * max(1.0, scale), name
 
 
 def test_files_hold_what_memory_holds(

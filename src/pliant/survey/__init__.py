@@ -13,7 +13,7 @@ from pliant.survey import learning  # noqa: F401  isort: skip
 from pliant.survey.capability import CAPABILITIES, Capability, Verdict, ask, by_part, register
 from pliant.survey.examination import Examination, Finding, examine
 from pliant.survey.sizes import Estimate, Sizes
-from pliant.survey.specimen import Specimen
+from pliant.survey.specimen import Fp64Throughout, Specimen
 
 __all__ = [
     "CAPABILITIES",
@@ -21,6 +21,7 @@ __all__ = [
     "Estimate",
     "Examination",
     "Finding",
+    "Fp64Throughout",
     "Sizes",
     "Specimen",
     "Verdict",

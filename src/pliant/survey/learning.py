@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from pliant.gradients.engines.completion import completion
 from pliant.gradients.engines.passage import Passage, hidden_of, rows_of
 from pliant.gradients.engines.sparse import first_pass, second_pass
 from pliant.survey.capability import Verdict, register, yes_if
-from pliant.survey.specimen import Specimen
+from pliant.survey.specimen import Fp64Throughout, Specimen
 
 LENGTH, PADS = 20, 6
 """Longer than a tiny model's window."""
 EXACT, SAME_GRADIENT = 1e-12, 1e-6
 """Relative, in fp64."""
-
-_in_fp64: WeakKeyDictionary[Specimen, Specimen] = WeakKeyDictionary()
 
 
 @register(
@@ -139,25 +135,7 @@ def _batch(padding: str | None) -> tuple[dict[str, Any], Tensor]:
 
 @contextmanager
 def _passage(specimen: Specimen) -> Iterator[Passage]:
-    """The model in fp64, at rest."""
-    if specimen not in _in_fp64:
-        _in_fp64[specimen] = Specimen(specimen.of, torch.float64)
-    model = _in_fp64[specimen].model.double()  # some parts are made in fp32 whatever is asked
-    if hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation("eager")  # the fast one knows no fp64
-    with _Fp64Throughout():
-        yield Passage(_in_fp64[specimen].anatomy, model.forward)
-
-
-class _Fp64Throughout(TorchFunctionMode):
-    """Where a model's code goes to fp32 for precision, it stays in fp64: else its rounding there
-    would hide whether two ways to a number are the same."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is Tensor.float:
-            func, args = Tensor.double, args[:1]
-        elif func in (Tensor.to, Tensor.type) or "dtype" in kwargs:
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
-        return func(*args, **kwargs)
+    """The model in fp64 and in eval mode."""
+    double = specimen.in_fp64
+    with Fp64Throughout():
+        yield Passage(double.anatomy, double.model.forward)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pliant.anatomy import Anatomy
 from pliant.anatomy.depth_proof import DepthProof, prove_depth
@@ -31,6 +32,15 @@ class Specimen:
     @cached_property
     def anatomy(self) -> Anatomy:
         return Anatomy.of(self.model)
+
+    @cached_property
+    def in_fp64(self) -> Specimen:
+        """The same model in fp64: run it under `Fp64Throughout`."""
+        double = Specimen(self.of, torch.float64)
+        double.model.double()  # some parts are made in fp32, whatever dtype is asked for
+        if hasattr(double.model, "set_experts_implementation"):
+            double.model.set_experts_implementation("eager")  # the fast one has no fp64 kernel
+        return double
 
     @cached_property
     def depth(self) -> DepthProof:
@@ -61,3 +71,20 @@ class Specimen:
             for module, hook in hooks:
                 stack.enter_context(module.register_forward_pre_hook(hook))
             return self.run()
+
+
+class Fp64Throughout(TorchFunctionMode):
+    """Stays in fp64 where a model's code casts to fp32 for precision.
+
+    The rounding of fp32 would hide whether two ways of computing a number are the same: it differs
+    from one CPU to the next, and a tolerance that allows it allows small faults too.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is Tensor.float:
+            func, args = Tensor.double, args[:1]
+        elif func in (Tensor.to, Tensor.type) or "dtype" in kwargs:
+            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+        return func(*args, **kwargs)
