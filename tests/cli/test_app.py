@@ -38,7 +38,7 @@ def on_a_terminal(*arguments: str, **environment: str) -> str:
     written = b""
     while chunk := _read(ours):
         written += chunk
-    process.wait()
+    process.wait(timeout=60)
     os.close(ours)
     return written.decode()
 
@@ -133,7 +133,7 @@ def test_a_closed_pipe_is_quiet() -> None:
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait() == 141
+    assert process.wait(timeout=60) == 141
     process.stderr.close()
 
 
@@ -141,13 +141,23 @@ def test_an_interrupt_ends_with_130(tmp_path: Path) -> None:
     """A recipe that is a pipe nobody writes to: the command waits until it is interrupted."""
     recipe = tmp_path / "recipe.yaml"
     os.mkfifo(recipe)
-    process = subprocess.Popen([*PLIANT, "run", str(recipe)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*PLIANT, "run", str(recipe)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
     writer = os.open(recipe, os.O_WRONLY)  # returns once the command has opened its end
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
+    _, errors = process.communicate(timeout=30)
     os.close(writer)
     assert process.returncode == 130
-    assert said == "error: interrupted\n"
+    assert errors == "error: interrupted\n"
+
+
+def heed_interrupts() -> None:
+    """In the child: it would inherit that SIGINT is ignored, as it is in a background job."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_fault_of_our_own_is_told_from_the_users(capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,7 +86,7 @@ def test_a_killed_job_goes_on_and_loses_no_finished_row(tmp_path: Path) -> None:
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait(timeout=60) == -signal.SIGKILL
     assert not out.exists()
     before = {line for line in journal.read_bytes().splitlines(keepends=True) if b"\n" in line}
     kept = sum(b"answer of" in line for line in before)

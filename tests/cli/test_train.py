@@ -79,7 +79,7 @@ def killed_after(step: int, out: Path, root: Path) -> None:
         if line.startswith(f"step {step} of"):
             running.send_signal(signal.SIGKILL)
             break
-    assert running.wait() == -signal.SIGKILL
+    assert running.wait(timeout=60) == -signal.SIGKILL
     running.stderr.close()
 
 

@@ -165,6 +165,6 @@ def test_a_killed_run_ends_with_the_same_weights(trained, tmp_path):
         if line.startswith("nano-l: 2/6"):
             os.kill(process.pid, signal.SIGKILL)
             break
-    process.wait()
+    process.wait(timeout=60)
     main(shortest(tmp_path))
     assert files(tmp_path / "out") == files(trained / "out")
