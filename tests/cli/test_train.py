@@ -32,6 +32,7 @@ SETTINGS = {
 def words(out: Path, *more: str, data: str = "nano", model: str = "nano-s") -> list[str]:
     given = [word for k, v in SETTINGS.items() for word in ("--set", f"{k}={v}")]
     chosen = ["--choose", "warmup_steps=2", "--choose", "dense_every=4", "--rows", "40"]
+    chosen += [] if "--engine" in more else ["--engine", "sparse"]
     return ["train", "--model", model, "--data", data, "--out", str(out), *chosen, *given, *more]
 
 

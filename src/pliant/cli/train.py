@@ -1,9 +1,11 @@
-"""`pliant train`: train on the tokens that are worth it, in a folder that survives a kill."""
+"""`pliant train`: a language model trained in a folder, on all tokens or on the useful ones."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +16,10 @@ from pliant.cli.gradient_commands import options
 from pliant.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from pliant.gradients.runs.run import Ended
-    from pliant.reports.tables import Table
+    from pliant.gradients.config import GradientConfig
+    from pliant.gradients.runs.texts import Texts
 
-EXAMPLE = "pliant train --model nano-s --data notes.txt --out mine --engine sparse --ratio 0.25"
+EXAMPLE = "pliant train --model nano-s --data notes.txt --out mine"
 EMBEDDED = "nano"
 QUESTIONS = 1000
 
@@ -25,8 +27,14 @@ QUESTIONS = 1000
 def train(
     model: options.Model,
     data: options.Data,
-    out: Annotated[Path, typer.Option(help="The run's folder; in the end it is the model.")],
-    engine: options.Engine = "sparse",
+    out: Annotated[Path, typer.Option(help="The run's folder, and in the end the model's.")],
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="auto: a short race decides. Or sparse, exact, completion: how the chosen tokens "
+            "are trained."
+        ),
+    ] = "auto",
     ratio: options.Ratio = 0.25,
     selection: options.Selection = None,
     score: options.Score = None,
@@ -36,7 +44,7 @@ def train(
         typer.Option(metavar="NAME=VALUE", help="Any of TrainingArguments; repeatable."),
     ] = None,
     evaluate: Annotated[
-        str | None, typer.Option(help="Data like the above: its loss is measured at the end.")
+        str | None, typer.Option(help="Data like --data: its loss is measured at the end.")
     ] = None,
     length: options.Length = 512,
     rows: options.Rows = None,
@@ -44,79 +52,72 @@ def train(
     lora: options.Lora = None,
     dtype: options.Dtype = "float32",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the run's last whole checkpoint.")
+        bool, typer.Option("--resume", help="Resume from the run's last complete checkpoint.")
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Train a model on the tokens of each batch that are worth a gradient.
+    """Train a language model, on every token or on those that are worth a gradient.
 
-    Killed at any moment, the run loses nothing but the steps since its last checkpoint: the same
-    command with --resume goes on there, and comes to the same losses.
+    Killed at any moment, the run loses only the steps since its last checkpoint: the same command
+    with --resume continues there and reaches the same losses.
     """
-    from dataclasses import asdict
+    from pliant.gradients import selective_run
+    from pliant.gradients.runs.texts import read
+    from pliant.loading import load
+    from pliant.reports.tables import Table
+    from pliant.training.arguments import pairs, training_arguments
 
-    from pliant.gradients.runs import run, settings, texts
+    auto = engine == selective_run.AUTO
+    config = _config(None if auto else engine, ratio, selection, score, choose)
+    settings = pairs(set or [], "--set")
+    training_arguments(out, settings)  # report mistakes before anything is loaded
+    samples = read(data, subset=subset, limit=rows) if data != EMBEDDED else _questions(rows)
+    loaded, tokenizer = load(model, dtype=dtype)
+    texts = _texts(samples, tokenizer, length, loaded.config)
+    evaluation = None
+    if evaluate is not None:
+        held_out = _questions(rows, "dev") if evaluate == EMBEDDED else read(evaluate)
+        evaluation = _texts(held_out, tokenizer, length, loaded.config)
+    if texts.left_out:
+        _say(f"{texts.left_out} rows are left out: their completion begins beyond {length} tokens")
+    plan = selective_run.Plan.of(model, data, texts, config, settings, lora, dtype, auto)
+    with _notes():
+        result = selective_run.train_lm(
+            loaded, tokenizer, texts, out, plan, evaluation=evaluation, resume=resume, say=_say
+        )
+    if json:
+        terminal.print_json({"out": str(out), **result.as_dict()})
+    else:
+        head = ["what", "how much"]
+        Table(f"{out}: the trained model", head, result.cells()).draw(terminal.console())
 
-    config = settings.gradient_config(
-        settings.pairs(choose or [], "--choose"),
-        engine=engine,
-        ratio=ratio,
-        selection=selection,
-        score=score,
-    )
+
+def _config(
+    engine: str | None,
+    ratio: float,
+    selection: str | None,
+    score: str | None,
+    choose: list[str] | None,
+) -> GradientConfig:
+    from pliant.gradients.config import GradientConfig
+    from pliant.training.arguments import from_pairs, pairs
+
+    texts, named = pairs(choose or [], "--choose"), {"selection": selection, "score": score}
+    config = from_pairs(GradientConfig, texts, "--choose", engine=engine, ratio=ratio, **named)
     if config.needs_scores and config.score == "excess":
         raise InvalidInput(
             "score = 'excess' compares with a reference, which Python alone can give"
         )
-    given = settings.pairs(set or [], "--set")
-    settings.arguments(out, given)  # what is wrong with them is said before anything is loaded
-    lessons = texts.read(data, subset=subset, limit=rows) if data != EMBEDDED else _questions(rows)
-    from pliant.loading import load
-
-    loaded, tokenizer = load(model, dtype=dtype)
-    made = texts.texts(lessons, tokenizer, _within(length, loaded.config))
-    held = None
-    if evaluate is not None:
-        others = _questions(rows, "dev") if evaluate == EMBEDDED else texts.read(evaluate)
-        held = texts.texts(others, tokenizer, _within(length, loaded.config))
-    if made.left_out:
-        _say(f"{made.left_out} rows are left out: their completion begins beyond --length {length}")
-    plan = run.Plan.of(model, data, made, config, given, lora, dtype)
-    with _notes():
-        ended = run.run(
-            loaded, tokenizer, made, out, plan, evaluation=held, resume=resume, say=_say
-        )
-    if json:
-        terminal.print_json({"out": str(out), **asdict(ended)})
-    else:
-        table(out, ended).draw(terminal.console())
+    return config
 
 
-def table(out: Path, ended: Ended) -> Table:
-    from pliant.reports.tables import Table, count
+def _texts(samples: list[dict[str, Any]], tokenizer: Any, length: int, config: Any) -> Texts:
+    from pliant.gradients.runs.texts import texts
 
-    cells = [
-        [
-            "steps",
-            f"{ended.steps}" + (f" (from {ended.resumed_at} on)" if ended.resumed_at else ""),
-        ],
-        ["engine", ended.engine],
-        ["loss at first", f"{ended.first_loss:.4f}"],
-        ["loss at last", f"{ended.last_loss:.4f}"],
-        ["tokens", count(ended.tokens)],
-        [
-            "of these trained",
-            f"{count(ended.trained)} ({ended.trained / max(1, ended.tokens):.1%})",
-        ],
-        ["seconds", f"{ended.seconds:.1f}"],
-    ]
-    if ended.eval_loss is not None:
-        cells.insert(4, ["loss on evaluation data", f"{ended.eval_loss:.4f}"])
-    if ended.flops_of_standard is not None:
-        cells.append(
-            ["operations, of training every token (counted)", f"{ended.flops_of_standard:.0%}"]
-        )
-    return Table(f"{out}: the trained model", ["what", "how much"], cells)
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and length > positions:
+        raise InvalidInput(f"--length {length}: the model knows {positions} positions")
+    return texts(samples, tokenizer, length)
 
 
 def _questions(rows: int | None, split: str = "train") -> list[dict[str, Any]]:
@@ -134,31 +135,19 @@ def _questions(rows: int | None, split: str = "train") -> list[dict[str, Any]]:
     ]
 
 
-def _within(length: int, config: Any) -> int:
-    most = getattr(config, "max_position_embeddings", None)
-    if isinstance(most, int) and length > most:
-        raise InvalidInput(f"--length {length}: the model knows {most} positions")
-    return length
-
-
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _notes() -> Any:
-    """Our own warnings as one line each, those of the libraries not at all."""
-    from contextlib import contextmanager
-
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Our own warnings as one line each; those of the libraries are ignored."""
     from pliant.gradients import GradientsWarning
     from pliant.gradients.biased import BiasedWarning
 
-    @contextmanager
-    def told() -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for kind in (GradientsWarning, BiasedWarning):
-                warnings.simplefilter("always", kind)
-            warnings.showwarning = lambda message, *_, **__: _say(f"note: {message}")
-            yield
-
-    return told()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for kind in (GradientsWarning, BiasedWarning):
+            warnings.simplefilter("always", kind)
+        warnings.showwarning = lambda message, *_, **__: _say(f"note: {message}")
+        yield

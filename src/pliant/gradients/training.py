@@ -66,7 +66,7 @@ class SelectiveTraining(AdapterCheckpoint):
     ) -> None:
         assert model is not None
         _refuse_smoothing(args)
-        gradients = found(model) or attach(
+        gradients = attached_to(model) or attach(
             model, self.config, reference=self.reference, router=self.router
         )
         _refuse_another(gradients, self.config)
@@ -86,7 +86,7 @@ class SelectiveTraining(AdapterCheckpoint):
         **_: Any,
     ) -> None:
         assert model is not None
-        if gradients := found(model):
+        if gradients := attached_to(model):
             gradients.step()
 
     def on_log(
@@ -100,7 +100,7 @@ class SelectiveTraining(AdapterCheckpoint):
     ) -> None:
         """Beside a step's own loss: the only moment at which the device is waited for."""
         assert model is not None
-        gradients = found(model)
+        gradients = attached_to(model)
         if gradients is None or logs is None or "loss" not in logs:
             return
         figures = gradients.logged()
@@ -150,7 +150,7 @@ def make_selective(
         )
     _refuse_old_trl(trainer)
     model = trainer.model
-    gradients = found(model)
+    gradients = attached_to(model)
     if gradients is None:
         gradients = attach(model, config, reference=reference, router=router)
     else:
@@ -182,7 +182,7 @@ def _tell(gradients: Gradients, trainer: Trainer) -> None:
     gradients.count.tell(trainer)
 
 
-def found(model: nn.Module) -> Gradients | None:
+def attached_to(model: nn.Module) -> Gradients | None:
     """What chooses this model's tokens, if anything does."""
     kinds = (one for one in adapters.attached(model).values() if isinstance(one, Gradients))
     return next(kinds, None)

@@ -69,8 +69,8 @@ def audit(
     with quietly():
         from pliant.gradients.audit import audit as compared
         from pliant.gradients.audit import race as raced
-        from pliant.gradients.runs.run import with_lora
         from pliant.gradients.runs.texts import Padded
+        from pliant.training.stock_model import with_lora
 
         found = open_lessons(
             model, data, length, rows=rows, subset=subset, dtype=dtype, device=device, seed=seed

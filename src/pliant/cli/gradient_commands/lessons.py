@@ -69,12 +69,11 @@ def config_of(
     choose: Sequence[str] | None,
 ) -> GradientConfig:
     """From the options; what needs another model than this one is refused."""
-    from pliant.gradients.runs import settings
+    from pliant.gradients.config import GradientConfig
+    from pliant.training.arguments import from_pairs, pairs
 
-    given = settings.pairs(choose or [], "--choose")
-    config = settings.gradient_config(
-        given, engine=engine, ratio=ratio, selection=selection, score=score
-    )
+    texts, named = pairs(choose or [], "--choose"), {"selection": selection, "score": score}
+    config = from_pairs(GradientConfig, texts, "--choose", engine=engine, ratio=ratio, **named)
     if config.needs_scores and config.score == "excess":
         raise InvalidInput(
             "score = 'excess' compares with a reference, which Python alone can give"

@@ -1,0 +1,257 @@
+"""A training run in a folder of its own: started, interrupted, killed, resumed and finished.
+
+    run = TrainingRun(args, plan, resume=True)
+    trainer = run.train(lambda: Trainer(model, args, ...), prepare=make_selective)
+    save_stock_model(trainer.model, tokenizer, run.folder)
+    run.finish(result_of(trainer, run))
+
+The folder holds `pliant-train.json` (what the run is, so that it resumes as what it was), the
+checkpoints, and in the end the model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+)
+
+from pliant import __version__
+from pliant.adapters.files import write_file
+from pliant.errors import InvalidInput, PliantError
+from pliant.training.arguments import one_line
+from pliant.training.checkpoint import (
+    TRAINER_STATE,
+    CompleteCheckpoint,
+    checkpoints,
+    last_complete,
+    remove_incomplete,
+    restore_adapters,
+)
+from pliant.training.distributed import from_first_process
+from pliant.training.interrupt import finish_step_on_interrupt
+from pliant.training.progress import Describe, ProgressReport, Say
+
+T = TypeVar("T", bound=Trainer)
+RECORD = "pliant-train.json"
+CONFLICTS = (ValueError, ImportError, RuntimeError)
+"""What transformers raises for settings that exclude each other."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run came to; the seconds are those since it was resumed."""
+
+    steps: int
+    first_loss: float
+    last_loss: float
+    eval_loss: float | None
+    seconds: float
+    resumed_at: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.steps} steps took the loss from {self.first_loss:.4f} to {self.last_loss:.4f}"
+        )
+
+    def cells(self) -> list[list[str]]:
+        """The rows of the final table: what, and how much."""
+        resumed = f" (from {self.resumed_at} on)" if self.resumed_at else ""
+        evaluated = [] if self.eval_loss is None else [f"{self.eval_loss:.4f}"]
+        return [
+            ["steps", f"{self.steps}{resumed}"],
+            ["first loss", f"{self.first_loss:.4f}"],
+            ["last loss", f"{self.last_loss:.4f}"],
+            *(["loss on evaluation data", loss] for loss in evaluated),
+            ["seconds", f"{self.seconds:.1f}"],
+        ]
+
+
+class TrainingRun:
+    """One training in the `output_dir` of its arguments.
+
+    `plan` is everything that the losses depend on, apart from the machine, as JSON can hold it: a
+    run is resumed with the plan it was started with, or refused. With `shared`, the folder may hold
+    other files, and a finished run without checkpoints is replaced.
+    """
+
+    def __init__(
+        self,
+        args: TrainingArguments,
+        plan: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        shared: bool = False,
+        say: Say = print,
+    ) -> None:
+        self.args, self.say = args, say
+        self.folder = Path(str(args.output_dir))
+        self.record: dict[str, Any] = {"pliant": __version__, "plan": json.loads(json.dumps(plan))}
+        self.seconds = 0.0
+        self.checkpoint = self._in_first_process(lambda: self._open(resume, shared))
+
+    @property
+    def resumed_at(self) -> int:
+        return int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
+
+    def train(
+        self,
+        build: Callable[[], T],
+        prepare: Callable[[T], Any] = lambda trainer: None,
+        describe: Describe = lambda logs: "",
+    ) -> T:
+        """Build the trainer and train to the end; returns the trainer.
+
+        Settings that `build` or `prepare` refuse leave the folder free for another try.
+        """
+        with self._unstarted():
+            trainer = build()
+            prepare(trainer)
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        began = time.perf_counter()
+        with ProgressReport(self.say, describe) as progress:
+            trainer.add_callback(progress)
+            CompleteCheckpoint.last_of(trainer)
+            if not self._has_ended(trainer):
+                checkpoint = str(self.checkpoint) if self.checkpoint else None
+                with finish_step_on_interrupt(trainer):
+                    trainer.train(resume_from_checkpoint=checkpoint)
+        self.seconds = time.perf_counter() - began
+        return trainer
+
+    def result(self, trainer: Trainer, eval_loss: float | None = None) -> TrainingResult:
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return TrainingResult(
+            steps=trainer.state.global_step,
+            first_loss=losses[0] if losses else float("nan"),
+            last_loss=losses[-1] if losses else float("nan"),
+            eval_loss=eval_loss,
+            seconds=self.seconds,
+            resumed_at=self.resumed_at,
+        )
+
+    def note(self, **facts: Any) -> None:
+        """Add to the record, which every process keeps and the first one writes."""
+        self.record.update(facts)
+        if self.args.process_index == 0:
+            content = (json.dumps(self.record, indent=2) + "\n").encode()
+            write_file(self.folder / RECORD, content)
+
+    def _in_first_process(self, open_folder: Callable[[], Path | None]) -> Path | None:
+        """One process decides; the others would meet what it has just written."""
+        checkpoint, error = None, None
+        if self.args.process_index == 0:
+            try:
+                checkpoint = open_folder()
+            except (PliantError, OSError) as caught:
+                error = caught
+        if self.args.world_size > 1:
+            checkpoint, self.record, error = from_first_process(checkpoint, self.record, error)
+        if error is not None:
+            raise error
+        return checkpoint
+
+    def _open(self, resume: bool, shared: bool) -> Path | None:
+        """The checkpoint to resume from, if there is one; the folder is this run's from now on."""
+        record = read_record(self.folder)
+        if record is None and not shared:
+            _refuse_other_files(self.folder)
+        if not resume and (checkpoints(self.folder) if shared else record is not None):
+            raise InvalidInput(
+                f"{self.folder}: holds a run already: add --resume, or give another folder"
+            )
+        if record is not None and resume:
+            _refuse_another_plan(self.folder, record["plan"], self.record["plan"])
+            self.record = {**record, "plan": self.record["plan"]}
+            for name in remove_incomplete(self.folder):
+                self.say(f"{name} was not finished when the run ended: it is left out")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.note()
+        checkpoint = last_complete(self.folder) if resume else None
+        if resume:
+            self.say(_how_it_resumes(self.folder, record, checkpoint))
+        return checkpoint
+
+    @contextmanager
+    def _unstarted(self) -> Iterator[None]:
+        """An error in here is the settings' fault: with others, the folder may be used again."""
+        try:
+            yield
+        except Exception as error:
+            if self.checkpoint is None and self.args.process_index == 0:
+                (self.folder / RECORD).unlink(missing_ok=True)
+            if isinstance(error, PliantError) or not isinstance(error, CONFLICTS):
+                raise
+            raise InvalidInput(f"--set: {one_line(error)}") from error
+
+    def _has_ended(self, trainer: Trainer) -> bool:
+        """Whether only saving is left to do (the Trainer would train for one step more)."""
+        if self.checkpoint is None:
+            return False
+        state = TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE))
+        if state.global_step < state.max_steps:
+            return False
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        source = Path(best or self.checkpoint)
+        trainer._load_from_checkpoint(str(source))
+        restore_adapters(trainer.model, source)
+        trainer.state = state
+        return True
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What `pliant-train.json` holds, if there is one."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        assert isinstance(content["plan"], dict)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise InvalidInput(f"{path}: damaged; give another folder") from error
+    return dict(content)
+
+
+def _how_it_resumes(folder: Path, record: Any, checkpoint: Path | None) -> str:
+    if checkpoint is not None:
+        return f"resuming from {checkpoint.name}"
+    if record is None:
+        return f"{folder} holds no run yet: starting one"
+    return "no checkpoint yet: starting again"
+
+
+def _refuse_other_files(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InvalidInput(f"{folder} is a file: give a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        what = "checkpoints of another training" if checkpoints(folder) else "something else"
+        raise InvalidInput(f"{folder}: is not empty (it holds {what}): give another folder")
+
+
+def _refuse_another_plan(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for key, value in before.items():
+        if now.get(key) == value or key == "data":
+            continue
+        if isinstance(value, dict) and isinstance(now.get(key), dict):
+            names = {k for k in value.keys() | now[key].keys() if value.get(k) != now[key].get(k)}
+            key = f"{key} ({', '.join(sorted(names))})"
+        what = "other data" if key == "content" else f"another {key}"
+        raise InvalidInput(
+            f"{folder}: this run was begun with {what}: resume it as it was begun, or give "
+            "another folder"
+        )

@@ -1,0 +1,82 @@
+"""A run's folder: which run it belongs to, and where that run resumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainingArguments
+
+from pliant.errors import InvalidInput
+from pliant.training.checkpoint import mark_complete
+from pliant.training.run import RECORD, TrainingRun
+
+PLAN: dict[str, Any] = {
+    "model": "nano-s",
+    "data": "a.txt",
+    "content": "1f",
+    "config": {"ratio": 0.25, "mix": 0.2},
+    "settings": {"max_steps": "3"},
+    "lora": None,
+}
+
+
+def opened(folder: Path, resume: bool = True, **changes: Any) -> tuple[str | None, list[str]]:
+    shared, messages = changes.pop("shared", False), list[str]()
+    args = TrainingArguments(str(folder), use_cpu=True)
+    plan = {**PLAN, **changes}
+    run = TrainingRun(args, plan, resume=resume, shared=shared, say=messages.append)
+    return run.checkpoint and run.checkpoint.name, messages
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
+    assert opened(tmp_path / "run", resume=False) == (None, [])
+    assert opened(tmp_path / "run") == (None, ["no checkpoint yet: starting again"])
+
+
+def test_it_resumes_from_the_last_complete_checkpoint(tmp_path: Path) -> None:
+    opened(tmp_path)
+    for step in (2, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    mark_complete(tmp_path / "checkpoint-2")
+    mark_complete(tmp_path / "checkpoint-10")
+    checkpoint, messages = opened(tmp_path)
+    assert checkpoint == "checkpoint-10" and messages[-1] == "resuming from checkpoint-10"
+    assert messages[0].startswith("checkpoint-12 was not finished")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"content": "other"}, "begun with other data"),
+        ({"lora": 4}, "begun with another lora"),
+        ({"settings": {}}, r"another settings \(max_steps\)"),
+        ({"config": {"ratio": 0.5, "mix": 0.2}}, r"another config \(ratio\)"),
+    ],
+)
+def test_another_run_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    opened(tmp_path)
+    with pytest.raises(InvalidInput, match=message):
+        opened(tmp_path, **change)
+    assert opened(tmp_path, data="moved/a.txt")[0] is None  # the same data, elsewhere
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"plan": 3}'])
+def test_a_damaged_record_is_an_error(tmp_path: Path, content: str) -> None:
+    opened(tmp_path)
+    (tmp_path / RECORD).write_text(content)
+    with pytest.raises(InvalidInput, match="damaged; give another folder"):
+        opened(tmp_path)
+
+
+def test_a_folder_is_shared_only_where_the_part_allows_it(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("dear")
+    with pytest.raises(InvalidInput, match="is not empty"):
+        opened(tmp_path, resume=False)
+    for _ in range(2):  # without checkpoints, another run replaces the first
+        assert opened(tmp_path, resume=False, shared=True) == (None, [])
+    (tmp_path / "checkpoint-2").mkdir()
+    with pytest.raises(InvalidInput, match="holds a run already: add --resume"):
+        opened(tmp_path, resume=False, shared=True)
+    assert (tmp_path / "notes.txt").read_text() == "dear"
