@@ -35,7 +35,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.harness import CACHE
 from pliant import nano
-from pliant.gradients.audit.rows import padded
+from pliant.data.collate import Collator
 from pliant.nano.batches import frame
 
 disable_progress_bar()
@@ -57,7 +57,7 @@ class Material:
         while True:
             order = rng.sample(range(len(self.train)), len(self.train))
             for at in range(0, len(order) - size + 1, size):
-                yield padded([self.train[i] for i in order[at : at + size]])
+                yield Collator()([self.train[i] for i in order[at : at + size]])
 
 
 # --- texts ---------------------------------------------------------------------------------------

@@ -51,8 +51,8 @@ from benchmarks.gradient_ways import (
     ways_for,
 )
 from benchmarks.harness import RESULTS, keep
+from pliant.data.collate import Collator
 from pliant.gradients.audit.contenders import narrowed
-from pliant.gradients.audit.rows import padded
 from pliant.stats import Band
 
 Curve = list[tuple[float, float]]
@@ -99,7 +99,7 @@ def raced(regime: Regime, rows: material.Material, options: argparse.Namespace) 
     ways = dense_ways() if options.dense else ways_for(regime, rows)
     ways = [way for way in ways if not options.only or way.name in options.only]
     pace = paces(regime, rows, ways)
-    exam = [padded(list(rows.held[at : at + 16])) for at in range(0, regime.held, 16)]
+    exam = [Collator()(list(rows.held[at : at + 16])) for at in range(0, regime.held, 16)]
     run = partial(lap, regime, rows, exam)
     rates = chosen_rates(regime, ways, pace, options, run)
     curves: dict[Way, list[Curve]] = {way: [] for way in ways}

@@ -32,9 +32,9 @@ from benchmarks.gradient_race import faster, lap, paces, t_band
 from benchmarks.gradient_ways import REGIMES, Way
 from benchmarks.harness import keep
 from pliant import CGGRLoss, CGGRModel, create_truncated_router
+from pliant.data.collate import Collator
 from pliant.gradients import GradientConfig, attach
 from pliant.gradients.audit.contenders import Contender
-from pliant.gradients.audit.rows import padded
 
 SETTING = gradient_step.SETTINGS[0]
 CLAIMS = {
@@ -174,7 +174,7 @@ def race_figures(seconds: float, seeds: int) -> dict[str, Any]:
     """Standard training on one sequence a step, and everything else on four, to the same time."""
     regime = REGIMES["scratch"]
     rows = regime.rows(argparse.Namespace())
-    exam = [padded(list(rows.held[at : at + 16])) for at in (0, 16)]
+    exam = [Collator()(list(rows.held[at : at + 16])) for at in (0, 16)]
     one, four = replace(regime, size=1), replace(regime, size=4)
     default = Way(Contender("tokens", GradientConfig(ratio=0.25)), ours=True)
     entrants = {

@@ -14,11 +14,11 @@ import numpy as np
 from benchmarks import gradient_material as material
 from benchmarks import gradient_records as records
 from pliant import nano
+from pliant.data.collate import Collator
 from pliant.gradients import GradientConfig
 from pliant.gradients.audit import contenders
 from pliant.gradients.audit.audit import cost_share
 from pliant.gradients.audit.contenders import Contender, Field, steady
-from pliant.gradients.audit.rows import padded
 from pliant.gradients.schedule import Schedule
 
 Batch = Mapping[str, Any]
@@ -156,7 +156,7 @@ class Way:
             end = int(mask.sum())
             part = slice(max(0, end - self.most), end)
             rows.append({"input_ids": ids[part], "labels": labels[part]})
-        return padded(rows)
+        return Collator()(rows)
 
 
 STANDARD = Way()

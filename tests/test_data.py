@@ -84,7 +84,9 @@ def test_a_name_that_the_hub_does_not_answer_for(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
-    with pytest.raises(InvalidInput, match="no-such-owner/no-such-set: no data set could be read"):
+    with pytest.raises(
+        InvalidInput, match="no-such-owner/no-such-set: the data set could not be read"
+    ):
         read_rows("no-such-owner/no-such-set:train")
     assert datasets.config.HF_HUB_OFFLINE is False
 
@@ -105,17 +107,17 @@ def test_columns_are_taken_renamed_and_missed(tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("a.jsonl", '{"a": 1}\n\n{"a": \n', "line 3: not JSON"),
-        ("a.jsonl", '{"a": 1}\n[2]\n', r"line 2: an object is due, not \[2\]"),
+        ("a.jsonl", '{"a": 1}\n[2]\n', r"line 2: expected an object, not \[2\]"),
         ("a.jsonl", '{"a": 1}\n{"b": 1}\n', "line 2: no column 'a'"),
         ("a.jsonl", "", "holds no rows"),
-        ("a.json", "[1, 2]", "entry 1: an object is due"),
+        ("a.json", "[1, 2]", "entry 1: expected an object"),
         ("a.json", "[{", "not JSON"),
         ("a.csv", "a,b\n1,2\n1\n", "line 3: 1 fields, but the first line names 2"),
         ("a.csv", "a,b\n1,2,3,4\n", "line 2: 4 fields, but the first line names 2"),
         ("a.csv", 'a,b\n1,"2', "line 2: not CSV"),
         ("a.csv", "a\n", "holds no rows"),
         ("a.parquet", "no parquet", "not .parquet|cannot be read"),
-        ("a.txt", "text", "its name says no format"),
+        ("a.dat", "text", "its name has no known format"),
         ("a.jsonl.gz", "not zipped", "cannot be read"),
     ],
 )
@@ -124,6 +126,15 @@ def test_a_fault_is_named_with_its_line(tmp_path: Path, name: str, content: str,
     with pytest.raises(InvalidInput, match=said) as caught:
         read_rows(tmp_path / name, ["a"])
     assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_text_file_is_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("first\n\nsecond\n")
+    assert read_rows(path) == [{"text": "first\n\nsecond\n"}]
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidInput, match="not UTF-8 text"):
+        read_rows(path)
 
 
 def test_text_that_is_no_utf_8(tmp_path: Path) -> None:
@@ -223,7 +234,10 @@ def test_a_journal_takes_up_where_it_was(tmp_path: Path) -> None:
 def test_a_torn_last_line_is_dropped_with_a_notice(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "j.jsonl"
     path.write_text('{"key": 1}\n' + torn)
-    with pytest.warns(UserWarning, match=rf"torn \({len(torn)} bytes"), Journal(path) as journal:
+    with (
+        pytest.warns(UserWarning, match=rf"incomplete last line \({len(torn)} bytes"),
+        Journal(path) as journal,
+    ):
         assert len(journal) == 1
         journal.add({"key": 2})
     assert path.read_text() == '{"key": 1}\n{"key": 2}\n'
@@ -244,7 +258,7 @@ def test_cut_anywhere_only_the_last_row_can_be_lost(
     if cut in (0, *ends, *(end - 1 for end in ends)):  # nothing torn, or only the end of line
         journal = Journal(path, key="at")
     else:
-        with pytest.warns(UserWarning, match="torn"):
+        with pytest.warns(UserWarning, match="incomplete"):
             journal = Journal(path, key="at")
     assert len(journal) == sum(end - 1 <= cut for end in ends)
     journal.close()

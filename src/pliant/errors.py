@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class PliantError(Exception):
-    """The root of what a user can cause or mend: on the command line one line, exit code 2."""
+    """The root of all errors that a user can cause or fix: one line and exit code 2 in the CLI."""
 
 
 class UnsupportedModel(PliantError):
-    """The model's structure was not found: says what was looked for, and how to name it by hand."""
+    """The model's structure is unknown: says what was looked for, and how to name it by hand."""
 
 
 class ModelNotFound(PliantError):
-    """A name that is no embedded model, no local folder and none on the hub, or a broken one."""
+    """A name that is no embedded model, local folder or model on the hub, or a broken model."""
 
 
 class InvalidInput(PliantError, ValueError):
@@ -29,3 +32,17 @@ class CorruptFile(AdapterError):
 
 class WrongBase(AdapterError):
     """An adapter was trained on another base model than the one it is being put on."""
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """The end of an error about an unknown name: the names like it, or else all that are known.
+
+    >>> did_you_mean("promt", ["prompt", "answer"])
+    "; did you mean 'prompt'?"
+    """
+    names = [str(each) for each in known]
+    folded = {each.casefold(): each for each in names}
+    near = get_close_matches(str(name).casefold(), folded, n=2, cutoff=0.6)
+    if near:
+        return f"; did you mean {' or '.join(repr(folded[each]) for each in near)}?"
+    return f"; there are {', '.join(names)}" if names else "; there are none"

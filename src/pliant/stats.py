@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +27,12 @@ CountStatistic = Callable[[Floats], Floats]
 """(resamples, n) counts of draws -> (resamples,) values."""
 
 _AT_ONCE = 2_000_000  # draws held in memory at a time
+
+
+def sigmoid(x: ArrayLike) -> NDArray[Any]:
+    """1 / (1 + e^-x) in the precision of x, without an overflow."""
+    p: NDArray[Any] = np.exp(-np.logaddexp(0.0, -np.asarray(x)))
+    return p
 
 
 @dataclass(frozen=True)

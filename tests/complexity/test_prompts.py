@@ -109,8 +109,8 @@ def test_what_is_no_prompt_is_named(model: PreTrainedModel, prompts: Any, said: 
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ("half \ud800 a letter", "prompt 1 holds half a character"),
-        ([{"role": "user", "content": "\udfff"}], "prompt 1 holds half a character"),
+        ("half \ud800 a letter", "prompt 1 contains half a character"),
+        ([{"role": "user", "content": "\udfff"}], "prompt 1 contains half a character"),
         ([{"role": "user"}], "prompt 1: message 0 is {'role': 'user'}: give a role and a content"),
         ([{"content": "hi"}], "prompt 1: message 0 is {'content': 'hi'}"),
     ],

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pliant.complexity.facade.tokenizer import plain_ids
+from pliant.data import chat_text, check_text
 from pliant.errors import InvalidInput
 from pliant.prefill import align
 
@@ -114,11 +115,14 @@ def _ids(i: int, prompt: Any, tokenizer: PreTrainedTokenizerBase | None, chat: b
         if chat:
             return _ids(i, [{"role": "user", "content": prompt}], tokenizer, chat)
         assert tokenizer is not None
-        return plain_ids(tokenizer, _whole(i, prompt))
+        check_text(prompt, f"prompt {i}")
+        return plain_ids(tokenizer, prompt)
     if isinstance(prompt, Sequence) and prompt and all(isinstance(m, Mapping) for m in prompt):
         _need(tokenizer, i, "a list of messages")
         assert tokenizer is not None
-        return _rendered(i, prompt, tokenizer)
+        # The template writes what begins a text; the tokenizer must not write it again.
+        text = chat_text(prompt, tokenizer, where=f"prompt {i}")
+        return plain_ids(tokenizer, text, literal=True, add_special_tokens=False)
     if _are_ids(prompt):
         ends = getattr(tokenizer, "cpx_token_id", None)
         return list(prompt[:-1] if prompt and prompt[-1] == ends else prompt)
@@ -135,27 +139,6 @@ def _are_ids(prompt: Any) -> bool:
         and not isinstance(prompt, (bytes, bytearray))
         and all(isinstance(token, int) and not isinstance(token, bool) for token in prompt)
     )
-
-
-def _whole(i: int, text: str) -> str:
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise InvalidInput(f"prompt {i} holds half a character (a lone surrogate)")
-    return text
-
-
-def _rendered(i: int, messages: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    for at, message in enumerate(messages):  # a template makes nothing of what is missing
-        if "role" not in message or not {"content", "tool_calls"} & set(message):
-            raise InvalidInput(
-                f"prompt {i}: message {at} is {dict(message)!r}: give a role and a content"
-            )
-    if not tokenizer.chat_template:
-        raise InvalidInput(
-            f"prompt {i} is a list of messages, and the tokenizer has no chat template: give a text"
-        )
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    # The template writes what begins a text; the tokenizer must not write it again.
-    return plain_ids(tokenizer, _whole(i, text), literal=True, add_special_tokens=False)
 
 
 def _need(tokenizer: PreTrainedTokenizerBase | None, i: int, what: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from pliant.complexity.config import GAIN, RIGHT, SCORE, Reads
 from pliant.errors import InvalidInput
+from pliant.stats import sigmoid
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class Scores:
         if self.reads == "classes":
             return _softmax(self.logits)
         linear = np.array([name == GAIN for name in self.outputs])
-        return np.where(linear, self.logits, _sigmoid(self.logits))
+        return np.where(linear, self.logits, sigmoid(self.logits))
 
     @property
     def score(self) -> np.ndarray:
@@ -72,10 +73,6 @@ class Scores:
 
     def __len__(self) -> int:
         return len(self.logits)
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0.0, -x))
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rows in, rows out: files and hub data sets, splits, duplicates, and a journal that survives.
+"""Rows and conversations: files and hub data sets, splits, duplicates, chat templates, batches.
 
     rows = read_rows("questions.jsonl", columns=("prompt", "answer"))
     with Journal("labels.jsonl", key="prompt") as journal:
@@ -6,18 +6,33 @@
             if row["prompt"] not in journal:
                 journal.add({**row, "right": grade(row)})
 
-A row is a dict.
+A row is a dict. The collator (`pliant.data.collate`) needs torch, so this module leaves it out.
 """
 
+from pliant.data.chat import (
+    assistant_tokens,
+    chat_ids,
+    chat_text,
+    check_messages,
+    check_text,
+    has_chat_template,
+)
 from pliant.data.journal import Journal
-from pliant.data.parts import Duplicates, duplicates, normalised, splits
-from pliant.data.rows import Row, nearest, read_rows, write_rows
+from pliant.data.rows import Row, read_rows, write_rows
+from pliant.data.splits import Duplicates, duplicates, normalised, splits
+from pliant.errors import did_you_mean as nearest
 
 __all__ = [
     "Duplicates",
     "Journal",
     "Row",
+    "assistant_tokens",
+    "chat_ids",
+    "chat_text",
+    "check_messages",
+    "check_text",
     "duplicates",
+    "has_chat_template",
     "nearest",
     "normalised",
     "read_rows",

@@ -1,4 +1,4 @@
-"""A file that rows are appended to one by one, and that a killed job takes up where it was."""
+"""A file of rows that a job appends to one by one, so that a killed job can resume."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pliant.errors import InvalidInput
 
 
 class Journal:
-    """A JSONL file that rows are appended to one by one, each kept from the moment it is added.
+    """A JSONL file of rows that are appended one by one and survive a kill.
 
-    `row[key]` tells the rows apart, so that a job that is begun again sees what is done
-    (`value in journal`). A row is handed to the system in one write: a killed process loses none
-    that `add` returned from. (A power failure can, unless `durable=True` waits for the disk.) The
-    torn last line that a kill may leave is dropped when the journal is opened again, with a
-    warning. One process writes a journal at a time; its threads may share it.
+    `row[key]` identifies a row, so that a restarted job sees what is done (`value in journal`).
+    `add` hands the row to the system in one write, so a killed process loses no added row. (A power
+    failure can, unless `durable=True` waits for the disk.) If a kill leaves the last line
+    incomplete, opening the journal again drops it, with a warning. One process writes a journal at
+    a time; its threads may share it.
     """
 
     def __init__(self, path: str | Path, key: str = "key", *, durable: bool = False) -> None:
@@ -35,20 +35,20 @@ class Journal:
             raise InvalidInput(f"{path}: cannot be written ({error.strerror})") from error
         try:
             _lock_or_refuse(self._file, self.path)
-            self.dropped = _mend(self._file, self.path)
+            self.dropped = _repair(self._file, self.path)
             self._done = {self._key_of(row, f"{path}, line {at}") for at, row in self._lines()}
         except BaseException:
             os.close(self._file)
             raise
         if self.dropped:
             warnings.warn(
-                f"{path}: its last line was torn ({self.dropped} bytes, of a run that was killed) "
-                "and is dropped",
+                f"{path}: dropped the incomplete last line ({self.dropped} bytes), left by a run "
+                "that was killed",
                 stacklevel=2,
             )
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row. One whose key is there already takes the older one's place in `rows`."""
+        """Append a row; in `rows` it replaces an older row with the same key."""
         name = self._key_of(row, "this row")
         line = (json.dumps(dict(row), ensure_ascii=False) + "\n").encode()
         with self._lock:
@@ -58,7 +58,7 @@ class Journal:
             self._done.add(name)
 
     def rows(self) -> list[Row]:
-        """What is kept: of each key the latest row, in the order in which the keys first came."""
+        """The latest row of each key, in the order in which the keys were first added."""
         with self._lock:
             return list({row[self.key]: row for _, row in self._lines()}.values())
 
@@ -98,7 +98,7 @@ class Journal:
 def _lock_or_refuse(file: int, path: Path) -> None:
     try:
         import fcntl
-    except ImportError:  # not on Windows: nothing keeps a second writer away
+    except ImportError:  # not on Windows: a second writer is not detected
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,17 +106,17 @@ def _lock_or_refuse(file: int, path: Path) -> None:
         raise InvalidInput(f"{path}: another process is writing it") from error
 
 
-def _mend(file: int, path: Path) -> int:
-    """Cut a torn last line off; a whole one that lacks only its end gets it. The bytes dropped."""
+def _repair(file: int, path: Path) -> int:
+    """Drop an incomplete last line, or end a complete one; returns how many bytes are dropped."""
     content = path.read_bytes()
     tail = content[content.rfind(b"\n") + 1 :]
     if not tail:
         return 0
     try:
-        whole = isinstance(json.loads(tail), dict)
+        complete = isinstance(json.loads(tail), dict)
     except ValueError:
-        whole = False
-    if whole:
+        complete = False
+    if complete:
         _write_all(file, b"\n", path)
         return 0
     os.ftruncate(file, len(content) - len(tail))
@@ -124,13 +124,13 @@ def _mend(file: int, path: Path) -> int:
 
 
 def _write_all(file: int, content: bytes, path: Path) -> None:
-    """All of it, or none: what a full disk took is cut off again."""
-    begun = os.fstat(file).st_size
+    """Write all of it or nothing: on a full disk, what was written is truncated again."""
+    start = os.fstat(file).st_size
     try:
         written = os.write(file, content)
         while written < len(content):
             written += os.write(file, content[written:])
     except OSError as error:
-        if os.fstat(file).st_size > begun:
-            os.ftruncate(file, begun)
+        if os.fstat(file).st_size > start:
+            os.ftruncate(file, start)
         raise InvalidInput(f"{path}: cannot be written ({error.strerror})") from error

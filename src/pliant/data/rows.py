@@ -1,6 +1,6 @@
-"""Rows in, rows out: JSONL, JSON, CSV and parquet files, and data sets of the hub.
+"""Read and write rows: JSONL, JSON, CSV, parquet and text files, and data sets of the hub.
 
-Whatever is wrong with a file is named with its line; a wrong column, with those that look alike.
+An error about a file names the line; an error about a column names the columns like it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, did_you_mean
 
 Row = dict[str, Any]
 Columns = Sequence[str] | Mapping[str, str]
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+TEXT_FILES = (".txt", ".text", ".md")
 
 
 def read_rows(
@@ -30,37 +30,38 @@ def read_rows(
     subset: str | None = None,
     limit: int | None = None,
 ) -> list[Row]:
-    """The rows of a file (JSONL, JSON, CSV, either also .gz; parquet) or of a data set.
+    """The rows of a file (JSONL, JSON, CSV, text, each also .gz; parquet) or of a data set.
 
     A data set is a folder or a name on the hub, with its `split` and `subset` (also written
-    `name:split`). `columns` must be there in every row; a mapping of our name to the file's renames
-    them as well. Other columns are kept as they are. CSV knows text only.
+    `name:split`). A text file is one row, its `text`. Every row must have `columns`; a mapping of
+    our name to the file's also renames them. Other columns stay as they are. CSV knows text only.
     """
     path = Path(source).expanduser()
-    kind = _kind(path)
+    kind = _format_of(path)
     if kind and path.is_file():
         if split or subset:
-            raise InvalidInput(f"{path}: a file has no split or subset, a data set has")
-        rows = _numbered(path, kind)
+            raise InvalidInput(f"{path}: a file has no split or subset, only a data set has")
+        rows = _numbered_rows(path, kind)
     elif kind:
         raise InvalidInput(f"{path}: there is no such file")
     elif path.is_file():
-        raise InvalidInput(f"{path}: its name says no format that is read: {', '.join(FORMATS)}")
+        names = ", ".join((*FORMATS, *TEXT_FILES))
+        raise InvalidInput(f"{path}: its name has no known format: {names}")
     else:
         rows = _data_set(str(source), split, subset)
-    return _checked(rows, str(source), columns, limit)
+    return _select_columns(rows, str(source), columns, limit)
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write JSONL or CSV (either also .gz), all of it or nothing; returns how many rows."""
+    """Write JSONL or CSV (either also .gz), completely or not at all; returns how many rows."""
     path = Path(path)
-    kind = _kind(path)
+    kind = _format_of(path)
     if kind not in (".jsonl", ".csv"):
         raise InvalidInput(f"{path}: rows are written as .jsonl or .csv, either also .gz")
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _opened(unfinished, "w", path.suffix == ".gz") as file:
+        with _open_text(unfinished, "w", path.suffix == ".gz") as file:
             count = _write_jsonl(file, rows) if kind == ".jsonl" else _write_csv(file, rows)
         unfinished.replace(path)
     except OSError as error:
@@ -70,35 +71,28 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'prompt'?`, the known names that look alike, else all of them."""
-    known = [str(name) for name in known]
-    folded = {name.casefold(): name for name in known}
-    near = [folded[name] for name in get_close_matches(word.casefold(), folded, n=2, cutoff=0.6)]
-    if near:
-        return f"; did you mean {' or '.join(map(repr, near))}?"
-    return f"; there are {', '.join(known)}" if known else "; there are none"
-
-
 # --- reading -------------------------------------------------------------------------------------
 
 
-def _kind(path: Path) -> str:
-    """The format that a file's name says, without .gz; empty where it says none."""
+def _format_of(path: Path) -> str:
+    """The format in a file's name, without .gz; empty if the name has none."""
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    return suffix.lower() if suffix.lower() in FORMATS else ""
+    return suffix.lower() if suffix.lower() in (*FORMATS, *TEXT_FILES) else ""
 
 
-def _numbered(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
-    """The rows of a file, each with the line that it stands on."""
+def _numbered_rows(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
+    """The rows of a file, each with its line number."""
     try:
         if kind == ".parquet":
             from pyarrow import parquet
 
             yield from enumerate(parquet.read_table(path).to_pylist(), 1)
         elif kind == ".csv":
-            with _opened(path, "r", path.suffix == ".gz") as text:
+            with _open_text(path, "r", path.suffix == ".gz") as text:
                 yield from _csv_rows(text, path)
+        elif kind in TEXT_FILES:
+            with _open_text(path, "r", path.suffix == ".gz") as text:
+                yield 1, {"text": text.read().replace("\r\n", "\n").replace("\r", "\n")}
         else:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                 yield from json_lines(file, path)  # type: ignore[arg-type]
@@ -125,7 +119,7 @@ def json_lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, Row]]:
         except (ValueError, RecursionError) as error:
             raise InvalidInput(f"{path}, line {at}: not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise InvalidInput(f"{path}, line {at}: an object is due, not {_short(row)}")
+            raise InvalidInput(f"{path}, line {at}: expected an object, not {_short(row)}")
         yield at, row
 
 
@@ -136,7 +130,7 @@ def _json_array(content: bytes, path: Path) -> Iterator[tuple[int, Row]]:
         raise InvalidInput(f"{path}: not JSON ({error})") from error
     for at, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise InvalidInput(f"{path}, entry {at}: an object is due, not {_short(row)}")
+            raise InvalidInput(f"{path}, entry {at}: expected an object, not {_short(row)}")
         yield at, row
 
 
@@ -146,15 +140,15 @@ def _csv_rows(file: IO[str], path: Path) -> Iterator[tuple[int, Row]]:
         reader = csv.DictReader(file, strict=True)
         for row in reader:
             if None in row or None in row.values():
-                found = len([x for x in row.values() if x is not None]) + len(row.get(None) or [])
-                found -= None in row
+                fields = len([x for x in row.values() if x is not None]) + len(row.get(None) or [])
+                fields -= None in row
                 raise InvalidInput(
-                    f"{path}, line {reader.line_num}: {found} fields, "
+                    f"{path}, line {reader.line_num}: {fields} fields, "
                     f"but the first line names {len(reader.fieldnames or [])}"
                 )
             yield reader.line_num, row
     except csv.Error as error:
-        at = reader.reader.line_num  # DictReader's own is still that of the row before
+        at = reader.reader.line_num  # DictReader's own number is still the previous row's
         raise InvalidInput(f"{path}, line {at}: not CSV ({error})") from error
     finally:
         csv.field_size_limit(limit)
@@ -164,39 +158,39 @@ def _data_set(name: str, split: str | None, subset: str | None) -> Iterator[tupl
     """The rows of a folder or a hub data set; `owner/name:split` names the split too."""
     if not split and ":" in name and not Path(name).exists():
         name, split = name.rsplit(":", 1)
-    loaded = _loaded(name, subset)
+    loaded = _load_data_set(name, subset)
     if not split and len(loaded) > 1:
         raise InvalidInput(f"{name}: say which split: {', '.join(loaded)}")
     if split and split not in loaded:
-        raise InvalidInput(f"{name}: no split {split!r}{nearest(split, loaded)}")
+        raise InvalidInput(f"{name}: no split {split!r}{did_you_mean(split, loaded)}")
     yield from enumerate(loaded[split or next(iter(loaded))], 1)
 
 
-def _loaded(name: str, subset: str | None) -> Mapping[str, Iterable[Row]]:
+def _load_data_set(name: str, subset: str | None) -> Mapping[str, Iterable[Row]]:
     """The splits of a data set by name."""
     folder = Path(name).expanduser()
-    looks_local = name.count("/") > 1 or name.startswith((".", "/", "~")) or _kind(folder)
+    looks_local = name.count("/") > 1 or name.startswith((".", "/", "~")) or _format_of(folder)
     if looks_local and not folder.is_dir():
         raise InvalidInput(f"{name}: there is no such file or folder")
     import datasets
 
     try:
         if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
-            kept = datasets.load_from_disk(folder)
-            return kept if isinstance(kept, dict) else {"train": kept}
+            saved = datasets.load_from_disk(folder)
+            return saved if isinstance(saved, dict) else {"train": saved}
         with nullcontext() if folder.is_dir() else _offline_if_unreachable(name):
-            found: Mapping[str, Iterable[Row]] = datasets.load_dataset(
+            loaded: Mapping[str, Iterable[Row]] = datasets.load_dataset(
                 str(folder) if folder.is_dir() else name, subset
             )
-            return found
-    except Exception as error:  # its loaders raise what they like
+            return loaded
+    except Exception as error:  # its loaders raise errors of any kind
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InvalidInput(f"{name}: no data set could be read ({reason})") from error
+        raise InvalidInput(f"{name}: the data set could not be read ({reason})") from error
 
 
 @contextmanager
 def _offline_if_unreachable(name: str) -> Iterator[None]:
-    """Ask the hub once: a data set that is not reached is tried six times, for half a minute."""
+    """Ask the hub once: for an unreachable data set, `datasets` tries six times, for 30 seconds."""
     import datasets
     from huggingface_hub import HfApi, errors
 
@@ -204,8 +198,8 @@ def _offline_if_unreachable(name: str) -> Iterator[None]:
     try:
         HfApi().dataset_info(name, timeout=20)
     except errors.HfHubHTTPError:
-        pass  # an answer, if a bad one: the loader puts it in its own words
-    except Exception:  # the client's own kinds of a failed connection, and its offline mode
+        pass  # the hub answered: the loader has the better error message
+    except Exception:  # the client's own connection errors, and its offline mode
         datasets.config.HF_HUB_OFFLINE = True
     try:
         yield
@@ -213,25 +207,24 @@ def _offline_if_unreachable(name: str) -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE = before
 
 
-def _checked(
+def _select_columns(
     rows: Iterable[tuple[int, Row]], source: str, columns: Columns, limit: int | None
 ) -> list[Row]:
-    """The rows with the columns that were asked for, under the names asked for."""
+    """The rows with the requested columns, under the requested names."""
     renamed = columns if isinstance(columns, Mapping) else {name: name for name in columns}
-    kept: list[Row] = []
+    selected: list[Row] = []
     for at, row in rows:
         for theirs in renamed.values():
             if theirs not in row:
-                where = f"{source}, line {at}" if kept else source
-                raise InvalidInput(f"{where}: no column {theirs!r}{nearest(theirs, row)}")
-        taken = {ours: row[theirs] for ours, theirs in renamed.items()}
+                where = f"{source}, line {at}" if selected else source
+                raise InvalidInput(f"{where}: no column {theirs!r}{did_you_mean(theirs, row)}")
         rest = {name: x for name, x in row.items() if name not in set(renamed.values())}
-        kept.append({**rest, **taken})
-        if limit is not None and len(kept) >= limit:
+        selected.append({**rest, **{ours: row[theirs] for ours, theirs in renamed.items()}})
+        if limit is not None and len(selected) >= limit:
             break
-    if not kept:
+    if not selected:
         raise InvalidInput(f"{source}: holds no rows")
-    return kept
+    return selected
 
 
 def _short(value: object) -> str:
@@ -242,7 +235,7 @@ def _short(value: object) -> str:
 # --- writing -------------------------------------------------------------------------------------
 
 
-def _opened(path: Path, mode: str, zipped: bool) -> IO[str]:
+def _open_text(path: Path, mode: str, zipped: bool) -> IO[str]:
     if zipped:
         raw = gzip.open(path, mode + "b")  # noqa: SIM115 (closed with the wrapper around it)
         return io.TextIOWrapper(raw, encoding="utf-8-sig" if mode == "r" else "utf-8", newline="")  # type: ignore[type-var]
@@ -258,9 +251,8 @@ def _write_jsonl(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _write_csv(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
-    kept = [dict(row) for row in rows]
-    names = list(dict.fromkeys(name for row in kept for name in row))
-    writer = csv.DictWriter(file, names)
+    table = [dict(row) for row in rows]
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in table for name in row)))
     writer.writeheader()
-    writer.writerows(kept)
-    return len(kept)
+    writer.writerows(table)
+    return len(table)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pliant.data.collate import IGNORED
 from pliant.errors import InvalidInput
 
-IGNORED = -100
 EXTRAS = ("loss_weights", "example_id", "num_items_in_batch")
 """What a batch may hold besides; the model itself never sees the first two."""
 

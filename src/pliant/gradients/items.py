@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from pliant.gradients.batch import IGNORED
+from pliant.data.collate import IGNORED
 
 if TYPE_CHECKING:
     from transformers import Trainer

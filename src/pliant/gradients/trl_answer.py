@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pliant.data.collate import IGNORED
 from pliant.errors import InvalidInput
-from pliant.gradients.batch import IGNORED, Lesson
+from pliant.gradients.batch import Lesson
 from pliant.gradients.choosing.rules import Chosen
 from pliant.gradients.engines.passage import Passage, hidden_of, rows_of, with_hidden
 

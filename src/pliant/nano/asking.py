@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pliant.data import chat_text, check_text
 from pliant.errors import InvalidInput
 
 _LONGEST_ANSWER = 24  # tokens: the longest right answer has 22 letters and an end
@@ -26,8 +27,7 @@ def answers(
         return []
     _refuse_what_is_no_text(prompts, tokenizer.all_special_tokens)
     found = [""] * len(prompts)
-    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+    texts = [chat_text([{"role": "user", "content": prompt}], tokenizer) for prompt in prompts]
     lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
     _refuse_too_long(lengths, getattr(model.config, "max_position_embeddings", None))
     for rows in _alike(lengths):
@@ -52,8 +52,7 @@ def _refuse_what_is_no_text(prompts: Sequence[str], marks: Sequence[str]) -> Non
         mark = next((mark for mark in marks if mark in prompt), None)
         if mark is not None:
             raise InvalidInput(f"prompt {i} contains {mark!r}, a mark of the chat template")
-        if any("\ud800" <= c <= "\udfff" for c in prompt):
-            raise InvalidInput(f"prompt {i} contains half a character (a lone surrogate)")
+        check_text(prompt, f"prompt {i}")
 
 
 def _refuse_too_long(lengths: Sequence[int], context: int | None) -> None:

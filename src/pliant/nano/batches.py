@@ -10,6 +10,7 @@ from itertools import islice
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from pliant.data.collate import pad_rows
 from pliant.nano.question import Question
 from pliant.nano.world import stream
 
@@ -92,12 +93,12 @@ def _by_length(framed: list[tuple[list[int], int]], tokens: int) -> list[list]:
 
 
 def _collate(group: list[tuple[list[int], int]], pad: int) -> Batch:
-    width = max(len(ids) for ids, _ in group)
-    rows = [ids + [pad] * (width - len(ids)) for ids, _ in group]
+    rows_BT, _ = pad_rows([ids for ids, _ in group], pad)
+    width = rows_BT.shape[1]
     positions, targets, weights = [], [], []
     for row, (ids, start) in enumerate(group):
         for at in range(start, len(ids)):
             positions.append(row * width + at - 1)
             targets.append(ids[at])
             weights.append(1 / (len(ids) - start) / len(group))
-    return Batch(*map(torch.tensor, (rows, positions, targets, weights)))
+    return Batch(rows_BT, *map(torch.tensor, (positions, targets, weights)))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pliant.data.collate import pad_rows
 from pliant.errors import InvalidInput
 
 
@@ -30,14 +31,8 @@ class Batch:
         cls, prompts: Sequence[Sequence[int] | Tensor], pad: int = 0, device: Any = None
     ) -> Batch:
         """Lists of ids, padded on the left with `pad`."""
-        longest = max(map(len, prompts), default=0)
-        ids = torch.full((len(prompts), longest), pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            if len(prompt):
-                ids[row, longest - len(prompt) :] = torch.as_tensor(prompt)
-                mask[row, longest - len(prompt) :] = 1
-        return cls(ids.to(device), mask.to(device))
+        ids_BT, mask_BT = pad_rows(prompts, pad, side="left")
+        return cls(ids_BT.to(device), mask_BT.to(device))
 
     @property
     def lengths(self) -> list[int]:

@@ -7,6 +7,7 @@ import hmac
 import json
 from collections.abc import Mapping, Sequence
 
+from pliant.data import check_text
 from pliant.errors import InvalidInput
 
 Message = Mapping[str, str]
@@ -22,8 +23,7 @@ def messages(prompt: Prompt) -> list[dict[str, str]]:
     else:
         raise InvalidInput(f"a prompt is a text or a list of messages, not {_short(prompt)}")
     for message in conversation:
-        if any("\ud800" <= letter <= "\udfff" for letter in message["content"]):
-            raise InvalidInput("a prompt contains half a character (a lone surrogate)")
+        check_text(message["content"], "a prompt")
     return conversation
 
 

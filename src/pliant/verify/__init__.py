@@ -14,12 +14,11 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, ClassVar, Protocol
 
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, did_you_mean
 from pliant.verify.choice import Choice
 from pliant.verify.function import Function
 from pliant.verify.judge import Judge, NoVerdict
 from pliant.verify.numeric import Numeric
-from pliant.verify.reference import nearest
 from pliant.verify.wording import Contains, Exact, Regex
 
 __all__ = [
@@ -40,12 +39,12 @@ __all__ = [
 def verifier(name: str, **options: Any) -> Verifier:
     """The verifier of that name, with its options (the fields of its class)."""
     if name not in VERIFIERS:
-        raise InvalidInput(f"no verifier {name!r}{nearest(name, list(VERIFIERS))}")
+        raise InvalidInput(f"no verifier {name!r}{did_you_mean(name, list(VERIFIERS))}")
     kind = VERIFIERS[name]
     known = [f.name for f in fields(kind) if f.init]
     for option in options:
         if option not in known:
-            raise InvalidInput(f"{name} has no option {option!r}{nearest(option, known)}")
+            raise InvalidInput(f"{name} has no option {option!r}{did_you_mean(option, known)}")
     try:
         made: Verifier = kind(**options)
     except TypeError as error:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pliant.errors import InvalidInput
-from pliant.verify.reference import nearest
+from pliant.errors import InvalidInput, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def _imported(name: str) -> Callable[..., float]:
     found = getattr(module, function, None)
     if not callable(found):
         known = [x for x in vars(module) if callable(vars(module)[x]) and not x.startswith("_")]
-        raise InvalidInput(f"{place} has no function {function!r}{nearest(function, known)}")
+        raise InvalidInput(f"{place} has no function {function!r}{did_you_mean(function, known)}")
     checked: Callable[..., float] = found
     return checked
 

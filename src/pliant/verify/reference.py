@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 from pliant.errors import InvalidInput
@@ -24,8 +23,3 @@ def as_text(value: Any) -> str:
 def folded(value: Any, ignore_case: bool) -> str:
     text = as_text(value).strip()
     return text.casefold() if ignore_case else text
-
-
-def nearest(word: str, known: list[str]) -> str:
-    near = get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known) or 'none'}"

@@ -13,13 +13,13 @@ from tests.gradients.audit.conftest import batch_like, rows_like
 
 from pliant.adapters import attached
 from pliant.anatomy.tiny import tiny_model
+from pliant.data.collate import Collator
 from pliant.errors import InvalidInput
 from pliant.gradients import GradientConfig, attach
 from pliant.gradients.audit import audit
 from pliant.gradients.audit.contenders import STANDARD, Contender, Field, taken
 from pliant.gradients.audit.cost import Peak
 from pliant.gradients.audit.quality import Judge
-from pliant.gradients.audit.rows import padded
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_the_statistics_are_those_of_the_draws(model: Any) -> None:
 
 
 def test_rows_are_taken_without_what_is_padding_in_them() -> None:
-    batch = padded([{"input_ids": [1, 2, 3]}, {"input_ids": [4]}, {"input_ids": [5, 6]}])
+    batch = Collator()([{"input_ids": [1, 2, 3]}, {"input_ids": [4]}, {"input_ids": [5, 6]}])
     some = taken(batch, torch.tensor([1, 2]))
     assert some["input_ids"].tolist() == [[4, 0], [5, 6]]
     assert some["labels"].tolist() == [[4, -100], [5, 6]]
@@ -265,7 +265,7 @@ def test_the_peak_counts_what_is_alive_at_once() -> None:
 
 def test_a_row_says_what_it_lacks() -> None:
     with pytest.raises(InvalidInput, match="text"):
-        padded([{"text": "a"}])
+        Collator()([{"text": "a"}])
     with pytest.raises(InvalidInput, match="3 input_ids has 2 labels"):
-        padded([{"input_ids": [1, 2, 3], "labels": [1, 2]}])
-    assert len(padded(rows_like(3))["input_ids"]) == 3
+        Collator()([{"input_ids": [1, 2, 3], "labels": [1, 2]}])
+    assert len(Collator()(rows_like(3))["input_ids"]) == 3

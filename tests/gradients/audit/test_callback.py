@@ -14,15 +14,16 @@ from tests.gradients.audit.conftest import rows_like
 from transformers import Trainer, TrainingArguments
 
 import pliant.gradients.audit.callback as module
+from pliant.data.collate import Collator
 from pliant.errors import InvalidInput
 from pliant.gradients import GradientConfig
 from pliant.gradients.audit import AuditCallback
 from pliant.gradients.audit.contenders import STANDARD, Contender
-from pliant.gradients.audit.rows import padded
 from pliant.gradients.model import OFF
 from pliant.gradients.training import make_selective
 
-ROWS, real_padded = rows_like(40), padded
+ROWS, padded = rows_like(40), Collator()
+real_padded = padded
 
 
 def trainer(model: Any, folder: Path, **settings: Any) -> Trainer:

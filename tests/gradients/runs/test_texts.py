@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pliant.data.collate import IGNORED, Collator
 from pliant.errors import InvalidInput
-from pliant.gradients.batch import IGNORED
-from pliant.gradients.runs.texts import Padded, read, texts
+from pliant.gradients.runs.texts import texts
 from pliant.loading import load_tokenizer
 
 
@@ -66,7 +65,7 @@ def test_a_batch_is_filled_up_with_what_is_neither_seen_nor_learned(lengths: lis
         pad_token_id, eos_token_id = None, 7
 
     pieces = [{"input_ids": [3] * n, "labels": [3] * n} for n in lengths]
-    batch = Padded(Known())(pieces)
+    batch = Collator.of(Known())(pieces)
     assert batch["attention_mask"].sum(1).tolist() == lengths
     padding = batch["attention_mask"] == 0
     assert (batch["labels"][padding] == IGNORED).all() and (batch["input_ids"][padding] == 7).all()
@@ -79,17 +78,8 @@ def test_a_template_that_rewrites_what_was_said_is_refused(tokenizer: Any) -> No
     other.chat_template = "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     said = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     messages = [{"role": role, "content": content} for role, content in said]
-    with pytest.raises(InvalidInput, match="row 1: the chat template writes a message otherwise"):
+    with pytest.raises(InvalidInput, match="row 1: the chat template writes a message differently"):
         texts([{"messages": messages}], other, 64)
     other.chat_template = None
     with pytest.raises(InvalidInput, match="no chat template"):
         texts([{"messages": messages}], other, 64)
-
-
-def test_a_text_file_is_one_text(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("first\n\nsecond\n")
-    assert read(str(path)) == [{"text": "first\n\nsecond\n"}]
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InvalidInput, match="no text file in UTF-8"):
-        read(str(path))

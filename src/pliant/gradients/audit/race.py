@@ -22,12 +22,12 @@ from torch import nn
 
 from pliant.adapters.fingerprint import unwrapped
 from pliant.anatomy import Anatomy
+from pliant.data.collate import Collator
 from pliant.errors import InvalidInput
 from pliant.gradients.audit.as_found import Kept, as_found, without_gradients
 from pliant.gradients.audit.audit import TURNS, Progress, cost_share, placed, silently
 from pliant.gradients.audit.contenders import STANDARD, Batch, Contender, Field, fewer_rows, steady
 from pliant.gradients.audit.cost import operations, wait
-from pliant.gradients.audit.rows import padded
 from pliant.gradients.audit.verdict import Race, Run
 from pliant.gradients.batch import lesson_of
 from pliant.gradients.choosing.scores import in_chunks
@@ -81,7 +81,7 @@ def race(
     """
     config, model = config or GradientConfig(), unwrapped(model)
     _check(train_rows, eval_rows, batch_size, seeds, seconds, steps, turns)
-    terms = Terms(min(batch_size, len(train_rows)), lr, collate or padded)
+    terms = Terms(min(batch_size, len(train_rows)), lr, collate or Collator())
     kept = Kept(model)
     with as_found(model):
         first = placed(next(_batches(train_rows, terms, 0)), model)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pliant.gradients.batch import IGNORED
+from pliant.data.collate import IGNORED
 from pliant.gradients.engines.passage import Passage
 from pliant.gradients.engines.standing import devices, trial
 

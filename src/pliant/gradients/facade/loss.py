@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pliant.data.collate import IGNORED
 from pliant.errors import InvalidInput
 from pliant.gradients.biased import warn_of
 from pliant.gradients.choosing.rules import mask_and_weights
 from pliant.gradients.choosing.scores import measured
 from pliant.gradients.config import Score, Selection
-from pliant.gradients.facade.outputs import IGNORED, aligned, mean_where
+from pliant.gradients.facade.outputs import aligned, mean_where
 from pliant.gradients.facade.settings import config_of
 from pliant.gradients.facade.steps import Steps
 

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pliant.data.collate import IGNORED
 from pliant.errors import InvalidInput
-
-IGNORED = -100
 
 
 def logits_of(outputs: Any) -> Tensor:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pliant.data.collate import IGNORED
 from pliant.gradients.choosing.rules import mask_and_weights
 from pliant.gradients.choosing.scores import measured
 from pliant.gradients.config import Score, Selection
-from pliant.gradients.facade.outputs import IGNORED, following, logits_of, mean_where
+from pliant.gradients.facade.outputs import following, logits_of, mean_where
 from pliant.gradients.facade.settings import config_of
 from pliant.gradients.facade.steps import Steps
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from pliant.data import Row, read_rows
+from pliant.data import Row, assistant_tokens, check_messages
+from pliant.data import read_rows as read
+from pliant.data.collate import IGNORED, Collator
 from pliant.errors import InvalidInput
-from pliant.gradients.batch import IGNORED
 
-TEXT_FILES = (".txt", ".text", ".md")
+__all__ = ["Padded", "Piece", "Texts", "numbered", "read", "texts"]
+
 Piece = dict[str, list[int]]
 """`input_ids` and `labels`, of one length; and, once `numbered`, which piece it is."""
 
@@ -40,19 +38,6 @@ class Texts:
     @property
     def labelled(self) -> int:
         return sum(sum(label != IGNORED for label in piece["labels"][1:]) for piece in self.pieces)
-
-
-def read(source: str, *, subset: str | None = None, limit: int | None = None) -> list[Row]:
-    """The rows of a text file (one row: the whole of it), of a file of rows, or of a data set."""
-    path = Path(source).expanduser()
-    if path.suffix.lower() not in TEXT_FILES:
-        return read_rows(source, subset=subset, limit=limit)
-    if not path.is_file():
-        raise InvalidInput(f"{path}: there is no such file")
-    try:
-        return [{"text": path.read_text(encoding="utf-8")}]
-    except UnicodeDecodeError:
-        raise InvalidInput(f"{path} is no text file in UTF-8") from None
 
 
 def texts(rows: Sequence[Row], tokenizer: Any, length: int) -> Texts:
@@ -80,29 +65,7 @@ def numbered(pieces: Sequence[Piece]) -> list[Piece]:
     return [{**piece, "example_id": [i]} for i, piece in enumerate(pieces)]
 
 
-class Padded:
-    """A batch of pieces: filled up on the right, to the longest."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        pad = tokenizer.pad_token_id
-        self.pad = int(tokenizer.eos_token_id or 0) if pad is None else int(pad)
-
-    def __call__(self, pieces: Sequence[Piece]) -> dict[str, Tensor]:
-        longest = max(len(piece["input_ids"]) for piece in pieces)
-        ids, labels, mask = [], [], []
-        for piece in pieces:
-            known = len(piece["input_ids"])
-            ids.append(piece["input_ids"] + [self.pad] * (longest - known))
-            labels.append(piece["labels"] + [IGNORED] * (longest - known))
-            mask.append([1] * known + [0] * (longest - known))
-        batch = {
-            "input_ids": torch.tensor(ids),
-            "labels": torch.tensor(labels),
-            "attention_mask": torch.tensor(mask),
-        }
-        if "example_id" in pieces[0]:
-            batch["example_id"] = torch.tensor([piece["example_id"][0] for piece in pieces])
-        return batch
+Padded = Collator.of
 
 
 # --- plain text ----------------------------------------------------------------------------------
@@ -144,43 +107,13 @@ def _of_pair(row: Row, tokenizer: Any, where: str) -> Piece:
 
 
 def _of_messages(messages: Any, tokenizer: Any, where: str) -> Piece:
-    """What the assistant says is learned: what its message adds to the conversation before it."""
-    _check_messages(messages, tokenizer, where)
-    ids = _ids_of(messages, tokenizer)
-    labels = [IGNORED] * len(ids)
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _ids_of(messages[:i], tokenizer, add_generation_prompt=True)
-        after = _ids_of(messages[: i + 1], tokenizer)
-        if ids[: len(after)] != after or after[: len(before)] != before:
-            raise InvalidInput(
-                f"{where}: the chat template writes a message otherwise once another follows, so "
-                "it cannot be told which tokens are the assistant's. Give prompt and completion"
-            )
-        labels[len(before) : len(after)] = after[len(before) :]
-    return {"input_ids": ids, "labels": labels}
-
-
-def _ids_of(messages: Any, tokenizer: Any, **options: Any) -> list[int]:
-    if not messages:
-        return []
-    made = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
-    return list(made["input_ids"])
-
-
-def _check_messages(messages: Any, tokenizer: Any, where: str) -> None:
-    if not tokenizer.chat_template:
-        raise InvalidInput(f"{where}: the model has no chat template: give prompt and completion")
-    right = isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in messages
-    )
-    if not right or not any(m["role"] == "assistant" for m in messages):
-        raise InvalidInput(
-            f"{where}: messages are a list of "
-            '{"role": "user", "content": "..."}, one of them at least the assistant\'s'
-        )
+    """The assistant's messages are trained on."""
+    check_messages(messages, where)
+    if not any(message["role"] == "assistant" for message in messages):
+        raise InvalidInput(f"{where}: no message is the assistant's, so there is nothing to learn")
+    ids, assistant = assistant_tokens(messages, tokenizer, where=where)
+    pairs = zip(ids, assistant, strict=True)
+    return {"input_ids": ids, "labels": [i if learned else IGNORED for i, learned in pairs]}
 
 
 def _kind(rows: Sequence[Row]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from pliant import loading
+from pliant.data import chat_ids, has_chat_template
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.routing.backends.costs import Used
 from pliant.routing.backends.protocol import Answers, Asked, BackendError, Settings
@@ -114,16 +115,8 @@ class LocalBackend:
     def ids(self, prompt: Prompt) -> Ids:
         """The prompt in the frame of the model's chat template; bare where it has none."""
         conversation = messages(prompt)
-        if getattr(self.tokenizer, "chat_template", None):
-            from jinja2 import TemplateError
-
-            try:
-                text = self.tokenizer.apply_chat_template(
-                    conversation, tokenize=False, add_generation_prompt=True
-                )
-            except TemplateError as error:  # no system role, say, or roles that do not alternate
-                raise InvalidInput(f"its chat template refuses the messages: {error}") from error
-            ids: Ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if has_chat_template(self.tokenizer):
+            ids: Ids = chat_ids(conversation, self.tokenizer)
         else:
             ids = self.tokenizer("\n".join(m["content"] for m in conversation))["input_ids"]
         if not ids:

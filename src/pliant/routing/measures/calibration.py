@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pliant.data import nearest
 from pliant.errors import InvalidInput
+from pliant.stats import sigmoid
 
 Floats = NDArray[np.float64]
 _CLIP = 1e-6  # a probability of 0 or 1 has no logit
@@ -52,7 +53,7 @@ class Temperature:
         return cls(1 / slope)
 
     def apply(self, p: ArrayLike) -> Floats:
-        return _sigmoid(_logit(p) / self.temperature)
+        return sigmoid(_logit(p) / self.temperature)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "temperature": self.temperature}
@@ -78,7 +79,7 @@ class Platt:
         return cls(*_most_likely(*_checked(p, y), shifted=True))
 
     def apply(self, p: ArrayLike) -> Floats:
-        return _sigmoid(self.slope * _logit(p) + self.shift)
+        return sigmoid(self.slope * _logit(p) + self.shift)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "slope": self.slope, "shift": self.shift}
@@ -150,7 +151,7 @@ def _most_likely(p: Floats, y: Floats, shifted: bool) -> tuple[float, float]:
     z, pull = _logit(p), 1e-3
     slope, shift = 1.0, 0.0
     for _ in range(100):
-        now = _sigmoid(slope * z + shift)
+        now = sigmoid(slope * z + shift)
         error, weight = now - y, now * (1 - now)
         down = np.array([error @ z + pull * (slope - 1), error.sum() + pull * shift])
         bend = np.array([[weight @ z**2 + pull, weight @ z], [weight @ z, weight.sum() + pull]])
@@ -194,8 +195,3 @@ def _refuse_unlike(p: Floats, y: Floats) -> None:
 def _logit(p: ArrayLike) -> Floats:
     kept = np.clip(np.asarray(p, dtype=np.float64), _CLIP, 1 - _CLIP)
     return np.log(kept / (1 - kept))
-
-
-def _sigmoid(z: ArrayLike) -> Floats:
-    clipped = np.clip(np.asarray(z, dtype=np.float64), -math.log(1e300), math.log(1e300))
-    return 1 / (1 + np.exp(-clipped))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pliant import loading
+from pliant.data import has_chat_template
 from pliant.errors import InvalidInput
 from pliant.routing.backends.local import own_parameters, shared_model
 from pliant.routing.prompts import Prompt, messages, text_of
@@ -37,7 +38,7 @@ class Base:
 
     def framed(self, prompts: Sequence[Prompt]) -> list[Any]:
         """Each as the model would be asked it: messages for a chat model, bare text for another."""
-        if getattr(self.tokenizer, "chat_template", None):
+        if has_chat_template(self.tokenizer):
             return [messages(prompt) for prompt in prompts]
         return [text_of(prompt) for prompt in prompts]
 

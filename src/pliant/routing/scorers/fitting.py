@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pliant.data import splits
 from pliant.routing.outcomes import Outcomes
+from pliant.stats import sigmoid
 
 Floats = NDArray[np.float64]
 Candidate = TypeVar("Candidate")
@@ -28,11 +29,6 @@ class Linear:
     def __call__(self, x: Any) -> Floats:
         out: Floats = np.asarray(x @ self.weight) + self.bias
         return sigmoid(out) if self.logistic else out
-
-
-def sigmoid(x: Floats) -> Floats:
-    out: Floats = np.exp(-np.logaddexp(0.0, -x))
-    return out
 
 
 def ridge(x: Any, y: Floats, alpha: float) -> Linear:

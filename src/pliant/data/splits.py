@@ -1,4 +1,4 @@
-"""Rows dealt into parts, and the texts that are in two of them."""
+"""Split rows at random, and find the texts that two splits share."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pliant.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Rows of the test set whose text is in the training set too, as `normalised` sees it."""
+    """Rows of the test set whose text, once `normalised`, is also in the training set."""
 
     pairs: tuple[tuple[int, int], ...]
-    """(row of train, row of test), of each test row the first one found."""
+    """(row of train, row of test); for each test row its first match."""
     of: int
     """How many rows the test set has."""
 
@@ -30,21 +30,21 @@ class Duplicates:
         if not self.pairs:
             return f"none of the {self.of:,} test rows is in the training set"
         share = len(self.pairs) / self.of
-        some = ", ".join(f"{test + 1} (= {train + 1})" for train, test in self.pairs[:3])
+        first = ", ".join(f"{test + 1} (= {train + 1})" for train, test in self.pairs[:3])
         more = ", ..." if len(self.pairs) > 3 else ""
         return (
             f"{len(self.pairs):,} of the {self.of:,} test rows ({share:.1%}) are in the training "
-            f"set too: rows {some}{more}"
+            f"set too: rows {first}{more}"
         )
 
 
 def duplicates(train: Sequence[str], test: Sequence[str]) -> Duplicates:
-    """Which texts of `test` are in `train` too, but for case, white space and Unicode forms."""
+    """The texts of `test` that are also in `train`, up to case, white space and Unicode forms."""
     first: dict[str, int] = {}
     for i, text in enumerate(train):
         first.setdefault(normalised(text), i)
-    found = ((first.get(normalised(text)), j) for j, text in enumerate(test))
-    return Duplicates(tuple((i, j) for i, j in found if i is not None), len(test))
+    matches = ((first.get(normalised(text)), j) for j, text in enumerate(test))
+    return Duplicates(tuple((i, j) for i, j in matches if i is not None), len(test))
 
 
 def normalised(text: str) -> str:
@@ -55,13 +55,13 @@ def normalised(text: str) -> str:
 def splits(
     n: int, shares: Sequence[float], seed: int, keys: Sequence[Hashable] | None = None
 ) -> list[list[int]]:
-    """The rows 0..n-1 dealt at random into parts of these shares; sorted inside each part.
+    """The rows 0..n-1 in random splits of these shares, each split sorted.
 
-    Rows of one key stay together, and then the sizes are as near to the shares as the keys allow.
-    Shares that sum to less than 1 leave rows out.
+    Rows with the same key stay together; the sizes are then as near to the shares as the keys
+    allow. Shares that sum to less than 1 leave rows out.
     """
     if not shares or min(shares) <= 0 or sum(shares) > 1 + 1e-9:
-        raise InvalidInput(f"shares={tuple(shares)}: positive, with a sum of at most 1")
+        raise InvalidInput(f"shares={tuple(shares)} must be positive and sum to at most 1")
     if keys is not None and len(keys) != n:
         raise InvalidInput(f"{len(keys)} keys for {n} rows")
     blocks: dict[Hashable, list[int]] = {}
