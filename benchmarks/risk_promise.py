@@ -112,7 +112,7 @@ def measured(
     values: dict[str, list[float]] = {"by_risk": [], "bet": [], "hoeffding": [], "no test": []}
     for _ in range(draws):
         rows = rng.integers(0, size, n)
-        gain, some = population.gain[rows], population.outcomes.take(rows)
+        gain, some = population.gain[rows], population.outcomes.select(rows)
         values["by_risk"].append(by_risk(gain, some, epsilon, delta, GRID).value)
         for name, test in (("bet", _bet), ("hoeffding", _hoeffding)):
             values[name].append(walk(gain, some.gain, epsilon, delta, test))

@@ -84,7 +84,7 @@ def measure(
         for train, test in ((first, second), (second, first))[: 2 if twice else 1]:
             tests.append(test)
             for kind in kinds:
-                said[kind].append(gains(kind, outcomes.take(train), outcomes.take(test), seed))
+                said[kind].append(gains(kind, outcomes.select(train), outcomes.select(test), seed))
         console.print(f"split {seed + 1} of {seeds} done", style="dim")
     return {
         "prompts": len(outcomes),
@@ -115,7 +115,7 @@ def gains(kind: str, train: Outcomes, test: Outcomes, seed: int) -> Floats:
 
 
 def summary(said: list[Floats], tests: list[Rows], outcomes: Outcomes) -> dict[str, Any]:
-    held = [outcomes.take(test) for test in tests]
+    held = [outcomes.select(test) for test in tests]
     found = [apgr(gain, part) for gain, part in zip(said, held, strict=True)]
     result = {"apgr": float(np.mean(found)), "by half": found}
     if len(set(outcomes.groups or ())) > 1:
@@ -127,7 +127,7 @@ def summary(said: list[Floats], tests: list[Rows], outcomes: Outcomes) -> dict[s
 def more(a: list[Floats], b: list[Floats], tests: list[Rows], outcomes: Outcomes) -> Band:
     """What a has more than b, the mean over the splits; prompts are drawn once for all splits."""
     pairs = [
-        (test, *(Ranking.of(gain, outcomes.take(test)) for gain in both))
+        (test, *(Ranking.of(gain, outcomes.select(test)) for gain in both))
         for test, *both in zip(tests, a, b, strict=True)
     ]
     measure = METRICS["apgr"]

@@ -59,8 +59,8 @@ def main(
     learn = [labelled("dev", train + calibrate // 2, (w,), f"dev-{w}") for w in SEEN]
     # Dealt at random: of the easiest questions there are few, and late in the stream none is new.
     dealt = [np.random.default_rng(seed).permutation(len(part)) for part in learn]
-    fitted_on, choice = (part.take(at[:train]) for part, at in zip(learn, dealt, strict=True))
-    rest = [part.take(at[train:]) for part, at in zip(learn, dealt, strict=True)]
+    fitted_on, choice = (part.select(at[:train]) for part, at in zip(learn, dealt, strict=True))
+    rest = [part.select(at[train:]) for part, at in zip(learn, dealt, strict=True)]
     held = {
         "seen wordings": labelled("test", test, SEEN, "test-seen"),
         "unseen wording": labelled("test", test, UNSEEN, "test-unseen"),

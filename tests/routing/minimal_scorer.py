@@ -32,8 +32,8 @@ class Letters(Scorer):
         hard = np.array([min(1.0, len(text) / self.letters) for text in texts])
         steps = np.arange(self.models) / (self.models - 1)
         right = 1 - hard[:, None] * (1 - steps)[None, :]
-        far = np.array([not text.isascii() for text in texts])
-        return Predictions(right, right - right[:, :1], far)
+        novel = np.array([not text.isascii() for text in texts])
+        return Predictions(right, right - right[:, :1], novel)
 
     def state(self) -> State:
         return State({"models": self.models, "letters": self.letters})

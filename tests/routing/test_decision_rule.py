@@ -52,7 +52,7 @@ class Table(Scorer):
         self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
     ) -> Predictions:
         at = [self.rows[text_of(prompt)] for prompt in prompts]
-        novel = self.predictions.far
+        novel = self.predictions.novel
         return Predictions(None, self.predictions.gain[at], None if novel is None else novel[at])
 
     def state(self) -> State:
@@ -105,12 +105,12 @@ def test_a_threshold_does_in_the_live_router_what_it_reports(
 ) -> None:
     outcomes, predictions = world(models)
     # The prices of the file are not the mean costs of this split.
-    file = router_file(replace(outcomes, cost=outcomes.cost**0.9), default=default, far=policy)
+    file = router_file(replace(outcomes, cost=outcomes.cost**0.9), default=default, novel=policy)
     threshold = of_goal(Goal.parse(goal), predictions, outcomes, file.costs, file.novel_to)
     file = router_file(
         replace(outcomes, cost=outcomes.cost**0.9),
         default=default,
-        far=policy,
+        novel=policy,
         threshold=entry(threshold, None),
     )
     live = live_choices(file, outcomes, predictions)
@@ -119,7 +119,7 @@ def test_a_threshold_does_in_the_live_router_what_it_reports(
     assert threshold.shares == tuple(shares.tolist()) and max(shares) < 1
     assert threshold.quality == outcomes.right[rows, live].mean()
     assert threshold.cost == outcomes.cost[rows, live].mean()
-    assert file.rule.choose(predictions.gain, predictions.far).tolist() == live.tolist()
+    assert file.rule.choose(predictions.gain, predictions.novel).tolist() == live.tolist()
     routed = measured(file, predictions, outcomes, {}).routed
     assert tuple(routed.shares.values()) == threshold.shares
     assert routed.quality.value == pytest.approx(threshold.quality)
@@ -147,8 +147,8 @@ def test_novel_prompts_count_in_a_budget(models: int) -> None:
 def test_a_budget_that_novel_prompts_alone_exceed_is_refused() -> None:
     for models in (2, 3):
         outcomes, predictions = world(models)
-        assert predictions.far is not None
-        share = predictions.far.mean()
+        assert predictions.novel is not None
+        share = predictions.novel.mean()
         with pytest.raises(InvalidInput, match=f"{100 * share:.4g} % of calls to large"):
             of_goal(Goal("share", 0.1), predictions, outcomes)
         exactly = of_goal(Goal("share", float(share)), predictions, outcomes)
@@ -167,7 +167,7 @@ def test_a_quality_that_novel_prompts_prevent_is_refused() -> None:
 def test_a_proof_counts_novel_prompts_as_they_are_routed() -> None:
     """Novel prompts go to the cheap model: a proof that forgot them would break its promise."""
     population, predictions = world(3, n=20_000, seed=1)
-    novel = predictions.far
+    novel = predictions.novel
     assert novel is not None
     gain = np.where(novel[:, None], 10 * predictions.gain, predictions.gain)
     rng, rows = np.random.default_rng(0), np.arange(len(population))
@@ -176,7 +176,7 @@ def test_a_proof_counts_novel_prompts_as_they_are_routed() -> None:
     limit, times = 0.09, 100
     for _ in range(times):
         drawn = rng.integers(0, len(population), 800)
-        some = population.take(drawn)
+        some = population.select(drawn)
         for name, flags in (("counted", novel[drawn]), ("forgotten", np.zeros(800, bool))):
             try:
                 threshold = by_risk(
@@ -212,7 +212,7 @@ def test_a_router_that_is_calibrated_anew_keeps_its_budget_at_its_own_prices(
         threshold = calibrate(tmp_path / "r", new, goal).threshold
         with Router.load(tmp_path / "r", ledger=None) as router:
             decisions = [router.choose(prompt) for prompt in new.prompts]
-        assert 60 <= sum(decision.far for decision in decisions) < 70
+        assert 60 <= sum(decision.novel for decision in decisions) < 70
         calls = [decision.model for decision in decisions]
         assert threshold.shares == tuple(calls.count(name) / 300 for name in new.models)
 

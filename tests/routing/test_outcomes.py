@@ -59,11 +59,11 @@ def test_a_conversation_stays_one(tmp_path: Path, row: dict[str, object]) -> Non
     for _ in range(2):
         assert outcomes.prompts == ("system: Be brief.\nuser: hello", "hi")
         assert list(outcomes.asked) == [TALK, "hi"]
-        assert list(outcomes.take([1, 0]).asked) == ["hi", TALK]
-        assert list(joined((outcomes.take([1]), outcomes)).asked) == ["hi", TALK, "hi"]
+        assert list(outcomes.select([1, 0]).asked) == ["hi", TALK]
+        assert list(joined((outcomes.select([1]), outcomes)).asked) == ["hi", TALK, "hi"]
         outcomes.write(tmp_path / "b.jsonl")
         outcomes = Outcomes.read(tmp_path / "b.jsonl")
-    assert outcomes.take([1]).asked == ("hi",)
+    assert outcomes.select([1]).asked == ("hi",)
 
 
 def test_messages_that_say_something_else_are_a_column_like_any(tmp_path: Path) -> None:
@@ -163,10 +163,10 @@ def test_sizes_must_agree() -> None:
 
 def test_take_by_index_and_by_mask() -> None:
     outcomes = table()
-    some = outcomes.take([3, 1])
+    some = outcomes.select([3, 1])
     assert some.prompts == ("prompt 3", "prompt 1") and some.groups == ("g3", "g1")
     assert (some.right == outcomes.right[[3, 1]]).all()
-    masked = outcomes.take(np.array(outcomes.groups) == "g2")
+    masked = outcomes.select(np.array(outcomes.groups) == "g2")
     assert set(masked.groups or ()) == {"g2"} and len(masked) == 10
 
 

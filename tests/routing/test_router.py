@@ -83,7 +83,7 @@ def test_a_gain_above_the_threshold_goes_to_the_strong_model() -> None:
     assert (easy.model, hard.model) == ("nano-s", "nano-l")
     assert easy.score == pytest.approx(len(EASY) / 100) == easy.gain
     assert "not above +0.200" in easy.reason and ", above +0.200" in hard.reason
-    assert not hard.fell_over and not hard.far and not hard.kept
+    assert not hard.fell_over and not hard.novel and not hard.from_session
 
 
 @pytest.mark.parametrize(("value", "model"), [(float("inf"), "nano-s"), (float("-inf"), "nano-l")])
@@ -113,9 +113,9 @@ def test_calibration_is_applied_to_the_score_and_not_to_the_ranking() -> None:
 
 def test_an_unknown_kind_of_prompt_goes_to_the_default_and_says_so() -> None:
     decision = router().choose("да")
-    assert decision.model == "nano-l" and decision.far
+    assert decision.model == "nano-l" and decision.novel
     assert "unlike the prompts" in decision.reason and "nano-l, the default" in decision.reason
-    assert router(far="ignore").choose("да").model == "nano-s"
+    assert router(novel="ignore").choose("да").model == "nano-s"
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n", [{"role": "user", "content": ""}]])
@@ -162,7 +162,7 @@ def test_a_session_keeps_its_model_and_is_not_scored_again() -> None:
     r = router(scorer=scorer)
     assert r.choose(EASY, session="a").model == "nano-s"
     again = r.choose(HARD, session="a")
-    assert again.model == "nano-s" and again.kept and "session" in again.reason
+    assert again.model == "nano-s" and again.from_session and "session" in again.reason
     assert scorer.asked == 1
     assert r.choose(HARD, session="b").model == "nano-l"
     assert r.choose(EASY, session="b").model == "nano-l"
@@ -190,12 +190,12 @@ def test_a_session_is_forgotten_after_its_time_or_by_number() -> None:
     clock.now = 9.0
     assert r.choose(HARD, session="a").model == "nano-s"
     clock.now = 18.9
-    assert r.choose(HARD, session="a").kept, "used at 9, so it lives until 19"
+    assert r.choose(HARD, session="a").from_session, "used at 9, so it lives until 19"
     clock.now = 29.0
     assert r.choose(HARD, session="a").model == "nano-l"
     r.choose(EASY, session="b")
     r.choose(EASY, session="c")
-    assert not r.choose(EASY, session="a").kept, "the third session pushed the oldest out"
+    assert not r.choose(EASY, session="a").from_session, "the third session pushed the oldest out"
 
 
 def test_many_threads_of_one_session_get_one_model() -> None:

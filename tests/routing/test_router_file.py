@@ -46,6 +46,19 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["router.json"]
 
 
+def test_the_older_name_of_novel_is_read(tmp_path: Path) -> None:
+    made(**FULL).write(tmp_path)
+    path = tmp_path / "router.json"
+    older = json.loads(path.read_text())
+    assert older.pop("novel") == "default"
+    path.write_text(json.dumps({**older, "far": "ignore"}))
+    file = read(tmp_path)
+    assert file.novel == "ignore" and file.rule.novel_to is None
+    file.write(tmp_path)
+    assert json.loads(path.read_text())["novel"] == "ignore"
+    assert "'far'" in broken(tmp_path, "far", value="ignore"), "both names are one too many"
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), 0.25, -1.0])
 def test_every_threshold_can_be_written(value: float, tmp_path: Path) -> None:
     made(**content(threshold={"value": value, "sentence": "s"})).write(tmp_path)

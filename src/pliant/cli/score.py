@@ -154,8 +154,8 @@ def _rows_predicted(prompts: Sequence[Any], found: Predictions) -> Iterator[Row]
         if found.right is not None:
             row["score"] = float(found.score[i])
         row["gain"] = float(found.last_gain[i])
-        if found.far is not None:
-            row["far"] = bool(found.far[i])
+        if found.novel is not None:
+            row["novel"] = bool(found.novel[i])
         yield row
 
 
@@ -164,7 +164,7 @@ def table(name: str, rows: Sequence[Row]) -> Table:
 
     figures = [key for key in ("score", "gain") if rows and key in rows[0]]
     others = [k for k in (rows[0].get("outputs", {}) if rows else {}) if k not in figures]
-    notes = ["far"] if rows and "far" in rows[0] else []
+    notes = ["novel"] if rows and "novel" in rows[0] else []
     head = [*figures, *others, *notes, "prompt"]
     cells = [
         [

@@ -137,7 +137,7 @@ class Outcomes:
         """Write the table as `read` takes it: one JSON object a prompt."""
         write_rows(path, (self._row(i) for i in range(len(self))))
 
-    def take(self, rows: ArrayLike) -> Outcomes:
+    def select(self, rows: ArrayLike) -> Outcomes:
         """The prompts at these indices, in this order, or where a mask is true."""
         index = np.arange(len(self))[np.asarray(rows)]
 
@@ -183,7 +183,7 @@ class Outcomes:
             raise InvalidInput(
                 f"{len(set(keys)):,} different {by or 'prompt'}s are too few for {len(parts)} parts"
             )
-        return tuple(self.take(part) for part in parts)
+        return tuple(self.select(part) for part in parts)
 
     def kept_together(self) -> list[str]:
         """(n,) a key of each prompt: equal where two have one text or ask one question.

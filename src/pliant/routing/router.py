@@ -224,8 +224,8 @@ class Router:
             gain=wish.gain,
             reason="; ".join(reasons),
             wanted=wish.order[0],
-            far=wish.far,
-            kept=wish.kept,
+            novel=wish.novel,
+            from_session=wish.from_session,
         )
         score = wish.score if wish.score is not None or kept is None else kept.score
         home = wish.order[0] if wish.order[0] in fitting else chosen

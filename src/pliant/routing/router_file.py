@@ -11,7 +11,15 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pliant import __version__
 from pliant.data import nearest
@@ -168,7 +176,9 @@ class RouterFile(Part):
     threshold: Threshold
     default: str
     """The safe model: it gets prompts that are unlike all that the router was made on."""
-    far: Literal["default", "ignore"] = "default"
+    novel: Annotated[
+        Literal["default", "ignore"], Field(validation_alias=AliasChoices("novel", "far"))
+    ] = "default"
     """What becomes of such prompts."""
     sticky: Sticky = Sticky()
     drift: Drift | None = None
@@ -214,7 +224,7 @@ class RouterFile(Part):
     @property
     def novel_to(self) -> int | None:
         """The index of the model that answers novel prompts; None: routed as all others."""
-        return self.names.index(self.default) if self.far == "default" else None
+        return self.names.index(self.default) if self.novel == "default" else None
 
     @property
     def rule(self) -> DecisionRule:

@@ -97,15 +97,15 @@ def test_examples_lie_on_their_side(found):
         assert all((example.gain > 0.2) == (model == "model-1") for example in some)
 
 
-def test_what_is_far_goes_to_the_default():
+def test_novel_prompts_go_to_the_default():
     said = Predictions(None, np.zeros((3, 2)), np.array([True, False, True]))
-    assert FILE.rule.choose(said.gain, said.far).tolist() == [1, 0, 1]
-    ignoring = FILE.model_copy(update={"far": "ignore"})
-    assert ignoring.rule.choose(said.gain, said.far).tolist() == [0, 0, 0]
+    assert FILE.rule.choose(said.gain, said.novel).tolist() == [1, 0, 1]
+    ignoring = FILE.model_copy(update={"novel": "ignore"})
+    assert ignoring.rule.choose(said.gain, said.novel).tolist() == [0, 0, 0]
 
 
 def test_paraphrases_that_go_apart_are_counted(test):
-    some = test.take(range(4))
+    some = test.select(range(4))
     gain = np.array([[0, 0.3], [0, 0.1], [0, 0.5], [0, 0.6]])
 
     def said(questions):
@@ -120,8 +120,8 @@ def test_paraphrases_that_go_apart_are_counted(test):
 
 def test_wordings_of_a_question_are_drawn_together(test):
     """Each prompt twice is no more evidence than once."""
-    some = test.take(range(200))
-    twice = test.take([*range(200), *range(200)])
+    some = test.select(range(200))
+    twice = test.select([*range(200), *range(200)])
     gain = np.stack([np.zeros(200), some.gain + np.random.default_rng(0).normal(0, 1, 200)], axis=1)
     said, doubled = Predictions(None, gain), Predictions(None, np.tile(gain, (2, 1)))
     twice = replace(twice, questions=tuple(str(i) for i in range(200)) * 2)

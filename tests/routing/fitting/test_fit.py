@@ -158,7 +158,7 @@ def test_the_best_is_kept_and_routes(fitted):
     with Router.load(fitted.folder, ledger=None) as router:
         assert router.choose("times 345345 and 127645").model == "model-1"
         assert router.choose("total 345345 and 127645").model == "model-0"
-        assert router.choose("Wie spät ist es denn?").far
+        assert router.choose("Wie spät ist es denn?").novel
 
 
 def test_the_threshold_keeps_the_goal_on_the_calibration_split(fitted):
@@ -333,22 +333,22 @@ def test_a_new_calibration_leaves_what_the_user_set(tmp_path):
     path = made.folder / "router.json"
     content = json.loads(path.read_text())
     content["drift"] |= {"window": 50, "false_alarms": 0.2}
-    content |= {"sticky": {"policy": "off"}, "far": "ignore"}
+    content |= {"sticky": {"policy": "off"}, "novel": "ignore"}
     path.write_text(json.dumps(content))
     calibrate(made.folder, outcomes(200, 7), "40 % of calls")
     after = router_file.read(made.folder)
     assert (after.drift.window, after.drift.false_alarms) == (50, 0.2)
-    assert after.drift.n == 200 and after.sticky.policy == "off" and after.far == "ignore"
+    assert after.drift.n == 200 and after.sticky.policy == "off" and after.novel == "ignore"
 
 
-def test_what_is_far_counts_in_a_budget():
+def test_novel_prompts_count_in_a_budget():
     held = outcomes(400, 3)
     gain = np.stack([np.zeros(400), held.gain + 0.001 * np.arange(400)], axis=1)
-    far = np.arange(400) % 5 == 0
-    said = Predictions(None, gain, far)
+    novel = np.arange(400) % 5 == 0
+    said = Predictions(None, gain, novel)
     chosen = of_goal(Goal.parse("30 % of calls"), said, held)
     assert chosen.share <= 0.3
-    sent = far | (gain[:, -1] > chosen.value)
+    sent = novel | (gain[:, -1] > chosen.value)
     assert sent.mean() == pytest.approx(chosen.share)
     ignored = of_goal(Goal.parse("30 % of calls"), said, held, novel_to=None)
     assert ignored.value < chosen.value

@@ -302,7 +302,7 @@ def test_a_risk_with_three_models_is_kept() -> None:
     grid = np.linspace(-0.2, 0.6, 40) / (prices[-1] - prices[0])
     for _ in range(200):
         drawn = rng.integers(0, 30_000, 800)
-        found = by_risk(gain[drawn], population.take(drawn), 0.04, 0.1, grid, prices)
+        found = by_risk(gain[drawn], population.select(drawn), 0.04, 0.1, grid, prices)
         right = population.right[rows, found.models_for(gain)].mean()
         broken += right < population.strong.mean() - 0.04
         saved += (1 - found.share) / 200
@@ -349,7 +349,7 @@ def test_a_risk_is_kept_in_as_many_of_1000_draws_as_promised(
     broken, naive, saved = 0, 0, 0.0
     for _ in range(1000):
         rows = rng.integers(0, len(gain), n)
-        some = population.take(rows)
+        some = population.select(rows)
         found = by_risk(gain[rows], some, epsilon, delta, GRID_50)
         broken += breaks(found.value)
         saved += (1 - found.share) / 1000
@@ -366,7 +366,7 @@ def test_shares_of_right_samples_and_qualities_are_proved_too() -> None:
     saved = {"risk": 0.0, "quality": 0.0}
     for _ in range(300):
         rows = rng.integers(0, len(gain), 500)
-        some = population.take(rows)
+        some = population.select(rows)
         for name, found in (
             ("risk", by_risk(gain[rows], some, 0.03, 0.1, GRID_50)),
             ("quality", by_quality(gain[rows], some, 0.95, 0.9, GRID_50)),

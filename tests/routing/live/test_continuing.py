@@ -162,7 +162,7 @@ def test_the_scorers_that_read_the_cheap_model_offer_their_prefill(
             assert reply.decision.score == pytest.approx(chosen.score, abs=1e-5)
             assert reply.decision.gain == pytest.approx(chosen.gain, abs=1e-5)
         far = r.ask("Ωμέγα ☃ ☃ ☃ ☃", max_new_tokens=4)
-        assert far.model == "nano-l" and far.decision.far and not far.continued
+        assert far.model == "nano-l" and far.decision.novel and not far.continued
     with Router.load(tmp_path, device="cpu") as r:
         assert r.ask(texts[0], max_new_tokens=4).continued, "scorer and backend share a device"
     plain = router(Letters(), backends, threshold=file["threshold"])

@@ -38,14 +38,14 @@ def test_decisions_add_up() -> None:
     with Ledger(None) as ledger:
         row, _ = ledger.record("p", None, decision("a"), 1.0, 4.0)
         ledger.answered(row, reply(decision("a"), 2.0, 8.0))
-        ledger.record("p", "s", decision("b", kept=True), 5.0, 0.0)
-        row, _ = ledger.record("p", None, decision("a", far=True), 1.0, 4.0)
+        ledger.record("p", "s", decision("b", from_session=True), 5.0, 0.0)
+        row, _ = ledger.record("p", None, decision("a", novel=True), 1.0, 4.0)
         ledger.answered(row, reply(decision("b", wanted="a"), 5.0, 0.0))
         row, _ = ledger.record("p", None, decision("a"), 1.0, 4.0)
         ledger.failed(row, "nobody is there")
         totals = ledger.report()
     assert (totals.decisions, totals.answered, totals.failed) == (4, 2, 1)
-    assert (totals.fell_over, totals.far, totals.kept) == (1, 1, 1)
+    assert (totals.fell_over, totals.novel, totals.from_session) == (1, 1, 1)
     assert (totals.cost, totals.saved) == (12.0, 8.0)
     assert totals.models["a"] == {
         "calls": 1,

@@ -75,7 +75,7 @@ def test_the_order_of_the_rows_does_not(table: tuple[np.ndarray, Outcomes], rand
     order = list(range(len(gain)))
     random.shuffle(order)  # type: ignore[attr-defined]
     for metric in (apgr, within_group_apgr, cpt, aiq):
-        moved = metric(gain[order], outcomes.take(order))
+        moved = metric(gain[order], outcomes.select(order))
         assert moved == pytest.approx(metric(gain, outcomes), abs=1e-9)
 
 
@@ -200,7 +200,7 @@ def test_bands_hold_their_value_and_agree_with_taking_the_rows(metric: str) -> N
     from pliant.stats import bootstrap
 
     slow = bootstrap(
-        lambda rows: plain[metric](gain[rows], outcomes.take(rows)), 120, resamples=40, seed=3
+        lambda rows: plain[metric](gain[rows], outcomes.select(rows)), 120, resamples=40, seed=3
     )
     assert found.as_dict() == pytest.approx(slow.as_dict())
 

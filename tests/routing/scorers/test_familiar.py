@@ -15,8 +15,10 @@ def familiar() -> Familiar:
 
 def test_like_prompts_are_near_and_another_language_is_far():
     found = familiar()
-    assert found.far(outcomes(400, 3).prompts).mean() < 0.05
-    assert found.far(["Wie spät ist es denn in Berlin?", "def f(x): return x", "今日は", ""]).all()
+    assert found.novel(outcomes(400, 3).prompts).mean() < 0.05
+    assert found.novel(
+        ["Wie spät ist es denn in Berlin?", "def f(x): return x", "今日は", ""]
+    ).all()
 
 
 def test_a_scorer_that_is_watched_is_saved_with_what_it_knows(tmp_path):
@@ -25,6 +27,6 @@ def test_a_scorer_that_is_watched_is_saved_with_what_it_knows(tmp_path):
     watched.save(tmp_path)
     again, asked = load(tmp_path), [*train.prompts[:5], "Wie spät ist es denn?"]
     assert again.kind == watched.kind == "length"
-    assert np.array_equal(again.predict(asked).far, [False] * 5 + [True])
+    assert np.array_equal(again.predict(asked).novel, [False] * 5 + [True])
     assert np.allclose(again.predict(asked).gain, watched.predict(asked).gain)
-    assert make("length").fit(train).predict(asked).far is None
+    assert make("length").fit(train).predict(asked).novel is None

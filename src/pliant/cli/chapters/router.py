@@ -75,8 +75,8 @@ class Routed:
 def measure(found: TwoModels) -> Routed:
     """Train on development questions, choose the threshold on others, route the test questions."""
     labelled = _labelled(LEARNED + CALIBRATED, found)
-    lessons = labelled.take(range(LEARNED))
-    calibration = labelled.take(range(LEARNED, len(labelled)))
+    lessons = labelled.select(range(LEARNED))
+    calibration = labelled.select(range(LEARNED, len(labelled)))
     scorer = Cpx(SMALL, capacities=[Capacity(rows=1, lora_rank=4)])
     begun = time.perf_counter()
     scorer.fit(lessons)

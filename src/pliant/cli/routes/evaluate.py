@@ -94,8 +94,8 @@ def sentences(found: Evaluation) -> list[str]:
         f"{routed.quality}, {routed.of_strong} of {strong}'s, at {routed.of_strong_cost} of its "
         "cost."
     )
-    if found.far is not None:
-        said.append(f"{found.far:.1%} of the prompts are unlike those that it was made on.")
+    if found.novel is not None:
+        said.append(f"{found.novel:.1%} of the prompts are unlike those that it was made on.")
     if found.paraphrases is not None:
         same = found.paraphrases
         said.append(

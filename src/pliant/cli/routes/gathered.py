@@ -129,7 +129,9 @@ def kept(folder: Path, file: RouterFile) -> tuple[Measured | None, tuple[Mapping
     path = folder / RECORD
     try:
         record = json.loads(path.read_bytes())
-        content, splits = record["evaluation"], record["splits"]
+        content, splits = dict(record["evaluation"]), record["splits"]
+        if "far" in content:  # what older versions called it
+            content["novel"] = content.pop("far")
         outdated = record["threshold"] != file.threshold.model_dump(mode="json")
         where = f"the {int(splits['test']):,} labels that the fit kept apart for this"
         _refuse_other_shapes(content)
@@ -152,7 +154,7 @@ def measure(folder: Path, labels: Outcomes, name: str) -> Measured:
         f"{len(held):,} prompts of {name}",
         perfect=_curve(held.right - held.right[:, :1], file, held),
         worth=None if len(file.models) == 2 else _curve(predicted.gain, file, held),
-        groups=_groups(held, file.rule.choose(predicted.gain, predicted.far)),
+        groups=_groups(held, file.rule.choose(predicted.gain, predicted.novel)),
         scores=scores,
     )
 
@@ -175,7 +177,7 @@ def _refuse_other_shapes(content: Mapping[str, Any]) -> None:
     """What the report reads of a kept evaluation; anything missing is a KeyError or TypeError."""
     for name in ("scorer", "weak_quality", "strong_quality", "oracle_apgr", "over", "calibration"):
         _ = content[name]
-    for name in ("histogram", "far", "left_out", "paraphrases"):
+    for name in ("histogram", "novel", "left_out", "paraphrases"):
         _ = content[name]
     for said in (content, *content["baselines"].values()):
         _ = (

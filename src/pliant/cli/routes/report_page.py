@@ -102,8 +102,8 @@ def ledger_sentences(found: Gathered) -> list[str]:
         f"{totals.decisions:,} decisions: {totals.answered:,} answered, {totals.failed:,} failed, "
         f"{chose:,} only chose. They cost {tables.amount(totals.cost, unit)}, and "
         f"{tables.amount(totals.saved, unit)} less than always asking {found.strong}.",
-        f"Another model stood in {totals.fell_over:,} times; {totals.kept:,} followed their "
-        f"session; {totals.far:,} prompts were unlike those that the router was made on.",
+        f"Another model stood in {totals.fell_over:,} times; {totals.from_session:,} followed "
+        f"their session; {totals.novel:,} prompts were unlike those that the router was made on.",
     ]
     if not totals.windows:
         return [*said, "Too few scores so far to say whether they have drifted."]
@@ -196,12 +196,12 @@ def _ledger(found: Gathered) -> Section:
 
 def _besides(found: Gathered, measured: Measured) -> list[str]:
     said, content = [], measured.content
-    if content["far"] is not None:
+    if content["novel"] is not None:
         said.append(
-            f"{100 * content['far']:.1f} % of the prompts are unlike those that it was made on; "
+            f"{100 * content['novel']:.1f} % of the prompts are unlike those that it was made on; "
             f"asked, it would send them to {found.file.default}."
-            if found.file.far == "default"
-            else f"{100 * content['far']:.1f} % of the prompts are unlike those it was made on."
+            if found.file.novel == "default"
+            else f"{100 * content['novel']:.1f} % of the prompts are unlike those it was made on."
         )
     same = content["paraphrases"]
     if same is not None:

@@ -51,7 +51,7 @@ def calibrate(
             f"{(~known).sum()} of these {len(known):,} prompts are new to the router: "
             f"{_LEAST} or more are due"
         )
-    held = outcomes.take(np.flatnonzero(~known))
+    held = outcomes.select(np.flatnonzero(~known))
     scorer = open_scorer(folder, file)
     predicted = scorer.predict(held.asked, held.groups)
     goal = Goal.parse(goal) if isinstance(goal, str) else goal

@@ -106,7 +106,7 @@ class Evaluation:
     """Scores by whether the cheapest model was right."""
     examples: dict[str, list[Example]]
     """The nearest to the threshold on both sides, and the farthest from it."""
-    far: float | None
+    novel: float | None
     """The share of prompts that are unlike those that the router was made on."""
     left_out: int = 0
     """Prompts that the router was made on: not counted in anything above."""
@@ -129,7 +129,7 @@ class Evaluation:
             "examples": {
                 side: [asdict(example) for example in some] for side, some in self.examples.items()
             },
-            "far": self.far,
+            "novel": self.novel,
             "left_out": self.left_out,
             "paraphrases": None if self.paraphrases is None else asdict(self.paraphrases),
         }
@@ -159,7 +159,7 @@ def held_out(router: str | Path, outcomes: Outcomes) -> HeldOut:
             f"the router was made on all {len(known):,} of these prompts: it can only be measured "
             "on others"
         )
-    held = outcomes.take(~known)
+    held = outcomes.select(~known)
     return HeldOut(folder, file, held, scorer.predict(held.asked, held.groups), int(known.sum()))
 
 
@@ -189,7 +189,7 @@ def measured(
     left_out: int = 0,
 ) -> Evaluation:
     """All of it, from predictions; wordings of one question are drawn together for the bands."""
-    chosen = file.rule.choose(predicted.gain, predicted.far)
+    chosen = file.rule.choose(predicted.gain, predicted.novel)
     right = calibrated(file, predicted)
     gain, score = predicted.last_gain, None if right is None else 1 - right[:, 0]
     return Evaluation(
@@ -205,7 +205,7 @@ def measured(
         calibration=() if right is None else _kept(right, outcomes),
         histogram={} if score is None else _histogram(score, outcomes),
         examples=_examples(file, gain, chosen, outcomes),
-        far=None if predicted.far is None else float(predicted.far.mean()),
+        novel=None if predicted.novel is None else float(predicted.novel.mean()),
         left_out=left_out,
         paraphrases=_paraphrases(outcomes.questions or (), gain, chosen),
     )

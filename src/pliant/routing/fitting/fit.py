@@ -140,9 +140,9 @@ def of_goal(
     decides on them by their gains.
     """
     gain = predicted.last_gain if len(outcomes.models) == 2 else predicted.gain
-    if predicted.far is None or novel_to is None:
+    if predicted.novel is None or novel_to is None:
         return threshold(goal, gain, outcomes, prices=costs)
-    return threshold(goal, gain, outcomes, None, costs, predicted.far, novel_to)
+    return threshold(goal, gain, outcomes, None, costs, predicted.novel, novel_to)
 
 
 def entry(chosen: Threshold | None, lam: float | None) -> dict[str, Any]:

@@ -84,4 +84,4 @@ def _apart(outcomes: Outcomes, keys: tuple[str, ...], seed: int) -> tuple[Outcom
         if sum(key in held for key in keys) >= 0.2 * len(keys):
             break
     other = np.array([key in held for key in keys])
-    return outcomes.take(~other), outcomes.take(other)
+    return outcomes.select(~other), outcomes.select(other)

@@ -312,7 +312,7 @@ def _least(goal: Goal, swept: Sweep) -> str:
     return (
         f"no threshold sends less than {_percent(steps.shares.min())} of calls to "
         f"{swept.outcomes.models[-1]}: so many prompts are novel, and go there whatever their "
-        'gain. Allow more, or let novel prompts be routed by their gain ("far": "ignore" in '
+        'gain. Allow more, or let novel prompts be routed by their gain ("novel": "ignore" in '
         "router.json, then calibrate)"
     )
 

@@ -21,9 +21,9 @@ class Decision:
     reason: str
     wanted: str
     """The model that it would have been if all had been up and the prompt had fitted."""
-    far: bool = False
-    """Whether the prompt is unlike all that the router was made on."""
-    kept: bool = False
+    novel: bool = False
+    """Whether the prompt is unlike those that the router was fitted on."""
+    from_session: bool = False
     """Whether it is the session's model."""
 
     @property

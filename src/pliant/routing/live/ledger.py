@@ -38,8 +38,10 @@ class Totals:
     saved: float
     fell_over: int
     """Decisions for which another model stood in."""
-    far: int
-    kept: int
+    novel: int
+    """Prompts unlike those that the router was fitted on."""
+    from_session: int
+    """Decisions that followed their session."""
     windows: tuple[Window, ...]
     """Of scores, each held against the reference."""
 
@@ -89,8 +91,8 @@ class Ledger:
             "wanted": decision.wanted,
             "score": decision.score,
             "gain": decision.gain,
-            "far": decision.far,
-            "kept": decision.kept,
+            "far": decision.novel,
+            "kept": decision.from_session,
             "reason": decision.reason,
             "cost": cost,
             "saved": saved,
@@ -134,7 +136,7 @@ class Ledger:
                 "SELECT model, COUNT(*), SUM(cost), SUM(saved), SUM(prompt_tokens), "
                 "SUM(answer_tokens) FROM decisions WHERE outcome != 'failed' GROUP BY model"
             ).fetchall()
-            (all_, answered, failed, fell, far, kept) = base.execute(
+            (all_, answered, failed, fell, novel, sticky) = base.execute(
                 "SELECT COUNT(*), SUM(outcome = 'answered'), SUM(outcome = 'failed'), "
                 "SUM(model != wanted AND outcome != 'failed'), SUM(far), SUM(kept) FROM decisions"
             ).fetchone()
@@ -161,8 +163,8 @@ class Ledger:
             float(sum(m["cost"] for m in models.values())),
             float(sum(m["saved"] for m in models.values())),
             fell or 0,
-            far or 0,
-            kept or 0,
+            novel or 0,
+            sticky or 0,
             tuple(Window(*row) for row in windows),
         )
 

@@ -23,8 +23,8 @@ class Wish:
     reason: str
     score: float | None = None
     gain: float | None = None
-    far: bool = False
-    kept: bool = False
+    novel: bool = False
+    from_session: bool = False
 
 
 class Wishes:
@@ -52,10 +52,12 @@ class Wishes:
     def without_scorer(self, prompt: Prompt, kept: Kept | None) -> Wish | None:
         """What is clear before anything is computed."""
         if kept is not None and self._file.sticky.policy == "stay":
-            return Wish(self._safely(kept.model), f"the session is with {kept.model}", kept=True)
+            return Wish(
+                self._safely(kept.model), f"the session is with {kept.model}", from_session=True
+            )
         if not text_of(prompt).strip():
             order = self._file.names if kept is None else self._safely(kept.model)
-            return Wish(order, "the prompt is empty", kept=kept is not None)
+            return Wish(order, "the prompt is empty", from_session=kept is not None)
         return None
 
     def by(self, predict: Predict, kept: Kept | None) -> Wish:
@@ -67,7 +69,9 @@ class Wishes:
         if names.index(wish.order[0]) > names.index(kept.model):
             return replace(wish, reason=f"{wish.reason}; the session moves up from {kept.model}")
         order = (kept.model, *(name for name in wish.order if name != kept.model))
-        return replace(wish, order=order, reason=f"the session is with {kept.model}", kept=True)
+        return replace(
+            wish, order=order, reason=f"the session is with {kept.model}", from_session=True
+        )
 
     def _scored(self, predict: Predict) -> Wish:
         default = self._file.default
@@ -77,13 +81,13 @@ class Wishes:
             return Wish(self._safely(default), f"not scored ({error}): {default}, the default")
         gain = float(found.gain[0, -1])
         score = None if found.right is None else self._score(float(found.right[0, 0]))
-        far, rule = bool(found.far is not None and found.far[0]), self._file.rule
-        order = tuple(self._file.names[j] for j in rule.preference(found.gain[0], far))
-        if far and rule.novel_to is not None:
+        novel, rule = bool(found.novel is not None and found.novel[0]), self._file.rule
+        order = tuple(self._file.names[j] for j in rule.preference(found.gain[0], novel))
+        if novel and rule.novel_to is not None:
             reason = f"unlike the prompts that the router was made on: {default}, the default"
         else:
             reason = self._reason(order[0], gain)
-        return Wish(order, reason, score, gain, far)
+        return Wish(order, reason, score, gain, novel)
 
     def _score(self, right: float) -> float:
         """1 - P(the cheapest model is right), calibrated where that was fitted."""

@@ -114,7 +114,7 @@ class Cpx(Scorer):
         """Find the capacity that, learned on `train`, is best on `choice`."""
         if len(self.capacities) == 1:
             return
-        few = train.take(np.arange(min(len(train), _MOST_FOR_CHOOSING)))
+        few = train.select(np.arange(min(len(train), _MOST_FOR_CHOOSING)))
 
         def error(capacity: Capacity) -> float:
             self._train(few, capacity, seed)

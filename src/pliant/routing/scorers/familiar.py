@@ -1,9 +1,9 @@
 """Is a prompt of a kind that the router was made on? What is not gets the safe default.
 
-The commonest runs of five characters of the training prompts are kept as bits of a table. Far is a
-prompt of whose runs fewer are known than of all but a few of the prompts that were held back. What
-is written in known words is near, whatever it asks: this tells another language, another notation
-or another subject, not another intention.
+The commonest runs of five characters of the training prompts are kept as bits of a table. A prompt
+is novel if fewer of its runs are known than of all but a few of the prompts that were held back.
+What is written in known words is near, whatever it asks: this tells another language, another
+notation or another subject, not another intention.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Familiar:
         places = ([_place(run) for run in _runs(prompt)] for prompt in prompts)
         return np.array([self.known[at].mean() for at in places])
 
-    def far(self, prompts: Sequence[Prompt]) -> NDArray[np.bool_]:
+    def novel(self, prompts: Sequence[Prompt]) -> NDArray[np.bool_]:
         """(n,) whether a prompt is unlike those that it was made on."""
         return self.share(prompts) < self.bound
 
@@ -86,7 +86,7 @@ def _place(run: str) -> int:
 
 
 class Watched(Scorer):
-    """A scorer that also says which prompts are far; of the kind of the one inside."""
+    """A scorer that also says which prompts are novel; of the kind of the one inside."""
 
     kind = "watched"
 
@@ -102,7 +102,7 @@ class Watched(Scorer):
     def predict(
         self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
     ) -> Predictions:
-        return replace(self.scorer.predict(prompts, groups), far=self.familiar.far(prompts))
+        return replace(self.scorer.predict(prompts, groups), novel=self.familiar.novel(prompts))
 
     def while_answering(self, prompt: Prompt) -> Prefilling | None:
         """What the scorer inside offers, if it reads a model that answers."""
@@ -111,7 +111,7 @@ class Watched(Scorer):
         if own is None:
             return None
         told = own.told
-        return replace(own, told=lambda x: replace(told(x), far=self.familiar.far([prompt])))
+        return replace(own, told=lambda x: replace(told(x), novel=self.familiar.novel([prompt])))
 
     def chosen(self) -> dict[str, Any]:
         return self.scorer.chosen()

@@ -34,7 +34,7 @@ class Predictions:
     """(n, m) P(model j is right); None for a scorer that says nothing of it."""
     gain: Floats
     """(n, m) how much more often model j is right than the first; its first column is 0."""
-    far: NDArray[np.bool_] | None = None
+    novel: NDArray[np.bool_] | None = None
     """(n,) whether a prompt is unlike all that the scorer was fitted on; None if nobody looked."""
 
     @property
