@@ -24,10 +24,10 @@ from benchmarks.cpx_training import sizes
 from benchmarks.harness import keep
 from benchmarks.seed_loop import SeedLoop
 from pliant.complexity import CPXConfig, attach
-from pliant.complexity.learning.config import CPXTrainingConfig
-from pliant.complexity.learning.lessons import Lessons
 from pliant.complexity.model import Complexity
-from pliant.complexity.training import CPXTrainer
+from pliant.complexity.training.config import CPXTrainingConfig
+from pliant.complexity.training.dataset import PromptDataset
+from pliant.complexity.training.trainer import CPXTrainer
 
 COMMAND = "python -m benchmarks.cpx_memory"
 COPIES = 4  # weight, gradient, and Adam's two states
@@ -73,19 +73,19 @@ def measured() -> dict[str, Any]:
     return {
         "parameters": sum(p.numel() for p in model.parameters() if not p.requires_grad),
         "trainable_numbers": sum(p.numel() for p in scorer.parameters()),
-        "ours_bytes": stepped(scorer, Lessons(tuple(ids), labels)),
+        "ours_bytes": stepped(scorer, PromptDataset(tuple(ids), labels)),
         "control_bytes_fp32": control.trainable_bytes(),
     }
 
 
-def stepped(scorer: nn.Module, lessons: Lessons) -> int:
+def stepped(scorer: nn.Module, dataset: PromptDataset) -> int:
     """Bytes of what a training of ours holds; the gradients are noted as they are made."""
     made: dict[str, Tensor] = {}
     for name, p in scorer.named_parameters():
         p.register_hook(partial(made.__setitem__, name))
     config = CPXTrainingConfig(batch_size=4, num_epochs=1, prefixes="memory")
     args = config.training_arguments(use_cpu=True, disable_tqdm=True, logging_strategy="no")
-    trainer = CPXTrainer(scorer, args, config=config, train_dataset=lessons)
+    trainer = CPXTrainer(scorer, args, config=config, train_dataset=dataset)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     held = [p for group in trainer.optimizer.param_groups for p in group["params"]]

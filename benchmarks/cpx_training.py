@@ -29,10 +29,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 from benchmarks.harness import Times, keep
 from benchmarks.seed_loop import SeedLoop
 from pliant.complexity import CPXConfig, attach
-from pliant.complexity.learning.config import CPXTrainingConfig
-from pliant.complexity.learning.learner import Learner
-from pliant.complexity.learning.lessons import Lessons
-from pliant.complexity.training import CPXTrainer
+from pliant.complexity.training.config import CPXTrainingConfig
+from pliant.complexity.training.dataset import PromptDataset
+from pliant.complexity.training.train_module import TrainModule
+from pliant.complexity.training.trainer import CPXTrainer
 
 COMMAND = "python -m benchmarks.cpx_training"
 EPOCHS = 20
@@ -62,7 +62,7 @@ def measured(length: int, asked: Any) -> dict[str, Any]:
     ours, control = contestants()
     gap = gradient_gap(ours, control, ids[: asked.batch], labels[: asked.batch])
     epochs: dict[str, list[float]] = {name: [] for name in ("ours", "control")}
-    stored = Lessons(tuple(ids), labels)
+    stored = PromptDataset(tuple(ids), labels)
     train(ours, stored, asked.batch, 2)  # stores the prompts, and warms up
     control.step(ids[:1], labels[:1])
     for _ in range(asked.rounds):
@@ -70,7 +70,7 @@ def measured(length: int, asked: Any) -> dict[str, Any]:
         epochs["control"].append(timed(lambda: control.epoch(ids, labels, asked.batch)))
     taken = Times(tuple(epochs["control"]))
     ratio = taken.ratio_to(Times(tuple(epochs["ours"])))
-    whole = train(ours, Lessons(tuple(ids), labels), asked.batch, EPOCHS)
+    whole = train(ours, PromptDataset(tuple(ids), labels), asked.batch, EPOCHS)
     long = EPOCHS * taken.median
     if asked.whole:
         long = timed(lambda: [control.epoch(ids, labels, asked.batch) for _ in range(EPOCHS)])
@@ -107,7 +107,7 @@ def gradient_gap(scorer: Any, control: SeedLoop, ids: Tensor, labels: Tensor) ->
     from pliant.complexity.stored.prefixes import in_memory
 
     loss = torch.nn.functional.binary_cross_entropy_with_logits
-    stored = in_memory(Learner(scorer).prefilled, list(ids))
+    stored = in_memory(TrainModule(scorer).prefilled, list(ids))
     loss(scorer.logits_of(stored.pick(range(len(ids))).ready(scorer)), labels).backward()
     loss(control.logits(ids), labels).backward()
     pairs = [
@@ -138,14 +138,14 @@ class Work(TrainerCallback):
         self.epochs.append(time.process_time() - self.began)
 
 
-def train(scorer: Any, lessons: Lessons, batch: int, epochs: int) -> Work:
+def train(scorer: Any, dataset: PromptDataset, batch: int, epochs: int) -> Work:
     config = CPXTrainingConfig(batch_size=batch, num_epochs=epochs, prefixes="memory")
     args = config.training_arguments(use_cpu=True, disable_tqdm=True, logging_strategy="no")
     work = Work()
-    trainer = CPXTrainer(scorer, args, config=config, train_dataset=lessons, callbacks=[work])
+    trainer = CPXTrainer(scorer, args, config=config, train_dataset=dataset, callbacks=[work])
     trainer.remove_callback(PrinterCallback)
     work.seconds = timed(trainer.train)
-    work.kept = trainer.report.kept["train"].where if trainer.report else ""
+    work.kept = trainer.report.storage["train"].where if trainer.report else ""
     return work
 
 

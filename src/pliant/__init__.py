@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from pliant.complexity.facade.former_names import CPXMistralTokenizer as CPXMistralTokenizer
     from pliant.complexity.facade.former_names import MistralTrainingConfig as MistralTrainingConfig
     from pliant.complexity.facade.tokenizer import CPXTokenizer as CPXTokenizer
-    from pliant.complexity.learning.config import CPXDatasetConfig as CPXDatasetConfig
-    from pliant.complexity.learning.config import CPXTrainingConfig as CPXTrainingConfig
     from pliant.complexity.model import Complexity as Complexity
-    from pliant.complexity.training import CPXTrainer as CPXTrainer
+    from pliant.complexity.training.config import CPXDatasetConfig as CPXDatasetConfig
+    from pliant.complexity.training.config import CPXTrainingConfig as CPXTrainingConfig
+    from pliant.complexity.training.trainer import CPXTrainer as CPXTrainer
     from pliant.errors import AdapterError as AdapterError
     from pliant.errors import CorruptFile as CorruptFile
     from pliant.errors import InvalidInput as InvalidInput
@@ -68,8 +68,8 @@ _HOMES = {
     ),
     "pliant.complexity.model": ("Complexity",),
     "pliant.complexity.facade.tokenizer": ("CPXTokenizer",),
-    "pliant.complexity.training": ("CPXTrainer",),
-    "pliant.complexity.learning.config": ("CPXDatasetConfig", "CPXTrainingConfig"),
+    "pliant.complexity.training.trainer": ("CPXTrainer",),
+    "pliant.complexity.training.config": ("CPXDatasetConfig", "CPXTrainingConfig"),
     "pliant.errors": (
         "AdapterError",
         "CorruptFile",

@@ -17,8 +17,8 @@ import torch
 import pliant
 from pliant.complexity import Complexity
 from pliant.complexity.__main__ import CPXModelConfig, main
-from pliant.complexity.learning.config import CPXDatasetConfig, CPXTrainingConfig
-from pliant.complexity.learning.flags import Flags
+from pliant.complexity.training.config import CPXDatasetConfig, CPXTrainingConfig
+from pliant.complexity.training.flags import Flags
 from pliant.nano import questions
 
 
@@ -170,5 +170,7 @@ def test_two_processes_of_accelerates_learn_what_one_does(
 
 
 def test_sharding_where_there_is_none_is_refused(tmp_path: Path, root: Path) -> None:
-    done = launched("--use_fsdp", "-m", "tests.complexity.launched", str(tmp_path), root=root)
+    done = launched(
+        "--use_fsdp", "-m", "tests.complexity.training.launched", str(tmp_path), root=root
+    )
     assert done.stdout.count("refused: FSDP was asked for, and accelerate") == 4

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.complexity.test_training import losses, rows, trainer
+from tests.complexity.training.test_trainer import losses, rows, trainer
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
@@ -166,7 +166,7 @@ def test_it_learns_and_the_base_stays(
     scorer, before = attach(model, CPXConfig()), bits(model)
     run = trainer(scorer, tmp_path / "run", num_epochs=8)
     run.train()
-    assert run.report.kept["train"].where == "memory"
+    assert run.report.storage["train"].where == "memory"
     assert sum(losses(run)[-6:]) < 0.8 * sum(losses(run)[:6])
     assert same(bits(model), before)
     folder_of = tmp_path / "scorer"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pliant.complexity import Complexity, CPXConfig, attach
-from pliant.complexity.learning.learner import Learner
 from pliant.complexity.stored import files as prefix_files
 from pliant.complexity.stored.files import on_disk, opened
 from pliant.complexity.stored.prefixes import Stored, in_memory
+from pliant.complexity.training.train_module import TrainModule
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.prefill import Batch
 from pliant.survey import Fp64Throughout, Specimen
@@ -79,7 +79,7 @@ def test_files_hold_what_memory_holds(
     monkeypatch.setattr(prefix_files, "TOKENS", 12)  # so that there are several
     ids = prompts()
     stored = remembered(scorer, ids)
-    on_disk(tmp_path, Learner(scorer).prefilled, ids)
+    on_disk(tmp_path, TrainModule(scorer).prefilled, ids)
     mapped = opened(tmp_path, ids)
     assert len(mapped.chunks) > 2
     assert mapped.bytes == stored.bytes
@@ -94,7 +94,7 @@ def test_files_hold_what_memory_holds(
 
 def remembered(scorer: Complexity, ids: list[Tensor]) -> Stored:
     try:
-        return in_memory(Learner(scorer).prefilled, ids)
+        return in_memory(TrainModule(scorer).prefilled, ids)
     except UnsupportedModel as error:
         pytest.skip(f"its cache cannot be taken apart: {error}")
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from tests.complexity.test_training import losses, rows, same, scorer_on, trainer, values
+from tests.complexity.training.test_trainer import losses, rows, same, scorer_on, trainer, values
 from tests.gradients.test_training import padded
 from tests.gradients.test_training import rows as lessons
 from tests.gradients.test_training import trainer as selective_trainer
@@ -141,7 +141,7 @@ def scorers(found: dict[str, bool]) -> None:
             again.train(resume_from_checkpoint=str(folder / "sharded" / "checkpoint-3"))
         facts["resumed"] = same(whole(values(again.scorer)), whole(values(run.scorer)))
         facts["resumed losses"] = losses(again) == losses(run)
-        trains_base = ddp.learner.trains_base
+        trains_base = ddp.module.trains_base
         facts["a checkpoint"] = holds_base(folder / "sharded" / "checkpoint-3") == trains_base
         if not trains_base:
             dist.barrier()
@@ -159,7 +159,7 @@ def same_run(run: CPXTrainer, ddp: CPXTrainer) -> dict[str, bool]:
     ours, theirs = (
         whole({name: p.detach() for name, p in one.scorer.base_parameters()}) for one in (run, ddp)
     )
-    kept = close(ours, theirs) if ddp.learner.trains_base else same(ours, theirs)
+    kept = close(ours, theirs) if ddp.module.trains_base else same(ours, theirs)
     return {
         "the losses": torch.allclose(*learned, atol=1e-5) and len(set(losses(run))) > 3,
         "evaluated": torch.allclose(*evaluated, atol=1e-5),

@@ -3,7 +3,7 @@
 `config` is what a user may set, `model` the scorer on its base, `generation` how it scores while
 the base generates, `training` how it learns, `export` how it leaves; `prompts` and `scores` are
 what goes in and comes out. What these are made of: `rows` runs at the [CPX] positions, `stored`
-keeps the prompts' keys and values, `learning` and `leaving` serve training and export. `facade` is
+keeps the prompts' keys and values, `leaving` serves export. `facade` is
 the interface of code that was written before.
 """
 
@@ -15,15 +15,15 @@ from pliant.complexity.model import Complexity, attach
 from pliant.complexity.scores import Scores
 
 if TYPE_CHECKING:
-    from pliant.complexity.learning.fitting import fit, remember
-    from pliant.complexity.training import CPXTrainer
+    from pliant.complexity.training.fit import fit, remember
+    from pliant.complexity.training.trainer import CPXTrainer
 
 __all__ = ["CPXConfig", "CPXTrainer", "Complexity", "Scores", "attach", "fit", "remember"]
 
 _LATER = {
-    "CPXTrainer": "training",
-    "fit": "learning.fitting",
-    "remember": "learning.fitting",
+    "CPXTrainer": "training.trainer",
+    "fit": "training.fit",
+    "remember": "training.fit",
 }
 """Scoring needs no Trainer, which takes seconds to import."""
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pliant.complexity.learning.config import CPXDatasetConfig, CPXTrainingConfig
-from pliant.complexity.learning.flags import Flags
+from pliant.complexity.training.config import CPXDatasetConfig, CPXTrainingConfig
+from pliant.complexity.training.flags import Flags
 from pliant.errors import InvalidInput, PliantError
 
 PROGRAM = "python -m pliant.complexity"
@@ -66,9 +66,9 @@ def run(model: CPXModelConfig, training: CPXTrainingConfig, data: CPXDatasetConf
     from pliant import loading
     from pliant.complexity.config import CPXConfig
     from pliant.complexity.facade.tokenizer import CPXTokenizer
-    from pliant.complexity.learning.lessons import lessons_of
     from pliant.complexity.model import attach
-    from pliant.complexity.training import CPXTrainer, encode
+    from pliant.complexity.training.dataset import dataset_of, encode
+    from pliant.complexity.training.trainer import CPXTrainer
     from pliant.training.checkpoint import last_complete
 
     base, tokenizer = loading.load(model.model_name, dtype=model.dtype, device=model.device)
@@ -86,16 +86,16 @@ def run(model: CPXModelConfig, training: CPXTrainingConfig, data: CPXDatasetConf
     into_ids = partial(encode, scorer, scorer.tokenizer, **cut)
     # All rows, in the order of their file: so what is wrong with one is said of its own number.
     said: Any = {"loss": training.loss, "outputs": scorer.config.outputs}
-    train = lessons_of(rows, into_ids, **said)
-    held = lessons_of(held_rows, into_ids, **said) if held_rows else train
+    train = dataset_of(rows, into_ids, **said)
+    held = dataset_of(held_rows, into_ids, **said) if held_rows else train
     learned, evaluated = parts_of(data, len(rows), len(held_rows), training.seed)
     options: dict[str, Any] = {"use_cpu": True} if model.device == "cpu" else {}
     trainer = CPXTrainer(
         scorer,
         training.training_arguments(evaluates=True, **options),
         config=training,
-        train_dataset=train.take(learned),
-        eval_dataset=held.take(evaluated),
+        train_dataset=train.select(learned),
+        eval_dataset=held.select(evaluated),
     )
     if trainer.duplicates and trainer.is_world_process_zero():
         print(trainer.duplicates, file=sys.stderr)

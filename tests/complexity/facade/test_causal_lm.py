@@ -21,7 +21,7 @@ from pliant.anatomy.tiny import tiny_model
 from pliant.complexity import CPXConfig, attach
 from pliant.complexity.facade.causal_lm import CPXCausalLM
 from pliant.complexity.facade.tokenizer import CPXTokenizer
-from pliant.complexity.learning.losses import losses
+from pliant.complexity.training.losses import losses
 from pliant.errors import InvalidInput, ModelNotFound, WrongBase
 from pliant.prefill import prefill
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from pliant import adapters
 from pliant.complexity import Complexity, CPXConfig, attach
-from pliant.complexity.learning.learner import Learner
 from pliant.complexity.stored import files as prefix_files
 from pliant.complexity.stored import keeping
 from pliant.complexity.stored.files import folder_of, on_disk, opened
 from pliant.complexity.stored.keeping import decide, stored
 from pliant.complexity.stored.prefixes import in_memory
+from pliant.complexity.training.train_module import TrainModule
 from pliant.errors import AdapterError
 
 
@@ -41,7 +41,7 @@ class Counted:
     """The base, and how many prompts it was asked for; it may die on the way."""
 
     def __init__(self, scorer: Complexity, dies_after: int = 10**9) -> None:
-        self.learner = Learner(scorer)
+        self.module = TrainModule(scorer)
         self.prompts = 0
         self.dies_after = dies_after
 
@@ -49,7 +49,7 @@ class Counted:
         if self.prompts >= self.dies_after:
             raise KeyboardInterrupt
         self.prompts += len(input_ids)
-        return self.learner.prefilled(input_ids, mask)
+        return self.module.prefilled(input_ids, mask)
 
 
 def test_an_interrupted_store_goes_on(ids: list[Tensor], tmp_path: Path) -> None:
@@ -123,14 +123,14 @@ def test_an_edit_of_one_value_anywhere_is_another_base(ids: list[Tensor], tmp_pa
 
 
 def choose(ids: list[Tensor], folder: Path, uses: int = 10, **changes: Any) -> keeping.Kept:
-    learner = Learner(scorer())
-    return decide(learner, ids, uses, learner.prefilled, folder=folder, **changes)
+    module = TrainModule(scorer())
+    return decide(module, ids, uses, module.prefilled, folder=folder, **changes)
 
 
 def test_bytes_are_known_before(ids: list[Tensor], tmp_path: Path) -> None:
     kept = choose(ids, tmp_path)
-    learner = Learner(scorer())
-    found = stored(kept, learner, ids, learner.prefilled, folder=tmp_path)
+    module = TrainModule(scorer())
+    found = stored(kept, module, ids, module.prefilled, folder=tmp_path)
     assert kept.where == "memory" and "fit into memory" in kept.why
     assert found is not None and found.bytes == kept.bytes
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pliant.anatomy.tiny import tiny_model
 from pliant.complexity import Complexity, CPXConfig, attach
-from pliant.complexity.learning.learner import Learner
 from pliant.complexity.stored.prefixes import Stored, in_memory
 from pliant.complexity.stored.room import Joined, Roomy
+from pliant.complexity.training.train_module import TrainModule
 
 LENGTHS = (7, 3, 11)
 
@@ -24,7 +24,7 @@ def scorer_on(model: Any) -> Complexity:
 
 def stored_by(scorer: Complexity) -> Stored:
     ids = [torch.arange(5, 5 + length) for length in LENGTHS]
-    return in_memory(Learner(scorer).prefilled, ids)
+    return in_memory(TrainModule(scorer).prefilled, ids)
 
 
 def logits_and_gradients(scorer: Complexity, prefilled: Any) -> list[Tensor]:

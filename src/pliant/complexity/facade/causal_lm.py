@@ -33,9 +33,9 @@ from pliant.complexity.facade.loading import (
     tokenizer_of,
 )
 from pliant.complexity.facade.output import CPXOutput, base_output
-from pliant.complexity.learning.losses import Loss, losses
 from pliant.complexity.model import Complexity, attach
 from pliant.complexity.scores import Scores
+from pliant.complexity.training.losses import Loss, losses
 from pliant.errors import InvalidInput
 
 
@@ -111,7 +111,7 @@ class CPXCausalLM(nn.Module):
         new token is drawn from. `outputs.past_key_values` holds the prompts, aligned to the left,
         and no [CPX]. With `return_outputs=False`, or for `prefixes` (from `Prefilled.split`, in
         place of the prompts), there is none; with an early exit that saves the other layers.
-        With `labels` there is a loss: see `pliant.complexity.learning.losses`.
+        With `labels` there is a loss: see `pliant.complexity.training.losses`.
         """
         scorer = self.scorer
         if prefixes is not None:

@@ -2,7 +2,7 @@
 
 from pliant.complexity.config import CPXConfig
 from pliant.complexity.facade.tokenizer import CPXTokenizer
-from pliant.complexity.learning.config import CPXDatasetConfig, CPXTrainingConfig
+from pliant.complexity.training.config import CPXDatasetConfig, CPXTrainingConfig
 
 CPXMistralTokenizer = CPXTokenizer
 CPXMistralConfig = CPXConfig

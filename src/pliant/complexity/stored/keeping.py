@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pliant.complexity.learning.learner import Learner
 from pliant.complexity.stored import files as prefix_files
 from pliant.complexity.stored.prefixes import Layout, Run, Stored, by_length, in_memory, rows_of
+from pliant.complexity.training.train_module import TrainModule
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.prefill import Batch
 
@@ -40,7 +40,7 @@ class Kept:
 
 
 def decide(
-    learner: Learner,
+    module: TrainModule,
     ids: Sequence[Tensor],
     uses: int,
     run: Run,
@@ -55,7 +55,7 @@ def decide(
 
     `alike`: all processes must run the model equally often, whatever each finds on its machine.
     """
-    if reason := why_not_exact(learner):
+    if reason := why_not_exact(module):
         return Kept("recompute", reason)
     if wanted == "recompute":
         return Kept("recompute", "asked for")
@@ -80,18 +80,18 @@ def decide(
     return _cheapest(size, uses, run, batch, layout, folder)
 
 
-def why_not_exact(learner: Learner) -> str:
+def why_not_exact(module: TrainModule) -> str:
     """Why a prompt's keys and values would not be the same in the next epoch; empty if they are."""
-    if trained := next(learner.trained_base(), None):
+    if trained := next(module.trained_base(), None):
         return f"the base is trained ({trained[0]}), so its keys and values change at each step"
-    if learner.base_dropout and learner.has_dropout:
+    if module.base_dropout and module.has_dropout:
         return "the base's dropout is on, so its keys and values differ at each step"
     return ""
 
 
 def stored(
     kept: Kept,
-    learner: Learner,
+    module: TrainModule,
     ids: Sequence[Tensor],
     run: Run,
     *,
@@ -103,10 +103,10 @@ def stored(
     """The prompts, kept as was decided; of n processes the i-th stores its share: `mine=(i, n)`."""
     if kept.where == "recompute":
         return None
-    rows = learner.scorer.config.rows
+    rows = module.scorer.config.rows
     if kept.where == "memory":
         return in_memory(run, ids, device).with_room(rows)
-    place = prefix_files.folder_of(folder, learner.scorer, ids)
+    place = prefix_files.folder_of(folder, module.scorer, ids)
     prefix_files.on_disk(place, run, ids, device=device, mine=mine)
     meet()
     return prefix_files.opened(place, ids).with_room(rows)
@@ -168,14 +168,14 @@ def _bytes(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def check_fits(found: Stored, learner: Learner, ids: Sequence[Tensor]) -> None:
+def check_fits(found: Stored, module: TrainModule, ids: Sequence[Tensor]) -> None:
     """Whether what was stored is of these prompts, this base and this depth: one of middle length
     is run again, and compared."""
     if len(found) != len(ids):
         raise InvalidInput(f"{len(found)} prefixes are stored, and there are {len(ids)} prompts")
     middle = by_length(ids)[len(ids) // 2]
-    batch = Batch.of([ids[middle]], device=learner.scorer.rows.device)
-    layout, chunk = rows_of(learner.prefilled(batch.ids_BT, batch.mask_BT))
+    batch = Batch.of([ids[middle]], device=module.scorer.rows.device)
+    layout, chunk = rows_of(module.prefilled(batch.ids_BT, batch.mask_BT))
     picked = found.pick([middle])
     same = layout.kinds == found.layout.kinds and picked.lengths == (len(ids[middle]),)
     if not same or not all(map(_alike, picked.tensors, chunk.rows)):

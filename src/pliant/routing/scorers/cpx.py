@@ -178,7 +178,7 @@ class Cpx(Scorer):
         import torch
 
         from pliant.complexity import CPXConfig, attach
-        from pliant.complexity.learning.fitting import fit
+        from pliant.complexity.training.fit import fit
 
         model, tokenizer = self.base.model, self.base.tokenizer
         if self.scorer is not None:
@@ -218,7 +218,7 @@ class _Known:
         return None if found is None else found.take([self.row[_key(prompt)] for prompt in prompts])
 
     def _computed(self, scorer: Complexity) -> Any:
-        from pliant.complexity.learning.fitting import remember
+        from pliant.complexity.training.fit import remember
 
         some = sorted(self.prompts, key=_length)[-_SAMPLE:]  # the longest: a bound for all
         most = remember(scorer, self.base.framed(some)).bytes / len(some) * len(self.prompts)

@@ -1,4 +1,4 @@
-"""From rows to what a scorer learns from: the prompts' ids and a tensor of labels, checked."""
+"""The data set that a scorer learns from: the prompts' ids and a tensor of labels, checked."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pliant.complexity.config import GAIN, SCORE
+from pliant.complexity.prompts import Truncation, checked
+from pliant.complexity.prompts import ids_of as tokenized
 from pliant.data import Duplicates, duplicates
 from pliant.errors import InvalidInput
 from pliant.prefill import Batch
 
 if TYPE_CHECKING:
+    from pliant.complexity.model import Complexity
     from pliant.complexity.stored.prefixes import Stored
 
 PROMPTS = ("input_ids", "messages", "prompt", "text")
@@ -26,7 +29,7 @@ Encode = Callable[[Sequence[Any]], Sequence[Any]]
 """Texts, message lists or ids -> the ids of each."""
 
 
-class Lessons(Dataset[dict[str, Any]]):
+class PromptDataset(Dataset[dict[str, Any]]):
     """Prompts and, where there are any, their labels."""
 
     def __init__(
@@ -41,33 +44,33 @@ class Lessons(Dataset[dict[str, Any]]):
         self.labels = labels
         """(n, outputs) probabilities, numbers or shares; (n,) classes."""
         self.texts = tuple(texts)
-        """What duplicates are told by; the ids, where there are no texts."""
+        """Compared to find duplicates; the ids, where there are no texts."""
         self.numbers = tuple(numbers or range(len(self.ids)))
-        """The row of each in the file that it came from, counted from 0."""
+        """The row of each in its file, counted from 0."""
         self.stored: Stored | None = None
-        """What was kept of the prompts; None where they are run anew."""
+        """The prompts' keys and values; None where they are computed anew."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item: dict[str, Any] = {"index": index, "lessons": self}
+        item: dict[str, Any] = {"index": index, "dataset": self}
         if self.labels is not None:
             item["labels"] = self.labels[index]
         return item
 
-    def take(self, indices: Sequence[int]) -> Lessons:
-        """Some of them, in this order; nothing is stored of them yet."""
+    def select(self, indices: Sequence[int]) -> PromptDataset:
+        """These rows, in this order, without stored prefixes."""
         labels = None if self.labels is None else self.labels[list(indices)]
         texts = [self.texts[i] for i in indices] if self.texts else ()
         numbers = [self.numbers[i] for i in indices]
-        return Lessons([self.ids[i] for i in indices], labels, texts, numbers)
+        return PromptDataset([self.ids[i] for i in indices], labels, texts, numbers)
 
-    def repeated(self, held: Lessons) -> Duplicates:
-        """What of `held` is among these as well, by the rows that the files count."""
-        found = duplicates(self.texts, held.texts)
-        pairs = tuple((self.numbers[i], held.numbers[j]) for i, j in found.pairs)
-        return replace(found, pairs=pairs)
+    def duplicates(self, held_out: PromptDataset) -> Duplicates:
+        """The prompts that are in `held_out` as well, by their rows in the files."""
+        repeated = duplicates(self.texts, held_out.texts)
+        pairs = tuple((self.numbers[i], held_out.numbers[j]) for i, j in repeated.pairs)
+        return replace(repeated, pairs=pairs)
 
     @property
     def lengths(self) -> list[int]:
@@ -78,25 +81,25 @@ class Lessons(Dataset[dict[str, Any]]):
         return sum(self.lengths)
 
 
-def collated(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A batch: labels, and either the stored prefixes or the ids, padded on the left."""
-    lessons, indices = items[0]["lessons"], [item["index"] for item in items]
+    dataset, indices = items[0]["dataset"], [item["index"] for item in items]
     batch: dict[str, Any] = {}
-    if lessons.labels is not None:
-        batch["labels"] = lessons.labels[indices]
-    if lessons.stored is not None:
-        return {**batch, "prefixes": lessons.stored.pick(indices).as_dict()}
-    padded = Batch.of([lessons.ids[i] for i in indices])
+    if dataset.labels is not None:
+        batch["labels"] = dataset.labels[indices]
+    if dataset.stored is not None:
+        return {**batch, "prefixes": dataset.stored.pick(indices).as_dict()}
+    padded = Batch.of([dataset.ids[i] for i in indices])
     return {**batch, "input_ids": padded.ids_BT, "attention_mask": padded.mask_BT}
 
 
-def lessons_of(
+def dataset_of(
     rows: Iterable[Mapping[str, Any]],
     encode: Encode,
     *,
     loss: str = "bce",
     outputs: Sequence[str] = (SCORE,),
-) -> Lessons:
+) -> PromptDataset:
     """Rows with a prompt (`prompt` or `text`, `messages` or `input_ids`) and a `label`."""
     rows = list(rows)
     if not rows:
@@ -107,36 +110,52 @@ def lessons_of(
     if label:
         values = [_value(row, label, i) for i, row in enumerate(rows)]
         labels = labels_of(values, loss=loss, outputs=outputs)
-    return Lessons(ids_of(encode(prompts)), labels, texts_of(prompts))
+    return PromptDataset(ids_of(encode(prompts)), labels, texts_of(prompts))
+
+
+def encode(
+    scorer: Complexity,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    *,
+    room: int | None = None,
+    truncation: Truncation | None = None,
+) -> list[list[int]]:
+    """The ids of each prompt, without a [CPX] at its end, which is never in the vocabulary."""
+    last = getattr(tokenizer, "cpx_token_id", None)
+    ids = [row[:-1] if row[-1:] == [last] else row for row in tokenized(prompts, tokenizer)]
+    limits = [limit for limit in (room, scorer._room) if limit is not None]
+    table = getattr(scorer.anatomy.embeddings, "num_embeddings", None)
+    return checked(ids, min(limits, default=None), truncation, table)
 
 
 def texts_of(prompts: Iterable[Any]) -> tuple[str, ...]:
-    """What two prompts are compared by: their text, messages or ids in writing."""
+    """What duplicates are compared by: the text, or messages and ids as JSON."""
     return tuple(p if isinstance(p, str) else json.dumps(_plain(p)) for p in prompts)
 
 
 def ids_of(prompts: Iterable[Any]) -> tuple[Tensor, ...]:
-    """Each prompt's ids as a row of their own; an empty prompt is refused by its number."""
-    made = []
+    """A tensor for each prompt; an empty prompt is refused by its row."""
+    tensors = []
     for i, ids in enumerate(prompts):
         row = torch.as_tensor(ids, dtype=torch.long).reshape(-1)
         if not len(row):
             raise InvalidInput(f"row {i + 1}: the prompt is empty: there is nothing to score")
-        made.append(row)
-    return tuple(made)
+        tensors.append(row)
+    return tuple(tensors)
 
 
 def labels_of(
     values: Sequence[Any], *, loss: str = "bce", outputs: Sequence[str] = (SCORE,)
 ) -> Tensor:
-    """The labels as the loss takes them; the first that it cannot take is named with its row."""
+    """The labels as the loss reads them; an unusable label is named with its row."""
     classes = len(outputs)
     if loss == "ce" and classes < 2:
         raise InvalidInput("ce needs two or more outputs, one for each class; or use bce")
-    found = [_numbers(value, i) for i, value in enumerate(values)]
-    if loss == "ce" and not any(isinstance(value, list) for value in found):
-        return torch.tensor([_class(value, classes, i) for i, value in enumerate(found)])
-    vectors = [_vector(value, loss, outputs, i) for i, value in enumerate(found)]
+    numbers = [_numbers(value, i) for i, value in enumerate(values)]
+    if loss == "ce" and not any(isinstance(value, list) for value in numbers):
+        return torch.tensor([_class(value, classes, i) for i, value in enumerate(numbers)])
+    vectors = [_vector(value, loss, outputs, i) for i, value in enumerate(numbers)]
     return torch.tensor(vectors, dtype=torch.float32)
 
 

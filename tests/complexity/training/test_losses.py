@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pliant.complexity.learning.losses import losses
+from pliant.complexity.training.losses import losses
 from pliant.errors import InvalidInput
 
 

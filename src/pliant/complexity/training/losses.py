@@ -1,25 +1,26 @@
-"""How far a scorer's outputs are from the labels: one number for each prompt.
+"""The losses of a scorer: one number for each prompt.
 
-Shapes: B prompts, L outputs. Left out: torch's weighted mean of `cross_entropy`, which divides by
-the weights in the batch. Here each prompt's loss is its own, whatever batch it is in, so that
-batches of any size and gradient accumulation add up to the same.
+Shapes: B prompts, L outputs. Left out: the weighted mean of torch's `cross_entropy`, which divides
+by the weights in the batch. Here a prompt's loss does not depend on its batch, so batches of any
+size and gradient accumulation add up to the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pliant.complexity.config import Reads
+from pliant.complexity.config import GAIN, Reads
+from pliant.complexity.training.config import CPXTrainingConfig
 from pliant.errors import InvalidInput
 
 Loss = Literal["bce", "ce", "regression"]
 READ_AS: dict[str, Reads] = {"bce": "probabilities", "ce": "classes", "regression": "numbers"}
-"""What outputs are that were learned by a loss."""
+"""How outputs are read that a loss has trained."""
 
 
 def losses(
@@ -34,10 +35,10 @@ def losses(
 
     bce: each output is a probability of its own; labels are 0, 1 or soft, of shape (B, L) or, for
     one output, (B,). ce: one class of several; labels are classes (B,) or shares (B, L).
-    regression: squared error. Left out, it is ce for integers of shape (B,) and several outputs,
-    else bce.
+    regression: squared error. Without `loss`, integers of shape (B,) and several outputs mean ce,
+    anything else bce.
 
-    `class_weights` weigh the positives of each output (bce) or each class (ce); `label_smoothing`
+    `class_weights` weighs the positives of each output (bce) or each class (ce); `label_smoothing`
     spreads that share of each label evenly over the answers.
     """
     if loss is None:
@@ -55,6 +56,28 @@ def losses(
         logits_BL, targets_BL, pos_weight=weights, reduction="none"
     )
     return each_BL.mean(dim=1)
+
+
+def loss_of(
+    logits_BL: Tensor, labels: Tensor, outputs: Sequence[str], config: CPXTrainingConfig
+) -> Tensor:
+    """The mean loss of a batch. A gain is a difference of probabilities and not a logit: beside
+    probabilities it is learned by its squared error."""
+    settings: Any = {
+        "class_weights": config.class_weights,
+        "label_smoothing": config.label_smoothing,
+    }
+    if config.loss != "bce" or GAIN not in outputs:
+        return losses(logits_BL, labels, config.loss, **settings).mean()
+    linear = [i for i, name in enumerate(outputs) if name == GAIN]
+    others = [i for i in range(len(outputs)) if i not in linear]
+    gains = losses(logits_BL[:, linear], labels[:, linear], "regression") * len(linear)
+    if not others:
+        return gains.mean()
+    weights = [config.class_weights[i] for i in others] if config.class_weights else ()
+    settings["class_weights"] = weights
+    rest = losses(logits_BL[:, others], labels[:, others], "bce", **settings) * len(others)
+    return ((gains + rest) / len(outputs)).mean()
 
 
 def _ce(logits_BL: Tensor, shares_BL: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
@@ -88,12 +111,12 @@ def _like(logits_BL: Tensor, labels: Tensor) -> Tensor:
     return labels.to(logits_BL).reshape(logits_BL.shape)
 
 
-def _weights(given: Sequence[float], logits_BL: Tensor, loss: Loss) -> Tensor | None:
-    if not given:
+def _weights(weights: Sequence[float], logits_BL: Tensor, loss: Loss) -> Tensor | None:
+    if not weights:
         return None
-    if loss == "regression" or len(given) != logits_BL.shape[1]:
+    if loss == "regression" or len(weights) != logits_BL.shape[1]:
         raise InvalidInput(
-            f"class_weights = {tuple(given)}: give one for each of {logits_BL.shape[1]} outputs, "
+            f"class_weights = {tuple(weights)}: give one for each of {logits_BL.shape[1]} outputs, "
             "and none for a regression"
         )
-    return torch.tensor(given, dtype=logits_BL.dtype, device=logits_BL.device)
+    return torch.tensor(weights, dtype=logits_BL.dtype, device=logits_BL.device)

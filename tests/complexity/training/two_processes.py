@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tests.complexity.test_training import losses, rows, same, scorer_on, trainer, values
+from tests.complexity.training.test_trainer import losses, rows, same, scorer_on, trainer, values
 from tests.minimal_adapter import tiny_llama
 from torch.distributed.fsdp import fully_shard
 
 from pliant.complexity import CPXConfig, attach
-from pliant.complexity.learning.config import CPXTrainingConfig
-from pliant.complexity.learning.learner import Learner
 from pliant.complexity.stored.order import in_order
 from pliant.complexity.stored.prefixes import in_memory
-from pliant.complexity.training import loss_of
+from pliant.complexity.training.config import CPXTrainingConfig
+from pliant.complexity.training.losses import loss_of
+from pliant.complexity.training.train_module import TrainModule
 from pliant.prefill import Batch
 
 OUT = Path(sys.argv[1])
@@ -79,24 +79,24 @@ def sharded(found: dict[str, bool]) -> None:
     """FSDP version 2: base and scorer in shards, the prefixes through the root's forward."""
     ids = [torch.tensor([3, 9, 27, 21]), torch.tensor([5, 6, 7])]
     whole, cut = (attach(tiny_llama().requires_grad_(False), CPXConfig(rows=2)) for _ in range(2))
-    expected = gradients(Learner(whole), in_memory(Learner(whole).prefilled, ids))
-    learner = Learner(cut)
+    expected = gradients(TrainModule(whole), in_memory(TrainModule(whole).prefilled, ids))
+    module = TrainModule(cut)
     for layer in cut.base.model.layers:
         fully_shard(layer)
-    fully_shard(learner)
+    fully_shard(module)
     found["parameters are sharded"] = hasattr(cut.rows, "full_tensor")
-    stored = in_memory(lambda i, m: learner(input_ids=i, attention_mask=m, keep=True), ids)
-    ours = gradients(learner, stored)
+    stored = in_memory(lambda i, m: module(input_ids=i, attention_mask=m, keep=True), ids)
+    ours = gradients(module, stored)
     found["sharded gradients are the same"] = all(
         torch.allclose(ours[name], expected[name], atol=1e-6) for name in expected
     )
 
 
-def gradients(learner: Learner, stored: Any) -> dict[str, torch.Tensor]:
-    torch.nn.init.ones_(learner.scorer.head.weight)
-    logits = learner(prefixes=stored.pick([1, 0]).as_dict())["logits"]
+def gradients(module: TrainModule, stored: Any) -> dict[str, torch.Tensor]:
+    torch.nn.init.ones_(module.scorer.head.weight)
+    logits = module(prefixes=stored.pick([1, 0]).as_dict())["logits"]
     logits.sum().backward()
-    named = learner.scorer.named_parameters()
+    named = module.scorer.named_parameters()
     return {n: p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for n, p in named}
 
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pliant.complexity.learning.lessons import labels_of, lessons_of
 from pliant.complexity.stored.order import in_order
+from pliant.complexity.training.dataset import dataset_of, labels_of
 from pliant.errors import InvalidInput
 
 
@@ -58,21 +58,21 @@ def test_rows_may_come_in_several_forms() -> None:
     def encode(prompts: Any) -> Any:
         return [p if isinstance(p, list) else [ord(c) for c in p] for p in prompts]
 
-    texts = lessons_of([{"text": "ab", "label": 0}, {"text": "c", "label": 1}], encode)
-    ids = lessons_of(
+    texts = dataset_of([{"text": "ab", "label": 0}, {"text": "c", "label": 1}], encode)
+    ids = dataset_of(
         [{"input_ids": [97, 98], "labels": 0}, {"input_ids": [99], "labels": 1}], encode
     )
     assert texts.lengths == ids.lengths == [2, 1] and texts.tokens == 3
     assert texts.labels is not None and ids.labels is not None
     assert texts.labels.tolist() == ids.labels.tolist() == [[0.0], [1.0]]
     with pytest.raises(InvalidInput, match=r"no prompt \(looked for .*\); they have question"):
-        lessons_of([{"question": "a"}], encode)
+        dataset_of([{"question": "a"}], encode)
     with pytest.raises(InvalidInput, match="row 2: has no 'label'"):
-        lessons_of([{"text": "a", "label": 0}, {"text": "b", "label": None}], encode)
+        dataset_of([{"text": "a", "label": 0}, {"text": "b", "label": None}], encode)
     with pytest.raises(InvalidInput, match="row 1: the prompt is empty"):
-        lessons_of([{"text": "", "label": 0}], encode)
+        dataset_of([{"text": "", "label": 0}], encode)
     with pytest.raises(InvalidInput, match="no rows"):
-        lessons_of([], encode)
+        dataset_of([], encode)
 
 
 @given(

@@ -19,10 +19,10 @@ from transformers import LlamaForCausalLM, TrainerCallback
 
 from pliant import adapters
 from pliant.complexity import Complexity, CPXConfig, attach
-from pliant.complexity.learning.config import CPXTrainingConfig
-from pliant.complexity.learning.fitting import fit, remember
 from pliant.complexity.stored.order import in_order
-from pliant.complexity.training import CPXTrainer
+from pliant.complexity.training.config import CPXTrainingConfig
+from pliant.complexity.training.fit import fit, remember
+from pliant.complexity.training.trainer import CPXTrainer
 from pliant.errors import AdapterError, InvalidInput
 from pliant.prefill import bears_padding, keeps_cache
 from pliant.training.checkpoint import is_complete, last_complete
@@ -115,7 +115,7 @@ def test_the_loss_curve_is_a_full_forwards(tmp_path: Path, prefixes: str) -> Non
     run.train()
     assert torch.allclose(torch.tensor(losses(run)), torch.tensor(whole), atol=1e-5, rtol=0)
     assert whole[-1] != whole[0] and len(whole) == 18
-    assert run.report.kept["train"].where == prefixes
+    assert run.report.storage["train"].where == prefixes
 
 
 def test_prompts_are_run_once(tmp_path: Path) -> None:
@@ -167,11 +167,11 @@ def test_dropout_turns_the_store_off(tmp_path: Path) -> None:
     model = tiny_llama(attention_dropout=0.5)
     run = trainer(scorer_on(model), tmp_path / "a", base_dropout=True, prefixes="memory")
     run.train()
-    assert run.report.kept["train"].where == "recompute"
-    assert "dropout is on" in run.report.kept["train"].why
+    assert run.report.storage["train"].where == "recompute"
+    assert "dropout is on" in run.report.storage["train"].why
     quiet = trainer(scorer_on(tiny_llama(attention_dropout=0.5)), tmp_path / "b", prefixes="memory")
     quiet.train()
-    assert quiet.report.kept["train"].where == "memory"
+    assert quiet.report.storage["train"].where == "memory"
     assert losses(run) != losses(quiet)
 
 
@@ -185,8 +185,8 @@ def test_a_lora_on_prompt_positions_turns_the_store_off_and_is_trained(tmp_path:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     run = trainer(attach(model, CPXConfig()), tmp_path, prefixes="memory", save_epochs=True)
     run.train()
-    assert run.report.kept["train"].where == "recompute"
-    assert "the base is trained" in run.report.kept["train"].why
+    assert run.report.storage["train"].where == "recompute"
+    assert "the base is trained" in run.report.storage["train"].why
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert moved and all("lora" in name for name in moved)
     assert (tmp_path / "checkpoint-18" / "base.safetensors").stat().st_size < 10_000
@@ -198,8 +198,10 @@ def test_a_cache_that_cannot_be_split_still_trains(tmp_path: Path) -> None:
     model = tiny_model("mamba")
     run = trainer(scorer_on(model), tmp_path, num_epochs=2)
     run.train()
-    assert run.report.kept["train"].where == "recompute"
-    assert "cannot" in run.report.kept["train"].why or "no cache" in run.report.kept["train"].why
+    assert run.report.storage["train"].where == "recompute"
+    assert (
+        "cannot" in run.report.storage["train"].why or "no cache" in run.report.storage["train"].why
+    )
     assert len(losses(run)) == 12
 
 
@@ -221,7 +223,7 @@ def test_a_base_that_is_trained_learns_through_the_whole_prompt(tmp_path: Path) 
     ids, mask = torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.ones(1, 6, dtype=torch.long)
     for scorer in (one, other):
         torch.nn.init.ones_(scorer.head.weight)
-    run.learner(ids, mask)["logits"].sum().backward()
+    run.module(ids, mask)["logits"].sum().backward()
     other.logits(ids, mask, whole=True).sum().backward()
     found, wanted = one.base.get_input_embeddings(), other.base.get_input_embeddings()
     assert wanted.weight.grad is not None and wanted.weight.grad[5:11].any()
@@ -235,7 +237,7 @@ def test_another_scorer_on_the_base_is_no_part_of_it(frozen: bool) -> None:
     data = rows()
     prompts, labels = [r["input_ids"] for r in data], [r["label"] for r in data]
     report = fit(one, prompts, labels, num_epochs=2)
-    assert report.kept["train"].where == "memory"
+    assert report.storage["train"].where == "memory"
     assert all(p.requires_grad for p in other.parameters())
     before = values(other)
     fit(other, prompts, labels, num_epochs=2, batch_size=4)
@@ -365,7 +367,7 @@ def test_the_report_says_the_whole_run_first(tmp_path: Path) -> None:
     assert second.startswith("an epoch on top of that")
     assert run.report.seconds >= run.report.prefill_seconds + sum(run.report.epoch_seconds)
     assert any(line.startswith("evaluation: memory") for line in rest)
-    assert json.dumps(run.report.as_dict())
+    assert json.dumps(run.report.as_dict()) and run.report.kept is run.report.storage
 
 
 @pytest.mark.parametrize(
@@ -532,7 +534,7 @@ def test_fit_trains_in_place_and_leaves_nothing(
     prompts, labels = [r["input_ids"] for r in data], [r["label"] for r in data]
     scorer = scorer_on()
     report = fit(scorer, prompts, labels, evaluation=(prompts[:9], labels[:9]), num_epochs=2)
-    assert report.epochs == 2 and report.kept["train"].where == "memory"
+    assert report.epochs == 2 and report.storage["train"].where == "memory"
     assert scorer.head.weight.abs().max() > 0 and not any(tmp_path.iterdir())
     assert capsys.readouterr().out == ""
     shared = remember(scorer, prompts)
@@ -565,7 +567,7 @@ def test_fit_takes_texts_and_a_facade() -> None:
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path, root: Path) -> None:
-    script = ["-m", "tests.complexity.two_processes", str(tmp_path)]
+    script = ["-m", "tests.complexity.training.two_processes", str(tmp_path)]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run([*launch, *script], cwd=root, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,6 +1,6 @@
 """How a scorer learns: transformers' Trainer, on top of prompts whose keys and values are stored.
 
-    trainer = CPXTrainer(scorer, config, train_dataset=rows, eval_dataset=others)
+    trainer = CPXTrainer(scorer, config, train_dataset=rows, eval_dataset=held_out)
     trainer.train()
     print(trainer.report)
 
@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,15 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from pliant.adapters import files, saving
-from pliant.complexity.config import GAIN
-from pliant.complexity.learning.checks import check_together
-from pliant.complexity.learning.config import CPXTrainingConfig
-from pliant.complexity.learning.learner import learner_of, trained_tensors
-from pliant.complexity.learning.lessons import Lessons, collated, lessons_of
-from pliant.complexity.learning.losses import READ_AS, losses
-from pliant.complexity.learning.report import Clock, TrainingReport
 from pliant.complexity.model import Complexity
-from pliant.complexity.prompts import Truncation, checked, ids_of
+from pliant.complexity.prompts import Truncation
 from pliant.complexity.stored import keeping
 from pliant.complexity.stored.order import LikeLengths
+from pliant.complexity.training.config import CPXTrainingConfig
+from pliant.complexity.training.dataset import PromptDataset, collate, dataset_of, encode
+from pliant.complexity.training.losses import READ_AS, loss_of
+from pliant.complexity.training.report import Clock, TrainingReport
+from pliant.complexity.training.train_module import train_module_of
 from pliant.data import Duplicates
 from pliant.errors import AdapterError, InvalidInput
 from pliant.training.checkpoint import AdapterCheckpoint, CompleteCheckpoint, resume_path
@@ -39,21 +36,22 @@ from pliant.training.distributed import check_sharding, from_first_process
 from pliant.training.interrupt import finish_step_on_interrupt
 
 ROWS, LORA = 18.0, 0.3
-"""The rates beside the head's, where none is set; the rows' goes with their root mean square, too.
-Measured on nano-s (8,000 labels, 4 epochs, the head's rate .01): an evaluation loss of .56 and .54
-at rates of .03 and .1 of the rows; with LoRA of rank 4, .49, .47 and .54 at its .001, .003, .01."""
-BASE = "base.safetensors"  # what is trained of the base, beside a checkpoint's scorer
+"""Learning rates as multiples of the head's, where none is set; the rows' is also multiplied by
+their root mean square. Measured on nano-s (8,000 labels, 4 epochs, the head's rate .01): an
+evaluation loss of .56 and .54 at rates of .03 and .1 for the rows; with LoRA of rank 4, .49, .47
+and .54 at .001, .003 and .01 for LoRA."""
+BASE = "base.safetensors"  # the trained parameters of the base, in a checkpoint
 
 
 class CPXTrainer(Trainer):
-    """Trains a scorer; with TrainingArguments of your own, `config` says the rest.
+    """Trains a scorer; with TrainingArguments of your own, `config` holds the other settings.
 
-    A prompt of more than `room` tokens (what the model takes, unless less is said) is an error, or
-    loses what `truncation` says.
+    A prompt of more than `room` tokens (by default the model's limit) is an error, or is truncated
+    on the side that `truncation` names.
 
     `model` is a CPXCausalLM, a scorer, or a model that a scorer is attached to. A data set is a
     list of rows (`prompt`, `messages` or `input_ids`, and `label`), a `datasets.Dataset` of such,
-    or Lessons. Its checkpoints hold the scorer and the optimizer: kilobytes.
+    or a PromptDataset. A checkpoint holds the scorer and the optimizer: kilobytes.
     """
 
     def __init__(
@@ -71,15 +69,15 @@ class CPXTrainer(Trainer):
         **trainer: Any,
     ) -> None:
         self.config = args if isinstance(args, CPXTrainingConfig) else config or CPXTrainingConfig()
-        self.learner = learner_of(model, self.config.base_dropout)
-        check_together(self.learner.scorer, self.config)
-        self.learner.scorer.read_as(READ_AS[self.config.loss])
-        self.learner.freeze(everything=not self.config.train_base)
-        self.learner.scorer.rows.requires_grad_(self.config.is_cpx_token_trainable)
-        self.tokenizer = processing_class or self.learner.scorer.tokenizer
+        self.module = train_module_of(model, self.config.base_dropout)
+        _check_settings(self.scorer, self.config)
+        self.scorer.read_as(READ_AS[self.config.loss])
+        self.module.freeze(everything=not self.config.train_base)
+        self.scorer.rows.requires_grad_(self.config.is_cpx_token_trainable)
+        self.tokenizer = processing_class or self.scorer.tokenizer
         self.room, self.truncation = room, truncation
         self._rows_rms = self.scorer.rows.detach().square().mean().sqrt().item()
-        self.kept: dict[str, keeping.Kept] = {}
+        self.storage: dict[str, keeping.Kept] = {}
         self.adapters = AdapterCheckpoint()
         self.clock = Clock()
         self.report: TrainingReport | None = None
@@ -87,28 +85,29 @@ class CPXTrainer(Trainer):
         if args is None or isinstance(args, CPXTrainingConfig):
             args = self.config.training_arguments(evaluates=eval_dataset is not None)
         if self.config.gradient_checkpointing:
-            self.learner.gradient_checkpointing_enable()
-        _one_device(args)
+            self.module.gradient_checkpointing_enable()
+        _use_one_device(args)
         super().__init__(
-            self.learner,
+            self.module,
             args,
-            data_collator=collated,
-            train_dataset=self._lessons(train_dataset),
-            eval_dataset=self._lessons(eval_dataset),
+            data_collator=collate,
+            train_dataset=self._dataset(train_dataset),
+            eval_dataset=self._dataset(eval_dataset),
             processing_class=processing_class,
-            callbacks=[self.adapters, _Keeper(self), *self._stoppers(args), *(callbacks or [])],
+            callbacks=[self.adapters, _Epochs(self), *self._stoppers(args), *(callbacks or [])],
             **trainer,
         )
-        if self.is_fsdp_enabled:  # the first alone may have read the base, and send it on
+        if self.is_fsdp_enabled:  # only the first process may have read the base
             start = from_first_process(self.scorer._fingerprint, self._rows_rms)
             self.scorer._fingerprint, self._rows_rms = start
         self.label_names = ["labels"]
-        if isinstance(self.train_dataset, Lessons) and isinstance(self.eval_dataset, Lessons):
-            self.duplicates = self.train_dataset.repeated(self.eval_dataset)
+        train, held_out = self.train_dataset, self.eval_dataset
+        if isinstance(train, PromptDataset) and isinstance(held_out, PromptDataset):
+            self.duplicates = train.duplicates(held_out)
 
     @property
     def scorer(self) -> Complexity:
-        return self.learner.scorer
+        return self.module.scorer
 
     def create_accelerator_and_postprocess(self) -> None:
         with check_sharding(self):
@@ -117,8 +116,8 @@ class CPXTrainer(Trainer):
     # --- a run ---
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' Trainer's. Interrupted (Ctrl-C), it finishes its step, saves a
-        checkpoint and raises KeyboardInterrupt; `resume_from_checkpoint=True` goes on there."""
+        """As transformers' Trainer's. On Ctrl-C it finishes its step, saves a checkpoint and raises
+        KeyboardInterrupt; `resume_from_checkpoint=True` resumes there."""
         self.clock = Clock()
         checkpoint = resume_path(resume_from_checkpoint, str(self.args.output_dir))
         self.adapters.resume_from = checkpoint
@@ -135,7 +134,7 @@ class CPXTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The mean of the prompts' losses; or `compute_loss_func`, if the trainer was given one."""
+        """The mean of the prompts' losses, or `compute_loss_func`, if the trainer has one."""
         inputs = dict(inputs)
         labels = inputs.pop("labels", None)
         if labels is None:
@@ -150,15 +149,15 @@ class CPXTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Rows, head and LoRA each with its own learning rate; rows, bias and query never decay."""
         if self.optimizer is None:  # type: ignore[has-type]
-            chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
-                self.args, self.learner
+            kind, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+                self.args, self.module
             )
-            self.optimizer = chosen[0](self._groups(model or self.model), **chosen[1])
+            self.optimizer = kind(self._groups(model or self.model), **options)
         return self.optimizer
 
     def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """The parameters of each learning rate and decay, found by name: a wrapper may have put
-        others in their place."""
+        """The parameters of each learning rate and decay, looked up by name: a wrapper may have
+        replaced them."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         mark = f"pliant.{self.scorer.name}."
         for name, p in model.named_parameters():
@@ -169,75 +168,77 @@ class CPXTrainer(Trainer):
         if not groups:
             raise InvalidInput("nothing is trainable: set is_cpx_token_trainable, or thaw the head")
         return [
-            {"params": some, "lr": rate, "weight_decay": decay}
-            for (rate, decay), some in groups.items()
+            {"params": parameters, "lr": rate, "weight_decay": decay}
+            for (rate, decay), parameters in groups.items()
         ]
 
     def _rate_and_decay(self, own: str) -> tuple[float, float]:
-        """For a parameter of the scorer's by its own name, or for the "base"."""
+        """For a parameter by its name inside the scorer, or for the "base"."""
         default, decay = self.args.learning_rate, self.args.weight_decay
         if own == "rows":
-            size = self._rows_rms
-            return _or(self.config.rows_learning_rate, ROWS * default * size), 0.0
+            rate = self.config.rows_learning_rate
+            return (ROWS * default * self._rows_rms if rate is None else rate), 0.0
         if own.startswith("lora.") or own == "base":
-            return _or(self.config.lora_learning_rate, LORA * default), decay
+            rate = self.config.lora_learning_rate
+            return (LORA * default if rate is None else rate), decay
         return default, decay if own == "head.weight" else 0.0
 
     # --- the data ---
 
-    def _lessons(self, rows: Any) -> Any:
-        if rows is None or isinstance(rows, Lessons):
+    def _dataset(self, rows: Any) -> Any:
+        if rows is None or isinstance(rows, PromptDataset):
             return rows
         if isinstance(rows, dict):
-            return {name: self._lessons(some) for name, some in rows.items()}
+            return {name: self._dataset(split) for name, split in rows.items()}
         outputs = self.scorer.config.outputs
         into_ids = partial(
             encode, self.scorer, self.tokenizer, room=self.room, truncation=self.truncation
         )
-        return lessons_of(rows, into_ids, loss=self.config.loss, outputs=outputs)
+        return dataset_of(rows, into_ids, loss=self.config.loss, outputs=outputs)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         if not isinstance(eval_dataset, str):
-            eval_dataset = self._lessons(eval_dataset)
-        found: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
-        return found
+            eval_dataset = self._dataset(eval_dataset)
+        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+        return metrics
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().predict(self._lessons(test_dataset), *args, **kwargs)
+        return super().predict(self._dataset(test_dataset), *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        lessons = train_dataset if train_dataset is not None else self.train_dataset
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
         if getattr(self.args, "train_sampling_strategy", "random") != "random":
             return super()._get_train_sampler(train_dataset)
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        whole = batch * max(1, self.args.world_size)
-        return LikeLengths(lessons.lengths, whole, seed, lambda: int(self.state.epoch or 0))
+        total = batch * max(1, self.args.world_size)
+        return LikeLengths(dataset.lengths, total, seed, lambda: int(self.state.epoch or 0))
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["index", "lessons", "labels"]
+        self._signature_columns = ["index", "dataset", "labels"]
 
     # --- the prefixes ---
 
     def store(self) -> None:
-        """Decide how prompts are kept, and run those that are; called when a training begins."""
+        """Decide where prefixes are stored, and compute them; called when a training begins."""
         uses = _uses(self.args, len(self.get_train_dataloader()))
         self._store("train", self.train_dataset, uses)
         evaluated = self.eval_dataset if self.args.eval_strategy != "no" else None
         named = evaluated if isinstance(evaluated, dict) else {"evaluation": evaluated}
-        for name, lessons in named.items():
-            if isinstance(lessons, Lessons):
-                self._store(name, lessons, uses)
+        for name, dataset in named.items():
+            if isinstance(dataset, PromptDataset):
+                self._store(name, dataset, uses)
 
-    def _store(self, name: str, lessons: Lessons, uses: int) -> None:
-        if lessons.stored is not None:
-            self.kept[name] = keeping.Kept(lessons.stored.where, "stored before")
+    def _store(self, name: str, dataset: PromptDataset, uses: int) -> None:
+        if dataset.stored is not None:
+            self.storage[name] = keeping.Kept(dataset.stored.where, "stored before")
             return
-        common: dict[str, Any] = {"folder": self._folder, "device": self.args.device}
+        folder = Path(self.config.prefix_folder or Path(self.args.output_dir) / "prefixes")
+        common: dict[str, Any] = {"folder": folder, "device": self.args.device}
         with self.clock.prefilling():
-            kept = keeping.decide(
-                self.learner,
-                lessons.ids,
+            storage = keeping.decide(
+                self.module,
+                dataset.ids,
                 uses,
                 self._run,
                 wanted=self.config.prefixes,
@@ -245,32 +246,25 @@ class CPXTrainer(Trainer):
                 alike=self.is_fsdp_enabled,
                 **common,
             )
-            self.kept[name] = kept = self._agreed(kept)
-            mine = (self.args.process_index, self.args.world_size)
+            if self.args.world_size > 1:  # the others may have measured something else
+                values = from_first_process(storage.where, storage.why, storage.bytes)
+                storage = keeping.Kept(*values)
+            self.storage[name] = storage
+            share = (self.args.process_index, self.args.world_size)
             if self.is_fsdp_enabled:
-                mine = (0, 1)  # all must run together
+                share = (0, 1)  # all must run together
             meet = self.accelerator.wait_for_everyone
-            lessons.stored = keeping.stored(
-                kept, self.learner, lessons.ids, self._run, mine=mine, meet=meet, **common
+            dataset.stored = keeping.stored(
+                storage, self.module, dataset.ids, self._run, mine=share, meet=meet, **common
             )
-        if lessons.stored is not None:
-            self.clock.tokens += lessons.tokens
+        if dataset.stored is not None:
+            self.clock.tokens += dataset.tokens
 
     def _run(self, ids: Tensor, mask: Tensor) -> Any:
-        """Of a sharded model only the whole can be asked; else the one inside its wrapper, which
-        would meet the other processes at each call."""
-        model = self.model_wrapped if self.is_fsdp_enabled else self.learner
+        """A sharded model runs through its root; else the inner model, whose calls need not wait
+        for the other processes."""
+        model = self.model_wrapped if self.is_fsdp_enabled else self.module
         return model(input_ids=ids, attention_mask=mask, keep=True)
-
-    def _agreed(self, kept: keeping.Kept) -> keeping.Kept:
-        """What the first process decided: others may have measured otherwise."""
-        if self.args.world_size == 1:
-            return kept
-        return keeping.Kept(*from_first_process(kept.where, kept.why, kept.bytes))
-
-    @property
-    def _folder(self) -> Path:
-        return Path(self.config.prefix_folder or Path(self.args.output_dir) / "prefixes")
 
     # --- checkpoints ---
 
@@ -281,7 +275,7 @@ class CPXTrainer(Trainer):
         here = self.args.should_save
         if not _internal_call:
             saving.save(self.scorer, folder, here=here)
-        trained = trained_tensors(self.learner)
+        trained = self.module.trained_tensors()
         if here:
             folder.mkdir(parents=True, exist_ok=True)
             if trained:
@@ -294,24 +288,24 @@ class CPXTrainer(Trainer):
             self.push_to_hub(commit_message="A scorer, trained with Pliant")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Under FSDP this writes the model, too."""
-        with self.learner.saving():
+        """Under FSDP this writes the model as well."""
+        with self.module.saving():
             super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The trained parameters of the base; `AdapterCheckpoint` restores the scorer."""
         folder = Path(resume_from_checkpoint)
-        self.learner.reshard()
-        trained = dict(self.learner.trained_base())
-        found = safetensors.torch.load_file(folder / BASE) if (folder / BASE).is_file() else {}
-        if found.keys() != trained.keys():
+        self.module.reshard()
+        parameters = dict(self.module.trained_base())
+        tensors = safetensors.torch.load_file(folder / BASE) if (folder / BASE).is_file() else {}
+        if tensors.keys() != parameters.keys():
             raise AdapterError(
-                f"{folder}: was saved with {len(found)} trained parameters of the base, and now "
-                f"there are {len(trained)}: freeze or thaw what was"
+                f"{folder}: was saved with {len(tensors)} trained parameters of the base, and now "
+                f"there are {len(parameters)}: freeze or thaw what was"
             )
         with torch.no_grad():
-            for name, tensor in found.items():
-                trained[name].copy_(saving._as_sharded(tensor, trained[name]))
+            for name, tensor in tensors.items():
+                parameters[name].copy_(saving._as_sharded(tensor, parameters[name]))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
@@ -321,14 +315,12 @@ class CPXTrainer(Trainer):
         if not patience:
             return []
         if args.eval_strategy == "no":
-            raise InvalidInput(
-                f"patience = {patience}: pass eval_dataset= to have what to wait for"
-            )
+            raise InvalidInput(f"patience = {patience}: it needs an evaluation, eval_dataset=")
         return [EarlyStoppingCallback(patience)]
 
 
-class _Keeper(TrainerCallback):
-    """Stores the prompts once the model is where it will be trained, and times the epochs."""
+class _Epochs(TrainerCallback):
+    """Stores the prefixes once the model is on its device, and times the epochs."""
 
     def __init__(self, trainer: CPXTrainer) -> None:
         self.trainer = trainer
@@ -343,56 +335,33 @@ class _Keeper(TrainerCallback):
         self.trainer.clock.epoch_ends()
 
 
-def loss_of(
-    logits_BL: Tensor, labels: Tensor, outputs: Sequence[str], config: CPXTrainingConfig
-) -> Tensor:
-    """The mean loss of a batch. A gain is a difference of probabilities and no logit of one: beside
-    probabilities it is learned by its squared error."""
-    settings: Any = {
-        "class_weights": config.class_weights,
-        "label_smoothing": config.label_smoothing,
-    }
-    if config.loss != "bce" or GAIN not in outputs:
-        return losses(logits_BL, labels, config.loss, **settings).mean()
-    linear = [i for i, name in enumerate(outputs) if name == GAIN]
-    others = [i for i in range(len(outputs)) if i not in linear]
-    gains = losses(logits_BL[:, linear], labels[:, linear], "regression") * len(linear)
-    if not others:
-        return gains.mean()
-    weights = [config.class_weights[i] for i in others] if config.class_weights else ()
-    settings["class_weights"] = weights
-    rest = losses(logits_BL[:, others], labels[:, others], "bce", **settings) * len(others)
-    return ((gains + rest) / len(outputs)).mean()
-
-
-def encode(
-    scorer: Complexity,
-    tokenizer: Any,
-    prompts: Sequence[Any],
-    *,
-    room: int | None = None,
-    truncation: Truncation | None = None,
-) -> list[list[int]]:
-    """The ids of each prompt, without a [CPX] at its end: that one is never in the vocabulary."""
-    last = getattr(tokenizer, "cpx_token_id", None)
-    ids = [row[:-1] if row[-1:] == [last] else row for row in ids_of(prompts, tokenizer)]
-    known = [most for most in (room, scorer._room) if most is not None]
-    table = getattr(scorer.anatomy.embeddings, "num_embeddings", None)
-    return checked(ids, min(known, default=None), truncation, table)
-
-
-def _one_device(args: TrainingArguments) -> None:
-    """Without a launcher, one device: DataParallel would copy the base at each step."""
+def _use_one_device(args: TrainingArguments) -> None:
+    """Without a launcher: DataParallel would copy the base at each step."""
     args._n_gpu = min(1, args.n_gpu)
 
 
 def _uses(args: TrainingArguments, batches: int) -> int:
-    """How often each prompt is run; more than once where an epoch is begun again."""
+    """How often each prompt is run; an epoch that is begun counts."""
     if args.max_steps > 0:
         steps = max(1, batches // args.gradient_accumulation_steps)
         return -(-args.max_steps // steps)
     return max(1, int(-(-args.num_train_epochs // 1)))
 
 
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
+def _check_settings(scorer: Complexity, config: CPXTrainingConfig) -> None:
+    """Settings that do not fit this scorer are refused before anything is trained."""
+    outputs = scorer.config.outputs
+    if config.num_labels not in (None, len(outputs)):
+        raise InvalidInput(
+            f"num_labels = {config.num_labels}, and the scorer has {len(outputs)} outputs "
+            f"({', '.join(outputs)}): give the same, or leave it out"
+        )
+    weights = config.class_weights
+    if weights and (config.loss == "regression" or len(weights) != len(outputs)):
+        raise InvalidInput(
+            f"class_weights = {weights}: give one for each of {len(outputs)} outputs, and none for "
+            "a regression"
+        )
+    token = getattr(scorer.tokenizer, "cpx_token", config.cpx_token)
+    if token != config.cpx_token:
+        raise InvalidInput(f"cpx_token = {config.cpx_token!r}, and the tokenizer's is {token!r}")

@@ -1,4 +1,4 @@
-"""A training without files: prompts and labels in, the scorer trained in place."""
+"""A training without files: prompts and labels in, a trained scorer out."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PrinterCallback
 
-from pliant.complexity.learning.config import CPXTrainingConfig
-from pliant.complexity.learning.learner import learner_of
-from pliant.complexity.learning.lessons import Lessons, ids_of, labels_of, texts_of
-from pliant.complexity.learning.report import TrainingReport
 from pliant.complexity.model import Complexity
 from pliant.complexity.stored.keeping import check_fits
 from pliant.complexity.stored.prefixes import Stored, in_memory
-from pliant.complexity.training import CPXTrainer, encode
+from pliant.complexity.training.config import CPXTrainingConfig
+from pliant.complexity.training.dataset import (
+    PromptDataset,
+    encode,
+    ids_of,
+    labels_of,
+    texts_of,
+)
+from pliant.complexity.training.report import TrainingReport
+from pliant.complexity.training.train_module import train_module_of
+from pliant.complexity.training.trainer import CPXTrainer
 from pliant.errors import InvalidInput
 
 
@@ -33,25 +39,27 @@ def fit(
 ) -> TrainingReport:
     """Train a scorer in place and leave no files; `changes` are fields of CPXTrainingConfig.
 
-    `prompts` are texts, messages or ids. `prefixes` are what `remember(scorer, prompts)` gave: for
-    several scorers that read the same layer of one base, computed once.
+    `prompts` are texts, messages or ids. `prefixes` are the result of `remember(scorer, prompts)`,
+    computed once for several scorers that read the same layer of one base.
     """
     config = _changed(config or CPXTrainingConfig(), changes)
-    learner = learner_of(scorer, config.base_dropout)
-    lessons = _lessons(learner.scorer, prompts, labels, config)
+    module = train_module_of(scorer, config.base_dropout)
+    dataset = _dataset(module.scorer, prompts, labels, config)
     if prefixes is not None:
-        check_fits(prefixes, learner, lessons.ids)
-        lessons.stored = prefixes.with_room(learner.scorer.config.rows)
-    held = _lessons(learner.scorer, *evaluation, config) if evaluation is not None else None
+        check_fits(prefixes, module, dataset.ids)
+        dataset.stored = prefixes.with_room(module.scorer.config.rows)
+    held_out = None if evaluation is None else _dataset(module.scorer, *evaluation, config)
     with tempfile.TemporaryDirectory() as folder:
         config = replace(config, output_dir=folder)
         args = config.training_arguments(
-            evaluates=held is not None,
+            evaluates=held_out is not None,
             disable_tqdm=True,
             logging_strategy="epoch",
-            use_cpu=learner.scorer.rows.device.type == "cpu",
+            use_cpu=module.scorer.rows.device.type == "cpu",
         )
-        trainer = CPXTrainer(learner, args, config=config, train_dataset=lessons, eval_dataset=held)
+        trainer = CPXTrainer(
+            module, args, config=config, train_dataset=dataset, eval_dataset=held_out
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     assert trainer.report is not None
@@ -60,24 +68,26 @@ def fit(
 
 def remember(scorer: Complexity | nn.Module, prompts: Sequence[Any]) -> Stored:
     """The prompts' keys and values, in memory, for `fit(..., prefixes=...)`."""
-    learner = learner_of(scorer)
-    ids = ids_of(encode(learner.scorer, learner.scorer.tokenizer, prompts))
-    return in_memory(learner.prefilled, ids, learner.scorer.rows.device)
+    module = train_module_of(scorer)
+    ids = ids_of(encode(module.scorer, module.scorer.tokenizer, prompts))
+    return in_memory(module.prefilled, ids, module.scorer.rows.device)
 
 
-def _lessons(
+def _dataset(
     scorer: Complexity, prompts: Sequence[Any], labels: Any, config: CPXTrainingConfig
-) -> Lessons:
+) -> PromptDataset:
     ids = ids_of(encode(scorer, scorer.tokenizer, prompts))
     values = labels.tolist() if isinstance(labels, Tensor) or hasattr(labels, "tolist") else labels
     if len(values) != len(ids):
-        raise InvalidInput(f"{len(ids)} prompts and {len(values)} labels: one for each is wanted")
-    wanted = labels_of(values, loss=config.loss, outputs=scorer.config.outputs)
-    return Lessons(ids, wanted, texts_of(prompts))
+        raise InvalidInput(
+            f"{len(ids)} prompts and {len(values)} labels: give one label for each prompt"
+        )
+    targets = labels_of(values, loss=config.loss, outputs=scorer.config.outputs)
+    return PromptDataset(ids, targets, texts_of(prompts))
 
 
 def _changed(config: CPXTrainingConfig, changes: Mapping[str, Any]) -> CPXTrainingConfig:
-    known = {field.name for field in fields(CPXTrainingConfig)}
-    if unknown := sorted(changes.keys() - known):
+    names = {field.name for field in fields(CPXTrainingConfig)}
+    if unknown := sorted(changes.keys() - names):
         raise InvalidInput(f"{unknown[0]!r} is no setting of CPXTrainingConfig")
     return replace(config, **changes)

@@ -1,4 +1,4 @@
-"""What a Trainer trains: a base with its scorer, asked on stored prefixes or on whole prompts."""
+"""The module that a Trainer trains: a base with its scorer, on stored prefixes or full prompts."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pliant.errors import InvalidInput
 from pliant.prefill import Prefilled
 
 
-class Learner(nn.Module):
-    """Its forward gives the logits; all that is trained is found among its parameters."""
+class TrainModule(nn.Module):
+    """Its forward returns the logits; its parameters include everything that is trained."""
 
     def __init__(self, scorer: Complexity, base_dropout: bool = False) -> None:
         super().__init__()
         self.base = scorer.base  # which holds the scorer
         self._scorer = [scorer]  # not registered twice
         self.base_dropout = base_dropout
-        if (spread := getattr(scorer.base, "hf_device_map", None)) is not None:
-            self.hf_device_map = spread  # the Trainer leaves such a model where it lies
-        # By these, whoever shards (accelerate's FSDP) knows what to keep in one piece.
+        if (device_map := getattr(scorer.base, "hf_device_map", None)) is not None:
+            self.hf_device_map = device_map  # the Trainer does not move such a model
+        # accelerate's FSDP shards each of these as one unit.
         self._no_split_modules = _layers_of(self.base)
         self._saving = False
         self._mode: bool | None = None
@@ -45,17 +45,17 @@ class Learner(nn.Module):
         prefixes: dict[str, Any] | None = None,
         keep: bool = False,
     ) -> Any:
-        """The logits; or, to `keep`, what the base makes of prompts alone."""
+        """The logits; with `keep`, the keys and values of the prompts alone."""
         if prefixes is not None:
             return {"logits": self.scorer.logits_of(Picked(**prefixes).ready(self.scorer))}
         assert input_ids is not None
         if keep:
             return self.prefilled(input_ids, attention_mask)
-        whole = self.trains_base  # which learns from what it makes of the prompt, too
+        whole = self.trains_base  # then the prompt needs gradients as well
         return {"logits": self.scorer.logits(input_ids, attention_mask, whole=whole)}
 
     def prefilled(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Prefilled:
-        """Without gradient, the head left out."""
+        """Runs the prompts without gradient and without the head."""
         return prefill.prefill(
             self.scorer.anatomy,
             input_ids,
@@ -66,8 +66,8 @@ class Learner(nn.Module):
         )
 
     def train(self, mode: bool = True) -> Self:
-        """A frozen base is never in train mode, unless its dropout is wanted. (Asked at each step,
-        so a mode that it is in already costs nothing.)"""
+        """A frozen base stays in eval mode, unless its dropout is wanted. (The Trainer calls this
+        at each step: only a change of mode walks the modules.)"""
         if mode != self._mode:
             self._mode = self.training = mode
             self.base.train(mode and (self.base_dropout or self.trains_base))
@@ -79,13 +79,21 @@ class Learner(nn.Module):
         return any(True for _ in self.trained_base())
 
     def trained_base(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What is trained besides the scorer."""
+        """The trained parameters besides the scorer's."""
         return ((name, p) for name, p in self.scorer.base_parameters() if p.requires_grad)
 
+    @torch.no_grad()
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """The trained parameters of the base, gathered from their shards."""
+        return {
+            name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu().contiguous()
+            for name, p in self.trained_base()
+        }
+
     def freeze(self, everything: bool) -> None:
-        """A base that is as it was loaded, every parameter of it trainable, is meant to be frozen:
-        some of it was chosen by somebody, and stays. With `everything` False, all is trained that
-        a score is made of."""
+        """A base whose parameters are all trainable, as it was loaded, is frozen; one with some of
+        them trainable stays as the user chose. Without `everything`, all parameters that a score
+        depends on are trained."""
         rest = [p for _, p in self.scorer.base_parameters()]
         if not everything:
             past = {id(p) for p in self._past_the_scorer()}
@@ -98,7 +106,7 @@ class Learner(nn.Module):
         self.train(self.training)
 
     def _past_the_scorer(self) -> Iterator[nn.Parameter]:
-        """The vocabulary's head, unless it is the embeddings, and the layers that are not run."""
+        """The vocabulary's head, unless tied to the embeddings, and the layers that do not run."""
         anatomy, layer = self.scorer.anatomy, self.scorer.config.layer
         shared = {id(p) for p in anatomy.embeddings.parameters()}
         if anatomy.head is not None:
@@ -107,8 +115,9 @@ class Learner(nn.Module):
             yield from unused.parameters()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """With all that is attached, which the base's own leaves out: accelerate may send each
-        process its shards of what it finds here. While a checkpoint is saved, what is trained."""
+        """Includes the attached adapters, which the base's own state dict leaves out: accelerate
+        sends each process its shards of these tensors. While a checkpoint is saved, only what is
+        trained."""
         whole: Any = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
         for name, adapter in attached(self.base).items():
@@ -122,7 +131,7 @@ class Learner(nn.Module):
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """A frozen base is as it was, and no checkpoint needs it."""
+        """Leaves a frozen base out of `state_dict`: no checkpoint needs it."""
         self._saving = True
         try:
             yield
@@ -130,17 +139,17 @@ class Learner(nn.Module):
             self._saving = False
 
     def reshard(self) -> None:
-        """What was evaluated last is still whole, and what is written there would be lost."""
+        """An evaluation leaves parameters gathered, where a value that is written would be lost."""
         shards: list[Any] = [m for m in self.modules() if hasattr(m, "unshard")]
         for module in shards:
             module.reshard()
 
     def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
-        """What transformers asks for; of a frozen base, no activation of a prompt is kept."""
+        """transformers calls this; a frozen base stores no activation of a prompt anyway."""
         if self.trains_base:
             raise InvalidInput(
-                "gradient_checkpointing=True drops the cache that [CPX] is read on, and here the "
-                "base is trained through it: leave it off, or freeze the base"
+                "gradient_checkpointing=True drops the cache that [CPX] runs on, and the base is "
+                "trained through it: leave it off, or freeze the base"
             )
 
     @property
@@ -148,37 +157,28 @@ class Learner(nn.Module):
         """Whether the base draws random numbers in train mode."""
         modules = (m for m in self.base.modules() if isinstance(m, nn.modules.dropout._DropoutNd))
         config = getattr(self.base, "config", None)
-        said = config.to_dict() if config is not None else {}
-        rates = [v for k, v in said.items() if "drop" in k and isinstance(v, float)]
+        settings = config.to_dict() if config is not None else {}
+        rates = [v for k, v in settings.items() if "drop" in k and isinstance(v, float)]
         return any(m.p > 0 for m in modules) or any(rate > 0 for rate in rates)
 
 
-def learner_of(model: nn.Module, base_dropout: bool = False) -> Learner:
+def train_module_of(model: nn.Module, base_dropout: bool = False) -> TrainModule:
     """From a CPXCausalLM, a scorer, or a model that one scorer is attached to."""
-    if isinstance(model, Learner):
+    if isinstance(model, TrainModule):
         return model
     scorer: Any = model if isinstance(model, Complexity) else getattr(model, "scorer", None)
     if not isinstance(scorer, Complexity):
-        found = [a for a in attached(model).values() if isinstance(a, Complexity)]
-        if len(found) != 1:
+        scorers = [a for a in attached(model).values() if isinstance(a, Complexity)]
+        if len(scorers) != 1:
             raise InvalidInput(
-                f"{type(model).__name__} has {len(found)} scorers attached, and one is trained: "
+                f"{type(model).__name__} has {len(scorers)} scorers attached, and one is trained: "
                 "attach(model, CPXConfig()), or pass the scorer itself"
             )
-        scorer = found[0]
-    return Learner(scorer, base_dropout)
-
-
-@torch.no_grad()
-def trained_tensors(learner: Learner) -> dict[str, Tensor]:
-    """What is trained of the base, whole, wherever its shards lie."""
-    return {
-        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu().contiguous()
-        for name, p in learner.trained_base()
-    }
+        scorer = scorers[0]
+    return TrainModule(scorer, base_dropout)
 
 
 def _layers_of(base: nn.Module) -> list[str]:
-    """The kinds of module that a model wants in one piece, as far as it has any."""
-    there = {type(module).__name__ for module in base.modules()}
-    return sorted(there & set(getattr(base, "_no_split_modules", None) or ()))
+    """The classes of module that the model declares unsplittable, of those that it has."""
+    kinds = {type(module).__name__ for module in base.modules()}
+    return sorted(kinds & set(getattr(base, "_no_split_modules", None) or ()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.complexity.test_training import scorer_on, trainer
+from tests.complexity.training.test_trainer import scorer_on, trainer
 
 from pliant.errors import InvalidInput
 

@@ -1,4 +1,4 @@
-"""What a training took: the whole run first, prefill included, then its parts."""
+"""What a training cost: the run as a whole, prefill included, then its parts."""
 
 from __future__ import annotations
 
@@ -11,34 +11,39 @@ from typing import TYPE_CHECKING, Any
 from pliant.complexity.stored.keeping import Kept
 
 if TYPE_CHECKING:
-    from pliant.complexity.training import CPXTrainer
+    from pliant.complexity.training.trainer import CPXTrainer
 
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """`print(report)` says it in words."""
+    """`print(report)` shows it as text."""
 
     seconds: float
-    """Of the whole run: prefill, epochs, evaluations, checkpoints."""
+    """Of the run: prefill, epochs, evaluations, checkpoints."""
     prefill_seconds: float
-    """Of storing the prompts, and of measuring how to."""
+    """Of storing the prompts, and of choosing where."""
     epoch_seconds: tuple[float, ...]
     """Of each epoch, without the evaluation after it."""
     epochs: float
-    """How far the training is, in epochs; after a resumption, more than were run now."""
+    """All epochs of the training, those before it was resumed too."""
     prompts: int
     prompt_tokens: int
-    """Of all prompts that are trained on."""
+    """Of all training prompts."""
     stored_tokens: int
-    """That were run once and kept, those of evaluation too."""
-    kept: dict[str, Kept]
-    """How the prompts of each data set were kept, and why."""
+    """That were run once and stored, those of evaluation too."""
+    storage: dict[str, Kept]
+    """Where the prefixes of each data set were stored, and why."""
     loss: float
     """The mean over this run's steps."""
     evaluation: dict[str, float]
-    """The last one's figures."""
+    """The metrics of the last one."""
     duplicates: str
-    """What is in both the training and the evaluation set."""
+    """The prompts that are in both the training and the evaluation set."""
+
+    @property
+    def kept(self) -> dict[str, Kept]:
+        """The former name of `storage`."""
+        return self.storage
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,9 +57,9 @@ class TrainingReport:
         if self.epoch_seconds:
             mean = sum(self.epoch_seconds) / len(self.epoch_seconds)
             lines.append(f"an epoch on top of that: {mean:.2f} s")
-        lines += [f"{name}: {kept.where} ({kept.why})" for name, kept in self.kept.items()]
-        figures = [f"{name} {value:.4f}" for name, value in self.evaluation.items()]
-        lines.append(", ".join([f"training loss {self.loss:.4f}", *figures]))
+        lines += [f"{name}: {place.where} ({place.why})" for name, place in self.storage.items()]
+        metrics = [f"{name} {value:.4f}" for name, value in self.evaluation.items()]
+        lines.append(", ".join([f"training loss {self.loss:.4f}", *metrics]))
         return "\n".join([*lines, *([self.duplicates] if self.duplicates else [])])
 
 
@@ -83,20 +88,20 @@ class Clock:
         self.epochs.append(time.perf_counter() - self._epoch)
 
     def report(self, trainer: CPXTrainer, output: Any) -> TrainingReport:
-        lessons: Any = trainer.train_dataset
-        found = trainer.duplicates
+        dataset: Any = trainer.train_dataset
+        duplicates = trainer.duplicates
         return TrainingReport(
             seconds=time.perf_counter() - self.began,
             prefill_seconds=self.prefill,
             epoch_seconds=tuple(self.epochs),
             epochs=float(trainer.state.epoch or 0),
-            prompts=len(lessons),
-            prompt_tokens=lessons.tokens,
+            prompts=len(dataset),
+            prompt_tokens=dataset.tokens,
             stored_tokens=self.tokens,
-            kept=dict(trainer.kept),
+            storage=dict(trainer.storage),
             loss=float(output.training_loss),
             evaluation=_last_evaluation(trainer.state.log_history),
-            duplicates=str(found) if found else "",
+            duplicates=str(duplicates) if duplicates else "",
         )
 
 

@@ -1,1 +1,0 @@
-"""What a training is made of: settings, lessons, losses, the module that is trained, its report."""
