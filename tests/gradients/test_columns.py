@@ -1,4 +1,4 @@
-"""What rows say besides their tokens (weights, whose example they are) survives a Trainer."""
+"""The columns of a row besides its tokens (weights, example ids) survive a Trainer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ EVERY = GradientConfig(engine="exact", selection="uniform", ratio=1.0)
 
 
 def marked(some: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """A collator that hands on what rows hold besides."""
-    besides = [key for key in ("loss_weights", "example_id") if key in some[0]]
-    return padded(some) | {key: torch.tensor([row[key] for row in some]) for key in besides}
+    """A collator that passes these columns on."""
+    columns = [key for key in ("loss_weights", "example_id") if key in some[0]]
+    return padded(some) | {key: torch.tensor([row[key] for row in some]) for key in columns}
 
 
 def weighed() -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ from pliant.gradients.ledger import Cost
 from pliant.gradients.schedule import version_of
 from pliant.gradients.selecting import Reference, Router, Selector, everything
 from pliant.gradients.telemetry import Telemetry
-from pliant.gradients.trl_answer import FLAG, answer
+from pliant.gradients.trl_output import FLAG, trl_output
 
 OFF = GradientConfig(engine="exact", selection="all")
 """Every token, through the whole model: what training without Pliant computes."""
@@ -194,7 +194,7 @@ class Gradients(Adapter):
         decoded, chosen, whole = self._passed(passage, lesson)
         if fused:
             some = None if self.selector.takes_all else chosen
-            output, losses_N = answer(passage, lesson, decoded, some, whole)
+            output, losses_N = trl_output(passage, lesson, decoded, some, whole)
             self._with_auxiliary(output)
         else:
             output, losses_N = self._finished(passage, lesson, decoded, chosen)

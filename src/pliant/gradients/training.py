@@ -4,10 +4,10 @@
     make_selective(trainer, GradientConfig(ratio=0.25))
     trainer.train()
 
-The schedule advances with the optimizer; what was drawn and how far the schedule is lies beside
-each checkpoint, and a resumed run goes on as if it had never stopped; the log says what was
-trained. `SelectiveTraining` is the same as a callback alone, for trainers that compute their loss
-by calling the model with labels; `SelectiveMixin` the same as a base class.
+The schedule advances with the optimizer. Each checkpoint holds the state of the schedule and of the
+draws, so a resumed run has the losses of an uninterrupted one; the log counts what was trained.
+`SelectiveTraining` does the same as a callback, for trainers that compute their loss by calling the
+model with labels; `SelectiveMixin` as a base class.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 
 from pliant import adapters
 from pliant.errors import InvalidInput
-from pliant.gradients import columns
+from pliant.gradients.batch import EXTRAS
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import Gradients, attach
 from pliant.gradients.selecting import Reference, Router
 from pliant.training import AdapterCheckpoint
 
 PREFIX = "gradients/"
+ROW_EXTRAS = EXTRAS[:2]
 LOGGED = (
     "ratio",
     "tokens_selected",
@@ -38,11 +39,12 @@ LOGGED = (
 
 
 class SelectiveTraining(AdapterCheckpoint):
-    """Attaches when training begins (if nothing is), steps the schedule, saves, resumes and logs.
+    """Attaches when training begins (if nothing is attached), steps the schedule, saves, resumes
+    and logs.
 
-    It is an `AdapterCheckpoint`, too: no other is needed. As a callback it comes after those that
-    report (TensorBoard's, say), so its figures reach `trainer.state.log_history` and what is
-    printed, but not them; `make_selective` puts it first.
+    It is an `AdapterCheckpoint`: no other is needed. A callback comes after the reporters
+    (TensorBoard's, say): its figures reach `trainer.state.log_history` and the printed log, but not
+    them. `make_selective` puts it first.
     """
 
     def __init__(
@@ -70,10 +72,10 @@ class SelectiveTraining(AdapterCheckpoint):
             model, self.config, reference=self.reference, router=self.router
         )
         _refuse_another(gradients, self.config)
-        if args.use_liger_kernel:  # which has just put a forward of its own in place of ours
+        if args.use_liger_kernel:  # it has just replaced our forward with its own
             put_outside(gradients)
         schedule = gradients.selector.schedule
-        if not schedule.state()["by_hand"]:  # or each part of the first step's batch were a step
+        if not schedule.state()["by_hand"]:  # else each part of an accumulated batch is a step
             schedule.take({**schedule.state(), "by_hand": True})
         super().on_train_begin(args, state, control, model)
 
@@ -98,22 +100,22 @@ class SelectiveTraining(AdapterCheckpoint):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Beside a step's own loss: the only moment at which the device is waited for."""
+        """Adds the figures to a log, the one moment at which the device is waited for."""
         assert model is not None
         gradients = attached_to(model)
         if gradients is None or logs is None or "loss" not in logs:
             return
         figures = gradients.logged()
-        told = {PREFIX + key: figures[key] for key in LOGGED if key in figures}
-        logs.update(told)
+        logged = {PREFIX + key: figures[key] for key in LOGGED if key in figures}
+        logs.update(logged)
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
-            state.log_history[-1].update(told)
+            state.log_history[-1].update(logged)
 
 
 class SelectiveMixin:
-    """For trainers that go past the model's forward: `class MySFT(SelectiveMixin, SFTTrainer)`.
+    """For trainers that bypass the model's forward: `class MySFT(SelectiveMixin, SFTTrainer)`.
 
-    The configuration is the argument `selective`; what is attached, `trainer.gradients`.
+    The argument `selective` is the configuration; `trainer.gradients` is the adapter.
     """
 
     def __init__(
@@ -137,16 +139,16 @@ def make_selective(
     router: Router | None = None,
     resume_from: str | Path | None = None,
 ) -> Gradients:
-    """Let a trainer, of transformers or of trl, train on some tokens from now on.
+    """Make a trainer, of transformers or of trl, train on the selected tokens from now on.
 
-    A model that was attached to before is brought under this trainer as it is; then `config` is
-    left out, or the same. `resume_from` is as in `AdapterCheckpoint`.
+    A model that already has gradients attached keeps them; then leave `config` out, or pass the
+    same. `resume_from` is as in `AdapterCheckpoint`.
     """
     _refuse_smoothing(trainer.args)
     if callable(getattr(trainer, "compute_loss_func", None)):
         raise InvalidInput(
             "compute_loss_func computes the loss from every token's logits: leave it out, the "
-            "model's own loss is that of the chosen tokens"
+            "model's own loss is that of the selected tokens"
         )
     _refuse_old_trl(trainer)
     model = trainer.model
@@ -156,48 +158,56 @@ def make_selective(
     else:
         _refuse_another(gradients, config)
         put_outside(gradients)
-    _tell(gradients, trainer)
-    columns.keep(trainer)
+    _pass_token_count(gradients, trainer)
+    _keep_columns(trainer)
     callback = SelectiveTraining(
         config, reference=reference, router=router, resume_from=resume_from
     )
     handler = trainer.callback_handler
-    others = [one for one in handler.callbacks if not isinstance(one, SelectiveTraining)]
-    handler.callbacks = [callback, *others]  # two of them would count each step twice
+    rest = [c for c in handler.callbacks if not isinstance(c, SelectiveTraining)]
+    handler.callbacks = [callback, *rest]  # two of them would count each step twice
     return gradients
 
 
 def put_outside(gradients: Gradients) -> None:
-    """Off, and on again: around whatever took the place of the model's forward meanwhile."""
+    """Detach and attach again, around whatever has replaced the model's forward meanwhile."""
     base, name = gradients.base, gradients.name
-    told = gradients.count.told if gradients.count else []
+    trainers = gradients.count.told if gradients.count else []
     gradients.detach()
     adapters.attach(base, gradients, name)
-    for trainer in told:
-        _tell(gradients, trainer)
+    for trainer in trainers:
+        _pass_token_count(gradients, trainer)
 
 
-def _tell(gradients: Gradients, trainer: Trainer) -> None:
+def _pass_token_count(gradients: Gradients, trainer: Trainer) -> None:
     assert gradients.count is not None
     gradients.count.tell(trainer)
 
 
+def _keep_columns(trainer: Trainer) -> None:
+    """A Trainer removes the columns that are no arguments of the model's forward: loss weights and
+    example ids."""
+    trainer._set_signature_columns_if_needed()
+    columns = trainer._signature_columns
+    trainer._signature_columns = [*columns, *(c for c in ROW_EXTRAS if c not in columns)]
+
+
 def attached_to(model: nn.Module) -> Gradients | None:
-    """What chooses this model's tokens, if anything does."""
-    kinds = (one for one in adapters.attached(model).values() if isinstance(one, Gradients))
-    return next(kinds, None)
+    """The adapter that selects this model's tokens, if there is one."""
+    values = adapters.attached(model).values()
+    return next((adapter for adapter in values if isinstance(adapter, Gradients)), None)
 
 
 def _refuse_smoothing(args: TrainingArguments) -> None:
     if args.label_smoothing_factor:
         raise InvalidInput(
-            f"label_smoothing_factor = {args.label_smoothing_factor}: the Trainer then takes the "
-            "labels from the model and computes the loss of every token itself. Leave it at 0"
+            f"label_smoothing_factor = {args.label_smoothing_factor}: the Trainer then keeps the "
+            "labels to itself and computes the loss of every token. Leave it at 0"
         )
 
 
 def _refuse_old_trl(trainer: Trainer) -> None:
-    """Before its fused head, trl read the logits of every token from what the model gave."""
+    """Before its fused head, trl read every token's logits from the model's output."""
     if any(kind.__module__.startswith("trl.") for kind in type(trainer).__mro__):
         from trl.trainer import utils
 
@@ -209,5 +219,5 @@ def _refuse_another(gradients: Gradients, config: GradientConfig | None) -> None
     if config not in (None, gradients.config):
         raise InvalidInput(
             f"the model already trains by {gradients.config}, and now by {config}: leave one out, "
-            "or detach() what is attached"
+            "or call detach() first"
         )

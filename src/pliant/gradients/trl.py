@@ -1,11 +1,11 @@
-"""trl's trainers, training on the tokens that were chosen; trl is imported when one is asked for.
+"""trl's trainers, training on selected tokens; trl is imported when one of them is.
 
     from pliant.gradients.trl import SelectiveSFTTrainer
     SelectiveSFTTrainer("nano-s", train_dataset=rows, selective=GradientConfig(ratio=0.25))
 
-There is one for each trainer whose loss is made of tokens' log-probabilities. Its gradient is that
-of the chosen tokens, each times its weight, and its values are those of all: the loss that is
-logged, the entropies and the accuracies are trl's own.
+There is one for each trainer whose loss is a function of the tokens' log-probabilities. Only the
+selected tokens have a gradient, each times its weight; the values are those of all tokens, so the
+logged loss, the entropies and the accuracies are trl's own.
 """
 
 from __future__ import annotations
