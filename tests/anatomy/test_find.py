@@ -130,12 +130,6 @@ def test_a_lora_on_a_conv1d_keeps_its_axis() -> None:
     assert attention is not None and (attention.axis, attention.heads) == (0, 4)
 
 
-def test_a_compiled_and_a_distributed_model_are_unwrapped() -> None:
-    model = tiny_model("llama")
-    assert Anatomy.of(torch.compile(model)).model is model
-    assert Anatomy.of(nn.DataParallel(model)).model is model
-
-
 def test_a_packed_weight_does_not_hide_the_sizes() -> None:
     model = tiny_model("llama")
     for layer in model.model.layers:

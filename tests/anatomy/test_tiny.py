@@ -18,7 +18,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from pliant.anatomy.shrink import shrink
+from pliant.anatomy.shrink_config import shrink
 from pliant.anatomy.tiny import (
     OVERRIDES,
     causal_lm_types,

@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from pliant.adapters import fingerprint
-from pliant.anatomy.cut import first_layers_config
 from pliant.anatomy.tiny import tiny_config, tiny_model
+from pliant.anatomy.truncated_config import first_layers_config
 from pliant.complexity import Complexity, CPXConfig, attach
 from pliant.complexity.export import BOUNDS, export
 from pliant.complexity.facade.causal_lm import CPXCausalLM

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pliant.anatomy import Anatomy, run_first
-from pliant.anatomy.branch import branch
+from pliant.anatomy.cache_copy import copy_state
 from pliant.anatomy.depth import cache_name
 from pliant.anatomy.depth_proof import DepthProof, prove_depth, same_bits
 from pliant.anatomy.tiny import causal_lm_types, tiny_model
@@ -78,7 +78,7 @@ def test_a_cached_prefix_is_resumed_and_stays_as_it_was(anatomy: Anatomy, ids: T
     cache = getattr(prefix, name)
     first = run_first(anatomy, 2, input_ids=ids[:, 7:8], use_cache=True, **{name: cache})
     outputs = [first.resume() for _ in range(2)]
-    whole = anatomy.model(input_ids=ids[:, 7:8], use_cache=True, **{name: branch(cache)})
+    whole = anatomy.model(input_ids=ids[:, 7:8], use_cache=True, **{name: copy_state(cache)})
     for output in outputs:
         assert same_bits(output.logits, whole.logits)
         assert same_bits(_onward(anatomy, output, name), _onward(anatomy, whole, name))
@@ -116,5 +116,5 @@ def _all_that_run(ids: Tensor) -> Iterator[tuple[str, PreTrainedModel]]:
 
 def _onward(anatomy: Anatomy, output: Any, name: str) -> Tensor:
     token = output.logits[:, -1:].argmax(dim=-1)
-    cache = branch(getattr(output, name))
+    cache = copy_state(getattr(output, name))
     return anatomy.model(input_ids=token, use_cache=True, **{name: cache}).logits

@@ -11,7 +11,7 @@ import torch
 from tests.contracts.conftest import specimen
 from torch import Tensor, nn
 
-from pliant.anatomy.detour import CALL
+from pliant.anatomy.intercept import CALL
 from pliant.anatomy.tiny import tiny_model
 from pliant.errors import InvalidInput
 from pliant.gradients.facade.router import RouterWarning, create_truncated_router

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant import loading
+from pliant.anatomy.unwrap import unwrap
 
 TENSORS = 64  # so many matrices are looked at, evenly spread over the model,
 VALUES = 8  # and so many values of each
@@ -77,7 +78,7 @@ class Fingerprint:
 
 def fingerprint(model: nn.Module) -> Fingerprint:
     """The fingerprint of the base alone, whatever is attached to it, wraps it or adapts it."""
-    base = unwrapped(model)
+    base = unwrap(model)
     tensors = list(_tensors(base))
     why = _why_no_values(base, tensors)
     sampled = {} if why else _sampled([(name, t) for name, _, t in tensors if t is not None])
@@ -89,16 +90,6 @@ def fingerprint(model: nn.Module) -> Fingerprint:
         grid=_grid(list(sampled.values())),
         why=why,
     )
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DDP, FSDP, torch.compile or peft."""
-    if callable(get_base_model := getattr(model, "get_base_model", None)):
-        return unwrapped(get_base_model())
-    wraps = isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
-    inner = getattr(model, "_orig_mod", None) or getattr(model, "_fsdp_wrapped_module", None)
-    inner = getattr(model, "module", None) if wraps else inner
-    return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 # --- what there is -------------------------------------------------------------------------------

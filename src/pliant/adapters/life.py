@@ -20,8 +20,9 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from pliant.adapters import files, saving
-from pliant.adapters.fingerprint import Fingerprint, fingerprint, unwrapped
+from pliant.adapters.fingerprint import Fingerprint, fingerprint
 from pliant.adapters.wires import Connection, Wire, switch_off, switch_on
+from pliant.anatomy.unwrap import unwrap
 from pliant.errors import AdapterError, InvalidInput
 
 BRANCH = "pliant"  # what is attached is registered as model.pliant.<name>
@@ -163,7 +164,7 @@ def attach(model: nn.Module, adapter: A, name: str | None = None) -> A:
     passes it by. What freezes the whole model freezes it, too: `get_peft_model` comes first. And so
     does attaching before the first run under torch.compile, which notices no hook that is added.
     """
-    model = unwrapped(model)
+    model = unwrap(model)
     name = adapter.part if name is None else name
     if adapter._link is not None:
         raise AdapterError(f"this {type(adapter).__name__} is already attached, as {adapter.name}")

@@ -12,6 +12,7 @@ from pliant.anatomy import find
 from pliant.anatomy.attention import Absent, Attention, find_attention
 from pliant.anatomy.config import layer_configs, layer_types, text_config
 from pliant.anatomy.mlp import Mlp, find_mlp
+from pliant.anatomy.unwrap import unwrap
 from pliant.errors import UnsupportedModel
 
 
@@ -37,7 +38,7 @@ class Anatomy:
     """The width of the residual stream."""
 
     def __init__(self, model: nn.Module, named: dict[str, str | None], heads: int | None = None):
-        self.model = find.unwrap(model)
+        self.model = unwrap(model)
         self.config = text_config(self.model)
         self._attention_output = named.get("attention_output")
         self._mlp_down = named.get("mlp_down")

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from pliant.anatomy.anatomy import Anatomy
-from pliant.anatomy.branch import branch, is_state, restore
-from pliant.anatomy.detour import CALL, FORWARD, Handler, Spot, detours
+from pliant.anatomy.cache_copy import copy_state, is_state, restore_state
+from pliant.anatomy.decoder import Stopped, last_hidden_state, no_decoder_call
+from pliant.anatomy.intercept import CALL, FORWARD, Handler, Target, intercept
 from pliant.errors import InvalidInput, UnsupportedModel
 
 CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
@@ -42,16 +43,16 @@ def run_first(
     _check_depth(anatomy, k)
     if resumable:
         _check_inputs(anatomy, inputs)
-        inputs = branch(inputs)
+        inputs = copy_state(inputs)
     walk = _FirstWalk(anatomy, k, resumable)
     try:
-        with detours(walk.handlers()):
-            anatomy.model(**branch(inputs))
-    except _Stopped as stopped:
+        with intercept(walk.handlers()):
+            anatomy.model(**copy_state(inputs))
+    except Stopped as stopped:
         normed, name = last_hidden_state(stopped.output), cache_name(stopped.output)
         cache = getattr(stopped.output, name) if name else None
     else:
-        raise _unsupported(anatomy, "its forward never called the decoder that was found")
+        raise no_decoder_call(anatomy)
     hidden = normed if walk.hidden is None else walk.hidden
     memory = _Memory(anatomy, inputs, walk.answers, walk.left or ()) if resumable else None
     return FirstLayers(k, hidden, normed, name, cache, memory)
@@ -77,7 +78,7 @@ class FirstLayers:
 
         Each access branches it off anew. The layers above k have seen nothing: not for generation.
         """
-        return branch(self._cache)
+        return copy_state(self._cache)
 
     def resume(self) -> Any:
         """The output `model(...)` would have given, bit for bit, from the remaining layers alone.
@@ -105,8 +106,8 @@ class _Memory:
 
     def replay(self) -> Any:
         walk = _ReplayWalk(self)
-        with detours(walk.handlers()):
-            return self.anatomy.model(**branch(self.inputs))
+        with intercept(walk.handlers()):
+            return self.anatomy.model(**copy_state(self.inputs))
 
 
 class _Walk:
@@ -145,8 +146,8 @@ class _FirstWalk(_Walk):
         self.passed: list[Any] = []
         self.left: tuple[Any, ...] | None = None
 
-    def handlers(self) -> dict[Spot, Handler]:
-        handlers: dict[Spot, Handler] = {(self.anatomy.decoder, FORWARD): self._stop_after}
+    def handlers(self) -> dict[Target, Handler]:
+        handlers: dict[Target, Handler] = {(self.anatomy.decoder, FORWARD): self._stop_after}
         if self.anatomy.norm is not None:
             handlers[self.anatomy.norm, FORWARD] = self._before_norm
         for layer in self.layers:
@@ -175,7 +176,7 @@ class _FirstWalk(_Walk):
     def _settle(self) -> None:
         """The first layers are done: keep what they left, before anything else touches it."""
         if self.left is None and self.answers:
-            self.answers[-1], *left = branch((self.answers[-1], *self.passed))
+            self.answers[-1], *left = copy_state((self.answers[-1], *self.passed))
             self.left = tuple(left)
 
     def _before_norm(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -192,7 +193,7 @@ class _FirstWalk(_Walk):
             reason = "its layers hide their gradients from autograd (reversible layers)"
             raise _unsupported(self.anatomy, reason, "Under torch.no_grad() it works.")
         self._settle()
-        raise _Stopped(output)
+        raise Stopped(output)
 
 
 class _ReplayWalk(_Walk):
@@ -203,7 +204,7 @@ class _ReplayWalk(_Walk):
         self.memory = memory
         self.answers = list(memory.answers)
 
-    def handlers(self) -> dict[Spot, Handler]:
+    def handlers(self) -> dict[Target, Handler]:
         return {(layer, FORWARD): self._forward_of(layer) for layer in self.layers}
 
     def _forward_of(self, layer: nn.Module) -> Handler:
@@ -215,26 +216,14 @@ class _ReplayWalk(_Walk):
             if self.answers:
                 return answer
             for live, left in zip(_states(args, kwargs), self.memory.left, strict=True):
-                restore(live, left)
-            return branch(answer)
+                restore_state(live, left)
+            return copy_state(answer)
 
         return forward
 
 
-class _Stopped(BaseException):
-    """The decoder is done. Not an Exception: no model's own `except` may take it for an error."""
-
-    def __init__(self, output: Any) -> None:
-        self.output = output
-
-
 def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     return [value for value in (*args, *kwargs.values()) if is_state(value)]
-
-
-def last_hidden_state(output: Any) -> Tensor:
-    """What a decoder returns first, as a tuple or by name."""
-    return output[0] if isinstance(output, tuple) else output.last_hidden_state
 
 
 def cache_name(output: Any) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.anatomy.anatomy import Anatomy
-from pliant.anatomy.branch import branch
+from pliant.anatomy.cache_copy import copy_state
 from pliant.anatomy.depth import cache_name, last_hidden_state, run_first
 
 
@@ -46,7 +46,7 @@ def _compare_last_hidden_states(anatomy: Anatomy, inputs: dict[str, Any]) -> str
     outputs: list[Any] = []
     hook = anatomy.decoder.register_forward_hook(lambda _, __, output: outputs.append(output))
     try:
-        anatomy.model(**branch(inputs))
+        anatomy.model(**copy_state(inputs))
     finally:
         hook.remove()
     first = run_first(anatomy, len(anatomy.layers), resumable=False, **inputs)
@@ -56,7 +56,7 @@ def _compare_last_hidden_states(anatomy: Anatomy, inputs: dict[str, Any]) -> str
 
 
 def _compare_outputs(anatomy: Anatomy, inputs: dict[str, Any]) -> str | None:
-    whole = anatomy.model(**branch(inputs))
+    whole = anatomy.model(**copy_state(inputs))
     resumed = run_first(anatomy, max(1, len(anatomy.layers) // 2), **inputs).resume()
     if not same_bits(resumed.logits, whole.logits):
         return "the resumed logits are not the model's own"
@@ -76,7 +76,7 @@ def _can_cache(model: nn.Module | Anatomy, inputs: dict[str, Any]) -> bool:
     """BLT, for one, runs only without."""
     whole = model.model if isinstance(model, Anatomy) else model
     try:
-        whole(**branch(inputs), use_cache=True)
+        whole(**copy_state(inputs), use_cache=True)
     except Exception:
         return False
     return True

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from pliant.anatomy.config import read
 from pliant.anatomy.projection import as_projection, projections
 from pliant.errors import UnsupportedModel
-
-
-def unwrap(model: Any) -> nn.Module:
-    """The causal LM inside DistributedDataParallel, torch.compile and PEFT."""
-    children = dict(model.named_children())
-    if list(children) in (["module"], ["_orig_mod"]):
-        return unwrap(*children.values())
-    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-        return unwrap(model.get_base_model())
-    return model
 
 
 def find_embeddings(model: nn.Module) -> nn.Module | None:
@@ -128,6 +119,14 @@ def find_hidden_size(config: Any, layers: Sequence[nn.Module]) -> int:
     if not sizes:
         raise UnsupportedModel("no layer holds a projection, so the hidden size cannot be told.")
     return max(dict.fromkeys(sizes), key=sizes.count)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module runs; weights that accelerate offloads are elsewhere until then."""
+    execution_device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if execution_device is not None:
+        return torch.device(execution_device)
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def path_of(root: nn.Module, wanted: nn.Module) -> str | None:

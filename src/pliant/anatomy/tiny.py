@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from pliant.anatomy.shrink import shrink
+from pliant.anatomy.shrink_config import shrink
 
 OVERRIDES: dict[str, dict[str, dict[str, Any]]] = json.loads(
     (resources.files(__package__) / "tiny_overrides.json").read_text()

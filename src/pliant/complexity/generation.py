@@ -1,8 +1,8 @@
 """Scores from the prefill that generation needs anyway, and leaves generation as it is.
 
-`model.generate` runs as it always does. A detour in front of the model's forward, in this context
-alone, waits for the forward that completes the prompt; then the [CPX] rows run as one more step on
-a branch of its cache, and what the forward returned is handed on untouched.
+`model.generate` runs as it always does. An interceptor in front of the model's forward, in this
+context alone, waits for the forward that completes the prompt; then the [CPX] rows run as one more
+step on a copy of its cache, and what the forward returned is passed on untouched.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pliant.anatomy.depth import cache_name, run_first
-from pliant.anatomy.detour import FORWARD, detours
+from pliant.anatomy.intercept import FORWARD, intercept
 from pliant.complexity import options as told
 from pliant.complexity.prompts import alike, ids_of, padding, unpadded
 from pliant.complexity.scores import Scores
@@ -140,7 +140,7 @@ class _Generation:
         if self.leave_above is not None and (streamer := own.get("streamer")) is not None:
             given["streamer"] = self.held = told.Held(streamer)
         watch = _Watch(self, batch)
-        with detours({(model, FORWARD): watch.forward}):
+        with intercept({(model, FORWARD): watch.forward}):
             output = model.generate(**given)
         if not watch.done:  # no forward ended where the prompt does: some assisted decoding
             self.again = True

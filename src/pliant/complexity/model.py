@@ -13,7 +13,7 @@ Shapes: B prompts, T positions, r rows, D features, O outputs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from pliant.adapters import Adapter, After, Wire
 from pliant.adapters.quantized import differentiable
 from pliant.adapters.wires import is_off
 from pliant.anatomy import Anatomy
+from pliant.anatomy.modes import without_checkpointing
 from pliant.complexity.config import CPXConfig, Reads
 from pliant.complexity.options import setting
 from pliant.complexity.prompts import (
@@ -147,7 +148,7 @@ class Complexity(Adapter):
         """
         self._check_asked()
         batch = prefill.align(input_ids, attention_mask)
-        with _nothing_run_again(self.base):
+        with without_checkpointing(self.base):
             if whole or not torch.is_grad_enabled() or not all(batch.lengths):
                 return self._logits_at_once(batch)
             ran = prefill.prefill(
@@ -168,7 +169,7 @@ class Complexity(Adapter):
                 f"these prompts were run through {_layers(ran.layers)}, and this scorer reads "
                 f"after {_layers(self.config.layer)}: prefill(..., layers={self.config.layer})"
             )
-        with _nothing_run_again(self.base):
+        with without_checkpointing(self.base):
             hidden = ran.step(self._placeholders(len(ran.input_ids)), self._entering)
         return self.read(hidden)
 
@@ -336,20 +337,6 @@ class _MadeOf:
 
     def __deepcopy__(self, memo: Any) -> _MadeOf:
         return _MadeOf()
-
-
-@contextmanager
-def _nothing_run_again(base: nn.Module) -> Iterator[None]:
-    """Gradient checkpointing would refuse the cache, and save nothing: only the rows are kept."""
-    modules = base.modules() if base.training else ()
-    on = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
-    for module in on:
-        module.gradient_checkpointing = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module in on:
-            module.gradient_checkpointing = True  # type: ignore[assignment]
 
 
 def _check_layer(anatomy: Anatomy, layer: int | None) -> None:

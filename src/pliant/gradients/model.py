@@ -23,6 +23,7 @@ from pliant import adapters
 from pliant.adapters import Adapter, Around, Before, Wire
 from pliant.adapters.quantized import differentiable
 from pliant.anatomy import Anatomy
+from pliant.anatomy.decoder import last_hidden_state
 from pliant.errors import InvalidInput
 from pliant.gradients import bypass
 from pliant.gradients.batch import Lesson, is_labelled, lesson_of, named, without_extras
@@ -31,11 +32,11 @@ from pliant.gradients.choosing.rules import Chosen
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.completion import completion
 from pliant.gradients.engines.exact import exact
-from pliant.gradients.engines.objective import Objective, objective
-from pliant.gradients.engines.passage import Passage, hidden_of, rows_of
+from pliant.gradients.engines.exactness import Exactness, exactness
+from pliant.gradients.engines.label_alignment import LabelAlignment, label_alignment
 from pliant.gradients.engines.sharded import is_sharded, while_head_runs
 from pliant.gradients.engines.sparse import first_pass, second_pass
-from pliant.gradients.engines.standing import Standing, standing
+from pliant.gradients.engines.split_forward import SplitForward, rows_of
 from pliant.gradients.items import TakesCount
 from pliant.gradients.ledger import Cost
 from pliant.gradients.schedule import version_of
@@ -97,7 +98,7 @@ class Gradients(Adapter):
         """What computes: another than the configuration's where that is not exact."""
         self._anatomy: list[Anatomy] = []
         self._head: list[nn.Module] = []
-        self._standing: Standing | None = None
+        self._exactness: Exactness | None = None
         self._said: set[str] = set()
         self.count: TakesCount | None = None
 
@@ -185,32 +186,32 @@ class Gradients(Adapter):
         fused = bool(inputs.pop(FLAG, False))
         if _head_of(self.base) != self._head:  # its vocabulary was resized since
             self._anatomy, self._head = [Anatomy.of(self.base)], _head_of(self.base)
-        passage = Passage(self._anatomy[0], forward)
-        meant = self._meant(passage, inputs, fused)
+        split = SplitForward(self._anatomy[0], forward)
+        meant = self._meant(split, inputs, fused)
         if meant.other is not None:
-            return self._untouched(passage, inputs, meant.other)
+            return self._untouched(split, inputs, meant.other)
         lesson = lesson_of(inputs, meant.aligned)
         self.selector.schedule.begin(lesson.items, version_of(self.base))
-        decoded, chosen, whole = self._passed(passage, lesson)
+        decoded, chosen, whole = self._passed(split, lesson)
         if fused:
             some = None if self.selector.takes_all else chosen
-            output, losses_N = trl_output(passage, lesson, decoded, some, whole)
+            output, losses_N = trl_output(split, lesson, decoded, some, whole)
             self._with_auxiliary(output)
         else:
-            output, losses_N = self._finished(passage, lesson, decoded, chosen)
+            output, losses_N = self._finished(split, lesson, decoded, chosen)
         known_BT, fair = self.selector.losses_BT, self.selector.is_fair
-        self.telemetry.trained(lesson, chosen, losses_N, known_BT, passage.ledger, fair=fair)
+        self.telemetry.trained(lesson, chosen, losses_N, known_BT, split.ledger, fair=fair)
         output.move_to_end("loss", last=False)  # where a tuple has it, and `output[0]`
         return output.to_tuple() if lesson.tuples else output
 
-    def _meant(self, passage: Passage, inputs: dict[str, Any], fused: bool) -> Objective:
+    def _meant(self, split: SplitForward, inputs: dict[str, Any], fused: bool) -> LabelAlignment:
         """What labels mean to this model; trl and whoever shifts them himself has said so."""
         if fused or inputs.get("labels") is None:
-            return Objective()
-        return objective(passage)
+            return LabelAlignment()
+        return label_alignment(split)
 
-    def _untouched(self, passage: Passage, inputs: dict[str, Any], reason: str) -> Any:
-        kind = type(passage.anatomy.model).__name__
+    def _untouched(self, split: SplitForward, inputs: dict[str, Any], reason: str) -> Any:
+        kind = type(split.anatomy.model).__name__
         if inputs.get("loss_weights") is not None:
             raise InvalidInput(f"loss_weights: {kind} makes a loss of its own ({reason})")
         self._say(
@@ -218,43 +219,45 @@ class Gradients(Adapter):
             "nothing is chosen: all of it is trained, at the full cost."
         )
         self.selector.schedule.begin(inputs.get("num_items_in_batch"), version_of(self.base))
-        return self._own(passage.forward, (), inputs)
+        return self._own(split.forward, (), inputs)
 
-    def _passed(self, passage: Passage, lesson: Lesson) -> tuple[Any, Chosen, Any]:
+    def _passed(self, split: SplitForward, lesson: Lesson) -> tuple[Any, Chosen, Any]:
         """What the decoder returns, with the gradient of the chosen positions; these; and what it
         returns for all of the labelled ones, as values."""
-        engine = self._engine(passage, lesson)
+        engine = self._engine(split, lesson)
         if engine == "completion":
-            alike = is_sharded(passage.anatomy)
-            decoded = completion(passage, lesson.inputs, lesson.valid_BT, always=alike)
+            alike = is_sharded(split.anatomy)
+            decoded = completion(split, lesson.inputs, lesson.valid_BT, always=alike)
             if decoded is not None:
                 return decoded, everything(lesson.valid_BT), decoded
         if engine == "sparse" and not self.selector.takes_all and self._is_worth_it():
-            return self._sparse(passage, lesson)
-        decoded, scored_BTD = exact(passage, lesson.inputs, self.acting.exit_layer)
-        return decoded, self._chosen(passage, lesson, decoded, scored_BTD), decoded
+            return self._sparse(split, lesson)
+        decoded, scored_BTD = exact(split, lesson.inputs, self.acting.exit_layer)
+        return decoded, self._chosen(split, lesson, decoded, scored_BTD), decoded
 
     def _is_worth_it(self) -> bool:
         return self.selector.schedule.ratio() <= WORTH_IT
 
-    def _sparse(self, passage: Passage, lesson: Lesson) -> tuple[Any, Chosen, Any]:
+    def _sparse(self, split: SplitForward, lesson: Lesson) -> tuple[Any, Chosen, Any]:
         first = first_pass(
-            passage,
+            split,
             lesson.inputs,
             one_hop=self.acting.kv_grad == "one_hop",
             exit_layer=self.acting.exit_layer,
         )
-        chosen = self._chosen(passage, lesson, first.decoded, first.scored_BTD)
+        chosen = self._chosen(split, lesson, first.decoded, first.scored_BTD)
         at_BK, live_BK = chosen.positions_BK, chosen.live_BK
         if at_BK.shape[1] == lesson.valid_BT.shape[1]:
-            decoded = passage.backbone(lesson.inputs)
+            decoded = split.backbone(lesson.inputs)
         else:
-            decoded = second_pass(passage, lesson.inputs, first.pairs, at_BK, live_BK)
+            decoded = second_pass(split, lesson.inputs, first.pairs, at_BK, live_BK)
         return decoded, chosen, first.decoded
 
-    def _chosen(self, passage: Passage, lesson: Lesson, decoded: Any, scored_BTD: Tensor) -> Chosen:
+    def _chosen(
+        self, split: SplitForward, lesson: Lesson, decoded: Any, scored_BTD: Tensor
+    ) -> Chosen:
         def look() -> Chosen:
-            return self.selector.chosen(passage, lesson, decoded, scored_BTD)
+            return self.selector.chosen(split, lesson, decoded, scored_BTD)
 
         asks = self.acting.needs_scores and not self.selector.takes_all
         if asks and self.acting.refresh > 1 and lesson.example_id is None:
@@ -264,19 +267,19 @@ class Gradients(Adapter):
             )
         if not asks or self.selector.router is not None:
             return look()
-        return while_head_runs(passage.anatomy, scored_BTD, look)
+        return while_head_runs(split.anatomy, scored_BTD, look)
 
     def _finished(
-        self, passage: Passage, lesson: Lesson, decoded: Any, chosen: Chosen
+        self, split: SplitForward, lesson: Lesson, decoded: Any, chosen: Chosen
     ) -> tuple[Any, Tensor]:
         """The model's output on the chosen rows, their loss in it; and the loss of each."""
         at_BK, live_BK = chosen.positions_BK, chosen.live_BK
-        rows_ND = rows_of(hidden_of(decoded), at_BK, live_BK)
+        rows_ND = rows_of(last_hidden_state(decoded), at_BK, live_BK)
         if not len(rows_ND):  # nothing to learn, and yet something to call backward on
-            output = passage.head(decoded, hidden_of(decoded)[:1, 0], lesson.inputs)
+            output = split.head(decoded, last_hidden_state(decoded)[:1, 0], lesson.inputs)
             output.loss = 0.0 * output.logits.float().nan_to_num().sum()
             return output, output.logits.new_zeros(0)
-        output = passage.head(decoded, rows_ND, lesson.inputs)
+        output = split.head(decoded, rows_ND, lesson.inputs)
         logits_NV = output.logits.reshape(len(rows_ND), -1)
         losses_N = F.cross_entropy(
             logits_NV.float(), lesson.targets_BT.gather(1, at_BK)[live_BK], reduction="none"
@@ -295,16 +298,16 @@ class Gradients(Adapter):
 
     # --- which engine ---
 
-    def _engine(self, passage: Passage, lesson: Lesson) -> str:
+    def _engine(self, split: SplitForward, lesson: Lesson) -> str:
         """The one that was asked for, if it is exact on this model and batch."""
         wanted = self.acting.engine
         if wanted == "exact" or (wanted == "sparse" and self.acting.kv_grad == "full"):
             self.engine = "exact"
             return "exact"
-        if self._standing is None:
-            self._standing = standing(Passage(passage.anatomy, passage.forward))
-        mask, sharded = lesson.inputs.get("attention_mask"), is_sharded(passage.anatomy)
-        reason = self._standing.against_any if sharded else self._standing.against(mask)
+        if self._exactness is None:
+            self._exactness = exactness(SplitForward(split.anatomy, split.forward))
+        mask, sharded = lesson.inputs.get("attention_mask"), is_sharded(split.anatomy)
+        reason = self._exactness.against_any if sharded else self._exactness.against(mask)
         if reason is None and lesson.inputs.get("past_key_values") is not None:
             reason = "it goes on from keys and values that are there already"
         if reason is None and self._wants_router_loss(lesson):
@@ -318,7 +321,7 @@ class Gradients(Adapter):
         self.engine = wanted if reason is None else "exact"
         if reason is not None:
             self._say(
-                f"{type(passage.anatomy.model).__name__}: the {wanted!r} engine is not exact here "
+                f"{type(split.anatomy.model).__name__}: the {wanted!r} engine is not exact here "
                 f"({reason}), so 'exact' computes instead: the same loss, at a higher cost."
             )
         return self.engine

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
+from pliant.anatomy.decoder import last_hidden_state, with_hidden
 from pliant.errors import InvalidInput
 from pliant.gradients.batch import Lesson
 from pliant.gradients.choosing import words
@@ -20,8 +21,8 @@ from pliant.gradients.choosing.rules import Chosen, choose
 from pliant.gradients.choosing.scores import Scored, in_chunks
 from pliant.gradients.choosing.stale import StaleScores
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.engines.passage import Passage, hidden_of, with_hidden
 from pliant.gradients.engines.sharded import is_sharded
+from pliant.gradients.engines.split_forward import SplitForward
 from pliant.gradients.schedule import Schedule
 
 Reference = nn.Module | Callable[[], AbstractContextManager[Any]]
@@ -68,7 +69,7 @@ class Selector:
         return self.config.selection in ("sampled", "uniform")
 
     def chosen(
-        self, passage: Passage, lesson: Lesson, decoded: Any, hidden_BTD: Tensor | None
+        self, split: SplitForward, lesson: Lesson, decoded: Any, hidden_BTD: Tensor | None
     ) -> Chosen:
         """The positions to train, told from these hidden states."""
         self.losses_BT = None
@@ -78,14 +79,14 @@ class Selector:
         ratio, scores_BT, generator = self.schedule.ratio(), None, self._generator()
         if self.config.needs_scores:
             assert hidden_BTD is not None
-            scores_BT = self._remembered(passage, lesson, decoded, hidden_BTD, generator)
+            scores_BT = self._remembered(split, lesson, decoded, hidden_BTD, generator)
             if self.config.dynamic and self._confidence is not None:
                 ratio = self.schedule.ratio(float(self._confidence))
         return choose(scores_BT, lesson.valid_BT, self.config, ratio, generator)
 
     def _remembered(
         self,
-        passage: Passage,
+        split: SplitForward,
         lesson: Lesson,
         decoded: Any,
         hidden_BTD: Tensor,
@@ -93,19 +94,19 @@ class Selector:
     ) -> Tensor:
         """The scores of the last visit where these still stand, and new ones elsewhere."""
         if self.kept is None or lesson.example_id is None:
-            return self._scores(passage, lesson, decoded, hidden_BTD, generator)
+            return self._scores(split, lesson, decoded, hidden_BTD, generator)
         known = self.kept.recall(lesson.example_id, lesson.valid_BT)
         # Where a reference is these sharded weights, other processes may be running them now.
-        alone = self.config.score != "excess" or not is_sharded(passage.anatomy)
+        alone = self.config.score != "excess" or not is_sharded(split.anatomy)
         if alone and not bool(known.due_B.any()):
             return known.difficulty_BT
-        fresh_BT = self._scores(passage, lesson, decoded, hidden_BTD, generator)
+        fresh_BT = self._scores(split, lesson, decoded, hidden_BTD, generator)
         self.kept.keep(lesson.example_id, fresh_BT, lesson.valid_BT, known.due_B)
         return torch.where(known.due_B[:, None], fresh_BT, known.difficulty_BT)
 
     def _scores(
         self,
-        passage: Passage,
+        split: SplitForward,
         lesson: Lesson,
         decoded: Any,
         hidden_BTD: Tensor,
@@ -115,8 +116,8 @@ class Selector:
         valid_BT, score = lesson.valid_BT, self.config.score
         targets_N = lesson.targets_BT[valid_BT]
         if self.router is None:
-            rows, logits_of = _head_on(passage, lesson, decoded, hidden_BTD.detach())
-            found = self._estimated(passage, lesson, decoded, rows, generator)
+            rows, logits_of = _head_on(split, lesson, decoded, hidden_BTD.detach())
+            found = self._estimated(split, lesson, decoded, rows, generator)
         else:
             rows, logits_of = _routed(self.router, lesson)
             found = None
@@ -127,19 +128,19 @@ class Selector:
         self._confidence = found.confidence
         scores_N = found.scores_N
         if score == "excess":
-            scores_N = (scores_N - self._reference_losses(passage, lesson)).clamp(min=0)
+            scores_N = (scores_N - self._reference_losses(split, lesson)).clamp(min=0)
         return spread(scores_N, valid_BT)
 
     def _estimated(
         self,
-        passage: Passage,
+        split: SplitForward,
         lesson: Lesson,
         decoded: Any,
         rows_ND: Tensor,
         generator: torch.Generator,
     ) -> Scored | None:
         """From some words, where this configuration and this model's way to logits allow it."""
-        head, targets_N = passage.anatomy.head, lesson.targets_BT[lesson.valid_BT]
+        head, targets_N = split.anatomy.head, lesson.targets_BT[lesson.valid_BT]
         some = words.how_many(head, self.config)
         if some is None or self._words_agree is False or not len(targets_N):
             return None
@@ -147,7 +148,7 @@ class Selector:
         read = words.drawn(targets_N, head.out_features, some, generator)
 
         def logits_by(rows: Tensor, instead: words.PartialHead | None = None) -> Tensor:
-            return passage.logits(decoded, rows, lesson.inputs, instead)
+            return split.logits(decoded, rows, lesson.inputs, instead)
 
         if self._words_agree is None:
             few = slice(0, words.TRIED)
@@ -157,16 +158,16 @@ class Selector:
         return words.estimated(logits_by, head, read, rows_ND, targets_N, self.config.score)
 
     @torch.no_grad()
-    def _reference_losses(self, passage: Passage, lesson: Lesson) -> Tensor:
+    def _reference_losses(self, split: SplitForward, lesson: Lesson) -> Tensor:
         without: AbstractContextManager[Any] = nullcontext()
         if isinstance(self.reference, nn.Module):
             anatomy = Anatomy.of(self.reference)
-            passage = Passage(anatomy, anatomy.model.forward)
+            split = SplitForward(anatomy, anatomy.model.forward)
         elif self.reference is not None:
             without = self.reference()
         with without:
-            decoded = passage.backbone(lesson.inputs)
-            rows, logits_of = _head_on(passage, lesson, decoded, hidden_of(decoded))
+            decoded = split.backbone(lesson.inputs)
+            rows, logits_of = _head_on(split, lesson, decoded, last_hidden_state(decoded))
             targets_N = lesson.targets_BT[lesson.valid_BT]
             return in_chunks(logits_of, rows, targets_N, "loss").scores_N
 
@@ -226,11 +227,11 @@ LogitsOf = Callable[[Tensor], Tensor]
 
 
 def _head_on(
-    passage: Passage, lesson: Lesson, decoded: Any, hidden_BTD: Tensor
+    split: SplitForward, lesson: Lesson, decoded: Any, hidden_BTD: Tensor
 ) -> tuple[Tensor, LogitsOf]:
     """The labelled positions' hidden states, and the model's own way from these to logits."""
     decoded = with_hidden(decoded, hidden_BTD)
-    return hidden_BTD[lesson.valid_BT], lambda rows: passage.logits(decoded, rows, lesson.inputs)
+    return hidden_BTD[lesson.valid_BT], lambda rows: split.logits(decoded, rows, lesson.inputs)
 
 
 def _routed(router: Router, lesson: Lesson) -> tuple[Tensor, LogitsOf]:

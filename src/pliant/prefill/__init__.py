@@ -6,15 +6,16 @@
     Prefilled.join(model, ran.split())   # the same from prefixes that were stored one by one
 
 `batch` aligns the prompts to the left, `run` is one forward over whole or first layers, `prefilled`
-what comes of it, `prefix` the keys and values of one prompt, `habits` what has to be asked of a
+what comes of it, `prefix` the keys and values of one prompt, `trials` what has to be asked of a
 model before it is trusted with a cache or with padding.
 """
 
-from pliant.prefill.batch import Batch, align, device_of
-from pliant.prefill.habits import bears_padding, groups, keeps_cache
+from pliant.anatomy.find import device_of
+from pliant.prefill.batch import Batch, align
 from pliant.prefill.prefilled import Prefilled, prefill
 from pliant.prefill.prefix import Prefix
 from pliant.prefill.run import Ran, on_top
+from pliant.prefill.trials import bears_padding, groups, keeps_cache
 
 __all__ = [
     "Batch",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pliant.data.collate import pad_rows
 from pliant.errors import InvalidInput
@@ -67,14 +67,6 @@ def align(input_ids: Tensor, attention_mask: Tensor | None = None) -> Batch:
 def positions(mask_BT: Tensor) -> Tensor:
     """Each token's position as `generate` counts it: from 0, and 0 on the padding."""
     return (mask_BT.long().cumsum(dim=1) - 1).masked_fill(mask_BT == 0, 0)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module runs; weights that accelerate offloads are elsewhere until then."""
-    runs_on = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    if runs_on is not None:
-        return torch.device(runs_on)
-    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def _trimmed(ids_BT: Tensor, mask_BT: Tensor) -> Batch:

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
-from pliant.anatomy.branch import branch
+from pliant.anatomy.cache_copy import copy_state
 from pliant.anatomy.depth import cache_name, last_hidden_state
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.prefill.batch import Batch, align
-from pliant.prefill.habits import groups, keeps_cache
 from pliant.prefill.prefix import Prefix, joined, split
 from pliant.prefill.run import (
     Entering,
@@ -30,6 +29,7 @@ from pliant.prefill.run import (
     run_layers,
     unnoticed,
 )
+from pliant.prefill.trials import groups, keeps_cache
 
 
 def prefill(
@@ -103,7 +103,7 @@ class Prefilled:
                 f"{self._name} does not bear padding on the left, so these prompts of several "
                 "lengths have no cache in common: run one length at a time"
             )
-        return branch(self.parts[0].ran.cache)
+        return copy_state(self.parts[0].ran.cache)
 
     def step(self, ids: Tensor, entering: Entering = unnoticed) -> Tensor:
         """Run (B, r) ids on top of the prompts: their hidden states, (B, r, D), after the norm.

@@ -15,8 +15,9 @@ from transformers import DynamicCache, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pliant.anatomy import Anatomy
+from pliant.anatomy.find import device_of
 from pliant.errors import InvalidInput, UnsupportedModel
-from pliant.prefill.batch import Batch, device_of
+from pliant.prefill.batch import Batch
 
 EMPTY, GROWING = -1, 0
 """A cache layer that holds nothing (it was not run, or uses another's keys and values), and one

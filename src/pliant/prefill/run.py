@@ -17,15 +17,9 @@ import torch
 from torch import Tensor
 
 from pliant.anatomy import Anatomy
-from pliant.anatomy.branch import branch
-from pliant.anatomy.depth import (
-    FirstLayers,
-    cache_name,
-    last_hidden_state,
-    run_first,
-)
-from pliant.anatomy.detour import FORWARD, detours
-from pliant.errors import UnsupportedModel
+from pliant.anatomy.cache_copy import copy_state
+from pliant.anatomy.decoder import last_hidden_state, run_both, run_decoder
+from pliant.anatomy.depth import FirstLayers, cache_name, run_first
 from pliant.prefill.batch import Batch, positions
 
 Entering = Callable[[int, int, tuple[int, int]], AbstractContextManager[Any]]
@@ -61,29 +55,18 @@ class Ran:
 
 def run(anatomy: Anatomy, inputs: dict[str, Any], *, head: bool = False) -> Ran:
     """The whole model; it is stopped before its head unless that is asked for."""
-    seen: list[Any] = []
+    if not head:
+        decoded = run_decoder(anatomy, inputs)
+        return Ran(last_hidden_state(decoded), *_cache_in(decoded))
+    decoded, output = run_both(anatomy, inputs)
+    # The decoder's output has the cache, or else (where it is a tuple) the model's.
+    cache, name = _cache_in(decoded if cache_name(decoded) else output)
+    return Ran(last_hidden_state(decoded), cache, name, output.logits[:, -1])
 
-    def capture(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        seen.append(original(*args, **kwargs))
-        if not head:
-            raise _Enough
-        return seen[-1]
 
-    output = None
-    try:
-        with detours({(anatomy.decoder, FORWARD): capture}):
-            output = anatomy.model(**inputs)
-    except _Enough:
-        pass
-    if not seen:
-        kind = type(anatomy.model).__name__
-        raise UnsupportedModel(f"{kind}: its forward never called the decoder that was found")
-    # The decoder's output has the cache, or else (where it gives a tuple) the model's.
-    holder = seen[-1] if output is None or cache_name(seen[-1]) else output
-    name = cache_name(holder)
-    cache = None if name is None else getattr(holder, name)
-    logits = None if output is None else output.logits[:, -1]
-    return Ran(last_hidden_state(seen[-1]), cache, name, logits)
+def _cache_in(output: Any) -> tuple[Any, str | None]:
+    name = cache_name(output)
+    return (None if name is None else getattr(output, name)), name
 
 
 def run_layers(anatomy: Anatomy, k: int, inputs: dict[str, Any], *, resumable: bool) -> Ran:
@@ -152,7 +135,7 @@ def on_cache(
         given = {**inputs_of(anatomy, batch, at_once), **inputs, "use_cache": True}
         if remembers_no_positions(cache, ran.name):
             given.pop("attention_mask", None)
-        given[ran.name] = cache if layers is not None else branch(cache)
+        given[ran.name] = cache if layers is not None else copy_state(cache)
         shape = (ids_Br.shape[0], at_once)
         with entering(start, start + at_once, shape), _kept_for_autograd(cache):
             if layers is None:
@@ -204,7 +187,3 @@ def _takes(anatomy: Anatomy, name: str) -> bool:
 def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
     """What a kind of model takes; whoever patches a model's forward must let that through."""
     return frozenset(inspect.signature(forward).parameters)
-
-
-class _Enough(BaseException):
-    """The decoder is done. Not an Exception: no model's own `except` may take it for an error."""

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pliant.anatomy.decoder import last_hidden_state
 from pliant.gradients.engines.completion import completion
-from pliant.gradients.engines.passage import Passage, hidden_of, rows_of
 from pliant.gradients.engines.sparse import first_pass, second_pass
+from pliant.gradients.engines.split_forward import SplitForward, rows_of
 from pliant.survey.capability import Verdict, register, yes_if
 from pliant.survey.specimen import Fp64Throughout, Specimen
 
@@ -29,21 +30,21 @@ EXACT, SAME_GRADIENT = 1e-12, 1e-6
     needs=["runs"],
 )
 def chosen_rows(specimen: Specimen) -> Verdict:
-    with _passage(specimen) as passage:
+    with _split(specimen) as split:
         ids = _ids()
         labels = ids.clone()
         labels[1, LENGTH // 2 :] = -100
         plain = {"input_ids": ids, "use_cache": False}
-        whole = passage.forward(**plain).logits[:, :-1].flatten(0, 1)
+        whole = split.forward(**plain).logits[:, :-1].flatten(0, 1)
         targets_BT = F.pad(labels[:, 1:], (0, 1), value=-100)
         theirs = F.cross_entropy(whole.double(), targets_BT[:, :-1].flatten(), ignore_index=-100)
-        decoded = passage.backbone(plain)
-        rows = hidden_of(decoded)[targets_BT != -100]
-        logits = passage.head(decoded, rows, plain).logits.reshape(len(rows), -1)
+        decoded = split.backbone(plain)
+        rows = last_hidden_state(decoded)[targets_BT != -100]
+        logits = split.head(decoded, rows, plain).logits.reshape(len(rows), -1)
         ours = F.cross_entropy(logits.double(), targets_BT[targets_BT != -100])
         if abs(float(ours - theirs)) > EXACT * abs(float(theirs)):
             return Verdict(False, "the loss on rows is another")
-        off = _difference(_gradient(passage, ours), _gradient(passage, theirs))
+        off = _difference(_gradient(split, ours), _gradient(split, theirs))
         return yes_if(off <= SAME_GRADIENT, f"the gradient on rows is off by {off:.0e}")
 
 
@@ -54,13 +55,13 @@ def chosen_rows(specimen: Specimen) -> Verdict:
     needs=["chosen rows"],
 )
 def sparse(specimen: Specimen) -> Verdict:
-    with _passage(specimen) as passage:
+    with _split(specimen) as split:
         for padding in (None, "right", "left"):
-            off = _off_at_chosen(passage, padding)
+            off = _off_at_chosen(split, padding)
             if not off <= EXACT:
                 where = f" when padded on the {padding}" if padding else ""
                 return Verdict(False, f"chosen positions are off by {off:.0e}{where}")
-        off = _off_in_gradient(passage)
+        off = _off_in_gradient(split)
         return yes_if(off <= SAME_GRADIENT, f"the gradient of all positions is off by {off:.0e}")
 
 
@@ -72,41 +73,41 @@ def sparse(specimen: Specimen) -> Verdict:
 )
 @torch.no_grad()
 def completions(specimen: Specimen) -> Verdict:
-    with _passage(specimen) as passage:
+    with _split(specimen) as split:
         inputs, mask = _batch("right")
         valid = mask.bool()
         valid[0, :9], valid[1, :5], valid[:, -1] = False, False, False
-        ours = hidden_of(completion(passage, inputs, valid))
-        whole = hidden_of(passage.backbone(inputs))[:, : ours.shape[1]]
+        ours = last_hidden_state(completion(split, inputs, valid))
+        whole = last_hidden_state(split.backbone(inputs))[:, : ours.shape[1]]
         off = _difference(ours[valid[:, : ours.shape[1]]], whole[valid[:, : ours.shape[1]]])
         return yes_if(off <= EXACT, f"the completion is off by {off:.0e}")
 
 
 @torch.no_grad()
-def _off_at_chosen(passage: Passage, padding: str | None) -> float:
+def _off_at_chosen(split: SplitForward, padding: str | None) -> float:
     inputs, mask = _batch(padding)
     at_BK = torch.stack([row.nonzero()[:, 0][[1, 2, 5, 8, 12]] for row in mask])
     live_BK = torch.ones_like(at_BK, dtype=torch.bool)
-    whole = rows_of(hidden_of(passage.backbone(inputs)), at_BK, live_BK)
-    first = first_pass(passage, inputs)
-    ours = hidden_of(second_pass(passage, inputs, first.pairs, at_BK, live_BK))
+    whole = rows_of(last_hidden_state(split.backbone(inputs)), at_BK, live_BK)
+    first = first_pass(split, inputs)
+    ours = last_hidden_state(second_pass(split, inputs, first.pairs, at_BK, live_BK))
     return _difference(rows_of(ours, at_BK, live_BK), whole)
 
 
-def _off_in_gradient(passage: Passage) -> float:
+def _off_in_gradient(split: SplitForward) -> float:
     inputs, _ = _batch(None)
     at_BK = torch.arange(LENGTH).expand(2, -1)
     live_BK = torch.ones_like(at_BK, dtype=torch.bool)
-    whole = hidden_of(passage.backbone(inputs))
+    whole = last_hidden_state(split.backbone(inputs))
     weights = torch.linspace(-1, 1, whole.numel(), dtype=whole.dtype).view_as(whole)
-    first = first_pass(passage, inputs)
-    ours = hidden_of(second_pass(passage, inputs, first.pairs, at_BK, live_BK))
-    dense = _gradient(passage, (whole * weights).sum())
-    return _difference(_gradient(passage, (ours * weights).sum()), dense)
+    first = first_pass(split, inputs)
+    ours = last_hidden_state(second_pass(split, inputs, first.pairs, at_BK, live_BK))
+    dense = _gradient(split, (whole * weights).sum())
+    return _difference(_gradient(split, (ours * weights).sum()), dense)
 
 
-def _gradient(passage: Passage, loss: Tensor) -> Tensor:
-    trained = [p for p in passage.anatomy.model.parameters() if p.requires_grad]
+def _gradient(split: SplitForward, loss: Tensor) -> Tensor:
+    trained = [p for p in split.anatomy.model.parameters() if p.requires_grad]
     found = torch.autograd.grad(loss, trained, allow_unused=True)
     return torch.cat([g.flatten() for g in found if g is not None])
 
@@ -134,8 +135,8 @@ def _batch(padding: str | None) -> tuple[dict[str, Any], Tensor]:
 
 
 @contextmanager
-def _passage(specimen: Specimen) -> Iterator[Passage]:
+def _split(specimen: Specimen) -> Iterator[SplitForward]:
     """The model in fp64 and in eval mode."""
     double = specimen.in_fp64
     with Fp64Throughout():
-        yield Passage(double.anatomy, double.model.forward)
+        yield SplitForward(double.anatomy, double.model.forward)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from pliant.anatomy.cut import first_layers_config
+from pliant.anatomy.truncated_config import first_layers_config
 from pliant.complexity.facade.ending import ending
 from pliant.complexity.facade.tokenizer import CPXTokenizer
 from pliant.errors import InvalidInput, UnsupportedModel

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pliant.adapters.fingerprint import unwrapped
 from pliant.anatomy import Anatomy
+from pliant.anatomy.unwrap import unwrap
 from pliant.errors import InvalidInput
 from pliant.gradients.audit.as_found import as_found, trained, without_gradients
 from pliant.gradients.audit.contenders import (
@@ -25,8 +25,8 @@ from pliant.gradients.audit.cost import Cost, costs
 from pliant.gradients.audit.quality import Judge, Quality
 from pliant.gradients.batch import lesson_of
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.engines.objective import objective
-from pliant.gradients.engines.passage import Passage
+from pliant.gradients.engines.label_alignment import label_alignment
+from pliant.gradients.engines.split_forward import SplitForward
 from pliant.gradients.selecting import Reference, Router
 from pliant.stats import Band
 
@@ -127,7 +127,7 @@ def audit(
     A batch is what the model is called with, labels among it. The schedule is left out: this is
     what a step comes to when its warm-up is over. The model is left as it was found.
     """
-    config, model = config or GradientConfig(), unwrapped(model)
+    config, model = config or GradientConfig(), unwrap(model)
     given: list[Batch] = [batches] if isinstance(batches, Mapping) else list(batches)
     tokens = _checked(model, given, draws, turns)
     with as_found(model):
@@ -178,8 +178,8 @@ def _checked(model: nn.Module, batches: Sequence[Batch], draws: int, turns: int)
 
 def _labelled(model: nn.Module, batch: Batch) -> int:
     """Where labels stand at what predicts them, the first of a row is one as well."""
-    passage = Passage(Anatomy.of(model), model.forward)
-    return int(lesson_of(dict(batch), objective(passage).aligned).valid_BT.sum())
+    split = SplitForward(Anatomy.of(model), model.forward)
+    return int(lesson_of(dict(batch), label_alignment(split).aligned).valid_BT.sum())
 
 
 def placed(batch: Batch, model: nn.Module) -> dict[str, Any]:

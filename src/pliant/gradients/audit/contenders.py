@@ -19,14 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from pliant import adapters
-from pliant.adapters.fingerprint import unwrapped
 from pliant.anatomy import Anatomy
+from pliant.anatomy.decoder import last_hidden_state
+from pliant.anatomy.unwrap import unwrap
 from pliant.errors import InvalidInput
 from pliant.gradients.batch import EXTRAS, lesson_of
 from pliant.gradients.choosing.scores import in_chunks
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.engines.objective import objective
-from pliant.gradients.engines.passage import Passage, hidden_of
+from pliant.gradients.engines.label_alignment import label_alignment
+from pliant.gradients.engines.split_forward import SplitForward
 from pliant.gradients.model import Gradients, GradientsWarning
 from pliant.gradients.selecting import Reference, Router, spread
 
@@ -137,7 +138,7 @@ class Field:
         reference: Reference | None = None,
         router: Router | None = None,
     ) -> None:
-        self.model = unwrapped(model)
+        self.model = unwrap(model)
         self.contenders = list(contenders)
         self.reference, self.router = reference, router
         self.handles: dict[Contender, Gradients] = {}
@@ -203,12 +204,12 @@ class Field:
     @torch.no_grad()
     def _hardness(self, batch: Batch) -> Tensor:
         """(B,): the mean difficulty of each row's labelled tokens, by the score "combined"."""
-        passage = Passage(Anatomy.of(self.model), self.model.forward)
-        lesson = lesson_of(dict(batch), objective(passage).aligned)
-        decoded = passage.backbone(lesson.inputs)
+        split = SplitForward(Anatomy.of(self.model), self.model.forward)
+        lesson = lesson_of(dict(batch), label_alignment(split).aligned)
+        decoded = split.backbone(lesson.inputs)
         scores_N = in_chunks(
-            lambda rows: passage.logits(decoded, rows, lesson.inputs),
-            hidden_of(decoded)[lesson.valid_BT],
+            lambda rows: split.logits(decoded, rows, lesson.inputs),
+            last_hidden_state(decoded)[lesson.valid_BT],
             lesson.targets_BT[lesson.valid_BT],
             "combined",
         ).scores_N

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from pliant.adapters.fingerprint import unwrapped
 from pliant.anatomy import Anatomy
+from pliant.anatomy.decoder import last_hidden_state
+from pliant.anatomy.unwrap import unwrap
 from pliant.data.collate import Collator
 from pliant.errors import InvalidInput
 from pliant.gradients.audit.as_found import Kept, as_found, without_gradients
@@ -32,8 +33,8 @@ from pliant.gradients.audit.verdict import Race, Run
 from pliant.gradients.batch import lesson_of
 from pliant.gradients.choosing.scores import in_chunks
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.engines.objective import objective
-from pliant.gradients.engines.passage import Passage, hidden_of
+from pliant.gradients.engines.label_alignment import label_alignment
+from pliant.gradients.engines.split_forward import SplitForward
 from pliant.gradients.selecting import Reference, Router, spread
 
 Row = Mapping[str, Any]
@@ -79,7 +80,7 @@ def race(
     whatever that makes a batch of. Every contender draws its batches from the same rows in the same
     order, with AdamW and a learning rate that falls to 0 at its own end.
     """
-    config, model = config or GradientConfig(), unwrapped(model)
+    config, model = config or GradientConfig(), unwrap(model)
     _check(train_rows, eval_rows, batch_size, seeds, seconds, steps, turns)
     terms = Terms(min(batch_size, len(train_rows)), lr, collate or Collator())
     kept = Kept(model)
@@ -216,12 +217,12 @@ class _Course:
 
 def _row_losses(model: nn.Module, batch: Batch) -> tuple[Any, Any]:
     """Each row's loss, summed over its tokens; no logits of a whole batch exist."""
-    passage = Passage(Anatomy.of(model), model.forward)
-    lesson = lesson_of(dict(batch), objective(passage).aligned)
-    decoded = passage.backbone(lesson.inputs)
+    split = SplitForward(Anatomy.of(model), model.forward)
+    lesson = lesson_of(dict(batch), label_alignment(split).aligned)
+    decoded = split.backbone(lesson.inputs)
     losses_N = in_chunks(
-        lambda rows: passage.logits(decoded, rows, lesson.inputs),
-        hidden_of(decoded)[lesson.valid_BT],
+        lambda rows: split.logits(decoded, rows, lesson.inputs),
+        last_hidden_state(decoded)[lesson.valid_BT],
         lesson.targets_BT[lesson.valid_BT],
         "loss",
     ).losses_N

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant.adapters.fingerprint import unwrapped
+from pliant.anatomy.unwrap import unwrap
 from pliant.gradients.audit.as_found import as_found
 from pliant.gradients.audit.audit import placed
 from pliant.gradients.audit.contenders import Batch, Contender, Field, steady
@@ -54,7 +54,7 @@ def show(
     Scores are told from the whole vocabulary, so that every token's loss is known.
     """
     whole = replace(steady(config or GradientConfig()), score_share=1.0)
-    model, asked = unwrapped(model), Contender("tokens", whole)
+    model, asked = unwrap(model), Contender("tokens", whole)
     with as_found(model), Field(model, [asked], reference, router) as field:
         watching = Watching()
         field.handles[asked].telemetry = watching

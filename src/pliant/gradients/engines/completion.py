@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from pliant.gradients.engines.keys import extended
-from pliant.gradients.engines.passage import Passage
 from pliant.gradients.engines.sparse import first_pass, second_pass
+from pliant.gradients.engines.split_forward import SplitForward
 
 
 def completion(
-    passage: Passage, inputs: dict[str, Any], valid_BT: Tensor, *, always: bool = False
+    split: SplitForward, inputs: dict[str, Any], valid_BT: Tensor, *, always: bool = False
 ) -> Any | None:
     """What the decoder returns, right from each row's first to its last valid position.
 
@@ -33,9 +33,9 @@ def completion(
     prompt = max(1, prompt)
     end = max(prompt, length - int(valid_BT.any(0).flip(0).int().argmax()))
     at_BK, live_BK = _from_first_on(valid_BT, first_B, end)
-    kept = first_pass(passage, shortened(inputs, valid_BT.shape, prompt))
+    kept = first_pass(split, shortened(inputs, valid_BT.shape, prompt))
     return second_pass(
-        passage,
+        split,
         shortened(inputs, valid_BT.shape, end),
         extended(kept.pairs, end),
         at_BK,

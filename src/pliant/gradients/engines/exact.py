@@ -7,20 +7,23 @@ from typing import Any
 
 from torch import Tensor
 
+from pliant.anatomy.decoder import last_hidden_state
 from pliant.gradients.engines.layers import Arguments, Exit, at_each_layer
-from pliant.gradients.engines.passage import Passage, hidden_of
+from pliant.gradients.engines.split_forward import SplitForward
 
 
-def exact(passage: Passage, inputs: dict[str, Any], exit_layer: int | None) -> tuple[Any, Tensor]:
+def exact(
+    split: SplitForward, inputs: dict[str, Any], exit_layer: int | None
+) -> tuple[Any, Tensor]:
     """What the decoder returns, and the hidden states that scores are taken from."""
-    exit = Exit(passage.anatomy, exit_layer)
+    exit = Exit(split.anatomy, exit_layer)
 
     def call(i: int, original: Callable[..., Any], given: Arguments) -> Any:
         return exit.see(i, given.call(original))
 
     if exit.layer is None:
-        decoded = passage.backbone(inputs)
+        decoded = split.backbone(inputs)
     else:
-        passage.count(inputs)
-        decoded = passage.backbone(inputs, at_each_layer(passage.anatomy, call))
-    return decoded, exit.hidden(hidden_of(decoded))
+        split.count(inputs)
+        decoded = split.backbone(inputs, at_each_layer(split.anatomy, call))
+    return decoded, exit.hidden(last_hidden_state(decoded))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
-from pliant.anatomy.detour import FORWARD, Handler, Spot
+from pliant.anatomy.intercept import FORWARD, Handler, Target
 from pliant.errors import UnsupportedModel
-from pliant.gradients.engines.passage import parameters_of
+from pliant.gradients.engines.split_forward import parameters_of
 
 CACHES = ("past_key_values", "layer_past")
 MASK = "attention_mask"
@@ -74,7 +74,7 @@ class Arguments:
         return forward(*self.args, **self.kwargs)
 
 
-def at_each_layer(anatomy: Anatomy, call: Call) -> dict[Spot, Handler]:
+def at_each_layer(anatomy: Anatomy, call: Call) -> dict[Target, Handler]:
     """Handlers that pass each layer's call, with its index, through `call`."""
 
     def handler(index: int, layer: nn.Module) -> Handler:

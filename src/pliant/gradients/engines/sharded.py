@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
-from pliant.anatomy.detour import CALL, FORWARD, detours
+from pliant.anatomy.intercept import CALL, FORWARD, intercept
 
 Found = TypeVar("Found")
 
@@ -44,7 +44,7 @@ def while_head_runs(anatomy: Anatomy, hidden_BTD: Tensor, look: Callable[[], Fou
             found.append(look())
         return args[0]
 
-    with torch.no_grad(), detours({(head, FORWARD): answer}):
+    with torch.no_grad(), intercept({(head, FORWARD): answer}):
         head(hidden_BTD[:1, :1].detach())
     return found[0]
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pliant.anatomy import Anatomy
+from pliant.anatomy.decoder import last_hidden_state
+from pliant.anatomy.modes import attention_among, without_checkpointing
 from pliant.gradients.engines.keys import Pair, Recording, Writing
 from pliant.gradients.engines.layers import (
     CACHES,
@@ -27,14 +29,7 @@ from pliant.gradients.engines.layers import (
     at_each_layer,
     causal,
 )
-from pliant.gradients.engines.passage import (
-    Passage,
-    attention_by,
-    detached,
-    hidden_of,
-    tokens_of,
-    without_checkpointing,
-)
+from pliant.gradients.engines.split_forward import SplitForward, detached, tokens_of
 
 KINDS = ("sdpa", "eager")
 """They take a mask of any shape; where another attention is set, sdpa computes these passes."""
@@ -51,7 +46,7 @@ class First:
 
 
 def first_pass(
-    passage: Passage,
+    split: SplitForward,
     inputs: dict[str, Any],
     *,
     one_hop: bool = False,
@@ -59,33 +54,37 @@ def first_pass(
 ) -> First:
     """Run whole sequences without gradient. With `one_hop`, keys and values keep the graph of the
     layer that made them, and no more."""
-    anatomy = passage.anatomy
+    anatomy = split.anatomy
     recording, exit = Recording(), Exit(anatomy, exit_layer)
-    passage.ledger.backbone(tokens_of(inputs), live=False)
+    split.ledger.backbone(tokens_of(inputs), live=False)
 
     def call(i: int, original: Callable[..., Any], given: Arguments) -> Any:
         given.give(CACHES, recording)
         with torch.set_grad_enabled(one_hop):
             return exit.see(i, detached(given.call(original)))
 
-    with torch.no_grad(), attention_by(anatomy, *KINDS), without_checkpointing(anatomy):
-        decoded = passage.backbone(inputs, at_each_layer(anatomy, call))
-        return First(recording.pairs, decoded, exit.hidden(hidden_of(decoded)))
+    with (
+        torch.no_grad(),
+        attention_among(anatomy.model, *KINDS),
+        without_checkpointing(anatomy.model),
+    ):
+        decoded = split.backbone(inputs, at_each_layer(anatomy, call))
+        return First(recording.pairs, decoded, exit.hidden(last_hidden_state(decoded)))
 
 
 def second_pass(
-    passage: Passage,
+    split: SplitForward,
     inputs: dict[str, Any],
     pairs: dict[int, Pair],
     at_BK: Tensor,
     live_BK: Tensor,
 ) -> Any:
     """What the decoder returns, right at the chosen positions alone, with their gradient."""
-    anatomy = passage.anatomy
+    anatomy = split.anatomy
     length = next(iter(pairs.values()))[0].shape[-2]
-    with attention_by(anatomy, *KINDS), without_checkpointing(anatomy) as again:
+    with attention_among(anatomy.model, *KINDS), without_checkpointing(anatomy.model) as again:
         cut, writing = Cut(at_BK, length), Writing(pairs, at_BK, live_BK, again)
-        passage.ledger.backbone(at_BK.numel(), live=True, again=again)
+        split.ledger.backbone(at_BK.numel(), live=True, again=again)
         eager = getattr(anatomy.config, "_attn_implementation", None) not in ("sdpa",)
         plain: list[Tensor] = []
 
@@ -108,14 +107,14 @@ def second_pass(
             last = i + 1 == len(anatomy.layers)
             return spread(answer, at_BK, live_BK, length) if last else answer
 
-        return passage.backbone(inputs, at_each_layer(anatomy, call))
+        return split.backbone(inputs, at_each_layer(anatomy, call))
 
 
 def _as_now(anatomy: Anatomy, layer: Callable[..., Any]) -> Callable[..., Any]:
     """Runs a layer on the way back, when these blocks are left, as it runs inside them."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with attention_by(anatomy, *KINDS), without_checkpointing(anatomy):
+        with attention_among(anatomy.model, *KINDS), without_checkpointing(anatomy.model):
             return layer(*args, **kwargs)
 
     return run

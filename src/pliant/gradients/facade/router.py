@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
-from pliant.anatomy.detour import CALL, Handler, Spot, detours
+from pliant.anatomy.intercept import CALL, Handler, Target, intercept
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.gradients.facade.outputs import logits_of
 
@@ -77,7 +77,7 @@ class TruncatedRouter(nn.Module):
             inputs.setdefault("use_cache", False)
         if self._anatomy:
             try:
-                with detours(_Walk(self._anatomy[0], self.num_layers).handlers()):
+                with intercept(_Walk(self._anatomy[0], self.num_layers).handlers()):
                     return logits_of(model(**inputs))
             except UnsupportedModel as error:
                 self._anatomy = []
@@ -104,7 +104,7 @@ class _Walk:
         self.anatomy, self.k = anatomy, k
         self.at, self.left = -1, None
 
-    def handlers(self) -> dict[Spot, Handler]:
+    def handlers(self) -> dict[Target, Handler]:
         layers = enumerate(self.anatomy.layers)
         return {(layer, CALL): self._call_of(index) for index, layer in layers}
 

@@ -273,7 +273,7 @@ def _key(source: str, options: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _bears_padding(model: Any) -> bool:
     from pliant.anatomy import Anatomy
-    from pliant.prefill.habits import bears_padding
+    from pliant.prefill.trials import bears_padding
 
     try:
         return bears_padding(Anatomy.of(model))

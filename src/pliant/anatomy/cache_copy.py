@@ -22,7 +22,7 @@ REPLACES_ITS_TENSORS = (DynamicLayer, DynamicSlidingWindowLayer, UserDict)
 OPAQUE = (torch.nn.Module, PreTrainedConfig, type, torch.dtype, torch.device, torch.Stream)
 
 
-def branch(state: State) -> State:
+def copy_state(state: State) -> State:
     """A copy of `state` (any nest of caches, lists, dicts and tensors) that can go its own way."""
     return _copy(state, written_in_place=False, memo={})
 
@@ -34,9 +34,9 @@ def is_state(value: Any) -> bool:
     return isinstance(value, (list, dict)) or hasattr(value, "__dict__")
 
 
-def restore(live: Any, saved: Any) -> None:
+def restore_state(live: Any, saved: Any) -> None:
     """Give `live` the contents of `saved`, which is of its kind and can be used again."""
-    fresh = branch(saved)
+    fresh = copy_state(saved)
     if isinstance(live, list):
         live[:] = fresh
     elif isinstance(live, dict):

@@ -1,4 +1,4 @@
-"""A detour answers in its own context, for as long as its block runs, and leaves no trace."""
+"""A interceptor answers in its own context, for as long as its block runs, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pliant.anatomy.detour import CALL, FORWARD, detours
+from pliant.anatomy.intercept import CALL, FORWARD, intercept
 
 
 class Double(nn.Module):
@@ -30,50 +30,50 @@ def more_by_one(original: Any, args: Any, kwargs: Any) -> Any:
 ONE = torch.ones(())
 
 
-@pytest.mark.parametrize("spot", [FORWARD, CALL])
-def test_a_handler_answers_while_the_block_runs(spot: str) -> None:
+@pytest.mark.parametrize("target", [FORWARD, CALL])
+def test_a_handler_answers_while_the_block_runs(target: str) -> None:
     module = Double()
-    with detours({(module, spot): zero}):
+    with intercept({(module, target): zero}):
         assert module(ONE) == 0
     assert module(ONE) == 2
 
 
-@pytest.mark.parametrize("spot", [FORWARD, CALL])
-def test_a_handler_can_ask_the_module_itself(spot: str) -> None:
+@pytest.mark.parametrize("target", [FORWARD, CALL])
+def test_a_handler_can_ask_the_module_itself(target: str) -> None:
     module = Double()
-    with detours({(module, spot): more_by_one}):
+    with intercept({(module, target): more_by_one}):
         assert module(ONE) == 3
 
 
 def test_hooks_run_around_a_forward_and_not_around_a_call() -> None:
     module = Double()
     module.register_forward_hook(lambda _, __, output: output + 10)
-    with detours({(module, FORWARD): zero}):
+    with intercept({(module, FORWARD): zero}):
         assert module(ONE) == 10
-    with detours({(module, CALL): zero}):
+    with intercept({(module, CALL): zero}):
         assert module(ONE) == 0
 
 
 def test_another_context_notices_nothing() -> None:
     module = Double()
     elsewhere = contextvars.copy_context()
-    with detours({(module, FORWARD): zero}):
+    with intercept({(module, FORWARD): zero}):
         assert elsewhere.run(module, ONE) == 2
 
 
 def test_an_inner_detour_answers_alone_and_then_the_outer_again() -> None:
     module = Double()
-    with detours({(module, FORWARD): zero}):
-        with detours({(module, FORWARD): more_by_one}):
+    with intercept({(module, FORWARD): zero}):
+        with intercept({(module, FORWARD): more_by_one}):
             assert module(ONE) == 3
         assert module(ONE) == 0
 
 
-@pytest.mark.parametrize("spot", [FORWARD, CALL])
-def test_an_error_leaves_no_trace(spot: str) -> None:
+@pytest.mark.parametrize("target", [FORWARD, CALL])
+def test_an_error_leaves_no_trace(target: str) -> None:
     module = Double()
     before = dict(vars(module))
-    with pytest.raises(RuntimeError), detours({(module, spot): zero}):
+    with pytest.raises(RuntimeError), intercept({(module, target): zero}):
         raise RuntimeError
     assert vars(module) == before
 
@@ -82,26 +82,29 @@ def test_a_forward_that_somebody_replaced_is_put_back() -> None:
     module = Double()
     module.forward = lambda x: 5 * x
     replaced = module.forward
-    with detours({(module, FORWARD): more_by_one}):
+    with intercept({(module, FORWARD): more_by_one}):
         assert module(ONE) == 6
     assert module.forward is replaced
 
 
 def test_a_forward_that_is_replaced_meanwhile_stays_replaced() -> None:
     module = Double()
-    with detours({(module, FORWARD): zero}):
+    with intercept({(module, FORWARD): zero}):
         inner = module.forward
         module.forward = lambda x: inner(x) + 7
         assert module(ONE) == 7
     assert module(ONE) == 9
-    with detours({(module, FORWARD): zero}):
+    with intercept({(module, FORWARD): zero}):
         assert module(ONE) == 0
     assert module(ONE) == 9
 
 
 def test_overlapping_blocks_end_in_any_order() -> None:
     module = Double()
-    first, second = detours({(module, FORWARD): zero}), detours({(module, FORWARD): more_by_one})
+    first, second = (
+        intercept({(module, FORWARD): zero}),
+        intercept({(module, FORWARD): more_by_one}),
+    )
     one, other = contextvars.copy_context(), contextvars.copy_context()
     one.run(first.__enter__)
     other.run(second.__enter__)
@@ -113,7 +116,7 @@ def test_overlapping_blocks_end_in_any_order() -> None:
 
 def test_a_call_detour_is_left_behind_by_a_copy() -> None:
     module = Double()
-    with detours({(module, CALL): zero}):
+    with intercept({(module, CALL): zero}):
         twin = copy.deepcopy(module)
         assert twin(ONE) == 2
 
@@ -122,5 +125,5 @@ def test_it_has_the_signature_of_what_it_stands_for() -> None:
     """`generate` passes a forward what its signature names: positions, logits_to_keep, ..."""
     module = Double()
     own = inspect.signature(module.forward)
-    with detours({(module, FORWARD): zero}):
+    with intercept({(module, FORWARD): zero}):
         assert inspect.signature(module.forward) == own

@@ -1,7 +1,7 @@
 """Answer for a module, in this thread and for a while: who calls it from elsewhere notices nothing.
 
 A hook can change what a module returns but cannot spare it the work, and a patched `forward` would
-be patched for every thread. A detour stands in front of one method of one module and asks the
+be patched for every thread. A interceptor stands in front of one method of one module and asks the
 calling context who answers: a handler laid down here, or (for everybody else) the module itself.
 """
 
@@ -25,36 +25,36 @@ FORWARD = "forward"
 CALL = "_compiled_call_impl"
 """The whole call, hooks included: torch asks this slot first, and pickles modules without it."""
 
-Spot = tuple[nn.Module, str]
-_handlers: ContextVar[Mapping[Spot, Handler]] = ContextVar("pliant_detours")
+Target = tuple[nn.Module, str]
+_handlers: ContextVar[Mapping[Target, Handler]] = ContextVar("pliant_detours")
 _lock = threading.Lock()
 
 
 @contextmanager
-def detours(handlers: Mapping[Spot, Handler]) -> Iterator[None]:
+def intercept(handlers: Mapping[Target, Handler]) -> Iterator[None]:
     """Let `handlers` answer for their modules while the block runs, in this context alone."""
-    spots = list(handlers)
-    _put_up(spots)
+    targets = list(handlers)
+    _put_up(targets)
     token = _handlers.set(handlers)
     try:
         yield
     finally:
         _handlers.reset(token)
-        _take_down(spots)
+        _take_down(targets)
 
 
-class _Detour:
+class _Interceptor:
     """One module's method, with a question in front of it; shared by all threads that need it."""
 
-    def __init__(self, spot: Spot) -> None:
-        module, self.method = spot
-        self.spot = spot
+    def __init__(self, target: Target) -> None:
+        module, self.method = target
+        self.target = target
         self.before = vars(module).get(self.method)
         self.users = 0
 
     @torch.compiler.disable  # who answers depends on the context, which no compiler guards
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        handler = _handlers.get({}).get(self.spot)
+        handler = _handlers.get({}).get(self.target)
         if handler is None:
             return self.original(*args, **kwargs)
         return handler(self.original, args, kwargs)
@@ -63,7 +63,7 @@ class _Detour:
     def original(self) -> Callable[..., Any]:
         if self.before is not None:
             return self.before
-        module = self.spot[0]
+        module = self.target[0]
         return module._call_impl if self.method == CALL else type(module).forward.__get__(module)
 
     @property
@@ -72,27 +72,27 @@ class _Detour:
         return self.original
 
 
-def _put_up(spots: list[Spot]) -> None:
+def _put_up(targets: list[Target]) -> None:
     with _lock:
-        for spot in spots:
-            module, method = spot
-            detour = vars(module).get(method)
-            if not isinstance(detour, _Detour):
-                detour = _Detour(spot)
-                setattr(module, method, detour)
-            detour.users += 1
+        for target in targets:
+            module, method = target
+            interceptor = vars(module).get(method)
+            if not isinstance(interceptor, _Interceptor):
+                interceptor = _Interceptor(target)
+                setattr(module, method, interceptor)
+            interceptor.users += 1
 
 
-def _take_down(spots: list[Spot]) -> None:
+def _take_down(targets: list[Target]) -> None:
     with _lock:
-        for module, method in spots:
-            detour = vars(module).get(method)
-            if not isinstance(detour, _Detour):
+        for module, method in targets:
+            interceptor = vars(module).get(method)
+            if not isinstance(interceptor, _Interceptor):
                 continue  # wrapped by somebody meanwhile: it stays, and lets every call through
-            detour.users -= 1
-            if detour.users:
+            interceptor.users -= 1
+            if interceptor.users:
                 continue
-            if detour.before is None:
+            if interceptor.before is None:
                 delattr(module, method)
             else:
-                setattr(module, method, detour.before)
+                setattr(module, method, interceptor.before)

@@ -1,0 +1,63 @@
+"""A model in another mode for one call: eval mode, no gradient checkpointing, another attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each module is in the mode it was in.
+
+    In train mode dropout makes every run differ, and gradient checkpointing drops the cache.
+    """
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def without_checkpointing(model: nn.Module) -> Iterator[bool]:
+    """transformers' gradient checkpointing is off inside; yields whether it was on.
+
+    Checkpointing drops the keys and values that a second pass, or a step on the cache, needs.
+    """
+    # A wrapper passes attributes of its model on, so the module's own dictionary is asked.
+    checkpointing: list[Any] = [
+        module for module in model.modules() if vars(module).get("gradient_checkpointing") is True
+    ]
+    for module in checkpointing:
+        module.gradient_checkpointing = False
+    try:
+        yield bool(checkpointing)
+    finally:
+        for module in checkpointing:
+            module.gradient_checkpointing = True
+
+
+@contextmanager
+def attention_among(model: nn.Module, *allowed: str) -> Iterator[None]:
+    """Attention is computed by one of the `allowed` implementations inside: by the first, where
+    another one is set."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
+    configs: list[Any] = list({id(c): c for c in (config, text) if c is not None}.values())
+    before = [getattr(c, "_attn_implementation", None) for c in configs]
+    try:
+        for c, implementation in zip(configs, before, strict=True):
+            if implementation is not None and implementation not in allowed:
+                c._attn_implementation = allowed[0]
+        yield
+    finally:
+        for c, implementation in zip(configs, before, strict=True):
+            if implementation is not None and c._attn_implementation != implementation:
+                c._attn_implementation = implementation
