@@ -1,7 +1,7 @@
 """A name becomes a model: an embedded one (`nano-s`), a local folder, or a name on the hub.
 
-Every place in Pliant that takes a model name comes here, so that each of them takes the same names
-and says the same one clear line when a name is no model.
+Every part of Pliant loads models through this module, so all of them accept the same names and
+raise the same error of one line when a name is no model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# The embedded models lie in the package and are found by path: loading needs no code of nano.
+# The embedded models are files of this package: loading them needs no code of pliant.nano.
 WEIGHTS = Path(__file__).parent / "nano" / "weights"
 TOKENIZER_FILES = ("tokenizer.json", "*token*", "*vocab*", "*.model", "merges.txt")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -37,9 +37,9 @@ def load(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, ready to be asked (eval mode), and its tokenizer.
+    """Load a model, in eval mode, and its tokenizer.
 
-    `dtype="auto"` keeps the checkpoint's own. Further options (device_map, quantization_config,
+    `dtype="auto"` is the checkpoint's own dtype. Further options (device_map, quantization_config,
     attn_implementation, ...) go to `AutoModelForCausalLM.from_pretrained` as they are.
     """
     model = load_model(
@@ -63,7 +63,7 @@ def load_model(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
-    """The model alone; a checkpoint that lacks some of its weights is refused, not filled in."""
+    """Load the model alone; a checkpoint without some of its weights raises `ModelNotFound`."""
     source = resolve(name)
     from transformers import AutoModelForCausalLM
 
@@ -94,7 +94,7 @@ def load_tokenizer(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer alone; `options` go to `AutoTokenizer.from_pretrained`."""
+    """Load the tokenizer alone; `options` go to `AutoTokenizer.from_pretrained`."""
     source = resolve(name)
     _refuse_no_tokenizer(source)
     from transformers import AutoTokenizer
@@ -109,10 +109,10 @@ def load_tokenizer(
 def load_config(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PretrainedConfig:
-    """The config of a causal language model; nothing else is read, and no weights are fetched."""
+    """Load the config of a causal language model, and nothing else."""
     source = resolve(name)
     raw = _read_config(source, revision)
-    from transformers import AutoConfig  # after what can fail at once: this takes seconds
+    from transformers import AutoConfig  # takes seconds, so names are checked first
 
     with _one_line(source, "config"):
         config: PretrainedConfig = AutoConfig.from_pretrained(
@@ -139,7 +139,7 @@ class Source:
 
 
 def resolve(name: str | Path) -> Source:
-    """Decide what a name means, in this order: embedded, local folder, hub. Nothing is fetched."""
+    """What a name means, in this order: embedded, local folder, hub. Downloads nothing."""
     text = str(name)
     if isinstance(name, str) and text in embedded():
         return Source(text, str(WEIGHTS / text), "embedded")
@@ -151,9 +151,9 @@ def resolve(name: str | Path) -> Source:
     if os.path.exists(path):
         raise ModelNotFound(f"{text!r} is a file: name the folder that holds config.json")
     if isinstance(name, Path) or _looks_local(text):
-        raise ModelNotFound(f"{text!r}: there is no such folder")
+        raise ModelNotFound(f"{text!r}: no such folder")
     if not HUB_NAME.fullmatch(text) or len(text) > 96:
-        raise ModelNotFound(f"{text[:80]!r} is no model name{_what_is_one()}")
+        raise ModelNotFound(f"{text[:80]!r} is no model name{_valid_names()}")
     return Source(text, text, "hub")
 
 
@@ -163,7 +163,7 @@ def embedded() -> list[str]:
 
 
 def torch_device(device: str | torch.device | None) -> torch.device | None:
-    """The device that was named, tried with an empty tensor, or one clear line about it."""
+    """The device, after an empty tensor was created on it; `InvalidInput` if that fails."""
     import torch
 
     if device is None:
@@ -178,10 +178,10 @@ def _check_dtype(dtype: str | torch.dtype) -> None:
     import torch
 
     if isinstance(dtype, str) and dtype != "auto":
-        known = [n for n, value in vars(torch).items() if isinstance(value, torch.dtype)]
-        if dtype not in known:
-            near = get_close_matches(dtype, known, n=1) or ["float32"]
-            raise InvalidInput(f"dtype {dtype!r} is none: did you mean {near[0]!r}, or 'auto'?")
+        names = [n for n, value in vars(torch).items() if isinstance(value, torch.dtype)]
+        if dtype not in names:
+            near = get_close_matches(dtype, names, n=1) or ["float32"]
+            raise InvalidInput(f"{dtype!r} is no dtype: did you mean {near[0]!r}, or 'auto'?")
 
 
 def _looks_local(text: str) -> bool:
@@ -189,7 +189,7 @@ def _looks_local(text: str) -> bool:
 
 
 def _read_config(source: Source, revision: str | None) -> dict[str, Any]:
-    """config.json as it stands; the errors of fetching and of parsing it are told apart here."""
+    """The content of config.json, with separate errors for downloading and for parsing it."""
     path = Path(source.location) / "config.json"
     if source.kind == "hub":
         path = _fetch_config(source, revision)
@@ -233,22 +233,22 @@ def _fetch_config(source: Source, revision: str | None) -> Path:
 
 
 def _hub_answers(source: Source, revision: str | None) -> bool:
-    """Asked once: a download asks six times, for most of a minute, before it gives up."""
+    """One request: a download retries six times, for most of a minute, before it fails."""
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
     try:
         get_hf_file_metadata(hf_hub_url(source.location, "config.json", revision=revision))
     except errors.HfHubHTTPError:
-        pass  # an answer, if a bad one: the download puts it in its own words
-    except Exception:  # the client's own kinds of a failed connection, and its offline mode
+        pass  # the hub answers: the download raises the specific error
+    except Exception:  # the client's connection errors, and its offline mode
         return False
     return True
 
 
 def _unreachable(source: Source) -> ModelNotFound:
     return ModelNotFound(
-        f"{source}: no such embedded model or local folder, and the hub could not be asked "
-        f"(offline?){_suggestion(source)}"
+        f"{source}: no such embedded model or local folder, and the hub is "
+        f"unreachable (offline?){_suggestion(source)}"
     )
 
 
@@ -257,7 +257,7 @@ def _suggestion(source: Source) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _what_is_one() -> str:
+def _valid_names() -> str:
     own = " or ".join(repr(name) for name in embedded()) or "an embedded model"
     return f": give {own}, a local folder, or a name on the hub such as 'owner/model'"
 
@@ -273,21 +273,22 @@ def _is_causal(config: PretrainedConfig, raw: dict[str, Any]) -> bool:
 
 
 def _refuse_gaps(source: Source, report: dict[str, Any]) -> None:
-    """A checkpoint without some of its weights would run with random ones in their place."""
+    """A model would run with random weights in place of those that its checkpoint lacks."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelNotFound(
             f"{source} lacks {len(missing)} of its weights (the first is {missing[0]!r}): "
             "is it the checkpoint of another kind of model?"
         )
-    for name, found, wanted in sorted(report["mismatched_keys"], key=str):
+    for name, stored, expected in sorted(report["mismatched_keys"], key=str):
         raise ModelNotFound(
-            f"{source} holds {name!r} in shape {list(found)}, and its config wants {list(wanted)}"
+            f"{source} holds {name!r} in shape {list(stored)}, but its config expects "
+            f"{list(expected)}"
         )
 
 
 def _refuse_no_tokenizer(source: Source) -> None:
-    """Some versions of transformers make an empty tokenizer where there is none."""
+    """Some versions of transformers create an empty tokenizer if the folder has none."""
     if source.kind != "hub":
         folder = Path(source.location)
         if not any(path for kind in TOKENIZER_FILES for path in folder.glob(kind)):
@@ -296,7 +297,7 @@ def _refuse_no_tokenizer(source: Source) -> None:
 
 @contextmanager
 def _one_line(source: Source, what: str) -> Iterator[None]:
-    """Whatever the libraries raise over a checkpoint, in one line; the cause stays attached."""
+    """Turn any error of the libraries into one line; the original is its `__cause__`."""
     try:
         yield
     except (ModelNotFound, InvalidInput, MemoryError):
@@ -309,12 +310,14 @@ def _one_line(source: Source, what: str) -> Iterator[None]:
 
 @contextmanager
 def _wrong_options(source: Source) -> Iterator[None]:
-    """The config has been read by now: a type error is about the options that were passed on, and
-    an import error about what they need (bitsandbytes, for a quantised base)."""
+    """The config was valid, so a type error is about the options that were passed on, and an import
+    error about a package that they need (bitsandbytes, for a quantized base)."""
     try:
         yield
     except (TypeError, ImportError) as error:
-        raise InvalidInput(f"{source} cannot be loaded like this: {_gist(error)}") from error
+        raise InvalidInput(
+            f"{source} cannot be loaded with these options: {_gist(error)}"
+        ) from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -324,6 +327,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _gist(error: BaseException) -> str:
-    """A library's message on one line, cut where it turns into advice to its own developers."""
+    """A library's message on one line, truncated."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 240 else text[:237] + "..."

@@ -125,7 +125,7 @@ def test_a_router_s_scorer(tmp_path: Path, capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["./nowhere", "x"], "there is no such folder"),
+        (["./nowhere", "x"], "no such folder"),
         (["nano-s", "x"], "is a model and no scorer"),
         (["FOLDER", "x", "--file", "y.txt"], "give one of the two"),
         (["FOLDER", "--file", "nowhere.txt"], "No such file"),

@@ -123,7 +123,7 @@ def _check_scorer(name: str) -> None:
             raise InvalidInput(f"{name!r} is a model and no scorer: train one on it first")
         return
     if not folder.is_dir():
-        raise InvalidInput(f"{name!r}: there is no such folder")
+        raise InvalidInput(f"{name!r}: no such folder")
     if not (folder / "pliant.json").is_file():
         raise InvalidInput(
             f"{name!r} holds no scorer (looked for pliant.json, router.json, scorer.json)"
