@@ -1,4 +1,4 @@
-"""The smallest adapters that use all of an adapter's life, for its tests."""
+"""The smallest adapters that use all features of `Adapter`, for its tests."""
 
 from __future__ import annotations
 

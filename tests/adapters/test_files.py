@@ -1,4 +1,4 @@
-"""A folder holds all of an adapter or none of it, and nothing in it can harm a model."""
+"""A folder holds all of an adapter or nothing of it, and no folder can harm a model."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def reweighted(folder: Path, **changes: torch.Tensor | None) -> None:
     reindexed(folder, sha256=hashlib.sha256(content).hexdigest())
 
 
-# --- there and back ------------------------------------------------------------------------------
+# --- save and load -------------------------------------------------------------------------------
 
 
 def test_saved_and_loaded_agree(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_tensors_are_read_in_the_same_order_by_every_process(tmp_path: Path) -> 
     assert {tuple(files.read(tmp_path).tensors) for _ in range(30)} == {("embeddings", "head")}
 
 
-def test_what_is_no_tensor_is_kept_too(tmp_path: Path) -> None:
+def test_state_that_is_no_tensor_is_saved_too(tmp_path: Path) -> None:
     model = tiny_llama()
     warmup = attach(model, Warmup(model, WarmupConfig(steps=9)))
     warmup.done = 7
@@ -89,7 +89,7 @@ def test_what_is_no_tensor_is_kept_too(tmp_path: Path) -> None:
     assert (again.done, again.config.steps) == (7, 9)
 
 
-def test_the_class_is_found_by_what_the_file_says(tmp_path: Path) -> None:
+def test_the_file_names_the_class(tmp_path: Path) -> None:
     saved(tmp_path)
     assert type(Adapter.from_pretrained(tiny_llama(), tmp_path)) is Scale
 
@@ -126,7 +126,7 @@ class Renamed(Warmup):
         self.done = state["finished"] if state["done"] == 7 else state["done"]
 
 
-def test_restoring_what_it_cannot_take_up_leaves_it_as_it_was(tmp_path: Path) -> None:
+def test_restoring_a_state_that_it_cannot_load_leaves_it_unchanged(tmp_path: Path) -> None:
     model = tiny_llama()
     adapter = attach(model, Renamed(model, WarmupConfig()))
     adapter.done = 7
@@ -134,12 +134,12 @@ def test_restoring_what_it_cannot_take_up_leaves_it_as_it_was(tmp_path: Path) ->
     adapter.done = 5
     with torch.no_grad():
         adapter.weight.fill_(3.0)
-    with pytest.raises(CorruptFile, match="cannot be taken up .KeyError: 'finished'"):
+    with pytest.raises(CorruptFile, match="cannot be loaded .KeyError: 'finished'"):
         adapter.restore(tmp_path)
     assert (adapter.weight.item(), adapter.done) == (3.0, 5)
 
 
-def test_what_was_never_attached_has_no_base_to_be_saved_for(tmp_path: Path) -> None:
+def test_an_adapter_that_was_never_attached_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="this Scale was never attached"):
         Scale(tiny_llama(), ScaleConfig()).save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -151,17 +151,17 @@ class WithLinear(Scale):
         self.linear = nn.Linear(2, 2)
 
 
-def test_what_peft_was_built_into_is_not_saved_as_if_it_were_itself(tmp_path: Path) -> None:
+def test_an_adapter_that_peft_changed_is_not_saved(tmp_path: Path) -> None:
     import peft
 
     model = tiny_llama()
     adapter = attach(model, WithLinear(model, ScaleConfig()))
     peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
-    with pytest.raises(AdapterError, match=r"built into it .*linear\.base_layer"):
+    with pytest.raises(AdapterError, match=r"gained linear\.base_layer.* after it was attached"):
         adapter.save_pretrained(tmp_path)
 
 
-def test_a_save_is_small_and_says_so_in_its_card(tmp_path: Path) -> None:
+def test_a_save_is_small_and_its_card_names_its_size(tmp_path: Path) -> None:
     model = tiny_llama()
     model.config._name_or_path = "somebody/tiny-llama"
     saved(tmp_path, model)
@@ -173,7 +173,7 @@ def test_a_save_is_small_and_says_so_in_its_card(tmp_path: Path) -> None:
     assert "17 trained numbers" in card.text and '"start": 1.0' in card.text
 
 
-def test_a_base_from_a_folder_does_not_tell_where_it_was(tmp_path: Path) -> None:
+def test_no_file_names_the_folder_of_the_base(tmp_path: Path) -> None:
     base = tmp_path / "home" / "base"
     tiny_llama().save_pretrained(base)
     model = type(tiny_llama()).from_pretrained(base)
@@ -182,7 +182,7 @@ def test_a_base_from_a_folder_does_not_tell_where_it_was(tmp_path: Path) -> None
     assert str(tmp_path).encode() not in written
 
 
-def test_a_card_that_was_made_ones_own_is_kept(tmp_path: Path) -> None:
+def test_a_card_that_the_user_rewrote_stays(tmp_path: Path) -> None:
     saved(tmp_path)
     card = tmp_path / "README.md"
     before = card.read_text()
@@ -194,7 +194,7 @@ def test_a_card_that_was_made_ones_own_is_kept(tmp_path: Path) -> None:
     assert card.read_text() == before
 
 
-def test_a_second_save_takes_the_place_of_the_first(tmp_path: Path) -> None:
+def test_a_second_save_replaces_the_first(tmp_path: Path) -> None:
     saved(tmp_path, seed=2)
     others = {"tokenizer.json", "adapter-mine.safetensors", ".mine.unfinished"}
     for name in others:
@@ -209,10 +209,8 @@ def test_a_second_save_takes_the_place_of_the_first(tmp_path: Path) -> None:
     assert others <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_what_is_pushed_is_a_save_and_what_is_pulled_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hub's two calls are replaced by copies; all that is ours runs."""
+def test_push_to_the_hub_and_load_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies replace the hub's two calls; all code of Pliant runs."""
     hub, cache = tmp_path / "hub", tmp_path / "cache"
     cache.mkdir()
 
@@ -241,7 +239,7 @@ def test_what_is_pushed_is_a_save_and_what_is_pulled_is_loaded(
     assert torch.equal(again.embeddings, second.embeddings)
 
 
-def test_weights_out_of_reach_are_not_saved_as_if_they_were_whole(tmp_path: Path) -> None:
+def test_flattened_shards_are_not_saved_as_weights(tmp_path: Path) -> None:
     adapter = saved(tmp_path / "whole")
     adapter.head.data = torch.empty(0)  # as ZeRO-3 leaves it between two steps
     with pytest.raises(AdapterError, match="flattened into shards"):
@@ -249,7 +247,7 @@ def test_weights_out_of_reach_are_not_saved_as_if_they_were_whole(tmp_path: Path
     assert not (tmp_path / "empty").exists()
 
 
-# --- killed, or out of room ----------------------------------------------------------------------
+# --- killed, or disk full -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -289,9 +287,9 @@ def test_a_save_that_fails_at_any_step_leaves_the_old_or_the_new(
                 assert "No space left" in str(error)
                 done = False
         assert not list(folder.glob(".*"))
-        found = Scale.from_pretrained(tiny_llama(), folder).embeddings
-        is_new = torch.equal(found, new.embeddings)
-        assert is_new if done else is_new or torch.equal(found, old.embeddings)
+        embeddings = Scale.from_pretrained(tiny_llama(), folder).embeddings
+        is_new = torch.equal(embeddings, new.embeddings)
+        assert is_new if done else is_new or torch.equal(embeddings, old.embeddings)
         outcomes.append((done, is_new))
         if left[0] >= 0:  # nothing was left to fail
             break
@@ -334,32 +332,32 @@ def test_a_save_that_is_killed_leaves_the_old_or_the_new(tmp_path: Path, root: P
         shutil.copytree(tmp_path / "before-0", tmp_path / case)
     run = [sys.executable, "-c", KILLED, str(tmp_path)]
     subprocess.run(run, check=True, cwd=root, timeout=300)
-    found = [Scale.from_pretrained(tiny_llama(), tmp_path / case).embeddings for case in cases]
-    is_old = [torch.equal(embeddings, old.embeddings) for embeddings in found]
+    saves = [Scale.from_pretrained(tiny_llama(), tmp_path / case) for case in cases]
+    is_old = [torch.equal(save.embeddings, old.embeddings) for save in saves]
     for outcome in (is_old[:12], is_old[12:]):  # old at first, then new
         assert outcome == sorted(outcome, reverse=True)
         assert outcome[0] and not outcome[-1]
 
 
-# --- what is not a good save ---------------------------------------------------------------------
+# --- damaged and foreign folders-------------------------------------------------------------------
 
 
-def refuses(folder: Path | str, kind: type[PliantError], says: str, **options: Any) -> None:
-    """Loading raises one clear line, and the model does not notice."""
+def refuses(folder: Path | str, kind: type[PliantError], message: str, **options: Any) -> None:
+    """Loading raises an error of one line and leaves the model unchanged."""
     model = tiny_llama()
-    before, said = anatomy_of(model), logits(model)
-    with pytest.raises(kind, match=says) as caught:
+    before, expected = anatomy_of(model), logits(model)
+    with pytest.raises(kind, match=message) as caught:
         Scale.from_pretrained(model, folder, **options)
     assert "\n" not in str(caught.value)
     assert same_anatomy(anatomy_of(model), before)
-    assert torch.equal(logits(model), said)
+    assert torch.equal(logits(model), expected)
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder(tmp_path: Path) -> None:
     refuses(tmp_path / "none", AdapterError, "no such folder")
     refuses("./none", AdapterError, "no such folder")
-    refuses("somebody/nothing", AdapterError, "somebody/nothing: no folder, and not found on")
-    refuses(tmp_path, CorruptFile, "holds no pliant.json")
+    refuses("somebody/nothing", AdapterError, "no such folder, and no such hub model")
+    refuses(tmp_path, CorruptFile, "has no pliant.json")
 
 
 def test_a_missing_weights_file(tmp_path: Path) -> None:
@@ -374,7 +372,7 @@ def test_a_single_flipped_bit_in_the_weights(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1  # a valid file, with another sign or exponent in it
     path.write_bytes(content)
-    refuses(tmp_path, CorruptFile, "truncated or damaged .its checksum does not fit")
+    refuses(tmp_path, CorruptFile, "truncated or damaged .its checksum does not match")
 
 
 def test_somebody_elses_adapter(tmp_path: Path) -> None:
@@ -410,39 +408,39 @@ def test_an_edited_index(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"config": {"start": "one"}}, "start"),
         ({"config": {"later": 1}}, "knows no setting 'later' of ScaleConfig"),
-        ({"config": 3}, "not what Pliant writes"),
-        ({"base": {}}, "not what Pliant writes"),
-        ({"state": {"_extra_state": {}}}, "besides its tensors"),
+        ({"config": 3}, "has invalid fields .config"),
+        ({"base": {}}, "has invalid fields .base"),
+        ({"state": {"_extra_state": {}}}, "holds the extra state"),
         ({"weights": "../pliant.json"}, "missing"),
         ({"weights": "/etc/hostname"}, "missing"),
     ],
 )
 def test_an_index_that_promises_something_else(
-    tmp_path: Path, changes: dict[str, Any], says: str
+    tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     saved(tmp_path)
     reindexed(tmp_path, **changes)
-    refuses(tmp_path, CorruptFile, says)
+    refuses(tmp_path, CorruptFile, message)
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
-        ({"head": torch.ones(3)}, r"head is \[3\], and this adapter's is \[1\]"),
+        ({"head": torch.ones(3)}, r"head has shape \[3\], and this adapter's has \[1\]"),
         ({"head": torch.tensor([1])}, "head is torch.int64, not torch.float32"),
         ({"head": torch.tensor([float("nan")])}, "head holds NaN"),
-        ({"head": None}, "in one only: .'head'"),
-        ({"tail": torch.ones(1)}, "in one only: .'tail'"),
+        ({"head": None}, "only one of them has .'head'"),
+        ({"tail": torch.ones(1)}, "only one of them has .'tail'"),
     ],
 )
-def test_weights_that_are_not_its_own(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+def test_foreign_weights(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     saved(tmp_path)
     reweighted(tmp_path, **changes)
-    refuses(tmp_path, CorruptFile, says)
+    refuses(tmp_path, CorruptFile, message)
 
 
 def test_an_adapter_of_another_class(tmp_path: Path) -> None:
@@ -472,7 +470,7 @@ def test_restoring_on_another_base_is_refused_as_loading_is(tmp_path: Path) -> N
 def test_a_base_of_another_size_is_refused_even_when_insisted_on(tmp_path: Path) -> None:
     saved(tmp_path, tiny_llama(hidden_size=32))
     refuses(tmp_path, WrongBase, r"lm_head.weight is \[64, 16\] here and \[64, 32\] there; .* more")
-    refuses(tmp_path, CorruptFile, r"embeddings is \[32\]", insist=True)
+    refuses(tmp_path, CorruptFile, r"embeddings has shape \[32\]", insist=True)
 
 
 @pytest.fixture(scope="module")
@@ -483,14 +481,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scale]:
 
 @given(data=st.data())
 def test_no_damage_yields_another_adapter(good: tuple[Path, Scale], data: st.DataObject) -> None:
-    """Cut or flipped anywhere: a clear error, or the very same adapter."""
+    """Truncated anywhere or bits flipped: a clear error, or the very same adapter."""
     folder, adapter = good
     model = adapter.base
     path = data.draw(st.sampled_from(sorted(p for p in folder.iterdir() if p.name != "README.md")))
     content = path.read_bytes()
     before = anatomy_of(model)
     damaged = bytearray(content)
-    if data.draw(st.booleans(), "cut"):
+    if data.draw(st.booleans(), "truncated"):
         del damaged[data.draw(st.integers(0, len(damaged) - 1)) :]
     else:
         for bit in data.draw(st.lists(st.integers(0, 8 * len(damaged) - 1), min_size=1)):

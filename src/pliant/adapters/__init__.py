@@ -1,12 +1,12 @@
-"""The life that every add-on shares: attach, disabled(), detach, save, load, push.
+"""Adapters: attach, disable, detach, save, load and push, the same for every part.
 
-`life` is the adapter on its model, `wires` how it acts there; `saving` and `files` are the way into
-a folder and back, `fingerprint` how a base is known again, `card` the page beside the weights.
+`adapter` is the base class and `hooks` how it acts on a model; `saving` writes and loads it,
+`files` is the layout of its folder, and `fingerprint` identifies the base it was trained on.
 """
 
+from pliant.adapters.adapter import Adapter, attach, attached
 from pliant.adapters.fingerprint import Fingerprint, fingerprint
-from pliant.adapters.life import Adapter, attach, attached
-from pliant.adapters.wires import After, Around, Before, Wire
+from pliant.adapters.hooks import After, Around, Before, Wire
 
 __all__ = [
     "Adapter",

@@ -1,9 +1,9 @@
-"""An adapter's folder: `pliant.json`, the weights it names, and a card.
+"""An adapter's folder: `pliant.json`, the weights file that it names, and a model card.
 
-`pliant.json` is the truth. It names its weights file by their content, so that writing it is the
-one moment at which a new save takes the old one's place: killed before, the folder holds the old
-adapter; killed after, the new one. Nothing read from a folder is run, and nothing is believed that
-its checksum does not cover.
+The name of the weights file is derived from its content, and `pliant.json` is written after it. So
+a new save replaces the old one at a single moment: killed before it, the folder holds the old
+adapter; killed after it, the new one. Reading a folder runs no code from it, and uses nothing that
+its checksums do not cover.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from huggingface_hub import ModelCardData
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from pliant.adapters.fingerprint import Fingerprint
 from pliant.errors import AdapterError, CorruptFile
+from pliant.loading import embedded
 
 FORMAT = 1
 INDEX = "pliant.json"
 DIGITS = 16  # of the content's SHA-256, in the name of the weights file
-WEIGHTS = f"adapter-{'[0-9a-f]' * DIGITS}.safetensors"  # a pattern for these files and no others
+WEIGHTS = f"adapter-{'[0-9a-f]' * DIGITS}.safetensors"  # matches weights files and no others
 CARD = "README.md"
 UNFINISHED = ".{}.unfinished"
 
@@ -43,7 +45,7 @@ class Index:
     """The class's name."""
     config: dict[str, Any]
     state: dict[str, Any]
-    """What the adapter keeps besides tensors, by state-dict key."""
+    """The adapter's state besides its tensors, by state-dict key."""
     weights: str
     """The file's name."""
     sha256: str
@@ -53,39 +55,39 @@ class Index:
 
 @dataclass(frozen=True)
 class Saved:
-    """All that a folder says of an adapter."""
+    """The content of an adapter's folder."""
 
     folder: Path
     index: Index
     tensors: dict[str, Tensor]
 
 
-def write(folder: Path, index: Index, weights: bytes, card: str) -> None:
-    """Put an adapter into `folder`, in place of what was there, all of it or nothing."""
+def write(folder: Path, index: Index, weights: bytes, numbers: int) -> None:
+    """Write an adapter of so many `numbers` to `folder`, replacing an older one, all or nothing."""
     assert index.sha256 == hashlib.sha256(weights).hexdigest()
-    content = json.loads(json.dumps(asdict(index)))  # as it will be read, integer keys and all
+    content = json.loads(json.dumps(asdict(index)))  # JSON turns integer keys into strings
     content["checksum"] = _checksum(content)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / index.weights, weights)
         write_file(folder / INDEX, (json.dumps(content, indent=2) + "\n").encode())
-        for old in _left_behind(folder, index.weights):
+        for old in _leftovers(folder, index.weights):
             old.unlink()
-        _write_card(folder / CARD, card)
+        _write_card(folder / CARD, model_card(index, numbers, len(weights)))
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
-def packed(tensors: dict[str, Tensor]) -> tuple[bytes, str, str]:
-    """The weights as a safetensors file, the name of the file and its SHA-256."""
-    apart = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    content = safetensors.torch.save(apart, {"format": "pt"})
+def serialize(tensors: dict[str, Tensor]) -> tuple[bytes, str, str]:
+    """The content of a safetensors file, its name and its SHA-256."""
+    copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    content = safetensors.torch.save(copies, {"format": "pt"})
     digest = hashlib.sha256(content).hexdigest()
     return content, f"adapter-{digest[:DIGITS]}.safetensors", digest
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file in one step: a reader of `path` finds the old content or the new, never part."""
+    """Replace a file atomically: a reader sees the old content or the new, never a part."""
     unfinished = path.with_name(UNFINISHED.format(path.name))
     try:
         with unfinished.open("wb") as file:
@@ -98,7 +100,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def read(folder: Path) -> Saved:
-    """What `folder` holds, checked as a whole before any of it is believed."""
+    """The content of `folder`, after all of it was checked."""
     try:
         index = _index(folder)
         return Saved(folder, index, _weights(folder, index))
@@ -107,46 +109,46 @@ def read(folder: Path) -> Saved:
 
 
 def locate(source: str | Path, **hub: Any) -> Path:
-    """The folder that `source` names: itself if it is one, else a download of a hub repository."""
+    """The folder `source`, or else the download of the hub repository `source`."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     text = str(source)
     if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
-        raise AdapterError(f"{text}: there is no such folder")
+        raise AdapterError(f"{text}: no such folder")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(text, allow_patterns=[INDEX, WEIGHTS], **hub))
-    except Exception as error:  # the hub's client has dozens of kinds, with no common root
+    except Exception as error:  # the hub's client has dozens of kinds without a common base
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise AdapterError(f"{text}: no folder, and not found on the hub ({reason})") from error
+        raise AdapterError(f"{text}: no such folder, and no such hub model ({reason})") from error
 
 
-# --- what can be wrong with a folder -------------------------------------------------------------
+# --- checks --------------------------------------------------------------------------------------
 
 
 def _index(folder: Path) -> Index:
     path = folder / INDEX
     if not path.is_file():
-        raise CorruptFile(f"{folder}: holds no {INDEX}, so no adapter of Pliant's{_whose(folder)}")
+        raise CorruptFile(f"{folder}: has no {INDEX}, so it is no Pliant adapter{_hint(folder)}")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{path}: not JSON, truncated or damaged ({error})") from error
+        raise CorruptFile(f"{path}: not JSON: truncated or damaged ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-        raise CorruptFile(f"{path}: not written by Pliant (it states no format)")
+        raise CorruptFile(f"{path}: not written by Pliant (it has no format number)")
     if content["format"] > FORMAT:
         raise CorruptFile(
-            f"{path}: of format {content['format']}, written by Pliant {content.get('pliant')}; "
-            f"this one reads formats up to {FORMAT}: pip install -U pliant"
+            f"{path}: has format {content['format']}, written by Pliant {content.get('pliant')}; "
+            f"this version reads formats up to {FORMAT}: pip install -U pliant"
         )
     if content.pop("checksum", None) != _checksum(content):
-        raise CorruptFile(f"{path}: damaged, or edited by hand (its checksum does not fit)")
+        raise CorruptFile(f"{path}: damaged, or edited by hand (its checksum does not match)")
     try:
         return TypeAdapter(Index).validate_python(content)
     except ValidationError as error:
-        raise CorruptFile(f"{path}: not what Pliant writes ({first_line(error)})") from error
+        raise CorruptFile(f"{path}: has invalid fields ({first_fault(error)})") from error
 
 
 def _weights(folder: Path, index: Index) -> dict[str, Tensor]:
@@ -155,14 +157,14 @@ def _weights(folder: Path, index: Index) -> dict[str, Tensor]:
         raise CorruptFile(f"{path}: missing, although {INDEX} names it")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != index.sha256:
-        raise CorruptFile(f"{path}: truncated or damaged (its checksum does not fit)")
-    try:  # safetensors shuffles, and all processes must scatter what is sharded in one order
+        raise CorruptFile(f"{path}: truncated or damaged (its checksum does not match)")
+    try:  # safetensors shuffles, but all processes must scatter sharded tensors in the same order
         return dict(sorted(safetensors.torch.load(content).items()))
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise CorruptFile(f"{path}: not a safetensors file ({error})") from error
 
 
-def _whose(folder: Path) -> str:
+def _hint(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         return "; it looks like peft's: peft.PeftModel.from_pretrained(model, folder) loads those"
     if (folder / "config.json").is_file():
@@ -170,25 +172,76 @@ def _whose(folder: Path) -> str:
     return ""
 
 
-def first_line(error: ValidationError) -> str:
-    """Where pydantic found the first fault, and which."""
+def first_fault(error: ValidationError) -> str:
+    """The first field that pydantic rejects, and the reason."""
     fault = error.errors()[0]
     return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
 
 
-def _left_behind(folder: Path, current: str) -> set[Path]:
-    """The weights of older saves, and what saves that were killed had begun."""
+def _leftovers(folder: Path, current: str) -> set[Path]:
+    """The weights of older saves, and the unfinished files of killed ones."""
     older = {path for path in folder.glob(WEIGHTS) if path.name != current}
-    begun = [UNFINISHED.format(name) for name in (INDEX, WEIGHTS, CARD)]
-    return older.union(*(folder.glob(pattern) for pattern in begun))
+    unfinished = [UNFINISHED.format(name) for name in (INDEX, WEIGHTS, CARD)]
+    return older.union(*(folder.glob(pattern) for pattern in unfinished))
 
 
 def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+# --- the model card ------------------------------------------------------------------------------
+
+OURS = "<!-- Pliant writes this card anew at each save, until this line is taken out. -->"
+TEXT = """\
+# {kind}
+
+An adapter for {base}, of the part `{part}` of Pliant {version}: {numbers:,} trained numbers,
+{size:,} bytes. It changes nothing in its base, and comes off without a trace.
+
+```python
+import pliant.{part}
+from pliant.adapters import Adapter
+
+adapter = Adapter.from_pretrained(model, "folder-or-hub-name")
+```
+
+Loading checks that `model` is the base this was trained on: {base_facts}.
+
+```json
+{config}
+```
+"""
+
+
 def _write_card(path: Path, card: str) -> None:
-    """Write the card, unless somebody has made it their own by taking our last line out."""
-    ours = card.splitlines()[-1]
-    if not path.exists() or ours in path.read_text(errors="replace"):
+    """Write the card, unless the user has made it their own by removing our last line."""
+    if not path.exists() or OURS in path.read_text(errors="replace"):
         write_file(path, card.encode())
+
+
+def model_card(index: Index, numbers: int, size: int) -> str:
+    hub_name = index.base.name if index.base.name not in embedded() else ""
+    link = f"[{hub_name}](https://huggingface.co/{hub_name})" if hub_name else ""
+    data = ModelCardData(
+        library_name="pliant",
+        base_model=hub_name or None,
+        base_model_relation="adapter" if hub_name else None,
+        tags=["pliant", "adapter", index.part],
+    )
+    text = TEXT.format(
+        kind=index.kind,
+        part=index.part,
+        version=index.pliant,
+        base=link or index.base.name or index.base.model,
+        numbers=numbers,
+        size=size,
+        base_facts=_facts(index),
+        config=json.dumps(index.config, indent=2),
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{text}\n{OURS}\n"
+
+
+def _facts(index: Index) -> str:
+    tensors = sum(index.base.shapes.values())
+    sampled = f"{len(index.base.samples)} of them sampled" if index.base.samples else index.base.why
+    return f"`{index.base.model}`, {tensors} tensors ({sampled})"

@@ -1,9 +1,9 @@
-"""A 4-bit base on a CPU keeps its gradient: bitsandbytes would pack its weights, and lose it.
+"""Keeps 4-bit layers differentiable on a CPU, where bitsandbytes would pack their weights.
 
-On CPUs with bf16 instructions, bitsandbytes (seen in 0.50) rewrites a 4-bit weight at the first
-forward in eval mode. From then on the layer has no gradient with respect to what goes in, and says
-so in a warning at most; `state_dict` leaves some of these layers saying something else; and a
-layer whose width is no multiple of 32 fails.
+On CPUs with bf16 instructions, bitsandbytes (0.50) repacks a 4-bit weight at the first forward in
+eval mode. From then on the layer has no gradient with respect to its input, which is a warning at
+most; `state_dict` changes the output of some of these layers; and a layer fails if its width is no
+multiple of 32.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ import torch
 from torch import nn
 
 PACKS = "support_avx512bf16_for_cpu"
-"""The attribute of a 4-bit layer that says whether it may be packed."""
+"""The attribute of a 4-bit layer that allows packing it."""
 
-
-KEPT: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-"""The layers that are kept unpacked, and by how many adapters."""
+USERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""How many adapters need each of the unpacked layers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Unpacked:
-    """A wire: the model's 4-bit layers are not packed while an adapter is attached."""
+    """Leaves the model's 4-bit layers unpacked while an adapter is attached."""
 
     model: nn.Module
 
@@ -34,40 +33,39 @@ class Unpacked:
         layers = [layer for layer in self.model.modules() if _is_packable(layer)]
         for layer in layers:
             unpack(layer)
-            KEPT[layer] = KEPT.get(layer, 0) + 1
+            USERS[layer] = USERS.get(layer, 0) + 1
             setattr(layer, PACKS, False)
         return Restored(layers)
 
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """Takes the wire out: once nobody needs them otherwise, the layers may be packed again."""
+    """Allows packing the layers again, once no adapter needs them unpacked."""
 
     layers: list[nn.Module]
 
     def remove(self) -> None:
         for layer in self.layers:
-            left = KEPT.pop(layer, 1) - 1
-            if left:
-                KEPT[layer] = left
+            users = USERS.pop(layer, 1) - 1
+            if users:
+                USERS[layer] = users
             else:
                 setattr(layer, PACKS, True)
 
 
 def differentiable(model: nn.Module) -> Iterator[Unpacked]:
-    """The wire, if the model has layers that may be packed."""
+    """An `Unpacked`, if the model has layers that bitsandbytes may pack."""
     if any(_is_packable(layer) for layer in model.modules()):
         yield Unpacked(model)
 
 
 def _is_packable(layer: nn.Module) -> bool:
-    return layer in KEPT or bool(getattr(layer, PACKS, False))
+    return layer in USERS or bool(getattr(layer, PACKS, False))
 
 
 @torch.no_grad()
 def unpack(layer: Any) -> None:
-    """Undo the packing of a layer that has run before; the scales stay in the bf16 that they were
-    rounded to then."""
+    """Undo the packing of a layer that has run before; its scales stay rounded to bf16."""
     state = getattr(layer.weight, "quant_state", None)
     if state is None:
         return
@@ -78,5 +76,5 @@ def unpack(layer: Any) -> None:
             layer.weight.data, state
         )
         state = layer.weight.quant_state
-    if not state.nested and state.absmax.dim() == 2:  # transposed, and left so
+    if not state.nested and state.absmax.dim() == 2:  # packing transposes it, unpacking does not
         state.absmax = state.absmax.T.reshape(-1).float()

@@ -1,4 +1,4 @@
-"""From an attached adapter to its folder, and back."""
+"""Saves an attached adapter to a folder, and loads it again."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from torch import Tensor, nn
 
 from pliant import __version__
 from pliant.adapters import files
-from pliant.adapters.card import model_card
 from pliant.adapters.fingerprint import Fingerprint, fingerprint
 from pliant.errors import AdapterError, CorruptFile, WrongBase
 
 if TYPE_CHECKING:
-    from pliant.adapters.life import Adapter
+    from pliant.adapters.adapter import Adapter
 
 A = TypeVar("A", bound="Adapter")
-EXTRA = "_extra_state"  # how torch ends the keys of what is no tensor
+EXTRA = "_extra_state"  # the end of torch's keys for state that is no tensor
 
 
 def save(adapter: Adapter, folder: Path, *, here: bool = True) -> None:
-    """Write the adapter to `folder`; where its weights are sharded, all processes must call this,
-    and those in which `here` is False only lend their shards."""
+    """Write the adapter to `folder`.
+
+    If its weights are sharded, all processes must call this; those with `here=False` only
+    contribute their shards.
+    """
     state = adapter.state_dict()
-    tensors = {k: _whole(v) for k, v in state.items() if not k.endswith(EXTRA)}
-    _check_within_reach(adapter, tensors)
+    tensors = {k: _gathered(v) for k, v in state.items() if not k.endswith(EXTRA)}
+    _check_complete(adapter, tensors)
     if not here:
         return
-    weights, name, digest = files.packed(tensors)
+    weights, name, digest = files.serialize(tensors)
     index = files.Index(
         format=files.FORMAT,
         pliant=__version__,
@@ -45,12 +47,11 @@ def save(adapter: Adapter, folder: Path, *, here: bool = True) -> None:
         sha256=digest,
         base=adapter.fingerprint(),
     )
-    numbers = sum(t.numel() for t in tensors.values())
-    files.write(folder, index, weights, model_card(index, numbers, len(weights)))
+    files.write(folder, index, weights, sum(t.numel() for t in tensors.values()))
 
 
 def load(cls: type[A], model: nn.Module, source: str | Path, insist: bool, **hub: Any) -> A:
-    """A loose adapter for `model` with what `source` holds."""
+    """A new, detached adapter for `model`, loaded from `source`."""
     folder = files.locate(source, **hub)
     saved = files.read(folder)
     kind = _class_of(saved.index, cls, folder)
@@ -58,18 +59,15 @@ def load(cls: type[A], model: nn.Module, source: str | Path, insist: bool, **hub
     if not insist:
         _check_base(fingerprint(model), saved.index.base, folder)
     adapter = kind(model, config)
-    _check_fits(adapter, saved)
-    take(adapter, saved)
+    _check_state(adapter, saved)
+    load_state(adapter, saved)
     return adapter
 
 
-def restore(adapter: Adapter, source: str | Path, insist: bool, **hub: Any) -> None:
-    """Fill `adapter` with what `source` holds, in place; on any error it is as it was."""
-    take(adapter, fitting(adapter, source, insist, **hub))
-
-
-def fitting(adapter: Adapter, source: str | Path, insist: bool = False, **hub: Any) -> files.Saved:
-    """What `source` holds, if `adapter` can take it up; nothing is changed."""
+def read_matching(
+    adapter: Adapter, source: str | Path, insist: bool = False, **hub: Any
+) -> files.Saved:
+    """Read `source` and check that `adapter` can load it; nothing changes."""
     folder = files.locate(source, **hub)
     saved = files.read(folder)
     _class_of(saved.index, type(adapter), folder)
@@ -80,25 +78,25 @@ def fitting(adapter: Adapter, source: str | Path, insist: bool = False, **hub: A
         )
     if adapter.name and not insist:
         _check_base(adapter.fingerprint(), saved.index.base, folder)
-    _check_fits(adapter, saved)
+    _check_state(adapter, saved)
     return saved
 
 
-def take(adapter: Adapter, saved: files.Saved) -> None:
-    """Fill `adapter` with what fits it, in place; on any error it is as it was."""
-    own = adapter.state_dict()
-    before = {k: v.clone() if isinstance(v, Tensor) else deepcopy(v) for k, v in own.items()}
-    placed = {k: _as_sharded(v, own[k]) for k, v in saved.tensors.items()}
+def load_state(adapter: Adapter, saved: files.Saved) -> None:
+    """Load a state that was checked into `adapter`, in place; an error leaves it unchanged."""
+    current = adapter.state_dict()
+    before = {k: v.clone() if isinstance(v, Tensor) else deepcopy(v) for k, v in current.items()}
+    tensors = {k: shard_like(v, current[k]) for k, v in saved.tensors.items()}
     try:
-        adapter.load_state_dict({**placed, **saved.index.state})
-    except Exception as error:  # of a part's own `set_extra_state`, for what it does not know
+        adapter.load_state_dict({**tensors, **saved.index.state})
+    except Exception as error:  # from the adapter's own `set_extra_state`
         adapter.load_state_dict(before)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise CorruptFile(f"{saved.folder}: cannot be taken up ({reason})") from error
+        raise CorruptFile(f"{saved.folder}: cannot be loaded ({reason})") from error
 
 
 def _class_of(index: files.Index, cls: type[A], folder: Path) -> type[A]:
-    for kind in _family(cls):
+    for kind in _with_subclasses(cls):
         if (getattr(kind, "part", ""), kind.__name__) == (index.part, index.kind):
             return kind
     raise AdapterError(
@@ -107,13 +105,13 @@ def _class_of(index: files.Index, cls: type[A], folder: Path) -> type[A]:
     )
 
 
-def _family(cls: type[A]) -> Iterator[type[A]]:
+def _with_subclasses(cls: type[A]) -> Iterator[type[A]]:
     yield cls
     for child in cls.__subclasses__():
-        yield from _family(child)
+        yield from _with_subclasses(child)
 
 
-# --- what can be wrong ---------------------------------------------------------------------------
+# --- checks --------------------------------------------------------------------------------------
 
 
 def _config(config_class: type, values: dict[str, Any], folder: Path) -> Any:
@@ -125,11 +123,11 @@ def _config(config_class: type, values: dict[str, Any], folder: Path) -> Any:
     try:
         return TypeAdapter(config_class).validate_python(values)
     except ValidationError as error:
-        raise CorruptFile(f"{folder}: its configuration: {files.first_line(error)}") from error
+        raise CorruptFile(f"{folder}: invalid configuration: {files.first_fault(error)}") from error
 
 
-def _check_base(found: Fingerprint, trained_on: Fingerprint, folder: Path) -> None:
-    differences = trained_on.differences(found)
+def _check_base(base: Fingerprint, trained_on: Fingerprint, folder: Path) -> None:
+    differences = trained_on.differences(base)
     if differences:
         raise WrongBase(
             f"{folder}: was trained on another base than this one ({trained_on.name or 'a'} "
@@ -137,24 +135,33 @@ def _check_base(found: Fingerprint, trained_on: Fingerprint, folder: Path) -> No
         )
 
 
-def _check_fits(adapter: Adapter, saved: files.Saved) -> None:
-    own = adapter.state_dict()
-    tensors = {k: v for k, v in own.items() if not k.endswith(EXTRA)}
+def _check_state(adapter: Adapter, saved: files.Saved) -> None:
+    expected = adapter.state_dict()
+    tensors = {k: v for k, v in expected.items() if not k.endswith(EXTRA)}
     _check_tensors(saved.tensors, tensors, saved.folder)
-    if own.keys() - tensors.keys() != saved.index.state.keys():
-        raise CorruptFile(f"{saved.folder}: keeps {sorted(saved.index.state)} besides its tensors")
+    extra = sorted(expected.keys() - tensors.keys())
+    if extra != sorted(saved.index.state):
+        raise CorruptFile(
+            f"{saved.folder}: holds the extra state {sorted(saved.index.state)}, and this adapter "
+            f"expects {extra}"
+        )
 
 
-def _check_tensors(found: dict[str, Tensor], own: dict[str, Tensor], folder: Path) -> None:
-    if found.keys() != own.keys():
-        only = sorted(found.keys() ^ own.keys())
-        raise CorruptFile(f"{folder}: its tensors are not this adapter's; in one only: {only}")
-    for name, tensor in found.items():
-        if tensor.shape != own[name].shape:
-            shapes = f"{list(tensor.shape)}, and this adapter's is {list(own[name].shape)}"
-            raise CorruptFile(f"{folder}: {name} is {shapes}")
-        if tensor.is_floating_point() != own[name].is_floating_point():
-            raise CorruptFile(f"{folder}: {name} is {tensor.dtype}, not {own[name].dtype}")
+def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor], folder: Path) -> None:
+    if tensors.keys() != expected.keys():
+        difference = sorted(tensors.keys() ^ expected.keys())
+        raise CorruptFile(
+            f"{folder}: its tensors are not this adapter's; only one of them has {difference}"
+        )
+    for name, tensor in tensors.items():
+        own = expected[name]
+        if tensor.shape != own.shape:
+            raise CorruptFile(
+                f"{folder}: {name} has shape {list(tensor.shape)}, and this adapter's has "
+                f"{list(own.shape)}"
+            )
+        if tensor.is_floating_point() != own.is_floating_point():
+            raise CorruptFile(f"{folder}: {name} is {tensor.dtype}, not {own.dtype}")
         if tensor.is_floating_point() and tensor.isnan().any():
             raise CorruptFile(f"{folder}: {name} holds NaN: its training had diverged")
 
@@ -162,34 +169,35 @@ def _check_tensors(found: dict[str, Tensor], own: dict[str, Tensor], folder: Pat
 # --- sharded adapters ----------------------------------------------------------------------------
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
-    return {k: v.shape for k, v in state.items() if isinstance(v, Tensor)}
-
-
-def _check_within_reach(adapter: Adapter, tensors: dict[str, Tensor]) -> None:
-    """DeepSpeed's ZeRO-3 and the first FSDP leave flat shards, or nothing, where weights were."""
-    if adapter._link is None:
-        return
-    if added := sorted(tensors.keys() - adapter._link.shapes.keys()):
-        raise AdapterError(
-            f"{type(adapter).__name__}: something was built into it after it was attached, and it "
-            f"is no more what was trained ({added[0]}): get_peft_model comes before attaching"
-        )
-    if shapes(tensors) != adapter._link.shapes:
-        raise AdapterError(
-            f"{type(adapter).__name__}: its weights are flattened into shards and cannot be saved; "
-            "train it with DDP or FSDP version 2, which keep them whole"
-        )
-
-
-def _as_sharded(tensor: Tensor, own: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, own: Tensor) -> Tensor:
+    """The tensor, sharded over processes as `own` is."""
     if not hasattr(own, "full_tensor"):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(own, DTensor)
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements)
+
+
+def tensor_shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
+    return {k: v.shape for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _check_complete(adapter: Adapter, tensors: dict[str, Tensor]) -> None:
+    """DeepSpeed's ZeRO-3 and FSDP 1 replace weights by flat shards, or by nothing."""
+    if adapter._link is None:
+        return
+    if added := sorted(tensors.keys() - adapter._link.shapes.keys()):
+        raise AdapterError(
+            f"{type(adapter).__name__}: gained {added[0]} after it was attached, so it is no "
+            "longer the adapter that was trained: call get_peft_model before attaching"
+        )
+    if tensor_shapes(tensors) != adapter._link.shapes:
+        raise AdapterError(
+            f"{type(adapter).__name__}: its weights are flattened into shards and cannot be saved; "
+            "train it with DDP or FSDP version 2, which keep their shapes"
+        )

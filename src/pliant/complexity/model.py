@@ -26,8 +26,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pliant import adapters, prefill
 from pliant.adapters import Adapter, After, Wire
+from pliant.adapters.hooks import is_off
 from pliant.adapters.quantized import differentiable
-from pliant.adapters.wires import is_off
 from pliant.anatomy import Anatomy
 from pliant.anatomy.modes import without_checkpointing
 from pliant.complexity.config import CPXConfig, Reads

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from pliant.adapters.wires import Patch
+from pliant.adapters.hooks import Patch
 
 
 class _Inside(threading.local):

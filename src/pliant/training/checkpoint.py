@@ -103,9 +103,11 @@ def restore_adapters(model: nn.Module, checkpoint: Path) -> None:
             f"{checkpoint}: was saved with {_names(saved)} attached, and now {_names(adapters)}: "
             "attach the same before resuming, or resume from another checkpoint"
         )
-    states = {name: saving.fitting(adapter, saved[name]) for name, adapter in adapters.items()}
+    states = {
+        name: saving.read_matching(adapter, saved[name]) for name, adapter in adapters.items()
+    }
     for name, adapter in adapters.items():  # none changes before all states are checked
-        saving.take(adapter, states[name])
+        saving.load_state(adapter, states[name])
 
 
 def _saved_adapters(checkpoint: Path, adapters: dict[str, Adapter]) -> dict[str, Path]:

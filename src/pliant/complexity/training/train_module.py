@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pliant import prefill
 from pliant.adapters import attached
-from pliant.adapters.life import BRANCH
+from pliant.adapters.adapter import BRANCH
 from pliant.complexity.model import Complexity
 from pliant.complexity.stored.prefixes import Picked
 from pliant.errors import InvalidInput

@@ -305,7 +305,7 @@ class CPXTrainer(Trainer):
             )
         with torch.no_grad():
             for name, tensor in tensors.items():
-                parameters[name].copy_(saving._as_sharded(tensor, parameters[name]))
+                parameters[name].copy_(saving.shard_like(tensor, parameters[name]))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)

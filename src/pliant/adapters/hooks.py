@@ -1,7 +1,7 @@
-"""The three ways in which an adapter acts on a model: before a module, after it, or around it.
+"""The three kinds of hooks of an adapter: before a module, after it, or around it.
 
-A part yields these from `Adapter.wire`. Their functions are bound methods, or `functools.partial`s
-of them, never closures: so a deep copy of a model is wired to its own copy of the adapter.
+`Adapter.wire` yields them. Their functions must be bound methods, or `functools.partial`s of them,
+not closures: then the hooks of a deep copy of a model call the adapter's copy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 @dataclass(frozen=True, eq=False)
 class Before:
-    """`act(module, args, kwargs)` gives the (args, kwargs) that the module gets, or None."""
+    """`act(module, args, kwargs)` returns the module's new (args, kwargs), or None."""
 
     module: nn.Module
     act: Callable[..., Any]
@@ -29,7 +29,7 @@ class Before:
 
 @dataclass(frozen=True, eq=False)
 class After:
-    """`act(module, args, kwargs, output)` gives the output that the caller gets, or None."""
+    """`act(module, args, kwargs, output)` returns the module's new output, or None."""
 
     module: nn.Module
     act: Callable[..., Any]
@@ -40,7 +40,7 @@ class After:
 
 @dataclass(frozen=True, eq=False)
 class Around:
-    """`act(forward, *args, **kwargs)` stands in for the module's `forward`, which it may call."""
+    """`act(forward, *args, **kwargs)` replaces the module's `forward`, which it may call."""
 
     module: nn.Module
     act: Callable[..., Any]
@@ -50,22 +50,22 @@ class Around:
 
 
 class Connection(Protocol):
-    """What `connect` gives: it takes the wire out again."""
+    """A hook that is set: `remove` takes it off."""
 
     def remove(self) -> None: ...
 
 
 class Wire(Protocol):
-    """One of the three, or what else is done to the model while an adapter is attached."""
+    """One of the three, or any other change of the model while an adapter is attached."""
 
     def connect(self, adapter: nn.Module) -> Connection: ...
 
 
 class Switch(threading.local):
-    """Which adapters are off in this thread. (torch.compile can trace this, but no ContextVar.)"""
+    """The adapters that are off in this thread. (torch.compile cannot trace a ContextVar.)"""
 
     def __init__(self) -> None:
-        self.off: tuple[nn.Module, ...] = ()  # of the instance, not the class: dynamo guards it so
+        self.off: tuple[nn.Module, ...] = ()  # an instance attribute, so that dynamo guards it
 
 
 SWITCH = Switch()
@@ -80,7 +80,7 @@ def switch_off(adapter: nn.Module) -> None:
 
 
 def switch_on(adapter: nn.Module) -> None:
-    """Undo one `switch_off` of this adapter; others, and those of others, stay."""
+    """Undo one `switch_off` of this adapter; its other calls stay in effect."""
     for i, off in enumerate(SWITCH.off):
         if off is adapter:
             SWITCH.off = SWITCH.off[:i] + SWITCH.off[i + 1 :]
@@ -88,7 +88,7 @@ def switch_on(adapter: nn.Module) -> None:
 
 
 class Guarded:
-    """A wire's function, which does nothing while its adapter is off in this thread."""
+    """A hook's function, which does nothing while its adapter is off in this thread."""
 
     def __init__(self, adapter: nn.Module, act: Callable[..., Any]) -> None:
         self.adapter = adapter
@@ -99,24 +99,24 @@ class Guarded:
 
 
 class Patch:
-    """Stands in for `module.forward`, with its signature; others may patch before and after it."""
+    """Replaces `module.forward`, with its signature; others may patch before and after it."""
 
     def __init__(self, module: nn.Module, guarded: Guarded) -> None:
         self.module = module
         self.guarded: Guarded | None = guarded
         self.was_patched = "forward" in vars(module)
-        self.__wrapped__ = module.forward  # what is called inside; inspect.signature follows it
+        self.__wrapped__ = module.forward  # inspect.signature follows this name
         module.forward = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if args and args[0] is self.module:  # accelerate binds it once more when it unwraps
+        if args and args[0] is self.module:  # accelerate binds it again when it unwraps
             args = args[1:]
         if self.guarded is None or is_off(self.guarded.adapter):
             return self.__wrapped__(*args, **kwargs)
         return self.guarded.act(self.__wrapped__, *args, **kwargs)
 
     def remove(self) -> None:
-        """Take this patch out from wherever it is; inside somebody else's, it turns transparent."""
+        """Take this patch off; inside a foreign patch, it becomes transparent instead."""
         outer = vars(self.module).get("forward")
         if outer is self:
             if self.was_patched:

@@ -1,7 +1,8 @@
-"""The life that every add-on shares: attach, switch off, detach, save, load, push.
+"""The base class of everything that Pliant attaches to a model.
 
-A part subclasses `Adapter`: the constructor makes the parameters (it looks at the model and changes
-nothing), and `wire` says where they act. All else is here, the same for every part.
+A subclass creates its parameters in the constructor, which changes nothing in the model, and lists
+in `wire` the modules that they act on. Everything else is here: attach, disable, detach, save,
+load, push.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ from torch import Tensor, nn
 
 from pliant.adapters import files, saving
 from pliant.adapters.fingerprint import Fingerprint, fingerprint
-from pliant.adapters.wires import Connection, Wire, switch_off, switch_on
+from pliant.adapters.hooks import Connection, Wire, switch_off, switch_on
 from pliant.anatomy.unwrap import unwrap
 from pliant.errors import AdapterError, InvalidInput
 
-BRANCH = "pliant"  # what is attached is registered as model.pliant.<name>
+BRANCH = "pliant"  # an adapter is registered as model.pliant.<name>
 
 
 class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
-    """Something small that is trained beside a model and saved without it.
+    """A small module that is trained beside a model and saved without it.
 
-    What it keeps are its parameters, its persistent buffers, and, if it overrides torch's
-    `get_extra_state` and `set_extra_state`, whatever JSON can hold.
+    Its saved state is its parameters, its persistent buffers, and the JSON values of torch's
+    `get_extra_state` and `set_extra_state` if it overrides them.
     """
 
     part: ClassVar[str]
-    """The part of Pliant that it belongs to: the default name of what is attached."""
+    """The part of Pliant that it belongs to, and its default name."""
     config_class: ClassVar[type]
-    """The frozen dataclass of what a user may set."""
+    """The frozen dataclass of its settings."""
 
     def __init__(self, model: nn.Module, config: Any) -> None:
         super().__init__()
@@ -47,27 +48,28 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
         self._fingerprint: Fingerprint | None = None
 
     def wire(self, model: nn.Module) -> Iterable[Wire]:
-        """Where it acts: `Before`, `After` and `Around` some of the model's modules."""
+        """The hooks to set: `Before`, `After` or `Around` modules of the model."""
         raise NotImplementedError
 
     @property
     def base(self) -> nn.Module:
-        """The model that it is attached to, without wrappers."""
+        """The model that it is attached to, unwrapped."""
         if self._link is None:
             raise AdapterError(f"this {type(self).__name__} is not attached to a model")
         return self._link.model
 
     @property
     def name(self) -> str:
-        """The name that it is attached under; empty while it is not."""
+        """The name under which it is attached; empty while it is detached."""
         return self._link.name if self._link else ""
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The model as if this were not attached, in this thread, until the block is left.
+        """Disable it in this thread for the duration of the block.
 
-        Gradient checkpointing runs layers again in the backward pass: then it belongs inside, too,
-        and on the CPU (an accelerator's backward pass has a thread of its own, where this is on).
+        Gradient checkpointing runs layers again in the backward pass, so call `backward` inside the
+        block as well. That works on the CPU alone: an accelerator runs the backward pass in a
+        thread of its own, where the adapter is active.
         """
         switch_off(self)
         try:
@@ -76,7 +78,7 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
             switch_on(self)
 
     def detach(self) -> None:
-        """Leave the model as it was before `attach`; what was learned stays in the adapter."""
+        """Restore the model to its state before `attach`; the adapter keeps its parameters."""
         base, name = self.base, self.name
         self._fingerprint = self.fingerprint()
         assert self._link is not None
@@ -90,10 +92,10 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
             del base._modules[BRANCH]
 
     def fingerprint(self) -> Fingerprint:
-        """What the base is, or was when this was detached.
+        """The fingerprint of its base, as of now or as of `detach`.
 
-        Of a base that was sharded meanwhile, only what was seen when this was attached is within
-        reach: its shapes, which still hold, and its values, if it is frozen.
+        A base that was sharded after `attach` can no longer be sampled: its shapes are those seen
+        at `attach`, and so are its values if it is frozen.
         """
         before = self._fingerprint
         if before is None:
@@ -103,12 +105,14 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
         now = fingerprint(self.base)
         if now.samples or now.why == before.why:
             return now
-        ours = {id(p) for p in self.base._modules[BRANCH].parameters()}  # type: ignore[union-attr]
-        frozen = not any(p.requires_grad for p in self.base.parameters() if id(p) not in ours)
+        branch = self.base._modules[BRANCH]
+        assert branch is not None
+        adapters = {id(p) for p in branch.parameters()}
+        frozen = not any(p.requires_grad for p in self.base.parameters() if id(p) not in adapters)
         return before if frozen else replace(before, samples={}, why=now.why)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copied with its model, it is attached to the copy; copied alone, to nothing."""
+        """Copied with its model, it is attached to the copy; copied alone, it is detached."""
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
         state = dict(vars(self))
@@ -120,13 +124,13 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
     def save_pretrained(
         self, save_directory: str | Path, *, push_to_hub: bool = False, **push: Any
     ) -> str | None:
-        """Write `pliant.json`, the weights and a card; on failure an older save still stands."""
+        """Write `pliant.json`, the weights and a model card; if this fails, an older save stays."""
         saving.save(self, Path(save_directory))
         repo_id = push.pop("repo_id", Path(save_directory).name)
         return self.push_to_hub(repo_id, **push) if push_to_hub else None
 
     def push_to_hub(self, repo_id: str, **push: Any) -> str:
-        """Save to a repository on the hub, in place of what it held."""
+        """Save to a repository on the hub, and replace the adapter that it holds."""
         push.setdefault("delete_patterns", files.WEIGHTS)
         push.setdefault("commit_message", f"{type(self).__name__}, trained with Pliant")
         return super().push_to_hub(repo_id, **push)
@@ -141,36 +145,37 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
         insist: bool = False,
         **hub: Any,
     ) -> Self:
-        """Attach what a folder or a hub repository holds; on any error, `model` is as it was.
+        """Load an adapter from a folder or a hub repository and attach it to `model`.
 
-        On a base other than the one it was trained on: `WrongBase`, unless you `insist`. `hub`
-        (`revision`, `token`, `cache_dir`, ...) goes to `huggingface_hub.snapshot_download`.
+        An error leaves `model` unchanged. If `model` is not the base that the adapter was trained
+        on, this raises `WrongBase`, unless `insist` is set. `hub` (`revision`, `token`,
+        `cache_dir`, ...) goes to `huggingface_hub.snapshot_download`.
         """
         return attach(model, saving.load(cls, model, source, insist, **hub), name)
 
     def restore(self, source: str | Path, *, insist: bool = False, **hub: Any) -> None:
-        """Take over, in place, what was saved of an adapter with the same configuration."""
-        saving.restore(self, source, insist, **hub)
+        """Load the saved state of an adapter with the same configuration, in place."""
+        saving.load_state(self, saving.read_matching(self, source, insist, **hub))
 
 
 A = TypeVar("A", bound=Adapter)
 
 
 def attach(model: nn.Module, adapter: A, name: str | None = None) -> A:
-    """Put `adapter` on `model` under a name, and return it: it is the handle, too.
+    """Attach `adapter` to `model` under a name, and return it.
 
-    It is registered as `model.pliant.<name>` of the model inside all wrappers: optimizers, DDP and
-    `.to(device)` see it. The model's `state_dict` does not, and a change of the model's dtype
-    passes it by. What freezes the whole model freezes it, too: `get_peft_model` comes first. And so
-    does attaching before the first run under torch.compile, which notices no hook that is added.
+    It is registered as `model.pliant.<name>` of the unwrapped model. Optimizers, DDP and
+    `.to(device)` include it; the model's `state_dict` and changes of the model's dtype do not.
+    Freezing the whole model freezes it as well, so call `get_peft_model` before. Attach before the
+    first run under torch.compile, which does not notice hooks that are added later.
     """
     model = unwrap(model)
     name = adapter.part if name is None else name
     if adapter._link is not None:
         raise AdapterError(f"this {type(adapter).__name__} is already attached, as {adapter.name}")
-    _refuse_bad_name(model, name)
+    _check_name(model, name)
     adapter._fingerprint = fingerprint(model)
-    adapter._link = _Link(model, name, saving.shapes(adapter.state_dict()))
+    adapter._link = _Link(model, name, saving.tensor_shapes(adapter.state_dict()))
     adapter.train(model.training)
     branch = model._modules.setdefault(BRANCH, Branch())
     assert branch is not None
@@ -185,7 +190,7 @@ def attach(model: nn.Module, adapter: A, name: str | None = None) -> A:
 
 
 def attached(model: nn.Module) -> dict[str, Adapter]:
-    """What is attached to `model`, or to the model inside its wrappers, by name."""
+    """The adapters of `model`, wrapped or not, by name."""
     for module in model.modules():
         if isinstance(module, Branch):
             return {k: v for k, v in module._modules.items() if isinstance(v, Adapter)}
@@ -194,7 +199,7 @@ def attached(model: nn.Module) -> dict[str, Adapter]:
 
 @dataclass
 class _Link:
-    """What an attached adapter knows of its model, kept out of the adapter's own module tree."""
+    """The model that an adapter is attached to, outside the adapter's own module tree."""
 
     model: nn.Module
     name: str
@@ -203,8 +208,8 @@ class _Link:
 
 
 class Branch(nn.Module):
-    """The part of the module tree that holds what is attached: trained and moved with the model,
-    but hidden from its `state_dict`, which stays the stock checkpoint's."""
+    """The module that holds a model's adapters: trained and moved with the model, but hidden from
+    its `state_dict`, which stays that of the stock checkpoint."""
 
     hidden_from_state_dict = True
 
@@ -214,27 +219,27 @@ class Branch(nn.Module):
         self.register_load_state_dict_post_hook(_forget_missing)
 
     def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
-        """Nothing. (Each adapter's own `state_dict` has all that is its own.)"""
+        """Empty: each adapter has a `state_dict` of its own."""
         return OrderedDict() if destination is None else destination
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         self._prefix = prefix
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Branch:
-        """An adapter that was copied before its model (both in one object, say) is attached now."""
+        """Attach the copies of adapters that were copied before their model."""
         new = Branch.__new__(Branch)
         memo[id(self)] = new
         vars(new).update(copy.deepcopy(vars(self), memo))
         for name, adapter in self._modules.items():
-            twin = new._modules[name]
-            assert isinstance(adapter, Adapter) and isinstance(twin, Adapter)
-            if twin._link is None and adapter._link and id(adapter._link.model) in memo:
-                twin._link = copy.deepcopy(adapter._link, memo)
+            copied = new._modules[name]
+            assert isinstance(adapter, Adapter) and isinstance(copied, Adapter)
+            if copied._link is None and adapter._link and id(adapter._link.model) in memo:
+                copied._link = copy.deepcopy(adapter._link, memo)
         return new
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Devices change for all of the model, dtypes for the base: `model.half()` would round what
-        is trained in fp32 for a reason. (`adapter.half()` still does, if you mean it.)"""
+        """Follow a change of device, but not of dtype: `model.half()` would round parameters that
+        are trained in fp32 for a reason. (`adapter.half()` still converts them.)"""
 
         def keeping_dtype(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -244,17 +249,20 @@ class Branch(nn.Module):
 
 
 def _forget_missing(branch: Branch, incompatible: Any) -> None:
-    """A stock checkpoint lacks nothing that the model expects."""
+    """A stock checkpoint has no keys for the adapters, and that is no fault of it."""
     missing = incompatible.missing_keys
     missing[:] = [key for key in missing if not key.startswith(branch._prefix)]
 
 
-def _refuse_bad_name(model: nn.Module, name: str) -> None:
+def _check_name(model: nn.Module, name: str) -> None:
     branch = getattr(model, BRANCH, None)
     if branch is not None and not isinstance(branch, Branch):
-        raise AdapterError(f"{type(model).__name__} has something of its own called {BRANCH!r}")
-    taken = list(branch._modules) if branch is not None else []
-    if name in taken:
-        raise AdapterError(f"the name {name!r} is taken (attached: {', '.join(taken)}): pass name=")
+        raise AdapterError(
+            f"{type(model).__name__} has an attribute {BRANCH!r} of its own, where adapters would "
+            "be registered"
+        )
+    names = list(branch._modules) if branch is not None else []
+    if name in names:
+        raise AdapterError(f"the name {name!r} is taken (attached: {', '.join(names)}): pass name=")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise InvalidInput(f"{name!r} cannot name an adapter: use letters, digits, '_' and '-'")

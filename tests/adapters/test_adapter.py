@@ -1,4 +1,4 @@
-"""Neutral is invisible, detach restores, disabled() is temporary, the base saves as it was."""
+"""Neutral is invisible, detach restores, disabled() is temporary, the base saves unchanged."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def scale(model: nn.Module, name: str | None = None, start: float = 1.0) -> Scal
 
 def test_detach_leaves_nothing_behind() -> None:
     model = tiny_llama()
-    before, said = anatomy_of(model), logits(model)
+    before, expected = anatomy_of(model), logits(model)
     adapter = trained(scale(model))
     warmup = attach(model, Warmup(model, WarmupConfig()))
-    assert not torch.equal(logits(model), said)
+    assert not torch.equal(logits(model), expected)
     adapter.detach()
     warmup.detach()
     assert same_anatomy(anatomy_of(model), before)
-    assert torch.equal(logits(model), said)
+    assert torch.equal(logits(model), expected)
 
 
 @pytest.mark.parametrize("order", ["abc", "acb", "bac", "bca", "cab", "cba"])
@@ -60,13 +60,13 @@ def test_several_by_name_are_detached_in_any_order(order: str, kind: type) -> No
 def test_an_adapter_that_was_detached_can_be_attached_again() -> None:
     model, other = tiny_llama(), tiny_llama()
     adapter = trained(scale(model))
-    said = logits(model)
+    expected = logits(model)
     adapter.detach()
     attach(other, adapter)
-    assert torch.equal(logits(other), said)
+    assert torch.equal(logits(other), expected)
 
 
-def test_a_taken_name_is_named() -> None:
+def test_a_name_that_is_taken_is_refused() -> None:
     model = tiny_llama()
     scale(model, "first")
     before = anatomy_of(model)
@@ -101,7 +101,7 @@ def test_attached_twice_is_an_error() -> None:
 def test_a_model_with_a_pliant_of_its_own_is_left_alone() -> None:
     model = tiny_llama()
     model.pliant = nn.Linear(1, 1)
-    with pytest.raises(AdapterError, match="something of its own"):
+    with pytest.raises(AdapterError, match="has an attribute 'pliant' of its own"):
         scale(model)
 
 
@@ -146,7 +146,7 @@ def test_disabled_ends_with_an_exception() -> None:
 
 
 def test_disabled_blocks_may_end_in_any_order() -> None:
-    """As those of two generators do that are read by turns."""
+    """As when two generators are read in turns."""
     model = tiny_llama()
     adapter, other = trained(scale(model)), trained(scale(model, "other"), seed=3)
     both = logits(model)
@@ -173,10 +173,10 @@ def test_disabled_in_one_thread_is_enabled_in_the_others() -> None:
         for _ in range(50):
             if off:
                 with adapter.disabled():
-                    said = logits(model)
+                    result = logits(model)
             else:
-                said = logits(model)
-            if not torch.equal(said, base if off else scaled):
+                result = logits(model)
+            if not torch.equal(result, base if off else scaled):
                 wrong.append("off" if off else "on")
 
     threads = [threading.Thread(target=run, args=(i % 2 == 0,)) for i in range(6)]
@@ -224,7 +224,7 @@ def test_a_stock_checkpoint_loads_strictly_and_leaves_the_adapter_alone(assign: 
         assert torch.equal(logits(model), logits(other))
 
 
-def test_a_checkpoint_that_lacks_something_of_the_base_still_says_so() -> None:
+def test_missing_keys_of_the_base_are_still_reported() -> None:
     model = tiny_llama()
     scale(model)
     state = model.state_dict()
@@ -314,7 +314,7 @@ def test_a_copy_of_both_has_them_joined_whichever_comes_first() -> None:
     assert adapter.base is model
 
 
-def test_put_on_a_wrapper_it_is_on_the_model_inside() -> None:
+def test_attached_to_a_wrapper_it_is_on_the_model_inside() -> None:
     import peft
 
     model = tiny_llama()
@@ -326,15 +326,15 @@ def test_put_on_a_wrapper_it_is_on_the_model_inside() -> None:
     assert attached(wrapped) == attached(torch.compile(wrapped)) == attached(model) == both
     with pytest.raises(AdapterError, match="'second' is taken"):
         scale(model, "second")
-    said = logits(wrapped)
+    expected = logits(wrapped)
     unloaded = wrapped.unload()
-    assert attached(unloaded) == both and torch.equal(logits(unloaded), said)
+    assert attached(unloaded) == both and torch.equal(logits(unloaded), expected)
     first.detach()
     second.detach()
     assert torch.equal(logits(unloaded), base)
 
 
-def test_inside_peft_it_is_found_and_acts_and_stays_hidden() -> None:
+def test_inside_peft_it_acts_and_stays_hidden() -> None:
     import peft
 
     model = tiny_llama()
