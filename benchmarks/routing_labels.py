@@ -24,8 +24,8 @@ from rich.console import Console
 from benchmarks.harness import keep
 from pliant.data import duplicates, normalised, splits
 from pliant.reports.tables import Table
-from pliant.routing.measures.curves import Ranking
-from pliant.routing.measures.metrics import METRICS, apgr, oracle_apgr, within_group_apgr
+from pliant.routing.metrics.curves import Ranking
+from pliant.routing.metrics.ranking import METRICS, apgr, oracle_apgr, within_group_apgr
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import make
 from pliant.stats import Band, bootstrap_counts

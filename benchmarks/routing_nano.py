@@ -31,7 +31,8 @@ from pliant.routing.goals.thresholds import Threshold, by_quality
 from pliant.routing.labels.grading import Grader
 from pliant.routing.labels.label import label
 from pliant.routing.labels.rows import Model
-from pliant.routing.measures import calibration, metrics
+from pliant.routing.metrics import calibration
+from pliant.routing.metrics import ranking as metrics
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import Predictions, Scorer, make
 from pliant.routing.scorers.cpx import Capacity, Cpx

@@ -19,7 +19,7 @@ from pliant.cli import app
 from pliant.cli.routes import report_page, report_tables
 from pliant.cli.routes.gathered import Gathered, Measured, kept, measure
 from pliant.routing import Outcomes, router_file, scorers
-from pliant.routing.fitting import seen
+from pliant.routing.fitting import training_hashes
 from pliant.routing.fitting.calibrate import calibrate
 from pliant.routing.fitting.evaluate import evaluate
 from pliant.routing.fitting.fit import fit
@@ -235,7 +235,7 @@ def test_bad_input_is_one_line_and_leaves_the_old_page(
     replace(world(20, 7), unit="flops").write(tmp_path / "flops.jsonl")
     known = world(2, 9)
     known.write(tmp_path / "known.jsonl")
-    seen.add(router, known.prompts)
+    training_hashes.add(router, known.prompts)
     places = {name: tmp_path / f"{name}.jsonl" for name in ("flops", "known")}
     given = [word.format(router=router, **places) for word in words]
     out = tmp_path / "report.html"

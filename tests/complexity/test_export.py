@@ -35,7 +35,7 @@ from pliant.complexity.facade.causal_lm import CPXCausalLM
 from pliant.complexity.facade.tokenizer import CPXTokenizer
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.loading import load
-from pliant.routing.measures.calibration import Isotonic, Platt, Temperature
+from pliant.routing.metrics.calibration import Isotonic, Platt, Temperature
 
 PROMPTS = ["What is 3 + 4?", "[CPX] easy [CPX]!", "Sort: pear apple fig", "x"]
 

@@ -102,7 +102,7 @@ def _by_scorer(
 def _by_router(folder: Path, kind: str, prompts: Sequence[Any]) -> list[Row]:
     from pliant.routing import router_file, scorers
     from pliant.routing.fitting.evaluate import calibrated
-    from pliant.routing.opening import open_scorer
+    from pliant.routing.open import open_scorer
 
     if kind == "scorer.json":
         return list(_rows_predicted(prompts, scorers.load(folder).predict(prompts)))

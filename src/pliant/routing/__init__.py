@@ -13,8 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pliant.routing.goals.goal import Goal as Goal
     from pliant.routing.goals.thresholds import Threshold as Threshold
-    from pliant.routing.goals.words import Goal as Goal
     from pliant.routing.live.decision import Decision as Decision
     from pliant.routing.live.decision import Reply as Reply
     from pliant.routing.outcomes import Outcomes as Outcomes
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "Decision": "live.decision",
-    "Goal": "goals.words",
+    "Goal": "goals.goal",
     "Outcomes": "outcomes",
     "Reply": "live.decision",
     "Router": "router",

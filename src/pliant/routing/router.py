@@ -25,15 +25,15 @@ from pliant.data import nearest
 from pliant.errors import InvalidInput, PliantError
 from pliant.routing import router_file
 from pliant.routing.backends.protocol import Answers, Backend, BackendError, Settings
-from pliant.routing.live.bill import Bills
 from pliant.routing.live.breaker import Breakers
-from pliant.routing.live.continuing import Prefilling, answer, backend_of
+from pliant.routing.live.context_fit import Rooms
+from pliant.routing.live.costing import Bills
 from pliant.routing.live.decision import Decision, Reply
 from pliant.routing.live.ledger import Ledger, Totals
-from pliant.routing.live.room import Rooms
+from pliant.routing.live.preference import Predict, Wish, Wishes
 from pliant.routing.live.sessions import Kept, Sessions
-from pliant.routing.live.wish import Predict, Wish, Wishes
-from pliant.routing.opening import is_far, open_model, open_scorer
+from pliant.routing.live.shared_prefill import Prefilling, answer, backend_of
+from pliant.routing.open import is_far, open_model, open_scorer
 from pliant.routing.prompts import Prompt, messages
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions, Scorer

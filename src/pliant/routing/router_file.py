@@ -26,7 +26,7 @@ from pliant.data import nearest
 from pliant.errors import CorruptFile, InvalidInput
 from pliant.routing.backends.protocol import ModelSpec, Settings, different_names
 from pliant.routing.decision_rule import DecisionRule
-from pliant.routing.measures.calibration import from_json
+from pliant.routing.metrics.calibration import from_json
 
 VERSION = 1
 NAME = "router.json"

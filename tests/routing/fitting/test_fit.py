@@ -17,14 +17,14 @@ from tests.routing.labels import outcomes
 from pliant.errors import InvalidInput
 from pliant.routing import Router, router_file
 from pliant.routing.backends.costs import Used
-from pliant.routing.fitting import ladder, seen
+from pliant.routing.fitting import ladder, training_hashes
 from pliant.routing.fitting.calibrate import calibrate
 from pliant.routing.fitting.evaluate import evaluate
 from pliant.routing.fitting.fit import fit, of_goal
 from pliant.routing.fitting.ladder import Rung, keep, ties
-from pliant.routing.fitting.parts import parts
+from pliant.routing.fitting.splits import parts
+from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import threshold
-from pliant.routing.goals.words import Goal
 from pliant.routing.labels.label import JUDGE
 from pliant.routing.live.ledger import Ledger
 from pliant.routing.scorers import Predictions, make
@@ -170,8 +170,8 @@ def test_the_threshold_keeps_the_goal_on_the_calibration_split(fitted):
 
 def test_what_it_was_made_on_is_left_out_of_a_measurement(fitted):
     used = fitted.parts.train.prompts
-    assert seen.among(fitted.folder, [text.upper() for text in used]).all()
-    assert not seen.among(fitted.folder, fitted.parts.test.prompts).any()
+    assert training_hashes.among(fitted.folder, [text.upper() for text in used]).all()
+    assert not training_hashes.among(fitted.folder, fitted.parts.test.prompts).any()
     found = evaluate(fitted.folder, outcomes(1500, 1))
     assert found.report.n == len(fitted.parts.test)
     assert found.left_out == 1500 - found.report.n
@@ -216,7 +216,7 @@ def test_a_stopped_fit_leaves_the_old_router_and_nothing_else(fitted, tmp_path, 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(seen, "write", stop)  # the scorer's files are written by then
+    monkeypatch.setattr(training_hashes, "write", stop)  # the scorer's files are written by then
     with pytest.raises(KeyboardInterrupt):
         fit(outcomes(400, 2), out, scorers=["length"], backends=BACKENDS)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -317,7 +317,7 @@ def test_a_new_goal_needs_no_training(fitted, tmp_path):
     assert 0.1 < done.threshold.share <= 0.4 and done.left_out == 0
     assert router_file.read(made.folder).threshold.limit == done.threshold.value
     assert (made.folder / "scorer" / "scorer.safetensors").read_bytes() == weights
-    assert seen.among(made.folder, new.prompts).all()
+    assert training_hashes.among(made.folder, new.prompts).all()
     again = calibrate(made.folder, new, "20 % of calls")
     assert again.threshold.share <= 0.2 and again.threshold.n == 400
     own = calibrate(made.folder, made.parts.calibration, "20 % of calls")

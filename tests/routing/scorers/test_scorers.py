@@ -10,7 +10,7 @@ from tests.routing.labels import outcomes
 
 from pliant import attached
 from pliant.errors import CorruptFile, InvalidInput
-from pliant.routing.measures.metrics import apgr
+from pliant.routing.metrics.ranking import apgr
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import KINDS, Scorer, load, make
 from pliant.routing.scorers.controls import Oracle

@@ -17,8 +17,8 @@ from pliant.reports import plots
 from pliant.reports.page import Section
 from pliant.reports.tables import Table
 from pliant.routing.goals.thresholds import Threshold, threshold
-from pliant.routing.measures import metrics
-from pliant.routing.measures.curves import Curve, quality_cost_curve
+from pliant.routing.metrics import ranking as metrics
+from pliant.routing.metrics.curves import Curve, quality_cost_curve
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import Scorer
 from pliant.routing.scorers.cpx import Capacity, Cpx

@@ -173,7 +173,7 @@ def _nothing_to_gain(done: Fitted) -> str:
 
 def ladder_table(done: Fitted) -> Table:
     from pliant.reports.tables import Table
-    from pliant.routing.measures.metrics import oracle_apgr
+    from pliant.routing.metrics.ranking import oracle_apgr
 
     what = "APGR" if len(done.file.models) == 2 else "area"
     head = ["scorer", what, "behind the best (95 %)", "ms a decision", "size", "fitted in", ""]

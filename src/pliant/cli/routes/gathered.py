@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pliant.errors import CorruptFile, InvalidInput, PliantError
 from pliant.routing.fitting.evaluate import calibrated, evaluation, held_out
 from pliant.routing.fitting.fit import RECORD
-from pliant.routing.goals.words import Goal
-from pliant.routing.live.bill import Bills
+from pliant.routing.goals.goal import Goal
+from pliant.routing.live.costing import Bills
 from pliant.routing.live.ledger import Ledger, Totals
-from pliant.routing.measures.curves import lambda_curve, quality_cost_curve
+from pliant.routing.metrics.curves import lambda_curve, quality_cost_curve
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from pliant.errors import InvalidInput
 from pliant.routing import router_file
-from pliant.routing.fitting import seen
+from pliant.routing.fitting import training_hashes
 from pliant.routing.fitting.fit import entry, of_goal, reference
+from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold
-from pliant.routing.goals.words import Goal
-from pliant.routing.opening import open_scorer
+from pliant.routing.open import open_scorer
 from pliant.routing.outcomes import Outcomes
 
 _LEAST = 50
@@ -45,7 +45,7 @@ def calibrate(
     outcomes = outcomes.of_models(file.names)
     if outcomes.unit != file.unit:
         raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
-    known = seen.learned(folder, outcomes.prompts)
+    known = training_hashes.learned(folder, outcomes.prompts)
     if (~known).sum() < _LEAST:
         raise InvalidInput(
             f"{(~known).sum()} of these {len(known):,} prompts are new to the router: "
@@ -62,6 +62,8 @@ def calibrate(
         now["drift"] |= {name: getattr(file.drift, name) for name in ("window", "false_alarms")}
     content |= {"threshold": entry(chosen, None), **now}
     made = router_file.made(**content)
-    seen.add(folder, held.prompts)  # before the file: better to know too many than too few
+    training_hashes.add(
+        folder, held.prompts
+    )  # before the file: better to know too many than too few
     made.write(folder)
     return Calibrated(chosen, int(known.sum()))

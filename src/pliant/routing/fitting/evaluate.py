@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from pliant.errors import InvalidInput
 from pliant.routing import router_file, scorers
-from pliant.routing.fitting import seen
-from pliant.routing.measures import calibration as calibrations
-from pliant.routing.measures.metrics import Report, difference, report
-from pliant.routing.opening import open_scorer
+from pliant.routing.fitting import training_hashes
+from pliant.routing.metrics import calibration as calibrations
+from pliant.routing.metrics.ranking import Report, difference, report
+from pliant.routing.open import open_scorer
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions
@@ -153,7 +153,7 @@ def held_out(router: str | Path, outcomes: Outcomes) -> HeldOut:
     file = router_file.read(folder)
     scorer = open_scorer(folder, file)
     outcomes = outcomes.of_models(file.names)
-    known = seen.among(folder, outcomes.prompts)
+    known = training_hashes.among(folder, outcomes.prompts)
     if known.all():
         raise InvalidInput(
             f"the router was made on all {len(known):,} of these prompts: it can only be measured "

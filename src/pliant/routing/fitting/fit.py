@@ -23,17 +23,17 @@ from numpy.typing import ArrayLike
 from pliant.errors import InvalidInput
 from pliant.routing import router_file
 from pliant.routing.backends.costs import Used
-from pliant.routing.fitting import seen
+from pliant.routing.fitting import training_hashes
 from pliant.routing.fitting.evaluate import Evaluation, measured
 from pliant.routing.fitting.ladder import EVERY, LADDER, READS_A_MODEL, Progress, Rung, climb, keep
-from pliant.routing.fitting.parts import Parts, parts
+from pliant.routing.fitting.splits import Parts, parts
+from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold, threshold
-from pliant.routing.goals.words import Goal
 from pliant.routing.labels.label import JUDGE
 from pliant.routing.labels.rows import Reached
 from pliant.routing.live import drift
 from pliant.routing.live.ledger_file import carried
-from pliant.routing.measures import calibration
+from pliant.routing.metrics import calibration
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions, Scorer, kind_class, make
@@ -243,7 +243,7 @@ def _write(fitted: Fitted, scorer: Scorer) -> None:
                 baseline.save(aside / BASELINES / kind)
         learned = (dealt.train, dealt.choice, dealt.ladder)
         prompts = (prompt for part in learned for prompt in part.prompts)
-        seen.write(aside, prompts, dealt.calibration.prompts)
+        training_hashes.write(aside, prompts, dealt.calibration.prompts)
         record = json.dumps(fitted.as_dict(), allow_nan=False, default=_plain)
         (aside / RECORD).write_text(record + "\n", encoding="utf-8")
         fitted.file.write(aside)

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pliant.errors import InvalidInput
-from pliant.routing.fitting.parts import Parts
+from pliant.routing.fitting.splits import Parts
 from pliant.routing.goals.sweep import sweep
-from pliant.routing.measures.curves import hull_area
-from pliant.routing.measures.metrics import band, difference
+from pliant.routing.metrics.curves import hull_area
+from pliant.routing.metrics.ranking import band, difference
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import Scorer, kind_class, make
 from pliant.routing.scorers.cpx import Cpx

@@ -23,7 +23,7 @@ from pliant.routing.scorers.text import Text
 
 if TYPE_CHECKING:
     from pliant.complexity import Scores
-    from pliant.routing.live.continuing import Prefilling
+    from pliant.routing.live.shared_prefill import Prefilling
 
 
 class CpxAndText(Scorer):

@@ -29,7 +29,7 @@ from pliant.routing.scorers.protocol import (
 
 if TYPE_CHECKING:
     from pliant.complexity import Complexity, Scores
-    from pliant.routing.live.continuing import Prefilling
+    from pliant.routing.live.shared_prefill import Prefilling
 
 _ADAPTER = "cpx"
 """The folder of the trained scorer, inside of ours."""
@@ -136,7 +136,7 @@ class Cpx(Scorer):
 
     def while_answering(self, prompt: Prompt) -> Prefilling:
         """The same, from the prefill of the base's own answer to one prompt."""
-        from pliant.routing.live.continuing import Prefilling
+        from pliant.routing.live.shared_prefill import Prefilling
 
         assert self.scorer is not None, "not fitted"
         return Prefilling(self.scorer, _told)

@@ -31,7 +31,7 @@ from pliant.routing.scorers.protocol import (
 )
 
 if TYPE_CHECKING:
-    from pliant.routing.live.continuing import Prefilling
+    from pliant.routing.live.shared_prefill import Prefilling
 
 _LENGTH, _MOST = 5, 20_000
 _BITS = 2**18  # 32 KB, of which at most 8 % are set: few runs are known by accident

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pliant.errors import PliantError
 from pliant.routing.live.sessions import Kept
-from pliant.routing.measures.calibration import from_json
+from pliant.routing.metrics.calibration import from_json
 from pliant.routing.prompts import Prompt, text_of
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions, Scorer

@@ -12,7 +12,7 @@ from tests.routing.minimal_scorer import Letters, content
 
 from pliant.complexity import CPXConfig, attach
 from pliant.routing.backends.local import LocalBackend
-from pliant.routing.live.continuing import Prefilling
+from pliant.routing.live.shared_prefill import Prefilling
 from pliant.routing.prompts import Prompt
 from pliant.routing.router import Router
 from pliant.routing.router_file import made

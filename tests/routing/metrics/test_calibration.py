@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pliant.errors import InvalidInput
-from pliant.routing.measures.calibration import (
+from pliant.routing.metrics.calibration import (
     CALIBRATIONS,
     Isotonic,
     Platt,

@@ -8,7 +8,7 @@ from tests.routing.minimal_scorer import content
 from pliant.routing import router_file
 from pliant.routing.backends.costs import Used
 from pliant.routing.backends.protocol import Answers
-from pliant.routing.live.bill import Bills
+from pliant.routing.live.costing import Bills
 from pliant.routing.live.decision import Decision
 
 FILE = router_file.made(

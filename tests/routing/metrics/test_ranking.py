@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import arrays
 
 from pliant.errors import InvalidInput
 from pliant.routing import Outcomes
-from pliant.routing.measures import metrics
-from pliant.routing.measures.metrics import aiq, apgr, cpt, oracle_apgr, within_group_apgr
+from pliant.routing.metrics import ranking as metrics
+from pliant.routing.metrics.ranking import aiq, apgr, cpt, oracle_apgr, within_group_apgr
 
 
 def outcomes_of(
@@ -141,7 +141,7 @@ def test_aiq_counted_by_hand() -> None:
 
 
 def test_a_hull_is_concave_level_after_its_best_and_ends_at_the_last_cost() -> None:
-    from pliant.routing.measures.curves import hull_area
+    from pliant.routing.metrics.curves import hull_area
 
     def area(cost: list[float], quality: list[float]) -> float:
         return hull_area(np.array(cost), np.array(quality))

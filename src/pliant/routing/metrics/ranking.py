@@ -38,7 +38,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pliant.data import nearest
 from pliant.errors import InvalidInput
-from pliant.routing.measures.curves import (
+from pliant.routing.metrics.curves import (
     Curve,
     LambdaCurve,
     Ranking,
