@@ -11,7 +11,7 @@ counts of many resamples at once instead (`bootstrap_counts`), which is many tim
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,12 @@ class Band:
         """For JSON, which has no NaN: what is undefined is null."""
         named = {"value": self.value, "low": self.low, "high": self.high, "level": self.level}
         return {name: x if math.isfinite(x) else None for name, x in named.items()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, float | None]) -> Band:
+        """Read what `as_dict` wrote."""
+        named = {name: math.nan if x is None else float(x) for name, x in content.items()}
+        return cls(**named)
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"

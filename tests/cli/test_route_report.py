@@ -17,7 +17,7 @@ from tests.routing.minimal_scorer import content
 
 from pliant.cli import app
 from pliant.cli.routes import report_page, report_tables
-from pliant.cli.routes.gathered import Gathered, Measured, kept, measure
+from pliant.cli.routes.report_data import Measured, ReportData, fit_record
 from pliant.routing import Outcomes, router_file, scorers
 from pliant.routing.fitting import training_hashes
 from pliant.routing.fitting.calibrate import calibrate
@@ -144,9 +144,10 @@ def test_what_scoring_costs_is_counted_once(router: Path, fitted: Path) -> None:
     file = router_file.read(router)
     dear = file.model_copy(update={"scorer": file.scorer.model_copy(update={"cost": 0.5})})
     dear.write(router)
-    measured = measure(router, Outcomes.read(fitted / "test.jsonl"), "test.jsonl")
-    found = Gathered(router, dear, measured, (), None)
-    routed = measured.content["routed"]["cost"]["value"]  # scoring is in it
+    evaluation = evaluate(router, Outcomes.read(fitted / "test.jsonl"))
+    found = ReportData(router, dear, Measured(evaluation, "test.jsonl"), (), None)
+    routed = evaluation.routed.cost.value  # scoring is in it
+    assert "costs 0.5 calls, which is counted in that" in report_page.summary(found)[-2]
     assert found.paid_back == pytest.approx(1200 / (5 - routed))
 
 
@@ -204,20 +205,47 @@ def test_with_three_models_the_line_uses_all_of_them(tmp_path: Path) -> None:
     folder = tmp_path / "router"
     fit(world(400, 5, models=3), folder, scorers=["length"], goal="at most 3 calls per prompt")
     labels = world(300, 6, models=3)
-    found = measure(folder, labels, "labels")
-    assert found.worth is not None and found.perfect is not None
-    assert found.worth["cost"] == sorted(found.worth["cost"])
-    assert max(found.perfect["quality"]) == pytest.approx(labels.right.max(axis=1).mean())
-    routed = found.content["routed"]
-    assert sum(routed["shares"].values()) == pytest.approx(1) and len(routed["shares"]) == 3
+    found = evaluate(folder, labels)
+    assert found.by_price is not None and found.perfect is not None
+    assert list(found.by_price.cost) == sorted(found.by_price.cost)
+    assert max(found.perfect.quality) == pytest.approx(labels.right.max(axis=1).mean())
+    shares = found.routed.shares
+    assert sum(shares.values()) == pytest.approx(1) and len(shares) == 3
     labels.write(tmp_path / "labels.jsonl")
     assert report(folder, tmp_path / "x.html", "--labels", str(tmp_path / "labels.jsonl")) == 0
     assert "use all models" in (tmp_path / "x.html").read_text()
 
 
+def test_an_evaluation_from_json_gives_the_same_page(
+    router: Path, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = str(fitted / "test.jsonl")
+    pages = tmp_path / "labels.html", tmp_path / "evaluation.html"
+    assert report(router, pages[0], "--labels", labels) == 0
+    capsys.readouterr()
+    words = ["route", "evaluate", "--router", str(router), "--labels", labels, "--json"]
+    assert app.outcome(words) == 0
+    evaluation = tmp_path / "test.jsonl"
+    evaluation.write_text(capsys.readouterr().out)
+    assert report(router, pages[1], "--evaluation", str(evaluation)) == 0
+    first, second = (page.read_text().replace("the 300 prompts", "300 prompts") for page in pages)
+    assert second == first
+    capsys.readouterr()
+    assert report(router, pages[1], "--evaluation", str(evaluation), "--labels", labels) == 2
+    assert "one of the two" in capsys.readouterr().err
+    calibrate(router, world(300, 2), "30 % of calls")
+    assert report(router, pages[1], "--evaluation", str(evaluation)) == 0
+    assert "set anew after this was measured" in pages[1].read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--evaluation", "nowhere.json"], "no such file"),
+        (
+            ["--evaluation", "{router}/router.json"],
+            "`pliant route evaluate --json` prints",
+        ),
         (["--labels", "nowhere.jsonl"], "no such file"),
         (["--ledger", "nowhere.sqlite"], "--ledger none"),
         (["--ledger", "{router}/router.json"], "not a ledger"),
@@ -268,8 +296,8 @@ def test_a_damaged_record_of_the_fit_is_named(
 
 def test_every_table_that_is_printed_fits_eighty_columns(router: Path, fitted: Path) -> None:
     file = router_file.read(router)
-    measured = measure(router, Outcomes.read(fitted / "test.jsonl"), "test.jsonl")
-    found = Gathered(router, file, measured, kept(router, file)[1], None)
+    measured = Measured(evaluate(router, Outcomes.read(fitted / "test.jsonl")), "test.jsonl")
+    found = ReportData(router, file, measured, fit_record(router, file)[1], None)
     out = io.StringIO()
     console = Console(file=out, width=80, force_terminal=True, color_system=None)
     tables = [
@@ -294,12 +322,12 @@ def test_what_is_not_defined_is_a_dash(router: Path, fitted: Path) -> None:
         labels.prompts, labels.models, labels.right[:, [0, 0]], labels.cost, unit="calls"
     )
     file = router_file.read(router)
-    measured = measure(router, alike, "labels")
-    found = Gathered(router, file, measured, (), None)
+    measured = Measured(evaluate(router, alike), "labels")
+    found = ReportData(router, file, measured, (), None)
     (apgr, *_) = report_tables.metrics(found, measured).rows
     assert apgr[:3] == ["APGR", "-", ""]
     assert len(report_page.sections(found)) > 3
-    assert not measured.groups and isinstance(measured, Measured)
+    assert not measured.evaluation.groups
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pliant.errors import InvalidInput
 from pliant.routing import Goal, Outcomes, Router
 from pliant.routing.decision_rule import DecisionRule
 from pliant.routing.fitting.calibrate import calibrate
-from pliant.routing.fitting.evaluate import measured
+from pliant.routing.fitting.evaluate import measure
 from pliant.routing.fitting.fit import entry, fit, of_goal
 from pliant.routing.goals.thresholds import by_risk
 from pliant.routing.prompts import Prompt, text_of
@@ -120,7 +120,7 @@ def test_a_threshold_does_in_the_live_router_what_it_reports(
     assert threshold.quality == outcomes.right[rows, live].mean()
     assert threshold.cost == outcomes.cost[rows, live].mean()
     assert file.rule.choose(predictions.gain, predictions.novel).tolist() == live.tolist()
-    routed = measured(file, predictions, outcomes, {}).routed
+    routed = measure(file, predictions, outcomes, {}).routed
     assert tuple(routed.shares.values()) == threshold.shares
     assert routed.quality.value == pytest.approx(threshold.quality)
     assert routed.cost.value == pytest.approx(threshold.cost)

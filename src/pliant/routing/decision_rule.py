@@ -30,8 +30,9 @@ class DecisionRule:
     """The threshold, or the price of a unit of cost. -inf prefers the last model, inf the first."""
     models: int
     """How many there are."""
-    prices: tuple[float, ...] | None = None
-    """The expected cost of an answer of each model; None compares the last gain with `value`."""
+    prices: tuple[float, ...] | Floats | None = None
+    """The expected cost of an answer of each model, (m,) or (n, m) by prompt; None compares the
+    last gain with `value`."""
     novel_to: int | None = None
     """The model that answers novel prompts; None decides on them by their gains as well."""
 
@@ -46,7 +47,7 @@ class DecisionRule:
             last = predicted if predicted.ndim == 1 else predicted[:, -1]
             chosen = np.where(last > self.value, self.models - 1, 0)
         else:
-            chosen = highest_net_gain(predicted, self.prices, self.value)
+            chosen = net_gain(predicted, self.prices, self.value).argmax(axis=1)
         if novel is None or self.novel_to is None:
             return chosen
         return np.where(np.asarray(novel, dtype=np.bool_), self.novel_to, chosen)
@@ -64,11 +65,6 @@ class DecisionRule:
         # The sort is stable, so that of equals the cheaper model stays first.
         order = np.argsort(-net_gain(gains, self.prices, self.value)[0], kind="stable")
         return tuple(order.tolist())
-
-
-def highest_net_gain(gain: ArrayLike, prices: ArrayLike, value: float) -> Chosen:
-    """(n,) the model with the highest gain - value * price; of equals, the cheapest."""
-    return net_gain(gain, prices, value).argmax(axis=1)
 
 
 def net_gain(gain: ArrayLike, prices: ArrayLike, value: float) -> Floats:

@@ -27,7 +27,7 @@ from pliant.routing import router_file
 from pliant.routing.backends.protocol import Answers, Backend, BackendError, Settings
 from pliant.routing.live.breaker import Breakers
 from pliant.routing.live.context_fit import Rooms
-from pliant.routing.live.costing import Bills
+from pliant.routing.live.costing import Costing
 from pliant.routing.live.decision import Decision, Reply
 from pliant.routing.live.ledger import Ledger, Totals
 from pliant.routing.live.preference import Predict, Wish, Wishes
@@ -82,7 +82,7 @@ class Router:
         self._breakers = Breakers(cooldown, clock)
         self._session_locks = [threading.Lock() for _ in range(_LOCKS)]
         self._rooms = Rooms(file.models, self._backends)
-        self._bills = Bills(file)
+        self._costing = Costing(file)
 
     @classmethod
     def load(
@@ -144,7 +144,7 @@ class Router:
                 reply, home = self._answered(prompt, plan, settings)
             else:
                 home = plan.home
-                reply = self._bills.reply(plan.decision, answers, samples=1, continued=True)
+                reply = self._costing.reply(plan.decision, answers, samples=1, continued=True)
         except PliantError as error:
             self.ledger.failed(row, str(error))
             raise
@@ -156,7 +156,7 @@ class Router:
     def report(self) -> dict[str, Any]:
         """The ledger's totals, what the labels cost, and what is saved after that."""
         totals: Totals = self.ledger.report()
-        labels = self._bills.labels()
+        labels = self._costing.labels()
         return {
             "unit": self.file.unit,
             **totals.as_dict(),
@@ -306,7 +306,7 @@ class Router:
                         home = None  # it is well, and would refuse what follows as well
                     continue
                 decision = self._after(plan.decision, name, failures)
-                return self._bills.reply(decision, answers, settings.samples), home or name
+                return self._costing.reply(decision, answers, settings.samples), home or name
         raise BackendError(f"no model answered: {'; '.join(failures)}", "unreachable")
 
     def _ask(self, name: str, prompt: Prompt, settings: Settings, alone: bool) -> Answers:
@@ -345,7 +345,7 @@ class Router:
     # --- the books -------------------------------------------------------------------------------
 
     def _record(self, prompt: Prompt, session: str | None, plan: _Plan) -> int:
-        cost, saved = self._bills.expected(plan.decision)
+        cost, saved = self._costing.expected(plan.decision)
         drift = self.file.drift
         row, window = self.ledger.record(prompt, session, plan.decision, cost, saved, drift)
         if window is not None and window.drifted:

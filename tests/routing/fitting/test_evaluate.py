@@ -10,8 +10,10 @@ import pytest
 from tests.routing.labels import KINDS, outcomes
 from tests.routing.minimal_scorer import content
 
+from pliant.errors import InvalidInput
 from pliant.routing import router_file
-from pliant.routing.fitting.evaluate import kept, measured
+from pliant.routing.fitting.evaluate import measure, reliability
+from pliant.routing.fitting.evaluation import Evaluation
 from pliant.routing.scorers import Predictions
 from pliant.routing.scorers.controls import Group, Length
 
@@ -38,7 +40,7 @@ def found(test):
     group = Group().fit(outcomes(4000, 1))
     predicted = group.predict(test.prompts, test.groups)
     length = Length().fit(outcomes(4000, 1)).predict(test.prompts)
-    return measured(FILE, predicted, test, {"length": length})
+    return measure(FILE, predicted, test, {"length": length})
 
 
 def test_the_threshold_does_what_is_said(found, test):
@@ -54,7 +56,7 @@ def test_the_threshold_does_what_is_said(found, test):
 def test_what_scoring_costs_is_counted(found, test):
     scored = FILE.model_copy(update={"scorer": FILE.scorer.model_copy(update={"cost": 0.25})})
     predicted = Group().fit(outcomes(4000, 1)).predict(test.prompts, test.groups)
-    dearer = measured(scored, predicted, test, {})
+    dearer = measure(scored, predicted, test, {})
     assert dearer.routed.cost.value == pytest.approx(found.routed.cost.value + 0.25)
     assert dearer.routed.of_strong_cost.value == pytest.approx(
         found.routed.of_strong_cost.value + 0.25
@@ -70,9 +72,9 @@ def test_it_is_held_against_its_baselines(found):
 
 def test_a_constant_is_calibrated_and_has_no_skill():
     y = np.tile([1.0, 0.0, 0.0, 0.0], 500)
-    constant = kept("m", np.full(2000, 0.25), y)
+    constant = reliability("m", np.full(2000, 0.25), y)
     assert constant.ece == 0 and constant.skill == pytest.approx(0)
-    wrong = kept("m", np.full(2000, 0.75), y)
+    wrong = reliability("m", np.full(2000, 0.75), y)
     assert wrong.ece == pytest.approx(0.5, abs=0.01) and wrong.skill < 0
     assert sum(n for _, _, n in wrong.bins) == 2000
 
@@ -85,9 +87,9 @@ def test_probabilities_of_the_group_means_are_kept(found):
 
 
 def test_the_histogram_counts_every_prompt_once(found, test):
-    counted = sum(found.histogram["right"]) + sum(found.histogram["wrong"])
+    counted = sum(found.histogram.right) + sum(found.histogram.wrong)
     assert counted == len(test)
-    assert sum(found.histogram["right"]) == test.weak.sum()
+    assert sum(found.histogram.right) == test.weak.sum()
 
 
 def test_examples_lie_on_their_side(found):
@@ -110,7 +112,7 @@ def test_paraphrases_that_go_apart_are_counted(test):
 
     def said(questions):
         asked = replace(some, questions=tuple(questions))
-        return measured(FILE, Predictions(None, gain), asked, {}).paraphrases
+        return measure(FILE, Predictions(None, gain), asked, {}).paraphrases
 
     found = said("aabb")
     assert (found.questions, found.same_model) == (2, 0.5)
@@ -126,8 +128,8 @@ def test_wordings_of_a_question_are_drawn_together(test):
     said, doubled = Predictions(None, gain), Predictions(None, np.tile(gain, (2, 1)))
     twice = replace(twice, questions=tuple(str(i) for i in range(200)) * 2)
     rest = {"length": Predictions(None, np.zeros((400, 2)))}
-    once = measured(FILE, said, some, {})
-    together = measured(FILE, doubled, twice, rest)
+    once = measure(FILE, said, some, {})
+    together = measure(FILE, doubled, twice, rest)
 
     def width(band):
         return band.high - band.low
@@ -139,3 +141,87 @@ def test_wordings_of_a_question_are_drawn_together(test):
 
 def test_it_is_json_without_nan(found):
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["scorer"] == "group"
+
+
+def test_an_evaluation_comes_back_from_json(found, test):
+    text = json.dumps(found.as_dict(), allow_nan=False)
+    again = Evaluation.from_dict(json.loads(text))
+    assert json.dumps(again.as_dict(), allow_nan=False) == text
+    assert again.routed == found.routed and again.calibration == found.calibration
+    assert again.histogram == found.histogram and again.examples == found.examples
+    assert again.groups == found.groups and again.perfect == found.perfect
+    assert str(again) == str(found) and f"{found.routed.share:.1%} of calls" in str(found)
+    assert np.array_equal(again.report.curve.low, found.report.curve.low)
+
+
+def test_what_is_not_defined_comes_back_from_json(test):
+    """Three models, several wordings, no probabilities, a strong model that is no better."""
+    same = replace(
+        test.select(range(60)),
+        models=("a", "b", "c"),
+        right=np.ones((60, 3)),
+        cost=np.tile([1.0, 2.0, 3.0], (60, 1)),
+        questions=tuple(str(i // 2) for i in range(60)),
+        groups=None,
+    )
+    models = [
+        {"name": name, "backend": f"{name}=nano-s", "cost": cost}
+        for name, cost in (("a", 1.0), ("b", 2.0), ("c", 3.0))
+    ]
+    worth = {"on": "worth", "value": float("inf"), "sentence": "s"}
+    file = router_file.made(**content(models=models, threshold=worth, default="c"))
+    predictions = Predictions(None, np.zeros((60, 3)), np.arange(60) % 2 == 0)
+    undefined = measure(file, predictions, same, {"length": predictions})
+    assert np.isnan(undefined.metrics["apgr"].value) and undefined.threshold == np.inf
+    assert undefined.novel == 0.5 and undefined.by_price is not None
+    text = json.dumps(undefined.as_dict(), allow_nan=False)
+    again = Evaluation.from_dict(json.loads(text))
+    assert json.dumps(again.as_dict(), allow_nan=False) == text
+    assert np.isnan(again.metrics["apgr"].value) and again.threshold == np.inf
+    assert again.by_price == undefined.by_price and again.paraphrases == undefined.paraphrases
+
+
+def test_the_line_by_price_passes_through_the_router_s_point(test):
+    """With novel prompts, too: they cost what the default costs, at any price."""
+    some = test.select(range(400))
+    cost = np.tile([1.0, 2.0, 4.0], (400, 1))
+    right = np.stack([some.weak, some.strong, some.strong], axis=1)
+    three = replace(some, models=("a", "b", "c"), right=right, cost=cost)
+    models = [
+        {"name": name, "backend": f"{name}=nano-s", "cost": cost}
+        for name, cost in (("a", 1.0), ("b", 2.0), ("c", 4.0))
+    ]
+    cheap = {"on": "worth", "value": float("inf"), "sentence": "s"}
+    file = router_file.made(**content(models=models, threshold=cheap, default="c", unit="calls"))
+    novel = np.arange(400) % 4 == 0
+    gain = np.random.default_rng(0).normal(size=(400, 3)) * [0, 1, 1]
+    found = measure(file, Predictions(None, gain, novel), three, {})
+    assert found.by_price.cost[0] == found.routed.cost.value == pytest.approx(1 + 3 / 4)
+    assert found.by_price.quality[0] == pytest.approx(found.routed.quality.value)
+
+
+def test_an_older_evaluation_is_read(found):
+    """Before groups and lines, when novel prompts were called far and the expensive side dear."""
+    older = json.loads(json.dumps(found.as_dict()))
+    for name in ("groups", "perfect", "by_price"):
+        older.pop(name)
+    older["far"] = older.pop("novel")
+    for side in ("just", "surely"):
+        older["examples"][f"{side} dear"] = older["examples"].pop(f"{side} expensive")
+    for examples in older["examples"].values():
+        for example in examples:
+            example.pop("score")
+    again = Evaluation.from_dict(older)
+    assert again.routed == found.routed and again.novel == found.novel and not again.groups
+    assert [e.prompt for e in again.examples["just expensive"]] == [
+        e.prompt for e in found.examples["just expensive"]
+    ]
+    without = Evaluation.from_dict({**older, "histogram": {}, "calibration": []})
+    assert without.histogram is None
+
+
+@pytest.mark.parametrize("broken", [{}, [], {"scorer": "x"}, {"calibration": [{"model": 1}]}])
+def test_anything_else_is_no_evaluation(found, broken):
+    content = {**found.as_dict(), **broken} if "calibration" in broken else broken
+    with pytest.raises(InvalidInput, match="not an evaluation"):
+        Evaluation.from_dict(content)

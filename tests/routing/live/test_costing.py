@@ -8,7 +8,7 @@ from tests.routing.minimal_scorer import content
 from pliant.routing import router_file
 from pliant.routing.backends.costs import Used
 from pliant.routing.backends.protocol import Answers
-from pliant.routing.live.costing import Bills
+from pliant.routing.live.costing import Costing
 from pliant.routing.live.decision import Decision
 
 FILE = router_file.made(
@@ -28,6 +28,6 @@ FILE = router_file.made(
 def test_an_answer_that_goes_on_from_its_scoring_pays_it_once(continued: bool, cost: float) -> None:
     decision = Decision(model="small", score=0.1, gain=0.1, reason="", wanted="small")
     answers = Answers(("5",), Used(1, 5, 2, 1.0, 10.0, None), 0)
-    reply = Bills(FILE).reply(decision, answers, samples=1, continued=continued)
+    reply = Costing(FILE).reply(decision, answers, samples=1, continued=continued)
     assert reply.cost == cost
     assert reply.saved == 50.0 - cost

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from pliant.reports.tables import Table
-    from pliant.routing.fitting.evaluate import Evaluation
+    from pliant.routing.fitting.evaluation import Evaluation
 
 EXAMPLE = "pliant route evaluate --router my-router --labels test.jsonl"
 
@@ -77,7 +77,7 @@ def tables(found: Evaluation) -> list[Table]:
 
 
 def sentences(found: Evaluation) -> list[str]:
-    report, routed = found.report, found.routed
+    report = found.report
     weak, strong = report.models[0], report.models[-1]
     said = []
     if found.left_out:
@@ -89,11 +89,7 @@ def sentences(found: Evaluation) -> list[str]:
         f"{report.n:,} prompts. {weak} alone {report.weak_quality:.3f}, {strong} alone "
         f"{report.strong_quality:.3f}, the best possible APGR {report.oracle_apgr:.3f}."
     )
-    said.append(
-        f"At the router's threshold {routed.share:.1%} of calls go to {strong}: quality "
-        f"{routed.quality}, {routed.of_strong} of {strong}'s, at {routed.of_strong_cost} of its "
-        "cost."
-    )
+    said.append(str(found))
     if found.novel is not None:
         said.append(f"{found.novel:.1%} of the prompts are unlike those that it was made on.")
     if found.paraphrases is not None:

@@ -1,4 +1,4 @@
-"""`pliant route report`: all that there is to say of a router, as one HTML page."""
+"""`pliant route report`: everything about a router as one HTML page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pliant.cli.routes.gathered import Gathered, Measured
+    from pliant.cli.routes.report_data import Measured, ReportData
     from pliant.routing.router_file import RouterFile
 
 EXAMPLE = "pliant route report --router my-router --labels test.jsonl --out report.html"
@@ -20,7 +20,11 @@ def report(
     out: Annotated[Path, typer.Option(help="The page (.html).")],
     labels: Annotated[
         str | None,
-        typer.Option(help="Labels of other prompts. Left out: what the fit measured and kept."),
+        typer.Option(help="Labels of other prompts. Left out: what the fit measured."),
+    ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="Instead of labels: what `pliant route evaluate --json` printed."),
     ] = None,
     model: Annotated[
         list[str] | None, typer.Option(help="The columns of the models, the cheapest first.")
@@ -42,7 +46,12 @@ def report(
 
     from pliant.cli import terminal
     from pliant.cli.routes import report_page as pages
-    from pliant.cli.routes.gathered import Gathered, kept, totals
+    from pliant.cli.routes.report_data import (
+        ReportData,
+        fit_record,
+        ledger_totals,
+        read_evaluation,
+    )
     from pliant.errors import InvalidInput
     from pliant.reports import page
     from pliant.routing import router_file
@@ -51,17 +60,21 @@ def report(
     folder, out = router.expanduser(), out.expanduser()
     if out.is_dir():
         raise InvalidInput(f"--out {out}: a folder; name the page, as in {out / 'report.html'}")
+    if labels is not None and evaluation is not None:
+        raise InvalidInput("--labels and --evaluation: name one of the two")
     file = router_file.read(folder)
-    books = totals(folder, file, ledger)
-    measured, ladder = kept(folder, file)
+    totals = ledger_totals(folder, file, ledger)
+    measured, ladder = fit_record(folder, file)
+    if evaluation is not None:
+        measured = read_evaluation(evaluation.expanduser(), file)
     if labels is not None:
         measured = _measured(folder, file, out, labels, model, question_column, limit)
-    found = Gathered(folder, file, measured, ladder, books)
-    written = page.write(out, pages.title(found), pages.sections(found))
+    data = ReportData(folder, file, measured, ladder, totals)
+    written = page.write(out, pages.title(data), pages.sections(data))
     if json:
-        terminal.print_json({**found.as_dict(), "page": str(written)})
+        terminal.print_json({**data.as_dict(), "page": str(written)})
     else:
-        _draw(found)
+        _draw(data)
         terminal.console().print(f"Page: {written}", markup=False, soft_wrap=True)
 
 
@@ -74,19 +87,21 @@ def _measured(
     question: str,
     limit: int | None,
 ) -> Measured:
-    from pliant.cli.routes.gathered import measure
+    from pliant.cli.routes.report_data import Measured
     from pliant.errors import InvalidInput
     from pliant.reports import page
+    from pliant.routing.fitting.evaluate import evaluate
     from pliant.routing.outcomes import Outcomes
 
     outcomes = Outcomes.read(labels, models=models or None, question=question, limit=limit)
     if outcomes.unit != file.unit:
         raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
-    page.make_room(out)  # before the work, but not before the labels are known good
-    return measure(folder, outcomes, Path(labels).name)
+    page.make_room(out)  # before the work, but not before the labels are checked
+    evaluation = evaluate(folder, outcomes)
+    return Measured(evaluation, f"{evaluation.report.n:,} prompts of {Path(labels).name}")
 
 
-def _draw(found: Gathered) -> None:
+def _draw(data: ReportData) -> None:
     from pliant.cli import terminal
     from pliant.cli.routes import report_page as pages
     from pliant.cli.routes import report_tables as tables
@@ -99,21 +114,21 @@ def _draw(found: Gathered) -> None:
         if sentences:
             console.print()
 
-    say(pages.what_it_does(found))
-    measured = found.measured
+    say(pages.summary(data))
+    measured = data.measured
     if measured is not None:
-        drawn = [tables.points(found, measured), tables.metrics(found, measured)]
+        drawn = [tables.points(data, measured), tables.metrics(data, measured)]
         drawn.append(tables.baselines(measured, narrow=True))
         if not measured.outdated:
-            if measured.content["calibration"]:
+            if measured.evaluation.calibration:
                 drawn.append(tables.probabilities(measured))
-            if 0 < len(measured.groups) <= _GROUPS:
-                drawn.append(tables.groups(found, measured))
+            if 0 < len(measured.evaluation.groups) <= _GROUPS:
+                drawn.append(tables.groups(data, measured))
         for table in drawn:
             table.draw(console)
-    if found.file.label_cost:
-        tables.labels(found).draw(console)
-    say(pages.label_sentences(found))
-    if found.totals is not None:
-        tables.calls(found).draw(console)
-    say(pages.ledger_sentences(found))
+    if data.file.label_cost:
+        tables.labels(data).draw(console)
+    say(pages.label_sentences(data))
+    if data.totals is not None:
+        tables.calls(data).draw(console)
+    say(pages.ledger_sentences(data))

@@ -2,221 +2,272 @@
 
 from __future__ import annotations
 
-from pliant.cli.routes import pictures
+import math
+
 from pliant.cli.routes import report_tables as tables
-from pliant.cli.routes.gathered import Gathered, Measured
+from pliant.cli.routes.report_data import Measured, ReportData
+from pliant.cli.routes.report_tables import brief
+from pliant.reports import plots
 from pliant.reports.page import Section
+from pliant.reports.plots import Line
 from pliant.reports.tables import count
+from pliant.routing.fitting import evaluation as measured_on
+from pliant.routing.metrics.curves import Curve
+from pliant.stats import Band
 
 MEASURE_IT = (
     "Nothing is measured here: the folder holds no evaluation. Give labels of prompts that the "
     "router was not made on, as in --labels test.jsonl."
 )
 _OUTDATED = (
-    "The threshold was set anew after this was measured, so that its point, its probabilities and "
-    "its examples are left out: --labels measures the router as it is now."
+    "The threshold was set anew after this was measured, so its point, its probabilities and its "
+    "examples are left out: --labels measures the router as it is now."
 )
 
 
-def sections(found: Gathered) -> list[Section]:
-    measured = found.measured
-    made = [_first(found)]
+def sections(data: ReportData) -> list[Section]:
+    measured = data.measured
+    shown = [_quality_against_cost(data)]
     if measured is not None:
-        made.append(_against_others(found, measured))
+        shown.append(_figures(data, measured))
         if not measured.outdated:
-            made += [*_probabilities(measured), *_examples(found, measured)]
-    if found.ladder:
-        made.append(Section("How the scorer was chosen", tables=[tables.ladder(found)]))
-    return [*made, _labels(found), _ledger(found)]
+            shown += [*_probabilities(measured), *_examples(data, measured)]
+    if data.ladder:
+        shown.append(Section("How the scorer was chosen", tables=[tables.ladder(data)]))
+    return [*shown, _labels(data), _ledger(data)]
 
 
-def title(found: Gathered) -> str:
-    names = ", ".join(found.file.names[:-1])
-    return f"{found.folder.resolve().name}: a router between {names} and {found.strong}"
+def title(data: ReportData) -> str:
+    names = ", ".join(data.file.names[:-1])
+    return f"{data.folder.resolve().name}: a router between {names} and {data.strong}"
 
 
-def what_it_does(found: Gathered) -> list[str]:
+# --- sentences -----------------------------------------------------------------------------------
+
+
+def summary(data: ReportData) -> list[str]:
     """The threshold in words, and what it does on the measured prompts."""
-    said = [found.file.threshold.sentence]
-    said[0] = said[0][:1].upper() + said[0][1:]
-    measured = found.measured
+    promise, measured = data.file.threshold.sentence, data.measured
+    sentences = [promise[:1].upper() + promise[1:]]
     if measured is None:
-        return [*said, MEASURE_IT]
-    content = measured.content
-    if content["left_out"]:
-        said.append(
-            f"{content['left_out']:,} of the prompts are among those that the router was made on; "
+        return [*sentences, MEASURE_IT]
+    evaluation = measured.evaluation
+    if evaluation.left_out:
+        sentences.append(
+            f"{evaluation.left_out:,} of the prompts are among those that the router was made on; "
             "they were left out, and count nowhere here."
         )
     if measured.outdated:
-        return [*said, f"Measured on {measured.where}.", _OUTDATED]
-    routed = content["routed"]
-    shares = [f"{100 * part:.1f} % to {name}" for name, part in routed["shares"].items()]
-    said.append(
+        return [*sentences, f"Measured on {measured.where}.", _OUTDATED]
+    routed = evaluation.routed
+    shares = [f"{100 * part:.1f} % to {name}" for name, part in routed.shares.items()]
+    sentences.append(
         f"On {measured.where} calls go {' and '.join([', '.join(shares[:-1]), shares[-1]])}: "
-        f"{_of(routed['of_strong'])} of the quality of {found.strong} alone, at "
-        f"{_of(routed['of_strong_cost'])} of its cost."
+        f"{_share(routed.of_strong)} of the quality of {data.strong} alone, at "
+        f"{_share(routed.of_strong_cost)} of its cost."
     )
-    if found.file.scorer.cost:
-        unit = found.file.unit
-        said.append(
-            f"Scoring a prompt costs {tables.amount(found.file.scorer.cost, unit)}, which is not "
-            "counted in that."
+    if data.file.scorer.cost:
+        scoring = tables.amount(data.file.scorer.cost, data.file.unit)
+        sentences.append(f"Scoring a prompt costs {scoring}, which is counted in that.")
+    return [*sentences, *_novel_and_paraphrases(data, measured)]
+
+
+def _novel_and_paraphrases(data: ReportData, measured: Measured) -> list[str]:
+    sentences, novel = [], measured.evaluation.novel
+    if novel is not None:
+        goes = f"; they go to {data.file.default}" if data.file.novel == "default" else ""
+        sentences.append(
+            f"{100 * novel:.1f} % of the prompts are novel, unlike those that it was made on{goes}."
         )
-    return [*said, *_besides(found, measured)]
+    same = measured.evaluation.paraphrases
+    if same is not None:
+        sentences.append(
+            f"Of {same.questions:,} questions in several wordings {100 * same.same_model:.1f} % go "
+            f"to one model in all of them; the predicted gain moves by {same.spread:.3f} on "
+            "average."
+        )
+    return sentences
 
 
-def label_sentences(found: Gathered) -> list[str]:
-    if not found.file.label_cost:
+def label_sentences(data: ReportData) -> list[str]:
+    if not data.file.label_cost:
         return ["The router's file does not say what its labels cost."]
-    said = []
-    if found.label_cost is None:
-        said.append(f"What the labels cost is not known in {found.file.unit} for every model.")
-    elif found.paid_back is not None:
-        said.append(
+    sentences, unit = [], data.file.unit
+    if data.label_cost is None:
+        sentences.append(f"What the labels cost is not known in {unit} for every model.")
+    elif data.paid_back is not None:
+        sentences.append(
             f"At the measured saving the router has earned its labels after "
-            f"{count(found.paid_back)} prompts."
+            f"{count(data.paid_back)} prompts."
         )
-    elif found.measured is not None and not found.measured.outdated:
-        said.append("At this threshold nothing is saved, so the labels are never earned back.")
-    if found.totals is not None and found.label_cost is not None:
-        left, unit = found.totals.saved - found.label_cost, found.file.unit
-        said.append(
-            f"By the ledger {tables.amount(found.totals.saved, unit)} were saved so far: "
-            + (
-                f"{tables.amount(left, unit)} more than the labels cost."
-                if left >= 0
-                else f"{tables.amount(-left, unit)} less than the labels cost."
-            )
+    elif data.measured is not None and not data.measured.outdated:
+        sentences.append("At this threshold nothing is saved, so the labels are never earned back.")
+    if data.totals is not None and data.label_cost is not None:
+        left = data.totals.saved - data.label_cost
+        sentences.append(
+            f"By the ledger {tables.amount(data.totals.saved, unit)} were saved until now: "
+            f"{tables.amount(abs(left), unit)} {'more' if left >= 0 else 'less'} than the labels "
+            "cost."
         )
-    return said
+    return sentences
 
 
-def ledger_sentences(found: Gathered) -> list[str]:
-    totals = found.totals
+def ledger_sentences(data: ReportData) -> list[str]:
+    totals = data.totals
     if totals is None:
         return ["There is no ledger, or nothing in it yet: the router has not been asked."]
-    unit = found.file.unit
+    unit = data.file.unit
     chose = totals.decisions - totals.answered - totals.failed
-    said = [
+    sentences = [
         f"{totals.decisions:,} decisions: {totals.answered:,} answered, {totals.failed:,} failed, "
         f"{chose:,} only chose. They cost {tables.amount(totals.cost, unit)}, and "
-        f"{tables.amount(totals.saved, unit)} less than always asking {found.strong}.",
+        f"{tables.amount(totals.saved, unit)} less than always asking {data.strong}.",
         f"Another model stood in {totals.fell_over:,} times; {totals.from_session:,} followed "
         f"their session; {totals.novel:,} prompts were unlike those that the router was made on.",
     ]
     if not totals.windows:
-        return [*said, "Too few scores so far to say whether they have drifted."]
+        return [*sentences, "Too few scores until now to say whether they have drifted."]
     latest, drifted = totals.windows[-1], len(totals.drifted)
-    said.append(
+    sentences.append(
         f"Drift: {drifted:,} of {len(totals.windows):,} windows of scores lie beyond what chance "
         f"explains; the latest of {latest.size:,} prompts is {latest.distance:.3f} away (chance "
         f"stays below {latest.bound:.3f})."
     )
     if drifted:
-        said.append("Label prompts of today, and fit or calibrate again.")
-    return said
+        sentences.append("Label prompts of today, and fit or calibrate again.")
+    return sentences
 
 
-def _first(found: Gathered) -> Section:
-    measured = found.measured
+# --- sections and their pictures -----------------------------------------------------------------
+
+
+def _quality_against_cost(data: ReportData) -> Section:
+    name, measured = "Quality against cost", data.measured
     if measured is None:
-        return Section("Quality against cost", what_it_does(found))
-    notes = [] if measured.worth else ["The band holds 95 % of resamples of the prompts."]
-    if measured.perfect is None:
+        return Section(name, summary(data))
+    evaluation = measured.evaluation
+    notes = [] if evaluation.by_price else ["The band holds 95 % of resamples of the prompts."]
+    if evaluation.perfect is None:
         notes.append("With --labels perfect routing is drawn, too.")
-    if measured.worth is not None:
+    if evaluation.by_price is not None:
         notes.append(
             "The router's line and the perfect one use all models, as the price of cost goes up; "
-            f"the others go between {found.weak} and {found.strong} alone."
+            f"the others go between {data.weak} and {data.strong} alone."
         )
-    elif len(found.file.names) > 2:
+    elif len(data.file.names) > 2:
         notes.append(
-            f"The lines go between {found.weak} and {found.strong} alone; the point uses all "
+            f"The lines go between {data.weak} and {data.strong} alone; the point uses all "
             "models, and lies off them. With --labels the router's line does so, too."
         )
-    picture = (pictures.quality_against_cost(found, measured), "Quality against cost.")
-    return Section(
-        "Quality against cost",
-        [*what_it_does(found), *([" ".join(notes)] if notes else [])],
-        [tables.points(found, measured)],
-        [picture],
-    )
+    sentences = [*summary(data), *([" ".join(notes)] if notes else [])]
+    picture = (_curves(data, measured), f"{name}.")
+    return Section(name, sentences, [tables.points(data, measured)], [picture])
 
 
-def _against_others(found: Gathered, measured: Measured) -> Section:
-    made = [tables.metrics(found, measured), tables.baselines(measured)]
-    if measured.groups and not measured.outdated:
-        made.append(tables.groups(found, measured))
-    return Section("Figures, and what they are worth", [f"On {measured.where}."], made)
+def _curves(data: ReportData, measured: Measured) -> str:
+    """The router in its band, its baselines and perfect routing, and the point that was chosen."""
+    evaluation, report = measured.evaluation, measured.evaluation.report
+    curve, scorer = report.curve, evaluation.scorer
+    always = float(curve.cost[-1]) or 1.0
+    cheap = (float(curve.cost[0]) / always, report.weak_quality)
+    expensive = (float(curve.cost[-1]) / always, report.strong_quality)
+    drawn = {f"this router ({scorer})": _line(evaluation.by_price or curve, always)}
+    if evaluation.perfect is not None:
+        drawn["perfect"] = _line(evaluation.perfect, always, faint=True)
+    drawn["random"] = Line((cheap[0], expensive[0]), (cheap[1], expensive[1]), faint=True)
+    for kind, baseline in evaluation.baselines.items():
+        if kind not in ("random", scorer):
+            drawn[kind] = _line(baseline.curve, always, faint=True)
+    point = None
+    if not measured.outdated:
+        at = (evaluation.routed.cost.value / always, evaluation.routed.quality.value)
+        point = (f"chosen:\n{data.goal or 'by hand'}", at)
+    ends = {brief(data.weak): cheap, brief(data.strong): expensive}
+    x = f"cost (1 = always {brief(data.strong)})"
+    return plots.lines(drawn, ends, point, x, "share of right answers")
+
+
+def _line(curve: Curve | measured_on.Line, always: float, faint: bool = False) -> Line:
+    cost = [float(x) / always for x in curve.cost]
+    if isinstance(curve, Curve):
+        return Line(cost, list(curve.quality), list(curve.low), list(curve.high), faint)
+    return Line(cost, curve.quality, faint=faint)
+
+
+def _figures(data: ReportData, measured: Measured) -> Section:
+    shown = [tables.metrics(data, measured), tables.baselines(measured)]
+    if measured.evaluation.groups and not measured.outdated:
+        shown.append(tables.groups(data, measured))
+    return Section("Figures, and what they are worth", [f"On {measured.where}."], shown)
 
 
 def _probabilities(measured: Measured) -> list[Section]:
-    calibration, histogram = measured.content["calibration"], measured.content["histogram"]
+    calibration, histogram = measured.evaluation.calibration, measured.evaluation.histogram
     if not calibration:
         return []
-    drawn = [
-        (pictures.probabilities(kept), f"{kept['model']}: predicted, and what was so.")
-        for kept in calibration
+    pictures = [
+        (
+            plots.reliability(
+                each.bins, f"predicted P({brief(each.model)} is right)", "share that was right"
+            ),
+            f"{each.model}: predicted, and what was so.",
+        )
+        for each in calibration
     ]
-    said = [
+    sentences = [
         "ECE is the mean distance between what is predicted and what is so (debiased; a constant "
         "can have none, and tells nothing). Brier is the mean squared error; skill is the part of "
         "the constant's that is gone. The grey bars show where the predictions lie."
     ]
-    made = [Section("Probabilities", said, [tables.probabilities(measured)], drawn)]
-    if histogram:
-        words = f"The score is the probability that {histogram['model']} fails."
-        split = (pictures.scores(histogram), f"Scores, by whether {histogram['model']} was right.")
-        made.append(Section("Scores", [words], pictures=[split]))
-    return made
-
-
-def _examples(found: Gathered, measured: Measured) -> list[Section]:
-    some = [table for table in tables.examples(found, measured) if table.rows]
-    words = [
-        f"The gain is how much more often {found.strong} is expected to be right than "
-        f"{found.weak}; {tables.RIGHT} and {tables.WRONG} say who was."
-    ]
-    return [Section("On both sides of the threshold", words, some)] if some else []
-
-
-def _labels(found: Gathered) -> Section:
-    made = [tables.labels(found)] if found.file.label_cost else []
-    return Section("What the labels cost", label_sentences(found), made)
-
-
-def _ledger(found: Gathered) -> Section:
-    if found.totals is None:
-        return Section("The ledger", ledger_sentences(found))
-    windows = found.totals.as_dict()["windows"]
-    drawn = [(pictures.drift(windows), "Drift of the scores.")] if len(windows) > 1 else []
-    return Section("The ledger", ledger_sentences(found), [tables.calls(found)], drawn)
-
-
-def _besides(found: Gathered, measured: Measured) -> list[str]:
-    said, content = [], measured.content
-    if content["novel"] is not None:
-        said.append(
-            f"{100 * content['novel']:.1f} % of the prompts are unlike those that it was made on; "
-            f"asked, it would send them to {found.file.default}."
-            if found.file.novel == "default"
-            else f"{100 * content['novel']:.1f} % of the prompts are unlike those it was made on."
+    shown = [Section("Probabilities", sentences, [tables.probabilities(measured)], pictures)]
+    if histogram is not None:
+        model = histogram.model
+        counts = {
+            f"{brief(model)} right": histogram.right,
+            f"{brief(model)} wrong": histogram.wrong,
+        }
+        picture = (
+            plots.histograms(histogram.edges, counts, "score", "prompts"),
+            f"Scores, by whether {model} was right.",
         )
-    same = content["paraphrases"]
-    if same is not None:
-        said.append(
-            f"Of {same['questions']:,} questions in several wordings "
-            f"{100 * same['same_model']:.1f} % go to one model in all of them; the predicted gain "
-            f"moves by {same['spread']:.3f} on average."
-        )
-    return said
+        sentence = f"The score is the probability that {model} fails."
+        shown.append(Section("Scores", [sentence], pictures=[picture]))
+    return shown
 
 
-def _of(band: dict[str, float | None]) -> str:
-    value, low, high = (band[name] for name in ("value", "low", "high"))
-    if value is None:
+def _examples(data: ReportData, measured: Measured) -> list[Section]:
+    shown = [table for table in tables.examples(data, measured) if table.rows]
+    sentence = (
+        f"The gain is how much more often {data.strong} is expected to be right than "
+        f"{data.weak}; {tables.RIGHT} and {tables.WRONG} say who was."
+    )
+    return [Section("On both sides of the threshold", [sentence], shown)] if shown else []
+
+
+def _labels(data: ReportData) -> Section:
+    shown = [tables.labels(data)] if data.file.label_cost else []
+    return Section("What the labels cost", label_sentences(data), shown)
+
+
+def _ledger(data: ReportData) -> Section:
+    if data.totals is None:
+        return Section("The ledger", ledger_sentences(data))
+    windows = data.totals.windows
+    at = [window.number for window in windows]
+    pictures = []
+    if len(windows) > 1:
+        drawn = {
+            "distance": Line(at, [window.distance for window in windows]),
+            "chance stays below": Line(at, [window.bound for window in windows], faint=True),
+        }
+        picture = plots.lines(drawn, {}, None, "window", "distance of the scores")
+        pictures.append((picture, "Drift of the scores."))
+    return Section("The ledger", ledger_sentences(data), [tables.calls(data)], pictures)
+
+
+def _share(band: Band) -> str:
+    if math.isnan(band.value):
         return "an unknown share"
-    if low is None or high is None:
-        return f"{100 * value:.1f} %"
-    return f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    if math.isnan(band.low) or math.isnan(band.high):
+        return f"{100 * band.value:.1f} %"
+    return f"{100 * band.value:.1f} % [{100 * band.low:.1f}, {100 * band.high:.1f}]"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-from pliant.cli.routes.gathered import Gathered, Measured
+from pliant.cli.routes.report_data import Measured, ReportData
 from pliant.reports.tables import Table, count, size
+from pliant.routing.fitting.evaluation import Example
+from pliant.stats import Band
 
-Json = Mapping[str, Any]
 RIGHT, WRONG = "✓", "✗"
 _PROMPT, _MODEL = 72, 20  # letters of a prompt that are shown, and of a model's name in a heading
 _NAMES = {
@@ -22,74 +22,72 @@ _NAMES = {
 }
 
 
-def points(found: Gathered, measured: Measured) -> Table:
-    """What the threshold does, between one model alone and the other."""
-    content, unit = measured.content, found.file.unit
-    curve, routed = content["curve"], content["routed"]
-    whole = curve["cost"][-1]
+def points(data: ReportData, measured: Measured) -> Table:
+    """The router at its threshold, between the cheapest model alone and the strongest alone."""
+    report, routed, unit = measured.evaluation.report, measured.evaluation.routed, data.file.unit
+    always = float(report.curve.cost[-1])
 
     def alone(model: str, share: str, quality: float, cost: float) -> list[str]:
-        part = f"{cost / whole:.3f}" if whole else "-"
+        part = f"{cost / always:.3f}" if always else "-"
         return [brief(model), share, f"{quality:.3f}", part, figures(cost)]
 
     router = [
         "the router",
-        _percent(routed["shares"][found.strong]),
-        band(routed["quality"]),
-        band(routed["of_strong_cost"]),
-        figures(routed["cost"]["value"]),
+        _percent(routed.share),
+        band(routed.quality),
+        band(routed.of_strong_cost),
+        figures(routed.cost.value),
     ]
     rows = [
-        alone(found.weak, "0 %", content["weak_quality"], curve["cost"][0]),
+        alone(data.weak, "0 %", report.weak_quality, float(report.curve.cost[0])),
         *([] if measured.outdated else [router]),
-        alone(found.strong, "100 %", content["strong_quality"], whole),
+        alone(data.strong, "100 %", report.strong_quality, always),
     ]
-    name = brief(found.strong)
+    name = brief(data.strong)
     head = ["", f"to {name}", "quality", f"cost ({name} = 1)", unit]
-    said = "" if found.goal is None or measured.outdated else f", for {found.goal}"
-    title = f"Quality and cost of a prompt{said}"
-    return Table(title, head, rows, right=frozenset(head[1:]))
+    goal = "" if data.goal is None or measured.outdated else f", for {data.goal}"
+    return Table(f"Quality and cost of a prompt{goal}", head, rows, right=frozenset(head[1:]))
 
 
-def metrics(found: Gathered, measured: Measured) -> Table:
-    content = measured.content
-    best = content["oracle_apgr"]
-    says = {
+def metrics(data: ReportData, measured: Measured) -> Table:
+    best = measured.evaluation.report.oracle_apgr
+    meanings = {
         "apgr": "share of the models' difference that is recovered, over all budgets; chance .5"
-        + ("" if best is None else f", at best {best:.3f}"),
+        + ("" if math.isnan(best) else f", at best {best:.3f}"),
         "within_group_apgr": "the same of the order inside groups; knowing the groups alone .5",
-        "cpt50": f"share of calls to {found.strong} that recovers half of the difference",
+        "cpt50": f"share of calls to {data.strong} that recovers half of the difference",
         "cpt80": "the same for 80 % of it",
         "aiq": "mean quality over the range of costs",
-        "auc": f"does the score tell what {found.weak} gets wrong? chance .5",
+        "auc": f"does the score tell what {data.weak} gets wrong? chance .5",
     }
     rows = [
-        [_NAMES.get(name, name), number(said["value"]), interval(said), says.get(name, "")]
-        for name, said in content["metrics"].items()
+        [_NAMES.get(name, name), number(value.value), interval(value), meanings.get(name, "")]
+        for name, value in measured.evaluation.metrics.items()
     ]
-    return Table(
-        "Metrics", ["", "value", "95 % interval", "what it is"], rows, frozenset(["value"])
-    )
+    head = ["", "value", "95 % interval", "what it is"]
+    return Table("Metrics", head, rows, frozenset(["value"]))
 
 
 def baselines(measured: Measured, narrow: bool = False) -> Table:
-    """Each scorer on the same prompts, and how far the router lies above it."""
-    content = measured.content
-    router = str(content["scorer"])
-    others = {kind: said["metrics"] for kind, said in content["baselines"].items()}
-    others.pop(router, None)
-    order = sorted(others, key=lambda kind: -(others[kind]["apgr"]["value"] or -math.inf))
-    shown = [
-        name
-        for name in (("cpt80",) if narrow else ("within_group_apgr", "cpt50", "cpt80", "aiq"))
-        if name in content["metrics"]
+    """Each scorer on the same prompts, and how much higher the router's APGR is."""
+    evaluation = measured.evaluation
+    others = {kind: report.metrics for kind, report in evaluation.baselines.items()}
+    others.pop(evaluation.scorer, None)
+
+    def rank(kind: str) -> float:
+        value = others[kind]["apgr"].value
+        return math.inf if math.isnan(value) else -value
+
+    names = ("cpt80",) if narrow else ("within_group_apgr", "cpt50", "cpt80", "aiq")
+    shown = [name for name in names if name in evaluation.metrics]
+
+    def row(kind: str, values: Mapping[str, Band], ahead: str) -> list[str]:
+        return [kind, band(values["apgr"]), *(number(values[n].value) for n in shown), ahead]
+
+    rows = [row(evaluation.scorer, evaluation.metrics, "this router")]
+    rows += [
+        row(kind, others[kind], signed(evaluation.over[kind])) for kind in sorted(others, key=rank)
     ]
-
-    def row(kind: str, said: Json, ahead: str) -> list[str]:
-        return [kind, band(said["apgr"]), *(number(said[name]["value"]) for name in shown), ahead]
-
-    rows = [row(router, content["metrics"], "this router")]
-    rows += [row(kind, others[kind], signed(content["over"][kind])) for kind in order]
     head = ["scorer", "APGR", *(_NAMES[name] for name in shown), "router's APGR above"]
     title = "The router beside its baselines, on the same prompts"
     return Table(title, head, rows, right=frozenset(head[1:]))
@@ -98,99 +96,80 @@ def baselines(measured: Measured, narrow: bool = False) -> Table:
 def probabilities(measured: Measured) -> Table:
     rows = [
         [
-            brief(kept["model"]),
-            number(kept["ece"]),
-            number(kept["ece_constant"]),
-            number(kept["brier"]),
-            number(kept["brier_constant"]),
-            "-" if kept["skill"] is None else f"{kept['skill']:.2f}",
+            brief(each.model),
+            *map(number, (each.ece, each.ece_constant, each.brier, each.brier_constant)),
+            "-" if each.skill is None else f"{each.skill:.2f}",
         ]
-        for kept in measured.content["calibration"]
+        for each in measured.evaluation.calibration
     ]
     head = ["P(right) of", "ECE", "constant's", "Brier", "constant's Brier", "skill"]
     return Table("Probabilities beside a constant's", head, rows, right=frozenset(head[1:]))
 
 
-def groups(found: Gathered, measured: Measured) -> Table:
+def groups(data: ReportData, measured: Measured) -> Table:
     rows = [
-        [
-            g.name,
-            f"{g.n:,}",
-            f"{g.weak:.3f}",
-            f"{g.strong:.3f}",
-            f"{g.routed:.3f}",
-            _percent(g.share),
-        ]
-        for g in measured.groups
+        [g.name, f"{g.n:,}", *map(number, (g.weak, g.strong, g.routed)), _percent(g.share)]
+        for g in measured.evaluation.groups
     ]
-    weak, strong = brief(found.weak), brief(found.strong)
+    weak, strong = brief(data.weak), brief(data.strong)
     head = ["group", "prompts", weak, strong, "routed", f"to {strong}"]
     return Table("Group by group: share of right answers", head, rows, right=frozenset(head[1:]))
 
 
-def examples(found: Gathered, measured: Measured) -> list[Table]:
+def examples(data: ReportData, measured: Measured) -> list[Table]:
     """On both sides of the threshold."""
-    sides = measured.content["examples"]
-    stays, goes = (
-        {(one["prompt"], one["gain"]): one for kind in kinds for one in sides[kind]}
-        for kinds in (("surely cheap", "just cheap"), ("just dear", "surely dear"))
-    )
+    sides = measured.evaluation.examples
+    stays = [*sides["surely cheap"], *sides["just cheap"]]
+    goes = [*sides["just expensive"], *sides["surely expensive"]]
     return [
         _examples(
-            f"Stay with {found.weak}: the surest, and the nearest to the threshold",
-            stays,
-            found,
-            measured,
+            f"Stay with {data.weak}: the surest, and the nearest to the threshold", stays, data
         ),
-        _examples(
-            f"Go to {found.strong}: the nearest to the threshold, and the surest",
-            goes,
-            found,
-            measured,
-        ),
+        _examples(f"Go to {data.strong}: the nearest to the threshold, and the surest", goes, data),
     ]
 
 
-def _examples(title: str, some: Mapping[Any, Json], found: Gathered, measured: Measured) -> Table:
-    known = measured.scores or {}
+def _examples(title: str, examples: Iterable[Example], data: ReportData) -> Table:
+    different = {(example.prompt, example.gain): example for example in examples}
     rows = [
         [
-            short(one["prompt"]),
-            f"{known[one['prompt']]:.2f}" if one["prompt"] in known else "-",
-            f"{one['gain']:+.3f}",
-            *(mark(one["right"][name]) for name in found.file.names),
+            short(example.prompt),
+            "-" if example.score is None else f"{example.score:.2f}",
+            f"{example.gain:+.3f}",
+            *(mark(example.right[name]) for name in data.file.names),
         ]
-        for one in sorted(some.values(), key=lambda one: one["gain"])
+        for example in sorted(different.values(), key=lambda example: example.gain)
     ]
-    head = ["prompt", "score", "gain", *map(brief, found.file.names)]
+    head = ["prompt", "score", "gain", *map(brief, data.file.names)]
     colours = {RIGHT: "green", WRONG: "red"}
     return Table(title, head, rows, right=frozenset(["score", "gain"]), colours=colours)
 
 
-def ladder(found: Gathered) -> Table:
-    rows = [
-        [
-            str(rung["scorer"]),
-            band(rung["value"]),
-            "-" if rung["behind"] is None else signed(rung["behind"]),
-            f"{rung['ms']:.2f}",
-            size(rung["bytes"]),
-            "kept" if rung["scorer"] == found.file.scorer.kind else "",
-        ]
-        for rung in found.ladder
-    ]
-    what = "APGR" if len(found.file.names) == 2 else "area"
+def ladder(data: ReportData) -> Table:
+    rows = []
+    for rung in data.ladder:
+        behind = rung["behind"]
+        rows.append(
+            [
+                str(rung["scorer"]),
+                band(Band.from_dict(rung["value"])),
+                "-" if behind is None else signed(Band.from_dict(behind)),
+                f"{rung['ms']:.2f}",
+                size(rung["bytes"]),
+                "kept" if rung["scorer"] == data.file.scorer.kind else "",
+            ]
+        )
+    what = "APGR" if len(data.file.names) == 2 else "area"
     head = ["scorer", what, "behind the best", "ms", "size", ""]
     title = "The scorers that were tried at the fit (ms: of one decision)"
     return Table(title, head, rows, right=frozenset(head[1:5]), colours={"kept": "green"})
 
 
-def calls(found: Gathered) -> Table:
-    """What the ledger has of each model."""
-    assert found.totals is not None
-    unit = found.file.unit
-    models = found.totals.models
-    named = [name for name in found.file.names if name in models]
+def calls(data: ReportData) -> Table:
+    """Each model's calls in the ledger."""
+    assert data.totals is not None
+    unit, models = data.file.unit, data.totals.models
+    named = [name for name in data.file.names if name in models]
     rows = [
         [
             name,
@@ -206,20 +185,20 @@ def calls(found: Gathered) -> Table:
     return Table("Calls by model", head, rows, right=frozenset(head[1:]))
 
 
-def labels(found: Gathered) -> Table:
+def labels(data: ReportData) -> Table:
     """What it cost to make the labels."""
     rows = []
-    for name, used in found.file.label_cost.items():
-        cost = used.get(found.file.unit)
-        said = "-" if cost is None else amount(cost, found.file.unit)
-        rows.append([name, f"{int(used.get('calls', 0)):,}", said])
-    if found.label_cost is not None:
-        rows.append(["together", "", amount(found.label_cost, found.file.unit)])
+    for name, used in data.file.label_cost.items():
+        cost = used.get(data.file.unit)
+        shown = "-" if cost is None else amount(cost, data.file.unit)
+        rows.append([name, f"{int(used.get('calls', 0)):,}", shown])
+    if data.label_cost is not None:
+        rows.append(["together", "", amount(data.label_cost, data.file.unit)])
     head = ["model", "calls", "cost"]
     return Table("Labels by model", head, rows, right=frozenset(head[1:]))
 
 
-# --- figures in words ----------------------------------------------------------------------------
+# --- how figures are written ---------------------------------------------------------------------
 
 
 def amount(cost: float, unit: str) -> str:
@@ -230,28 +209,28 @@ def amount(cost: float, unit: str) -> str:
 
 
 def figures(cost: float) -> str:
-    """Three or so of them."""
+    """Three significant figures or so."""
     return count(cost) if abs(cost) >= 100 else f"{cost:.3g}"
 
 
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
-def band(found: Json) -> str:
+def band(value: Band) -> str:
     """A value with its interval; a dash for what is not defined."""
-    return "-" if found["value"] is None else f"{found['value']:.3f} {interval(found)}"
+    return "-" if math.isnan(value.value) else f"{value.value:.3f} {interval(value)}"
 
 
-def interval(found: Json) -> str:
-    undefined = found["low"] is None or found["high"] is None
-    return "" if undefined else f"[{found['low']:.3f}, {found['high']:.3f}]"
+def interval(value: Band) -> str:
+    undefined = math.isnan(value.low) or math.isnan(value.high)
+    return "" if undefined else f"[{value.low:.3f}, {value.high:.3f}]"
 
 
-def signed(found: Json) -> str:
-    if found["value"] is None or found["low"] is None:
+def signed(value: Band) -> str:
+    if math.isnan(value.value) or math.isnan(value.low):
         return "-"
-    return f"{found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+    return f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
 
 
 def mark(right: float) -> str:

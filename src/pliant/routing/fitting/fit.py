@@ -24,7 +24,8 @@ from pliant.errors import InvalidInput
 from pliant.routing import router_file
 from pliant.routing.backends.costs import Used
 from pliant.routing.fitting import training_hashes
-from pliant.routing.fitting.evaluate import Evaluation, measured
+from pliant.routing.fitting.evaluate import measure
+from pliant.routing.fitting.evaluation import Evaluation
 from pliant.routing.fitting.ladder import EVERY, LADDER, READS_A_MODEL, Progress, Rung, climb, keep
 from pliant.routing.fitting.splits import Parts, parts
 from pliant.routing.goals.goal import Goal
@@ -121,7 +122,7 @@ def fit(
         **reference(predicted, dealt.calibration, calibrate_by),
     )
     rest = {r.kind: r.scorer.predict(dealt.test.asked, dealt.test.groups) for r in rungs}
-    found = measured(file, scorer.predict(dealt.test.asked, dealt.test.groups), dealt.test, rest)
+    found = measure(file, scorer.predict(dealt.test.asked, dealt.test.groups), dealt.test, rest)
     fitted = Fitted(folder, tuple(rungs), kept, dealt, chosen, file, found)
     _write(fitted, scorer)
     return fitted

@@ -244,7 +244,7 @@ def _at(goal: Goal, swept: Sweep, value: float) -> Threshold:
         outcomes.unit,
         outcomes.models,
         "gain" if rule.prices is None else "worth",
-        rule.prices,
+        None if rule.prices is None else tuple(rule.prices),
         rule.novel_to,
     )
 

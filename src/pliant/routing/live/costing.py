@@ -8,7 +8,7 @@ from pliant.routing.live.decision import Decision, Reply, said_most
 from pliant.routing.router_file import ModelEntry, RouterFile
 
 
-class Bills:
+class Costing:
     """By the prices and averages of a router's file, in its unit."""
 
     def __init__(self, file: RouterFile) -> None:

@@ -1,11 +1,11 @@
 """Curves of quality against cost, and the ranking that they are drawn from.
 
-What a point of a curve is, is told in metrics.py; here is how it is counted.
+ranking.py defines what a point of a curve is; this file computes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pliant.errors import InvalidInput
-from pliant.routing.decision_rule import highest_net_gain, turning_points
+from pliant.routing.decision_rule import DecisionRule, turning_points
 from pliant.routing.outcomes import Outcomes
 from pliant.stats import count_values
 
@@ -35,6 +35,12 @@ class Curve:
     def as_dict(self) -> dict[str, Any]:
         names = ("share", "cost", "quality", "low", "high")
         return {name: getattr(self, name).tolist() for name in names} | {"unit": self.unit}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Curve:
+        """Read what `as_dict` wrote."""
+        arrays = {k: np.asarray(v, dtype=np.float64) for k, v in content.items() if k != "unit"}
+        return cls(**arrays, unit=content["unit"])
 
 
 def quality_cost_curve(
@@ -84,13 +90,19 @@ class LambdaCurve:
 
 
 def lambda_curve(
-    value: ArrayLike, outcomes: Outcomes, prices: ArrayLike | None = None, points: int = 101
+    value: ArrayLike,
+    outcomes: Outcomes,
+    prices: ArrayLike | None = None,
+    points: int = 101,
+    novel: ArrayLike | None = None,
+    novel_to: int | None = None,
 ) -> LambdaCurve:
     """Each prompt goes to the model with the highest value - lambda * price, ties to the cheaper.
 
     `value` (n, m) is the predicted quality (or gain over the first model) and `prices`, (m,) or
     (n, m), what the router believes that an answer costs; left out, each model's mean in these
-    outcomes. Lambda takes 0, infinity, and quantiles of the values at which a choice changes.
+    outcomes. `novel` prompts go to the model `novel_to` at any price. Lambda takes 0, infinity,
+    and quantiles of the values at which a choice changes.
     """
     predicted = np.asarray(value, dtype=np.float64)
     believed = outcomes.cost.mean(axis=0) if prices is None else np.asarray(prices, dtype=float)
@@ -101,18 +113,16 @@ def lambda_curve(
     turning = turning[turning > 0]
     if len(turning):
         turning = np.quantile(turning, np.linspace(0, 1, max(points - 2, 1)))
+    rows, m = np.arange(len(outcomes)), len(outcomes.models)
     price = np.unique(np.concatenate([[0.0], turning, [np.inf]]))
-    rows = np.arange(len(outcomes))
-    found = []
-    for p in price:
-        chosen = highest_net_gain(predicted, believed, float(p))
-        shares = np.bincount(chosen, minlength=len(outcomes.models)) / len(outcomes)
-        found.append((outcomes.cost[rows, chosen].mean(), outcomes.right[rows, chosen], shares))
+    choices = [
+        DecisionRule(float(p), m, believed, novel_to).choose(predicted, novel) for p in price
+    ]
     return LambdaCurve(
         price,
-        np.array([cost for cost, _, _ in found]),
-        np.array([right.mean() for _, right, _ in found]),
-        np.stack([shares for _, _, shares in found]),
+        np.array([outcomes.cost[rows, chosen].mean() for chosen in choices]),
+        np.array([outcomes.right[rows, chosen].mean() for chosen in choices]),
+        np.stack([np.bincount(chosen, minlength=m) / len(outcomes) for chosen in choices]),
         outcomes.models,
         outcomes.unit,
     )

@@ -1,0 +1,220 @@
+"""What was measured of a router on held-out prompts, to JSON and back; a report only draws it.
+
+content = evaluation.as_dict()                  # what `pliant route evaluate --json` prints
+Evaluation.from_dict(content).routed.quality
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pliant.errors import InvalidInput
+from pliant.routing.metrics.ranking import Report
+from pliant.stats import Band
+
+SIDES = ("surely cheap", "just cheap", "just expensive", "surely expensive")
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What the router's threshold does with the prompts."""
+
+    shares: dict[str, float]
+    """Of calls, by model."""
+    quality: Band
+    of_strong: Band
+    """The quality as a share of the strongest model's."""
+    cost: Band
+    """Of a prompt, scoring counted in full (an answer that continues from it saves it again)."""
+    of_strong_cost: Band
+    """The cost as a share of always asking the strongest model."""
+
+    @property
+    def share(self) -> float:
+        """Of calls to the strongest model."""
+        return list(self.shares.values())[-1]
+
+    def as_dict(self) -> dict[str, Any]:
+        bands = ("quality", "of_strong", "cost", "of_strong_cost")
+        return {"shares": self.shares} | {name: getattr(self, name).as_dict() for name in bands}
+
+    @classmethod
+    def from_dict(cls, content: Json) -> Routed:
+        bands = {name: Band.from_dict(band) for name, band in content.items() if name != "shares"}
+        return cls(dict(content["shares"]), **bands)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How well P(a model is right) is calibrated, beside what a constant would get."""
+
+    model: str
+    ece: float
+    ece_constant: float
+    brier: float
+    brier_constant: float
+    skill: float | None
+    """1 - Brier / the constant's."""
+    bins: tuple[tuple[float, float, int], ...]
+    """(mean prediction, share right, prompts) of bins of equal size."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Scores, by whether the cheapest model was right."""
+
+    edges: tuple[float, ...]
+    model: str
+    right: tuple[float, ...]
+    wrong: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, its predictions, and which models were right."""
+
+    prompt: str
+    gain: float
+    chosen: str
+    right: dict[str, float]
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Paraphrases:
+    """Whether the same question in other words goes to the same model."""
+
+    questions: int
+    same_model: float
+    """The share of questions all of whose wordings go to one model."""
+    spread: float
+    """The mean, over questions, of the range of the predicted gain."""
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """The prompts of one group."""
+
+    name: str
+    n: int
+    weak: float
+    strong: float
+    routed: float
+    share: float
+    """Of calls to the strongest model."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Quality against cost, from all to the cheapest model to all to the strongest."""
+
+    cost: tuple[float, ...]
+    quality: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Everything that is measured on one set of prompts."""
+
+    scorer: str
+    report: Report
+    baselines: Mapping[str, Report]
+    over: Mapping[str, Band]
+    """The router's APGR less each baseline's, paired."""
+    routed: Routed
+    threshold: float
+    calibration: tuple[Reliability, ...]
+    histogram: Histogram | None
+    examples: dict[str, tuple[Example, ...]]
+    """By SIDES: the nearest to the threshold on both sides, and the farthest from it."""
+    novel: float | None
+    """The share of prompts unlike those that the router was fitted on."""
+    left_out: int = 0
+    """Prompts that the router was fitted on: not counted in anything above."""
+    paraphrases: Paraphrases | None = None
+    groups: tuple[GroupResult, ...] = ()
+    perfect: Line | None = None
+    """Of perfect routing, which knows which models will be right."""
+    by_price: Line | None = None
+    """Of more than two models: the router's own, as the price of cost goes up."""
+
+    @property
+    def metrics(self) -> Mapping[str, Band]:
+        return self.report.metrics
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; the report's own figures are not nested."""
+        return {
+            "scorer": self.scorer,
+            **self.report.as_dict(),
+            "baselines": {name: report.as_dict() for name, report in self.baselines.items()},
+            "over": {name: band.as_dict() for name, band in self.over.items()},
+            "routed": self.routed.as_dict(),
+            "threshold": self.threshold if np.isfinite(self.threshold) else str(self.threshold),
+            "calibration": [asdict(reliability) for reliability in self.calibration],
+            "histogram": None if self.histogram is None else asdict(self.histogram),
+            "examples": {
+                side: [asdict(example) for example in examples]
+                for side, examples in self.examples.items()
+            },
+            "novel": self.novel,
+            "left_out": self.left_out,
+            "paraphrases": None if self.paraphrases is None else asdict(self.paraphrases),
+            "groups": [asdict(group) for group in self.groups],
+            "perfect": None if self.perfect is None else asdict(self.perfect),
+            "by_price": None if self.by_price is None else asdict(self.by_price),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Json) -> Evaluation:
+        """Read what `as_dict` wrote, now or before it had groups and lines."""
+        try:
+            return cls(
+                scorer=str(content["scorer"]),
+                report=Report.from_dict(content),
+                baselines={k: Report.from_dict(v) for k, v in content["baselines"].items()},
+                over={kind: Band.from_dict(band) for kind, band in content["over"].items()},
+                routed=Routed.from_dict(content["routed"]),
+                threshold=float(content["threshold"]),
+                calibration=tuple(_read(Reliability, each) for each in content["calibration"]),
+                histogram=_read(Histogram, content["histogram"] or None),
+                examples=_examples(content["examples"]),
+                novel=content["novel"] if "novel" in content else content["far"],
+                left_out=int(content["left_out"]),
+                paraphrases=_read(Paraphrases, content["paraphrases"]),
+                groups=tuple(_read(GroupResult, each) for each in content.get("groups", ())),
+                perfect=_read(Line, content.get("perfect")),
+                by_price=_read(Line, content.get("by_price")),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidInput(f"not an evaluation as Pliant writes it ({error!r})") from error
+
+    def __str__(self) -> str:
+        strong, routed = self.report.models[-1], self.routed
+        return (
+            f"At the router's threshold {routed.share:.1%} of calls go to {strong}: quality "
+            f"{routed.quality}, {routed.of_strong} of {strong}'s, at {routed.of_strong_cost} of "
+            "its cost."
+        )
+
+
+def _examples(content: Json) -> dict[str, tuple[Example, ...]]:
+    """By side; older files call the expensive model dear."""
+    named = {side.replace("dear", "expensive"): examples for side, examples in content.items()}
+    return {side: tuple(_read(Example, each) for each in named[side]) for side in SIDES}
+
+
+def _read(kind: type[Any], content: Json | None) -> Any:
+    """A dataclass from its dictionary, lists as tuples."""
+    if content is None:
+        return None
+    return kind(**{name: _tuples(value) for name, value in content.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
