@@ -193,7 +193,7 @@ def test_settings_that_do_not_go_together_leave_the_folder_free(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert app.outcome(words(tmp_path / "out", "--set", "eval_strategy=steps")) == 2
-    assert "--set: You have set `args.eval_strategy`" in one_line(capsys)
+    assert "settings do not go together: You have set `args.eval_strategy`" in one_line(capsys)
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -16,8 +16,8 @@ import torch
 
 import pliant
 from pliant.complexity import Complexity
-from pliant.complexity.__main__ import CPXModelConfig, main
-from pliant.complexity.training.config import CPXDatasetConfig, CPXTrainingConfig
+from pliant.complexity.__main__ import main
+from pliant.complexity.training.config import CPXDatasetConfig, CPXModelConfig, CPXTrainingConfig
 from pliant.complexity.training.flags import Flags
 from pliant.nano import questions
 
@@ -110,6 +110,26 @@ def test_duplicates_are_told_by_the_rows_of_the_file(
     assert f"1 of the 8 test rows (12.5%) are in the training set too: rows {said}" in (
         capsys.readouterr().err
     )
+
+
+def test_a_run_is_resumed_as_what_it_was(data: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    common = ["--data", str(data), "--device", "cpu", "--output_dir", str(out), "--save_epochs"]
+    assert main([*common, "--num_epochs", "2"]) == 0
+    before = (out / "pliant.json").read_bytes()
+    last = max(out.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    (last / "complete.json").unlink()  # as if killed while it was written
+    assert main([*common, "--num_epochs", "2"]) == 2
+    assert "holds a run already: add --resume" in capsys.readouterr().err
+    assert main([*common, "--num_epochs", "3", "--resume"]) == 2
+    assert "begun with another config (num_epochs)" in capsys.readouterr().err
+    assert main([*common, "--num_epochs", "2", "--resume", "--logging_steps", "1"]) == 0
+    assert "resuming from checkpoint-" in capsys.readouterr().err
+    assert (out / "pliant.json").read_bytes() == before
+    assert json.loads((out / "pliant-train.json").read_text())["ended"]["resumed_at"] > 0
+    assert main([*common, "--num_epochs", "2", "--resume"]) == 0
+    assert "every step was trained before" in capsys.readouterr().out
+    assert (out / "pliant.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("flags", [["--wrong"], ["--batch_size", "many"], ["--loss", "hinge"]])

@@ -3,7 +3,7 @@
     run = TrainingRun(args, plan, resume=True)
     trainer = run.train(lambda: Trainer(model, args, ...), prepare=make_selective)
     save_stock_model(trainer.model, tokenizer, run.folder)
-    run.finish(result_of(trainer, run))
+    print(run.result(trainer))
 
 The folder holds `pliant-train.json` (what the run is, so that it resumes as what it was), the
 checkpoints, and in the end the model.
@@ -197,7 +197,7 @@ class TrainingRun:
                 (self.folder / RECORD).unlink(missing_ok=True)
             if isinstance(error, PliantError) or not isinstance(error, CONFLICTS):
                 raise
-            raise InvalidInput(f"--set: {one_line(error)}") from error
+            raise InvalidInput(f"the settings do not go together: {one_line(error)}") from error
 
     def _has_ended(self, trainer: Trainer) -> bool:
         """Whether only saving is left to do (the Trainer would train for one step more)."""

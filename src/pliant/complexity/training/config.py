@@ -1,4 +1,4 @@
-"""What a user may set of a training: how it learns, from which rows, and what is kept."""
+"""What a user may set of a scorer's training: the model, how it learns, and from which rows."""
 
 from __future__ import annotations
 
@@ -16,15 +16,39 @@ PREFIXES = ("auto", "memory", "disk", "recompute")
 
 
 @dataclass(frozen=True)
+class CPXModelConfig:
+    """The base, and the scorer on it. Every field is an option of `pliant train scorer`."""
+
+    model_name: str = "nano-s"
+    """An embedded model, a folder, or a name on the hub."""
+    dtype: str = "auto"
+    """The weights' type: auto, float32, bfloat16, ..."""
+    device: str | None = None
+    """cpu, cuda, ...; none: the best there is."""
+    rows: int = 1
+    """The number of [CPX] positions after a prompt."""
+    outputs: tuple[str, ...] = ()
+    """The meaning of each output: score, gain, right:NAME, or names of your own."""
+    aggregation: str = "last"
+    """How several rows become one: last, mean, max, attention."""
+    layer: int | None = None
+    """Read the hidden states after this many layers; none: after the last."""
+    bias: bool = True
+    """Give the head a bias."""
+    lora_rank: int = 0
+    """The rank of a LoRA that acts on [CPX] positions only; 0: no LoRA."""
+
+
+@dataclass(frozen=True)
 class CPXTrainingConfig:
-    """How a scorer learns. Every field is a flag of `python -m pliant.complexity`."""
+    """How a scorer learns. Every field is an option of `pliant train scorer`."""
 
     cpx_token: str = "[CPX]"
-    """The token's text: the tokenizer must have been made with it."""
+    """The token's text, the same as the tokenizer's."""
     is_cpx_token_trainable: bool = True
     """Train the [CPX] rows; without, only the head (and LoRA, if there is any)."""
     num_labels: int | None = None
-    """How many outputs the scorer has; none: as many as it has."""
+    """The number of the scorer's outputs; none: as the scorer has."""
 
     loss: Literal["bce", "ce", "regression"] = "bce"
     """bce: each label a probability of its own; ce: one class of several; regression: any number.
@@ -32,51 +56,57 @@ class CPXTrainingConfig:
     class_weights: tuple[float, ...] = ()
     """bce: the weight of each output's positives; ce: the weight of each class; none: all 1."""
     label_smoothing: float = 0.0
-    """So much of every label is spread evenly over the answers."""
+    """This share of every label is spread evenly over the answers."""
 
     learning_rate: float = 1e-2
-    """The head's."""
+    """Of the head."""
     rows_learning_rate: float | None = None
-    """The [CPX] rows'; none: 18 times `learning_rate`, times the rows' root mean square."""
+    """Of the [CPX] rows; none: 18 times `learning_rate`, times the rows' root mean square."""
     lora_learning_rate: float | None = None
-    """LoRA's, and that of a base that is trained; none: 0.3 times `learning_rate`."""
+    """Of LoRA, and of a base that is trained; none: 0.3 times `learning_rate`."""
     weight_decay: float = 0.01
-    """Of the head's and LoRA's matrices; never of the rows, of a bias or of the query."""
+    """For the matrices of the head and of LoRA; never for the rows, a bias or the query."""
     num_epochs: int = 4
+    """Passes over the training rows."""
     batch_size: int = 32
     """Prompts a step, on each device."""
     evaluation_batch_size: int = 128
+    """Prompts a batch in evaluations, on each device."""
     gradient_accumulation_steps: int = 1
+    """Batches a step."""
     max_grad_norm: float = 1.0
+    """Longer gradients are clipped to this norm; 0: never."""
     scheduler: str = "cosine"
-    """As transformers names them: linear, cosine, constant_with_warmup, ..."""
+    """The learning rate's schedule, as transformers names it: linear, cosine, ..."""
     warmup: float = 0.05
     """The share of the steps in which the learning rate rises."""
     patience: int | None = None
-    """Stop after so many evaluations without a better loss, and keep the best."""
+    """Stop after this many evaluations without a better loss, and restore the best."""
     gradient_checkpointing: bool = False
-    """Nothing is left to save: of each prompt only the rows' activations are kept. Taken for a
-    frozen base, where it changes nothing; refused for a trained one, whose cache it would drop."""
+    """Accepted and without effect for a frozen base, which stores no activations of a prompt;
+    refused for a trained one, whose cache it would drop."""
     seed: int = 0
+    """Of the order of the rows, and of those that are held back."""
 
     prefixes: Literal["auto", "memory", "disk", "recompute"] = "auto"
-    """Where the prompts' keys and values are kept between epochs; auto: what measures cheapest.
+    """Where the prompts' keys and values are stored between epochs; auto: the cheapest, measured.
     recompute: nowhere, each epoch computes them anew (without gradient, as the base is frozen)."""
     prefix_folder: str | None = None
     """The folder of stored prefixes; none: `prefixes` inside `output_dir`."""
     base_dropout: bool = False
-    """Leave the frozen base's dropout on, as a plain loop in train mode would: no prefix can be
-    kept then. Off, the base is in eval mode throughout."""
+    """Leave the frozen base's dropout on, as a plain loop in train mode would: then no prefix can
+    be stored. Without it, the base stays in eval mode."""
     train_base: bool = False
-    """Train all of the base as well. No prefix can be kept then."""
+    """Train the base as well. Then no prefix can be stored."""
 
     output_dir: str = "cpx"
-    """Where checkpoints and the trained scorer go."""
+    """The folder of the checkpoints and of the trained scorer."""
     resume: bool = False
-    """Go on from the last checkpoint in `output_dir`, if there is one (of the command line)."""
+    """Resume from the last complete checkpoint in `output_dir`, if there is one (command line)."""
     save_epochs: bool = False
     """Write a checkpoint (kilobytes) after each epoch."""
     logging_steps: int = 50
+    """Log the loss every so many steps."""
 
     def __post_init__(self) -> None:
         _one_of("loss", self.loss, LOSSES)
@@ -104,7 +134,7 @@ class CPXTrainingConfig:
             _not_negative("class_weights", weight)
 
     def training_arguments(self, evaluates: bool = False, **changes: Any) -> TrainingArguments:
-        """What transformers' Trainer is told; `changes` are TrainingArguments of your own."""
+        """As transformers' TrainingArguments; `changes` are fields of your own."""
         import torch
         from transformers import TrainingArguments
 
@@ -115,8 +145,7 @@ class CPXTrainingConfig:
         if self.patience:
             if not evaluates:
                 raise InvalidInput(
-                    f"patience = {self.patience}: there is no evaluation to wait for; give rows "
-                    "to evaluate on"
+                    f"patience = {self.patience}: there is no evaluation; give rows to evaluate on"
                 )
             best |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
         options: dict[str, Any] = {
@@ -146,7 +175,7 @@ class CPXTrainingConfig:
 
 @dataclass(frozen=True)
 class CPXDatasetConfig:
-    """Which rows a scorer learns from. Every field is a flag of `python -m pliant.complexity`."""
+    """Which rows a scorer learns from. Every field is an option of `pliant train scorer`."""
 
     data: str = ""
     """A JSONL or CSV file, or a data set on the hub."""
@@ -158,13 +187,13 @@ class CPXDatasetConfig:
     """The column of the labels: 1 is hard (the model fails), 0 easy; or a probability, a class, or
     a list with one number for each output."""
     data_size: int | None = None
-    """Train on so many rows; none: on all."""
+    """The number of training rows; none: all."""
     evaluation_size: int | None = None
-    """Evaluate on so many rows; none: a tenth of `data`, or all of `evaluation_data`."""
+    """The number of evaluation rows; none: a tenth of `data`, or all of `evaluation_data`."""
     max_length: int | None = None
     """Longer prompts are an error that names the row; none: the model's own limit."""
     truncate: bool = False
-    """Cut longer prompts at their beginning instead."""
+    """Truncate longer prompts on the left instead."""
 
     def __post_init__(self) -> None:
         for name in ("data_size", "evaluation_size", "max_length"):

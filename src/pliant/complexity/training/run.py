@@ -1,0 +1,139 @@
+"""`pliant train scorer`: from a file of prompts and labels to a trained scorer in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from pliant import loading
+from pliant.complexity.config import CPXConfig
+from pliant.complexity.facade.tokenizer import CPXTokenizer
+from pliant.complexity.model import attach
+from pliant.complexity.training.config import CPXDatasetConfig, CPXModelConfig, CPXTrainingConfig
+from pliant.complexity.training.dataset import PromptDataset, dataset_of, encode
+from pliant.complexity.training.report import TrainingReport
+from pliant.complexity.training.trainer import CPXTrainer
+from pliant.data import read_rows
+from pliant.errors import InvalidInput
+from pliant.training.run import TrainingRun
+
+OUTSIDE_THE_PLAN = (
+    "output_dir",
+    "resume",
+    "prefixes",
+    "prefix_folder",
+    "save_epochs",
+    "logging_steps",
+)
+"""Settings that change no loss beyond rounding: a resumed run may change them."""
+
+
+def train_scorer(
+    model: CPXModelConfig, training: CPXTrainingConfig, data: CPXDatasetConfig
+) -> TrainingReport | None:
+    """Train a scorer, or resume that, and save it in `output_dir`. Returns the report of this
+    session; None, if nothing was left to train."""
+    rows, held_out_rows = rows_of(data)
+    base, tokenizer = loading.load(model.model_name, dtype=model.dtype, device=model.device)
+    config = CPXConfig(
+        rows=model.rows,
+        outputs=model.outputs,
+        num_labels=training.num_labels,
+        aggregation=model.aggregation,  # type: ignore[arg-type]
+        layer=model.layer,
+        bias=model.bias,
+        lora_rank=model.lora_rank,
+    )
+    scorer = attach(base, config, CPXTokenizer.of(tokenizer, training.cpx_token))
+    limits: Any = {"room": data.max_length, "truncation": "left" if data.truncate else None}
+    into_ids = partial(encode, scorer, scorer.tokenizer, **limits)
+    # All rows, in the order of their file, so that an error names the row of the file.
+    labels: Any = {"loss": training.loss, "outputs": scorer.config.outputs}
+    train = dataset_of(rows, into_ids, **labels)
+    held_out = dataset_of(held_out_rows, into_ids, **labels) if held_out_rows else train
+    learned, evaluated = split(data, len(rows), len(held_out_rows), training.seed)
+    train, held_out = train.select(learned), held_out.select(evaluated)
+    options: dict[str, Any] = {"use_cpu": True} if model.device == "cpu" else {}
+    args = training.training_arguments(evaluates=True, **options)
+    plan = {
+        "model": model.model_name,
+        "data": data.data,
+        "content": _digest(train, held_out),
+        "scorer": asdict(config),
+        "config": {k: v for k, v in asdict(training).items() if k not in OUTSIDE_THE_PLAN},
+        "dtype": model.dtype,
+    }
+    run = TrainingRun(args, plan, resume=training.resume, shared=True, say=_say)
+
+    def build() -> CPXTrainer:
+        trainer = CPXTrainer(
+            scorer, args, config=training, train_dataset=train, eval_dataset=held_out
+        )
+        if trainer.duplicates and trainer.is_world_process_zero():
+            _say(str(trainer.duplicates))
+        return trainer
+
+    trainer = run.train(build)
+    trainer.save_model(training.output_dir)
+    run.note(ended=run.result(trainer).as_dict())
+    return trainer.report
+
+
+def rows_of(data: CPXDatasetConfig) -> tuple[list[Any], list[Any]]:
+    """The rows of both sources, under the trainer's column names; the second may be empty."""
+    if not data.data:
+        raise InvalidInput("no data: give --data FILE, or the name of a data set on the hub")
+    columns = {"prompt": data.prompt_column, "label": data.label_column}
+    sources = (data.data, data.evaluation_data)
+    rows, held_out = ([_row(r) for r in read_rows(s, columns)] if s else [] for s in sources)
+    size = _evaluation_size(data, len(rows))
+    if not held_out and size >= len(rows):
+        raise InvalidInput(
+            f"evaluation_size = {size}, and {data.data} has {len(rows)} rows: none are left "
+            "to train on"
+        )
+    return rows, held_out
+
+
+def split(
+    data: CPXDatasetConfig, rows: int, held_out: int, seed: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    """The rows to train on, and those to evaluate on: of the same source, or of the second."""
+    if held_out:
+        return range(rows)[: data.data_size], range(held_out)[: data.evaluation_size]
+    order, size = list(range(rows)), _evaluation_size(data, rows)
+    random.Random(seed).shuffle(order)
+    return order[size:][: data.data_size], order[:size]
+
+
+def _evaluation_size(data: CPXDatasetConfig, rows: int) -> int:
+    return data.evaluation_size or max(1, rows // 10)
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    """The column of prompts may hold messages or ids."""
+    prompt = row["prompt"]
+    return {
+        "prompt": prompt.tolist() if hasattr(prompt, "tolist") else prompt,
+        "label": row["label"],
+    }
+
+
+def _digest(*datasets: PromptDataset) -> str:
+    """A digest of the ids and labels."""
+    content = [
+        ([ids.tolist() for ids in dataset.ids], dataset.labels.tolist())
+        for dataset in datasets
+        if dataset.labels is not None
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
