@@ -1,4 +1,4 @@
-"""Verifiers: what counts as right, in each of the ways in which models say things."""
+"""Verifiers: what counts as right, however a model phrases it."""
 
 from __future__ import annotations
 
@@ -144,14 +144,14 @@ def test_a_reference_without_a_number_is_refused() -> None:
 
 
 @given(st.integers(-(10**30), 10**30))
-def test_an_integer_is_found_as_it_is_written(n: int) -> None:
+def test_an_integer_is_read_as_it_is_written(n: int) -> None:
     for written in (f"{n}", f"{n:,}", f"It is {n:,}.", f"**{n}**"):
         assert Numeric()(written, n) == 1.0
         assert Numeric()(written, n + 1) == 0.0
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=4, min_value=-(10**9)))
-def test_a_decimal_is_found_as_it_is_written(x: object) -> None:
+def test_a_decimal_is_read_as_it_is_written(x: object) -> None:
     if len(str(x)) < 300:
         assert Numeric(tolerance=0)(f"so {x:f} in all", str(x)) == 1.0
 
@@ -194,9 +194,9 @@ def test_regex() -> None:
     assert taking("=> 4, or rather => 3", "4") == 0.0
     assert taking("4", "4") == 0.0
     for bad in ({"pattern": "("}, {"pattern": "*"}):
-        with pytest.raises(InvalidInput, match="no pattern"):
+        with pytest.raises(InvalidInput, match="no valid pattern"):
             verifier("regex", **bad)
-    with pytest.raises(InvalidInput, match="no pattern"):
+    with pytest.raises(InvalidInput, match="no valid pattern"):
         verifier("regex")("text", "(")
 
 
@@ -224,25 +224,25 @@ def test_a_function_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "error"),
     [
         ("no_such_module:f", "cannot be imported"),
         ("nowhere/mine.py:f", "no such file"),
         ("operator:equals", "no function 'equals'"),
-        ("operator", "is due"),
+        ("operator", "give package.module:function"),
     ],
 )
-def test_a_function_that_is_not_there(function: str, said: str) -> None:
-    with pytest.raises(InvalidInput, match=said):
+def test_a_function_that_is_not_there(function: str, error: str) -> None:
+    with pytest.raises(InvalidInput, match=error):
         verifier("function", function=function)
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "error"),
     [(lambda a, b: 2, "returned 2.0"), (lambda a, b: 1 / 0, "ZeroDivisionError")],
 )
-def test_a_function_that_fails_is_named(function: Callable[..., float], said: str) -> None:
-    with pytest.raises(InvalidInput, match=said):
+def test_a_function_that_fails_is_named(function: Callable[..., float], error: str) -> None:
+    with pytest.raises(InvalidInput, match=error):
         verifier("function", function=function)("a", "b")
 
 
@@ -274,8 +274,8 @@ def test_verdicts(text: str, verdict: float | None) -> None:
 
 
 def test_a_judge_without_a_verdict_is_asked_again_then_refused_and_counted() -> None:
-    said = ["hm", "VERDICT: WRONG", "hm", "hm"]
-    judge = Judge(ask=lambda text: said.pop(0))
+    replies = ["hm", "VERDICT: WRONG", "hm", "hm"]
+    judge = Judge(ask=lambda text: replies.pop(0))
     assert judge("4", "5") == 0.0
     with pytest.raises(NoVerdict, match="no verdict in 2 tries"):
         judge("4", "5")

@@ -1,11 +1,11 @@
-"""How sure a figure is: bootstrap bands, paired differences, and how well a probability is kept.
+"""Uncertainty of a measurement: bootstrap bands, paired differences, calibration errors.
 
     band = bootstrap(lambda rows: float(quality[rows].mean()), n=len(quality))
     paired(statistic_of_a, statistic_of_b, n)          # the difference, on the same resamples
 
 A resample draws n of the n prompts with replacement, or whole clusters of them. A statistic is a
-function of the drawn indices; one that is linear in how often each prompt was drawn can take the
-counts of many resamples at once instead (`bootstrap_counts`), which is many times as fast.
+function of the drawn indices. If it needs only how often each prompt was drawn, `bootstrap_counts`
+passes it the counts of many resamples at once, which is many times as fast.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Statistic = Callable[[Indices], float]
 CountStatistic = Callable[[Floats], Floats]
 """(resamples, n) counts of draws -> (resamples,) values."""
 
-_AT_ONCE = 2_000_000  # draws held in memory at a time
+_DRAWS_IN_MEMORY = 2_000_000
 
 
 def sigmoid(x: ArrayLike) -> NDArray[Any]:
@@ -37,10 +37,10 @@ def sigmoid(x: ArrayLike) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class Band:
-    """A value, and where it would lie on other prompts drawn alike.
+    """A value with its confidence interval over prompts drawn in the same way.
 
-    The limits are percentiles of the statistic over resamples, widened to the value itself where a
-    biased statistic (a maximum, say) puts all of its resamples on one side of it.
+    The limits are percentiles of the statistic over resamples, widened to include the value, since
+    all resamples of a biased statistic (a maximum, say) may lie on one side of it.
     """
 
     value: float
@@ -49,11 +49,11 @@ class Band:
     level: float = 0.95
 
     def excludes(self, other: float) -> bool:
-        """Whether `other` lies outside: never so for a band that is undefined."""
+        """Whether `other` lies outside; False for an undefined band."""
         return other < self.low or other > self.high
 
     def as_dict(self) -> dict[str, float | None]:
-        """For JSON, which has no NaN: what is undefined is null."""
+        """For JSON, which has no NaN: undefined values are null."""
         named = {"value": self.value, "low": self.low, "high": self.high, "level": self.level}
         return {name: x if math.isfinite(x) else None for name, x in named.items()}
 
@@ -75,9 +75,9 @@ def bootstrap(
     level: float = 0.95,
     clusters: Sequence[Hashable] | None = None,
 ) -> Band:
-    """The statistic of all n, with a band. Draws whole `clusters` where they are given."""
-    found = [statistic(rows) for rows in draws(n, resamples, seed, clusters)]
-    return _band(statistic(np.arange(n)), np.asarray(found), level)
+    """The statistic of all n, with a band; draws whole `clusters`, if there are any."""
+    values = [statistic(rows) for rows in draws(n, resamples, seed, clusters)]
+    return _band(statistic(np.arange(n)), np.asarray(values), level)
 
 
 def paired(
@@ -89,7 +89,7 @@ def paired(
     level: float = 0.95,
     clusters: Sequence[Hashable] | None = None,
 ) -> Band:
-    """The difference a - b, both taken on the same resamples of the same prompts."""
+    """The difference a - b, both computed on the same resamples of the same prompts."""
     return bootstrap(lambda rows: a(rows) - b(rows), n, resamples, seed, level, clusters)
 
 
@@ -101,9 +101,9 @@ def bootstrap_counts(
     level: float = 0.95,
     clusters: Sequence[Hashable] | None = None,
 ) -> Band:
-    """As `bootstrap`, on the same draws, for a statistic of how often each prompt was drawn."""
-    found = count_values(statistic, n, resamples, seed, clusters)
-    return _band(float(statistic(np.ones((1, n)))[0]), found, level)
+    """As `bootstrap`, with the same draws, for a statistic of how often each prompt was drawn."""
+    values = count_values(statistic, n, resamples, seed, clusters)
+    return _band(float(statistic(np.ones((1, n)))[0]), values, level)
 
 
 def count_values(
@@ -113,17 +113,17 @@ def count_values(
     seed: int = 0,
     clusters: Sequence[Hashable] | None = None,
 ) -> Floats:
-    """The statistic of each resample; what it returns may have more axes than the first."""
-    kept: list[Floats] = []
+    """The statistic of each resample; it may return more axes than the first."""
+    values: list[Floats] = []
     chunk: list[Floats] = []
     for rows in draws(n, resamples, seed, clusters):
         chunk.append(np.bincount(rows, minlength=n).astype(np.float64))
-        if len(chunk) * n >= _AT_ONCE:
-            kept.append(statistic(np.stack(chunk)))
+        if len(chunk) * n >= _DRAWS_IN_MEMORY:
+            values.append(statistic(np.stack(chunk)))
             chunk = []
     if chunk:
-        kept.append(statistic(np.stack(chunk)))
-    return np.concatenate(kept)
+        values.append(statistic(np.stack(chunk)))
+    return np.concatenate(values)
 
 
 def draws(
@@ -152,60 +152,60 @@ def _members(clusters: Sequence[Hashable]) -> list[Indices]:
     rows: dict[Hashable, list[int]] = {}
     for i, name in enumerate(clusters):
         rows.setdefault(name, []).append(i)
-    return [np.asarray(some, dtype=np.int64) for some in rows.values()]
+    return [np.asarray(indices, dtype=np.int64) for indices in rows.values()]
 
 
-def _band(value: float, found: Floats, level: float) -> Band:
+def _band(value: float, resampled: Floats, level: float) -> Band:
     """Percentiles of the resamples on which the statistic is defined."""
     if not 0 < level < 1:
-        raise InvalidInput(f"level={level}: a share between 0 and 1, such as 0.95")
-    defined = found[~np.isnan(found)]
+        raise InvalidInput(f"level={level} must lie between 0 and 1, such as 0.95")
+    defined = resampled[~np.isnan(resampled)]
     if math.isnan(value) or not len(defined):
         return Band(value, math.nan, math.nan, level)
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Band(float(value), float(min(low, value)), float(max(high, value)), level)
 
 
-# --- how well a probability is kept --------------------------------------------------------------
+# --- how good a predicted probability is ----------------------------------------------------------
 
 
 def ece(p: ArrayLike, y: ArrayLike, bins: int = 15, debias: bool = True) -> float:
     """Expected calibration error: the mean over bins, by size, of |mean(y) - mean(p)|.
 
-    Bins hold equally many points; points of the same p stay in one bin, so that the order of the
-    rows plays no part. `y` is 0 or 1, or a share.
+    Bins hold equally many points; points with the same p share a bin, so that the order of the rows
+    does not matter. `y` is 0 or 1, or a share.
 
-    A bin of n points shows a gap even where there is none: its mean of y is off by noise of
-    variance v = var(y - p) / n, and |gap + noise| is larger than |gap| on average. With `debias`
-    that excess, for normal noise, is subtracted from each bin (the gap in it estimated by
-    sqrt(max(0, gap^2 - v))): of a calibrated p's noise about a quarter is left (5,000 points: .005
-    of .018), a gap as small as the noise is told a little too small (.030 for .034), and a large
-    one as it is. What is below 0 in the end counts as 0.
+    A bin of n points has a gap even if p is calibrated: its mean of y has noise of variance
+    v = var(y - p) / n, and |gap + noise| is larger than |gap| on average. `debias` subtracts that
+    excess, for normal noise, from each bin (estimating its gap by sqrt(max(0, gap^2 - v))). About a
+    quarter of a calibrated p's noise remains (5,000 points: .005 of .018); a gap as small as the
+    noise is estimated a little low (.030 for .034), and a large one correctly. A result below 0
+    counts as 0.
     """
     p, y = _probabilities(p, y)
     number = _equal_mass(p, bins)
     size = np.bincount(number)
-    size, held = size[size > 0], np.unique(number, return_inverse=True)[1]
+    size, bin_of = size[size > 0], np.unique(number, return_inverse=True)[1]
     residual = y - p
-    gap = np.bincount(held, residual) / size
+    gap = np.bincount(bin_of, residual) / size
     if not debias:
         return float(np.average(np.abs(gap), weights=size))
-    spread = np.bincount(held, (residual - gap[held]) ** 2) / np.maximum(size - 1, 1)
+    spread = np.bincount(bin_of, (residual - gap[bin_of]) ** 2) / np.maximum(size - 1, 1)
     excess = _excess(np.abs(gap), spread / size)
     return max(0.0, float(np.average(np.abs(gap) - excess, weights=size)))
 
 
 def brier(p: ArrayLike, y: ArrayLike) -> float:
-    """The mean of (p - y)^2: 0 is perfect, .25 what p = 1/2 gets."""
+    """The mean of (p - y)^2: 0 is perfect, p = 1/2 has .25."""
     p, y = _probabilities(p, y)
     return float(np.mean((p - y) ** 2))
 
 
 def brier_skill(p: ArrayLike, y: ArrayLike, base: float | None = None) -> float:
-    """1 - Brier / Brier of a constant: how much better than always saying `base`.
+    """1 - Brier / Brier of a constant: how much better than always predicting `base`.
 
-    `base` is the share of y in the split that the probability was made on; left out it is that of
-    y itself, the best of all constants. Undefined (NaN) where the constant is always right.
+    `base` is the share of y in the split that the probability was fitted on; by default the share
+    in y itself, the best of all constants. NaN if the constant is always right.
     """
     p, y = _probabilities(p, y)
     constant = brier(np.full_like(p, y.mean() if base is None else base), y)
@@ -213,9 +213,9 @@ def brier_skill(p: ArrayLike, y: ArrayLike, base: float | None = None) -> float:
 
 
 def auc(score: ArrayLike, y: ArrayLike) -> float:
-    """The chance that a positive scores above a negative; a tie counts half.
+    """The probability that a positive scores above a negative; a tie counts half.
 
-    A share y counts as y of a positive and 1 - y of a negative. NaN without one of either.
+    A share y counts as y of a positive and 1 - y of a negative. NaN if there are none of either.
     """
     score, y = np.asarray(score, dtype=np.float64), np.asarray(y, dtype=np.float64)
     _refuse_unlike(score, y)
@@ -227,12 +227,12 @@ def auc(score: ArrayLike, y: ArrayLike) -> float:
 
 
 def _equal_mass(p: Floats, bins: int) -> Indices:
-    """The bin of each point: that of the middle of its block of equal values."""
+    """The bin of each point: the bin of the middle of its block of equal values."""
     if bins < 1:
-        raise InvalidInput(f"bins={bins}: at least 1")
+        raise InvalidInput(f"bins={bins} must be at least 1")
     _, block, count = np.unique(p, return_inverse=True, return_counts=True)
     middle = np.cumsum(count) - count / 2
-    # At least two points a bin, or there is no spread to tell noise by.
+    # At least two points a bin: a single one has no spread to estimate the noise from.
     bins = max(1, min(bins, len(p) // 2))
     return np.minimum((middle * bins / len(p)).astype(np.int64), bins - 1)[block]
 
@@ -243,9 +243,9 @@ def _excess(gap: Floats, variance: Floats) -> Floats:
     g = np.sqrt(np.maximum(0, gap**2 - variance))[noisy]
     s = np.sqrt(variance[noisy])
     inside = np.array([math.erf(x) for x in g / (s * math.sqrt(2))])
-    found = np.zeros_like(gap)
-    found[noisy] = s * math.sqrt(2 / math.pi) * np.exp(-((g / s) ** 2) / 2) + g * inside - g
-    return found
+    excess = np.zeros_like(gap)
+    excess[noisy] = s * math.sqrt(2 / math.pi) * np.exp(-((g / s) ** 2) / 2) + g * inside - g
+    return excess
 
 
 def _probabilities(p: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
@@ -253,12 +253,14 @@ def _probabilities(p: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
     _refuse_unlike(p, y)
     for name, values in (("p", p), ("y", y)):
         if not ((values >= 0) & (values <= 1)).all():
-            raise InvalidInput(f"{name} has values outside [0, 1]: a probability or share is due")
+            raise InvalidInput(
+                f"{name} has values outside [0, 1]: give probabilities or shares"
+            )
     return p, y
 
 
 def _refuse_unlike(a: Floats, b: Floats) -> None:
     if a.ndim != 1 or a.shape != b.shape or not len(a):
-        raise InvalidInput(f"two rows of equal length are due, not {a.shape} and {b.shape}")
+        raise InvalidInput(f"expected two vectors of equal length, not {a.shape} and {b.shape}")
     if np.isnan(a).any() or np.isnan(b).any():
         raise InvalidInput("NaN among the values")

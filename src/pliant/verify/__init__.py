@@ -4,9 +4,9 @@
     right("So the answer is 1,234.", "1234")     # 1.0
     VERIFIERS                                    # the names: exact, numeric, contains, ...
 
-A verifier takes an answer, its reference and, for those that ask, the prompt, and says how right
-the answer is, in [0, 1]. A list of references means any of them. What is wrong with a reference is
-an error; what is wrong with an answer is a 0.
+A verifier takes an answer, its reference and, optionally, the prompt, and returns how right the
+answer is, in [0, 1]. A list of references means any of them. A reference that cannot be used is an
+error; an answer that cannot be used is a 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pliant.verify.choice import Choice
 from pliant.verify.function import Function
 from pliant.verify.judge import Judge, NoVerdict
 from pliant.verify.numeric import Numeric
-from pliant.verify.wording import Contains, Exact, Regex
+from pliant.verify.text import Contains, Exact, Regex
 
 __all__ = [
     "VERIFIERS",
@@ -46,10 +46,10 @@ def verifier(name: str, **options: Any) -> Verifier:
         if option not in known:
             raise InvalidInput(f"{name} has no option {option!r}{did_you_mean(option, known)}")
     try:
-        made: Verifier = kind(**options)
+        chosen: Verifier = kind(**options)
     except TypeError as error:
         raise InvalidInput(f"{name}: {error}") from error
-    return made
+    return chosen
 
 
 class Verifier(Protocol):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pliant.errors import InvalidInput
-from pliant.verify.reference import as_text, each
+from pliant.verify.text import as_text, references
 
-# Where "A" or "I" is a choice and no word: what can follow a choice in a sentence.
+# What can follow a choice in a sentence, so that "A" or "I" is a choice and not a word.
 _AFTER = r"(?=\s*(?:$|[^\w\s'’]|\n|(?:because|since|as|for|and|but|is|was|which|due|given|so)\b))"
 _LETTER = (
     r"(?:\(\s*(?P<bracketed>[A-Za-z])\s*\)|(?P<plain>"
@@ -19,7 +19,7 @@ _MARKED = re.compile(
     r"(?i:\banswer|\boption|\bchoice|\bchoose|\bpick|\\boxed)\W{0,8}"
     rf"(?:(?i:is|was|would\sbe|option|choice)\b\W{{1,8}})*{_LETTER}"
 )
-_WHOLE = re.compile(r"\W*(?P<plain>[A-Za-z])\W*")
+_ALONE = re.compile(r"\W*(?P<plain>[A-Za-z])\W*")
 _FIRST = re.compile(r"[\W_]*?(?:\((?P<bracketed>[A-Za-z])\)|(?P<plain>[A-Za-z])[.):\]*]+)(?=\s|$)")
 _ANYWHERE = re.compile(rf"(?<![\w'’.-]){_LETTER}")
 
@@ -28,10 +28,10 @@ _ANYWHERE = re.compile(rf"(?<![\w'’.-]){_LETTER}")
 class Choice:
     """The answer names the reference's letter: "B", "(b)", "B) Paris", "The answer is B because".
 
-    Looked for are, in this order: a letter alone; one that the text begins with, in brackets or
-    followed by a mark; the last one after the word answer, option or choice; and a capital or
-    bracketed letter anywhere, if there is no second one. "A" and "I" count only where they cannot
-    be words. A reference that is a number is an index that counts from 0.
+    In this order, it looks for a letter alone; a letter at the beginning, in brackets or before a
+    punctuation mark; the last letter after the word answer, option or choice; and a capital or
+    bracketed letter anywhere, if there is only one. "A" and "I" count only where they cannot be
+    words. A reference that is a number is an index, counted from 0.
     """
 
     name: ClassVar[str] = "choice"
@@ -39,18 +39,18 @@ class Choice:
 
     def __post_init__(self) -> None:
         if not (self.letters.isascii() and self.letters.isalpha() and self.letters.isupper()):
-            raise InvalidInput(f"choice: letters={self.letters!r}: capital letters, such as ABCD")
+            raise InvalidInput(f"choice: letters={self.letters!r}: give capital letters like ABCD")
 
     def __call__(self, answer: str, reference: Any, prompt: str | None = None) -> float:
-        wanted = {self._reference(x) for x in each(reference)}
-        return float(self.chosen(as_text(answer)) in wanted)
+        right = {self._reference(x) for x in references(reference)}
+        return float(self.chosen(as_text(answer)) in right)
 
     def chosen(self, answer: str) -> str | None:
         """The letter that an answer names, if it names one."""
         answer = answer.strip()
-        for found in (_WHOLE.fullmatch(answer), _FIRST.match(answer)):
-            if found and self._letter(found):
-                return self._letter(found)
+        for match in (_ALONE.fullmatch(answer), _FIRST.match(answer)):
+            if match and self._letter(match):
+                return self._letter(match)
         marked = [self._letter(m) for m in _MARKED.finditer(answer)]
         if any(marked):
             return [letter for letter in marked if letter][-1]

@@ -1,4 +1,4 @@
-"""The verifier that asks a model."""
+"""The verifier that asks a model for its verdict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pliant.errors import InvalidInput, PliantError
-from pliant.verify.reference import as_text, each
+from pliant.verify.text import as_text, references
 
 TEMPLATE = """You are grading an answer. Say whether it agrees with the reference.
 
@@ -32,10 +32,11 @@ _ONE_WORD = re.compile(r"(?i)\W*(right|wrong|correct|incorrect|yes|no)\W*")
 
 @dataclass
 class Judge:
-    """A model says: `ask` takes a text and returns what the model answers to it.
+    """A model decides: `ask` takes a text and returns the model's reply to it.
 
-    The last "VERDICT: RIGHT" or "VERDICT: WRONG" counts, or a single word. Without either it is
-    asked again; `refused` counts the answers that it said nothing usable of, each a NoVerdict.
+    The last "VERDICT: RIGHT" or "VERDICT: WRONG" of the reply counts, or a reply of one word. If a
+    reply has neither, the judge is asked again; `refused` counts the answers that stayed without a
+    verdict, each of which raised NoVerdict.
     """
 
     name: ClassVar[str] = "judge"
@@ -56,30 +57,30 @@ class Judge:
         if "a#" not in filled:
             raise InvalidInput("judge: the template does not show the {answer}")
         if self.tries < 1:
-            raise InvalidInput(f"judge: tries={self.tries}: at least 1")
+            raise InvalidInput(f"judge: tries={self.tries} must be at least 1")
 
     def __call__(self, answer: str, reference: Any, prompt: str | None = None) -> float:
-        shown = " or ".join(map(as_text, each(reference)))
-        text = self.template.format(prompt=prompt or "", reference=shown, answer=answer)
+        expected = " or ".join(map(as_text, references(reference)))
+        text = self.template.format(prompt=prompt or "", reference=expected, answer=answer)
         for _ in range(self.tries):
-            said = self.ask(text)
-            verdict = parse_verdict(said)
+            reply = self.ask(text)
+            verdict = parse_verdict(reply)
             if verdict is not None:
                 self.judged += 1
                 return verdict
         self.refused += 1
-        raise NoVerdict(f"the judge gave no verdict in {self.tries} tries: {said[-80:]!r}")
+        raise NoVerdict(f"the judge gave no verdict in {self.tries} tries: {reply[-80:]!r}")
 
 
 def parse_verdict(text: str) -> float | None:
-    """1 or 0, as the last verdict in a judge's answer says; None where there is none."""
-    found = _VERDICT.findall(text)
+    """1 or 0 by the last verdict in a judge's reply; None if it has none."""
+    verdicts = _VERDICT.findall(text)
     word = _ONE_WORD.fullmatch(text)
-    if not found and not word:
+    if not verdicts and not word:
         return None
-    said = (found[-1] if found else word[1]).lower()  # type: ignore[index]
-    return float(said in ("right", "correct", "yes"))
+    verdict = (verdicts[-1] if verdicts else word[1]).lower()  # type: ignore[index]
+    return float(verdict in ("right", "correct", "yes"))
 
 
 class NoVerdict(PliantError):
-    """A judge answered, but gave no verdict: the answer is neither right nor wrong."""
+    """A judge replied without a verdict: the answer counts as neither right nor wrong."""

@@ -1,4 +1,4 @@
-"""The verifier for numbers, and how they are found in a text."""
+"""The verifier for numbers, and how it reads them from a text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from pliant.errors import InvalidInput
-from pliant.verify.reference import as_text, each
+from pliant.verify.text import as_text, references
 
-# A number: a sign that touches it, groups of three or plain digits, an exponent, a fraction. Digits
-# that a letter or another number runs into (H2O, 1.2.3, 3/4/2020) are none.
+# A number: an adjacent sign, digits in groups of three or plain, an exponent, a fraction. Digits
+# next to a letter or another number (H2O, 1.2.3, 3/4/2020) are not a number.
 _DIGITS = r"(?:[0-9]{1,3}(?:[,\u00a0\u2009\u202f][0-9]{3})+(?![0-9])|[0-9]+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]+)?|(?<!\.)\.[0-9]+)"
 _TIMES = r"\s?(?:[x×*]|\\times|\\cdot)\s?10\s?(?:\^|\*\*)\s?\{?(?P<power>[-+]?[0-9]+)\}?"
@@ -29,7 +29,7 @@ _LONGEST = 400  # digits, and the largest power of ten
 
 @dataclass(frozen=True)
 class Number:
-    """A number as a text has it."""
+    """A number as it is written in a text."""
 
     value: Fraction
     percent: bool
@@ -37,54 +37,55 @@ class Number:
 
 @dataclass(frozen=True)
 class Numeric:
-    """The answer's number is the reference's, within the tolerances.
+    """The answer's number equals the reference's, within the tolerances.
 
-    An answer may say more: its last number counts (or its first). Understood are thousands
-    separators (1,234.5), signs, currency signs, fractions (3/4, 1 3/4, \\frac{3}{4}), powers of ten
-    (1.5e3, 2 x 10^6) and percent. A comma is never a decimal point. "50%" equals "50%"; where just
-    one of the two has the sign, both 50 and 0.5 are taken for it.
+    Of several numbers in an answer the last (or the first) counts. It reads thousands separators
+    (1,234.5), signs, currency signs, fractions (3/4, 1 3/4, \\frac{3}{4}), powers of ten (1.5e3,
+    2 x 10^6) and percent. A comma is never a decimal point. "50%" equals "50%"; if only one of the
+    two has the percent sign, "50%" equals both 50 and 0.5.
     """
 
     name: ClassVar[str] = "numeric"
     tolerance: float = 1e-6
-    """The largest difference that is none."""
+    """Differences up to this count as equal."""
     relative: float = 0.0
-    """The same, as a share of the reference; the larger of the two counts."""
+    """The same as a share of the reference; the larger tolerance counts."""
     take: str = "last"
+    """Which of an answer's numbers counts: "first" or "last"."""
 
     def __post_init__(self) -> None:
         if self.take not in ("first", "last"):
             raise InvalidInput(f'numeric: take={self.take!r}: "first" or "last"')
         if not (0 <= self.tolerance < math.inf and 0 <= self.relative < math.inf):
-            raise InvalidInput("numeric: a tolerance is a number, 0 or more")
+            raise InvalidInput("numeric: a tolerance must be a finite number, 0 or more")
 
     def __call__(self, answer: str, reference: Any, prompt: str | None = None) -> float:
-        wanted = [self._reference(x) for x in each(reference)]
+        expected = [self._reference(x) for x in references(reference)]
         matches = list(NUMBER.finditer(as_text(answer)))
         read = map(_number, matches if self.take == "first" else reversed(matches))
-        said = next((number for number in read if number is not None), None)
-        return float(said is not None and any(self._equal(said, number) for number in wanted))
+        number = next((number for number in read if number is not None), None)
+        return float(number is not None and any(self._equal(number, x) for x in expected))
 
     def _reference(self, reference: Any) -> Number:
-        found = numbers(as_text(reference))
-        if not found:
+        read = numbers(as_text(reference))
+        if not read:
             raise InvalidInput(f"numeric: the reference {reference!r} holds no number")
-        return found[-1]
+        return read[-1]
 
-    def _equal(self, said: Number, wanted: Number) -> bool:
-        values = {said.value}
-        if said.percent and not wanted.percent:
-            values.add(said.value / 100)
-        if wanted.percent and not said.percent:
-            values.add(said.value * 100)
-        allowed = max(Fraction(self.tolerance), Fraction(self.relative) * abs(wanted.value))
-        return any(abs(value - wanted.value) <= allowed for value in values)
+    def _equal(self, number: Number, expected: Number) -> bool:
+        values = {number.value}
+        if number.percent and not expected.percent:
+            values.add(number.value / 100)
+        if expected.percent and not number.percent:
+            values.add(number.value * 100)
+        allowed = max(Fraction(self.tolerance), Fraction(self.relative) * abs(expected.value))
+        return any(abs(value - expected.value) <= allowed for value in values)
 
 
 def numbers(text: str) -> list[Number]:
-    """All numbers of a text, in order; what cannot be one (a division by 0) is left out."""
-    found = (_number(match) for match in NUMBER.finditer(text))
-    return [number for number in found if number is not None]
+    """All numbers of a text, in order, without those that have no value (a division by 0)."""
+    read = (_number(match) for match in NUMBER.finditer(text))
+    return [number for number in read if number is not None]
 
 
 def _number(match: re.Match[str]) -> Number | None:
@@ -112,5 +113,5 @@ def _over(top: Fraction, bottom: str) -> Fraction | None:
 
 
 def _plain(digits: str) -> Fraction:
-    """The value of digits, separators of thousands aside."""
+    """The value of digits, ignoring thousands separators."""
     return Fraction(re.sub(r"[^0-9.]", "", digits))

@@ -1,0 +1,97 @@
+"""Verifiers that compare texts (exact, contains, regex), and how they read a reference."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pliant.errors import InvalidInput
+
+
+def references(reference: Any) -> list[Any]:
+    """The references as a list, also if there is only one."""
+    listed = list(reference) if isinstance(reference, (list, tuple)) else [reference]
+    if not listed or any(x is None for x in listed):
+        raise InvalidInput(f"there is no reference ({reference!r})")
+    return listed
+
+
+def as_text(value: Any) -> str:
+    """A missing answer is an empty one."""
+    return "" if value is None else str(value)
+
+
+def normalised(value: Any, ignore_case: bool) -> str:
+    """Without white space at either end, and case-folded if case does not matter."""
+    text = as_text(value).strip()
+    return text.casefold() if ignore_case else text
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The answer equals the reference, except for white space at either end."""
+
+    name: ClassVar[str] = "exact"
+    ignore_case: bool = False
+
+    def __call__(self, answer: str, reference: Any, prompt: str | None = None) -> float:
+        text = normalised(answer, self.ignore_case)
+        return float(any(text == normalised(x, self.ignore_case) for x in references(reference)))
+
+
+@dataclass(frozen=True)
+class Contains:
+    """The answer contains the reference; each run of white space counts as one space."""
+
+    name: ClassVar[str] = "contains"
+    ignore_case: bool = True
+    whole_words: bool = True
+    """Whether "123" does not contain "12"."""
+
+    def __call__(self, answer: str, reference: Any, prompt: str | None = None) -> float:
+        text = " ".join(normalised(answer, self.ignore_case).split())
+        return float(any(self._is_in(text, x) for x in references(reference)))
+
+    def _is_in(self, text: str, reference: Any) -> bool:
+        target = " ".join(normalised(reference, self.ignore_case).split())
+        if not target:
+            raise InvalidInput("contains: the reference is empty, and every answer contains that")
+        if not self.whole_words:
+            return target in text
+        return re.search(rf"(?<!\w){re.escape(target)}(?!\w)", text) is not None
+
+
+@dataclass(frozen=True)
+class Regex:
+    """The answer matches: the reference is a pattern, searched for in the answer.
+
+    Or `pattern` is the pattern, and the first group of its last match (all of the match, if it has
+    no group) must equal the reference, except for white space at either end.
+    """
+
+    name: ClassVar[str] = "regex"
+    pattern: str | None = None
+    ignore_case: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pattern is not None:
+            self._compiled(self.pattern)
+
+    def __call__(self, answer: str, reference: Any, prompt: str | None = None) -> float:
+        text = as_text(answer)
+        if self.pattern is None:
+            patterns = (self._compiled(as_text(x)) for x in references(reference))
+            return float(any(pattern.search(text) for pattern in patterns))
+        matches = list(self._compiled(self.pattern).finditer(text))
+        if not matches:
+            return 0.0
+        last = matches[-1]
+        group = last[1] if last.re.groups else last[0]
+        return Exact(self.ignore_case)(group or "", reference)
+
+    def _compiled(self, pattern: str) -> re.Pattern[str]:
+        try:
+            return re.compile(pattern, re.IGNORECASE if self.ignore_case else 0)
+        except re.error as error:
+            raise InvalidInput(f"regex: {pattern!r} is no valid pattern ({error})") from error
