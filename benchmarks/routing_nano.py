@@ -42,8 +42,8 @@ from pliant.verify import verifier
 SMALL, LARGE = nano.NAMES
 SEEN, UNSEEN = (0, 1), (2,)
 TEXT = ("tfidf", "tfidf-ridge", "text", "knn")
-KINDS = ("random", "length", "group", *TEXT, "probe", "cpx", "cpx+text")
-READS_A_MODEL = ("probe", "cpx", "cpx+text")
+KINDS = ("random", "length", "group", *TEXT, "probe", "cpx")
+READS_A_MODEL = ("probe", "cpx")
 HALF = 2
 """Of nano-s's three layers, the early exit at about half its depth."""
 FAMILY_BY_DIFFICULTY = "group"
@@ -125,11 +125,9 @@ def fitted(
 
 def _made(kind: str, found: Mapping[str, Scorer]) -> Scorer:
     """What reads [CPX] in another way has the capacity that was chosen for `cpx`."""
-    if kind in ("cpx+text", "cpx, half way"):
+    if kind == "cpx, half way":
         cpx = found["cpx"]
         assert isinstance(cpx, Cpx)
-        if kind == "cpx+text":
-            return make(kind, base=SMALL, capacities=[cpx.capacity])
         return Cpx(SMALL, [Capacity(cpx.capacity.rows, cpx.capacity.lora_rank, layer=HALF)])
     return make(kind, base=SMALL) if kind in READS_A_MODEL else make(kind)
 
@@ -156,7 +154,6 @@ def measured(said: Mapping[str, Predictions], outcomes: Outcomes) -> dict[str, A
         "auc": {k: metrics.auc(p.score, outcomes) for k, p in said.items() if p.right is not None},
         "cpx more than": {kind: more("cpx", kind) for kind in gain if kind != "cpx"},
         "best text": best,
-        "cpx+text more than text": more("cpx+text", "text"),
         "half way more than full": more("cpx, half way", "cpx"),
         "share of family by difficulty": (table["cpx"].value / table[FAMILY_BY_DIFFICULTY].value),
     }
@@ -265,7 +262,7 @@ def _stated(cpx: Scorer, outcomes: Outcomes) -> NDArray[np.float64]:
 
 
 def _both(parts: list[Outcomes]) -> Outcomes:
-    from pliant.routing.scorers.fitting import joined
+    from pliant.routing.scorers.linear import joined
 
     return joined(parts)
 

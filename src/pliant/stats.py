@@ -253,9 +253,7 @@ def _probabilities(p: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
     _refuse_unlike(p, y)
     for name, values in (("p", p), ("y", y)):
         if not ((values >= 0) & (values <= 1)).all():
-            raise InvalidInput(
-                f"{name} has values outside [0, 1]: give probabilities or shares"
-            )
+            raise InvalidInput(f"{name} has values outside [0, 1]: give probabilities or shares")
     return p, y
 
 

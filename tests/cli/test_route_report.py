@@ -25,7 +25,7 @@ from pliant.routing.fitting.evaluate import evaluate
 from pliant.routing.fitting.fit import fit
 from pliant.routing.router import Router
 from pliant.routing.router_file import made
-from pliant.routing.scorers.familiar import Watched
+from pliant.routing.scorers.novelty import WithNovelty
 
 GOAL = "40 % of calls"
 
@@ -129,13 +129,13 @@ def test_each_prompt_is_scored_once(
     router: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    predict = Watched.predict
+    predict = WithNovelty.predict
 
-    def counted(self: Watched, prompts: Any, groups: Any = None) -> Any:
+    def counted(self: WithNovelty, prompts: Any, groups: Any = None) -> Any:
         asked.append(len(prompts))
         return predict(self, prompts, groups)
 
-    monkeypatch.setattr(Watched, "predict", counted)
+    monkeypatch.setattr(WithNovelty, "predict", counted)
     assert report(router, tmp_path / "x.html", "--labels", str(fitted / "test.jsonl")) == 0
     assert asked == [300]
 

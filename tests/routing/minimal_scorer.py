@@ -38,7 +38,7 @@ class Letters(Scorer):
     def state(self) -> State:
         return State({"models": self.models, "letters": self.letters})
 
-    def take(self, state: State) -> None:
+    def load_state(self, state: State) -> None:
         self.__init__(**state.settings)  # type: ignore[misc]
 
 

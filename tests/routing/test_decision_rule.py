@@ -58,7 +58,7 @@ class Table(Scorer):
     def state(self) -> State:
         return State()
 
-    def take(self, state: State) -> None: ...
+    def load_state(self, state: State) -> None: ...
 
 
 def world(models: int, n: int = 800, seed: int = 0) -> tuple[Outcomes, Predictions]:

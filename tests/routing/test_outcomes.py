@@ -12,7 +12,7 @@ import pytest
 from pliant.data import write_rows
 from pliant.errors import InvalidInput
 from pliant.routing import Outcomes
-from pliant.routing.scorers.fitting import joined
+from pliant.routing.scorers.linear import joined
 
 FLAT = [
     {"prompt": "a?", "group": "x", "weak": True, "strong": True},

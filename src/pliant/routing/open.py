@@ -11,8 +11,8 @@ from pliant.routing.backends.protocol import Backend, ModelSpec, open_backend
 from pliant.routing.backends.retry import Retry
 from pliant.routing.router_file import ModelEntry, RouterFile
 from pliant.routing.scorers import Scorer
-from pliant.routing.scorers.base import Base
-from pliant.routing.scorers.protocol import INDEX, read_index
+from pliant.routing.scorers.base_model import BaseLM
+from pliant.routing.scorers.protocol import read_index
 
 AT_ONCE = 64  # calls of one URL at a time
 
@@ -46,14 +46,14 @@ def is_far(entry: ModelEntry) -> bool:
 def open_scorer(folder: Path, file: RouterFile, device: str | None = None) -> Scorer:
     """The scorer in a router's folder; one that reads a model reads it where it also answers."""
     place = folder / file.scorer.folder
-    kind = read_index(place)["kind"]
+    index = read_index(place)
+    kind = index["kind"]
     if kind != file.scorer.kind:
         raise InvalidInput(
             f"{place}: holds a scorer of kind {kind!r}, and router.json says {file.scorer.kind!r}: "
             "fit the router again, or put back the scorer that belongs to it"
         )
-    for inner in (place, place / "cpx"):
-        name = read_index(inner)["settings"].get("base") if (inner / INDEX).is_file() else None
-        if name is not None and device is not None:
-            return scorers.load(place, base=Base(name, device))
+    base = index["settings"].get("base")
+    if base is not None and device is not None and kind in scorers.KINDS:
+        return scorers.load(place, base=BaseLM(base, device))
     return scorers.load(place)

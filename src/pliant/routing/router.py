@@ -32,11 +32,11 @@ from pliant.routing.live.decision import Decision, Reply
 from pliant.routing.live.ledger import Ledger, Totals
 from pliant.routing.live.preference import Predict, Wish, Wishes
 from pliant.routing.live.sessions import Kept, Sessions
-from pliant.routing.live.shared_prefill import Prefilling, answer, backend_of
+from pliant.routing.live.shared_prefill import answer, backend_of
 from pliant.routing.open import is_far, open_model, open_scorer
 from pliant.routing.prompts import Prompt, messages
 from pliant.routing.router_file import RouterFile
-from pliant.routing.scorers import Predictions, Scorer
+from pliant.routing.scorers import Predictions, Prefilling, Scorer
 
 COOLDOWN = 30.0  # seconds for which a model that failed is left alone
 _LOCKS = 64

@@ -15,7 +15,7 @@ from pliant.routing import router_file
 from pliant.routing.fitting.evaluate import measure, reliability
 from pliant.routing.fitting.evaluation import Evaluation
 from pliant.routing.scorers import Predictions
-from pliant.routing.scorers.controls import Group, Length
+from pliant.routing.scorers.baselines import Group, Length
 
 FILE = router_file.made(
     **content(

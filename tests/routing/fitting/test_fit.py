@@ -28,7 +28,7 @@ from pliant.routing.goals.thresholds import threshold
 from pliant.routing.labels.label import JUDGE
 from pliant.routing.live.ledger import Ledger
 from pliant.routing.scorers import Predictions, make
-from pliant.routing.scorers.fitting import folds, joined
+from pliant.routing.scorers.linear import folds, joined
 from pliant.stats import Band
 
 CHEAP = ("random", "length", "text")

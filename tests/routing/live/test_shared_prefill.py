@@ -12,11 +12,10 @@ from tests.routing.minimal_scorer import Letters, content
 
 from pliant.complexity import CPXConfig, attach
 from pliant.routing.backends.local import LocalBackend
-from pliant.routing.live.shared_prefill import Prefilling
 from pliant.routing.prompts import Prompt
 from pliant.routing.router import Router
 from pliant.routing.router_file import made
-from pliant.routing.scorers import Predictions
+from pliant.routing.scorers import Predictions, Prefilling
 
 EASY, HARD = "2+2", "what is " + "2+" * 30 + "2"
 
@@ -32,11 +31,11 @@ class Reading(Letters):
         self.read: list[float] = []
 
     def while_answering(self, prompt: Prompt) -> Prefilling:
-        def told(scores: Any) -> Predictions:
+        def predictions(scores: Any) -> Predictions:
             self.read.append(float(scores.score[0]))
             return self.predict([prompt])
 
-        return Prefilling(self.reader, told)
+        return Prefilling(self.reader, predictions)
 
 
 @pytest.fixture
@@ -134,35 +133,34 @@ def test_another_copy_of_the_model_goes_on_from_nothing(scorer: Reading) -> None
     assert not reply.continued and scorer.read == []
 
 
-@pytest.mark.parametrize("kind", ["cpx", "cpx+text"])
-def test_the_scorers_that_read_the_cheap_model_offer_their_prefill(
-    kind: str, backends: dict[str, LocalBackend], tmp_path: Path
+def test_a_scorer_that_reads_the_cheap_model_offers_its_prefill(
+    backends: dict[str, LocalBackend], tmp_path: Path
 ) -> None:
-    """Trained for a moment, saved and loaded: what matters is that both ways say the same."""
+    """Trained for a moment, saved and loaded; both ways of scoring must agree."""
     from pliant import nano
     from pliant.routing import Outcomes, scorers
     from pliant.routing.scorers.cpx import Capacity
-    from pliant.routing.scorers.familiar import Familiar, Watched
+    from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 
     texts = tuple(q.prompt for q in nano.questions("dev", 120, seed=5))
     right = [[float(len(text) % 2), float(len(text) % 3 > 0)] for text in texts]
     outcomes = Outcomes(texts, ("nano-s", "nano-l"), right, [[1.0, 5.0]] * len(texts))
     few = {"base": "nano-s", "capacities": (Capacity(1, 0),), "epochs": 1}
-    familiar = Familiar.fit(texts, texts)
-    familiar.bound = 0.5
-    fitted = Watched(scorers.make(kind, **few).fit(outcomes), familiar)
-    file = content(scorer={"kind": kind}, threshold={"value": 9.0, "sentence": "never"})
+    detector = NoveltyDetector.fit(texts, texts)
+    detector.bound = 0.5
+    fitted = WithNovelty(scorers.make("cpx", **few).fit(outcomes), detector)
+    file = content(scorer={"kind": "cpx"}, threshold={"value": 9.0, "sentence": "never"})
     Router(made(**file), fitted).save(tmp_path)
 
     with Router.load(tmp_path, backends=backends) as r:
-        assert isinstance(r.scorer, Watched)
+        assert isinstance(r.scorer, WithNovelty)
         for text in (texts[0], texts[1]):
             chosen, reply = r.choose(text), r.ask(text, max_new_tokens=8)
             assert reply.model == chosen.model == "nano-s" and reply.continued
             assert reply.decision.score == pytest.approx(chosen.score, abs=1e-5)
             assert reply.decision.gain == pytest.approx(chosen.gain, abs=1e-5)
-        far = r.ask("Ωμέγα ☃ ☃ ☃ ☃", max_new_tokens=4)
-        assert far.model == "nano-l" and far.decision.novel and not far.continued
+        novel = r.ask("Ωμέγα ☃ ☃ ☃ ☃", max_new_tokens=4)
+        assert novel.model == "nano-l" and novel.decision.novel and not novel.continued
     with Router.load(tmp_path, device="cpu") as r:
         assert r.ask(texts[0], max_new_tokens=4).continued, "scorer and backend share a device"
     plain = router(Letters(), backends, threshold=file["threshold"])

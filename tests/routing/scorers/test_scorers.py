@@ -1,7 +1,8 @@
-"""What holds for every scorer: it learns, it is saved as it is, it names what it cannot do."""
+"""Every scorer learns, is saved without a change, and says what it cannot do."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ from pliant.errors import CorruptFile, InvalidInput
 from pliant.routing.metrics.ranking import apgr
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import KINDS, Scorer, load, make
-from pliant.routing.scorers.controls import Oracle
+from pliant.routing.scorers.baselines import Oracle
 from pliant.routing.scorers.cpx import Capacity
 
 TEXTS = ("tfidf", "tfidf-ridge", "tfidf-logistic", "knn", "pair", "text", "text+group")
-READ_A_MODEL = ("probe", "cpx", "cpx+text")
+READ_A_MODEL = ("probe", "cpx")
 LEARN = (*TEXTS, *READ_A_MODEL, "group")
 SAVED = tuple(kind for kind in KINDS if kind != "oracle")
 FEW = {"capacities": [Capacity(1, 4)], "epochs": 5}
@@ -41,22 +42,23 @@ def test() -> Outcomes:
 
 @pytest.mark.parametrize("kind", LEARN)
 def test_it_learns_where_something_is_to_gain(scorers, test, kind):
-    found = scorers[kind].predict(test.prompts, test.groups)
-    # Of 500 prompts a linear probe of the small model tells the kinds apart only in part.
-    assert apgr(found.last_gain, test) > (0.6 if kind == "probe" else 0.75)
-    assert found.right.shape == found.gain.shape == (600, 2)
-    assert ((found.right >= 0) & (found.right <= 1)).all() and (found.gain[:, 0] == 0).all()
-    assert np.allclose(found.score, 1 - found.right[:, 0])
+    predictions = scorers[kind].predict(test.prompts, test.groups)
+    right, gain = predictions.right, predictions.gain
+    # From 500 prompts a linear probe of the small model separates the kinds only in part.
+    assert apgr(predictions.last_gain, test) > (0.6 if kind == "probe" else 0.75)
+    assert right.shape == gain.shape == (600, 2)
+    assert ((right >= 0) & (right <= 1)).all() and (gain[:, 0] == 0).all()
+    assert np.allclose(predictions.score, 1 - right[:, 0])
 
 
 @pytest.mark.parametrize("kind", SAVED)
-def test_what_is_saved_says_the_same(scorers, test, tmp_path, kind):
+def test_a_saved_scorer_predicts_the_same(scorers, test, tmp_path, kind):
     scorers[kind].save(tmp_path / "it")
     again = load(tmp_path / "it")
     some, groups = ["", *test.prompts[:30]], ["?", *test.groups[:30]]
     before, after = scorers[kind].predict(some, groups), again.predict(some, groups)
     assert again.kind == kind
-    tolerance = 5e-3 if kind == "knn" else 1e-5  # its vectors are kept in half precision
+    tolerance = 5e-3 if kind == "knn" else 1e-5  # saves its vectors in half precision
     assert np.allclose(after.gain, before.gain, atol=tolerance)
     assert np.allclose(after.right, before.right, atol=tolerance)
     assert not list(tmp_path.rglob("*.pkl"))
@@ -98,9 +100,9 @@ def test_numbers_are_the_same_by_their_shapes(scorers):
 
 def test_an_unknown_group_gets_the_mean_of_all(scorers):
     train = outcomes(500, 1)
-    said = scorers["group"].predict(["x", "y"], ["never seen", "times"])
-    assert np.allclose(said.right[0], train.right.mean(axis=0))
-    assert said.last_gain[1] > 0.6
+    predictions = scorers["group"].predict(["x", "y"], ["never seen", "times"])
+    assert np.allclose(predictions.right[0], train.right.mean(axis=0))
+    assert predictions.last_gain[1] > 0.6
 
 
 def test_shares_are_learned_as_well_as_whole_labels():
@@ -122,9 +124,9 @@ def test_a_model_that_is_always_right_is_no_error():
 
 def test_more_than_two_models_each_have_their_chance():
     three = outcomes(600, 1, models=3)
-    found = make("text").fit(three).predict(three.prompts)
-    assert found.right.shape == (600, 3)
-    assert np.allclose(found.right.mean(axis=0), three.right.mean(axis=0), atol=0.02)
+    right = make("text").fit(three).predict(three.prompts).right
+    assert right.shape == (600, 3)
+    assert np.allclose(right.mean(axis=0), three.right.mean(axis=0), atol=0.02)
 
 
 def test_capacity_is_chosen_by_the_choice_split_and_the_others_leave_the_base():
@@ -142,9 +144,18 @@ def test_without_a_base_it_says_how_to_name_one(kind):
         make(kind).fit(outcomes(50))
 
 
-def test_an_unknown_kind_is_named_with_its_nearest():
+def test_the_error_about_an_unknown_kind_names_those_like_it():
     with pytest.raises(InvalidInput, match="tfidf-ridge"):
         make("tfidf-rigde")
+
+
+def test_a_kind_that_was_dropped_says_what_to_fit_instead(tmp_path: Path):
+    with pytest.raises(InvalidInput, match=r"'cpx\+text': .* fit the router again with 'cpx'"):
+        make("cpx+text")
+    index = {"format": 1, "kind": "cpx+text", "settings": {}}
+    (tmp_path / "scorer.json").write_text(json.dumps(index))
+    with pytest.raises(CorruptFile, match=r"kind 'cpx\+text': .* fit the router again with 'cpx'"):
+        load(tmp_path)
 
 
 def test_a_damaged_folder_is_refused(scorers, tmp_path: Path):

@@ -38,8 +38,8 @@ from pliant.routing.metrics import calibration
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions, Scorer, kind_class, make
-from pliant.routing.scorers.familiar import Familiar, Watched
-from pliant.routing.scorers.fitting import joined
+from pliant.routing.scorers.linear import joined
+from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 
 GOAL = "95 % of the large model's quality"
 RECORD = "fit.json"
@@ -107,8 +107,8 @@ def fit(
     dealt = parts(outcomes, seed)
     rungs = climb(dealt, tried, base, seed, progress)
     kept = keep(rungs, groups_known, outcomes=dealt.ladder)
-    familiar = Familiar.fit(joined((dealt.train, dealt.choice)).prompts, dealt.ladder.prompts)
-    scorer = Watched(kept.scorer, familiar)
+    train = joined((dealt.train, dealt.choice)).prompts
+    scorer = WithNovelty(kept.scorer, NoveltyDetector.fit(train, dealt.ladder.prompts))
     predicted = scorer.predict(dealt.calibration.asked, dealt.calibration.groups)
     costs = outcomes.cost.mean(axis=0)
     chosen = None if lam is not None else of_goal(goal, predicted, dealt.calibration, costs)

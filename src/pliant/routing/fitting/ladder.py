@@ -20,17 +20,16 @@ from pliant.routing.metrics.curves import hull_area
 from pliant.routing.metrics.ranking import band, difference
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import Scorer, kind_class, make
-from pliant.routing.scorers.cpx import Cpx
 from pliant.stats import Band, bootstrap_counts
 
 Floats = NDArray[np.float64]
 Progress = Callable[[Sequence[str], str], Iterable[str]]
 
 CONTROLS = ("random", "length", "group")
-LADDER = (*CONTROLS, "tfidf", "tfidf-ridge", "knn", "pair", "text", "probe", "cpx", "cpx+text")
+LADDER = (*CONTROLS, "tfidf", "tfidf-ridge", "knn", "pair", "text", "probe", "cpx")
 EVERY = (*LADDER, "tfidf-logistic", "text+group")
 """With those that are dear to fit, or that few can use."""
-READS_A_MODEL = ("probe", "cpx", "cpx+text")
+READS_A_MODEL = ("probe", "cpx")
 MARGIN = 0.02
 """How much APGR a cheap scorer may lose for sure and still tie."""
 _TIMED = 50  # prompts, one at a time
@@ -79,7 +78,7 @@ def climb(
         kind_class(kind)  # a wrong name is said before the work
     rungs: list[Rung] = []
     for kind in progress(kinds, "fitting"):
-        rungs.append(_rung(_scorer(kind, base, rungs), parts, seed))
+        rungs.append(_rung(_scorer(kind, base), parts, seed))
     best = max(rungs, key=_rank)
     return [
         rung if rung is best else _held_against(rung, best, parts.ladder)
@@ -170,14 +169,8 @@ def _area(gain: Floats, outcomes: Outcomes) -> Callable[[Floats], Floats]:
     return measure
 
 
-def _scorer(kind: str, base: str | None, before: Sequence[Rung]) -> Scorer:
-    """What both texts and tokens are read by takes the capacity that was chosen for the token."""
-    if kind not in READS_A_MODEL:
-        return make(kind)
-    chosen = [rung.scorer for rung in before if isinstance(rung.scorer, Cpx)]
-    if kind == "cpx+text" and chosen:
-        return make(kind, base=base, capacities=[chosen[0].capacity])
-    return make(kind, base=base)
+def _scorer(kind: str, base: str | None) -> Scorer:
+    return make(kind, base=base) if kind in READS_A_MODEL else make(kind)
 
 
 def _rung(scorer: Scorer, parts: Parts, seed: int) -> Rung:

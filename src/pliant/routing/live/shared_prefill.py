@@ -9,29 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pliant.errors import InvalidInput
 from pliant.routing.backends.local import LocalBackend, out_of_memory
 from pliant.routing.backends.protocol import Answers, Backend, Settings
-from pliant.routing.scorers import Predictions
+from pliant.routing.scorers import Predictions, Prefilling
 
 if TYPE_CHECKING:
-    from pliant.complexity import Complexity, Scores
+    from pliant.complexity import Scores
     from pliant.routing.prompts import Prompt
 
 Decide = Callable[[Predictions], Settings | None]
 """Called once, in the middle of the prefill: how this model shall answer, or None: it shall not."""
-
-
-@dataclass(frozen=True)
-class Prefilling:
-    """A scorer that is read while its base answers."""
-
-    reader: Complexity
-    told: Callable[[Scores], Predictions]
-    """What the scores of this one prompt say."""
 
 
 def backend_of(
@@ -60,7 +50,7 @@ def answer(
     stop = _at_most(len(ids))
 
     def leaves(scores: Scores) -> list[bool]:
-        settings = decide(prefilling.told(scores))
+        settings = decide(prefilling.predictions(scores))
         if settings is None or settings.temperature > 0 or settings.max_new_tokens > longest:
             return [True]
         stop.limit = settings.max_new_tokens

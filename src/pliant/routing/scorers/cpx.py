@@ -1,14 +1,13 @@
-"""The [CPX] token as a router's scorer: what the base itself makes of the prompt.
+"""The [CPX] token as a router's scorer: it reads the base model's own prefill of the prompt.
 
-Its capacity is chosen on the choice split among a few, each trained on the training split alone;
-the one that is chosen is then trained on both. benchmarks/routing_nano.py measures it.
+Each of a few capacities is trained on the training split alone, and the best on the choice split is
+then trained on both. benchmarks/routing_nano.py measures it.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,22 +16,22 @@ import numpy as np
 
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt, digest, text_of
-from pliant.routing.scorers.base import Base, named
-from pliant.routing.scorers.fitting import Floats, best, gain_error, together
+from pliant.routing.scorers.base_model import BaseLM, base_lm
+from pliant.routing.scorers.linear import Floats, best, gain_error, together
 from pliant.routing.scorers.protocol import (
     Predictions,
+    Prefilling,
     Scorer,
     State,
-    over_the_first,
+    gain_over_first,
     read_state,
 )
 
 if TYPE_CHECKING:
     from pliant.complexity import Complexity, Scores
-    from pliant.routing.live.shared_prefill import Prefilling
 
 _ADAPTER = "cpx"
-"""The folder of the trained scorer, inside of ours."""
+"""The folder of the trained [CPX] adapter, inside the scorer's."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Capacity:
     rows: int = 1
     lora_rank: int = 8
     layer: int | None = None
-    """Read after so many layers; None reads the last."""
+    """How many layers run before the rows are read; None runs all."""
 
     def __str__(self) -> str:
         layer = "" if self.layer is None else f", layer {self.layer}"
@@ -52,29 +51,29 @@ class Capacity:
 CAPACITIES = (Capacity(1, 0), Capacity(1, 4), Capacity(1, 8), Capacity(4, 8))
 
 
-_ROOM, _SAMPLE = 8e9, 8
-"""Bytes of keys and values that are held in memory, estimated from so many of the longest."""
-_MOST_FOR_CHOOSING = 8_000
-"""Training rows that the candidates of a choice see."""
+_CACHE_BYTES, _SAMPLE = 8e9, 8
+"""The most bytes of keys and values in memory; how many of the longest prompts estimate them."""
+_ROWS_FOR_CHOICE = 8_000
+"""How many training rows the candidates are trained on, at most."""
 
 
 class Cpx(Scorer):
-    """One output a model, the probability that it is right; the gain is their difference."""
+    """Predicts for each model the probability that it is right; the gain is the difference."""
 
     kind = "cpx"
 
     def __init__(
         self,
-        base: Base | str | None = None,
+        base: BaseLM | str | None = None,
         capacities: Sequence[Capacity] = CAPACITIES,
         epochs: int = 6,
         batch_size: int = 32,
         learning_rate: float = 1e-2,
         weight_decay: float = 0.1,
     ) -> None:
-        self.given, self.capacities = base, tuple(capacities)
-        # How it learns was chosen on development questions of the nano world.
-        self.lesson: dict[str, Any] = {
+        self._base, self.capacities = base, tuple(capacities)
+        # Chosen on development questions of the nano world.
+        self.training: dict[str, Any] = {
             "num_epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
@@ -82,39 +81,32 @@ class Cpx(Scorer):
         }
         self.capacity = self.capacities[-1]
         self.errors: dict[str, float] = {}
-        """Of each candidate on the choice split, the mean squared error of the gain."""
+        """The mean squared error of the gain on the choice split, for each candidate."""
         self.models: tuple[str, ...] = ()
         self.scorer: Complexity | None = None
-        self._known: _Known | None = None
+        self._cache: _PrefixCache | None = None
 
     @property
-    def base(self) -> Base:
-        """The model that is read."""
-        self.given = named(self.kind, self.given)
-        return self.given
+    def base(self) -> BaseLM:
+        """The model that it reads."""
+        self._base = base_lm(self.kind, self._base)
+        return self._base
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         everything = together(train, choice)
-        with self.remembering(everything):
+        self._cache = _PrefixCache(self.base, everything.asked)
+        try:
             if choice is not None:
                 self.choose(train, choice, seed)
             return self.learn(everything, seed)
-
-    @contextmanager
-    def remembering(self, outcomes: Outcomes) -> Iterator[None]:
-        """Compute the prompts' keys and values once for all trainings inside, where they are few
-        enough for memory; else each training decides by itself."""
-        self._known = _Known(self.base, outcomes.asked)
-        try:
-            yield
         finally:
-            self._known = None
+            self._cache = None
 
     def choose(self, train: Outcomes, choice: Outcomes, seed: int = 0) -> None:
-        """Find the capacity that, learned on `train`, is best on `choice`."""
+        """Choose the capacity that, trained on `train`, is best on `choice`."""
         if len(self.capacities) == 1:
             return
-        few = train.select(np.arange(min(len(train), _MOST_FOR_CHOOSING)))
+        few = train.select(np.arange(min(len(train), _ROWS_FOR_CHOICE)))
 
         def error(capacity: Capacity) -> float:
             self._train(few, capacity, seed)
@@ -123,7 +115,7 @@ class Cpx(Scorer):
         self.capacity, self.errors = best(self.capacities, error)
 
     def learn(self, outcomes: Outcomes, seed: int = 0) -> Self:
-        """Train at the capacity that was chosen."""
+        """Train with the chosen capacity."""
         self.models = outcomes.models
         self._train(outcomes, self.capacity, seed)
         return self
@@ -132,14 +124,12 @@ class Cpx(Scorer):
         self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
     ) -> Predictions:
         assert self.scorer is not None, "not fitted"
-        return _told(self.scorer.score(self.base.framed(prompts)))
+        return _predictions(self.scorer.score(self.base.chat_format(prompts)))
 
     def while_answering(self, prompt: Prompt) -> Prefilling:
-        """The same, from the prefill of the base's own answer to one prompt."""
-        from pliant.routing.live.shared_prefill import Prefilling
-
+        """Predict in the prefill of the base model's own answer to one prompt."""
         assert self.scorer is not None, "not fitted"
-        return Prefilling(self.scorer, _told)
+        return Prefilling(self.scorer, _predictions)
 
     def flops(self, prompts: Sequence[Prompt]) -> float:
         return self.base.reading_flops(prompts)
@@ -151,8 +141,8 @@ class Cpx(Scorer):
         capacity = asdict(self.capacity)
         return State({"base": self.base.name, "capacity": capacity, "models": list(self.models)})
 
-    def take(self, state: State) -> None:
-        self.given = self.given or state.settings["base"]
+    def load_state(self, state: State) -> None:
+        self._base = self._base or state.settings["base"]
         self.capacity = Capacity(**state.settings["capacity"])
         self.models = tuple(state.settings["models"])
 
@@ -163,16 +153,16 @@ class Cpx(Scorer):
         super().save(folder)
 
     @classmethod
-    def load(cls, folder: Path, base: Base | str | None = None) -> Self:
+    def load(cls, folder: Path, base: BaseLM | str | None = None) -> Self:
         from pliant.complexity import Complexity
 
-        found = cls(base)
-        found.take(read_state(folder, cls.kind))
-        model = found.base.model
-        found.scorer = Complexity.from_pretrained(
-            model, folder / _ADAPTER, tokenizer=found.base.tokenizer, name=_free(model)
+        loaded = cls(base)
+        loaded.load_state(read_state(folder, cls.kind))
+        model, tokenizer = loaded.base.model, loaded.base.tokenizer
+        loaded.scorer = Complexity.from_pretrained(
+            model, folder / _ADAPTER, tokenizer=tokenizer, name=_unused_name(model)
         )
-        return found
+        return loaded
 
     def _train(self, outcomes: Outcomes, capacity: Capacity, seed: int) -> None:
         import torch
@@ -192,56 +182,52 @@ class Cpx(Scorer):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.scorer = attach(model, config, tokenizer, name=_free(model))
-            prompts = self.base.framed(outcomes.asked)
-            known = None
-            if self._known is not None:
-                known = self._known.of(self.scorer, outcomes.asked)
-            fit(self.scorer, prompts, outcomes.right, prefixes=known, seed=seed, **self.lesson)
+            self.scorer = attach(model, config, tokenizer, name=_unused_name(model))
+            prompts = self.base.chat_format(outcomes.asked)
+            prefixes = None if self._cache is None else self._cache.of(self.scorer, outcomes.asked)
+            fit(self.scorer, prompts, outcomes.right, prefixes=prefixes, seed=seed, **self.training)
 
 
-class _Known:
-    """Stored prefixes of prompts, by the layer that they were run to."""
+class _PrefixCache:
+    """The prompts' keys and values, by the number of layers that they ran through."""
 
-    def __init__(self, base: Base, prompts: Sequence[Prompt]) -> None:
-        different = {_key(prompt): prompt for prompt in prompts}
-        self.base, self.prompts = base, list(different.values())
-        self.row = {key: i for i, key in enumerate(different)}
-        self.stored: dict[int | None, Any] = {}
+    def __init__(self, base: BaseLM, prompts: Sequence[Prompt]) -> None:
+        distinct = {_key(prompt): prompt for prompt in prompts}
+        self.base, self.prompts = base, list(distinct.values())
+        self.row = {key: i for i, key in enumerate(distinct)}
+        self.prefixes: dict[int | None, Any] = {}
 
     def of(self, scorer: Complexity, prompts: Sequence[Prompt]) -> Any:
-        """Those of some prompts; None where all of them would not fit into memory."""
+        """The prefixes of these prompts; None if all prompts' would not fit into memory."""
         layer = scorer.config.layer
-        if layer not in self.stored:
-            self.stored[layer] = self._computed(scorer)
-        found = self.stored[layer]
-        return None if found is None else found.take([self.row[_key(prompt)] for prompt in prompts])
+        if layer not in self.prefixes:
+            self.prefixes[layer] = self._compute(scorer)
+        prefixes, rows = self.prefixes[layer], [self.row[_key(prompt)] for prompt in prompts]
+        return None if prefixes is None else prefixes.take(rows)
 
-    def _computed(self, scorer: Complexity) -> Any:
+    def _compute(self, scorer: Complexity) -> Any:
         from pliant.complexity.training.fit import remember
 
-        some = sorted(self.prompts, key=_length)[-_SAMPLE:]  # the longest: a bound for all
-        most = remember(scorer, self.base.framed(some)).bytes / len(some) * len(self.prompts)
-        return remember(scorer, self.base.framed(self.prompts)) if most < _ROOM else None
+        longest = sorted(self.prompts, key=lambda prompt: len(text_of(prompt)))[-_SAMPLE:]
+        sample = remember(scorer, self.base.chat_format(longest)).bytes / len(longest)
+        if sample * len(self.prompts) >= _CACHE_BYTES:
+            return None
+        return remember(scorer, self.base.chat_format(self.prompts))
 
 
 def _key(prompt: Prompt) -> str:
-    """What tells it from others, text or conversation."""
+    """Identifies a prompt, text or conversation."""
     return f"text {prompt}" if isinstance(prompt, str) else f"messages {digest(prompt)}"
 
 
-def _length(prompt: Prompt) -> int:
-    return len(text_of(prompt))
-
-
-def _told(scores: Scores) -> Predictions:
+def _predictions(scores: Scores) -> Predictions:
     right: Floats = scores.values
-    return Predictions(right, over_the_first(right))
+    return Predictions(right, gain_over_first(right))
 
 
-def _free(model: Any) -> str:
-    """A name that nothing attached to the model has yet."""
+def _unused_name(model: Any) -> str:
+    """A name that no adapter on the model has."""
     from pliant.adapters import attached
 
-    taken = attached(model)
-    return next(name for i in range(1, len(taken) + 2) if (name := f"cpx_{i}") not in taken)
+    names = attached(model)
+    return next(name for i in range(1, len(names) + 2) if (name := f"cpx_{i}") not in names)

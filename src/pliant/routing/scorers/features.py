@@ -1,4 +1,4 @@
-"""What a text shows without being understood: its words, the shapes of its numbers, its surface."""
+"""Features of a text: TF-IDF of its words and characters, and its surface (lengths, shares)."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _TOKEN = r"(?u)\w+|[^\w\s]"
 
 @dataclass(frozen=True)
 class TextSettings:
-    """Which features of a text are taken, and how many at most."""
+    """Which features are used, and how many at most."""
 
     words: int = 20_000
-    """The most frequent words, marks and pairs of them."""
+    """The most frequent words, punctuation marks and pairs of them."""
     characters: int = 0
-    """The most frequent runs of 2 to 5 characters inside words."""
+    """The most frequent n-grams of 2 to 5 characters inside words."""
     shapes: bool = True
-    """Every digit counts as 0, so that 17 and 42 are the same word and 170 another."""
+    """Read every digit as 0, so that 17 and 42 are the same word and 170 is another."""
     waves: int = 0
-    """Random waves of the surface: sums of them follow any smooth function of it."""
+    """Random Fourier features of the surface, whose sums fit any smooth function of it."""
 
 
 class TextFeatures:
-    """Made on the training prompts, then a sparse matrix for any."""
+    """Fitted on the training prompts; a sparse matrix for any prompts."""
 
     def __init__(self, settings: TextSettings = TextSettings()) -> None:
         self.settings = settings
@@ -58,7 +58,7 @@ class TextFeatures:
         from scipy.sparse import csr_matrix, hstack
 
         texts = [text_of(prompt) for prompt in prompts]
-        # Equal weight for each of the parts, and the more for a single one.
+        # The same total weight for one part as for two.
         scale = np.sqrt(2 / len(self._parts)) if self._parts else 1.0
         blocks = [part.transform(texts) * scale for part in self._parts.values()]
         if self._waves is not None:
@@ -75,19 +75,19 @@ class TextFeatures:
         return state
 
     @classmethod
-    def of(cls, state: State) -> TextFeatures:
-        found = cls(TextSettings(**state.settings["settings"]))
+    def from_state(cls, state: State) -> TextFeatures:
+        features = cls(TextSettings(**state.settings["settings"]))
         for name in ("words", "characters"):
             if name in state.settings:
                 names = state.settings[name]
-                part = found._vectorizer(name, vocabulary={w: i for i, w in enumerate(names)})
+                part = features._vectorizer(name, vocabulary={w: i for i, w in enumerate(names)})
                 part.idf_ = state.arrays[f"{name}.idf"].astype(np.float64)
-                found._parts[name] = part
-        if found.settings.waves:
+                features._parts[name] = part
+        if features.settings.waves:
             names = ("mean", "std", "weight", "phase")
-            kept = [state.arrays[f"waves.{name}"].astype(np.float64) for name in names]
-            found._waves = _Waves(*kept)
-        return found
+            arrays = [state.arrays[f"waves.{name}"].astype(np.float64) for name in names]
+            features._waves = _Waves(*arrays)
+        return features
 
     def _vectorizer(self, name: str, **options: Any) -> Any:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -97,17 +97,17 @@ class TextFeatures:
             if name == "words"
             else {"ngram_range": (2, 5), "analyzer": "char_wb"}
         )
-        prepare = _shaped if self.settings.shapes else str.lower
+        prepare = _digits_as_zero if self.settings.shapes else str.lower
         return TfidfVectorizer(preprocessor=prepare, sublinear_tf=True, **kind, **options)
 
 
-def _shaped(text: str) -> str:
+def _digits_as_zero(text: str) -> str:
     return _DIGIT.sub("0", text.lower())
 
 
 @dataclass(frozen=True, eq=False)
 class _Waves:
-    """cos(surface @ weight + phase): with enough of them, as good as a Gaussian kernel."""
+    """cos(surface @ weight + phase): random Fourier features of a Gaussian kernel."""
 
     mean: Floats
     std: Floats
@@ -121,11 +121,11 @@ class _Waves:
         weight = rng.normal(size=(width, number)) / np.sqrt(width)
         phase = rng.uniform(0, 2 * np.pi, number)
         spread = surface.std(axis=0)
-        # What never varied has no scale: by its rounding errors it would drown all else.
+        # A constant feature has no scale: its rounding errors would dominate all others.
         return cls(surface.mean(axis=0), np.where(spread > 1e-6, spread, 1.0), weight, phase)
 
     def __call__(self, surface: Floats) -> Floats:
-        # Clipped: a text far outside of what was seen is as the outermost that was.
+        # Clip, so that an extreme text counts as one at the edge of the training texts.
         z = np.clip((surface - self.mean) / self.std, -4, 4)
         waves: Floats = np.cos(z @ self.weight + self.phase)
         return waves * np.sqrt(2 / len(self.phase))
@@ -140,7 +140,7 @@ def _surfaces(texts: Sequence[str]) -> Floats:
 
 
 def surface(text: str) -> list[float]:
-    """Lengths and shares that need no vocabulary."""
+    """Lengths and shares of kinds of characters, without a vocabulary."""
     lines = np.array([len(line) for line in text.split("\n") if line.strip()] or [0], dtype=float)
     words = text.split() or [""]
     letters = max(1, len(text))
@@ -167,11 +167,11 @@ def surface(text: str) -> list[float]:
 
 def _numbers(text: str) -> list[float]:
     """How many numbers there are, how many different ones, and how large they get."""
-    found = {run: len(run) for run in _NUMBER.findall(text)}
+    lengths = {digits: len(digits) for digits in _NUMBER.findall(text)}
     return [
         np.log1p(sum(1 for _ in _NUMBER.finditer(text))),
-        float(len(found)),
-        float(max(found.values(), default=0)),
+        float(len(lengths)),
+        float(max(lengths.values(), default=0)),
         np.log1p(sum(text.count(mark) for mark in ".!?")),
         float(sum(text.count(mark) for mark in "%/$")),
     ]

@@ -1,4 +1,4 @@
-"""A linear probe: what the base's own last token shows, with nothing added to it."""
+"""A linear probe on the hidden state of the base model's last token."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt
-from pliant.routing.scorers.base import Base, named
-from pliant.routing.scorers.fitting import (
+from pliant.routing.scorers.base_model import BaseLM, base_lm
+from pliant.routing.scorers.linear import (
     Floats,
     Linear,
     best,
@@ -18,49 +18,51 @@ from pliant.routing.scorers.fitting import (
     logistic,
     together,
 )
-from pliant.routing.scorers.protocol import Predictions, Scorer, State, over_the_first
+from pliant.routing.scorers.protocol import Predictions, Scorer, State, gain_over_first
 
-_LAYERS = 4  # so many are tried at most, spread over the depth
+_LAYERS = 4  # how many layers are tried at most, spread over the depth
 
 
 class Probe(Scorer):
-    """One logistic regression a model on the last token's hidden state, after any layer."""
+    """A logistic regression for each model on the last token's hidden state, at one layer."""
 
     kind = "probe"
     strengths: ClassVar[tuple[float, ...]] = (0.1, 1.0, 10.0)
 
-    def __init__(self, base: Base | str | None = None, layers: Sequence[int] | None = None) -> None:
-        self.given = base
+    def __init__(
+        self, base: BaseLM | str | None = None, layers: Sequence[int] | None = None
+    ) -> None:
+        self._base = base
         self.layers = layers
-        """What the layer is chosen among; None tries a few, spread over the depth."""
+        """The candidates for the layer; None tries a few, spread over the depth."""
         self.layer = 0
-        """Read after so many layers; 0 stands for all of them until one is chosen."""
+        """How many layers run before the state is read; 0 before it is fitted."""
         self.strength = 1.0
         self.mean: Floats = np.zeros(0)
         self.std: Floats = np.zeros(0)
         self.head: Linear | None = None
 
     @property
-    def base(self) -> Base:
-        """The model that is read."""
-        self.given = named(self.kind, self.given)
-        return self.given
+    def base(self) -> BaseLM:
+        """The model that it reads."""
+        self._base = base_lm(self.kind, self._base)
+        return self._base
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         everything = together(train, choice)
         right, n = everything.right, len(train)
-        tried = self._depths() if choice is not None else self._depths()[-1:]
-        states = {k: self._states(everything.asked, k) for k in tried}
+        layers = self._depths() if choice is not None else self._depths()[-1:]
+        states = {k: last_states(self.base, everything.asked, k) for k in layers}
 
         def error(candidate: tuple[int, float]) -> float:
             layer, strength = candidate
             x = states[layer]
             self._solve(x[:n], right[:n], strength)
             assert choice is not None
-            return gain_error(over_the_first(self._read(x[n:])), choice)
+            return gain_error(gain_over_first(self._read(x[n:])), choice)
 
-        candidates = [(layer, strength) for layer in tried for strength in self.strengths]
-        self.layer = tried[-1]
+        candidates = [(layer, strength) for layer in layers for strength in self.strengths]
+        self.layer = layers[-1]
         if choice is not None:
             (self.layer, self.strength), _ = best(candidates, error)
         self._solve(states[self.layer], right, self.strength)
@@ -69,8 +71,8 @@ class Probe(Scorer):
     def predict(
         self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
     ) -> Predictions:
-        right = self._read(self._states(prompts, self.layer))
-        return Predictions(right, over_the_first(right))
+        right = self._read(last_states(self.base, prompts, self.layer))
+        return Predictions(right, gain_over_first(right))
 
     def flops(self, prompts: Sequence[Prompt]) -> float:
         return self.base.reading_flops(prompts)
@@ -85,8 +87,8 @@ class Probe(Scorer):
         arrays = {name: a.astype(np.float32) for name, a in heads.items()}
         return State(settings, {**arrays, "mean": self.mean, "std": self.std})
 
-    def take(self, state: State) -> None:
-        self.given = self.given or state.settings["base"]
+    def load_state(self, state: State) -> None:
+        self._base = self._base or state.settings["base"]
         self.layer = state.settings["layer"]
         self.strength = state.settings["strength"]
         a = {name: value.astype(np.float64) for name, value in state.arrays.items()}
@@ -109,11 +111,8 @@ class Probe(Scorer):
         depth = len(Anatomy.of(self.base.model).layers)
         return sorted({round(depth * (i + 1) / _LAYERS) or 1 for i in range(_LAYERS)})
 
-    def _states(self, prompts: Sequence[Prompt], layer: int) -> Floats:
-        return last_states(self.base, prompts, layer)
 
-
-def last_states(base: Base, prompts: Sequence[Prompt], layer: int) -> Floats:
+def last_states(base: BaseLM, prompts: Sequence[Prompt], layer: int) -> Floats:
     """(n, D): each prompt's last token after `layer` layers and the final norm."""
     import torch
 
@@ -123,8 +122,8 @@ def last_states(base: Base, prompts: Sequence[Prompt], layer: int) -> Floats:
 
     anatomy = Anatomy.of(base.model)
     depth = None if layer == len(anatomy.layers) else layer
-    ids = ids_of(base.framed(prompts), base.tokenizer)
-    found: Floats | None = None
+    ids = ids_of(base.chat_format(prompts), base.tokenizer)
+    states: Floats | None = None
     for rows in alike([len(prompt) for prompt in ids], None):
         batch = Batch.of([ids[row] for row in rows], device=base.model.device)
         with torch.inference_mode():
@@ -132,7 +131,7 @@ def last_states(base: Base, prompts: Sequence[Prompt], layer: int) -> Floats:
                 anatomy, batch.ids_BT, batch.mask_BT, layers=depth, head=False, resumable=False
             )
         assert ran.hidden is not None
-        states = ran.hidden.double().cpu().numpy()
-        found = np.zeros((len(ids), states.shape[1])) if found is None else found
-        found[rows] = states
-    return np.zeros((0, 0)) if found is None else found
+        hidden = ran.hidden.double().cpu().numpy()
+        states = np.zeros((len(ids), hidden.shape[1])) if states is None else states
+        states[rows] = hidden
+    return np.zeros((0, 0)) if states is None else states

@@ -1,13 +1,13 @@
-"""What every scorer is: fitted on a label table, it says of a prompt who would get it right."""
+"""The protocol of scorers: fitted on a label table, they predict who gets a prompt right."""
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from pliant.errors import CorruptFile, InvalidInput
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt
 
+if TYPE_CHECKING:
+    from pliant.complexity import Complexity, Scores
+
 Floats = NDArray[np.float64]
 
 FORMAT = 1
@@ -31,47 +34,56 @@ class Predictions:
     """One row a prompt, one column a model, the cheapest model first."""
 
     right: Floats | None
-    """(n, m) P(model j is right); None for a scorer that says nothing of it."""
+    """(n, m) P(model j is right); None for a scorer that predicts no probabilities."""
     gain: Floats
     """(n, m) how much more often model j is right than the first; its first column is 0."""
     novel: NDArray[np.bool_] | None = None
-    """(n,) whether a prompt is unlike all that the scorer was fitted on; None if nobody looked."""
+    """(n,) whether a prompt is unlike all training prompts; None if novelty was not checked."""
 
     @property
     def score(self) -> Floats:
         """(n,) the probability that the prompt is hard for the cheapest model."""
         if self.right is None:
-            raise InvalidInput("this scorer orders prompts and states no probabilities")
+            raise InvalidInput("this scorer orders prompts and predicts no probabilities")
         return 1.0 - self.right[:, 0]
 
     @property
     def last_gain(self) -> Floats:
-        """(n,) of the dearest model over the cheapest."""
+        """(n,) of the most expensive model over the cheapest."""
         return self.gain[:, -1]
 
     def __len__(self) -> int:
         return len(self.gain)
 
 
+@dataclass(frozen=True)
+class Prefilling:
+    """A scorer that is read in the prefill of its base model's own answer."""
+
+    reader: Complexity
+    predictions: Callable[[Scores], Predictions]
+    """From the scores of that one prompt."""
+
+
 @dataclass
 class State:
-    """What a scorer keeps: settings that JSON can say, and arrays."""
+    """What a fitted scorer saves: JSON settings, and arrays."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class Scorer(ABC):
-    """Fitted once, then asked; saved as JSON and safetensors."""
+    """Fitted once, then used to predict; saved as JSON and safetensors."""
 
     kind: ClassVar[str]
     needs_groups: ClassVar[bool] = False
-    """Whether `predict` is worth nothing without the prompts' groups."""
+    """Whether `predict` is useless without the prompts' groups."""
     saveable: ClassVar[bool] = True
 
     @abstractmethod
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
-        """Learn from `train`; what has a capacity to choose chooses it on `choice`."""
+        """Learn from `train`; a scorer with hyperparameters chooses them on `choice`."""
 
     @abstractmethod
     def predict(
@@ -81,22 +93,22 @@ class Scorer(ABC):
 
     @abstractmethod
     def state(self) -> State:
-        """All that `take` needs."""
+        """All that `load_state` needs."""
 
     @abstractmethod
-    def take(self, state: State) -> None:
-        """Become what `state` says."""
+    def load_state(self, state: State) -> None:
+        """Become the scorer that `state` was saved from."""
 
     def flops(self, prompts: Sequence[Prompt]) -> float:
-        """What scoring one of these takes, on average; without a model it is next to nothing."""
+        """The mean cost of scoring one of these prompts; negligible for one without a model."""
         return 0.0
 
     def chosen(self) -> dict[str, Any]:
-        """What was chosen on the choice split, for people to read."""
+        """The hyperparameters chosen on the choice split, for people to read."""
         return {}
 
     def save(self, folder: Path) -> None:
-        """Write the scorer; `load` in this package reads it."""
+        """Write the scorer to a folder, for `pliant.routing.scorers.load`."""
         state = self.state()
         index = {"format": FORMAT, "kind": self.kind, "settings": state.settings}
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,27 +117,26 @@ class Scorer(ABC):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """A saved scorer, ready to be asked."""
-        found = cls()
-        found.take(read_state(folder, cls.kind))
-        return found
+        """A saved scorer, ready to predict."""
+        scorer = cls()
+        scorer.load_state(read_state(folder, cls.kind))
+        return scorer
 
 
 def read_index(folder: Path) -> Mapping[str, Any]:
-    """What a scorer's folder says of itself."""
+    """The index of a scorer's folder: format, kind and settings."""
     path = folder / INDEX
     try:
-        index = json.loads(path.read_bytes())
+        index: Mapping[str, Any] = json.loads(path.read_bytes())
         if index["format"] > FORMAT:
             raise CorruptFile(f"{path}: of format {index['format']}; this Pliant reads {FORMAT}")
         if not isinstance(index["kind"], str) or not isinstance(index["settings"], dict):
-            raise TypeError("kind and settings are due")
+            raise TypeError("no kind or no settings")
     except FileNotFoundError:
         raise CorruptFile(f"{folder}: holds no {INDEX}, so no scorer") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFile(f"{path}: not what Pliant writes ({error})") from error
-    found: Mapping[str, Any] = index
-    return found
+    return index
 
 
 def read_state(folder: Path, kind: str) -> State:
@@ -137,13 +148,12 @@ def read_state(folder: Path, kind: str) -> State:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """A safetensors file, in one step."""
-    apart = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_file(path, save_tensors(apart))
+    """Write a safetensors file, atomically."""
+    write_file(path, save_tensors({k: np.ascontiguousarray(x) for k, x in arrays.items()}))
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """What `write_arrays` wrote."""
+    """Read what `write_arrays` wrote."""
     try:
         return dict(load_tensors(path.read_bytes()))
     except FileNotFoundError:
@@ -152,6 +162,6 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise CorruptFile(f"{path}: truncated or damaged ({error})") from error
 
 
-def over_the_first(values: Floats) -> Floats:
-    """(n, m) of each model less the first: what gain means."""
+def gain_over_first(values: Floats) -> Floats:
+    """(n, m) each model minus the first: what gain means."""
     return values - values[:, :1]

@@ -1,12 +1,15 @@
-"""The best that is known of the text alone: words, surface and, where they are told, groups.
+"""The best scorer on the text alone: words, surface features and, if there are any, groups.
 
-Least squares says out of fold how likely each model is right; a second storey makes the gain of it
-(`stack`). Measured beside the plain forms by `python -m benchmarks.routing_labels`.
+Ridge regression predicts out of fold how likely each model is right; a second stage predicts the
+gain from that. If the cheap model fails, there is a gain only if the expensive model does not fail
+as well, so the gain is not linear in the two probabilities: the second stage gets their products.
+`python -m benchmarks.routing_labels` compares it with the plain scorers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -14,28 +17,28 @@ import numpy as np
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt
 from pliant.routing.scorers.features import TextFeatures, TextSettings
-from pliant.routing.scorers.fitting import (
+from pliant.routing.scorers.linear import (
     Floats,
     Linear,
     best,
     folds,
     gain_error,
+    logistic,
     out_of_fold,
     ridge,
     together,
 )
 from pliant.routing.scorers.protocol import Predictions, Scorer, State
-from pliant.routing.scorers.stack import Stack
 
 _FOLDS = 5
-_FEW, _DEALS, _APART = 10_000, 3, 1000
-"""Of few labels the folds are dealt several times: one deal's chance shows in the second storey."""
+_FEW, _REPEATS, _SEED_STEP = 10_000, 3, 1000
+"""With few labels, average over repeated folds: the second stage would fit the noise of one."""
 _GROUP = 0.3**0.5
-"""The length of a group's column, beside the 1 of the words: chosen on half of MMLU's labels."""
+"""The weight of a group's column; the words have weight 1. Chosen on half of MMLU's labels."""
 
 
 class Text(Scorer):
-    """Words with the shapes of numbers, and the surface of the text."""
+    """Words with each digit as 0, and surface features of the text."""
 
     kind = "text"
     settings: ClassVar[TextSettings] = TextSettings(words=20_000, waves=200)
@@ -54,32 +57,28 @@ class Text(Scorer):
         return self.learn(together(train, choice), seed)
 
     def choose(self, train: Outcomes, choice: Outcomes, seed: int = 0) -> None:
-        """Find the penalty that, learned with on `train`, is best on `choice`."""
+        """Choose the penalty that, fitted on `train`, is best on `choice`."""
         x = self._prepare(train, seed)
-        held = self._matrix(choice.prompts, choice.groups)
+        x_choice = self._matrix(choice.prompts, choice.groups)
 
         def error(strength: float) -> float:
-            self._fit_both(x, train, strength, seed, deals=1)
+            self._fit_both(x, train, strength, seed, repeats=1)
             assert self.head is not None
-            return gain_error(self.stack(self.head(held)).gain, choice)
+            return gain_error(self.stack(self.head(x_choice)).gain, choice)
 
         self.strength, _ = best(self.strengths, error)
 
     def learn(self, outcomes: Outcomes, seed: int = 0) -> Self:
-        """Fit with the penalty that was chosen."""
-        deals = _DEALS if len(outcomes) <= _FEW else 1
-        self._fit_both(self._prepare(outcomes, seed), outcomes, self.strength, seed, deals)
+        """Fit with the chosen penalty."""
+        repeats = _REPEATS if len(outcomes) <= _FEW else 1
+        self._fit_both(self._prepare(outcomes, seed), outcomes, self.strength, seed, repeats)
         return self
 
     def predict(
         self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
     ) -> Predictions:
-        return self.stack(self.first(prompts, groups))
-
-    def first(self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None) -> Floats:
-        """(n, m) what the least squares says, before the second storey."""
         assert self.head is not None, "not fitted"
-        return self.head(self._matrix(prompts, groups))
+        return self.stack(self.head(self._matrix(prompts, groups)))
 
     def chosen(self) -> dict[str, Any]:
         return {"strength": self.strength}
@@ -93,55 +92,107 @@ class Text(Scorer):
         state.arrays["bias"] = self.head.bias
         return state
 
-    def take(self, state: State) -> None:
-        self.features = TextFeatures.of(state)
+    def load_state(self, state: State) -> None:
+        self.features = TextFeatures.from_state(state)
         self.groups = list(state.settings["groups"])
         self.strength = state.settings["strength"]
-        self.stack = Stack.of(state)
+        self.stack = Stack.from_state(state)
         self.head = Linear(state.arrays["weight"].astype(np.float64), state.arrays["bias"])
 
     def _prepare(self, outcomes: Outcomes, seed: int) -> Any:
-        self.groups = self._known(outcomes)
+        self.groups = self._group_names(outcomes)
         self.features = TextFeatures(self.settings).fit(outcomes.prompts, seed)
         return self._matrix(outcomes.prompts, outcomes.groups)
 
-    def _fit_both(self, x: Any, outcomes: Outcomes, strength: float, seed: int, deals: int) -> None:
-        said = [
+    def _fit_both(
+        self, x: Any, outcomes: Outcomes, strength: float, seed: int, repeats: int
+    ) -> None:
+        predictions = [
             out_of_fold(
                 x,
                 outcomes.right,
-                folds(outcomes, _FOLDS, seed + _APART * deal),
+                folds(outcomes, _FOLDS, seed + _SEED_STEP * i),
                 lambda a, b: ridge(a, b, strength),
             )
-            for deal in range(deals)
+            for i in range(repeats)
         ]
-        self.stack = Stack().fit(np.mean(said, axis=0), outcomes.right)
+        self.stack = Stack().fit(np.mean(predictions, axis=0), outcomes.right)
         self.head = ridge(x, outcomes.right, strength)
 
     def _matrix(self, prompts: Sequence[Prompt], groups: Sequence[str] | None) -> Any:
         from scipy.sparse import hstack
 
         x = self.features.matrix(prompts)
-        return hstack([x, self._columns(len(prompts), groups)], format="csr") if self.groups else x
+        return (
+            hstack([x, self._group_columns(len(prompts), groups)], format="csr")
+            if self.groups
+            else x
+        )
 
-    def _columns(self, n: int, groups: Sequence[str] | None) -> Any:
-        """(n, groups): where a prompt's group is known; else the row is empty."""
+    def _group_columns(self, n: int, groups: Sequence[str] | None) -> Any:
+        """(n, groups) one-hot; the row of an unknown group is empty."""
         from scipy.sparse import csr_matrix
 
         at = {name: i for i, name in enumerate(self.groups)}
-        found = [(i, at[name]) for i, name in enumerate(groups or ()) if name in at]
-        rows, columns = [i for i, _ in found], [j for _, j in found]
-        return csr_matrix(([_GROUP] * len(found), (rows, columns)), shape=(n, len(at)))
+        cells = [(i, at[name]) for i, name in enumerate(groups or ()) if name in at]
+        rows, columns = [i for i, _ in cells], [j for _, j in cells]
+        return csr_matrix(([_GROUP] * len(cells), (rows, columns)), shape=(n, len(at)))
 
-    def _known(self, outcomes: Outcomes) -> list[str]:
+    def _group_names(self, outcomes: Outcomes) -> list[str]:
         return []
 
 
 class TextAndGroup(Text):
-    """The same, which also knows each prompt's group: who routes has to know it too."""
+    """Text that also uses each prompt's group, which must be known when routing, too."""
 
     kind = "text+group"
     needs_groups = True
 
-    def _known(self, outcomes: Outcomes) -> list[str]:
+    def _group_names(self, outcomes: Outcomes) -> list[str]:
         return sorted(set(outcomes.groups or ()))
+
+
+class Stack:
+    """The second stage: ridge for the gains, logistic regression for the probabilities."""
+
+    def __init__(self) -> None:
+        self.mean: Floats = np.zeros(0)
+        self.std: Floats = np.zeros(0)
+        self.gain: Linear | None = None
+        self.right: Linear | None = None
+
+    def fit(self, predictions: Floats, right: Floats) -> Stack:
+        """`predictions` (n, k) out of fold; `right` (n, m)."""
+        x = products(predictions)
+        self.mean, self.std = x.mean(axis=0), x.std(axis=0) + 1e-6
+        z = (x - self.mean) / self.std
+        self.gain = ridge(z, right[:, 1:] - right[:, :1], alpha=1.0)
+        self.right = logistic(z, right, c=1.0)
+        return self
+
+    def __call__(self, predictions: Floats) -> Predictions:
+        assert self.gain is not None and self.right is not None, "not fitted"
+        z = (products(predictions) - self.mean) / self.std
+        gain = self.gain(z)
+        return Predictions(self.right(z), np.hstack([np.zeros((len(gain), 1)), gain]))
+
+    def state(self) -> State:
+        assert self.gain is not None and self.right is not None, "not fitted"
+        arrays = {"stack.mean": self.mean, "stack.std": self.std}
+        for name, head in (("gain", self.gain), ("right", self.right)):
+            arrays |= {f"stack.{name}.weight": head.weight, f"stack.{name}.bias": head.bias}
+        return State(arrays=arrays)
+
+    @classmethod
+    def from_state(cls, state: State) -> Stack:
+        stack, a = cls(), state.arrays
+        stack.mean, stack.std = a["stack.mean"], a["stack.std"]
+        stack.gain = Linear(a["stack.gain.weight"], a["stack.gain.bias"])
+        stack.right = Linear(a["stack.right.weight"], a["stack.right.bias"], logistic=True)
+        return stack
+
+
+def products(x: Floats) -> Floats:
+    """The columns, their squares and all products of two columns."""
+    pairs = combinations_with_replacement(range(x.shape[1]), 2)
+    return np.hstack([x, *(x[:, [i]] * x[:, [j]] for i, j in pairs)])

@@ -1,4 +1,4 @@
-"""Bags of words: the control that every learned router has to beat, and often does not."""
+"""Baselines on TF-IDF vectors, linear or nearest neighbours: often as good as larger scorers."""
 
 from __future__ import annotations
 
@@ -10,21 +10,31 @@ import numpy as np
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt
 from pliant.routing.scorers.features import TextFeatures, TextSettings
-from pliant.routing.scorers.fitting import Linear, best, gain_error, logistic, ridge, together
-from pliant.routing.scorers.protocol import Predictions, Scorer, State, over_the_first
+from pliant.routing.scorers.linear import (
+    Floats,
+    Linear,
+    best,
+    gain_error,
+    logistic,
+    ridge,
+    together,
+)
+from pliant.routing.scorers.protocol import Predictions, Scorer, State, gain_over_first
+
+_ROWS_IN_MEMORY = 512  # of the table of similarities
 
 
 class Tfidf(Scorer):
-    """Words and pairs of words, as they stand, and least squares: the plain control.
+    """Least squares on words and pairs of words: the plainest baseline.
 
-    Least squares is linear in its targets, so the difference of the models' fits is the fit of the
-    gain itself.
+    Least squares is linear in its targets, so the difference of two models' fits is the fit of the
+    gain.
     """
 
     kind = "tfidf"
     settings: ClassVar[TextSettings] = TextSettings(shapes=False)
     strengths: ClassVar[tuple[float, ...]] = (3.0, 10.0, 30.0)
-    """What the penalty is chosen among."""
+    """The candidates for the penalty."""
 
     def __init__(self) -> None:
         self.features = TextFeatures(self.settings)
@@ -32,7 +42,7 @@ class Tfidf(Scorer):
         self.head: Linear | None = None
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
-        # The words of both splits, and the labels of one: a capacity is judged by labels alone.
+        # The vocabulary comes from both splits, the labels from train alone.
         everything = together(train, choice)
         self.features = TextFeatures(self.settings).fit(everything.prompts, seed)
         x, right = self.features.matrix(everything.prompts), everything.right
@@ -41,7 +51,7 @@ class Tfidf(Scorer):
 
             def error(strength: float) -> float:
                 fitted = self._solve(x[:n], right[:n], strength)
-                return gain_error(over_the_first(fitted(x[n:])), choice)
+                return gain_error(gain_over_first(fitted(x[n:])), choice)
 
             self.strength, _ = best(self.strengths, error)
         self.head = self._solve(x, right, self.strength)
@@ -51,8 +61,8 @@ class Tfidf(Scorer):
         self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
     ) -> Predictions:
         assert self.head is not None, "not fitted"
-        found = self.head(self.features.matrix(prompts))
-        return Predictions(np.clip(found, 0.0, 1.0), over_the_first(found))
+        right = self.head(self.features.matrix(prompts))
+        return Predictions(np.clip(right, 0.0, 1.0), gain_over_first(right))
 
     def chosen(self) -> dict[str, Any]:
         return {"strength": self.strength}
@@ -65,8 +75,8 @@ class Tfidf(Scorer):
         state.arrays["bias"] = self.head.bias
         return state
 
-    def take(self, state: State) -> None:
-        self.features = TextFeatures.of(state)
+    def load_state(self, state: State) -> None:
+        self.features = TextFeatures.from_state(state)
         self.strength = state.settings["strength"]
         weight = state.arrays["weight"].astype(np.float64)
         self.head = Linear(weight, state.arrays["bias"], self.logistic)
@@ -78,14 +88,14 @@ class Tfidf(Scorer):
 
 
 class TfidfRidge(Tfidf):
-    """The same with the shapes of numbers in place of the numbers, and with runs of characters."""
+    """Tfidf with each digit as 0, and with character n-grams."""
 
     kind = "tfidf-ridge"
     settings = TextSettings(words=10_000, characters=10_000)
 
 
 class TfidfLogistic(TfidfRidge):
-    """One logistic regression a model; the gain is the difference of their probabilities."""
+    """A logistic regression for each model; the gain is the difference of probabilities."""
 
     kind = "tfidf-logistic"
     strengths = (0.3, 1.0, 3.0)
@@ -93,3 +103,82 @@ class TfidfLogistic(TfidfRidge):
 
     def _solve(self, x: Any, right: Any, strength: float) -> Linear:
         return logistic(x, right, strength)
+
+
+class Neighbours(Scorer):
+    """The mean over the k most similar training prompts, weighted by cosine similarity."""
+
+    kind = "knn"
+    settings: ClassVar[TextSettings] = TextSettings(words=10_000, characters=10_000)
+    numbers: ClassVar[tuple[int, ...]] = (10, 30, 100)
+    """The candidates for k."""
+
+    def __init__(self) -> None:
+        self.features = TextFeatures(self.settings)
+        self.k = self.numbers[1]
+        self.vectors: Any = None
+        """(n, features) of the training prompts, sparse, each of length 1."""
+        self.right: Floats = np.zeros((0, 0))
+
+    def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
+        everything = together(train, choice)
+        self.features = TextFeatures(self.settings).fit(everything.prompts, seed)
+        vectors, right = self._vectors(everything.prompts), everything.right
+        if choice is not None:
+            n = len(train)
+            self.vectors, self.right = vectors[:n], right[:n]
+
+            def error(k: int) -> float:
+                return gain_error(gain_over_first(self._mean_of_nearest(vectors[n:], k)), choice)
+
+            self.k, _ = best(self.numbers, error)
+        self.vectors, self.right = vectors, right
+        return self
+
+    def predict(
+        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
+    ) -> Predictions:
+        right = self._mean_of_nearest(self._vectors(prompts), self.k)
+        return Predictions(right, gain_over_first(right))
+
+    def chosen(self) -> dict[str, Any]:
+        return {"k": self.k}
+
+    def state(self) -> State:
+        state = self.features.state()
+        state.settings |= {"k": self.k, "width": self.vectors.shape[1]}
+        state.arrays |= {
+            "data": self.vectors.data.astype(np.float16),
+            "indices": self.vectors.indices.astype(np.int32),
+            "indptr": self.vectors.indptr.astype(np.int64),
+            "right": self.right.astype(np.float32),
+        }
+        return state
+
+    def load_state(self, state: State) -> None:
+        from scipy.sparse import csr_matrix
+
+        self.features, self.k = TextFeatures.from_state(state), state.settings["k"]
+        a = state.arrays
+        shape = (len(a["indptr"]) - 1, state.settings["width"])
+        data = a["data"].astype(np.float32)
+        self.vectors = csr_matrix((data, a["indices"], a["indptr"]), shape=shape)
+        self.right = a["right"].astype(np.float64)
+
+    def _vectors(self, prompts: Sequence[Prompt]) -> Any:
+        from sklearn.preprocessing import normalize
+
+        return normalize(self.features.matrix(prompts).astype(np.float32))
+
+    def _mean_of_nearest(self, vectors: Any, k: int) -> Floats:
+        k, n = min(k, len(self.right)), vectors.shape[0]
+        right = np.zeros((n, self.right.shape[1]))
+        for start in range(0, n, _ROWS_IN_MEMORY):
+            near = (vectors[start : start + _ROWS_IN_MEMORY] @ self.vectors.T).toarray()
+            which = np.argpartition(-near, k - 1, axis=1)[:, :k]
+            weight = np.maximum(np.take_along_axis(near, which, axis=1), 0.0) + 1e-3
+            weight /= weight.sum(axis=1, keepdims=True)
+            right[start : start + _ROWS_IN_MEMORY] = np.einsum(
+                "nk,nkm->nm", weight, self.right[which]
+            )
+        return np.clip(right, 0.0, 1.0)

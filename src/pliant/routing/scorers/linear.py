@@ -1,4 +1,4 @@
-"""The small fits that scorers are made of: ridge, logistic, folds, the choice of a capacity."""
+"""The linear fits behind scorers: ridge, logistic regression, folds, the best hyperparameter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Candidate = TypeVar("Candidate")
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """x @ weight + bias for each target; through a sigmoid where it is logistic."""
+    """x @ weight + bias for each target, through a sigmoid if it is logistic."""
 
     weight: Floats
     """(features, targets)"""
@@ -32,7 +32,7 @@ class Linear:
 
 
 def ridge(x: Any, y: Floats, alpha: float) -> Linear:
-    """Least squares with a penalty, one column of `y` a target."""
+    """Ridge regression; each column of `y` is a target."""
     from scipy.sparse import issparse
     from sklearn.linear_model import Ridge
 
@@ -42,13 +42,13 @@ def ridge(x: Any, y: Floats, alpha: float) -> Linear:
 
 
 def logistic(x: Any, y: Floats, c: float) -> Linear:
-    """One logistic regression a column of `y`, whose entries may be shares."""
+    """One logistic regression for each column of `y`, whose entries may be shares."""
     from sklearn.linear_model import LogisticRegression
 
     weights, biases = [], []
     for target in y.T:
         rows, labels, weight = _as_labels(target)
-        if len(set(labels.tolist())) < 2:  # always right, or never
+        if len(set(labels.tolist())) < 2:  # always right or never right
             weights.append(np.zeros(x.shape[1]))
             biases.append(_logit(float(target.mean())))
             continue
@@ -73,7 +73,7 @@ def _logit(p: float) -> float:
 
 
 def folds(outcomes: Outcomes, number: int, seed: int) -> list[NDArray[np.int64]]:
-    """The rows of each fold; prompts of one text, or of one question, are never parted."""
+    """The rows of each fold; prompts with the same text or question share a fold."""
     parts = splits(len(outcomes), [1 / number] * number, seed, outcomes.kept_together())
     return [np.asarray(part, dtype=np.int64) for part in parts if part]
 
@@ -81,16 +81,16 @@ def folds(outcomes: Outcomes, number: int, seed: int) -> list[NDArray[np.int64]]
 def out_of_fold(
     x: Any, y: Floats, parts: Sequence[NDArray[np.int64]], fit: Callable[[Any, Floats], Linear]
 ) -> Floats:
-    """What a fit on the other folds says of each row."""
-    found = np.zeros_like(y)
+    """The prediction for each row, by a fit on the other folds."""
+    predictions = np.zeros_like(y)
     for part in parts:
         rest = np.setdiff1d(np.arange(len(y)), part)
-        found[part] = fit(x[rest], y[rest])(x[part])
-    return found
+        predictions[part] = fit(x[rest], y[rest])(x[part])
+    return predictions
 
 
 def gain_error(gain: Floats, outcomes: Outcomes) -> float:
-    """The mean squared error of predicted gains: what candidates are compared by."""
+    """The mean squared error of predicted gains, by which hyperparameters are chosen."""
     true = outcomes.right[:, 1:] - outcomes.right[:, :1]
     return float(np.mean((gain[:, 1:] - true) ** 2))
 
@@ -98,19 +98,19 @@ def gain_error(gain: Floats, outcomes: Outcomes) -> float:
 def best(
     candidates: Sequence[Candidate], error: Callable[[Candidate], float]
 ) -> tuple[Candidate, dict[str, float]]:
-    """The candidate of the least error, and the error of each."""
+    """The candidate with the smallest error, and the error of each."""
     errors = [error(candidate) for candidate in candidates]
     table = {str(candidate): value for candidate, value in zip(candidates, errors, strict=True)}
     return candidates[int(np.argmin(errors))], table
 
 
 def together(train: Outcomes, choice: Outcomes | None) -> Outcomes:
-    """Both splits as one: once the capacity is chosen there is no reason to leave rows unused."""
+    """Both splits as one, for the last fit: once the choice is made, all rows can be used."""
     return train if choice is None else joined((train, choice))
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:
-    """The rows of several tables of the same models."""
+    """The rows of several tables with the same models."""
     first = parts[0]
     assert all(part.models == first.models and part.unit == first.unit for part in parts)
 
@@ -118,7 +118,7 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
         columns = [getattr(part, name) for part in parts]
         return None if any(c is None for c in columns) else tuple(t for c in columns for t in c)
 
-    talks = tuple(talk for part in parts for talk in part.messages or (None,) * len(part))
+    messages = tuple(m for part in parts for m in part.messages or (None,) * len(part))
     return Outcomes(
         prompts=tuple(text for part in parts for text in part.prompts),
         models=first.models,
@@ -128,5 +128,5 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
         wordings=texts("wordings"),
         questions=texts("questions"),
         unit=first.unit,
-        messages=talks if any(talks) else None,
+        messages=messages if any(messages) else None,
     )

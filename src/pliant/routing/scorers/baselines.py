@@ -1,4 +1,4 @@
-"""What a router has to beat: chance, the prompt's length, its group; and what none can reach."""
+"""Baselines that a scorer has to beat (chance, length, group), and the oracle as upper bound."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from pliant.errors import InvalidInput
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt, text_of
-from pliant.routing.scorers.fitting import Floats, Linear, logistic, together
-from pliant.routing.scorers.protocol import Predictions, Scorer, State, over_the_first
+from pliant.routing.scorers.linear import Floats, Linear, logistic, together
+from pliant.routing.scorers.protocol import Predictions, Scorer, State, gain_over_first
 
 _PRIOR = 10.0
-"""How many prompts' worth of the overall mean a group's mean starts with."""
+"""The number of prompts that the overall mean counts for in a group's mean."""
 
 
 class Random(Scorer):
-    """An order that nothing was learned for: the same prompt always gets the same place."""
+    """A random order, in which the same prompt always has the same place."""
 
     kind = "random"
 
@@ -36,14 +36,14 @@ class Random(Scorer):
     ) -> Predictions:
         place = np.array([_place(text_of(prompt), self.seed) for prompt in prompts])
         right = np.tile(self.mean, (len(place), 1))
-        gain = over_the_first(right)
+        gain = gain_over_first(right)
         gain[:, 1:] += 1e-6 * (place[:, None] - 0.5)
         return Predictions(right, gain)
 
     def state(self) -> State:
         return State({"seed": self.seed}, {"mean": self.mean})
 
-    def take(self, state: State) -> None:
+    def load_state(self, state: State) -> None:
         self.seed, self.mean = state.settings["seed"], state.arrays["mean"]
 
 
@@ -53,7 +53,7 @@ def _place(text: str, seed: int) -> float:
 
 
 class Length(Scorer):
-    """A logistic regression on the logarithm of the number of letters."""
+    """A logistic regression on the logarithm of the number of characters."""
 
     kind = "length"
 
@@ -70,13 +70,13 @@ class Length(Scorer):
     ) -> Predictions:
         assert self.head is not None, "not fitted"
         right = self.head(_lengths(prompts))
-        return Predictions(right, over_the_first(right))
+        return Predictions(right, gain_over_first(right))
 
     def state(self) -> State:
         assert self.head is not None, "not fitted"
         return State(arrays={"weight": self.head.weight, "bias": self.head.bias})
 
-    def take(self, state: State) -> None:
+    def load_state(self, state: State) -> None:
         self.head = Linear(state.arrays["weight"], state.arrays["bias"], logistic=True)
 
 
@@ -85,7 +85,7 @@ def _lengths(prompts: Sequence[Prompt]) -> Floats:
 
 
 class Group(Scorer):
-    """The mean of the prompt's group, drawn towards the mean of all where the group is small."""
+    """The mean of the prompt's group, shrunk towards the overall mean if the group is small."""
 
     kind = "group"
     needs_groups = True
@@ -93,7 +93,7 @@ class Group(Scorer):
     def __init__(self) -> None:
         self.names: list[str] = []
         self.means: Floats = np.zeros((0, 0))
-        """(1 + groups, m): the first row is for groups that were never seen."""
+        """(1 + groups, m): the first row is for unknown groups."""
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         everything = together(train, choice)
@@ -113,17 +113,17 @@ class Group(Scorer):
         at = {name: i + 1 for i, name in enumerate(self.names)}
         rows = [at.get(name, 0) for name in groups] if groups else [0] * len(prompts)
         right = self.means[rows]
-        return Predictions(right, over_the_first(right))
+        return Predictions(right, gain_over_first(right))
 
     def state(self) -> State:
         return State({"names": self.names}, {"means": self.means})
 
-    def take(self, state: State) -> None:
+    def load_state(self, state: State) -> None:
         self.names, self.means = list(state.settings["names"]), state.arrays["means"]
 
 
 class Oracle(Scorer):
-    """Knows who was right on the very prompts that it is asked about: the bound, and no router."""
+    """Knows who was right on each prompt of the test set: an upper bound, not a router."""
 
     kind = "oracle"
     saveable = False
@@ -142,11 +142,11 @@ class Oracle(Scorer):
         try:
             right = np.stack([self._right[text_of(prompt)] for prompt in prompts])
         except KeyError:
-            raise InvalidInput("the oracle knows the prompts that it was made with only") from None
-        return Predictions(right, over_the_first(right))
+            raise InvalidInput("the oracle knows only the prompts that it was made with") from None
+        return Predictions(right, gain_over_first(right))
 
     def state(self) -> State:
-        raise InvalidInput("an oracle knows the answers to one test set; it is not saved")
+        raise InvalidInput("an oracle holds the answers to one test set, so it is not saved")
 
-    def take(self, state: State) -> None:
-        raise InvalidInput("an oracle knows the answers to one test set; it is not saved")
+    def load_state(self, state: State) -> None:
+        raise InvalidInput("an oracle holds the answers to one test set, so it is not saved")
