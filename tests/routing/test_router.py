@@ -238,7 +238,7 @@ def test_a_dead_backend_falls_over_and_is_tried_again_after_the_cooldown() -> No
 
 
 def test_when_a_cooldown_ends_one_call_is_the_trial_and_the_others_stay_away() -> None:
-    from pliant.routing.live.breaker import Breakers
+    from pliant.routing.live.availability import Breakers
 
     clock = Clock()
     breakers = Breakers(30.0, clock)
@@ -395,10 +395,10 @@ def test_settings_follow_the_score_and_the_caller_has_the_last_word() -> None:
 
 
 def test_the_answer_that_most_samples_agree_on_is_given() -> None:
-    from pliant.routing.live.decision import said_most
+    from pliant.routing.live.decision import most_frequent
 
-    assert said_most(("a", " b", "b ", "a", "b")) == " b"
-    assert said_most(("a", "b")) == "a"
+    assert most_frequent(("a", " b", "b ", "a", "b")) == " b"
+    assert most_frequent(("a", "b")) == "a"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
-"""A router: it says which model should answer a prompt, asks that model, and keeps the books.
+"""A router: it chooses the model that should answer a prompt, asks it, and records what it cost.
 
     router = Router.load("my-router")
     router.choose("What is 2 + 2?")             # Decision(model, score, gain, reason)
     router.ask("What is 2 + 2?", session="42")  # Reply(text, decision, cost, saved, ...)
     router.close()                              # or use it as a context manager
 
-A router is a folder: router.json and its scorer's files. It may be used from many threads, and its
-ledger from many processes.
+A router is a folder: router.json and its scorer's files. Many threads may use one router, and many
+processes one ledger.
 """
 
 from __future__ import annotations
@@ -25,13 +25,11 @@ from pliant.data import nearest
 from pliant.errors import InvalidInput, PliantError
 from pliant.routing import router_file
 from pliant.routing.backends.protocol import Answers, Backend, BackendError, Settings
-from pliant.routing.live.breaker import Breakers
-from pliant.routing.live.context_fit import Rooms
+from pliant.routing.live.availability import Breakers, ContextFit
 from pliant.routing.live.costing import Costing
 from pliant.routing.live.decision import Decision, Reply
 from pliant.routing.live.ledger import Ledger, Totals
-from pliant.routing.live.preference import Predict, Wish, Wishes
-from pliant.routing.live.sessions import Kept, Sessions
+from pliant.routing.live.preference import Predict, Preference, Preferences, Session, Sessions
 from pliant.routing.live.shared_prefill import answer, backend_of
 from pliant.routing.open import is_far, open_model, open_scorer
 from pliant.routing.prompts import Prompt, messages
@@ -44,11 +42,11 @@ AS_THE_FILE_SAYS: Any = object()
 
 
 class DriftWarning(UserWarning):
-    """The scores of today are not those that the router was made for."""
+    """The scores of today are unlike those that the router was fitted for."""
 
 
 class Router:
-    """Chooses and asks; see the file's first lines."""
+    """Chooses a model for each prompt and asks it."""
 
     def __init__(
         self,
@@ -63,7 +61,7 @@ class Router:
     ) -> None:
         if scorer.kind != file.scorer.kind:
             raise InvalidInput(
-                f"the router wants a scorer of kind {file.scorer.kind!r}, not {scorer.kind!r}"
+                f"the router needs a scorer of kind {file.scorer.kind!r}, not {scorer.kind!r}"
             )
         self.file, self.scorer = file, scorer
         self.ledger = ledger or Ledger(None, prompts=file.ledger.prompts)
@@ -71,17 +69,17 @@ class Router:
             entry.name: (backends or {}).get(entry.name) or open_model(entry, device)
             for entry in file.models
         }
-        # For a prompt that no other model takes: nothing is opened before it is asked.
+        # For prompts that fit one model only. Opening a backend sends nothing.
         self._patient = {
             entry.name: open_model(entry, patient=True)
             for entry in file.models
             if entry.name not in (backends or {}) and is_far(entry)
         }
-        self._wishes = Wishes(file, scorer)
+        self._preferences = Preferences(file, scorer)
         self._sessions = Sessions(file.sticky.limit, file.sticky.ttl, clock)
         self._breakers = Breakers(cooldown, clock)
         self._session_locks = [threading.Lock() for _ in range(_LOCKS)]
-        self._rooms = Rooms(file.models, self._backends)
+        self._context_fit = ContextFit(file.models, self._backends)
         self._costing = Costing(file)
 
     @classmethod
@@ -111,7 +109,7 @@ class Router:
         )
 
     def save(self, folder: str | Path) -> Path:
-        """Write router.json and the scorer; the ledger stays where it is."""
+        """Write router.json and the scorer; the ledger is not copied."""
         folder = Path(folder).expanduser()
         self.scorer.save(folder / self.file.scorer.folder)
         return self.file.write(folder)
@@ -119,7 +117,7 @@ class Router:
     def choose(
         self, prompt: Prompt, session: str | None = None, *, group: str | None = None
     ) -> Decision:
-        """Which model should answer; it goes into the ledger with its average cost."""
+        """Choose a model without asking it; the ledger records its average cost."""
         plan = self._planned(prompt, session, group, Settings.max_new_tokens)
         self._record(prompt, session, plan)
         return plan.decision
@@ -134,11 +132,11 @@ class Router:
     ) -> Reply:
         """Choose a model and ask it; if it fails, the next one.
 
-        `settings` are max_new_tokens, temperature, samples and seed. What is not among them is as
-        the router's settings by score say, and else as in `Settings`.
+        `settings` are max_new_tokens, temperature, samples and seed. Those left out come from the
+        router's settings by score, then from the defaults of `Settings`.
         """
         _refuse_unknown(settings)
-        plan, row, answers = self._begun(prompt, session, group, settings)
+        plan, row, answers = self._begin(prompt, session, group, settings)
         try:
             if answers is None:
                 reply, home = self._answered(prompt, plan, settings)
@@ -149,12 +147,12 @@ class Router:
             self.ledger.failed(row, str(error))
             raise
         if session is not None:
-            self._keep(session, home, plan.score)
+            self._remember(session, home, plan.score)
         self.ledger.answered(row, reply)
         return reply
 
     def report(self) -> dict[str, Any]:
-        """The ledger's totals, what the labels cost, and what is saved after that."""
+        """The ledger's totals, the cost of the labels, and what is saved after that."""
         totals: Totals = self.ledger.report()
         labels = self._costing.labels()
         return {
@@ -186,66 +184,73 @@ class Router:
     def _planned(
         self,
         prompt: Prompt,
-        session: str | None,
+        name: str | None,
         group: str | None,
-        answer: int,
+        answer_tokens: int,
         predict: Predict | None = None,
     ) -> _Plan:
-        """A session's prompts are decided on one after the other, others at the same time.
+        """Decide on a prompt; those of one session are decided on one after the other.
 
-        `answer` is the room that an answer needs, `predict` what has the predictions already.
+        `answer_tokens` is the length that an answer needs; `predict` supplies the predictions
+        where they exist already.
         """
-        messages(prompt)  # what is no prompt is said before anything else
-        if session is None or self.file.sticky.policy == "off":
-            return self._plan(prompt, self._wishes.of(prompt, None, group, predict), None, answer)
-        with self._session_locks[hash(session) % _LOCKS]:
-            kept = self._sessions.get(session)
-            plan = self._plan(prompt, self._wishes.of(prompt, kept, group, predict), kept, answer)
-            self._keep(session, plan.home, plan.score)
+        messages(prompt)  # refuses what is not a prompt, before anything else
+        if name is None or self.file.sticky.policy == "off":
+            preference = self._preferences.of(prompt, None, group, predict)
+            return self._plan(prompt, preference, None, answer_tokens)
+        with self._session_locks[hash(name) % _LOCKS]:
+            session = self._sessions.get(name)
+            preference = self._preferences.of(prompt, session, group, predict)
+            plan = self._plan(prompt, preference, session, answer_tokens)
+            self._remember(name, plan.home, plan.score)
         return plan
 
-    def _plan(self, prompt: Prompt, wish: Wish, kept: Kept | None, answer: int) -> _Plan:
-        """What is wanted, held against which models are up and take the prompt."""
-        fitting = self._rooms.fitting(prompt, wish.order, answer)
+    def _plan(
+        self, prompt: Prompt, preference: Preference, session: Session | None, answer_tokens: int
+    ) -> _Plan:
+        """The first model of the preference that fits the prompt and is up."""
+        wanted = preference.order[0]
+        fitting = self._context_fit.fitting(prompt, preference.order, answer_tokens)
         up = [name for name in fitting if not self._breakers.down(name)]
         chosen = (up or fitting)[0]
-        reasons = [wish.reason]
-        if wish.order[0] not in fitting:
-            reasons.append(f"{wish.order[0]} does not take this prompt")
-        elif chosen != wish.order[0]:
-            reasons.append(f"{wish.order[0]} is down")
+        reasons = [preference.reason]
+        if wanted not in fitting:
+            reasons.append(f"{wanted} does not take this prompt")
+        elif chosen != wanted:
+            reasons.append(f"{wanted} is down")
         if not up:
             reasons.append("every model is down")
-        if chosen != wish.order[0]:
+        if chosen != wanted:
             reasons.append(f"{chosen} stands in")
         decision = Decision(
             model=chosen,
-            score=wish.score,
-            gain=wish.gain,
+            score=preference.score,
+            gain=preference.gain,
             reason="; ".join(reasons),
-            wanted=wish.order[0],
-            novel=wish.novel,
-            from_session=wish.from_session,
+            wanted=wanted,
+            novel=preference.novel,
+            from_session=preference.from_session,
         )
-        score = wish.score if wish.score is not None or kept is None else kept.score
-        home = wish.order[0] if wish.order[0] in fitting else chosen
-        return _Plan(decision, fitting, score, home)
+        score = preference.score
+        if score is None and session is not None:
+            score = session.score
+        return _Plan(decision, fitting, score, wanted if wanted in fitting else chosen)
 
     # --- asking ----------------------------------------------------------------------------------
 
-    def _begun(
-        self, prompt: Prompt, session: str | None, group: str | None, asked: Mapping[str, Any]
+    def _begin(
+        self, prompt: Prompt, session: str | None, group: str | None, options: Mapping[str, Any]
     ) -> tuple[_Plan, int, Answers | None]:
-        """The decision and its row; and the answer, if the scorer's own prefill went on to it."""
-        room = asked.get("max_new_tokens", Settings.max_new_tokens)
+        """The decision and its row, and the answer if the scorer's prefill continued to one."""
+        answer_tokens = options.get("max_new_tokens", Settings.max_new_tokens)
         begun: list[tuple[_Plan, int]] = []
 
         def begin(predict: Predict | None = None) -> _Plan:
-            plan = self._planned(prompt, session, group, room, predict)
+            plan = self._planned(prompt, session, group, answer_tokens, predict)
             begun.append((plan, self._record(prompt, session, plan)))
             return plan
 
-        answers = self._continued(prompt, session, asked, begin)
+        answers = self._continued(prompt, session, options, begin)
         if not begun:
             begin()
         return (*begun[0], answers)
@@ -253,46 +258,48 @@ class Router:
     def _continued(
         self,
         prompt: Prompt,
-        session: str | None,
-        asked: Mapping[str, Any],
+        name: str | None,
+        options: Mapping[str, Any],
         begin: Callable[[Predict], _Plan],
     ) -> Answers | None:
-        """The answer of the model that the scorer reads, if that one is chosen."""
-        kept = None if session is None else self._sessions.get(session)
+        """The answer of the model that the scorer reads, if that model is chosen."""
+        session = None if name is None else self._sessions.get(name)
         offer = getattr(self.scorer, "while_answering", None)
-        if offer is None or self._wishes.without_scorer(prompt, kept) is not None:
+        if offer is None or self._preferences.without_scorer(prompt, session) is not None:
             return None
         prefilling: Prefilling | None = offer(prompt)
-        found = None if prefilling is None else backend_of(prefilling, self._backends)
-        if prefilling is None or found is None:
+        shared = None if prefilling is None else backend_of(prefilling, self._backends)
+        if prefilling is None or shared is None:
             return None
-        name, backend = found
+        model, backend = shared
 
         def decide(predictions: Predictions) -> Settings | None:
             plan = begin(lambda: predictions)
-            settings = self._settings(plan.score, asked)
-            mine = plan.decision.model == name and settings.temperature == 0
-            return settings if mine and self._breakers.enter(name) else None
+            settings = self._settings(plan.score, options)
+            goes_on = plan.decision.model == model and settings.temperature == 0
+            return settings if goes_on and self._breakers.enter(model) else None
 
-        longest = asked.get("max_new_tokens") or max(
+        longest = options.get("max_new_tokens") or max(
             [Settings.max_new_tokens, *(band.max_new_tokens or 0 for band in self.file.settings)]
         )
         try:
             answers = answer(prefilling, backend, prompt, longest, decide)
-        except PliantError:  # what it was is found out, and said, by whoever does it step by step
+        except PliantError:  # asking step by step raises it again, and reports it
             return None
         if answers is not None:
-            self._breakers.succeeded(name)
+            self._breakers.succeeded(model)
         return answers
 
-    def _answered(self, prompt: Prompt, plan: _Plan, asked: Mapping[str, Any]) -> tuple[Reply, str]:
-        """From the first model that answers, of those that the prompt fits; and the session's."""
-        settings = self._settings(plan.score, asked)
+    def _answered(
+        self, prompt: Prompt, plan: _Plan, options: Mapping[str, Any]
+    ) -> tuple[Reply, str]:
+        """The reply of the first model that answers, and the session's model from now on."""
+        settings = self._settings(plan.score, options)
         start = plan.decision.model
         order = [start, *(name for name in plan.fitting if name != start)]
         failures: list[str] = []
         home: str | None = plan.home
-        # Those that are down come last: if nobody else answers, they may.
+        # Models that are down come last: they may answer if no other model does.
         for last_resort in (False, True):
             for name in list(order):
                 if not last_resort and not self._breakers.enter(name):
@@ -303,7 +310,7 @@ class Router:
                 except PliantError as error:
                     failures.append(str(error))
                     if name == home and getattr(error, "prompts_fault", False):
-                        home = None  # it is well, and would refuse what follows as well
+                        home = None  # the model is well, and would refuse what follows as well
                     continue
                 decision = self._after(plan.decision, name, failures)
                 return self._costing.reply(decision, answers, settings.samples), home or name
@@ -312,9 +319,9 @@ class Router:
     def _ask(self, name: str, prompt: Prompt, settings: Settings, alone: bool) -> Answers:
         backend = (self._patient if alone else self._backends).get(name, self._backends[name])
         try:
-            ((_, found),) = backend.ask([prompt], settings)
-            if not isinstance(found, Answers):
-                raise found
+            ((_, answers),) = backend.ask([prompt], settings)
+            if not isinstance(answers, Answers):
+                raise answers
         except BackendError as error:
             if error.prompts_fault:  # the model is well
                 self._breakers.succeeded(name)
@@ -325,16 +332,16 @@ class Router:
             self._breakers.failed(name)
             raise
         self._breakers.succeeded(name)
-        return found
+        return answers
 
-    def _settings(self, score: float | None, asked: Mapping[str, Any]) -> Settings:
+    def _settings(self, score: float | None, options: Mapping[str, Any]) -> Settings:
         settings = Settings(seed=secrets.randbelow(2**31))
         band = next((b for b in self.file.settings if score is not None and score <= b.up_to), None)
         if band is not None:
             settings = band.over(settings)
-        if asked.get("temperature") == 0 and "samples" not in asked:
+        if options.get("temperature") == 0 and "samples" not in options:
             settings = replace(settings, samples=1)
-        return replace(settings, **asked)
+        return replace(settings, **options)
 
     def _after(self, decision: Decision, name: str, failures: Sequence[str]) -> Decision:
         if not failures:
@@ -342,7 +349,7 @@ class Router:
         reason = f"{decision.reason}; {'; '.join(failures)}; {name} stands in"
         return replace(decision, model=name, reason=reason)
 
-    # --- the books -------------------------------------------------------------------------------
+    # --- the ledger and the sessions -------------------------------------------------------------
 
     def _record(self, prompt: Prompt, session: str | None, plan: _Plan) -> int:
         cost, saved = self._costing.expected(plan.decision)
@@ -350,17 +357,17 @@ class Router:
         row, window = self.ledger.record(prompt, session, plan.decision, cost, saved, drift)
         if window is not None and window.drifted:
             warnings.warn(
-                f"the scores have drifted: those of the latest {window.size} prompts lie "
-                f"{window.distance:.2f} from those that the router was made for (chance stays "
-                f"below {window.bound:.2f}): label prompts of today and fit again",
+                f"the scores have drifted: those of the latest {window.size} prompts are "
+                f"{window.distance:.2f} away from those that the router was fitted for (chance "
+                f"stays below {window.bound:.2f}): label prompts of today and fit again",
                 DriftWarning,
                 stacklevel=3,
             )
         return row
 
-    def _keep(self, session: str, model: str, score: float | None) -> None:
+    def _remember(self, session: str, model: str, score: float | None) -> None:
         if self.file.sticky.policy != "off":
-            self._sessions.put(session, Kept(model, score))
+            self._sessions.put(session, Session(model, score))
 
 
 @dataclass(frozen=True)
@@ -368,9 +375,9 @@ class _Plan:
     decision: Decision
     fitting: list[str]
     score: float | None
-    """The prompt's, or else the session's: what settings go by."""
+    """The prompt's, else the session's: it selects the settings."""
     home: str
-    """What a session keeps: a model that is down is gone back to, one that has no room is not."""
+    """The session's model: one that is down is returned to, one with too small a context is not."""
 
 
 def _refuse_unknown(settings: Mapping[str, Any]) -> None:

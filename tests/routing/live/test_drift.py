@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from pliant.errors import InvalidInput
-from pliant.routing.live.drift import bound, hold, reference
+from pliant.routing.live.drift import bound, compare, reference
 
 
 def life(seed: int, windows: int, shift: float = 0.0, rounded: bool = False) -> list[bool]:
@@ -16,7 +16,7 @@ def life(seed: int, windows: int, shift: float = 0.0, rounded: bool = False) -> 
     draw = lambda n: np.round(rng.beta(2, 3, n), 1 if rounded else 9)  # noqa: E731
     known = reference(draw(1000), window=200, false_alarms=0.05)
     return [
-        hold(known, np.clip(draw(200) + shift, 0, 1).tolist(), k).drifted
+        compare(known, np.clip(draw(200) + shift, 0, 1).tolist(), k).drifted
         for k in range(1, windows + 1)
     ]
 
@@ -36,7 +36,9 @@ def test_a_shifted_distribution_is_noticed_in_the_first_window() -> None:
 def test_a_shift_is_noticed_after_a_long_quiet_life_too() -> None:
     rng = np.random.default_rng(0)
     known = reference(rng.beta(2, 3, 1000), window=200)
-    late = [hold(known, np.clip(rng.beta(2, 3, 200) + 0.3, 0, 1).tolist(), 1000) for _ in range(20)]
+    late = [
+        compare(known, np.clip(rng.beta(2, 3, 200) + 0.3, 0, 1).tolist(), 1000) for _ in range(20)
+    ]
     assert all(window.drifted for window in late)
 
 
@@ -45,7 +47,7 @@ def test_the_distance_is_that_of_kolmogorov_and_smirnov_but_for_what_lies_betwee
     for shift in (0.0, 0.1, 0.5):
         old, new = rng.normal(0, 1, 640), rng.normal(shift, 1, 300)
         exact = stats.ks_2samp(old, new).statistic
-        ours = hold(reference(old), new.tolist(), 1).distance
+        ours = compare(reference(old), new.tolist(), 1).distance
         assert exact - 1 / 64 - 1e-9 <= ours <= exact + 1e-9
 
 
@@ -58,9 +60,9 @@ def test_the_shares_of_alpha_sum_to_alpha() -> None:
 
 def test_scores_that_come_in_steps_are_told_from_scores_between_the_steps() -> None:
     known = reference([0.2] * 200 + [0.5] * 400)
-    assert hold(known, [0.2] * 100 + [0.5] * 200, 1).distance == 0
+    assert compare(known, [0.2] * 100 + [0.5] * 200, 1).distance == 0
     for other in (0.1, 0.3, 0.45, 0.6):
-        assert hold(known, [0.2] * 100 + [other] * 200, 1).distance == pytest.approx(2 / 3)
+        assert compare(known, [0.2] * 100 + [other] * 200, 1).distance == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("scores", [[], [float("nan")], [0.1, float("inf")]])

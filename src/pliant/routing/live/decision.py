@@ -1,4 +1,4 @@
-"""What a router says: which model, how sure, and why; and what came of it."""
+"""What a router decides, why, and the reply that it gets."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Decision:
 
     model: str
     score: float | None
-    """The probability that the cheapest model fails; None where nobody asked the scorer."""
+    """The probability that the cheapest model fails; None where the scorer was not used."""
     gain: float | None
     """How much more often the strongest model is expected to be right than the cheapest."""
     reason: str
     wanted: str
-    """The model that it would have been if all had been up and the prompt had fitted."""
+    """The preferred model, if it had been up and the prompt had fitted its context."""
     novel: bool = False
     """Whether the prompt is unlike those that the router was fitted on."""
     from_session: bool = False
-    """Whether it is the session's model."""
+    """Whether this is the session's model."""
 
     @property
     def fell_over(self) -> bool:
@@ -36,20 +36,20 @@ class Decision:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, who gave it, and what it cost."""
+    """An answer, which model gave it, and what it cost."""
 
     text: str
     decision: Decision
     cost: float
-    """In the router's unit; by the labels' average where the answer's own is not known."""
+    """In the router's unit; the labels' average where the answer's own is unknown."""
     saved: float
     """Against the strongest model on the same prompt, by the ratio of their average costs."""
     unit: str
     used: Used
     texts: tuple[str, ...]
-    """All samples; `text` is the one given most often, the first of those."""
+    """All samples; `text` is the most frequent one, the first of those."""
     continued: bool = False
-    """Whether the answer went on from the prefill that the prompt was scored in."""
+    """Whether the answer continued from the prefill that scored the prompt."""
 
     @property
     def model(self) -> str:
@@ -59,8 +59,7 @@ class Reply:
         return {**asdict(self), "used": self.used.as_dict(), "model": self.model}
 
 
-def said_most(texts: Sequence[str]) -> str:
-    """The answer that most samples agree on, white space at both ends aside."""
+def most_frequent(texts: Sequence[str]) -> str:
+    """The answer that most samples agree on, without regard to white space at both ends."""
     stripped = [text.strip() for text in texts]
-    winner = max(stripped, key=stripped.count)  # the first of the most frequent
-    return texts[stripped.index(winner)]
+    return texts[stripped.index(max(stripped, key=stripped.count))]

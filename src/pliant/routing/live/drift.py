@@ -1,8 +1,8 @@
-"""Do the scores of today look like those that the router was made for?
+"""Do the scores of today look like those that the router was fitted for?
 
 The two-sample Kolmogorov-Smirnov distance, taken at the quantiles of the reference. Windows do not
 overlap, and the k-th may raise a false alarm with probability alpha * 6 / (pi k)^2: over any number
-of windows these sum to alpha, so a router that nothing happens to stays silent all its life with
+of windows these sum to alpha, so where nothing changes a router never raises an alarm with
 probability 1 - alpha at least.
 """
 
@@ -12,7 +12,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pliant.errors import InvalidInput
 from pliant.routing.router_file import Drift
@@ -22,7 +21,7 @@ QUANTILES = 64
 
 @dataclass(frozen=True)
 class Window:
-    """One window held against the reference."""
+    """One window compared with the reference."""
 
     number: int
     """Counted from 1."""
@@ -41,26 +40,25 @@ class Window:
 
 
 def reference(scores: Sequence[float], window: int = 500, false_alarms: float = 0.01) -> Drift:
-    """What a router's file keeps of the scores that it was made for."""
+    """What a router's file stores of the scores that it was fitted for."""
     ascending = sorted(map(float, scores))
     n = len(ascending)
     if not n or not all(map(math.isfinite, ascending)):
-        raise InvalidInput("a reference for drift is made of finite scores, one or more")
+        raise InvalidInput("a reference for drift needs one finite score or more")
     steps = {ascending[min(n - 1, i * n // QUANTILES)] for i in range(QUANTILES + 1)}
-    # And just under each, for scores that come in steps: what moves between two steps is seen.
+    # And just under each, for scores in steps: a shift between two steps is noticed, too.
     at = sorted(steps | {math.nextafter(x, -math.inf) for x in steps})
     below = [bisect_right(ascending, x) / n for x in at]
-    made: dict[str, Any] = {"window": window, "false_alarms": false_alarms}
-    return Drift(edges=at, below=below, n=n, **made)
+    return Drift(edges=at, below=below, n=n, window=window, false_alarms=false_alarms)
 
 
-def hold(drift: Drift, scores: Sequence[float], number: int) -> Window:
-    """A window's scores against the reference."""
+def compare(drift: Drift, scores: Sequence[float], number: int) -> Window:
+    """A window's scores compared with the reference."""
     ascending = sorted(scores)
     m = len(ascending)
     shares = [bisect_right(ascending, x) / m for x in drift.edges]
     distance = max(abs(a - b) for a, b in zip(shares, drift.below, strict=True))
-    # Scores between two edges are not looked at, so the distance is, if anything, too small.
+    # The distance between two edges is not computed, so this is a lower limit of it.
     return Window(number, distance, bound(drift, m, number), sum(ascending) / m, m)
 
 

@@ -1,10 +1,10 @@
-"""What was decided, what it cost and what it saved: one sqlite file, for threads and processes.
+"""What was decided, what it cost and what it saved, in one sqlite file for threads and processes.
 
     with Ledger("ledger.sqlite") as ledger:
         ledger.report(router.file)
 
-A prompt leaves a salted hash, and its text only where a router's file says so. The salt lies in the
-ledger: it keeps tables of known hashes away, and not somebody who holds the ledger and guesses.
+A prompt is stored as a salted hash, and as text only if the router's file says so. The salt lies in
+the ledger: it prevents look-ups in tables of hashes, but whoever holds the ledger can test a guess.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from pliant.routing.live.decision import Decision, Reply
-from pliant.routing.live.drift import Window, hold
+from pliant.routing.live.drift import Window, compare
 from pliant.routing.live.ledger_file import LedgerFile
 from pliant.routing.prompts import Prompt, digest, text_of
 from pliant.routing.router_file import Drift
@@ -26,11 +26,11 @@ from pliant.routing.router_file import Drift
 
 @dataclass(frozen=True)
 class Totals:
-    """What a ledger adds up to."""
+    """The sums of a ledger."""
 
     decisions: int
     answered: int
-    """Decisions that an answer came of; the others only chose, or failed."""
+    """Decisions that led to an answer; the others only chose, or failed."""
     failed: int
     models: dict[str, dict[str, float]]
     """By model: calls, share, cost, saved, tokens."""
@@ -43,7 +43,7 @@ class Totals:
     from_session: int
     """Decisions that followed their session."""
     windows: tuple[Window, ...]
-    """Of scores, each held against the reference."""
+    """Of scores, each compared with the reference."""
 
     @property
     def drifted(self) -> tuple[Window, ...]:
@@ -80,7 +80,7 @@ class Ledger:
         saved: float,
         drift: Drift | None = None,
     ) -> tuple[int, Window | None]:
-        """A decision as a row; also the window of scores that it has just filled."""
+        """Write a decision; returns its row, and the window of scores that it completed."""
         scored = decision.score is not None
         values = {
             "at": self._now(),
@@ -108,7 +108,7 @@ class Ledger:
         return row, window
 
     def answered(self, row: int, reply: Reply) -> None:
-        """What a decision came to."""
+        """Add the answer to a decision."""
         decision, used = reply.decision, reply.used
         values = {
             "model": decision.model,
@@ -123,20 +123,20 @@ class Ledger:
         self._file.update(row, values)
 
     def failed(self, row: int, why: str) -> None:
-        """No model answered: it cost nothing and saved nothing."""
+        """Mark a decision that no model answered: it cost nothing and saved nothing."""
         self._file.update(row, {"outcome": "failed", "cost": 0.0, "saved": 0.0, "reason": why})
 
     def report(self) -> Totals:
-        """Calls, shares, costs, savings, fall-overs and drift over all that was decided.
+        """Calls, shares, costs, savings, fall-overs and drift over all decisions.
 
-        Decisions that only chose count with the average cost of their model.
+        Decisions without an answer count with the average cost of their model.
         """
         with self._file.reading() as base:
             by_model = base.execute(
                 "SELECT model, COUNT(*), SUM(cost), SUM(saved), SUM(prompt_tokens), "
                 "SUM(answer_tokens) FROM decisions WHERE outcome != 'failed' GROUP BY model"
             ).fetchall()
-            (all_, answered, failed, fell, novel, sticky) = base.execute(
+            (decisions, answered, failed, fell, novel, sticky) = base.execute(
                 "SELECT COUNT(*), SUM(outcome = 'answered'), SUM(outcome = 'failed'), "
                 "SUM(model != wanted AND outcome != 'failed'), SUM(far), SUM(kept) FROM decisions"
             ).fetchone()
@@ -150,13 +150,13 @@ class Ledger:
                 "share": calls / served,
                 "cost": cost,
                 "saved": saved,
-                "prompt_tokens": asked or 0,
-                "answer_tokens": said or 0,
+                "prompt_tokens": prompt_tokens or 0,
+                "answer_tokens": answer_tokens or 0,
             }
-            for name, calls, cost, saved, asked, said in by_model
+            for name, calls, cost, saved, prompt_tokens, answer_tokens in by_model
         }
         return Totals(
-            all_,
+            decisions,
             answered or 0,
             failed or 0,
             models,
@@ -195,17 +195,17 @@ class Ledger:
     # --- drift -----------------------------------------------------------------------------------
 
     def _window(self, base: sqlite3.Connection, drift: Drift) -> Window | None:
-        """Whoever adds the score that fills a window holds it against the reference."""
+        """Compare a window with the reference as soon as its last score is written."""
         base.execute("UPDATE about SET value = value + 1 WHERE name = 'scored'")
         (scored,) = base.execute("SELECT value FROM about WHERE name = 'scored'").fetchone()
         if scored < drift.window:
             return None
-        found = base.execute(
+        scores = base.execute(
             "SELECT score FROM decisions WHERE score IS NOT NULL ORDER BY id DESC LIMIT ?",
             (drift.window,),
         ).fetchall()
         (before,) = base.execute("SELECT COUNT(*) FROM windows").fetchone()
-        window = hold(drift, [row[0] for row in found], before + 1)
+        window = compare(drift, [row[0] for row in scores], before + 1)
         base.execute("UPDATE about SET value = 0 WHERE name = 'scored'")
         base.execute(
             "INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?)",

@@ -1,4 +1,4 @@
-"""The sqlite file behind a ledger: its tables, and one writer at a time, whoever they are."""
+"""The sqlite file behind a ledger: its tables, and one writer at a time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CREATE TABLE windows (
     size INTEGER NOT NULL
 );
 """
-# Connections that a forked child has from its parent: it may neither use nor close them.
+# Connections that a forked child inherits from its parent: it may neither use nor close them.
 _of_the_parent: list[sqlite3.Connection] = []
 
 
@@ -61,7 +61,7 @@ class LedgerFile:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing, one writer at a time: of this process and of all others."""
+        """All of it or nothing; one writer at a time, across all processes."""
         with self.reading() as base:
             base.execute("BEGIN IMMEDIATE")
             try:
@@ -80,7 +80,7 @@ class LedgerFile:
             yield self._base
 
     def update(self, row: int, values: dict[str, Any]) -> None:
-        """Change a decision; the names are ours, never a user's."""
+        """Change a decision; column names never come from a user."""
         changes = ", ".join(f"{name} = ?" for name in values)
         with self.transaction() as base:
             base.execute(f"UPDATE decisions SET {changes} WHERE id = ?", (*values.values(), row))
@@ -101,14 +101,14 @@ class LedgerFile:
             self._prepare()
         except sqlite3.OperationalError as error:
             raise InvalidInput(
-                f"{where}: the ledger cannot be opened ({error}); name another place for it "
+                f"{where}: the ledger cannot be opened ({error}); name another file for it "
                 "(ledger=PATH), or keep it in memory (ledger=None)"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise CorruptFile(f"{where}: not a ledger of Pliant's ({error})") from error
+            raise CorruptFile(f"{where}: not a ledger that Pliant wrote ({error})") from error
 
     def _prepare(self) -> None:
-        """Make the tables in a new file; refuse a file that is something else."""
+        """Make the tables in a new file; refuse a file that holds something else."""
         with self.transaction() as base:
             (version,) = base.execute("PRAGMA user_version").fetchone()
             tables = {row[0] for row in base.execute("SELECT name FROM sqlite_master")}
@@ -119,10 +119,10 @@ class LedgerFile:
                 base.executemany("INSERT INTO about VALUES (?, ?)", about)
                 base.execute(f"PRAGMA user_version = {SCHEMA}")
             elif "decisions" not in tables:
-                raise CorruptFile(f"{self.path}: a database, but not a ledger of Pliant's")
+                raise CorruptFile(f"{self.path}: a database, but not a ledger that Pliant wrote")
             elif version > SCHEMA:
                 raise CorruptFile(
-                    f"{self.path}: a ledger of schema {version}; this Pliant knows {SCHEMA}: "
+                    f"{self.path}: a ledger of schema {version}; this Pliant reads {SCHEMA}: "
                     "pip install -U pliant"
                 )
             (salt,) = base.execute("SELECT value FROM about WHERE name = 'salt'").fetchone()
@@ -131,18 +131,17 @@ class LedgerFile:
 
 @contextmanager
 def carried(old: Path, new: Path) -> Iterator[None]:
-    """Within, the ledgers of the folder `old` lie in `new` as well, which may then take its place.
+    """In this context the ledgers of the folder `old` are in `new` as well, which may replace it.
 
-    They are the same files and no copies, so that whoever has one open, in this process or another,
-    goes on writing into the one that is there afterwards. Where a file cannot have two names, what
-    is in it by now is copied.
+    They are hard links, so a process that has a ledger open goes on writing into the one that is
+    there afterwards. Where the file system has no hard links, the content is copied.
     """
-    held: list[sqlite3.Connection] = []
+    connections: list[sqlite3.Connection] = []
     try:
         for ledger in old.glob("*.sqlite"):
             base = sqlite3.connect(ledger, timeout=PATIENCE)
-            held.append(base)
-            # Read from: with that its log lies beside it, and stays as long as this is open.
+            connections.append(base)
+            # Reading creates its log beside it, which stays as long as this connection is open.
             base.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
             try:
                 for part in old.glob(f"{ledger.name}*"):
@@ -151,7 +150,7 @@ def carried(old: Path, new: Path) -> Iterator[None]:
                 _copy(base, new / ledger.name)
         yield
     finally:
-        for base in held:
+        for base in connections:
             base.close()
 
 
@@ -166,7 +165,7 @@ def _copy(base: sqlite3.Connection, to: Path) -> None:
 def _write_ahead(base: sqlite3.Connection) -> None:
     """Readers and the writer do not wait for each other.
 
-    The first switch of a new file does not wait for another process that is switching it, too.
+    sqlite does not wait for another process that switches a new file at the same moment.
     """
     until = time.monotonic() + PATIENCE
     while True:

@@ -1,12 +1,14 @@
-"""Which models a prompt should go to, in which order, before anybody asks which of them are up."""
+"""Which models a prompt should go to, in order of preference, whether or not they are up."""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pliant.errors import PliantError
-from pliant.routing.live.sessions import Kept
 from pliant.routing.metrics.calibration import from_json
 from pliant.routing.prompts import Prompt, text_of
 from pliant.routing.router_file import RouterFile
@@ -16,8 +18,8 @@ Predict = Callable[[], Predictions]
 
 
 @dataclass(frozen=True)
-class Wish:
-    """The models in the order in which they are wanted, and why."""
+class Preference:
+    """The models in order of preference, and why."""
 
     order: tuple[str, ...]
     reason: str
@@ -27,71 +29,79 @@ class Wish:
     from_session: bool = False
 
 
-class Wishes:
-    """What a router's file and its scorer say of a prompt."""
+@dataclass(frozen=True)
+class Session:
+    """A conversation's model, and how hard its last scored prompt was."""
+
+    model: str
+    score: float | None
+
+
+class Preferences:
+    """Computes preferences from a router's file, its scorer and the session."""
 
     def __init__(self, file: RouterFile, scorer: Scorer) -> None:
-        self._file, self._scorer = file, scorer
-        self._calibrations = {
-            name: from_json(content) for name, content in (file.calibration or {}).items()
-        }
+        self._file, self._scorer, self._rule = file, scorer, file.rule
+        content = (file.calibration or {}).get(file.names[0])
+        self._calibration = None if content is None else from_json(content)
 
     def of(
         self,
         prompt: Prompt,
-        kept: Kept | None,
+        session: Session | None,
         group: str | None,
         predict: Predict | None = None,
-    ) -> Wish:
-        """The session's model, or what the prompt's predictions say; `predict` may have them."""
+    ) -> Preference:
+        """The session's model, or what the predictions say; `predict` supplies existing ones."""
         groups = None if group is None else [group]
-        return self.without_scorer(prompt, kept) or self.by(
-            predict or (lambda: self._scorer.predict([prompt], groups)), kept
+        return self.without_scorer(prompt, session) or self._with_scorer(
+            predict or (lambda: self._scorer.predict([prompt], groups)), session
         )
 
-    def without_scorer(self, prompt: Prompt, kept: Kept | None) -> Wish | None:
-        """What is clear before anything is computed."""
-        if kept is not None and self._file.sticky.policy == "stay":
-            return Wish(
-                self._safely(kept.model), f"the session is with {kept.model}", from_session=True
-            )
+    def without_scorer(self, prompt: Prompt, session: Session | None) -> Preference | None:
+        """A preference that needs no predictions, if there is one."""
+        if session is not None and self._file.sticky.policy == "stay":
+            order, reason = self._substitutes(session.model), f"the session is with {session.model}"
+            return Preference(order, reason, from_session=True)
         if not text_of(prompt).strip():
-            order = self._file.names if kept is None else self._safely(kept.model)
-            return Wish(order, "the prompt is empty", from_session=kept is not None)
+            order = self._file.names if session is None else self._substitutes(session.model)
+            return Preference(order, "the prompt is empty", from_session=session is not None)
         return None
 
-    def by(self, predict: Predict, kept: Kept | None) -> Wish:
-        """What the predictions say, and what they leave of the session's model."""
-        wish = self._scored(predict)
-        if kept is None:
-            return wish
-        names = self._file.names
-        if names.index(wish.order[0]) > names.index(kept.model):
-            return replace(wish, reason=f"{wish.reason}; the session moves up from {kept.model}")
-        order = (kept.model, *(name for name in wish.order if name != kept.model))
-        return replace(
-            wish, order=order, reason=f"the session is with {kept.model}", from_session=True
-        )
+    def _with_scorer(self, predict: Predict, session: Session | None) -> Preference:
+        """A session moves up to a stronger model, and never down."""
+        preference = self._scored(predict)
+        if session is None:
+            return preference
+        names, model = self._file.names, session.model
+        if names.index(preference.order[0]) > names.index(model):
+            reason = f"{preference.reason}; the session moves up from {model}"
+            return replace(preference, reason=reason)
+        order = tuple(dict.fromkeys([model, *preference.order]))
+        reason = f"the session is with {model}"
+        return replace(preference, order=order, reason=reason, from_session=True)
 
-    def _scored(self, predict: Predict) -> Wish:
+    def _scored(self, predict: Predict) -> Preference:
         default = self._file.default
         try:
-            found = predict()
+            predictions = predict()
         except PliantError as error:
-            return Wish(self._safely(default), f"not scored ({error}): {default}, the default")
-        gain = float(found.gain[0, -1])
-        score = None if found.right is None else self._score(float(found.right[0, 0]))
-        novel, rule = bool(found.novel is not None and found.novel[0]), self._file.rule
-        order = tuple(self._file.names[j] for j in rule.preference(found.gain[0], novel))
-        if novel and rule.novel_to is not None:
+            order = self._substitutes(default)
+            return Preference(order, f"not scored ({error}): {default}, the default")
+        gain = float(predictions.gain[0, -1])
+        score = None if predictions.right is None else self._score(float(predictions.right[0, 0]))
+        novel = bool(predictions.novel is not None and predictions.novel[0])
+        indices = self._rule.preference(predictions.gain[0], novel)
+        order = tuple(self._file.names[j] for j in indices)
+        if novel and self._rule.novel_to is not None:
             reason = f"unlike the prompts that the router was made on: {default}, the default"
         else:
             reason = self._reason(order[0], gain)
-        return Wish(order, reason, score, gain, novel)
+        return Preference(order, reason, score, gain, novel)
 
     def _score(self, right: float) -> float:
-        """1 - P(the cheapest model is right), calibrated where that was fitted."""
-        calibration = self._calibrations.get(self._file.names[0])
+        """1 - P(the cheapest model is right), calibrated where a calibration was fitted."""
+        calibration = self._calibration
         return 1 - (right if calibration is None else float(calibration.apply([right])[0]))
 
     def _reason(self, chosen: str, gain: float) -> str:
@@ -101,6 +111,39 @@ class Wishes:
         above = "above" if chosen == self._file.names[-1] else "not above"
         return f"expected gain {gain:+.3f}, {above} {threshold.limit:+.3f}"
 
-    def _safely(self, first: str) -> tuple[str, ...]:
+    def _substitutes(self, first: str) -> tuple[str, ...]:
         """A model, then the default, then the others, the strongest first."""
         return tuple(dict.fromkeys([first, self._file.default, *reversed(self._file.names)]))
+
+
+class Sessions:
+    """At most `limit` sessions, each for `ttl` seconds after it was last used; thread-safe."""
+
+    def __init__(self, limit: int, ttl: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit, self._ttl, self._clock = limit, ttl, clock
+        self._sessions: OrderedDict[str, tuple[float, Session]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> Session | None:
+        with self._lock:
+            self._forget()
+            entry = self._sessions.pop(name, None)
+            if entry is None:
+                return None
+            self._sessions[name] = (self._clock(), entry[1])
+            return entry[1]
+
+    def put(self, name: str, session: Session) -> None:
+        with self._lock:
+            self._sessions.pop(name, None)
+            self._sessions[name] = (self._clock(), session)
+            self._forget()
+
+    def _forget(self) -> None:
+        """The session that was unused for the longest time is the first in the dictionary."""
+        oldest = self._clock() - self._ttl
+        while self._sessions:
+            used, _ = next(iter(self._sessions.values()))
+            if used > oldest and len(self._sessions) <= self._limit:
+                break
+            self._sessions.popitem(last=False)
