@@ -28,10 +28,10 @@ from pliant.training.run import TrainingResult, TrainingRun, read_record
 from pliant.training.stock_model import save_stock_model, with_lora
 
 AUTO = "auto"
-MIN_STEPS = 200
-"""A race costs about as much as a hundred steps: a shorter training trains as usual."""
+MIN_STEPS = 1000
+"""A race takes half a minute: a shorter training trains as usual."""
 RACE_SECONDS, RACE_SEEDS = 3.0, 3
-"""For each of three or four contenders: half a minute in all."""
+"""Of each contender in each race: half a minute in all."""
 
 
 @dataclass(frozen=True)
@@ -176,13 +176,16 @@ class EngineChoice(AuditCallback):
         if args.world_size > 1:
             return f"{args.world_size} processes train together, and the race runs in one"
         if state.max_steps < MIN_STEPS:
-            return f"{state.max_steps} steps are too few for a race to pay ({MIN_STEPS} or more)"
+            return f"{state.max_steps} steps are too few for a race to pay ({MIN_STEPS:,} or more)"
         return ""
 
     def _train_as_usual(self, why: str) -> None:
         self.gradients.switch(OFF)
         if self.run.args.process_index == 0:
-            self.say(f"engine auto: every token is trained, because {why}")
+            self.say(
+                f"engine auto: every token is trained, because {why}. --engine sparse trains on "
+                "some tokens anyway"
+            )
 
 
 def _share_trained(logs: Mapping[str, Any]) -> str:
