@@ -205,7 +205,7 @@ def test_settings_that_do_not_go_together_leave_the_folder_free(
         ('{"text": "a"}\n{"other": "b"}\n', "row 2 has no 'text'"),
         ('{"text": 3}\n', "row 1: its text is int"),
         ('{"prompt": "a", "completion": 3}\n', "row 1: prompt and completion are texts"),
-        ('{"messages": [{"role": "user", "content": "a"}]}\n', "at least the assistant's"),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n', "no message is the assistant's"),
         ("", "no rows"),
     ],
 )
