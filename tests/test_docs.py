@@ -66,6 +66,7 @@ def shown_only(block: Block) -> list[list[str]]:
 
 def parse(arguments: list[str]) -> None:
     """As the command line would, up to where the command begins."""
+    arguments = app.with_default(arguments)
     command: Any = get_command(app.application(*arguments[:2]))
     context = command.make_context("pliant", list(arguments))
     while hasattr(command, "resolve_command"):

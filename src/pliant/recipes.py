@@ -1,33 +1,32 @@
-"""A recipe: one command and its options, kept in a strict YAML file.
+"""A recipe: one command and its options in a strict YAML file.
 
     command: doctor
     model: nano-l
     json: true
 
-The keys are the command's own parameters, with underscores for dashes, so there is no second schema
-to keep in step. A key that the command does not have, a value of the wrong type and a key given
-twice are errors. A path that is not absolute is relative to the recipe, wherever one runs it from.
+The keys are the command's own options (`pliant.options`), with underscores for dashes. An unknown
+key, a value of the wrong type and a key given twice are errors. A path that is not absolute is
+relative to the recipe, whatever the working directory is.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
 
-from pliant.errors import InvalidInput
+from pliant import options
+from pliant.errors import InvalidInput, did_you_mean
+from pliant.options import Command, Option
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe file says, before it is held against the command's parameters."""
+    """The content of a recipe file, not yet checked against the command's options."""
 
     path: Path
     command: str
@@ -41,83 +40,57 @@ class Recipe:
 
 def read(path: Path, changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe; `changes` are `key=value` pairs that replace or add options."""
-    options, lines = _mapping(path)
+    values, lines = _mapping(path)
     for change in changes:
         key, value = _change(change)
-        options[key] = value
+        values[key] = value
         lines.pop(key, None)
-    command = options.pop("command", None)
+    command = values.pop("command", None)
     if not isinstance(command, str):
         raise InvalidInput(f"{path}: a recipe names its command, as in `command: doctor`")
-    return Recipe(path, command, options, lines)
+    return Recipe(path, command, values, lines)
 
 
-def bind(recipe: Recipe, function: Callable[..., None]) -> dict[str, Any]:
-    """The recipe's options as arguments of the command's function, every one checked.
+def bind(recipe: Recipe, command: Command) -> dict[str, Any]:
+    """The arguments for the command's function, from the recipe's options, each one checked.
 
-    What the recipe leaves out stays out, so that the function's own defaults hold.
+    What the recipe leaves out keeps the command's default.
     """
-    kinds = _kinds(function)
+    known = {option.name: option for option in options.of(command)}
     for key in recipe.options:
-        if key not in kinds:
-            near = nearest(key, list(kinds))
+        if key not in known:
+            near = did_you_mean(key, known)
             raise InvalidInput(f"{recipe.where(key)}: {recipe.command} has no option {key!r}{near}")
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name not in recipe.options and parameter.default is parameter.empty:
-            raise InvalidInput(f"{recipe.path}: {recipe.command} needs {name!r}")
-    return {key: _checked(recipe, key, kinds[key]) for key in recipe.options}
+    for option in known.values():
+        if option.required and option.name not in recipe.options:
+            raise InvalidInput(f"{recipe.path}: {recipe.command} needs {option.name!r}")
+    values = {key: _checked(recipe, known[key]) for key in recipe.options}
+    return options.arguments(command, values)
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """` (did you mean 'x'?)`, or all that there is when nothing is near."""
-    near = get_close_matches(word, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else f" (there are {', '.join(known)})"
-
-
-def _kinds(function: Callable[..., None]) -> dict[str, Any]:
-    """The type of each parameter, with the bounds that Typer would check."""
-    hints = get_type_hints(function, include_extras=True)
-    return {name: _kind(hints[name]) for name in inspect.signature(function).parameters}
-
-
-def _kind(hint: Any) -> Any:
-    if get_origin(hint) is not Annotated:
-        return hint
-    bare, info, *_ = get_args(hint)
-    bounds = {"ge": getattr(info, "min", None), "le": getattr(info, "max", None)}
-    return Annotated[bare, Field(**{k: v for k, v in bounds.items() if v is not None})]
-
-
-def _checked(recipe: Recipe, key: str, kind: Any) -> Any:
-    """The value of an option: of the right type to the letter, for YAML's `no` is no text."""
+def _checked(recipe: Recipe, option: Option) -> Any:
     try:
-        return TypeAdapter(kind).validate_python(_located(recipe, key, kind), strict=True)
-    except ValidationError as error:
-        said = error.errors()[0]["msg"].removeprefix("Input ")
-        value = recipe.options[key]
-        raise InvalidInput(f"{recipe.where(key)}: {key} {said}, and is {value!r}") from None
+        return option.from_yaml(_located(recipe, option))
+    except InvalidInput as error:
+        raise InvalidInput(f"{recipe.where(option.name)}: {error}") from None
 
 
-def _located(recipe: Recipe, key: str, kind: Any) -> Any:
-    """The value, and if it is a relative path of the file, made relative to the file's own folder.
+def _located(recipe: Recipe, option: Option) -> Any:
+    """The value; a relative path in the file becomes relative to the file's own folder.
 
-    A text is taken for a path when it begins with a dot, for a model can be a folder or a name.
-    What came by `--set` was typed in the shell, and stays relative to where that is.
+    A text counts as a path when it begins with a dot, for a model can be a folder or a name. What
+    came by `--set` was typed in the shell, and stays relative to the shell's folder.
     """
-    value = recipe.options[key]
+    value = recipe.options[option.name]
     if not isinstance(value, str):
         return value
-    typed_in_the_shell = key not in recipe.lines
+    typed_in_the_shell = option.name not in recipe.lines
     folder = Path() if typed_in_the_shell else recipe.path.absolute().parent
-    if _wants_path(kind):
+    if option.type is Path:
         return Path(os.path.normpath(folder / Path(value).expanduser()))
     if typed_in_the_shell or not value.startswith(("./", "../")):
         return value
     return os.path.normpath(folder / value)
-
-
-def _wants_path(kind: Any) -> bool:
-    return kind is Path or any(map(_wants_path, get_args(kind)))
 
 
 def _mapping(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -125,16 +98,18 @@ def _mapping(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise InvalidInput(f"{path} is no text file in UTF-8") from None
+        raise InvalidInput(f"{path} is not a text file in UTF-8") from None
     try:
         content = yaml.load(text, Loader=_OnceOnly)
         lines = _lines(text)
     except yaml.YAMLError as error:
-        raise InvalidInput(f"{path} is no YAML: {_complaint(error)}") from None
+        raise InvalidInput(f"{path} is not YAML: {_complaint(error)}") from None
     except (RecursionError, ValueError) as error:
-        raise InvalidInput(f"{path} is no YAML that Pliant reads: {error}") from None
+        raise InvalidInput(f"{path} is not YAML that Pliant can read: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InvalidInput(f"{path} is no recipe: it holds `key: value` lines, one of them command")
+        raise InvalidInput(
+            f"{path} is not a recipe: it needs `key: value` lines, one of them `command`"
+        )
     return content, lines
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from pliant import nano
-from pliant.cli.chapters.two_models import (
+from pliant.cli.demo.two_models import (
     Answer,
     Shown,
     TwoModels,

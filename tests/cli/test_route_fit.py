@@ -145,7 +145,7 @@ def test_models_with_nothing_between_them_are_said(folder):
     [
         (["--scorer", "cpx"], "--base"),
         (["--goal", "faster"], "no goal"),
-        (["--goal", "30 % of calls", "--lam", "1"], "one of the two"),
+        (["--goal", "30 % of calls", "--lam", "1"], "give one of them"),
         (["--backend", "model-0"], "MODEL=BACKEND"),
         (["--goal", ""], "no goal"),
         (["--lam", "inf"], "lam"),

@@ -16,8 +16,8 @@ from rich.console import Console
 from tests.routing.minimal_scorer import content
 
 from pliant.cli import app
-from pliant.cli.routes import report_page, report_tables
-from pliant.cli.routes.report_data import Measured, ReportData, fit_record
+from pliant.cli.route import report_page, report_tables
+from pliant.cli.route.report_data import Measured, ReportData, fit_record
 from pliant.routing import Outcomes, router_file, scorers
 from pliant.routing.fitting import training_hashes
 from pliant.routing.fitting.calibrate import calibrate

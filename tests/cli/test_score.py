@@ -119,14 +119,14 @@ def test_a_router_s_scorer(tmp_path: Path, capsys: Any) -> None:
     short, long = lines(capsys)
     assert short["gain"] < long["gain"]
     assert outcome(str(tmp_path / "scorer"), "a", "--chat") == 2
-    assert "--chat is settled" in capsys.readouterr().err
+    assert "--chat: the router's folder settles this" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["./nowhere", "x"], "no such folder"),
-        (["nano-s", "x"], "is a model and no scorer"),
+        (["nano-s", "x"], "is a model, not a scorer"),
         (["FOLDER", "x", "--file", "y.txt"], "give one of the two"),
         (["FOLDER", "--file", "nowhere.txt"], "No such file"),
         (["FOLDER", "--file", "nowhere.jsonl"], "nowhere.jsonl"),
@@ -150,7 +150,7 @@ def test_a_mistake_is_one_line(
 def test_nothing_to_score_is_said(folder: str, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n \n"))
     assert outcome(folder) == 2
-    assert "no prompts in it" in capsys.readouterr().err
+    assert "contains no prompts" in capsys.readouterr().err
 
 
 def test_a_long_prompt_is_shown_in_one_short_line() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -21,22 +21,25 @@ from typer.main import get_command
 
 from pliant import __version__
 from pliant.cli import terminal
+from pliant.cli.flags import typer_command, without_underscores
 from pliant.errors import PliantError
+from pliant.options import Command
 
-# Every command and the line that `pliant --help` shows for it. `pliant.cli.<name>` has a function
-# of that name, with its options as parameters, and an EXAMPLE.
+# Every command and its line in `pliant --help`. `pliant.cli.<name>` has a function of that name,
+# whose parameter is the dataclass of its options (`pliant.options`), and an EXAMPLE.
 COMMANDS = {
     "demo": "Two embedded models answer: who is right, and at what cost?",
-    "doctor": "What Pliant can do with a model, told from its config alone.",
-    "gradients": "Which tokens train: does it help, and which are they?",
+    "doctor": "Show what Pliant can do with a model, from its config alone.",
+    "gradients": "Audit selective training: does it help, and which tokens train?",
     "route": "Send each prompt to the model that it needs: label, fit, ask.",
-    "run": "Run a command from a recipe: its options, kept in a YAML file.",
-    "score": "How hard are prompts, as a saved scorer or router sees it?",
+    "run": "Run a command from a recipe: a YAML file with its options.",
+    "score": "Score how hard prompts are, with a saved scorer or router.",
     "train": "Train a model on the tokens that are worth a gradient.",
 }
-# Those that are groups, and where the functions of their commands are. The group's own module has
-# a table COMMANDS like the one above, and an EXAMPLE.
-GROUPS = {"gradients": "gradient_commands", "route": "routes"}
+# Those that are groups: packages with HELP, EXAMPLE, a table COMMANDS like the one above and one
+# module a command. With a DEFAULT, that command runs when none is named.
+GROUPS = ("gradients", "route")
+HELP_FLAGS = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,8 +57,8 @@ def outcome(arguments: list[str], debug: bool = False) -> int:
         sys.stdout.flush()
     except typer.Exit as end:
         return end.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        terminal.complain("interrupted")
+    except (KeyboardInterrupt, typer.Abort) as end:
+        terminal.complain(f"interrupted; {end}" if str(end) else "interrupted")
         return 130
     except BrokenPipeError:
         terminal.drop_output()
@@ -71,44 +74,58 @@ def outcome(arguments: list[str], debug: bool = False) -> int:
 
 def invoke(arguments: list[str]) -> None:
     """Parse the arguments and call the command; errors come out as exceptions."""
-    words = [word for word in arguments if not word.startswith("-")]
-    if len(arguments) == 1 and arguments[0] in GROUPS:
-        arguments = [*arguments, "--help"]
-    command = get_command(application(*words[:2]))
+    arguments = with_default(arguments)
+    names = [argument for argument in arguments if not argument.startswith("-")]
+    command = get_command(application(*names[:2]))
     with command.make_context("pliant", arguments) as context:
         command.invoke(context)
 
 
-def application(asked: str | None = None, inner: str | None = None) -> typer.Typer:
-    """The whole command line, in which only the command that is asked for is the real one."""
+def with_default(arguments: list[str]) -> list[str]:
+    """The arguments with the default command of a group, or `--help`, where no command follows."""
+    group, *rest = arguments
+    if group not in GROUPS:
+        return arguments
+    if not rest:
+        return [group, "--help"]
+    default: str | None = getattr(_module(group), "DEFAULT", None)
+    if default is None or not rest[0].startswith("-") or rest[0] in HELP_FLAGS:
+        return arguments
+    return [group, default, *rest]
+
+
+def application(command: str | None = None, subcommand: str | None = None) -> typer.Typer:
+    """The whole command line, in which only the named command is more than a line of help."""
     app = _group(name="pliant")
     app.callback()(root)
     for name, line in COMMANDS.items():
-        if name == asked and name in GROUPS:
-            app.add_typer(group(name, inner), name=name)
+        if name == command and name in GROUPS:
+            app.add_typer(group(name, subcommand), name=name)
         else:
-            _add(app, name, line, real=name == asked)
+            _add(app, name, line, real=name == command)
     return app
 
 
-def group(name: str, asked: str | None) -> typer.Typer:
-    """One group of commands, of which only the one that is asked for is real."""
+def group(name: str, command: str | None) -> typer.Typer:
+    """One group of commands, in which only the named command is more than a line of help."""
     inner = _group(short_help=COMMANDS[name], help=_module(name).HELP, epilog=epilog(name))
     inner.callback()(lambda: None)  # so that a group of one command is a group
-    for command, line in _module(name).COMMANDS.items():
-        _add(inner, command, line, real=command == asked, path=f"{name} {command}")
+    for each, line in _module(name).COMMANDS.items():
+        _add(inner, each, line, real=each == command, path=f"{name} {each}")
     return inner
 
 
 def names() -> list[str]:
     """Every command that can be run, those of a group as `group command`."""
-    plain = [name for name in COMMANDS if name not in GROUPS]
+    plain = [n for n in COMMANDS if n not in GROUPS or hasattr(_module(n), "DEFAULT")]
     return plain + [f"{name} {command}" for name in GROUPS for command in _module(name).COMMANDS]
 
 
-def command_function(name: str) -> Callable[..., None]:
-    """The function behind a command; this imports its module."""
-    function: Callable[..., None] = getattr(_module(name), name.split()[-1])
+def command_function(name: str) -> Command:
+    """The function behind a command, or behind a group's default; this imports its module."""
+    if name in GROUPS:
+        name = f"{name} {_module(name).DEFAULT}"
+    function: Command = getattr(_module(name), name.split()[-1])
     return function
 
 
@@ -120,7 +137,10 @@ def _group(**about: Any) -> typer.Typer:
     return typer.Typer(
         add_completion=False,
         rich_markup_mode="rich" if sys.stdout.isatty() else None,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={
+            "help_option_names": list(HELP_FLAGS),
+            "token_normalize_func": without_underscores,
+        },
         **about,
     )
 
@@ -128,18 +148,17 @@ def _group(**about: Any) -> typer.Typer:
 def _add(app: typer.Typer, name: str, line: str, real: bool, path: str | None = None) -> None:
     if real:
         function = command_function(path or name)
-        app.command(name, short_help=line, epilog=epilog(path or name))(function)
+        app.command(name, short_help=line, epilog=epilog(path or name))(typer_command(function))
     else:
         app.command(name, help=line)(_listed_only)
 
 
 def _module(name: str) -> Any:
-    outer, _, inner = name.partition(" ")
-    return import_module(f"pliant.cli.{GROUPS[outer]}.{inner}" if inner else f"pliant.cli.{outer}")
+    return import_module(f"pliant.cli.{name.replace(' ', '.')}")
 
 
 def _listed_only() -> None:
-    raise AssertionError("a command that was not asked for was called")
+    raise AssertionError("only the command that is named can be called")
 
 
 def _version(wanted: bool) -> None:
@@ -150,10 +169,10 @@ def _version(wanted: bool) -> None:
 
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which Pliant.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the whole traceback of an error (any command).")
+        bool, typer.Option("--debug", help="Show the traceback of an error (with any command).")
     ] = False,
 ) -> None:
     """Make any causal language model spend its compute where it matters.

@@ -3,67 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from pliant.cli import terminal
+from pliant.options import Flag
 from pliant.reports.tables import Table, count, size
 
 if TYPE_CHECKING:
     from pliant.survey import Examination, Sizes
 
 TITLES = {
-    "foundation": "Does Pliant know its way about in it?",
+    "foundation": "Foundation: does Pliant recognise the model's structure?",
     "complexity": "Complexity and routing: a score from the prompt's own prefill",
     "structure": "Structure: gates on heads, layers and channels",
-    "experts": "Experts: projections turned by a few numbers each",
-    "gradients": "Gradients: a loss on chosen tokens alone",
+    "experts": "Experts: a few numbers retune each projection",
+    "gradients": "Gradients: training on selected tokens only",
 }
 EXAMPLE = "pliant doctor nano-l --json"
 
 
-def doctor(
-    model: Annotated[str, typer.Argument(help="nano-s, nano-l, a folder, or a name on the hub.")],
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
-) -> None:
-    """Say what Pliant can do with a model, and why not, from its config alone.
+@dataclass(frozen=True)
+class DoctorOptions:
+    model: Annotated[str, Flag(positional=True)]
+    """nano-s, nano-l, a folder, or a name on the hub."""
+    json: bool = False
+    """Print one JSON document."""
 
-    No weights are read: it takes seconds, and works for a model that this machine cannot hold. What
-    a model can do is found by doing it, on a tiny copy of the same structure.
+
+def doctor(options: DoctorOptions) -> None:
+    """Show what Pliant can do with a model, and why not, from its config alone.
+
+    No weights are read: this takes seconds and works for models that do not fit this machine. Each
+    answer comes from a trial on a tiny copy of the same structure.
     """
     from pliant import loading
 
-    config = loading.load_config(model)
-    from pliant.survey import examine  # after a name that is no model: this takes seconds
+    config = loading.load_config(options.model)
+    from pliant.survey import examine  # takes seconds, so only once the name is known to be a model
 
-    found = examine(config)
-    if json:
-        terminal.print_json({"model": model, **asdict(found)})
+    examination = examine(config)
+    if options.json:
+        terminal.print_json({"model": options.model, **asdict(examination)})
     else:
-        for table in tables(model, found):
+        for table in tables(options.model, examination):
             table.draw(terminal.console())
 
 
-def tables(name: str, found: Examination) -> Iterator[Table]:
-    """What is drawn, in this order: what the model is, what it can do, what that would cost."""
-    if found.sizes is not None:
-        title = f"{name}: {found.architecture}, transformers {found.transformers_version}"
-        yield Table(title, ["what", "how much"], list(size_rows(found.sizes)))
-    for part, findings in groupby(found.findings, key=lambda finding: finding.part):
+def tables(name: str, examination: Examination) -> Iterator[Table]:
+    """The model's sizes, what each part can do with it, and the memory that each would need."""
+    if examination.sizes is not None:
+        title = f"{name}: {examination.architecture}, "
+        title += f"transformers {examination.transformers_version}"
+        yield Table(title, ["what", "how much"], list(size_rows(examination.sizes)))
+    for part, findings in groupby(examination.findings, key=lambda finding: finding.part):
         yield Table(
             TITLES[part],
             ["question", "answer", "why not, or when"],
             [[f.question, "yes" if f.ok else "no", f.reason] for f in findings],
             colours={"yes": "green", "no": "red"},
         )
-    if found.estimates:
+    if examination.estimates:
         yield Table(
             "What each part would add to memory (by formula; nothing was allocated)",
             ["part", "what", "size", "formula"],
-            [[e.part, e.what, size(e.bytes), e.formula] for e in found.estimates],
+            [[e.part, e.what, size(e.bytes), e.formula] for e in examination.estimates],
             right=frozenset({"size"}),
         )
 

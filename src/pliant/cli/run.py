@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from pliant import recipes
 from pliant.cli import app
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, did_you_mean
+from pliant.options import Flag
 
 EXAMPLE = "pliant run recipes/doctor.yaml --set model=nano-l"
 
 
-def run(
-    recipe: Annotated[Path, typer.Argument(help="A YAML file: command, and its options.")],
-    set: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Replace one option of the recipe; repeatable."),
-    ] = None,
-) -> None:
-    """Run a command from a recipe: its options, kept in a YAML file.
+@dataclass(frozen=True)
+class RunOptions:
+    recipe: Annotated[Path, Flag(positional=True)]
+    """A YAML file with a command and its options."""
+    set: Annotated[tuple[str, ...], Flag(metavar="KEY=VALUE")] = ()
+    """Replace one option of the recipe; repeatable."""
 
-    Relative paths in a recipe are relative to the recipe. A key that the command does not have is
-    an error, which names the nearest one that it has.
+
+def run(options: RunOptions) -> None:
+    """Run a command from a recipe: a YAML file with its options.
+
+    Relative paths in a recipe are relative to the recipe. An unknown key is an error that names the
+    nearest option of the command.
     """
-    wanted = recipes.read(recipe, set or [])
-    known = [name for name in app.names() if name != "run"]
-    if wanted.command not in known:
-        near = recipes.nearest(wanted.command, known)
-        raise InvalidInput(f"{wanted.where('command')}: no command {wanted.command!r}{near}")
-    function = app.command_function(wanted.command)
-    function(**recipes.bind(wanted, function))
+    recipe = recipes.read(options.recipe, options.set)
+    commands = [name for name in app.names() if name != "run"]
+    if recipe.command not in commands:
+        near = did_you_mean(recipe.command, commands)
+        raise InvalidInput(f"{recipe.where('command')}: no command {recipe.command!r}{near}")
+    command = app.command_function(recipe.command)
+    command(**recipes.bind(recipe, command))

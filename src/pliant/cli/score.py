@@ -1,18 +1,19 @@
-"""`pliant score SCORER`: how hard prompts are, as a saved scorer or router sees it."""
+"""`pliant score SCORER`: how hard prompts are, by a saved scorer or router."""
 
 from __future__ import annotations
 
 import json as encoder
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from annotated_types import Ge
 
 from pliant.cli import terminal
 from pliant.errors import InvalidInput
+from pliant.options import Flag
 
 if TYPE_CHECKING:
     from pliant.complexity.scores import Scores
@@ -25,78 +26,77 @@ TEXT = (".txt", ".text", "")
 Row = dict[str, Any]
 
 
-def score(
-    scorer: Annotated[
-        str, typer.Argument(help="A saved scorer (a folder, or on the hub), or a router's folder.")
-    ],
-    prompts: Annotated[
-        list[str] | None, typer.Argument(help="Left out, or -: one on each line of stdin.")
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(help="Prompts: .txt with one on each line, or JSONL, CSV, parquet."),
-    ] = None,
-    column: Annotated[
-        str, typer.Option(help="Of the file: a text, or a list of messages.")
-    ] = "prompt",
-    chat: Annotated[
-        bool, typer.Option("--chat", help="A text is what a user said: through the chat template.")
-    ] = False,
-    base: Annotated[
-        str | None, typer.Option(help="The scorer's base, if it does not name it: a folder, say.")
-    ] = None,
-    truncation: Annotated[
-        str | None,
-        typer.Option(help="left or right: take that end off a prompt that is too long."),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Prompts at a time; left out, what fits well.", min=1)
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="The base's; left out, as it is saved.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where the base runs: cpu, cuda, ...")] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line and prompt.")
-    ] = False,
-) -> None:
-    """Say how hard prompts are: score is the probability that the model fails.
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    scorer: Annotated[str, Flag(positional=True)]
+    """A saved scorer (a folder, or on the hub), or a router's folder."""
+    prompts: Annotated[tuple[str, ...], Flag(positional=True)] = ()
+    """If they are left out or -, one is read from each line of stdin."""
+    file: Path | None = None
+    """A file of prompts: .txt with one on each line, or JSONL, CSV, parquet."""
+    column: str = "prompt"
+    """The file's column of prompts: texts, or lists of messages."""
+    chat: bool = False
+    """Put each text through the chat template, as a user's message."""
+    base: str | None = None
+    """The scorer's base model, if it has moved: a folder, for example."""
+    truncation: str | None = None
+    """left or right: the end at which to truncate prompts that are too long."""
+    batch_size: Annotated[int, Ge(1)] | None = None
+    """Prompts per batch. Default: as many as fit well."""
+    dtype: str | None = None
+    """The base model's type. Default: as it was saved."""
+    device: str | None = None
+    """Where the base model runs: cpu, cuda, ..."""
+    json: bool = False
+    """Print one JSON object per prompt, one on each line."""
 
-    With a gain, that is how much more often the strong model would be right.
+    def scoring(self) -> dict[str, Any]:
+        return {"chat": self.chat, "truncation": self.truncation, "batch_size": self.batch_size}
+
+    def loading(self) -> dict[str, Any]:
+        given = {"base": self.base, "dtype": self.dtype, "device": self.device}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def score(options: ScoreOptions) -> None:
+    """Score how hard prompts are: the score is the probability that the model fails.
+
+    A gain, where the scorer has one, is how much more often the strong model would be right.
     """
-    asked = read_prompts(prompts or [], file, column)
-    options = {"chat": chat, "truncation": truncation, "batch_size": batch_size}
-    place = {"base": base, "dtype": dtype, "device": device}
-    rows = scored(scorer, asked, options, {k: v for k, v in place.items() if v is not None})
-    if json:
+    prompts = read_prompts(options.prompts, options.file, options.column)
+    rows = score_rows(options.scorer, prompts, options.scoring(), options.loading())
+    if options.json:
         for row in rows:
             print(encoder.dumps(row, ensure_ascii=False, allow_nan=False))
     else:
-        table(scorer, rows).draw(terminal.console())
+        table(options.scorer, rows).draw(terminal.console())
 
 
-def scored(
-    name: str, prompts: Sequence[Any], options: dict[str, Any], place: dict[str, Any]
+def score_rows(
+    name: str, prompts: Sequence[Any], scoring: dict[str, Any], loading: dict[str, Any]
 ) -> list[Row]:
-    """One row for each prompt, from whichever kind of folder the name leads to."""
+    """One row for each prompt, from a scorer or a router."""
     folder = Path(name).expanduser()
-    routed = [kind for kind in ("router.json", "scorer.json") if (folder / kind).is_file()]
-    if routed:
-        given = [*place, *(key for key, value in options.items() if value)]
-        if given:
+    files = [file for file in ("router.json", "scorer.json") if (folder / file).is_file()]
+    if files:
+        settings = [*loading, *(key for key, value in scoring.items() if value)]
+        if settings:
             raise InvalidInput(
-                f"--{given[0].replace('_', '-')} is settled in the router's folder: leave it out"
+                f"--{settings[0].replace('_', '-')}: the router's folder settles this; leave it out"
             )
-        return _by_router(folder, routed[0], prompts)
-    return _by_scorer(name, prompts, options, place)
+        return _by_router(folder, files[0], prompts)
+    return _by_scorer(name, prompts, scoring, loading)
 
 
 def _by_scorer(
-    name: str, prompts: Sequence[Any], options: dict[str, Any], place: dict[str, Any]
+    name: str, prompts: Sequence[Any], scoring: dict[str, Any], loading: dict[str, Any]
 ) -> list[Row]:
     _check_scorer(name)
     from pliant.complexity.facade.causal_lm import CPXCausalLM  # after what can fail at once
 
-    model = CPXCausalLM.from_pretrained(name, **place)
-    return list(_rows_of(prompts, model.score(prompts, **options)))
+    model = CPXCausalLM.from_pretrained(name, **loading)
+    return list(_rows_of(prompts, model.score(prompts, **scoring)))
 
 
 def _by_router(folder: Path, kind: str, prompts: Sequence[Any]) -> list[Row]:
@@ -107,20 +107,21 @@ def _by_router(folder: Path, kind: str, prompts: Sequence[Any]) -> list[Row]:
     if kind == "scorer.json":
         return list(_rows_predicted(prompts, scorers.load(folder).predict(prompts)))
     file = router_file.read(folder)
-    found = open_scorer(folder, file).predict(prompts)
-    # The router's own probabilities: what `route ask` says of the same prompt.
-    return list(_rows_predicted(prompts, replace(found, right=calibrated(file, found))))
+    predictions = open_scorer(folder, file).predict(prompts)
+    # The router's calibrated probabilities, which `route ask` shows for the same prompt.
+    right = calibrated(file, predictions)
+    return list(_rows_predicted(prompts, replace(predictions, right=right)))
 
 
 def _check_scorer(name: str) -> None:
-    """A local folder that holds something else is said before torch is imported."""
+    """Refuse a folder without a scorer before torch is imported."""
     folder = Path(name).expanduser()
     local = folder.is_absolute() or name.startswith((".", "~")) or folder.exists()
     if not local:
         from pliant.loading import embedded
 
         if name in embedded():
-            raise InvalidInput(f"{name!r} is a model and no scorer: train one on it first")
+            raise InvalidInput(f"{name!r} is a model, not a scorer: train one on it first")
         return
     if not folder.is_dir():
         raise InvalidInput(f"{name!r}: no such folder")
@@ -131,7 +132,7 @@ def _check_scorer(name: str) -> None:
 
 
 def _rows_of(prompts: Sequence[Any], scores: Scores) -> Iterator[Row]:
-    hard, gain = _known(scores), scores.gain
+    hard, gain = _score_of(scores), scores.gain
     for i, prompt in enumerate(prompts):
         row: Row = {"prompt": prompt}
         if hard is not None:
@@ -141,21 +142,21 @@ def _rows_of(prompts: Sequence[Any], scores: Scores) -> Iterator[Row]:
         yield {**row, "outputs": {name: float(scores[name][i]) for name in scores.outputs}}
 
 
-def _known(scores: Scores) -> Any:
+def _score_of(scores: Scores) -> Any:
     try:
         return scores.score
-    except InvalidInput:  # its outputs are something else: domains, say
+    except InvalidInput:  # its outputs mean something else, such as domains
         return None
 
 
-def _rows_predicted(prompts: Sequence[Any], found: Predictions) -> Iterator[Row]:
+def _rows_predicted(prompts: Sequence[Any], predictions: Predictions) -> Iterator[Row]:
     for i, prompt in enumerate(prompts):
         row: Row = {"prompt": prompt}
-        if found.right is not None:
-            row["score"] = float(found.score[i])
-        row["gain"] = float(found.last_gain[i])
-        if found.novel is not None:
-            row["novel"] = bool(found.novel[i])
+        if predictions.right is not None:
+            row["score"] = float(predictions.score[i])
+        row["gain"] = float(predictions.last_gain[i])
+        if predictions.novel is not None:
+            row["novel"] = bool(predictions.novel[i])
         yield row
 
 
@@ -186,20 +187,20 @@ def shown(prompt: Any) -> str:
     return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
 
 
-def read_prompts(given: Sequence[str], file: Path | None, column: str) -> list[Any]:
-    """From the arguments, a file, or stdin: only one of them."""
-    if given and file is not None:
+def read_prompts(texts: Sequence[str], file: Path | None, column: str) -> list[Any]:
+    """The prompts, from the arguments, a file or stdin: only one of them."""
+    if texts and file is not None:
         raise InvalidInput("prompts as arguments and --file: give one of the two")
-    found: list[Any] = list(given)
+    prompts: list[Any] = list(texts)
     if file is not None:
-        found = _from_file(file, column)
-    elif not given or given == ["-"]:
-        if sys.stdin.isatty() and not given:
+        prompts = _from_file(file, column)
+    elif not prompts or prompts == ["-"]:
+        if sys.stdin.isatty() and not prompts:
             raise InvalidInput("no prompts: give them as arguments, with --file, or on stdin")
-        found = _lines(sys.stdin.read())
-    if not found:
-        raise InvalidInput("there are no prompts in it")
-    return found
+        prompts = _lines(sys.stdin.read())
+    if not prompts:
+        raise InvalidInput("it contains no prompts")
+    return prompts
 
 
 def _from_file(file: Path, column: str) -> list[Any]:

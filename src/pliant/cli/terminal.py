@@ -27,6 +27,12 @@ def print_json(result: Any) -> None:
     print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+def print_text(sentence: str) -> None:
+    """A sentence on stdout: wrapped on a terminal, one line in a pipe."""
+    where = console()
+    where.print(sentence, markup=False, soft_wrap=not where.is_terminal)
+
+
 def complain(message: str) -> None:
     """One line on stderr, whatever the message was."""
     from rich.text import Text

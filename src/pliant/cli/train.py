@@ -6,133 +6,107 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import typer
+from annotated_types import Ge
 
 from pliant.cli import terminal
-from pliant.cli.gradient_commands import options
-from pliant.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from pliant.gradients.config import GradientConfig
-    from pliant.gradients.runs.texts import Texts
+from pliant.cli.gradients.inputs import EMBEDDED, check_length
+from pliant.cli.gradients.options import SelectiveOptions
+from pliant.options import Flag, named_values
 
 EXAMPLE = "pliant train --model nano-s --data notes.txt --out mine"
-EMBEDDED = "nano"
 QUESTIONS = 1000
 
 
-def train(
-    model: options.Model,
-    data: options.Data,
-    out: Annotated[Path, typer.Option(help="The run's folder, and in the end the model's.")],
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="auto: a short race decides. Or sparse, exact, completion: how the chosen tokens "
-            "are trained."
-        ),
-    ] = "auto",
-    ratio: options.Ratio = 0.25,
-    selection: options.Selection = None,
-    score: options.Score = None,
-    choose: options.Choose = None,
-    set: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Any of TrainingArguments; repeatable."),
-    ] = None,
-    evaluate: Annotated[
-        str | None, typer.Option(help="Data like --data: its loss is measured at the end.")
-    ] = None,
-    length: options.Length = 512,
-    rows: options.Rows = None,
-    subset: options.Subset = None,
-    lora: options.Lora = None,
-    dtype: options.Dtype = "float32",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume from the run's last complete checkpoint.")
-    ] = False,
-    json: options.Json = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(SelectiveOptions):
+    out: Path
+    """The run's folder, and in the end the model's."""
+    engine: str = "auto"
+    """auto: a short race decides. Or sparse, exact, completion: how the selected tokens are
+    trained."""
+    length: Annotated[int, Ge(2)] = 512
+    set: Annotated[tuple[str, ...], Flag(metavar="NAME=VALUE")] = ()
+    """Any field of TrainingArguments; repeatable."""
+    evaluate: str | None = None
+    """Data like --data: its loss is measured at the end."""
+    lora: Annotated[int, Ge(1)] | None = None
+    """Train low-rank matrices of this rank only."""
+    resume: bool = False
+    """Resume from the run's last complete checkpoint."""
+    json: bool = False
+    """Print one JSON document."""
+
+
+def train(options: TrainOptions) -> None:
     """Train a language model, on every token or on those that are worth a gradient.
 
     Killed at any moment, the run loses only the steps since its last checkpoint: the same command
     with --resume continues there and reaches the same losses.
     """
     from pliant.gradients import selective_run
-    from pliant.gradients.runs.texts import read
+    from pliant.gradients.runs.texts import texts
     from pliant.loading import load
     from pliant.reports.tables import Table
-    from pliant.training.arguments import pairs, training_arguments
+    from pliant.training.arguments import training_arguments
 
-    auto = engine == selective_run.AUTO
-    config = _config(None if auto else engine, ratio, selection, score, choose)
-    settings = pairs(set or [], "--set")
-    training_arguments(out, settings)  # report mistakes before anything is loaded
-    samples = read(data, subset=subset, limit=rows) if data != EMBEDDED else _questions(rows)
-    loaded, tokenizer = load(model, dtype=dtype)
-    texts = _texts(samples, tokenizer, length, loaded.config)
+    config = options.config()
+    settings = named_values(options.set, "--set")
+    training_arguments(options.out, settings)  # report mistakes before anything is loaded
+    samples = _read(options.data, options, "train")
+    model, tokenizer = load(options.model, dtype=options.dtype)
+    check_length(options.length, model.config)
+    train_texts = texts(samples, tokenizer, options.length)
     evaluation = None
-    if evaluate is not None:
-        held_out = _questions(rows, "dev") if evaluate == EMBEDDED else read(evaluate)
-        evaluation = _texts(held_out, tokenizer, length, loaded.config)
-    if texts.left_out:
-        _say(f"{texts.left_out} rows are left out: their completion begins beyond {length} tokens")
-    plan = selective_run.Plan.of(model, data, texts, config, settings, lora, dtype, auto)
+    if options.evaluate is not None:
+        evaluation = texts(_read(options.evaluate, options, "dev"), tokenizer, options.length)
+    if train_texts.left_out:
+        _say(
+            f"{train_texts.left_out} rows are left out: their completion begins beyond "
+            f"{options.length} tokens"
+        )
+    plan = selective_run.Plan.of(
+        options.model,
+        options.data,
+        train_texts,
+        config,
+        settings,
+        options.lora,
+        options.dtype,
+        options.engine == selective_run.AUTO,
+    )
     with _notes():
         result = selective_run.train_lm(
-            loaded, tokenizer, texts, out, plan, evaluation=evaluation, resume=resume, say=_say
+            model,
+            tokenizer,
+            train_texts,
+            options.out,
+            plan,
+            evaluation=evaluation,
+            resume=options.resume,
+            say=_say,
         )
-    if json:
-        terminal.print_json({"out": str(out), **result.as_dict()})
+    if options.json:
+        terminal.print_json({"out": str(options.out), **result.as_dict()})
     else:
         head = ["what", "how much"]
-        Table(f"{out}: the trained model", head, result.cells()).draw(terminal.console())
+        title = f"{options.out}: the trained model"
+        Table(title, head, result.cells()).draw(terminal.console())
 
 
-def _config(
-    engine: str | None,
-    ratio: float,
-    selection: str | None,
-    score: str | None,
-    choose: list[str] | None,
-) -> GradientConfig:
-    from pliant.gradients.config import GradientConfig
-    from pliant.training.arguments import from_pairs, pairs
+def _read(data: str, options: TrainOptions, split: str) -> list[dict[str, Any]]:
+    if data == EMBEDDED:
+        from pliant import nano
 
-    texts, named = pairs(choose or [], "--choose"), {"selection": selection, "score": score}
-    config = from_pairs(GradientConfig, texts, "--choose", engine=engine, ratio=ratio, **named)
-    if config.needs_scores and config.score == "excess":
-        raise InvalidInput(
-            "score = 'excess' compares with a reference, which Python alone can give"
-        )
-    return config
+        return nano.conversations(split, options.rows or QUESTIONS)
+    from pliant.gradients.runs.texts import read
 
-
-def _texts(samples: list[dict[str, Any]], tokenizer: Any, length: int, config: Any) -> Texts:
-    from pliant.gradients.runs.texts import texts
-
-    positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and length > positions:
-        raise InvalidInput(f"--length {length}: the model knows {positions} positions")
-    return texts(samples, tokenizer, length)
-
-
-def _questions(rows: int | None, split: str = "train") -> list[dict[str, Any]]:
-    """Questions of the embedded models' world, as conversations."""
-    from pliant import nano
-
-    return [
-        {
-            "messages": [
-                {"role": "user", "content": question.prompt},
-                {"role": "assistant", "content": question.answer},
-            ]
-        }
-        for question in nano.questions(split, rows or QUESTIONS)
-    ]
+    if split == "train":
+        return read(data, subset=options.subset, limit=options.rows)
+    return read(data)
 
 
 def _say(line: str) -> None:

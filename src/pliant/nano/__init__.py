@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pliant.errors import ModelNotFound
 from pliant.nano.families import HELD_OUT, TRAINED
 from pliant.nano.question import DIFFICULTIES, WORDINGS, Family, Question
-from pliant.nano.world import questions, stream
+from pliant.nano.world import conversations, questions, stream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,7 @@ __all__ = [
     "Family",
     "Question",
     "ask",
+    "conversations",
     "load",
     "path",
     "questions",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import islice
 from math import exp
+from typing import Any
 
 from pliant.errors import InvalidInput
 from pliant.nano.families import BY_NAME, HELD_OUT, TRAINED
@@ -42,6 +43,21 @@ def questions(
         if wordings is None or question.wording in wordings
     )
     return list(islice(_distinct(worded), n))
+
+
+def conversations(
+    split: str, n: int, seed: int = 0, families: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """The same questions as rows to train on: the question, and the answer of the assistant."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": question.prompt},
+                {"role": "assistant", "content": question.answer},
+            ]
+        }
+        for question in questions(split, n, seed, families)
+    ]
 
 
 def stream(
@@ -108,4 +124,4 @@ def _named(name: str) -> Family:
     return BY_NAME[name]
 
 
-__all__ = ["HELD_OUT", "TRAINED", "questions", "stream"]
+__all__ = ["HELD_OUT", "TRAINED", "conversations", "questions", "stream"]

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from pliant.errors import InvalidInput
 from pliant.reports import coloured
 from pliant.reports.coloured import Coloured
 from pliant.reports.tables import Table
@@ -26,15 +27,17 @@ class Section:
     texts: Sequence[Coloured] = ()
 
 
-def make_room(path: Path) -> None:
-    """Fails if no page can be written there: better before the work than after it."""
+def check_writable(path: Path) -> None:
+    """Raise an error, before the work begins, if no page can be written there."""
+    if path.is_dir():
+        raise InvalidInput(f"{path} is a folder; name the page, as in {path / 'report.html'}")
     path.parent.mkdir(parents=True, exist_ok=True)
     TemporaryFile(dir=path.parent).close()
 
 
 def write(path: Path, title: str, sections: Sequence[Section]) -> Path:
     """Write the page, whole or not at all; returns where it is."""
-    make_room(path)
+    check_writable(path)
     aside = path.with_name(path.name + ".writing")
     try:
         aside.write_text(render(title, sections), encoding="utf-8")

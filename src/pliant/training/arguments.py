@@ -1,21 +1,18 @@
-"""Settings as `name=value` texts: transformers' TrainingArguments, or a dataclass of Pliant's."""
+"""transformers' TrainingArguments from `name=value` texts."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import NoReturn
 
-from pydantic import TypeAdapter, ValidationError
 from transformers import HfArgumentParser, TrainingArguments
 
-from pliant.data import nearest
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, did_you_mean
 
-Settings = TypeVar("Settings")
 DEFAULTS = {
     "logging_steps": "10",
     "save_steps": "50",
@@ -35,20 +32,6 @@ MINIMUM = {
 RESERVED = ("output_dir", "resume_from_checkpoint", "label_smoothing_factor", "disable_tqdm")
 
 
-def pairs(texts: Iterable[str], option: str) -> dict[str, str]:
-    """`name=value` texts as a dict; each name once, dashes as underscores."""
-    values: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals or not name:
-            raise InvalidInput(f"{option} {text!r}: write it as name=value")
-        if name in values:
-            raise InvalidInput(f"{option} {name} is given twice")
-        values[name] = value.strip()
-    return values
-
-
 def training_arguments(folder: Path, settings: Mapping[str, str]) -> TrainingArguments:
     """transformers' own arguments, parsed as its command line would."""
     names = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -56,7 +39,7 @@ def training_arguments(folder: Path, settings: Mapping[str, str]) -> TrainingArg
         if name in RESERVED:
             raise InvalidInput(f"--set {name}: this is settled by pliant train itself")
         if name not in names:
-            near = nearest(name, sorted(names))
+            near = did_you_mean(name, sorted(names))
             raise InvalidInput(f"--set {name}: TrainingArguments has none{near}")
     flags = ["--output_dir", str(folder), "--disable_tqdm", "true"]
     for name, value in {**DEFAULTS, **settings}.items():
@@ -78,24 +61,6 @@ def training_arguments(folder: Path, settings: Mapping[str, str]) -> TrainingArg
             "complete. Keep 2 or more"
         )
     return args
-
-
-def from_pairs(
-    kind: type[Settings], texts: Mapping[str, str], option: str, **options: Any
-) -> Settings:
-    """A dataclass from texts and from fields that have an option of their own (None: not set)."""
-    hints = get_type_hints(kind)
-    values = {name: value for name, value in options.items() if value is not None}
-    for name, text in texts.items():
-        if name not in hints:
-            raise InvalidInput(f"{option} {name}: there is none{nearest(name, sorted(hints))}")
-        try:
-            value = None if text == "none" else text
-            values[name] = TypeAdapter(hints[name]).validate_python(value)
-        except ValidationError as error:
-            message = error.errors()[0]["msg"]
-            raise InvalidInput(f"{option} {name}={text}: {message}") from None
-    return kind(**values)
 
 
 def one_line(error: Exception) -> str:

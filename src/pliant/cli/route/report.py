@@ -2,109 +2,91 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from pliant.cli import terminal
+from pliant.cli.route.options import LabelsOptions, RouterOptions
+from pliant.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from pliant.cli.routes.report_data import Measured, ReportData
+    from pliant.cli.route.report_data import Measured, ReportData
     from pliant.routing.router_file import RouterFile
 
 EXAMPLE = "pliant route report --router my-router --labels test.jsonl --out report.html"
 _GROUPS = 12  # more are on the page alone
 
 
-def report(
-    router: Annotated[Path, typer.Option(help="The folder that `pliant route fit` has made.")],
-    out: Annotated[Path, typer.Option(help="The page (.html).")],
-    labels: Annotated[
-        str | None,
-        typer.Option(help="Labels of other prompts. Left out: what the fit measured."),
-    ] = None,
-    evaluation: Annotated[
-        Path | None,
-        typer.Option(help="Instead of labels: what `pliant route evaluate --json` printed."),
-    ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option(help="The columns of the models, the cheapest first.")
-    ] = None,
-    question_column: Annotated[
-        str, typer.Option(help="Names the question, where several prompts word the same one.")
-    ] = "question",
-    limit: Annotated[int | None, typer.Option(help="Only the first labels.", min=1)] = None,
-    ledger: Annotated[
-        str | None, typer.Option(help="Another ledger than the router's own; none: without.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(LabelsOptions, RouterOptions):
+    labels: str = ""
+    """Labels of held-out prompts. Default: show what the fit measured."""
+    out: Path
+    """The page (.html)."""
+    evaluation: Path | None = None
+    """Instead of labels: the output of `pliant route evaluate --json`."""
+    ledger: str | None = None
+    """Another ledger than the router's own; none: leave it out."""
+
+    def __post_init__(self) -> None:
+        if self.labels and self.evaluation is not None:
+            raise InvalidInput("--labels and --evaluation: give one of the two")
+
+
+def report(options: ReportOptions) -> None:
     """One self-contained page: quality against cost, probabilities, scores, examples, the ledger.
 
     Measures the router on held-out labels; without any it shows what the fit measured.
     """
     from transformers.utils import logging
 
-    from pliant.cli import terminal
-    from pliant.cli.routes import report_page as pages
-    from pliant.cli.routes.report_data import (
+    from pliant.cli.route import report_page as pages
+    from pliant.cli.route.report_data import (
         ReportData,
         fit_record,
         ledger_totals,
         read_evaluation,
     )
-    from pliant.errors import InvalidInput
     from pliant.reports import page
     from pliant.routing import router_file
 
     logging.disable_progress_bar()
-    folder, out = router.expanduser(), out.expanduser()
+    folder, out = options.router.expanduser(), options.out.expanduser()
     if out.is_dir():
         raise InvalidInput(f"--out {out}: a folder; name the page, as in {out / 'report.html'}")
-    if labels is not None and evaluation is not None:
-        raise InvalidInput("--labels and --evaluation: name one of the two")
     file = router_file.read(folder)
-    totals = ledger_totals(folder, file, ledger)
+    totals = ledger_totals(folder, file, options.ledger)
     measured, ladder = fit_record(folder, file)
-    if evaluation is not None:
-        measured = read_evaluation(evaluation.expanduser(), file)
-    if labels is not None:
-        measured = _measured(folder, file, out, labels, model, question_column, limit)
+    if options.evaluation is not None:
+        measured = read_evaluation(options.evaluation.expanduser(), file)
+    if options.labels:
+        measured = _measured(folder, file, out, options)
     data = ReportData(folder, file, measured, ladder, totals)
     written = page.write(out, pages.title(data), pages.sections(data))
-    if json:
+    if options.json:
         terminal.print_json({**data.as_dict(), "page": str(written)})
     else:
         _draw(data)
         terminal.console().print(f"Page: {written}", markup=False, soft_wrap=True)
 
 
-def _measured(
-    folder: Path,
-    file: RouterFile,
-    out: Path,
-    labels: str,
-    models: list[str] | None,
-    question: str,
-    limit: int | None,
-) -> Measured:
-    from pliant.cli.routes.report_data import Measured
-    from pliant.errors import InvalidInput
+def _measured(folder: Path, file: RouterFile, out: Path, options: ReportOptions) -> Measured:
+    from pliant.cli.route.report_data import Measured
     from pliant.reports import page
     from pliant.routing.fitting.evaluate import evaluate
-    from pliant.routing.outcomes import Outcomes
 
-    outcomes = Outcomes.read(labels, models=models or None, question=question, limit=limit)
+    outcomes = options.outcomes()
     if outcomes.unit != file.unit:
         raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
-    page.make_room(out)  # before the work, but not before the labels are checked
+    page.check_writable(out)  # before the work, but not before the labels are checked
     evaluation = evaluate(folder, outcomes)
-    return Measured(evaluation, f"{evaluation.report.n:,} prompts of {Path(labels).name}")
+    return Measured(evaluation, f"{evaluation.report.n:,} prompts of {Path(options.labels).name}")
 
 
 def _draw(data: ReportData) -> None:
-    from pliant.cli import terminal
-    from pliant.cli.routes import report_page as pages
-    from pliant.cli.routes import report_tables as tables
+    from pliant.cli.route import report_page as pages
+    from pliant.cli.route import report_tables as tables
 
     console = terminal.console()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from pliant.cli.routes.report_data import Measured, ReportData
+from pliant.cli.route.report_data import Measured, ReportData
 from pliant.reports.tables import Table, count, size
 from pliant.routing.fitting.evaluation import Example
 from pliant.stats import Band

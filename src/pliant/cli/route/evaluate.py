@@ -1,11 +1,12 @@
-"""`pliant route evaluate`: a router on prompts that it was not made on."""
+"""`pliant route evaluate`: a router, measured on held-out prompts."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import typer
+from pliant.cli import terminal
+from pliant.cli.route.options import LabelsOptions, RouterOptions
 
 if TYPE_CHECKING:
     from pliant.reports.tables import Table
@@ -14,39 +15,29 @@ if TYPE_CHECKING:
 EXAMPLE = "pliant route evaluate --router my-router --labels test.jsonl"
 
 
-def evaluate(
-    router: Annotated[Path, typer.Option(help="The folder that `pliant route fit` has made.")],
-    labels: Annotated[str, typer.Option(help="Labels of other prompts.")],
-    model: Annotated[
-        list[str] | None, typer.Option(help="The columns of the models, the cheapest first.")
-    ] = None,
-    question_column: Annotated[
-        str, typer.Option(help="Names the question, where several prompts word the same one.")
-    ] = "question",
-    limit: Annotated[int | None, typer.Option(help="Only the first labels.", min=1)] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(LabelsOptions, RouterOptions):
+    pass
+
+
+def evaluate(options: EvaluateOptions) -> None:
     """Measure a router on held-out labels, beside its baselines.
 
-    Prompts that the router was made on are left out, and their number is said.
+    Prompts that the router was fitted on are left out and counted.
     """
     from transformers.utils import logging
 
-    from pliant.cli import terminal
     from pliant.routing.fitting.evaluate import evaluate as measure
-    from pliant.routing.outcomes import Outcomes
 
     logging.disable_progress_bar()
-    outcomes = Outcomes.read(labels, models=model or None, question=question_column, limit=limit)
-    found = measure(router, outcomes)
-    if json:
-        terminal.print_json(found.as_dict())
+    evaluation = measure(options.router, options.outcomes())
+    if options.json:
+        terminal.print_json(evaluation.as_dict())
         return
-    console = terminal.console()
-    for table in tables(found):
-        table.draw(console)
-    for sentence in sentences(found):
-        console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
+    for table in tables(evaluation):
+        table.draw(terminal.console())
+    for sentence in sentences(evaluation):
+        terminal.print_text(sentence)
 
 
 def tables(found: Evaluation) -> list[Table]:

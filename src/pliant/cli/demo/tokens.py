@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pliant import nano
-from pliant.cli.chapters.two_models import SMALL
-from pliant.cli.gradient_commands.report import RACE_CAPTION, race_picture, race_table
-from pliant.cli.gradient_commands.show import coloured
+from pliant.cli.demo.two_models import SMALL
+from pliant.cli.gradients.report import RACE_CAPTION, race_picture, race_table
+from pliant.cli.gradients.show import coloured
 from pliant.cli.terminal import track
 from pliant.gradients import GradientConfig
 from pliant.gradients.audit import Contender, Race, race, show
@@ -66,15 +66,7 @@ def _contenders(model: Any, batch: dict[str, Any]) -> list[Contender]:
 
 
 def _pieces(split: str, number: int, tokenizer: Any) -> list[Piece]:
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": question.prompt},
-                {"role": "assistant", "content": question.answer},
-            ]
-        }
-        for question in nano.questions(split, number, families=[FAMILY])
-    ]
+    rows = nano.conversations(split, number, families=[FAMILY])
     return texts(rows, tokenizer, 256).pieces
 
 

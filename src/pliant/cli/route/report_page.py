@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from pliant.cli.routes import report_tables as tables
-from pliant.cli.routes.report_data import Measured, ReportData
-from pliant.cli.routes.report_tables import brief
+from pliant.cli.route import report_tables as tables
+from pliant.cli.route.report_data import Measured, ReportData
+from pliant.cli.route.report_tables import brief
 from pliant.reports import plots
 from pliant.reports.page import Section
 from pliant.reports.plots import Line

@@ -10,46 +10,45 @@ if TYPE_CHECKING:
     from pliant.reports.tables import Table
 
 
-def sections(found: Audit, ran: Race | None) -> list[Section]:
+def sections(audit: Audit, race: Race | None) -> list[Section]:
     from pliant.reports.page import Section
 
-    notes = dict.fromkeys(note for finding in found.findings for note in finding.notes)
+    notes = dict.fromkeys(note for finding in audit.findings for note in finding.notes)
     about = (
-        f"Of {found.sequences} sequences with {found.tokens:,} labelled tokens in "
-        f"{found.batches} batches; {found.draws} draws of each rule that draws."
+        f"On {audit.sequences} sequences with {audit.tokens:,} labelled tokens in "
+        f"{audit.batches} batches; {audit.draws} draws of each rule that samples."
     )
     steps = Section(
-        "One step of each", [found.sentence, about, *READING, *notes], tables=[steps_table(found)]
+        "One step of each", [audit.sentence, about, *READING, *notes], tables=[steps_table(audit)]
     )
-    if ran is None:
+    if race is None:
         return [steps]
-    raced = Section(
+    race_section = Section(
         "A race",
-        [ran.sentence],
-        tables=[race_table(ran)],
-        pictures=[(race_picture(ran), RACE_CAPTION)],
+        [race.sentence],
+        tables=[race_table(race)],
+        pictures=[(race_picture(race), RACE_CAPTION)],
     )
-    return [steps, raced]
+    return [steps, race_section]
 
 
 READING = (
-    "Cosine, length and bias are those of a draw's gradient, beside the full gradient of the same "
-    "batch; bias is the length of the expected error and variance its spread, as shares of the "
-    "full gradient's (squared) length. Speed is standard training's time over a step's, turn by "
-    "turn; memory is the peak beside the weights; operations are counted.",
+    "Cosine and length compare a sampled gradient with the full gradient of the same batch; bias "
+    "is the length of the mean error and variance its spread, as shares of the full gradient's "
+    "(squared) length. Speed is the time of a standard step divided by the time of this one; "
+    "memory is the peak beyond the weights; operations are counted.",
 )
 RACE_CAPTION = (
-    "Loss on held-out pieces over the race: the mean of the seeds and, where it is shaded, the "
-    "limits between which they lie."
+    "Loss on held-out pieces during the race: the mean over the seeds; shading shows their range."
 )
 
 
-def steps_table(found: Audit) -> Table:
+def steps_table(audit: Audit) -> Table:
     from pliant.reports.tables import Table
 
     head = ["", "cosine", "length", "bias", "variance", "ms", "speed", "memory", "operations"]
     cells = []
-    for finding in found.findings:
+    for finding in audit.findings:
         quality, cost = finding.quality, finding.cost
         cells.append(
             [
@@ -60,47 +59,47 @@ def steps_table(found: Audit) -> Table:
                 f"{quality.variance:.2f}",
                 f"{1000 * cost.seconds:.1f}",
                 f"{cost.speed.value:.2f}",
-                f"{found.memory(finding):.2f}",
+                f"{audit.memory(finding):.2f}",
                 "-" if cost.operations is None else f"{cost.operations:.2f}",
             ]
         )
     return Table("A step of each", head, cells, right=frozenset(head[1:]))
 
 
-def race_table(ran: Race) -> Table:
+def race_table(race: Race) -> Table:
     from pliant.reports.tables import Table
 
     head = ["", "steps", "ms a step", "loss", "below standard", ""]
     cells = []
-    for run in ran.runs:
-        gain = ran.gain(run)
+    for run in race.runs:
+        gain = race.gain(run)
         band = f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
         cells.append(
             [
                 run.name,
                 f"{run.steps:,}",
                 f"{1000 * run.seconds_a_step:.1f}",
-                f"{ran.loss(run):.4f}",
-                "-" if run is ran.standard else band,
-                "recommended" if run is ran.winner else "",
+                f"{race.loss(run):.4f}",
+                "-" if run is race.standard else band,
+                "recommended" if run is race.winner else "",
             ]
         )
-    title = f"A race at {ran.budget}"
+    title = f"A race at {race.budget}"
     return Table(title, head, cells, right=frozenset(head[1:5]), colours={"recommended": "green"})
 
 
-def race_picture(ran: Race) -> str:
+def race_picture(race: Race) -> str:
     from pliant.reports import plots
 
     lines = {}
-    for run in ran.runs:
-        banded = len(ran.runs) <= 3 or run in (ran.runs[0], ran.standard)
+    for run in race.runs:
+        banded = len(race.runs) <= 3 or run in (race.runs[0], race.standard)
         heights = list(zip(*([y for _, y in curve] for curve in run.curves), strict=True))
         lines[run.name] = plots.Line(
             [100 * x for x, _ in run.curves[0]],
             [sum(ys) / len(ys) for ys in heights],
             [min(ys) for ys in heights] if banded else None,
             [max(ys) for ys in heights] if banded else None,
-            faint=run is ran.standard,
+            faint=run is race.standard,
         )
     return plots.bands(lines, "share of the budget, %", "loss")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
@@ -79,6 +79,20 @@ class TwoModels:
         """Its mean cost as a share of always asking the large model."""
         large = self.needs_large()
         return (large * self.flops[LARGE] + (1 - large) * self.flops[SMALL]) / self.flops[LARGE]
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON: of the questions only their number."""
+        return {
+            "shown": [asdict(shown) for shown in self.shown],
+            "questions": len(self.asked),
+            "accuracy": {name: self.share(name) for name in NAMES},
+            "by_difficulty": {
+                str(d): {name: self.share(name, d) for name in NAMES} for d in self.difficulties
+            },
+            "perfect_routing": {"accuracy": self.perfect(), "cost": self.perfect_cost()},
+            "mean_flops": self.flops,
+            "parameters": self.parameters,
+        }
 
 
 def measure(questions: int, seed: int) -> TwoModels:

@@ -2,122 +2,101 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from annotated_types import Ge, Le
+
+from pliant.cli import terminal
+from pliant.cli.route.options import LabelsOptions
+from pliant.errors import InvalidInput
+from pliant.options import Flag
 
 if TYPE_CHECKING:
     from pliant.reports.tables import Table
     from pliant.routing.fitting.fit import Fitted
     from pliant.routing.fitting.ladder import Rung
-    from pliant.routing.outcomes import Outcomes
     from pliant.stats import Band
 
 EXAMPLE = "pliant route fit --labels labels.jsonl --out my-router --base nano-s"
 
 
-def fit(
-    labels: Annotated[str, typer.Option(help="What `pliant route label` wrote, or another table.")],
-    out: Annotated[Path, typer.Option(help="The router's folder.", file_okay=False)],
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="Models of the labels, the cheapest first. Left out: by their cost."),
-    ] = None,
-    ladder: Annotated[
-        bool,
-        typer.Option("--ladder", help="Try every scorer, tfidf-logistic and text+group as well."),
-    ] = False,
-    scorer: Annotated[list[str] | None, typer.Option(help="Try this one; one option each.")] = None,
-    base: Annotated[
-        str | None, typer.Option(help="The model that cpx and probe read: the small one, say.")
-    ] = None,
-    goal: Annotated[
-        str | None, typer.Option(help="In words. Left out: 95 % of the large model's quality.")
-    ] = None,
-    lam: Annotated[
-        float | None, typer.Option(help="Instead of a goal: what a unit of cost is worth.", min=0)
-    ] = None,
-    calibration: Annotated[str, typer.Option(help="platt, temperature or isotonic.")] = "platt",
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODEL=BACKEND", help="How a model is reached, if not by its name."),
-    ] = None,
-    groups_known: Annotated[
-        bool, typer.Option("--groups-known", help="Whoever routes knows each prompt's group.")
-    ] = False,
-    question_column: Annotated[
-        str, typer.Option(help="Names the question, where several prompts word the same one.")
-    ] = "question",
-    limit: Annotated[int | None, typer.Option(help="Only the first labels.", min=1)] = None,
-    seed: Annotated[
-        int, typer.Option(help="Of the splits and of the training.", min=0, max=2**32 - 1)
-    ] = 0,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
-) -> None:
-    """Fit a router: try scorers, keep the cheapest that is as good as the best, set its threshold.
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(LabelsOptions):
+    labels: str
+    """The labels that `pliant route label` wrote, or another table."""
+    out: Path
+    """The router's folder."""
+    ladder: bool = False
+    """Try every scorer, including tfidf-logistic and text+group."""
+    scorer: tuple[str, ...] = ()
+    """Try this scorer; repeatable."""
+    base: str | None = None
+    """The model that the scorers cpx and probe read, usually the small one."""
+    goal: str | None = None
+    """In words. Default: 95 % of the large model's quality."""
+    lam: Annotated[float, Ge(0)] | None = None
+    """Instead of a goal: how much quality a unit of cost is worth."""
+    calibration: str = "platt"
+    """platt, temperature or isotonic."""
+    backend: Annotated[tuple[str, ...], Flag(metavar="MODEL=BACKEND")] = ()
+    """Where a model is served, if its name does not tell; repeatable."""
+    groups_known: bool = False
+    """The group of each prompt will be known when it is routed."""
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
+    """Seed of the splits and of the training."""
 
-    Ctrl-C leaves no half-written router: what was in the folder before still stands.
+    def __post_init__(self) -> None:
+        if self.goal is not None and self.lam is not None:
+            raise InvalidInput("--goal and --lam both set the threshold: give one of them")
+        if self.ladder and self.scorer:
+            raise InvalidInput("--ladder tries every scorer: leave --scorer out, or --ladder")
+
+
+def fit(options: FitOptions) -> None:
+    """Fit a router: try scorers, keep the cheapest that ties with the best, set its threshold.
+
+    Ctrl-C leaves no half-written router: the folder keeps what it held before.
     """
-    from pliant.cli import terminal
-    from pliant.routing.fitting.fit import GOAL
-    from pliant.routing.outcomes import Outcomes
-
-    _refuse_both(goal, lam, ladder, scorer)
-    done = _fitted(
-        Outcomes.read(labels, models=model or None, question=question_column, limit=limit),
-        labels,
-        out,
-        scorers=scorer,
-        base=base,
-        goal=GOAL if goal is None else goal,
-        lam=lam,
-        calibrate_by=calibration,
-        backends=dict(_pair(text) for text in backend or []),
-        groups_known=groups_known,
-        every=ladder,
-        seed=seed,
-    )
-    if json:
-        terminal.print_json(done.as_dict())
+    fitted = _fitted(options)
+    if options.json:
+        terminal.print_json(fitted.as_dict())
     else:
-        _draw(done, blind=not scorer and base is None)
+        _draw(fitted, blind=not options.scorer and options.base is None)
 
 
-def _fitted(outcomes: Outcomes, labels: str, out: Path, **how: Any) -> Fitted:
-    """The router, with what the labels' rows say of their models and of what they cost."""
+def _fitted(options: FitOptions) -> Fitted:
+    """The router, with the models and the cost that the labels' rows record."""
     from transformers.utils import logging
 
-    from pliant.cli import terminal
-    from pliant.routing.fitting.fit import fit as make_router
+    from pliant.routing.fitting.fit import GOAL
+    from pliant.routing.fitting.fit import fit as fit_router
     from pliant.routing.labels.label import label_cost, reached
 
+    outcomes = options.outcomes()
+    backends = dict(_pair(text) for text in options.backend)
     logging.disable_progress_bar()
-    known = Path(labels)
-    return make_router(
+    path = Path(options.labels)
+    return fit_router(
         outcomes,
-        out,
-        reached=reached(known),
-        label_cost=label_cost(known),
+        options.out,
+        scorers=list(options.scorer) or None,
+        base=options.base,
+        goal=GOAL if options.goal is None else options.goal,
+        lam=options.lam,
+        calibrate_by=options.calibration,
+        backends=backends,
+        groups_known=options.groups_known,
+        every=options.ladder,
+        seed=options.seed,
+        reached=reached(path),
+        label_cost=label_cost(path),
         progress=terminal.track,
-        **how,
     )
-
-
-def _refuse_both(
-    goal: str | None, lam: float | None, ladder: bool, scorer: list[str] | None
-) -> None:
-    from pliant.errors import InvalidInput
-
-    if goal is not None and lam is not None:
-        raise InvalidInput("--goal and --lam: one of the two, for each sets the threshold")
-    if ladder and scorer:
-        raise InvalidInput("--ladder tries every scorer: leave --scorer out, or --ladder")
 
 
 def _pair(text: str) -> tuple[str, str]:
-    from pliant.errors import InvalidInput
-
     name, equals, backend = text.partition("=")
     if not (name and equals and backend):
         raise InvalidInput(f"--backend {text!r}: write it as MODEL=BACKEND")
@@ -127,7 +106,6 @@ def _pair(text: str) -> tuple[str, str]:
 def _draw(done: Fitted, blind: bool) -> None:
     import numpy as np
 
-    from pliant.cli import terminal
     from pliant.routing.fitting.ladder import READS_A_MODEL
 
     console, sizes = terminal.console(), done.parts.sizes()

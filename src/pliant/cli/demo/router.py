@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from pliant import nano
-from pliant.cli.chapters.two_models import LARGE, SMALL, Shown, TwoModels, ask_all, counted_flops
+from pliant.cli.demo.two_models import LARGE, SMALL, Shown, TwoModels, ask_all, counted_flops
 from pliant.cli.terminal import track
 from pliant.nano import NAMES, Question
 from pliant.reports import plots
@@ -70,6 +70,19 @@ class Routed:
     scoring: Scoring
     apgr: Band
     curves: dict[str, Curve]
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON: without the curves."""
+        return {
+            "goal": str(self.threshold.goal),
+            "trained": self.trained,
+            "share": self.share,
+            "accuracy": self.quality,
+            "of_large": self.of_large.as_dict(),
+            "cost": self.cost,
+            "apgr": self.apgr.as_dict(),
+            "turns": [asdict(turn) for turn in self.turns],
+        }
 
 
 def measure(found: TwoModels) -> Routed:

@@ -1,1 +1,0 @@
-"""The commands of `pliant gradients`, one a file."""

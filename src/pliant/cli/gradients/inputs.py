@@ -1,0 +1,74 @@
+"""What `pliant gradients` works on: a model, and pieces of text for it."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pliant.cli.gradients.options import SelectiveOptions
+from pliant.errors import InvalidInput
+
+EMBEDDED = "nano"
+QUESTIONS = 400
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A model, its tokenizer, and the data in pieces of ids and labels, shuffled."""
+
+    model: Any
+    tokenizer: Any
+    pieces: list[dict[str, list[int]]]
+
+    def batches(self, size: int, count: int) -> list[dict[str, Any]]:
+        from pliant.gradients.runs.texts import Padded
+
+        padded = Padded(self.tokenizer)
+        starts = range(0, min(len(self.pieces), size * count), size)
+        return [padded(self.pieces[start : start + size]) for start in starts]
+
+
+def load_inputs(options: SelectiveOptions, device: str | None, seed: int) -> Inputs:
+    """Read the data, which can fail at once, then load the model and cut the data into pieces."""
+    from pliant.gradients.runs import texts
+
+    if options.data == EMBEDDED:
+        from pliant import nano
+
+        rows = nano.conversations("dev", options.rows or QUESTIONS)
+    else:
+        rows = texts.read(options.data, subset=options.subset, limit=options.rows)
+    from pliant.loading import load
+
+    model, tokenizer = load(options.model, dtype=options.dtype, device=device)
+    check_length(options.length, model.config)
+    pieces = texts.texts(rows, tokenizer, options.length).pieces
+    random.Random(seed).shuffle(pieces)
+    return Inputs(model, tokenizer, pieces)
+
+
+def check_length(length: int, config: Any) -> None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and length > positions:
+        raise InvalidInput(f"--length {length}: the model has {positions} positions")
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Print our own warnings as one line each, and none of the libraries'."""
+    import sys
+
+    from transformers.utils import logging
+
+    from pliant.gradients import GradientsWarning
+
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", GradientsWarning)
+        warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+        yield

@@ -1,0 +1,276 @@
+"""`pliant route label`: run models over prompts and record which are right, and at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge
+
+from pliant.cli import terminal
+from pliant.errors import InvalidInput, did_you_mean
+from pliant.options import Flag
+
+if TYPE_CHECKING:
+    from pliant.reports.tables import Table
+    from pliant.routing.backends.costs import Price
+    from pliant.routing.backends.protocol import ModelSpec, Settings
+    from pliant.routing.labels.grading import Grader
+    from pliant.routing.labels.label import Labelled
+    from pliant.routing.labels.rows import Model
+
+EXAMPLE = (
+    "pliant route label --prompts questions.jsonl --model nano-s --model nano-l --out labels.jsonl"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    prompts: str
+    """JSONL, CSV, parquet, or a data set on the hub (name:split)."""
+    model: tuple[str, ...]
+    """nano-s, a folder, a hub name, or openai:MODEL@URL; repeatable."""
+    out: Path
+    """The labels (.jsonl); the answers are stored beside them."""
+    verifier: str = "exact"
+    """exact, numeric, contains, regex, choice, judge, or grade.py:function."""
+    verifier_option: Annotated[tuple[str, ...], Flag(metavar="KEY=VALUE")] = ()
+    """An option of the verifier; repeatable."""
+    judge: str | None = None
+    """The model of --verifier judge."""
+    prompt_column: str = "prompt"
+    """The column of the prompts: texts, or lists of messages."""
+    answer_column: str = "answer"
+    """The column of the reference answers."""
+    limit: Annotated[int, Ge(1)] | None = None
+    """Read only the first prompts."""
+    samples: Annotated[int, Ge(1)] = 1
+    """Answers per prompt, for soft labels."""
+    temperature: float | None = None
+    """Default: 0 for one sample, 1 for several."""
+    max_new_tokens: Annotated[int, Ge(1)] = 256
+    """The longest answer, in tokens."""
+    seed: int = 0
+    """Seed of the samples."""
+    cost: str | None = None
+    """usd, flops, tokens or ms. Default: usd with --price, else flops."""
+    price: Annotated[tuple[str, ...], Flag(metavar="MODEL=IN,OUT")] = ()
+    """US dollars per million tokens, in and out; repeatable."""
+    api_key_env: Annotated[tuple[str, ...], Flag(metavar="[MODEL=]NAME")] = ()
+    """The environment variable that holds the key; OPENAI_API_KEY by default."""
+    concurrency: Annotated[int, Ge(1)] = 8
+    """Simultaneous calls of a URL."""
+    timeout: float = 120.0
+    """The longest call, in seconds."""
+    tries: Annotated[int, Ge(1)] = 6
+    """How often to call a URL for one prompt before giving up."""
+    device: str | None = None
+    """Where local models run: cpu, cuda, ..."""
+    json: bool = False
+    """Print one JSON document."""
+
+    def settings(self) -> Settings:
+        from pliant.routing.backends.protocol import Settings
+
+        temperature = self.temperature
+        if temperature is None:
+            temperature = 0.0 if self.samples == 1 else 1.0
+        return Settings(self.max_new_tokens, temperature, self.samples, self.seed)
+
+
+def label(options: LabelOptions) -> None:
+    """Run models over prompts: which are right, and at what cost?
+
+    After a kill or a partial failure, run the same command again: it goes on from there. Exit code
+    2 if no prompt could be labelled.
+    """
+    from pliant.errors import PliantError
+
+    labelled = _labelled(options)
+    if options.json:
+        terminal.print_json(labelled.as_dict())
+    else:
+        _draw(labelled)
+    if not labelled.rows:
+        raise PliantError(f"no prompt could be labelled: {_first_failure(labelled)}")
+
+
+def _labelled(options: LabelOptions) -> Labelled:
+    from transformers.utils import logging
+
+    from pliant.data import read_rows
+    from pliant.routing.labels.label import label as label_rows
+    from pliant.routing.labels.rows import Columns
+
+    settings, models = options.settings(), _models(options)
+    judge = models.pop() if options.judge else None
+    grader = _grader(options, judge)
+    columns = Columns(options.prompt_column, options.answer_column)
+    logging.disable_progress_bar()
+    needed = [columns.prompt] + ([columns.answer] if grader.name != "function" else [])
+    return label_rows(
+        read_rows(options.prompts, needed, limit=options.limit),
+        models,
+        grader,
+        options.out,
+        settings=settings,
+        unit=options.cost,
+        columns=columns,
+        progress=terminal.track_stream,
+    )
+
+
+# --- what the options mean -----------------------------------------------------------------------
+
+
+def _models(options: LabelOptions) -> list[Model]:
+    """The models, and the judge last if there is one."""
+    from pliant.routing.backends.protocol import ModelSpec, different_names, open_backend
+    from pliant.routing.backends.remote import KEY
+    from pliant.routing.backends.retry import Retry
+    from pliant.routing.labels.rows import Model
+
+    judges = [options.judge] if options.judge else []
+    specs = [ModelSpec.parse(text) for text in (*options.model, *judges)]
+    different_names(specs)
+    prices = _prices(options.price, specs)
+    keys = _by_model(options.api_key_env, specs, "--api-key-env", default=KEY)
+    calls = {
+        "concurrency": options.concurrency,
+        "timeout": options.timeout,
+        "retry": Retry(tries=options.tries),
+    }
+
+    def settings(spec: ModelSpec) -> dict[str, Any]:
+        if spec.url is None:
+            return {"device": options.device}
+        return {**calls, "key_env": keys[spec.name]}
+
+    def key_env(spec: ModelSpec) -> str | None:
+        return keys[spec.name] if spec.url is not None and keys[spec.name] != KEY else None
+
+    return [
+        Model(spec, open_backend(spec, **settings(spec)), prices.get(spec.name), key_env(spec))
+        for spec in specs
+    ]
+
+
+def _prices(texts: Sequence[str], specs: list[ModelSpec]) -> dict[str, Price]:
+    from pliant.routing.backends.costs import Price
+
+    return {name: Price.parse(text) for name, text in _by_model(texts, specs, "--price").items()}
+
+
+def _by_model(
+    texts: Sequence[str], specs: list[ModelSpec], flag: str, default: str | None = None
+) -> dict[str, str]:
+    """`MODEL=VALUE` by model; with a default, a bare value replaces the default."""
+    names = [spec.name for spec in specs]
+    values: dict[str, str] = {}
+    bare = [text for text in texts if "=" not in text]
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        if equals and name not in names:
+            raise InvalidInput(f"{flag} {text}: no model {name!r}{did_you_mean(name, names)}")
+        if equals:
+            values[name] = value
+    if (bare and default is None) or len(bare) > 1:
+        raise InvalidInput(f"{flag} {bare[-1]}: name its model, as in {names[0]}={bare[-1]}")
+    if default is not None:
+        values = dict.fromkeys(names, bare[0] if bare else default) | values
+    return values
+
+
+def _grader(options: LabelOptions, judge: Model | None) -> Grader:
+    from pliant.routing.backends.protocol import Settings as Answering
+    from pliant.routing.labels.grading import Grader, JudgeGrader
+    from pliant.verify import verifier
+
+    name, settings = options.verifier, _verifier_options(options.verifier_option)
+    if (name == "judge") != (judge is not None):
+        raise InvalidInput("--verifier judge and --judge MODEL go together")
+    if judge is not None:
+        return JudgeGrader(
+            judge.backend,
+            str(judge.spec),
+            Answering(options.max_new_tokens),
+            price=judge.price,
+            concurrency=options.concurrency,
+            **settings,
+        )
+    if ":" in name:
+        name, settings = "function", {"function": name, **settings}
+    return Grader(verifier(name, **settings))
+
+
+def _verifier_options(texts: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE, where a value that looks like a number, true or false is one."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InvalidInput(f"--verifier-option {text!r}: write it as key=value")
+        try:
+            plain = yaml.safe_load(value)
+        except yaml.YAMLError:
+            plain = value  # a pattern, say
+        values[key.replace("-", "_")] = plain if isinstance(plain, (bool, int, float)) else value
+    return values
+
+
+# --- what is shown -------------------------------------------------------------------------------
+
+
+def _draw(done: Labelled) -> None:
+    console = terminal.console()
+    _table(done).draw(console)
+    if done.rows:
+        console.print(f"{done.rows:,} labels: {done.path}", markup=False, soft_wrap=True)
+    errors = terminal.console(stderr=True)
+    for run in done.runs:
+        for kind, times in run.failures.items():
+            line = f"{run.name}: {times:,} x {kind}; the first: {run.said[kind]}"
+            errors.print(" ".join(line.split()), markup=False, soft_wrap=True)
+    if done.missing and done.rows:
+        line = f"{done.missing:,} prompts are without labels; run the same again to try them again"
+        errors.print(line, markup=False, soft_wrap=True)
+
+
+def _table(done: Labelled) -> Table:
+    from pliant.reports.tables import Table, count
+
+    def money(usd: float | None) -> str:
+        return "-" if usd is None else f"{usd:.4f}"
+
+    rows = [
+        [
+            run.name,
+            f"{run.answered:,}",
+            f"{run.new:,}",
+            f"{sum(run.failures.values()):,}",
+            f"{run.cut:,}",
+            f"{run.right:.3f}" if done.rows else "-",
+            f"{run.used.prompt_tokens:,}",
+            f"{run.used.answer_tokens:,}",
+            f"{run.used.ms / 1000:,.1f}",
+            "-" if run.used.flops is None else count(int(run.used.flops)),
+            money(run.used.usd),
+        ]
+        for run in done.runs
+    ]
+    if done.judging is not None:
+        used = done.judging
+        tokens = [f"{used.prompt_tokens:,}", f"{used.answer_tokens:,}", f"{used.ms / 1000:,.1f}"]
+        rows.append(["judge", f"{used.calls:,}", "", "", "", "", *tokens, "-", money(used.usd)])
+    columns = ["model", "answered", "now", "failed", "cut off", "right"]
+    columns += ["tokens in", "tokens out", "seconds", "flops", "usd"]
+    return Table("Labels", columns, rows, right=frozenset(columns[1:]))
+
+
+def _first_failure(done: Labelled) -> str:
+    said = [message for run in done.runs for message in run.said.values()]
+    return said[0] if said else "no model answered"

@@ -1,0 +1,43 @@
+"""The options that several `pliant route` commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge
+
+if TYPE_CHECKING:
+    from pliant.routing.outcomes import Outcomes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterOptions:
+    router: Path
+    """The folder that `pliant route fit` wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsOptions:
+    labels: str
+    """Labels of prompts that the router was not fitted on."""
+    model: tuple[str, ...] = ()
+    """A model's column in the labels; repeatable, cheapest first. Default: all, ordered by cost."""
+    question_column: str = "question"
+    """The column that names the question, where several prompts word the same one."""
+    limit: Annotated[int, Ge(1)] | None = None
+    """Read only the first labels."""
+    json: bool = False
+    """Print one JSON document."""
+
+    def outcomes(self) -> Outcomes:
+        """The labels, read and checked."""
+        from pliant.routing.outcomes import Outcomes
+
+        return Outcomes.read(
+            self.labels,
+            models=self.model or None,
+            question=self.question_column,
+            limit=self.limit,
+        )
