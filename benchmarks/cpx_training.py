@@ -104,11 +104,11 @@ def contestants() -> tuple[Any, SeedLoop]:
 
 def gradient_gap(scorer: Any, control: SeedLoop, ids: Tensor, labels: Tensor) -> float:
     """The largest difference of any entry, between stored prefixes and the control's loop."""
-    from pliant.complexity.stored.prefixes import in_memory
+    from pliant.complexity.prefix_cache.store import in_memory
 
     loss = torch.nn.functional.binary_cross_entropy_with_logits
     stored = in_memory(TrainModule(scorer).prefilled, list(ids))
-    loss(scorer.logits_of(stored.pick(range(len(ids))).ready(scorer)), labels).backward()
+    loss(scorer.logits_of(stored.batch(range(len(ids))).to_prefilled(scorer)), labels).backward()
     loss(control.logits(ids), labels).backward()
     pairs = [
         (scorer.rows.grad[0], control.embeddings.grad[control.cpx]),

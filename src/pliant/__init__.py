@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from pliant.anatomy import Anatomy as Anatomy
     from pliant.anatomy.depth import run_first as run_first
     from pliant.complexity.config import CPXConfig as CPXConfig
-    from pliant.complexity.facade.causal_lm import CPXCausalLM as CPXCausalLM
-    from pliant.complexity.facade.former_names import CPXMistralConfig as CPXMistralConfig
-    from pliant.complexity.facade.former_names import (
+    from pliant.complexity.facade import CPXMistralConfig as CPXMistralConfig
+    from pliant.complexity.facade import (
         CPXMistralDatasetConfig as CPXMistralDatasetConfig,
     )
-    from pliant.complexity.facade.former_names import CPXMistralTokenizer as CPXMistralTokenizer
-    from pliant.complexity.facade.former_names import MistralTrainingConfig as MistralTrainingConfig
-    from pliant.complexity.facade.tokenizer import CPXTokenizer as CPXTokenizer
+    from pliant.complexity.facade import CPXMistralTokenizer as CPXMistralTokenizer
+    from pliant.complexity.facade import MistralTrainingConfig as MistralTrainingConfig
+    from pliant.complexity.facade.causal_lm import CPXCausalLM as CPXCausalLM
     from pliant.complexity.model import Complexity as Complexity
+    from pliant.complexity.tokenizer import CPXTokenizer as CPXTokenizer
     from pliant.complexity.training.config import CPXDatasetConfig as CPXDatasetConfig
     from pliant.complexity.training.config import CPXTrainingConfig as CPXTrainingConfig
     from pliant.complexity.training.trainer import CPXTrainer as CPXTrainer
@@ -60,14 +60,14 @@ _HOMES = {
     "pliant.anatomy.depth": ("run_first",),
     "pliant.complexity.facade.causal_lm": ("CPXCausalLM",),
     "pliant.complexity.config": ("CPXConfig",),
-    "pliant.complexity.facade.former_names": (
+    "pliant.complexity.facade": (
         "CPXMistralConfig",
         "CPXMistralDatasetConfig",
         "CPXMistralTokenizer",
         "MistralTrainingConfig",
     ),
     "pliant.complexity.model": ("Complexity",),
-    "pliant.complexity.facade.tokenizer": ("CPXTokenizer",),
+    "pliant.complexity.tokenizer": ("CPXTokenizer",),
     "pliant.complexity.training.trainer": ("CPXTrainer",),
     "pliant.complexity.training.config": ("CPXDatasetConfig", "CPXTrainingConfig"),
     "pliant.errors": (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.complexity.facade.test_tokenizer import (
+from tests.complexity.test_tokenizer import (
     HOSTILE,
     TEXTS,
     byte_level,
@@ -30,9 +30,10 @@ from pliant.adapters import fingerprint
 from pliant.anatomy.tiny import tiny_config, tiny_model
 from pliant.anatomy.truncated_config import first_layers_config
 from pliant.complexity import Complexity, CPXConfig, attach
-from pliant.complexity.export import BOUNDS, export
+from pliant.complexity.export import export
+from pliant.complexity.export.checkpoint import BOUNDS
 from pliant.complexity.facade.causal_lm import CPXCausalLM
-from pliant.complexity.facade.tokenizer import CPXTokenizer
+from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.loading import load
 from pliant.routing.metrics.calibration import Isotonic, Platt, Temperature
@@ -241,7 +242,7 @@ def test_a_calibration_in_logits_goes_into_the_head(tmp_path: Path) -> None:
         ("llama", {"lora_rank": 2}, "LoRA acts on the .CPX. position alone"),
         ("cohere", {}, "no sequence classifier"),
         ("bert", {}, "does not read one token by one linear layer"),
-        ("minicpm3", {"layer": 2}, "does not say what the scorer says"),
+        ("minicpm3", {"layer": 2}, "does not agree with the scorer"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -292,7 +293,7 @@ def test_the_proof_does_not_believe_an_untrained_head(tmp_path: Path) -> None:
     """Whose logits are all zero, whatever it reads."""
     model = tiny_model("minicpm3")
     scorer = attach(model, CPXConfig(layer=2), of_bytes())
-    with pytest.raises(UnsupportedModel, match="does not say"):
+    with pytest.raises(UnsupportedModel, match="does not agree"):
         scorer.export(tmp_path / "stock")
 
 
@@ -309,6 +310,6 @@ def test_an_adapter_on_the_base_is_no_part_of_the_proof_s_excuse(tmp_path: Path)
     layer = scorer.anatomy.layers[0]
     with (
         layer.register_forward_hook(lambda module, args, output: output * 1.01),
-        pytest.raises(UnsupportedModel, match="does not say what the scorer says"),
+        pytest.raises(UnsupportedModel, match="does not agree with the scorer"),
     ):
         scorer.export(tmp_path / "stock")

@@ -314,7 +314,7 @@ def test_a_mask_goes_with_a_tensor(scorer: Complexity) -> None:
 def test_a_threshold_needs_a_score(model: PreTrainedModel, scorer: Complexity) -> None:
     with pytest.raises(InvalidInput, match="leave_above = 'high'"):
         scorer.generate(PROMPTS, leave_above="high")  # type: ignore[arg-type]
-    with pytest.raises(InvalidInput, match="each of 4 prompts"):
+    with pytest.raises(InvalidInput, match="each of the 4 prompts"):
         scorer.generate(PROMPTS, leave_above=lambda scores: [True], batch_size=4)
     other = trained(attach(model, CPXConfig(outputs=("maths", "code")), name="other"))
     with pytest.raises(InvalidInput, match="none is called 'score'"):

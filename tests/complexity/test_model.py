@@ -196,7 +196,7 @@ def test_gradients_are_those_of_one_forward_over_prompt_and_rows(
     ids, mask = padded(PROMPTS, "left")
     learned = list(scorer.parameters())
     on_cache = torch.autograd.grad(scorer.logits(ids, mask).square().sum(), learned)
-    at_once = scorer._logits_at_once(Batch(ids, mask))
+    at_once = scorer.logits_at_once(Batch(ids, mask))
     for ours, theirs in zip(
         on_cache, torch.autograd.grad(at_once.square().sum(), learned), strict=True
     ):
@@ -224,7 +224,7 @@ def test_the_whole_prompt_learns_where_that_is_asked_for(model: PreTrainedModel)
     scorer = made(model)
     ids, weight = torch.tensor([PROMPTS[1]]), model.model.layers[0].mlp.up_proj.weight
     (found,) = torch.autograd.grad(scorer.logits(ids, whole=True).sum(), weight)
-    (whole,) = torch.autograd.grad(scorer._logits_at_once(Batch.of([PROMPTS[1]])).sum(), weight)
+    (whole,) = torch.autograd.grad(scorer.logits_at_once(Batch.of([PROMPTS[1]])).sum(), weight)
     (rows_only,) = torch.autograd.grad(scorer.logits(ids).sum(), weight)
     assert torch.equal(found, whole) and not torch.allclose(found, rows_only, rtol=0.1)
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pliant.complexity import Complexity, CPXConfig, attach
-from pliant.complexity.stored import files as prefix_files
-from pliant.complexity.stored.files import on_disk, opened
-from pliant.complexity.stored.prefixes import Stored, in_memory
+from pliant.complexity.prefix_cache import disk
+from pliant.complexity.prefix_cache.disk import open_files, write_files
+from pliant.complexity.prefix_cache.store import PrefixStore, in_memory
 from pliant.complexity.training.train_module import TrainModule
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.prefill import Batch
@@ -64,7 +64,9 @@ def test_gradients_on_stored_prefixes_are_a_full_forwards(exact_scorer: Complexi
     ids = prompts()
     stored = remembered(exact_scorer, ids)
     order = [4, 0, 2]
-    ours = gradients(exact_scorer, exact_scorer.logits_of(stored.pick(order).ready(exact_scorer)))
+    ours = gradients(
+        exact_scorer, exact_scorer.logits_of(stored.batch(order).to_prefilled(exact_scorer))
+    )
     full = gradients(exact_scorer, full_forward(exact_scorer, [ids[i] for i in order]))
     scale = max(t.abs().max().item() for t in full.values())
     assert scale > 0
@@ -76,23 +78,23 @@ def test_gradients_on_stored_prefixes_are_a_full_forwards(exact_scorer: Complexi
 def test_files_hold_what_memory_holds(
     scorer: Complexity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefix_files, "TOKENS", 12)  # so that there are several
+    monkeypatch.setattr(disk, "TOKENS", 12)  # so that there are several
     ids = prompts()
     stored = remembered(scorer, ids)
-    on_disk(tmp_path, TrainModule(scorer).prefilled, ids)
-    mapped = opened(tmp_path, ids)
+    write_files(tmp_path, TrainModule(scorer).prefilled, ids)
+    mapped = open_files(tmp_path, ids)
     assert len(mapped.chunks) > 2
     assert mapped.bytes == stored.bytes
     for order in ([1, 3], [2], [0, 4, 1, 2, 3]):
-        one, other = stored.pick(order), mapped.pick(order)
+        one, other = stored.batch(order), mapped.batch(order)
         assert one.lengths == other.lengths == tuple(LENGTHS[i] for i in order)
-        for ours, theirs in zip(one.apart(), other.apart(), strict=True):
+        for ours, theirs in zip(one.split(), other.split(), strict=True):
             assert ours.layers == theirs.layers
             for a, b in zip(ours.tensors, theirs.tensors, strict=True):  # other batches ran them
                 assert torch.allclose(a, b, atol=CLOSE)
 
 
-def remembered(scorer: Complexity, ids: list[Tensor]) -> Stored:
+def remembered(scorer: Complexity, ids: list[Tensor]) -> PrefixStore:
     try:
         return in_memory(TrainModule(scorer).prefilled, ids)
     except UnsupportedModel as error:
@@ -101,7 +103,7 @@ def remembered(scorer: Complexity, ids: list[Tensor]) -> Stored:
 
 def full_forward(scorer: Complexity, ids: list[Tensor]) -> Tensor:
     """Each prompt alone, rows and prompt in one forward, without any cache."""
-    return torch.cat([scorer._logits_at_once(Batch.of([row])) for row in ids])
+    return torch.cat([scorer.logits_at_once(Batch.of([row])) for row in ids])
 
 
 def gradients(scorer: Complexity, logits: Tensor) -> dict[str, Tensor]:

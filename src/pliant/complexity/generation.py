@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +17,14 @@ from torch import Tensor
 
 from pliant.anatomy.depth import cache_name, run_first
 from pliant.anatomy.intercept import FORWARD, intercept
-from pliant.complexity import options as told
+from pliant.complexity import generate_options
 from pliant.complexity.prompts import alike, ids_of, padding, unpadded
+from pliant.complexity.scorer import PromptScorer
 from pliant.complexity.scores import Scores
 from pliant.errors import InvalidInput
 from pliant.prefill import Batch, Prefilled, bears_padding, keeps_cache
 from pliant.prefill.prefilled import Part
 from pliant.prefill.run import Ran
-
-if TYPE_CHECKING:
-    from pliant.complexity.model import Complexity
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,20 +37,20 @@ class Generated:
     texts: tuple[str | None, ...] | None
     """The answers alone; None without a tokenizer."""
     left: np.ndarray
-    """(n,) which prompts scored above the threshold and were not generated."""
+    """(n,) the prompts that scored above the threshold and were not generated."""
     prefilled_again: bool
     """Whether prompts were run twice: because others of their batch left, or because the model
-    has no cache (or the kind of generation no prefill) that the score could be read from."""
+    has no cache (or the kind of generation no prefill) to score on."""
     outputs: tuple[Any, ...]
     """What `model.generate` returned, one for each batch."""
 
 
 Leaving = float | Callable[[Scores], Any]
-"""A score above which prompts leave, or who says of scores which prompts do: (n,) true or false."""
+"""A score above which prompts leave, or a function of the scores: (n,) true where one leaves."""
 
 
 def generate(
-    scorer: Complexity,
+    scorer: PromptScorer,
     prompts: Any,
     leave_above: Leaving | None,
     settings: dict[str, Any],
@@ -60,16 +58,16 @@ def generate(
 ) -> Generated:
     """Score and generate; see `Complexity.generate`."""
     _check_threshold(scorer, leave_above)
-    told.check(options)
+    generate_options.check(options)
     ids, options, truncated = _ids(scorer, prompts, settings, options)
     lengths = [len(prompt) for prompt in ids]
-    copies = told.copies(scorer, options)
+    copies = generate_options.copies(scorer.base, options)
     logits = np.zeros((len(ids), len(scorer.config.outputs)))
     sequences: list[Tensor | None] = [None] * (len(ids) * copies)
     answers: list[Tensor | None] = [None] * (len(ids) * copies)
     left, again, outputs = np.zeros(len(ids), dtype=bool), False, []
     for rows in _batches(scorer, ids, settings["batch_size"]):
-        batch = Batch.of([ids[row] for row in rows], pad=_pad(scorer), device=scorer._place)
+        batch = Batch.of([ids[row] for row in rows], pad=_pad(scorer), device=scorer.device)
         run = _Generation(scorer, batch, rows, lengths, leave_above, options)
         logits[rows], left[rows] = run.logits, run.left
         again |= run.again
@@ -77,9 +75,9 @@ def generate(
             continue
         outputs.append(run.output)
         stayed = [row for row in rows if not left[row]]
-        found = run.output if isinstance(run.output, Tensor) else run.output.sequences
-        for place, sequence in enumerate(found):
-            row, copy = divmod(place, copies)
+        generated = run.output if isinstance(run.output, Tensor) else run.output.sequences
+        for index, sequence in enumerate(generated):
+            row, copy = divmod(index, copies)
             at = stayed[row] * copies + copy
             answers[at] = answer = sequence[run.length :]
             sequences[at] = torch.cat([as_ids(ids[stayed[row]], sequence), answer])
@@ -98,7 +96,7 @@ class _Generation:
 
     def __init__(
         self,
-        scorer: Complexity,
+        scorer: PromptScorer,
         batch: Batch,
         rows: Sequence[int],
         lengths: Sequence[int],
@@ -112,14 +110,16 @@ class _Generation:
         self.logits = np.zeros((len(batch.ids_BT), len(scorer.config.outputs)))
         self.left = np.zeros(len(batch.ids_BT), dtype=bool)
         self.length = batch.ids_BT.shape[1]
-        self.held: told.Held | None = None
+        self.buffered: generate_options.BufferedStreamer | None = None
         self.output: Any = None
-        # Some models keep their state where no step could leave it alone: they are scored before.
-        cached = keeps_cache(scorer.anatomy) and not told.is_run_otherwise(scorer, options)
+        # Where a step would change the state that generation goes on from, scores come first.
+        cached = keeps_cache(scorer.anatomy) and not generate_options.needs_full_forward(
+            scorer.base, options
+        )
         self.again = not cached
         try:
             if not cached:
-                self.decide(scorer._logits_at_once(batch))
+                self.decide(scorer.logits_at_once(batch))
             self.output = self._generate(batch, rows, scoring=cached)
         except _Left:
             stay = np.flatnonzero(~self.left).tolist()
@@ -129,41 +129,42 @@ class _Generation:
                 self.length = batch.ids_BT.shape[1]
                 self.output = self._generate(batch, [rows[i] for i in stay], scoring=False)
             elif (streamer := options.get("streamer")) is not None:
-                streamer.end()  # whoever reads from it would wait for ever
+                streamer.end()  # its reader would wait for ever
 
     def _generate(self, batch: Batch, rows: Sequence[int], scoring: bool) -> Any:
         model: Any = self.scorer.anatomy.model
-        own = told.of_prompts(self.scorer, self.options, rows, self.lengths)
-        given = {"input_ids": batch.ids_BT, "attention_mask": batch.mask_BT, **own}
+        own = generate_options.select_prompts(self.scorer.base, self.options, rows, self.lengths)
+        arguments = {"input_ids": batch.ids_BT, "attention_mask": batch.mask_BT, **own}
         if not scoring:
-            return model.generate(**given)
+            return model.generate(**arguments)
         if self.leave_above is not None and (streamer := own.get("streamer")) is not None:
-            given["streamer"] = self.held = told.Held(streamer)
+            arguments["streamer"] = self.buffered = generate_options.BufferedStreamer(streamer)
         watch = _Watch(self, batch)
         with intercept({(model, FORWARD): watch.forward}):
-            output = model.generate(**given)
+            output = model.generate(**arguments)
         if not watch.done:  # no forward ended where the prompt does: some assisted decoding
             self.again = True
-            self.decide(self.scorer._logits_at_once(batch), leaving=False)
+            self.decide(self.scorer.logits_at_once(batch), leaving=False)
         return output
 
     def decide(self, logits: Tensor, leaving: bool = True) -> None:
-        """Keep the scores; if some prompts are to leave, nothing goes on from here."""
+        """Record the scores; if some prompts leave, this generation ends here."""
         self.logits = logits.detach().double().cpu().numpy()
         if self.leave_above is not None:
             config = self.scorer.config
             scores = Scores(config.outputs, self.logits, reads=config.reads)
             rule = self.leave_above
-            found = rule(scores) if callable(rule) else scores.score > rule
-            self.left = np.asarray(found, dtype=bool)
+            leaves = rule(scores) if callable(rule) else scores.score > rule
+            self.left = np.asarray(leaves, dtype=bool)
             if self.left.shape != (len(scores),):
                 raise InvalidInput(
-                    f"leave_above gave {found!r}: true or false for each of {len(scores)} prompts"
+                    f"leave_above returned {leaves!r}: return true or false for each of the "
+                    f"{len(scores)} prompts"
                 )
             if leaving and self.left.any():
                 raise _Left
-        if self.held is not None:
-            self.held.release()
+        if self.buffered is not None:
+            self.buffered.release()
 
 
 class _Watch:
@@ -210,8 +211,8 @@ class _Left(BaseException):
     """Some prompts leave. Not an Exception: no code in between may take it for an error."""
 
 
-def _check_threshold(scorer: Complexity, leave_above: Leaving | None) -> None:
-    """Before anything runs: a number, and a score that it could be held against."""
+def _check_threshold(scorer: PromptScorer, leave_above: Leaving | None) -> None:
+    """Before anything runs: a number, and a scorer whose score it can be compared with."""
     if leave_above is None or callable(leave_above):
         return
     if isinstance(leave_above, bool) or not isinstance(leave_above, (int, float)):
@@ -222,21 +223,21 @@ def _check_threshold(scorer: Complexity, leave_above: Leaving | None) -> None:
 
 
 def _ids(
-    scorer: Complexity, prompts: Any, settings: dict[str, Any], options: dict[str, Any]
+    scorer: PromptScorer, prompts: Any, settings: dict[str, Any], options: dict[str, Any]
 ) -> tuple[list[list[int]], dict[str, Any], int]:
-    """The prompts' ids, the options beside them, and how many prompts were cut."""
+    """The prompts' ids, the other options, and how many prompts were truncated."""
     options = dict(options)
     mask = options.pop("attention_mask", None)
     if isinstance(prompts, Tensor):
         settings["batch_size"] = settings["batch_size"] or len(prompts)  # a batch is a batch
-        mask = padding(prompts, *scorer._padding(options)) if mask is None else mask
-        options = told.aligned(options, prompts, mask)
+        mask = padding(prompts, *scorer.padding_tokens(options)) if mask is None else mask
+        options = generate_options.align_options(options, prompts, mask)
         found = unpadded(prompts, mask)
     elif mask is not None:
         raise InvalidInput("attention_mask goes with a tensor of ids; lists need none")
     else:
         found = ids_of(prompts, scorer.tokenizer, settings["chat"])
-    fit, truncated = scorer._fit(found, settings["truncation"])
+    fit, truncated = scorer.fit_prompts(found, settings["truncation"])
     for i, prompt in enumerate(fit):
         if not prompt:
             raise InvalidInput(f"prompt {i} has no token, and the model none to begin with (BOS)")
@@ -244,7 +245,7 @@ def _ids(
 
 
 def _batches(
-    scorer: Complexity, ids: Sequence[Sequence[int]], batch_size: int | None
+    scorer: PromptScorer, ids: Sequence[Sequence[int]], batch_size: int | None
 ) -> list[list[int]]:
     """By like length; by equal length where the model does not bear padding."""
     lengths = [len(prompt) for prompt in ids]
@@ -257,13 +258,13 @@ def _batches(
     return found
 
 
-def _pad(scorer: Complexity) -> int:
+def _pad(scorer: PromptScorer) -> int:
     """What generate pads with is masked; only that it is of the vocabulary matters."""
     pad = getattr(scorer.anatomy.config, "pad_token_id", None)
     return pad if isinstance(pad, int) and pad >= 0 else 0
 
 
-def _texts(scorer: Complexity, answers: Sequence[Tensor | None]) -> tuple[str | None, ...] | None:
+def _texts(scorer: PromptScorer, answers: Sequence[Tensor | None]) -> tuple[str | None, ...] | None:
     tokenizer = scorer.tokenizer
     if tokenizer is None:
         return None

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pliant.complexity.facade.tokenizer import plain_ids
+from pliant.complexity.tokenizer import plain_ids
 from pliant.data import chat_text, check_text
 from pliant.errors import InvalidInput
 from pliant.prefill import align

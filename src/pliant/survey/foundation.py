@@ -60,7 +60,7 @@ def layers(specimen: Specimen) -> Verdict:
 
 
 @register("foundation", "in order", "Does each layer run exactly once, in order?", needs=["layers"])
-def in_order(specimen: Specimen) -> Verdict:
+def similar_length_order(specimen: Specimen) -> Verdict:
     calls = _layer_calls(specimen)
     first = ", ".join(map(str, calls[:8]))
     told = f"{len(specimen.anatomy.layers)} layers make {len(calls)} calls: {first}, ..."

@@ -75,7 +75,7 @@ def learns(specimen: Specimen) -> Verdict:
     with _scorer(specimen, rows=2, aggregation="mean") as scorer:
         logits = scorer.logits(batch.ids_BT)
         (on_cache,) = torch.autograd.grad(logits.sum(), scorer.rows)
-        (at_once,) = torch.autograd.grad(scorer._logits_at_once(batch).sum(), scorer.rows)
+        (at_once,) = torch.autograd.grad(scorer.logits_at_once(batch).sum(), scorer.rows)
         if not on_cache.any():
             return Verdict(False, "no gradient reaches the rows")
         return _near(on_cache / at_once.norm(), at_once / at_once.norm())
@@ -158,7 +158,7 @@ def _scorer(specimen: Specimen, **settings: Any) -> Iterator[Complexity]:
 @torch.no_grad()
 def _alone(scorer: Complexity, prompts: Sequence[list[int]]) -> Tensor:
     """Each prompt for itself, in one forward without a cache."""
-    return torch.cat([scorer._logits_at_once(Batch.of([prompt])) for prompt in prompts])
+    return torch.cat([scorer.logits_at_once(Batch.of([prompt])) for prompt in prompts])
 
 
 def _prompts() -> list[list[int]]:

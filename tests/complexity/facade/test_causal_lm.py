@@ -20,7 +20,7 @@ from pliant.adapters import fingerprint
 from pliant.anatomy.tiny import tiny_model
 from pliant.complexity import CPXConfig, attach
 from pliant.complexity.facade.causal_lm import CPXCausalLM
-from pliant.complexity.facade.tokenizer import CPXTokenizer
+from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.complexity.training.losses import losses
 from pliant.errors import InvalidInput, ModelNotFound, WrongBase
 from pliant.prefill import prefill
@@ -343,7 +343,7 @@ def test_a_base_from_a_folder_is_named_by_hand(tokenizer: Any, tmp_path: Path) -
     model = CPXCausalLM.from_pretrained(tmp_path / "base", num_labels=1)
     assert model.cpx_token_id is None, "it has no tokenizer"
     model.save_pretrained(tmp_path / "scorer")
-    with pytest.raises(InvalidInput, match="say where the base is"):
+    with pytest.raises(InvalidInput, match="pass the base"):
         CPXCausalLM.from_pretrained(tmp_path / "scorer")
     again = CPXCausalLM.from_pretrained(tmp_path / "scorer", base=tmp_path / "base")
     assert torch.equal(again.scorer.rows, model.scorer.rows)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pliant.complexity.stored.order import in_order
+from pliant.complexity.prefix_cache.length_sampler import similar_length_order
 from pliant.complexity.training.dataset import dataset_of, labels_of
 from pliant.errors import InvalidInput
 
@@ -81,14 +81,14 @@ def test_rows_may_come_in_several_forms() -> None:
     st.integers(0, 5),
 )
 def test_an_epoch_has_every_prompt_once(lengths: list[int], batch: int, epoch: int) -> None:
-    order = in_order(torch.tensor(lengths), batch, 0, epoch)
+    order = similar_length_order(torch.tensor(lengths), batch, 0, epoch)
     assert sorted(order) == list(range(len(lengths)))
-    assert order == in_order(torch.tensor(lengths), batch, 0, epoch)
+    assert order == similar_length_order(torch.tensor(lengths), batch, 0, epoch)
 
 
 def test_companions_change_and_lengths_are_alike() -> None:
     lengths = torch.randint(1, 200, (4000,), generator=torch.Generator().manual_seed(0))
-    epochs = [torch.tensor(in_order(lengths, 16, 0, e)).split(16) for e in range(2)]
+    epochs = [torch.tensor(similar_length_order(lengths, 16, 0, e)).split(16) for e in range(2)]
     pairs = [{frozenset(b[[i, i + 1]].tolist()) for b in e for i in range(15)} for e in epochs]
     assert len(pairs[0] & pairs[1]) < 0.1 * len(pairs[0])
     padded = sum(int(lengths[b].max()) * len(b) for b in epochs[0])

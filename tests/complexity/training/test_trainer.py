@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM, TrainerCallback
 
 from pliant import adapters
 from pliant.complexity import Complexity, CPXConfig, attach
-from pliant.complexity.stored.order import in_order
+from pliant.complexity.prefix_cache.length_sampler import similar_length_order
 from pliant.complexity.training.config import CPXTrainingConfig
 from pliant.complexity.training.fit import fit, remember
 from pliant.complexity.training.trainer import CPXTrainer
@@ -90,7 +90,7 @@ def plain_loop(model: LlamaForCausalLM, scorer: Complexity, epochs: int = 3) -> 
     data, found = rows(), []
     for epoch in range(epochs):
         lengths = torch.tensor([len(r["input_ids"]) for r in data])
-        for batch in torch.tensor(in_order(lengths, 4, 0, epoch)).split(4):
+        for batch in torch.tensor(similar_length_order(lengths, 4, 0, epoch)).split(4):
             logits = []
             for i in batch.tolist():
                 prompt = model.get_input_embeddings()(torch.tensor([data[i]["input_ids"]]))
@@ -542,12 +542,12 @@ def test_fit_trains_in_place_and_leaves_nothing(
     fit(one, prompts, torch.tensor(labels), prefixes=shared)
     fit(other, prompts, labels)
     assert same(values(one), values(other))
-    with pytest.raises(InvalidInput, match="60 prefixes are stored, and there are 59"):
+    with pytest.raises(InvalidInput, match="60 prefixes are stored for 59"):
         fit(one, prompts[:59], labels[:59], prefixes=shared)
     for wrong in (scorer_on(layer=1), scorer_on(tiny_llama(seed=1))):
-        with pytest.raises(InvalidInput, match="is not what the base makes of it now"):
+        with pytest.raises(InvalidInput, match="differs from what the base computes now"):
             fit(wrong, prompts, labels, prefixes=shared)
-    with pytest.raises(InvalidInput, match="is not what the base makes of it now"):
+    with pytest.raises(InvalidInput, match="differs from what the base computes now"):
         fit(one, prompts[::-1], labels[::-1], prefixes=shared)
     with pytest.raises(InvalidInput, match="60 prompts and 3 labels"):
         fit(one, prompts, labels[:3])

@@ -15,8 +15,8 @@ from tests.minimal_adapter import tiny_llama
 from torch.distributed.fsdp import fully_shard
 
 from pliant.complexity import CPXConfig, attach
-from pliant.complexity.stored.order import in_order
-from pliant.complexity.stored.prefixes import in_memory
+from pliant.complexity.prefix_cache.length_sampler import similar_length_order
+from pliant.complexity.prefix_cache.store import in_memory
 from pliant.complexity.training.config import CPXTrainingConfig
 from pliant.complexity.training.losses import loss_of
 from pliant.complexity.training.train_module import TrainModule
@@ -42,7 +42,7 @@ def one_process(scorer: Any) -> list[float]:
     data, found = rows(), []
     lengths = torch.tensor([len(row["input_ids"]) for row in data])
     for epoch in range(3):
-        for some in torch.tensor(in_order(lengths, 8, 0, epoch)).split(8):
+        for some in torch.tensor(similar_length_order(lengths, 8, 0, epoch)).split(8):
             batch = Batch.of([data[i]["input_ids"] for i in some])
             wanted = torch.tensor([[data[i]["label"]] for i in some])
             logits = scorer.logits(batch.ids_BT, batch.mask_BT)
@@ -94,7 +94,7 @@ def sharded(found: dict[str, bool]) -> None:
 
 def gradients(module: TrainModule, stored: Any) -> dict[str, torch.Tensor]:
     torch.nn.init.ones_(module.scorer.head.weight)
-    logits = module(prefixes=stored.pick([1, 0]).as_dict())["logits"]
+    logits = module(prefixes=stored.batch([1, 0]).as_dict())["logits"]
     logits.sum().backward()
     named = module.scorer.named_parameters()
     return {n: p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for n, p in named}

@@ -1,4 +1,4 @@
-"""CPXCausalLM: a base and its scorer in one module, for loops that know nothing of adapters.
+"""CPXCausalLM: a base and its scorer in one module, for training loops without adapters.
 
     model = CPXCausalLM.from_pretrained("nano-s", cpx_token_id=id, tokenizer_size=size)
     logits, outputs = model(input_ids, attention_mask)
@@ -12,31 +12,47 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput
 
 from pliant import loading, prefill
 from pliant.complexity.config import CPXConfig
-from pliant.complexity.facade.batches import Prompts, prompts_in
-from pliant.complexity.facade.loading import (
-    base_of,
+from pliant.complexity.facade.arguments import (
+    Prompts,
     check_id,
     check_known,
     check_same,
     config_of,
-    saved_scorer,
+    prompts_in,
     tokenizer_of,
 )
-from pliant.complexity.facade.output import CPXOutput, base_output
 from pliant.complexity.model import Complexity, attach
 from pliant.complexity.scores import Scores
+from pliant.complexity.tokenizer import base_of, saved_scorer
 from pliant.complexity.training.losses import Loss, losses
 from pliant.errors import InvalidInput
+
+
+@dataclass
+class CPXOutput(ModelOutput):
+    """`logits, outputs = model(...)`; `loss` is there by name, and as the first by index."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    """(B, labels), the scorer's."""
+    outputs: CausalLMOutputWithPast | None = None
+    """The base's own, for the prompts."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.logits, self.outputs))
 
 
 class CPXCausalLM(nn.Module):
@@ -91,8 +107,9 @@ class CPXCausalLM(nn.Module):
             scorer = Complexity.from_pretrained(model, saved, tokenizer=tokenizer, insist=insist)
             check_same(scorer.config, config, num_labels, saved)
         scorer.rows.requires_grad_(is_cpx_token_trainable)
-        known = None if tokenizer is None else tokenizer.cpx_token_id
-        return cls(model, scorer, known if cpx_token_id is None else cpx_token_id)
+        if cpx_token_id is None and tokenizer is not None:
+            cpx_token_id = tokenizer.cpx_token_id
+        return cls(model, scorer, cpx_token_id)
 
     def forward(
         self,
@@ -119,8 +136,8 @@ class CPXCausalLM(nn.Module):
         else:
             prompts = self._prompts(input_ids, attention_mask)
             logits, outputs = self._run(prompts, return_outputs, inputs)
-        found = None if labels is None else losses(logits, labels, loss).mean()
-        return CPXOutput(loss=found, logits=logits, outputs=outputs)
+        mean = None if labels is None else losses(logits, labels, loss).mean()
+        return CPXOutput(loss=mean, logits=logits, outputs=outputs)
 
     def score(self, prompts: Sequence[Any], **options: Any) -> Scores:
         """See `Complexity.score`; `score` is 1 - P(this model succeeds)."""
@@ -131,8 +148,8 @@ class CPXCausalLM(nn.Module):
         ids = options.pop("input_ids", prompts)
         if isinstance(ids, Tensor):
             mask = options.pop("attention_mask", None)
-            found = self._prompts(ids, mask)
-            ids, options["attention_mask"] = found.batch.ids_BT, found.batch.mask_BT
+            batch = self._prompts(ids, mask).batch
+            ids, options["attention_mask"] = batch.ids_BT, batch.mask_BT
         return self.scorer.generate(ids, **options)
 
     def save_pretrained(self, folder: str | Path, **push: Any) -> str | None:
@@ -144,9 +161,7 @@ class CPXCausalLM(nn.Module):
 
     def export(self, folder: str | Path, tokenizer: Any = None, **options: Any) -> Any:
         """Leave as a stock `*ForSequenceClassification`: see `pliant.complexity.export`."""
-        from pliant.complexity.export import export
-
-        return export(self.scorer, folder, tokenizer, **options)
+        return self.scorer.export(folder, tokenizer, **options)
 
     def resize_token_embeddings(self, *args: Any, **options: Any) -> None:
         raise InvalidInput(
@@ -197,11 +212,11 @@ class CPXCausalLM(nn.Module):
         logits = scorer.logits_of(ran)
         if not wanted:
             return logits, None
-        return logits, base_output(ran if layer is None else ran.resume())
+        return logits, _base_output(ran if layer is None else ran.resume())
 
     def _prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> Prompts:
         """Where the base's embeddings are: a loop that knows only a `device_map` moves nothing."""
-        place = self.scorer._place
+        place = self.scorer.device
         mask = None if attention_mask is None else attention_mask.to(place)
         return prompts_in(input_ids.to(place), mask, self.cpx_token_id, self.scorer.anatomy)
 
@@ -220,3 +235,10 @@ def _last_logits(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """So that the vocabulary is computed for the last token of each prompt alone."""
     takes = "logits_to_keep" in inspect.signature(model.forward).parameters
     return {**({"logits_to_keep": 1} if takes else {}), **inputs}
+
+
+def _base_output(ran: prefill.Prefilled) -> CausalLMOutputWithPast:
+    """The base's output; without a cache where the prompts had to run one length at a time."""
+    assert ran.logits is not None
+    cache = ran.cache if len(ran.parts) == 1 else None
+    return CausalLMOutputWithPast(logits=ran.logits.unsqueeze(1), past_key_values=cache)

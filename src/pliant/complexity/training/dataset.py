@@ -21,7 +21,7 @@ from pliant.prefill import Batch
 
 if TYPE_CHECKING:
     from pliant.complexity.model import Complexity
-    from pliant.complexity.stored.prefixes import Stored
+    from pliant.complexity.prefix_cache.store import PrefixStore
 
 PROMPTS = ("input_ids", "messages", "prompt", "text")
 LABELS = ("labels", "label")
@@ -47,7 +47,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         """Compared to find duplicates; the ids, where there are no texts."""
         self.numbers = tuple(numbers or range(len(self.ids)))
         """The row of each in its file, counted from 0."""
-        self.stored: Stored | None = None
+        self.stored: PrefixStore | None = None
         """The prompts' keys and values; None where they are computed anew."""
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if dataset.labels is not None:
         batch["labels"] = dataset.labels[indices]
     if dataset.stored is not None:
-        return {**batch, "prefixes": dataset.stored.pick(indices).as_dict()}
+        return {**batch, "prefixes": dataset.stored.batch(indices).as_dict()}
     padded = Batch.of([dataset.ids[i] for i in indices])
     return {**batch, "input_ids": padded.ids_BT, "attention_mask": padded.mask_BT}
 
@@ -124,7 +124,7 @@ def encode(
     """The ids of each prompt, without a [CPX] at its end, which is never in the vocabulary."""
     last = getattr(tokenizer, "cpx_token_id", None)
     ids = [row[:-1] if row[-1:] == [last] else row for row in tokenized(prompts, tokenizer)]
-    limits = [limit for limit in (room, scorer._room) if limit is not None]
+    limits = [limit for limit in (room, scorer.max_prompt_length) if limit is not None]
     table = getattr(scorer.anatomy.embeddings, "num_embeddings", None)
     return checked(ids, min(limits, default=None), truncation, table)
 

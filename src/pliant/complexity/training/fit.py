@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PrinterCallback
 
 from pliant.complexity.model import Complexity
-from pliant.complexity.stored.keeping import check_fits
-from pliant.complexity.stored.prefixes import Stored, in_memory
+from pliant.complexity.prefix_cache.policy import check_fits
+from pliant.complexity.prefix_cache.store import PrefixStore, in_memory
 from pliant.complexity.training.config import CPXTrainingConfig
 from pliant.complexity.training.dataset import (
     PromptDataset,
@@ -34,7 +34,7 @@ def fit(
     *,
     evaluation: tuple[Sequence[Any], Any] | None = None,
     config: CPXTrainingConfig | None = None,
-    prefixes: Stored | None = None,
+    prefixes: PrefixStore | None = None,
     **changes: Any,
 ) -> TrainingReport:
     """Train a scorer in place and leave no files; `changes` are fields of CPXTrainingConfig.
@@ -46,8 +46,8 @@ def fit(
     module = train_module_of(scorer, config.base_dropout)
     dataset = _dataset(module.scorer, prompts, labels, config)
     if prefixes is not None:
-        check_fits(prefixes, module, dataset.ids)
-        dataset.stored = prefixes.with_room(module.scorer.config.rows)
+        check_fits(prefixes, module.prefilled, dataset.ids, module.scorer.rows.device)
+        dataset.stored = prefixes.with_capacity(module.scorer.config.rows)
     held_out = None if evaluation is None else _dataset(module.scorer, *evaluation, config)
     with tempfile.TemporaryDirectory() as folder:
         config = replace(config, output_dir=folder)
@@ -66,7 +66,7 @@ def fit(
     return trainer.report
 
 
-def remember(scorer: Complexity | nn.Module, prompts: Sequence[Any]) -> Stored:
+def remember(scorer: Complexity | nn.Module, prompts: Sequence[Any]) -> PrefixStore:
     """The prompts' keys and values, in memory, for `fit(..., prefixes=...)`."""
     module = train_module_of(scorer)
     ids = ids_of(encode(module.scorer, module.scorer.tokenizer, prompts))

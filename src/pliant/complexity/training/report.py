@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pliant.complexity.stored.keeping import Kept
+from pliant.complexity.prefix_cache.policy import Storage
 
 if TYPE_CHECKING:
     from pliant.complexity.training.trainer import CPXTrainer
@@ -31,7 +31,7 @@ class TrainingReport:
     """Of all training prompts."""
     stored_tokens: int
     """That were run once and stored, those of evaluation too."""
-    storage: dict[str, Kept]
+    storage: dict[str, Storage]
     """Where the prefixes of each data set were stored, and why."""
     loss: float
     """The mean over this run's steps."""
@@ -41,7 +41,7 @@ class TrainingReport:
     """The prompts that are in both the training and the evaluation set."""
 
     @property
-    def kept(self) -> dict[str, Kept]:
+    def kept(self) -> dict[str, Storage]:
         """The former name of `storage`."""
         return self.storage
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from pliant import loading
 from pliant.complexity.config import CPXConfig
-from pliant.complexity.facade.tokenizer import CPXTokenizer
 from pliant.complexity.model import attach
+from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.complexity.training.config import CPXDatasetConfig, CPXModelConfig, CPXTrainingConfig
 from pliant.complexity.training.dataset import PromptDataset, dataset_of, encode
 from pliant.complexity.training.report import TrainingReport

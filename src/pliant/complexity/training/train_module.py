@@ -13,7 +13,7 @@ from pliant import prefill
 from pliant.adapters import attached
 from pliant.adapters.adapter import BRANCH
 from pliant.complexity.model import Complexity
-from pliant.complexity.stored.prefixes import Picked
+from pliant.complexity.prefix_cache.store import PrefixBatch
 from pliant.errors import InvalidInput
 from pliant.prefill import Prefilled
 
@@ -47,7 +47,9 @@ class TrainModule(nn.Module):
     ) -> Any:
         """The logits; with `keep`, the keys and values of the prompts alone."""
         if prefixes is not None:
-            return {"logits": self.scorer.logits_of(Picked(**prefixes).ready(self.scorer))}
+            return {
+                "logits": self.scorer.logits_of(PrefixBatch(**prefixes).to_prefilled(self.scorer))
+            }
         assert input_ids is not None
         if keep:
             return self.prefilled(input_ids, attention_mask)
@@ -89,6 +91,14 @@ class TrainModule(nn.Module):
             name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu().contiguous()
             for name, p in self.trained_base()
         }
+
+    def why_prefixes_change(self) -> str:
+        """Why a prompt's keys and values would differ in the next epoch; empty if they do not."""
+        if trained := next(self.trained_base(), None):
+            return f"the base is trained ({trained[0]}), so keys and values change at each step"
+        if self.base_dropout and self.has_dropout:
+            return "the base's dropout is on, so keys and values differ at each step"
+        return ""
 
     def freeze(self, everything: bool) -> None:
         """A base whose parameters are all trainable, as it was loaded, is frozen; one with some of

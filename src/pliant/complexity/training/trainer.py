@@ -21,9 +21,9 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from pliant.adapters import files, saving
 from pliant.complexity.model import Complexity
+from pliant.complexity.prefix_cache import policy
+from pliant.complexity.prefix_cache.length_sampler import SimilarLengthSampler
 from pliant.complexity.prompts import Truncation
-from pliant.complexity.stored import keeping
-from pliant.complexity.stored.order import LikeLengths
 from pliant.complexity.training.config import CPXTrainingConfig
 from pliant.complexity.training.dataset import PromptDataset, collate, dataset_of, encode
 from pliant.complexity.training.losses import READ_AS, loss_of
@@ -77,7 +77,7 @@ class CPXTrainer(Trainer):
         self.tokenizer = processing_class or self.scorer.tokenizer
         self.room, self.truncation = room, truncation
         self._rows_rms = self.scorer.rows.detach().square().mean().sqrt().item()
-        self.storage: dict[str, keeping.Kept] = {}
+        self.storage: dict[str, policy.Storage] = {}
         self.adapters = AdapterCheckpoint()
         self.clock = Clock()
         self.report: TrainingReport | None = None
@@ -212,7 +212,9 @@ class CPXTrainer(Trainer):
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         total = batch * max(1, self.args.world_size)
-        return LikeLengths(dataset.lengths, total, seed, lambda: int(self.state.epoch or 0))
+        return SimilarLengthSampler(
+            dataset.lengths, total, seed, lambda: int(self.state.epoch or 0)
+        )
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["index", "dataset", "labels"]
@@ -231,31 +233,36 @@ class CPXTrainer(Trainer):
 
     def _store(self, name: str, dataset: PromptDataset, uses: int) -> None:
         if dataset.stored is not None:
-            self.storage[name] = keeping.Kept(dataset.stored.where, "stored before")
+            self.storage[name] = policy.Storage(dataset.stored.where, "stored before")
             return
         folder = Path(self.config.prefix_folder or Path(self.args.output_dir) / "prefixes")
         common: dict[str, Any] = {"folder": folder, "device": self.args.device}
         with self.clock.prefilling():
-            storage = keeping.decide(
-                self.module,
+            storage = policy.choose_storage(
                 dataset.ids,
                 uses,
                 self._run,
                 wanted=self.config.prefixes,
+                inexact=self.module.why_prefixes_change(),
                 processes=self.args.world_size,
                 alike=self.is_fsdp_enabled,
                 **common,
             )
             if self.args.world_size > 1:  # the others may have measured something else
                 values = from_first_process(storage.where, storage.why, storage.bytes)
-                storage = keeping.Kept(*values)
+                storage = policy.Storage(*values)
             self.storage[name] = storage
             share = (self.args.process_index, self.args.world_size)
             if self.is_fsdp_enabled:
                 share = (0, 1)  # all must run together
-            meet = self.accelerator.wait_for_everyone
-            dataset.stored = keeping.stored(
-                storage, self.module, dataset.ids, self._run, mine=share, meet=meet, **common
+            dataset.stored = policy.store(
+                storage,
+                self.scorer,
+                dataset.ids,
+                self._run,
+                share=share,
+                barrier=self.accelerator.wait_for_everyone,
+                **common,
             )
         if dataset.stored is not None:
             self.clock.tokens += dataset.tokens

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from pliant.complexity.facade.tokenizer import CPXTokenizer, free_id
+from pliant.complexity.tokenizer import CPXTokenizer, free_id
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.loading import load_tokenizer
 

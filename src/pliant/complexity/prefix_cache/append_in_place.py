@@ -1,9 +1,10 @@
-"""Keys and values with room behind them: a step writes the rows' own there, and copies nothing.
+"""Keys and values with free positions behind them: a step writes its own there and copies nothing.
 
-A layer of a cache grows by `torch.cat([kept, new])`, which copies all that was kept. What is kept
-here answers that one call by writing the new ones behind itself, once; asked again it is copied as
-any tensor is. And attention to it on a CPU has no gradient to the prompt, which nothing reads and
-which torch would fill with zeros first. To all else, and to autograd, both are what they seem.
+A layer of a cache grows by `torch.cat([cached, new])`, which copies all that is cached. The tensors
+here answer that one call by writing the new ones behind themselves, once; a second time they are
+copied as any tensor is. And attention to them on a CPU computes no gradient to the prompt, which
+nothing reads and which torch would fill with zeros first. In all else, and for autograd, they
+behave as plain tensors.
 (Both together: benchmarks/cpx_training, half of a step at 1,024 tokens.)
 
 Shapes: B prompts, H heads, G of them to a key's, T positions, r rows, K features of a head.
@@ -19,20 +20,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class Roomy(Tensor):
+class Appendable(Tensor):
     """The first positions of a (B, H, T + r, K) tensor, of which the rest may be written once."""
 
     whole: list[Tensor]
-    """The tensor with its room; empty once that is taken."""
+    """The tensor with its free positions; empty once these are taken."""
 
     @classmethod
-    def of(cls, whole_BHTK: Tensor, kept: int) -> Tensor:
-        """`whole` without its room; as it is where it has none."""
-        if whole_BHTK.shape[2] <= kept:
+    def of(cls, whole_BHTK: Tensor, length: int) -> Tensor:
+        """The first `length` positions of `whole`; all of it where there are no more."""
+        if whole_BHTK.shape[2] <= length:
             return whole_BHTK
-        roomy = whole_BHTK[:, :, :kept].as_subclass(cls)
-        roomy.whole = [whole_BHTK]
-        return roomy
+        appendable = whole_BHTK[:, :, :length].as_subclass(cls)
+        appendable.whole = [whole_BHTK]
+        return appendable
 
     @classmethod
     def __torch_function__(
@@ -45,7 +46,7 @@ class Roomy(Tensor):
 
 
 class Joined(Tensor):
-    """What was kept, and behind it what is new and alone has a gradient."""
+    """What was cached, and behind it what is new; only the new has a gradient."""
 
     new_BHrK: Tensor
 
@@ -62,44 +63,44 @@ class Joined(Tensor):
 
 
 def _joined(tensors: Any, dim: int = 0, **options: Any) -> Tensor | None:
-    """What `torch.cat` would give; None where the room is no answer to what it was asked."""
-    if options or len(tensors) != 2 or dim not in (-2, 2) or not isinstance(tensors[0], Roomy):
+    """The result of `torch.cat`; None where the free positions cannot hold it."""
+    if options or len(tensors) != 2 or dim not in (-2, 2) or not isinstance(tensors[0], Appendable):
         return None
-    kept, new_BHrK = tensors
+    cached, new_BHrK = tensors
     try:
-        whole = kept.whole.pop()  # of two threads, one gets it
+        whole = cached.whole.pop()  # of two threads, one gets it
     except IndexError:
         return None
-    free = whole[:, :, kept.shape[2] :][:, :, : new_BHrK.shape[2]]
+    free = whole[:, :, cached.shape[2] :][:, :, : new_BHrK.shape[2]]
     alike = (whole.dtype, whole.device) == (new_BHrK.dtype, new_BHrK.device)
     if free.shape != new_BHrK.shape or not alike:
-        kept.whole.append(whole)
+        cached.whole.append(whole)
         return None
-    joined: Tensor = _Behind.apply(new_BHrK, [whole], kept.shape[2])
+    joined: Tensor = _Behind.apply(new_BHrK, [whole], cached.shape[2])
     joined = joined.as_subclass(Joined)
     joined.new_BHrK = new_BHrK
     return joined
 
 
 class _Behind(torch.autograd.Function):
-    """`new` in the room of a tensor; its gradient is that of its own positions."""
+    """`new` in the free positions of a tensor; its gradient is that of its own positions."""
 
     @staticmethod
-    def forward(ctx: Any, new_BHrK: Tensor, whole: list[Tensor], kept: int) -> Tensor:
-        ctx.kept, stop = kept, kept + new_BHrK.shape[2]
-        whole[0][:, :, kept:stop] = new_BHrK
+    def forward(ctx: Any, new_BHrK: Tensor, whole: list[Tensor], start: int) -> Tensor:
+        ctx.start, stop = start, start + new_BHrK.shape[2]
+        whole[0][:, :, start:stop] = new_BHrK
         return whole[0][:, :, :stop]
 
     @staticmethod
     def backward(ctx: Any, grad_BHTK: Tensor) -> tuple[Tensor, None, None]:
-        return grad_BHTK[:, :, ctx.kept :], None, None
+        return grad_BHTK[:, :, ctx.start :], None, None
 
 
 def _attended(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **how: Any
 ) -> Tensor | None:
-    """The attention as torch computes it, with a gradient to what is new alone; None where its own
-    serves as well (without gradients, or on a device that fills memory fast) or does more."""
+    """Attention as torch computes it, with a gradient to the new positions alone; None where
+    torch's own is as good (no gradients, or a device that fills memory fast) or does more."""
     if not isinstance(key, Joined) or not isinstance(value, Joined):
         return None
     plain = not how.get("is_causal") and not how.get("dropout_p")
@@ -107,8 +108,8 @@ def _attended(
     if not (plain and learns and query.device.type == "cpu"):
         return None
     whole = (key.detach().as_subclass(Tensor), value.detach().as_subclass(Tensor))
-    found: Tensor = _Attended.apply(query, key.new_BHrK, value.new_BHrK, whole, attn_mask, how)
-    return found
+    attended: Tensor = _Attended.apply(query, key.new_BHrK, value.new_BHrK, whole, attn_mask, how)
+    return attended
 
 
 class _Attended(torch.autograd.Function):
@@ -126,13 +127,13 @@ class _Attended(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """Prompt by prompt, for their heads lie so that a product over all would copy them."""
+        """Prompt by prompt: a product over all prompts would copy their heads."""
         q, k, v, mask, out = ctx.saved_tensors
-        found = [
+        gradients = [
             _gradients(q[b], k[b], v[b], _of(mask, b), out[b], grad[b], ctx.scale, ctx.new)
             for b in range(len(q))
         ]
-        return (*(torch.stack(some) for some in zip(*found, strict=True)), None, None, None)
+        return (*(torch.stack(stack) for stack in zip(*gradients, strict=True)), None, None, None)
 
 
 def _gradients(
@@ -146,7 +147,7 @@ def _gradients(
     new: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of one prompt: to its queries, and to the new keys and values. Queries whose heads share a
-    key's stand in one row after the other."""
+    key's head lie behind each other."""
     heads, groups = k_HTK.shape[0], q.shape[0] // k_HTK.shape[0]
     q_HrK, out_HrK, grad_HrK = (
         t.unflatten(0, (heads, groups)).flatten(1, 2) for t in (q, out, grad)
@@ -164,7 +165,7 @@ def _gradients(
 
 
 def _of(mask: Tensor | None, prompt: int) -> Tensor | None:
-    """One prompt's; a mask may be every prompt's."""
+    """One prompt's mask; there may be one mask for all prompts."""
     if mask is None or mask.dim() < 4:
         return mask
     return mask[prompt if mask.shape[0] > 1 else 0]

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from pliant import adapters
 from pliant.complexity import Complexity, CPXConfig, attach
-from pliant.complexity.stored import files as prefix_files
-from pliant.complexity.stored import keeping
-from pliant.complexity.stored.files import folder_of, on_disk, opened
-from pliant.complexity.stored.keeping import decide, stored
-from pliant.complexity.stored.prefixes import in_memory
+from pliant.complexity.prefix_cache import disk, policy
+from pliant.complexity.prefix_cache.disk import folder_of, open_files, write_files
+from pliant.complexity.prefix_cache.policy import choose_storage, store
+from pliant.complexity.prefix_cache.store import in_memory
 from pliant.complexity.training.train_module import TrainModule
 from pliant.errors import AdapterError
 
@@ -30,7 +29,7 @@ def ids() -> list[Tensor]:
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix_files, "TOKENS", 12)
+    monkeypatch.setattr(disk, "TOKENS", 12)
 
 
 def scorer(**changes: Any) -> Complexity:
@@ -55,39 +54,41 @@ class Counted:
 def test_an_interrupted_store_goes_on(ids: list[Tensor], tmp_path: Path) -> None:
     base = scorer()
     with pytest.raises(KeyboardInterrupt):
-        on_disk(tmp_path, Counted(base, dies_after=4), ids)
+        write_files(tmp_path, Counted(base, dies_after=4), ids)
     done = len(list(tmp_path.glob("*.safetensors")))
     assert done and not list(tmp_path.glob(".*"))
-    with pytest.raises(AdapterError, match="missing or not whole"):
-        opened(tmp_path, ids)
+    with pytest.raises(AdapterError, match="missing or incomplete"):
+        open_files(tmp_path, ids)
     rest = Counted(base)
-    on_disk(tmp_path, rest, ids)
+    write_files(tmp_path, rest, ids)
     assert 0 < rest.prompts < len(ids)
-    whole, mapped = in_memory(Counted(base), ids), opened(tmp_path, ids)
-    for one, other in zip(whole.pick(range(8)).tensors, mapped.pick(range(8)).tensors, strict=True):
+    whole, mapped = in_memory(Counted(base), ids), open_files(tmp_path, ids)
+    for one, other in zip(
+        whole.batch(range(8)).tensors, mapped.batch(range(8)).tensors, strict=True
+    ):
         assert torch.allclose(one[:, :, -2:], other[:, :, -2:], atol=1e-6)
     again = Counted(base)
-    on_disk(tmp_path, again, ids)
+    write_files(tmp_path, again, ids)
     assert again.prompts == 0
 
 
 def test_a_torn_file_is_written_again(ids: list[Tensor], tmp_path: Path) -> None:
     base = scorer()
-    on_disk(tmp_path, Counted(base), ids)
+    write_files(tmp_path, Counted(base), ids)
     torn = sorted(tmp_path.glob("*.safetensors"))[1]
     torn.write_bytes(torn.read_bytes()[:-8])
     again = Counted(base)
-    on_disk(tmp_path, again, ids)
-    assert 0 < again.prompts < len(ids) and len(opened(tmp_path, ids)) == len(ids)
+    write_files(tmp_path, again, ids)
+    assert 0 < again.prompts < len(ids) and len(open_files(tmp_path, ids)) == len(ids)
 
 
 def test_two_processes_write_one_folder(ids: list[Tensor], tmp_path: Path) -> None:
     base = scorer()
     first, second = Counted(base), Counted(base)
-    on_disk(tmp_path, first, ids, mine=(0, 2))
-    on_disk(tmp_path, second, ids, mine=(1, 2))
+    write_files(tmp_path, first, ids, share=(0, 2))
+    write_files(tmp_path, second, ids, share=(1, 2))
     assert first.prompts and second.prompts and first.prompts + second.prompts == len(ids)
-    assert len(opened(tmp_path, ids)) == len(ids)
+    assert len(open_files(tmp_path, ids)) == len(ids)
 
 
 def test_the_folder_is_of_this_base_and_these_prompts(ids: list[Tensor], tmp_path: Path) -> None:
@@ -122,34 +123,34 @@ def test_an_edit_of_one_value_anywhere_is_another_base(ids: list[Tensor], tmp_pa
     assert folder_of(tmp_path, base, ids) == here
 
 
-def choose(ids: list[Tensor], folder: Path, uses: int = 10, **changes: Any) -> keeping.Kept:
+def choose(ids: list[Tensor], folder: Path, uses: int = 10, **changes: Any) -> policy.Storage:
     module = TrainModule(scorer())
-    return decide(module, ids, uses, module.prefilled, folder=folder, **changes)
+    return choose_storage(ids, uses, module.prefilled, folder=folder, **changes)
 
 
 def test_bytes_are_known_before(ids: list[Tensor], tmp_path: Path) -> None:
-    kept = choose(ids, tmp_path)
+    storage = choose(ids, tmp_path)
     module = TrainModule(scorer())
-    found = stored(kept, module, ids, module.prefilled, folder=tmp_path)
-    assert kept.where == "memory" and "fit into memory" in kept.why
-    assert found is not None and found.bytes == kept.bytes
+    prefixes = store(storage, module.scorer, ids, module.prefilled, folder=tmp_path)
+    assert storage.where == "memory" and "fit into memory" in storage.why
+    assert prefixes is not None and prefixes.bytes == storage.bytes
 
 
-def test_used_once_nothing_is_kept(ids: list[Tensor], tmp_path: Path) -> None:
+def test_used_once_nothing_is_stored(ids: list[Tensor], tmp_path: Path) -> None:
     assert choose(ids, tmp_path, uses=1).where == "recompute"
     assert choose(ids, tmp_path, uses=1, wanted="disk").where == "disk"
 
 
 @pytest.mark.parametrize(("seconds", "where"), [(1e-9, "disk"), (1e9, "recompute")])
-def test_without_memory_what_was_measured_decides(
+def test_without_memory_a_measurement_decides(
     ids: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, where: str
 ) -> None:
-    monkeypatch.setattr(keeping, "free_memory", lambda: 10)
-    kept = choose(ids, tmp_path)
-    assert kept.where in ("disk", "recompute") and "computed anew" in kept.why
-    monkeypatch.setattr(keeping, "_disk_seconds", lambda *_: (seconds, seconds))
+    monkeypatch.setattr(policy, "free_memory", lambda: 10)
+    storage = choose(ids, tmp_path)
+    assert storage.where in ("disk", "recompute") and "recomputed" in storage.why
+    monkeypatch.setattr(policy, "_disk_seconds", lambda *_: (seconds, seconds))
     assert choose(ids, tmp_path).where == where
-    monkeypatch.setattr(keeping, "_free_disk", lambda _: 10)
+    monkeypatch.setattr(policy, "_free_disk", lambda _: 10)
     assert "nor onto the disk" in choose(ids, tmp_path).why
     assert not list(tmp_path.iterdir())
 
@@ -158,6 +159,6 @@ def test_more_processes_need_more_memory(
     ids: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = choose(ids, tmp_path).bytes
-    monkeypatch.setattr(keeping, "free_memory", lambda: 3 * size)
+    monkeypatch.setattr(policy, "free_memory", lambda: 3 * size)
     assert choose(ids, tmp_path).where == "memory"
     assert choose(ids, tmp_path, processes=2).where != "memory"

@@ -1,4 +1,4 @@
-"""The stock model and tokenizer that a scorer leaves as.
+"""The stock model and tokenizer that a scorer is exported as.
 
 The model shares the base's tensors: only its embeddings, if they gain a row, and its head are new.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from pliant.anatomy.truncated_config import first_layers_config
-from pliant.complexity.facade.ending import ending
-from pliant.complexity.facade.tokenizer import CPXTokenizer
+from pliant.complexity.post_processor import cpx_post_processor
+from pliant.complexity.scorer import PromptScorer
+from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.errors import InvalidInput, UnsupportedModel
-
-if TYPE_CHECKING:
-    from pliant.complexity.model import Complexity
 
 PADDING = ("pad_token", "eos_token", "bos_token", "unk_token")
 """Tokens to pad with, the first that there is: the last token that counts is [CPX] in any case."""
@@ -36,7 +34,7 @@ SETTINGS = ("model_max_length", "truncation_side", "clean_up_tokenization_spaces
 
 @dataclass(frozen=True, eq=False)
 class Stock:
-    """A sequence classifier that was not proven yet."""
+    """A sequence classifier that is not proven yet."""
 
     model: Any
     architecture: str
@@ -49,7 +47,7 @@ class Stock:
 
 
 def stock_model(
-    scorer: Complexity, cpx: CPXTokenizer, head: tuple[Tensor, Tensor], shift: float
+    scorer: PromptScorer, cpx: CPXTokenizer, head: tuple[Tensor, Tensor], shift: float
 ) -> Stock:
     """The base's decoder, or its first layers, with [CPX] among the embeddings and the head."""
     base: Any = scorer.base
@@ -60,7 +58,7 @@ def stock_model(
             "embeddings: is it another model's?"
         )
     config = _config(scorer, cpx, table)
-    model = _built(config, table.dtype)
+    model = _build(config, table.dtype)
     own, stock = base.state_dict(), model.state_dict()
     new = sorted(stock.keys() - own.keys())
     weight, bias = _head_keys(type(model).__name__, new, stock, head[0])
@@ -86,11 +84,11 @@ def stock_tokenizer(cpx: CPXTokenizer, rendered: bool = False) -> PreTrainedToke
     """
     base = cpx.base
     backend = copy.deepcopy(base._tokenizer)
-    backend.post_processor = ending(
+    backend.post_processor = cpx_post_processor(
         backend.post_processor, cpx.cpx_token, cpx.cpx_token_id, add_special_tokens=not rendered
     )
     special = {name: value for name in SPECIAL if (value := getattr(base, name, None))}
-    made: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         padding_side="right",
         pad_token=padding_token(base),
@@ -98,7 +96,7 @@ def stock_tokenizer(cpx: CPXTokenizer, rendered: bool = False) -> PreTrainedToke
         **special,
         **{name: getattr(base, name) for name in SETTINGS if hasattr(base, name)},
     )
-    return made
+    return tokenizer
 
 
 def padding_token(base: Any) -> str:
@@ -111,7 +109,7 @@ def padding_token(base: Any) -> str:
     )
 
 
-def table_of(scorer: Complexity) -> Tensor:
+def table_of(scorer: PromptScorer) -> Tensor:
     table = getattr(scorer.anatomy.embeddings, "weight", None)
     if not isinstance(table, Tensor) or table.dim() != 2:
         kind = type(scorer.anatomy.embeddings).__name__
@@ -119,7 +117,7 @@ def table_of(scorer: Complexity) -> Tensor:
     return table
 
 
-def _config(scorer: Complexity, cpx: CPXTokenizer, table: Tensor) -> Any:
+def _config(scorer: PromptScorer, cpx: CPXTokenizer, table: Tensor) -> Any:
     base: Any = scorer.base
     depth = len(scorer.anatomy.layers)
     config: Any = first_layers_config(base.config, depth, scorer.config.layer or depth)
@@ -138,23 +136,23 @@ def _config(scorer: Complexity, cpx: CPXTokenizer, table: Tensor) -> Any:
     return config
 
 
-def _built(config: Any, dtype: torch.dtype) -> Any:
-    """Without weights: the base's own are put into it."""
+def _build(config: Any, dtype: torch.dtype) -> Any:
+    """Without weights: the base's are assigned to it."""
     try:
         with torch.device("meta"):
             return AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()
     except Exception as error:  # whatever a constructor may raise over fewer layers
-        said = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         raise UnsupportedModel(
             f"transformers cannot build a sequence classifier of this config: "
-            f"{type(error).__name__}: {said}"
+            f"{type(error).__name__}: {message}"
         ) from error
 
 
 def _head_keys(
     kind: str, new: list[str], stock: dict[str, Tensor], wanted: Tensor
 ) -> tuple[str, str | None]:
-    """The head's weight and, if it has one, bias: all that the class may have beside the base."""
+    """The head's weight and bias, if any: the class may add nothing else to the base."""
     weights = [key for key in new if stock[key].shape == wanted.shape and key.endswith(".weight")]
     rest = [key for key in new if key not in weights]
     biases = [key for key in rest if weights and key == weights[0].replace(".weight", ".bias")]
@@ -171,7 +169,7 @@ def _name_of(base: nn.Module, table: Tensor) -> str:
 
 
 def _with_row(
-    scorer: Complexity, cpx: CPXTokenizer, table: Tensor, rows: int
+    scorer: PromptScorer, cpx: CPXTokenizer, table: Tensor, rows: int
 ) -> tuple[Tensor, int]:
     """The table with the [CPX] row at its id; a vocabulary that was padded has room for it."""
     whole = torch.zeros(rows, table.shape[1], dtype=table.dtype, device=table.device)
@@ -181,7 +179,7 @@ def _with_row(
 
 
 @torch.no_grad()
-def _scale(scorer: Complexity) -> float:
+def _scale(scorer: PromptScorer) -> float:
     """What the embedding module multiplies a row by: the scorer's row is what comes out of it."""
     table = table_of(scorer)
     ids = torch.arange(min(64, len(table)), device=table.device)

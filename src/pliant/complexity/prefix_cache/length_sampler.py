@@ -1,8 +1,8 @@
-"""In what order a training goes through its prompts: shuffled, with those of like length together.
+"""The order of prompts in training: shuffled, with prompts of similar length in one batch.
 
-A batch is as wide as its longest prompt. So prompts are shuffled, dealt into pools of many batches,
-sorted by length inside each pool, cut into batches, and the batches are shuffled: a batch's
-companions change with every epoch, and its lengths are nearly equal.
+A batch is as wide as its longest prompt. So prompts are shuffled, divided into pools of many
+batches, sorted by length inside each pool and divided into batches, which are shuffled: the prompts
+of a batch change with every epoch, and their lengths are nearly equal.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-POOL = 50  # batches: wide enough for like lengths, far below an epoch of a large set
+POOL = 50  # batches: enough for similar lengths, much less than an epoch of a large data set
 
 
-class LikeLengths(Sampler[int]):
-    """Each epoch another order, the same for one seed and epoch, however it is resumed."""
+class SimilarLengthSampler(Sampler[int]):
+    """A new order each epoch; the same for one seed and epoch, so that a run resumes exactly."""
 
     def __init__(
         self, lengths: Sequence[int], batch: int, seed: int, epoch: Callable[[], int]
@@ -30,11 +30,11 @@ class LikeLengths(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(in_order(self.lengths, self.batch, self.seed, self.epoch()))
+        return iter(similar_length_order(self.lengths, self.batch, self.seed, self.epoch()))
 
 
-def in_order(lengths: torch.Tensor, batch: int, seed: int, epoch: int) -> list[int]:
-    """All prompts once; every `batch` of them in a row are a batch, and the rest comes last."""
+def similar_length_order(lengths: torch.Tensor, batch: int, seed: int, epoch: int) -> list[int]:
+    """All prompts once; each run of `batch` of them is a batch, and the remainder comes last."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     shuffled = torch.randperm(len(lengths), generator=generator)
     full = len(shuffled) // batch * batch

@@ -1,4 +1,4 @@
-"""The post-processor that writes [CPX] behind a prompt, and behind all that the base's own writes.
+"""A post-processor that writes [CPX] behind a prompt, and behind all that the base's own writes.
 
 Two templates in a row do not work (the second one takes the pieces of the first for a pair), so
 [CPX] is entered into the template that the base has, or becomes one where it has none.
@@ -11,10 +11,12 @@ from typing import Any
 
 from tokenizers import Tokenizer, models
 
-MARK = "[CPX]"  # how the template calls it, whatever its text is
+MARK = "[CPX]"  # its name in the template, whatever its text is
 
 
-def ending(own: Any, cpx_token: str, cpx_token_id: int, add_special_tokens: bool = True) -> Any:
+def cpx_post_processor(
+    own: Any, cpx_token: str, cpx_token_id: int, add_special_tokens: bool = True
+) -> Any:
     """A post-processor like `own` (which may be None) that writes [CPX] last.
 
     Without `add_special_tokens` it adds nothing else, and still trims offsets where `own` does.
@@ -30,7 +32,7 @@ def ending(own: Any, cpx_token: str, cpx_token_id: int, add_special_tokens: bool
         name += "'"
     steps[last]["single"].append(_special(name))
     steps[last]["special_tokens"][name] = _entry(name, cpx_token, cpx_token_id)
-    return _made({"type": "Sequence", "processors": steps})
+    return _built({"type": "Sequence", "processors": steps})
 
 
 def _parts(own: Any) -> list[dict[str, Any]]:
@@ -80,7 +82,7 @@ def _entry(name: str, text: str, number: int) -> dict[str, Any]:
     return {"id": name, "ids": [number], "tokens": [text]}
 
 
-def _made(state: dict[str, Any]) -> Any:
+def _built(state: dict[str, Any]) -> Any:
     """The library makes a post-processor from JSON as part of a tokenizer only."""
     whole = json.loads(Tokenizer(models.WordLevel({"?": 0}, unk_token="?")).to_str())
     return Tokenizer.from_str(json.dumps({**whole, "post_processor": state})).post_processor

@@ -1,11 +1,11 @@
-"""Stored prefixes in a folder: one safetensors file for some prompts, mapped into memory when read.
+"""Stored prefixes in a folder: one safetensors file for some prompts, mapped into memory.
 
     prefixes/3f9c.../00012.safetensors
 
 The folder's name is a fingerprint of the base, of what is attached to it, of its dtype and depth,
 and of all prompts' ids: prefixes of anything else lie elsewhere and are never used. A file is
-written under another name and renamed when it is whole, so a store that was interrupted goes on
-where it stopped, and several processes may fill one folder together.
+written under another name and renamed when it is complete, so an interrupted run goes on where it
+stopped, and several processes may fill one folder together.
 """
 
 from __future__ import annotations
@@ -15,89 +15,89 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+import xxhash
 from torch import Tensor
 
-from pliant.complexity.stored.checksum import checksum
-from pliant.complexity.stored.prefixes import (
+from pliant.complexity.prefix_cache.store import (
     Chunk,
     Layout,
+    PrefixStore,
     Run,
-    Stored,
     by_length,
     computed,
     placed,
 )
+from pliant.complexity.scorer import PromptScorer
 from pliant.errors import AdapterError
 
-if TYPE_CHECKING:
-    from pliant.complexity.model import Complexity
-
-FORMAT = 2
+FORMAT = 3
 TOKENS = 65_536  # of a file, about
 
 
-def on_disk(
+def write_files(
     folder: Path,
     run: Run,
     ids: Sequence[Tensor],
     *,
     device: Any = None,
-    mine: tuple[int, int] = (0, 1),
+    share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Write the files that are missing; of n processes the i-th writes every n-th (`mine`)."""
+    """Write the files that are missing; of n processes the i-th writes every n-th (`share`)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number, part in enumerate(parts(ids)):
-            if number % mine[1] == mine[0] and _written(folder, number, part, ids) is None:
-                write(folder, number, *_whole(computed(run, ids, part, device)))
+            if number % share[1] == share[0] and _written(folder, number, part, ids) is None:
+                write(folder, number, *_joined(computed(run, ids, part, device)))
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
-def opened(folder: Path, ids: Sequence[Tensor]) -> Stored:
-    """The prefixes of all prompts, mapped: their bytes are read when they are picked."""
+def open_files(folder: Path, ids: Sequence[Tensor]) -> PrefixStore:
+    """The prefixes of all prompts, mapped: their bytes are read with the batch that needs them."""
     order, chunks, layout = by_length(ids), [], None
     for number, part in enumerate(parts(ids)):
         written = _written(folder, number, part, ids)
         if written is None:
-            raise AdapterError(f"{folder}: {_name(number)} is missing or not whole: store it again")
+            raise AdapterError(
+                f"{folder}: {_name(number)} is missing or incomplete: store it again"
+            )
         layout, chunk = written
         chunks.append(chunk)
     assert layout is not None
-    return Stored(layout, tuple(chunks), placed(order), "disk")
+    return PrefixStore(layout, tuple(chunks), placed(order), "disk")
 
 
 def parts(ids: Sequence[Tensor]) -> list[list[int]]:
     """The prompts of each file: the shortest first, each file of about as many tokens."""
-    made: list[list[int]] = []
+    files: list[list[int]] = []
     tokens = TOKENS
     for i in by_length(ids):
         if tokens + len(ids[i]) > TOKENS and tokens:
-            made.append([])
+            files.append([])
             tokens = 0
-        made[-1].append(i)
+        files[-1].append(i)
         tokens += len(ids[i])
-    return made
+    return files
 
 
-def folder_of(root: Path, scorer: Complexity, ids: Sequence[Tensor]) -> Path:
+def folder_of(root: Path, scorer: PromptScorer, ids: Sequence[Tensor]) -> Path:
     """Where the prefixes of these prompts lie, for this base as it is now."""
     return root / fingerprint(scorer, ids)[:24]
 
 
-def fingerprint(scorer: Complexity, ids: Sequence[Tensor]) -> str:
+def fingerprint(scorer: PromptScorer, ids: Sequence[Tensor]) -> str:
     """Changes with whatever the prefixes depend on: every value of every parameter and buffer but
     a scorer's, dtypes, the depth, the way of attending, the ids and their order. (Weights that
-    accelerate keeps elsewhere are on the meta device, and known by their shapes alone.)"""
+    accelerate offloads are on the meta device, and only their shapes count.)"""
     digest = hashlib.sha256()
     config = getattr(scorer.base, "config", None)
-    how = getattr(config, "_attn_implementation", "")
-    digest.update(json.dumps([FORMAT, scorer.config.layer, how]).encode())
+    attention = getattr(config, "_attn_implementation", "")
+    digest.update(json.dumps([FORMAT, scorer.config.layer, attention]).encode())
     own = {id(buffer) for buffer in scorer.buffers()}
     buffers = [(name, b) for name, b in scorer.base.named_buffers() if id(b) not in own]
     for name, tensor in [*scorer.base_parameters(), *buffers]:
@@ -108,6 +108,28 @@ def fingerprint(scorer: Complexity, ids: Sequence[Tensor]) -> str:
     return digest.hexdigest()
 
 
+BLOCK = 2**20
+"""Bytes hashed at once: a buffer that stays in a core's cache makes it 10 GB/s instead of 2."""
+
+
+def checksum(tensor: Tensor) -> bytes:
+    """Of every bit, whatever the strides; of a sharded tensor, gathered. It is no proof of origin:
+    xxh3 detects edits, not forgeries."""
+    if tensor.is_meta or not tensor.numel():
+        return b""
+    gathered: Any = tensor.detach()
+    gathered = gathered.full_tensor() if hasattr(gathered, "full_tensor") else gathered
+    octets = gathered.contiguous().reshape(-1).view(torch.uint8)
+    # Through a buffer: numpy would pin the tensor's own storage, which FSDP resizes.
+    buffer = torch.empty(min(BLOCK, len(octets)), dtype=torch.uint8)
+    view: Any = buffer.numpy()
+    digest = xxhash.xxh3_128()
+    for block in octets.split(BLOCK):
+        buffer[: len(block)].copy_(block)
+        digest.update(view[: len(block)])
+    return digest.digest()
+
+
 # --- one file ------------------------------------------------------------------------------------
 
 
@@ -115,21 +137,21 @@ def _name(number: int) -> str:
     return f"{number:05}.safetensors"
 
 
-def _whole(found: Iterable[tuple[Layout, Chunk]]) -> tuple[Layout, Chunk]:
-    layouts, chunks = zip(*found, strict=True)
+def _joined(batches: Iterable[tuple[Layout, Chunk]]) -> tuple[Layout, Chunk]:
+    layouts, chunks = zip(*batches, strict=True)
     rows = zip(*(chunk.rows for chunk in chunks), strict=True)
     lengths = torch.cat([chunk.lengths for chunk in chunks])
     return layouts[0], Chunk(lengths, tuple(torch.cat(stack) for stack in rows))
 
 
 def write(folder: Path, number: int, layout: Layout, chunk: Chunk) -> Path:
-    """Under a name of this process's own first: another may be writing the same."""
+    """Under a temporary name first: another process may be writing the same file."""
     tensors = {f"{slot:04}": rows for slot, rows in enumerate(chunk.rows)}
     tensors["lengths"] = chunk.lengths
-    said = {"layout": json.dumps([layout.kinds, layout.shapes])}
+    metadata = {"layout": json.dumps([layout.kinds, layout.shapes])}
     unfinished = folder / f".{_name(number)}.{os.getpid()}"
     try:
-        safetensors.torch.save_file(tensors, unfinished, said)
+        safetensors.torch.save_file(tensors, unfinished, metadata)
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.replace(folder / _name(number))
@@ -151,8 +173,8 @@ def mapped(path: Path) -> tuple[Layout, Chunk]:
     return layout, Chunk(lengths, rows)
 
 
-def forget(path: Path) -> None:
-    """Have the system drop what it remembers of a file, so that reading it reads the disk."""
+def drop_from_page_cache(path: Path) -> None:
+    """So that reading the file again reads the disk."""
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -169,5 +191,5 @@ def _written(
         layout, chunk = mapped(path)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None
-    whole = chunk.lengths.tolist() == [len(ids[i]) for i in part]
-    return (layout, chunk) if whole else None
+    complete = chunk.lengths.tolist() == [len(ids[i]) for i in part]
+    return (layout, chunk) if complete else None

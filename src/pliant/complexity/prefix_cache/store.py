@@ -1,7 +1,7 @@
 """The prompts' keys and values, computed once: what every epoch of a training runs on top of.
 
     stored = remember(scorer, ids)           # in memory, or in a folder
-    prefilled = stored.pick([3, 0, 7]).ready(scorer)
+    prefilled = stored.batch([3, 0, 7]).to_prefilled(scorer)
     scorer.logits_of(prefilled)
 
 [CPX] comes last and attention is causal, so what a prompt leaves in the cache depends on nothing
@@ -15,24 +15,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pliant.complexity.stored.room import Roomy
+from pliant.complexity.prefix_cache.append_in_place import Appendable
+from pliant.complexity.scorer import PromptScorer
 from pliant.errors import UnsupportedModel
 from pliant.prefill import Batch, Prefilled, Prefix, Ran, bears_padding
 from pliant.prefill.prefilled import Part
 from pliant.prefill.prefix import EMPTY, GROWING, cache_of, kinds_of
 
-if TYPE_CHECKING:
-    from pliant.complexity.model import Complexity
-
 TOKENS = 8192  # run at once when a store is filled
 
 Run = Callable[[Tensor, Tensor], Prefilled]
-"""(B, T) ids and mask -> what the base makes of them."""
+"""(B, T) ids and mask -> the prefilled prompts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +75,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class PrefixStore:
     """The keys and values of n prompts."""
 
     layout: Layout
@@ -86,8 +84,8 @@ class Stored:
     """(n,) where each prompt stands among those of all chunks, which are in order of length."""
     where: str
     """memory or disk."""
-    room: int = 0
-    """How many positions are left free behind each prompt that is picked, for its rows."""
+    capacity: int = 0
+    """Free positions behind each prompt in a batch, for the scorer's rows."""
 
     def __len__(self) -> int:
         return len(self.position)
@@ -96,29 +94,29 @@ class Stored:
     def bytes(self) -> int:
         return sum(chunk.bytes for chunk in self.chunks)
 
-    def take(self, indices: Sequence[int] | Tensor) -> Stored:
-        """Some of the prompts, in this order, still stored where they are."""
+    def select(self, indices: Sequence[int] | Tensor) -> PrefixStore:
+        """A selection of the prompts, in this order, stored where they are."""
         return replace(self, position=self.position[torch.as_tensor(indices)])
 
-    def with_room(self, rows: int) -> Stored:
-        """The same, to be picked for a scorer of so many rows."""
-        return replace(self, room=rows)
+    def with_capacity(self, rows: int) -> PrefixStore:
+        """The same, with free positions for a scorer of this many rows."""
+        return replace(self, capacity=rows)
 
-    def pick(self, indices: Sequence[int] | Tensor) -> Picked:
-        """Some of the prompts, in this order, as one padded batch."""
+    def batch(self, indices: Sequence[int] | Tensor) -> PrefixBatch:
+        """A selection of the prompts, in this order, as one padded batch."""
         at = self.position[torch.as_tensor(indices)]
         if len(self.chunks) == 1:
-            return self._pick_at_once(at)
-        return self._pick_one_by_one(at)
+            return self._batch_from_memory(at)
+        return self._batch_from_files(at)
 
-    def _pick_at_once(self, at: Tensor) -> Picked:
+    def _batch_from_memory(self, at: Tensor) -> PrefixBatch:
         """One gather for each stored tensor; what pads a prompt is a row of its own, masked."""
         (chunk,) = self.chunks
         lengths, index = chunk.lengths[at], {}
         for kind, starts in self._starts.items():
             held = self.layout.held(kind, lengths)
             width = int(held.max())
-            free = self.room if width else 0  # whatever lies there is written over
+            free = self.capacity if width else 0  # these are written over
             back = torch.arange(width + free) - (width - held)[:, None]
             own = back.minimum(held[:, None] - 1).clamp(min=0)
             index[kind] = (starts[at][:, None] + own).reshape(-1)
@@ -126,11 +124,11 @@ class Stored:
         for slot, rows, shape in zip(
             self.layout.slots, chunk.rows, self.layout.shapes, strict=True
         ):
-            found = rows.index_select(0, index[slot]).view(len(at), -1, *shape)
-            tensors.append(found.transpose(1, 2))
-        return Picked(tuple(tensors), tuple(lengths.tolist()), self.layout.kinds)
+            gathered = rows.index_select(0, index[slot]).view(len(at), -1, *shape)
+            tensors.append(gathered.transpose(1, 2))
+        return PrefixBatch(tuple(tensors), tuple(lengths.tolist()), self.layout.kinds)
 
-    def _pick_one_by_one(self, at: Tensor) -> Picked:
+    def _batch_from_files(self, at: Tensor) -> PrefixBatch:
         """Slices of the files that are mapped: only these are read."""
         which = torch.searchsorted(self._ends, at, right=True)
         places = list(zip(which.tolist(), (at - self._firsts[which]).tolist(), strict=True))
@@ -140,14 +138,14 @@ class Stored:
             held = self.layout.held(kind, lengths).tolist()
             rows = self.chunks[0].rows[slot]
             width = max(held)
-            free = self.room if width else 0
+            free = self.capacity if width else 0
             out = rows.new_zeros(len(places), width + free, rows.shape[1])
             for b, ((c, i), have) in enumerate(zip(places, held, strict=True)):
                 start = int(self._chunk_starts[c][kind][i])
                 out[b, width - have : width] = self.chunks[c].rows[slot][start : start + have]
             shape = self.layout.shapes[slot]
             tensors.append(out.view(*out.shape[:2], *shape).transpose(1, 2))
-        return Picked(tuple(tensors), tuple(lengths.tolist()), self.layout.kinds)
+        return PrefixBatch(tuple(tensors), tuple(lengths.tolist()), self.layout.kinds)
 
     @cached_property
     def _starts(self) -> dict[int, Tensor]:
@@ -168,12 +166,12 @@ class Stored:
 
 
 @dataclass(frozen=True, eq=False)
-class Picked:
-    """A batch of stored prompts, on its way to the model."""
+class PrefixBatch:
+    """The keys and values of a batch of stored prompts."""
 
     tensors: tuple[Tensor, ...]
-    """(B, H, T, K) keys and values of the layers that are not empty, padded on the left; and room
-    for the rows behind them, where there is any."""
+    """(B, H, T, K) keys and values of the layers that are not empty, padded on the left; with free
+    positions behind them, where there are any."""
     lengths: tuple[int, ...]
     kinds: tuple[int, ...]
 
@@ -181,23 +179,23 @@ class Picked:
         """For a batch of the Trainer's, which moves the tensors in it to their device."""
         return {"tensors": self.tensors, "lengths": self.lengths, "kinds": self.kinds}
 
-    def ready(self, scorer: Complexity) -> Prefilled:
-        """For the scorer's step, once: its rows may be written into the room."""
+    def to_prefilled(self, scorer: PromptScorer) -> Prefilled:
+        """For one step of the scorer, whose rows may be written into the free positions."""
         anatomy, layers = scorer.anatomy, scorer.config.layer
         longest = max(self.lengths)
         if min(self.lengths) < longest and not bears_padding(anatomy):
-            return Prefilled.join(anatomy, self.apart(), layers=layers)
+            return Prefilled.join(anatomy, self.split(), layers=layers)
         padding = torch.tensor([longest - length for length in self.lengths])
         mask = (torch.arange(longest) >= padding[:, None]).long().to(self.tensors[0].device)
         batch = Batch(torch.zeros_like(mask), mask)
         pairs = zip(self.tensors, self._slots, strict=True)
-        kept = [Roomy.of(t, self._held(kind, longest)) for t, kind in pairs]
-        cache = cache_of(self.kinds, kept, longest)
+        tensors = [Appendable.of(t, self._held(kind, longest)) for t, kind in pairs]
+        cache = cache_of(self.kinds, tensors, longest)
         ran = Ran(None, cache, "past_key_values")
         return Prefilled(anatomy, layers, batch, (Part(None, batch, ran),))
 
-    def apart(self) -> list[Prefix]:
-        """Each prompt for itself."""
+    def split(self) -> list[Prefix]:
+        """Each prompt alone."""
         prefixes, longest = [], max(self.lengths)
         for b, length in enumerate(self.lengths):
             own = []
@@ -228,26 +226,26 @@ def batches(
     ids: Sequence[Tensor], order: Sequence[int], tokens: int = TOKENS
 ) -> Iterator[list[int]]:
     """Prompts in this order, as many at a time as `tokens` allow."""
-    some: list[int] = []
+    batch: list[int] = []
     for i in order:
-        if some and max(len(ids[i]), len(ids[some[0]])) * (len(some) + 1) > tokens:
-            yield some
-            some = []
-        some.append(i)
-    if some:
-        yield some
+        if batch and max(len(ids[i]), len(ids[batch[0]])) * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def rows_of(prefilled: Prefilled) -> tuple[Layout, Chunk]:
-    """What a batch left in the cache, without its padding; UnsupportedModel where that cannot be.
+    """A batch's keys and values without padding; UnsupportedModel where they cannot be separated.
 
-    Of several parts (prompts that bear no padding), each is of one length, and they come in order.
+    Where the model bears no padding, the batch has several parts, each of one length, in order.
     """
     model = type(prefilled.anatomy.model).__name__
-    found = [_rows_of_part(part, model) for part in prefilled.parts]
+    parts = [_rows_of_part(part, model) for part in prefilled.parts]
     lengths = torch.cat([part.batch.mask_BT.sum(dim=1).cpu() for part in prefilled.parts])
-    rows = zip(*(rows for _, rows in found), strict=True)
-    return found[0][0], Chunk(lengths, tuple(torch.cat(stack) for stack in rows))
+    rows = zip(*(rows for _, rows in parts), strict=True)
+    return parts[0][0], Chunk(lengths, tuple(torch.cat(stack) for stack in rows))
 
 
 def _rows_of_part(part: Part, model: str) -> tuple[Layout, list[Tensor]]:
@@ -269,15 +267,15 @@ def computed(
     run: Run, ids: Sequence[Tensor], order: Sequence[int], device: Any = None
 ) -> Iterator[tuple[Layout, Chunk]]:
     """The rows of the prompts in this order, batch by batch."""
-    for some in batches(ids, order):
-        batch = Batch.of([ids[i] for i in some], device=device)
+    for rows in batches(ids, order):
+        batch = Batch.of([ids[i] for i in rows], device=device)
         with torch.no_grad():
             yield rows_of(run(batch.ids_BT, batch.mask_BT))
 
 
-def in_memory(run: Run, ids: Sequence[Tensor], device: Any = None) -> Stored:
-    """All prompts in one chunk. What was computed is joined one tensor at a time, so that hardly
-    more than one of them is ever held twice."""
+def in_memory(run: Run, ids: Sequence[Tensor], device: Any = None) -> PrefixStore:
+    """All prompts in one chunk. The batches are joined one tensor at a time, so that hardly more
+    than one of them is ever held twice."""
     order = by_length(ids)
     layouts: list[Layout] = []
     lengths: list[Tensor] = []
@@ -288,11 +286,13 @@ def in_memory(run: Run, ids: Sequence[Tensor], device: Any = None) -> Stored:
         lengths.append(chunk.lengths)
         for stack, rows in zip(stacks, chunk.rows, strict=True):
             stack.append(rows)
-    whole = []
+    tensors = []
     for stack in stacks:
-        whole.append(torch.cat(stack))
+        tensors.append(torch.cat(stack))
         stack.clear()
-    return Stored(layouts[0], (Chunk(torch.cat(lengths), tuple(whole)),), placed(order), "memory")
+    return PrefixStore(
+        layouts[0], (Chunk(torch.cat(lengths), tuple(tensors)),), placed(order), "memory"
+    )
 
 
 def placed(order: Sequence[int]) -> Tensor:

@@ -27,7 +27,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from pliant import loading
-from pliant.complexity.facade.ending import ending
+from pliant.adapters import files
+from pliant.complexity.post_processor import cpx_post_processor
 from pliant.errors import InvalidInput, ModelNotFound, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class CPXTokenizer(_Fast):
             )
         token = base.init_kwargs.get(SAVED, CPX) if cpx_token is None else cpx_token
         _check_token(token, base)
-        return _made(copy.deepcopy(base), token)
+        return _extended(copy.deepcopy(base), token)
 
     @property
     def base(self) -> Any:
@@ -106,15 +107,17 @@ class CPXTokenizer(_Fast):
         tokenizer_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """As the base's; the ids end in [CPX]. So does the text, where a message of somebody's ends
-        it in what would be taken for the token."""
-        given = {**(tokenizer_kwargs or {}), **({"cpx_literal": True} if tokenize else {})}
-        done = super().apply_chat_template(
-            conversation, *args, tokenize=tokenize, tokenizer_kwargs=given, **options
+        """As the base's; the ids end in [CPX]. So does the text, where a message ends in the
+        characters of the token and would be mistaken for it."""
+        settings = {**(tokenizer_kwargs or {}), **({"cpx_literal": True} if tokenize else {})}
+        rendered = super().apply_chat_template(
+            conversation, *args, tokenize=tokenize, tokenizer_kwargs=settings, **options
         )
         if tokenize:
-            return done
-        return self._unmistaken(done) if isinstance(done, str) else [*map(self._unmistaken, done)]
+            return rendered
+        if isinstance(rendered, str):
+            return self._disambiguate(rendered)
+        return [*map(self._disambiguate, rendered)]
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         return int(super().num_special_tokens_to_add(pair)) + 1
@@ -136,9 +139,9 @@ class CPXTokenizer(_Fast):
         if isinstance(text, str):
             return self.prompt_of(text)
         if isinstance(text, (list, tuple)):
-            if any(isinstance(one, (list, tuple)) for one in text):
+            if any(isinstance(part, (list, tuple)) for part in text):
                 raise InvalidInput("text pairs have no place for [CPX]: join them into one prompt")
-            return [self.prompt_of(one) if isinstance(one, str) else one for one in text]
+            return [self.prompt_of(part) if isinstance(part, str) else part for part in text]
         return text
 
     @contextmanager
@@ -154,16 +157,16 @@ class CPXTokenizer(_Fast):
                 self._tokenizer.post_processor = own
 
     def _ending(self, own: Any, add_special_tokens: bool) -> Any:
-        """Made once for each post-processor that the base has had."""
+        """Built once for each post-processor that the base has had."""
         state = own.__getstate__() if own is not None else b""
-        known = self.__dict__.setdefault("_endings", {})
-        if (state, add_special_tokens) not in known:
-            known[state, add_special_tokens] = ending(
+        endings = self.__dict__.setdefault("_endings", {})
+        if (state, add_special_tokens) not in endings:
+            endings[state, add_special_tokens] = cpx_post_processor(
                 own, self.cpx_token, self.cpx_token_id, add_special_tokens
             )
-        return known[state, add_special_tokens]
+        return endings[state, add_special_tokens]
 
-    def _unmistaken(self, text: str) -> str:
+    def _disambiguate(self, text: str) -> str:
         return text if self.prompt_of(text) == text else f"{text} {self.cpx_token}"
 
     # --- the vocabulary, and one more ---
@@ -215,9 +218,9 @@ class CPXTokenizer(_Fast):
         return (f" {self.cpx_token}" if texts[0] else self.cpx_token).join(texts)
 
     def _add_tokens(self, new_tokens: list[Any], special_tokens: bool = False) -> int:
-        known = super().get_vocab()
+        vocabulary = super().get_vocab()
         for token in new_tokens:
-            if str(token) not in known:
+            if str(token) not in vocabulary:
                 raise InvalidInput(
                     f"{str(token)!r} would take the id that is {self.cpx_token}'s: add tokens to "
                     "the base's tokenizer, then make this one with CPXTokenizer.of(tokenizer)"
@@ -227,7 +230,7 @@ class CPXTokenizer(_Fast):
     # --- copying and saving ---
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _made, (self.base, self.cpx_token)
+        return _extended, (self.base, self.cpx_token)
 
     def train_new_from_iterator(self, *args: Any, **options: Any) -> Any:
         raise InvalidInput("train the base's tokenizer, then make this one with CPXTokenizer.of")
@@ -255,16 +258,16 @@ def free_id(base: Any) -> int:
     return max(vocabulary.values(), default=-1) + 1
 
 
-def _made(base: Any, token: str) -> CPXTokenizer:
-    """`base` itself, made into a tokenizer with [CPX]."""
+def _extended(base: Any, token: str) -> CPXTokenizer:
+    """`base` itself, turned into a tokenizer with [CPX]."""
     kind = _kind(type(base))  # type: ignore[arg-type]
-    made = kind.__new__(kind)
-    vars(made).update(vars(base))
+    tokenizer = kind.__new__(kind)
+    vars(tokenizer).update(vars(base))
     # Not by assignment: transformers takes `..._token` for an entry of the vocabulary.
-    vars(made).update(cpx_token=token, cpx_token_id=free_id(base))
-    made.init_kwargs = {**made.init_kwargs, SAVED: token}
-    assert isinstance(made, CPXTokenizer)
-    return made
+    vars(tokenizer).update(cpx_token=token, cpx_token_id=free_id(base))
+    tokenizer.init_kwargs = {**tokenizer.init_kwargs, SAVED: token}
+    assert isinstance(tokenizer, CPXTokenizer)
+    return tokenizer
 
 
 @cache
@@ -276,7 +279,7 @@ def _kind(base: Any) -> Any:
 
 def _check_token(token: Any, base: Any) -> None:
     if not isinstance(token, str) or not token or token != token.strip():
-        raise InvalidInput(f"cpx_token={token!r}: a text without white space around it is wanted")
+        raise InvalidInput(f"cpx_token={token!r}: give a text without white space around it")
     if token in base.get_vocab():
         raise InvalidInput(
             f"cpx_token={token!r} is a token of {type(base).__name__}'s already, with the id "
@@ -291,9 +294,43 @@ def _load(name: str | Path, options: dict[str, Any]) -> Any:
     try:
         return loading.load_tokenizer(name, **options)
     except ModelNotFound:  # a scorer's folder or repository has no model: its base has
-        from pliant.complexity.facade.loading import base_of, saved_scorer
-
         saved = saved_scorer(name) if folder.is_dir() or "/" in str(name) else None
         if saved is None:
             raise
         return loading.load_tokenizer(base_of(saved), **options)
+
+
+def base_of(folder: str | Path) -> str:
+    """The name of the base that a saved scorer belongs to."""
+    if (Path(folder) / "config.json").is_file():
+        return str(folder)
+    base = files.read(Path(folder)).index.base
+    if not base.name:
+        raise InvalidInput(
+            f"{folder}: its base, a {base.model}, was loaded from a folder whose name is not "
+            "recorded: pass the base's folder (base=...)"
+        )
+    return base.name
+
+
+def saved_scorer(name: str | Path) -> Path | None:
+    """The folder of a saved scorer, if the name leads to one, which its files show."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder if (folder / files.INDEX).is_file() else None
+    if loading.resolve(name).kind == "hub" and _on_hub(str(name)):
+        return files.locate(name)
+    return None
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a hub repository holds an adapter: as far as the cache or the hub can tell."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, files.INDEX), str):
+        return True
+    try:
+        get_hf_file_metadata(hf_hub_url(name, files.INDEX))
+    except Exception:  # not there, or no network: the base's own loading says which
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""A scorer leaves as a stock `*ForSequenceClassification`, whose tokenizer appends [CPX] by itself.
+"""Export a scorer as a stock `*ForSequenceClassification` whose tokenizer appends [CPX] by itself.
 
     result = export(scorer, "difficulty", tokenizer)
     AutoModelForSequenceClassification.from_pretrained("difficulty")   # no Pliant needed
@@ -11,26 +11,22 @@ stock form, or does not say the same, is refused with the reason.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pliant import __version__
-from pliant.complexity.config import Reads
-from pliant.complexity.facade.tokenizer import CPXTokenizer
-from pliant.complexity.leaving.card import card
-from pliant.complexity.leaving.proof import prove
-from pliant.complexity.leaving.stock import Stock, stock_model, stock_tokenizer
+from pliant.complexity.export.proof import prove
+from pliant.complexity.export.result import ExportResult, model_card
+from pliant.complexity.export.stock import Stock, stock_model, stock_tokenizer
+from pliant.complexity.scorer import PromptScorer
+from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.errors import AdapterError, InvalidInput, UnsupportedModel
-
-if TYPE_CHECKING:
-    from pliant.complexity.model import Complexity
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 0.04, torch.float16: 0.01}
 """How far a logit may be from the live scorer's, relative to the largest if that is above 1. In
@@ -39,44 +35,8 @@ tiny models of 61 types the largest difference was 1.1e-6, in bf16 .023, in fp16
 RECORD = "pliant_export.json"
 
 
-@dataclass(frozen=True)
-class ExportResult:
-    """What was written, and how well it was proven."""
-
-    folder: str
-    architecture: str
-    """The stock class."""
-    outputs: tuple[str, ...]
-    layers: int
-    """As many as the scorer reads."""
-    dtype: str
-    difference: float
-    """Between the logits of the reloaded copy and of the live scorer (without what `shift` holds),
-    over probe prompts: the largest, relative to the largest logit if that is above 1."""
-    bound: float
-    shift: tuple[float, ...]
-    """What the live scorer adds to each logit and the copy has no place for: the head's bias."""
-    cpx_token: str
-    cpx_token_id: int
-    rows_added: int
-    """To the copy's embeddings."""
-    reads: Reads = "probabilities"
-    """What the outputs are: probabilities, classes or numbers."""
-
-    def threshold(self, score: float, output: int = 0) -> float:
-        """The copy's own score that corresponds to this score of the scorer."""
-        if self.reads != "probabilities":
-            raise InvalidInput(f"the outputs are {self.reads}: add `shift` to the logits instead")
-        if not 0 <= score <= 1:
-            raise InvalidInput(f"score={score!r}: a probability, 0 to 1")
-        if score in (0, 1):
-            return float(score)
-        logit = math.log(score / (1 - score)) - self.shift[output]
-        return 1 / (1 + math.exp(-logit))
-
-
 def export(
-    scorer: Complexity,
+    scorer: PromptScorer,
     folder: str | Path,
     tokenizer: Any = None,
     *,
@@ -104,14 +64,14 @@ def export(
         result = _result(scorer, cpx, target, stock, proof)
         if not proof <= result.bound:
             raise UnsupportedModel(
-                f"{stock.architecture} was reloaded and does not say what the scorer says: its "
-                f"logits differ by {proof:.2g}, and {result.bound:g} is allowed in {result.dtype}. "
-                f"Nothing was kept{_guess(scorer)}"
+                f"{stock.architecture} was reloaded and does not agree with the scorer: its logits "
+                f"differ by {proof:.2g}, and {result.bound:g} is allowed in {result.dtype}. "
+                f"Nothing was written{_likely_cause(scorer)}"
             )
         (unfinished / RECORD).write_text(
             json.dumps({"pliant": __version__, **_record(result)}, indent=2) + "\n"
         )
-        (unfinished / "README.md").write_text(card(result))
+        (unfinished / "README.md").write_text(model_card(result))
         unfinished.chmod(0o755)
         unfinished.replace(target)
     except OSError as error:
@@ -122,7 +82,7 @@ def export(
 
 
 def _result(
-    scorer: Complexity, cpx: CPXTokenizer, target: Path, stock: Stock, difference: float
+    scorer: PromptScorer, cpx: CPXTokenizer, target: Path, stock: Stock, difference: float
 ) -> ExportResult:
     depth = len(scorer.anatomy.layers)
     return ExportResult(
@@ -151,7 +111,7 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def _record(result: ExportResult) -> dict[str, Any]:
-    """All but where it is: that says more of a machine than of a model."""
+    """All but the folder, which is of this machine and not of the model."""
     return {name: value for name, value in asdict(result).items() if name != "folder"}
 
 
@@ -160,7 +120,7 @@ def _check_free(target: Path) -> None:
         raise InvalidInput(f"{target} exists: name a new folder for the exported model")
 
 
-def _check_form(scorer: Complexity) -> None:
+def _check_form(scorer: PromptScorer) -> None:
     """What no stock sequence classifier can express."""
     config = scorer.config
     if config.rows > 1:
@@ -191,33 +151,32 @@ def _cpx(tokenizer: Any) -> CPXTokenizer:
     return tokenizer if isinstance(tokenizer, CPXTokenizer) else CPXTokenizer.of(tokenizer)
 
 
-def _head(scorer: Complexity, scale: float) -> tuple[Tensor, Tensor]:
+def _head(scorer: PromptScorer, scale: float) -> tuple[Tensor, Tensor]:
     """The head's weight and bias, a calibration's slope included."""
     weight = scorer.head.weight.detach() * scale
     bias = scorer.head.bias
     return weight, (torch.zeros_like(weight[:, 0]) if bias is None else bias.detach() * scale)
 
 
-def _calibrated(scorer: Complexity, calibration: Any) -> tuple[float, float]:
+def _calibrated(scorer: PromptScorer, calibration: Any) -> tuple[float, float]:
     """The slope and the shift of a calibration in logits."""
     if calibration is None:
         return 1.0, 0.0
-    stated = calibration.to_json()
+    fitted = calibration.to_json()
     if "gain" in scorer.config.outputs or scorer.config.reads != "probabilities":
         what = "the gain" if "gain" in scorer.config.outputs else scorer.config.reads
         raise UnsupportedModel(f"a calibration of probabilities cannot be applied to {what}")
-    if stated["kind"] == "temperature":
-        return 1 / stated["temperature"], 0.0
-    if stated["kind"] == "platt":
-        return stated["slope"], stated["shift"]
+    if fitted["kind"] == "temperature":
+        return 1 / fitted["temperature"], 0.0
+    if fitted["kind"] == "platt":
+        return fitted["slope"], fitted["shift"]
     raise UnsupportedModel(
-        f"{stated['kind']} calibration is a table of steps, which no linear head can hold: export "
-        "without it and apply it to what the copy says, or calibrate by temperature"
+        f"{fitted['kind']} calibration is a table of steps, which no linear head can hold: export "
+        "without it and apply it to the copy's outputs, or calibrate by temperature"
     )
 
 
-def _guess(scorer: Complexity) -> str:
-    """What usually is the reason."""
+def _likely_cause(scorer: PromptScorer) -> str:
     if scorer.config.layer is not None:
         return (
             f" (its first {scorer.config.layer} layers alone seem to be another model than the "

@@ -1,11 +1,55 @@
-"""The README.md of an exported scorer: what it says, how to ask it, and how it was proven."""
+"""The result of an export, and the README.md beside it: how to use it, and how it was proven."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from pliant.complexity.export import ExportResult
+from pliant.complexity.config import Reads
+from pliant.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written, and how well it was proven."""
+
+    folder: str
+    architecture: str
+    """The stock class."""
+    outputs: tuple[str, ...]
+    layers: int
+    """As many as the scorer reads."""
+    dtype: str
+    difference: float
+    """Between the logits of the reloaded copy and of the live scorer (without what `shift` holds),
+    over probe prompts: the largest, relative to the largest logit if that is above 1."""
+    bound: float
+    shift: tuple[float, ...]
+    """What the live scorer adds to each logit and the copy has no place for: the head's bias."""
+    cpx_token: str
+    cpx_token_id: int
+    rows_added: int
+    """To the copy's embeddings."""
+    reads: Reads = "probabilities"
+    """What the outputs are: probabilities, classes or numbers."""
+
+    def threshold(self, score: float, output: int = 0) -> float:
+        """The copy's own score that corresponds to this score of the scorer."""
+        if self.reads != "probabilities":
+            raise InvalidInput(f"the outputs are {self.reads}: add `shift` to the logits instead")
+        if not 0 <= score <= 1:
+            raise InvalidInput(f"score={score!r}: a probability, 0 to 1")
+        if score in (0, 1):
+            return float(score)
+        logit = math.log(score / (1 - score)) - self.shift[output]
+        return 1 / (1 + math.exp(-logit))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: a stock {self.architecture} of {self.layers} layers, whose logits are "
+            f"within {self.difference:.1e} of the scorer's (allowed: {self.bound:g})"
+        )
+
 
 TEXT = """\
 ---
@@ -25,7 +69,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("this-folder")
 model = AutoModelForSequenceClassification.from_pretrained("this-folder")
 inputs = tokenizer(["What is 3 + 4?"], return_tensors="pt", padding=True)
-{said}
+{usage}
 ```
 
 The tokenizer appends {cpx_token} (id {cpx_token_id}) to every text. Render a chat with the base's
@@ -47,14 +91,14 @@ MEANING = {
     "the softmax of them is how likely a prompt is of each.",
     "numbers": "Its outputs are numbers, {outputs}, as they are.",
 }
-SAID = {
+USAGE = {
     "probabilities": "score = torch.sigmoid(model(**inputs).logits)",
     "classes": "shares = torch.softmax(model(**inputs).logits, dim=-1)",
     "numbers": "numbers = model(**inputs).logits",
 }
 
 
-def card(result: ExportResult) -> str:
+def model_card(result: ExportResult) -> str:
     bias = ""
     if any(result.shift):
         shift = ", ".join(f"{value:+.6g}" for value in result.shift)
@@ -65,7 +109,7 @@ def card(result: ExportResult) -> str:
         meaning=MEANING[result.reads].format(
             outputs=", ".join(f"`{name}`" for name in result.outputs)
         ),
-        said=SAID[result.reads],
+        usage=USAGE[result.reads],
         cpx_token=result.cpx_token,
         cpx_token_id=result.cpx_token_id,
         dtype=result.dtype,

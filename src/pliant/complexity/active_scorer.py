@@ -1,6 +1,6 @@
-"""Which scorer is being asked in this thread, and at which positions its rows are.
+"""Which scorer is active in this thread, and at which positions its rows are.
 
-The hooks of a scorer stay on its model; they act only between `asking` and the end of its block.
+The hooks of a scorer stay on its model; they act only inside an `activated` block.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pliant.errors import UnsupportedModel
 
 
 @dataclass(frozen=True)
-class Question:
+class ActiveRows:
     """Rows `start` to `stop` of `scorer` are the last positions of a forward of shape (B, T)."""
 
     scorer: nn.Module
@@ -49,10 +49,10 @@ class Question:
         # What is cached may come first, earlier rows too: DeepSeek expands its latents once more.
         count = self.count if h.shape[axis] == self.shape[1] else self.stop
         before = h.shape[axis] - count
-        if not before and not torch.is_grad_enabled():  # of a step on a cache: nothing to cut
+        if not before and not torch.is_grad_enabled():  # a step on a cache: all positions are rows
             return h.add_(change(x).to(h.dtype))
         own = change(x.narrow(axis, before, count)).to(h.dtype)
-        if not torch.is_grad_enabled():  # nobody needs what it was, and the prompt is long
+        if not torch.is_grad_enabled():  # in place, for the prompt is long
             h.narrow(axis, before, count).add_(own)
             return h
         changed = h.narrow(axis, before, count) + own
@@ -74,33 +74,31 @@ class Question:
         raise _elsewhere(module, h)
 
 
-class _Now(threading.local):
-    """The question of this thread; None while nobody asks."""
-
+class _ThreadState(threading.local):
     def __init__(self) -> None:
-        self.question: Question | None = None
+        self.rows: ActiveRows | None = None
 
 
-NOW = _Now()
+_state = _ThreadState()
 
 
-def asked(scorer: nn.Module) -> Question | None:
-    """What `scorer` is being asked in this thread."""
-    question = NOW.question
-    return question if question is not None and question.scorer is scorer else None
+def active_rows(scorer: nn.Module) -> ActiveRows | None:
+    """The rows of `scorer` that are active in this thread; None while it is not."""
+    rows = _state.rows
+    return rows if rows is not None and rows.scorer is scorer else None
 
 
 @contextmanager
-def asking(question: Question) -> Iterator[None]:
-    before, NOW.question = NOW.question, question
+def activated(rows: ActiveRows) -> Iterator[None]:
+    before, _state.rows = _state.rows, rows
     try:
         yield
     finally:
-        NOW.question = before
+        _state.rows = before
 
 
 def _elsewhere(module: nn.Module, h: Tensor) -> UnsupportedModel:
     return UnsupportedModel(
-        f"a {type(module).__name__} gives {tuple(h.shape)}, in which the [CPX] positions cannot be "
-        "told: leave it out of lora_targets"
+        f"a {type(module).__name__} returns {tuple(h.shape)}, in which the [CPX] positions cannot "
+        "be located: leave it out of lora_targets"
     )

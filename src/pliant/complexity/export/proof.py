@@ -1,13 +1,13 @@
-"""The proof of an export: reloaded with plain transformers, does it say what the live scorer says?
+"""The proof of an export: reloaded with plain transformers, does it agree with the live scorer?
 
-Asked with texts, through the reloaded tokenizer, in a padded batch, as a user would; with the
-trained head, and with a random one besides: a head that has learned nothing yet agrees with all.
+It is given texts, through the reloaded tokenizer, in a padded batch, as a user would; with the
+trained head, and with a random one: an untrained head, all zeros, would agree with anything.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +15,11 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pliant import prefill
-from pliant.complexity.facade.tokenizer import CPXTokenizer
-from pliant.complexity.leaving.stock import Stock, table_of
+from pliant.complexity.export.stock import Stock, table_of
+from pliant.complexity.scorer import PromptScorer
+from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.errors import UnsupportedModel
 from pliant.prefill import Batch
-
-if TYPE_CHECKING:
-    from pliant.complexity.model import Complexity
 
 TEXTS = (
     "What is 3 + 4?",
@@ -37,7 +35,7 @@ in a padded batch, chooses other positions than alone: the longer ones show it.)
 
 @torch.no_grad()
 def prove(
-    scorer: Complexity,
+    scorer: PromptScorer,
     cpx: CPXTokenizer,
     folder: Path,
     stock: Stock,
@@ -59,11 +57,11 @@ def prove(
     trained = scorer.head.weight.float() * scale
     random = torch.randn(trained.shape, generator=torch.Generator().manual_seed(0))
     random = random.to(trained) / trained.shape[1] ** 0.5
-    said = model(**inputs).logits.float()
+    logits = model(**inputs).logits.float()
     if head.bias is not None:
-        said = said - head.bias.float()
+        logits = logits - head.bias.float()
         head.bias.zero_()
-    first = _difference(said, F.linear(hidden_BD, trained))
+    first = _difference(logits, F.linear(hidden_BD, trained))
     head.weight.copy_(random)
     second = _difference(model(**inputs).logits.float(), F.linear(hidden_BD, random))
     return max(first, second)
@@ -75,22 +73,22 @@ def _difference(ours_BL: Tensor, theirs_BL: Tensor) -> float:
     return difference if difference == difference else float("inf")
 
 
-def _hidden(scorer: Complexity, ids: list[int]) -> Tensor:
+def _hidden(scorer: PromptScorer, ids: list[int]) -> Tensor:
     """What the live scorer's head reads of one prompt, (1, D)."""
-    batch = Batch.of([ids], device=scorer._place)
-    found = prefill.on_top(
+    batch = Batch.of([ids], device=scorer.device)
+    hidden = prefill.on_top(
         scorer.anatomy,
         batch,
-        scorer._placeholders(1, batch.ids_BT.device),
+        scorer.placeholders(1),
         layers=scorer.config.layer,
-        entering=scorer._entering,
+        entering=scorer.activate,
     )
-    return found[:, -1].to(scorer.head.weight.device)
+    return hidden[:, -1].to(scorer.head.weight.device)
 
 
 def _of_texts(cpx: CPXTokenizer, tokenizer: Any, rendered: bool) -> list[list[int]]:
     """The texts' ids without [CPX]; the reloaded tokenizer must agree on all of them."""
-    found = []
+    encoded = []
     for text in TEXTS:
         ids = cpx(text, add_special_tokens=not rendered)["input_ids"]
         theirs = tokenizer(text)["input_ids"]
@@ -99,17 +97,22 @@ def _of_texts(cpx: CPXTokenizer, tokenizer: Any, rendered: bool) -> list[list[in
                 f"the tokenizer, reloaded by plain transformers as a {type(tokenizer).__name__}, "
                 f"encodes {text!r} as {theirs}, and not as {ids}"
             )
-        found.append(ids[:-1])
-    return [ids for ids in found if ids]
+        encoded.append(ids[:-1])
+    return [ids for ids in encoded if ids]
 
 
-def _random(scorer: Complexity, cpx: CPXTokenizer) -> list[list[int]]:
+def _random(scorer: PromptScorer, cpx: CPXTokenizer) -> list[list[int]]:
     special = set(cpx.all_special_ids)
     rows = min(len(table_of(scorer)), cpx.cpx_token_id)
-    known = [i for i in range(rows) if i not in special]
+    vocabulary = [i for i in range(rows) if i not in special]
     generator = torch.Generator().manual_seed(0)
-    room = scorer._room or max(LENGTHS)
+    longest = scorer.max_prompt_length or max(LENGTHS)
     return [
-        [known[i] for i in torch.randint(len(known), (min(n, room),), generator=generator).tolist()]
+        [
+            vocabulary[i]
+            for i in torch.randint(
+                len(vocabulary), (min(n, longest),), generator=generator
+            ).tolist()
+        ]
         for n in LENGTHS
     ]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pliant.anatomy.tiny import tiny_model
 from pliant.complexity import Complexity, CPXConfig, attach
-from pliant.complexity.stored.prefixes import Stored, in_memory
-from pliant.complexity.stored.room import Joined, Roomy
+from pliant.complexity.prefix_cache.append_in_place import Appendable, Joined
+from pliant.complexity.prefix_cache.store import PrefixStore, in_memory
 from pliant.complexity.training.train_module import TrainModule
 
 LENGTHS = (7, 3, 11)
@@ -22,7 +22,7 @@ def scorer_on(model: Any) -> Complexity:
     return trained(attach(model.requires_grad_(False), CPXConfig(rows=2, aggregation="mean")))
 
 
-def stored_by(scorer: Complexity) -> Stored:
+def stored_by(scorer: Complexity) -> PrefixStore:
     ids = [torch.arange(5, 5 + length) for length in LENGTHS]
     return in_memory(TrainModule(scorer).prefilled, ids)
 
@@ -39,8 +39,8 @@ def logits_and_gradients(scorer: Complexity, prefilled: Any) -> list[Tensor]:
 def test_with_room_every_number_is_the_same(kind: str, rows: list[int]) -> None:
     scorer = scorer_on(tiny_model(kind))
     stored = stored_by(scorer)
-    plain = logits_and_gradients(scorer, stored.pick(rows).ready(scorer))
-    roomy = logits_and_gradients(scorer, stored.with_room(2).pick(rows).ready(scorer))
+    plain = logits_and_gradients(scorer, stored.batch(rows).to_prefilled(scorer))
+    roomy = logits_and_gradients(scorer, stored.with_capacity(2).batch(rows).to_prefilled(scorer))
     for ours, theirs in zip(roomy, plain, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
 
@@ -62,10 +62,10 @@ def test_no_gradient_goes_to_the_prompt(heads: int, rows: list[int]) -> None:
     """(With fewer heads for keys, and a mask, transformers repeats the keys first.)"""
     scorer = scorer_on(tiny_llama(num_attention_heads=4, num_key_value_heads=heads))
     stored = stored_by(scorer)
-    roomy = scorer.logits_of(stored.with_room(2).pick(rows).ready(scorer))
+    roomy = scorer.logits_of(stored.with_capacity(2).batch(rows).to_prefilled(scorer))
     assert ("_AttendedBackward" in nodes(roomy)) == (heads == 4)
-    plain = logits_and_gradients(scorer, stored.pick(rows).ready(scorer))
-    again = logits_and_gradients(scorer, stored.with_room(2).pick(rows).ready(scorer))
+    plain = logits_and_gradients(scorer, stored.batch(rows).to_prefilled(scorer))
+    again = logits_and_gradients(scorer, stored.with_capacity(2).batch(rows).to_prefilled(scorer))
     for one, other in zip(again, plain, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
 
@@ -90,16 +90,16 @@ def test_the_gradient_of_attention_is_torchs(mask: str, groups: int) -> None:
         return list(torch.autograd.grad(out.square().sum(), [query, *new]))
 
     plain = [torch.cat([t[:, :, :7], n], dim=2) for t, n in zip(whole, new, strict=True)]
-    roomy = [torch.cat([Roomy.of(t, 7), n], dim=2) for t, n in zip(whole, new, strict=True)]
+    roomy = [torch.cat([Appendable.of(t, 7), n], dim=2) for t, n in zip(whole, new, strict=True)]
     for ours, theirs in zip(gradients(roomy), gradients(plain), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_the_room_is_used_and_nothing_is_copied() -> None:
     scorer = scorer_on(tiny_llama())
-    picked = stored_by(scorer).with_room(2).pick([2, 1])
+    picked = stored_by(scorer).with_capacity(2).batch([2, 1])
     before = [t.clone() for t in picked.tensors]
-    scorer.logits_of(picked.ready(scorer))
+    scorer.logits_of(picked.to_prefilled(scorer))
     kept = max(LENGTHS)
     for now, then in zip(picked.tensors, before, strict=True):
         assert torch.equal(now[:, :, :kept], then[:, :, :kept])
@@ -108,23 +108,23 @@ def test_the_room_is_used_and_nothing_is_copied() -> None:
 
 def test_a_second_step_neither_reads_nor_disturbs_the_first() -> None:
     scorer = scorer_on(tiny_llama())
-    prefilled = stored_by(scorer).with_room(2).pick([0, 1, 2]).ready(scorer)
+    prefilled = stored_by(scorer).with_capacity(2).batch([0, 1, 2]).to_prefilled(scorer)
     first = scorer.logits_of(prefilled)
     with torch.no_grad():
         scorer.rows.mul_(2)
         second = scorer.logits_of(prefilled)
-        alone = scorer.logits_of(stored_by(scorer).pick([0, 1, 2]).ready(scorer))
+        alone = scorer.logits_of(stored_by(scorer).batch([0, 1, 2]).to_prefilled(scorer))
         scorer.rows.div_(2)
     assert torch.allclose(second, alone, atol=1e-6) and not torch.allclose(first, second)
     ours = torch.autograd.grad(first.sum(), scorer.rows)[0]
-    again = scorer.logits_of(stored_by(scorer).pick([0, 1, 2]).ready(scorer))
+    again = scorer.logits_of(stored_by(scorer).batch([0, 1, 2]).to_prefilled(scorer))
     assert torch.allclose(ours, torch.autograd.grad(again.sum(), scorer.rows)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("new", [torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 1, 4).double()])
 def test_what_does_not_fit_is_copied(new: Tensor) -> None:
     whole = torch.randn(1, 2, 7, 4)
-    kept, before = Roomy.of(whole, 5), whole.clone()
+    kept, before = Appendable.of(whole, 5), whole.clone()
     joined = torch.cat([kept, new], dim=-2)
     assert torch.equal(joined, torch.cat([before[:, :, :5], new], dim=-2))
     assert torch.equal(whole, before) and type(joined) is Tensor

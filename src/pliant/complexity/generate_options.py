@@ -1,0 +1,117 @@
+"""The options of `generate` besides the prompts: where a setting comes from, and for which prompts.
+
+Shapes: B prompts, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.generation.streamers import BaseStreamer
+
+from pliant.errors import InvalidInput
+
+
+def setting(model: nn.Module, options: dict[str, Any], name: str) -> Any:
+    """As `generate` finds it: in the options, in their configuration, in the model's own."""
+    own = getattr(model, "generation_config", None)
+    values = [
+        options.get(name),
+        *(getattr(c, name, None) for c in (options.get("generation_config"), own)),
+    ]
+    return next((value for value in values if value is not None), None)
+
+
+def copies(model: nn.Module, options: dict[str, Any]) -> int:
+    """How many sequences each prompt gets."""
+    return int(setting(model, options, "num_return_sequences") or 1)
+
+
+def needs_full_forward(model: nn.Module, options: dict[str, Any]) -> bool:
+    """Without a cache; or with some of the layers drafting for the whole model."""
+    no_cache = setting(model, options, "use_cache") is False
+    return no_cache or setting(model, options, "assistant_early_exit") is not None
+
+
+def check(options: dict[str, Any]) -> None:
+    for name in ("input_ids", "inputs", "inputs_embeds"):
+        if name in options:
+            raise InvalidInput(f"{name}=: the prompts come first, as ids, texts or messages")
+
+
+def align_options(
+    options: dict[str, Any], ids_BT: Tensor, mask_BT: Tensor | None
+) -> dict[str, Any]:
+    """The options with tensors of the prompts' shape (types, positions) moved as the padding is."""
+    if mask_BT is None:
+        return options
+    order_BT = (mask_BT != 0).to(ids_BT).argsort(dim=1, stable=True)
+    return {
+        name: value.gather(1, order_BT.to(value.device)) if _is_like(value, ids_BT) else value
+        for name, value in options.items()
+    }
+
+
+def select_prompts(
+    model: nn.Module, options: dict[str, Any], rows: Sequence[int], lengths: Sequence[int]
+) -> dict[str, Any]:
+    """The options for some of the prompts, which have these lengths. A tensor with one entry for
+    each prompt is reduced to theirs, and a function that takes a prompt's index in the batch is
+    called with the index that the caller knows."""
+    count, width = len(lengths), max(lengths[row] for row in rows)
+    selected = dict(options)
+    for name, value in options.items():
+        if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[0] == count:
+            selected[name] = value[torch.as_tensor(rows, device=value.device)]
+            if value.shape == (count, max(lengths)):
+                selected[name] = selected[name][:, max(lengths) - width :]
+    if (allowed := options.get("prefix_allowed_tokens_fn")) is not None:
+        beams = int(setting(model, options, "num_beams") or 1)
+        selected["prefix_allowed_tokens_fn"] = _OriginalIndex(
+            allowed, rows, copies(model, options) if beams == 1 else 1
+        )
+    return selected
+
+
+class _OriginalIndex:
+    """Calls `allowed(index, ids)` with the indices of the full batch."""
+
+    def __init__(self, allowed: Callable[..., Any], rows: Sequence[int], each: int) -> None:
+        self.allowed = allowed
+        self.rows = rows
+        self.each = each
+
+    def __call__(self, index: int, ids: Tensor) -> Any:
+        row, copy = divmod(index, self.each)
+        return self.allowed(self.rows[row] * self.each + copy, ids)
+
+
+class BufferedStreamer(BaseStreamer):
+    """Buffers streamed tokens until we know which prompts stay; the others stream nothing."""
+
+    def __init__(self, streamer: BaseStreamer) -> None:
+        self.streamer = streamer
+        self.buffer: list[Tensor] | None = []
+
+    def put(self, value: Tensor) -> None:
+        if self.buffer is None:
+            self.streamer.put(value)
+        else:
+            self.buffer.append(value)
+
+    def end(self) -> None:
+        self.release()
+        self.streamer.end()
+
+    def release(self) -> None:
+        """Stream what was buffered, and from now on everything at once."""
+        buffer, self.buffer = self.buffer or [], None
+        for value in buffer:
+            self.streamer.put(value)
+
+
+def _is_like(value: Any, ids_BT: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == ids_BT.shape

@@ -1,1 +1,0 @@
-"""How a scorer leaves: the stock model, the proof that it says the same, the card beside it."""

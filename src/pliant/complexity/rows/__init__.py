@@ -1,1 +1,0 @@
-"""What runs at the [CPX] positions: the rows, their LoRA, how they start and are read."""

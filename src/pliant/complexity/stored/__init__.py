@@ -1,1 +1,0 @@
-"""The prompts' keys and values, kept between epochs: what they are, where, in what order."""
