@@ -26,11 +26,11 @@ from rich.console import Console
 from benchmarks.harness import CACHE, keep
 from pliant import nano
 from pliant.reports.tables import Table
-from pliant.routing.backends.protocol import ModelSpec, Settings, open_backend
+from pliant.routing.backends import ModelSpec, Settings, open_backend
 from pliant.routing.goals.thresholds import Threshold, by_quality
 from pliant.routing.labels.grading import Grader
 from pliant.routing.labels.label import label
-from pliant.routing.labels.rows import Model
+from pliant.routing.labels.table import Model
 from pliant.routing.metrics import calibration
 from pliant.routing.metrics import ranking as metrics
 from pliant.routing.outcomes import Outcomes

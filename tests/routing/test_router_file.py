@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.routing.minimal_scorer import content
 
 from pliant.errors import CorruptFile, InvalidInput, PliantError
-from pliant.routing.backends.protocol import Settings
+from pliant.routing.backends import Settings
 from pliant.routing.router_file import Band, made, read
 
 FULL = content(

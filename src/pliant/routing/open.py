@@ -7,8 +7,7 @@ from typing import Any
 
 from pliant.errors import InvalidInput
 from pliant.routing import scorers
-from pliant.routing.backends.protocol import Backend, ModelSpec, open_backend
-from pliant.routing.backends.retry import Retry
+from pliant.routing.backends import Backend, ModelSpec, Retry, open_backend
 from pliant.routing.router_file import ModelEntry, RouterFile
 from pliant.routing.scorers import Scorer
 from pliant.routing.scorers.base_model import BaseLM

@@ -24,7 +24,7 @@ from typing import Any
 from pliant.data import nearest
 from pliant.errors import InvalidInput, PliantError
 from pliant.routing import router_file
-from pliant.routing.backends.protocol import Answers, Backend, BackendError, Settings
+from pliant.routing.backends import Answers, Backend, BackendError, Settings
 from pliant.routing.live.availability import Breakers, ContextFit
 from pliant.routing.live.costing import Costing
 from pliant.routing.live.decision import Decision, Reply

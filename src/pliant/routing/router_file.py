@@ -24,7 +24,7 @@ from pydantic import (
 from pliant import __version__
 from pliant.data import nearest
 from pliant.errors import CorruptFile, InvalidInput
-from pliant.routing.backends.protocol import ModelSpec, Settings, different_names
+from pliant.routing.backends import ModelSpec, Settings, check_names
 from pliant.routing.decision_rule import DecisionRule
 from pliant.routing.metrics.calibration import from_json
 
@@ -192,7 +192,7 @@ class RouterFile(Part):
     def _fits(self) -> RouterFile:
         names = [model.name for model in self.models]
         specs = [ModelSpec.parse(model.backend) for model in self.models]
-        different_names([ModelSpec(n, s.model, s.url) for n, s in zip(names, specs, strict=True)])
+        check_names([ModelSpec(n, s.model, s.url) for n, s in zip(names, specs, strict=True)])
         if self.default not in names:
             raise ValueError(f"default: no model {self.default!r}{nearest(self.default, names)}")
         for name, content in (self.calibration or {}).items():

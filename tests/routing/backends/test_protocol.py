@@ -1,4 +1,4 @@
-"""What can be asked: names, settings, failures, and a real server that fails as it is told to."""
+"""Backends: names, settings, failures, and a real server that fails on request."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 from tests.routing.chat_server import ChatServer, chat_server
 
 from pliant.errors import InvalidInput, ModelNotFound
-from pliant.routing.backends.costs import Price, Used
-from pliant.routing.backends.protocol import (
+from pliant.routing.backends import (
     Answers,
     BackendError,
     ModelSpec,
+    Price,
     Settings,
-    different_names,
+    Used,
+    check_names,
     open_backend,
 )
+from pliant.routing.backends.calls import Retry, seconds_from
 from pliant.routing.backends.remote import OpenAIBackend
-from pliant.routing.backends.retry import Retry, seconds_from
 
 PLAIN = Settings()
 AT_ONCE = Retry(tries=4, first=0.0, most=0.0)
@@ -32,7 +33,7 @@ def ask(server: ChatServer, *prompts: Any, settings: Settings = PLAIN, **options
     options = {"retry": AT_ONCE, "timeout": 10.0, **options}
     backend = OpenAIBackend("far", "some-model", server.url, **options)
     try:
-        return [found for _, found in sorted(backend.ask(prompts, settings), key=lambda x: x[0])]
+        return [result for _, result in sorted(backend.ask(prompts, settings), key=lambda x: x[0])]
     finally:
         backend.close()
 
@@ -82,7 +83,7 @@ def test_an_address_that_is_none_or_holds_a_secret_is_refused(text: str) -> None
 
 def test_two_models_of_one_name_are_refused() -> None:
     with pytest.raises(InvalidInput, match="other=nano-s"):
-        different_names([ModelSpec.parse("nano-s"), ModelSpec.parse("nano-s")])
+        check_names([ModelSpec.parse("nano-s"), ModelSpec.parse("nano-s")])
 
 
 def test_a_name_that_is_no_model_is_said_before_anything_is_asked() -> None:
@@ -120,7 +121,7 @@ def test_a_local_model_answers_in_any_batch_as_alone() -> None:
         assert alone.texts == together[i].texts
         used = alone.used
         assert used.prompt_tokens == backend.count(prompt) == len(prompt) + 2
-        assert 1 <= used.answer_tokens <= 24 and alone.cut == 0
+        assert 1 <= used.answer_tokens <= 24 and alone.truncated == 0
         assert used.flops == 2 * 95_760 * (used.prompt_tokens + used.answer_tokens)
 
 
@@ -128,7 +129,7 @@ def test_an_answer_that_is_cut_off_is_counted() -> None:
     backend = open_backend(ModelSpec.parse("nano-s"))
     ((_, whole),) = backend.ask(["498*8"], Settings(max_new_tokens=24))
     ((_, cut),) = backend.ask(["498*8"], Settings(max_new_tokens=1))
-    assert (whole.cut, cut.cut) == (0, 1)
+    assert (whole.truncated, cut.truncated) == (0, 1)
     assert whole.texts[0].startswith(cut.texts[0]) and cut.used.answer_tokens == 1
 
 
@@ -153,7 +154,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved() -> None:
     backend: Any = open_backend(ModelSpec.parse("nano-s"))
     prompts = [f"{i}+{i}" for i in range(10, 20)]
     settings = Settings(max_new_tokens=24)
-    free = {i: found.texts for i, found in backend.ask(prompts, settings)}
+    free = {i: result.texts for i, result in backend.ask(prompts, settings)}
     sizes = []
 
     def small_memory(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -163,7 +164,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved() -> None:
 
     hook = backend.model.register_forward_pre_hook(small_memory, with_kwargs=True)
     try:
-        assert {i: found.texts for i, found in backend.ask(prompts, settings)} == free
+        assert {i: result.texts for i, result in backend.ask(prompts, settings)} == free
         assert max(sizes) > 3 >= min(sizes)
     finally:
         hook.remove()
@@ -180,21 +181,21 @@ def test_a_prompt_that_does_not_fit_alone_fails_alone() -> None:
 
     hook = backend.model.register_forward_pre_hook(no_memory_for_long, with_kwargs=True)
     try:
-        found = dict(backend.ask(["2+2", "2+2" * 100], Settings(max_new_tokens=4)))
+        result = dict(backend.ask(["2+2", "2+2" * 100], Settings(max_new_tokens=4)))
     finally:
         hook.remove()
-    assert isinstance(found[0], Answers)
-    assert isinstance(found[1], BackendError) and found[1].kind == "out of memory"
+    assert isinstance(result[0], Answers)
+    assert isinstance(result[1], BackendError) and result[1].kind == "out of memory"
 
 
 def test_prompts_that_cannot_be_asked_fail_and_the_others_do_not() -> None:
     backend = open_backend(ModelSpec.parse("nano-s"))
     prompts: list[Any] = ["2+2", "x" * 5000, "half \ud800", 7, [], [{"role": "user"}]]
-    found = dict(backend.ask(prompts, Settings(max_new_tokens=4)))
-    assert isinstance(found[0], Answers)
-    kinds = [found[i].kind for i in range(1, 6)]
+    result = dict(backend.ask(prompts, Settings(max_new_tokens=4)))
+    assert isinstance(result[0], Answers)
+    kinds = [result[i].kind for i in range(1, 6)]
     assert kinds == ["prompt too long"] + 4 * ["prompt refused"]
-    assert all(found[i].prompts_fault for i in range(1, 6))
+    assert all(result[i].prompts_fault for i in range(1, 6))
 
 
 def test_messages_are_asked_as_the_chat_template_frames_them() -> None:
@@ -217,10 +218,10 @@ def test_one_copy_of_a_model_serves_all_who_ask_for_it() -> None:
 
 def test_a_server_is_asked_in_its_protocol() -> None:
     with chat_server() as server:
-        (found,) = ask(server, "hello", settings=Settings(max_new_tokens=7))
-        assert found.texts == ("HELLO",)
-        assert (found.used.prompt_tokens, found.used.answer_tokens) == (5, 2)
-        assert found.used.flops is None and found.used.ms > 0
+        (result,) = ask(server, "hello", settings=Settings(max_new_tokens=7))
+        assert result.texts == ("HELLO",)
+        assert (result.used.prompt_tokens, result.used.answer_tokens) == (5, 2)
+        assert result.used.flops is None and result.used.ms > 0
         (body,) = server.bodies
         assert body == {
             "model": "some-model",
@@ -233,8 +234,8 @@ def test_a_server_is_asked_in_its_protocol() -> None:
 @pytest.mark.parametrize("failure", [408, 429, 500, 502, 503, "hang up", "<html>", "{}"])
 def test_what_may_pass_is_tried_again(failure: Any) -> None:
     with chat_server([failure, failure]) as server:
-        (found,) = ask(server, "hello")
-        assert isinstance(found, Answers) and found.texts == ("HELLO",)
+        (result,) = ask(server, "hello")
+        assert isinstance(result, Answers) and result.texts == ("HELLO",)
         assert len(server.bodies) == 3
 
 
@@ -258,25 +259,25 @@ def test_what_may_pass_is_tried_again(failure: Any) -> None:
 )
 def test_what_does_not_pass_ends_with_its_kind(failure: Any, kind: str, calls: int) -> None:
     with chat_server([failure] * 9) as server:
-        (found,) = ask(server, "hello")
-        assert isinstance(found, BackendError)
-        assert (found.kind, len(server.bodies)) == (kind, calls)
-        assert found.hopeless == (kind == "refused")
-        assert ("after 4 tries" in str(found)) == (calls == 4)
+        (result,) = ask(server, "hello")
+        assert isinstance(result, BackendError)
+        assert (result.kind, len(server.bodies)) == (kind, calls)
+        assert result.fatal == (kind == "refused")
+        assert ("after 4 tries" in str(result)) == (calls == 4)
 
 
 def test_a_server_that_stalls_is_a_timeout() -> None:
     with chat_server(["stall"] * 2) as server:
-        (found,) = ask(server, "hello", timeout=0.2, retry=Retry(tries=2, first=0, most=0))
-        assert found.kind == "timeout" and "0.2 s" in str(found)
+        (result,) = ask(server, "hello", timeout=0.2, retry=Retry(tries=2, first=0, most=0))
+        assert result.kind == "timeout" and "0.2 s" in str(result)
         assert len(server.bodies) == 2
 
 
 def test_a_server_that_is_not_there_is_unreachable() -> None:
     with chat_server() as server:
         pass
-    (found,) = ask(server, "hello")
-    assert found.kind == "unreachable" and server.url in str(found)
+    (result,) = ask(server, "hello")
+    assert result.kind == "unreachable" and server.url in str(result)
 
 
 def test_prompts_are_asked_several_at_a_time_and_one_failure_is_one_failure() -> None:
@@ -287,9 +288,9 @@ def test_prompts_are_asked_several_at_a_time_and_one_failure_is_one_failure() ->
         return "no" if body["messages"][0]["content"] == "p2" else None
 
     with chat_server(refuses=together) as server:
-        found = ask(server, *(f"p{i}" for i in range(8)), concurrency=4)
+        result = ask(server, *(f"p{i}" for i in range(8)), concurrency=4)
         assert server.most_at_once == 4
-    assert [isinstance(x, Answers) for x in found] == [True, True, False] + [True] * 5
+    assert [isinstance(x, Answers) for x in result] == [True, True, False] + [True] * 5
 
 
 def test_whoever_stops_listening_stops_the_calls_that_have_not_begun() -> None:
@@ -319,31 +320,31 @@ def test_the_key_is_sent_and_never_said(monkeypatch: pytest.MonkeyPatch) -> None
     """Some servers repeat the key in what they complain of."""
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
     with chat_server(wants_key="sk-very-secret") as server:
-        (found,) = ask(server, "hello", key_env="MY_KEY")
-        assert isinstance(found, Answers)
+        (result,) = ask(server, "hello", key_env="MY_KEY")
+        assert isinstance(result, Answers)
     with chat_server(wants_key="another") as server:
-        (found,) = ask(server, "hello", key_env="MY_KEY")
-        assert found.kind == "refused" and "***" in str(found)
-        assert "sk-very-secret" not in str(found) + repr(found)
+        (result,) = ask(server, "hello", key_env="MY_KEY")
+        assert result.kind == "refused" and "***" in str(result)
+        assert "sk-very-secret" not in str(result) + repr(result)
         assert server.keys == ["Bearer sk-very-secret"]
     with chat_server(wants_key="another") as server:
-        (found,) = ask(server, "hello", key_env="NO_SUCH_KEY")
-        assert "NO_SUCH_KEY holds no key" in str(found)
+        (result,) = ask(server, "hello", key_env="NO_SUCH_KEY")
+        assert "NO_SUCH_KEY holds no key" in str(result)
         assert server.keys == [None]
 
 
 def test_samples_are_asked_for_until_there_are_enough() -> None:
     hot = Settings(samples=5, temperature=1.0, seed=3)
     with chat_server(gives=2) as server:
-        (found,) = ask(server, "hello", settings=hot)
-        assert found.texts == ("HELLO",) * 5
+        (result,) = ask(server, "hello", settings=hot)
+        assert result.texts == ("HELLO",) * 5
         assert [body.get("n", 1) for body in server.bodies] == [5, 3, 1]
-        assert found.used.prompt_tokens == 15 and found.used.calls == 5
+        assert result.used.prompt_tokens == 15 and result.used.calls == 5
         assert len({body["seed"] for body in server.bodies}) == 3
     one = lambda body: "n must be 1" if body.get("n", 1) > 1 else None  # noqa: E731
     with chat_server(refuses=one) as server:
-        (found,) = ask(server, "hello", settings=hot)
-        assert len(found.texts) == 5 and len(server.bodies) == 6
+        (result,) = ask(server, "hello", settings=hot)
+        assert len(result.texts) == 5 and len(server.bodies) == 6
 
 
 def test_a_server_that_wants_the_newer_name_of_the_limit_gets_it() -> None:
@@ -358,8 +359,8 @@ def test_a_server_that_wants_the_newer_name_of_the_limit_gets_it() -> None:
 
 def test_a_server_that_counts_no_tokens_has_them_estimated() -> None:
     with chat_server(usage=False) as server:
-        (found,) = ask(server, "hello there")
-        assert found.used.prompt_tokens > 0 and found.used.answer_tokens > 0
+        (result,) = ask(server, "hello there")
+        assert result.used.prompt_tokens > 0 and result.used.answer_tokens > 0
 
 
 # --- trying again ---------------------------------------------------------------------------------
@@ -386,14 +387,14 @@ def test_retry_after_is_honoured_up_to_our_patience() -> None:
 def test_a_servers_retry_after_is_waited_for() -> None:
     """Impatient callers do not try a server again that asks for an hour."""
     with chat_server([(429, {"Retry-After": "3600"})]) as server:
-        (found,) = ask(server, "hello", retry=Retry(first=0, most=0, patience=1))
-        assert found.kind == "busy" and len(server.bodies) == 1
+        (result,) = ask(server, "hello", retry=Retry(first=0, most=0, patience=1))
+        assert result.kind == "busy" and len(server.bodies) == 1
 
 
 @given(st.text(max_size=30))
 def test_any_header_is_seconds_or_nothing(text: str) -> None:
-    found = seconds_from(text, 0.0)
-    assert found is None or found >= 0
+    result = seconds_from(text, 0.0)
+    assert result is None or result >= 0
 
 
 # --- costs ----------------------------------------------------------------------------------------

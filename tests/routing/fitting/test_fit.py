@@ -16,7 +16,7 @@ from tests.routing.labels import outcomes
 
 from pliant.errors import InvalidInput
 from pliant.routing import Router, router_file
-from pliant.routing.backends.costs import Used
+from pliant.routing.backends import Used
 from pliant.routing.fitting import ladder, training_hashes
 from pliant.routing.fitting.calibrate import calibrate
 from pliant.routing.fitting.evaluate import evaluate

@@ -6,8 +6,7 @@ import pytest
 from tests.routing.minimal_scorer import content
 
 from pliant.routing import router_file
-from pliant.routing.backends.costs import Used
-from pliant.routing.backends.protocol import Answers
+from pliant.routing.backends import Answers, Used
 from pliant.routing.live.costing import Costing
 from pliant.routing.live.decision import Decision
 

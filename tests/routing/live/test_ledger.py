@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pliant.errors import CorruptFile, InvalidInput
-from pliant.routing.backends.costs import Used
+from pliant.routing.backends import Used
 from pliant.routing.live import drift
 from pliant.routing.live.decision import Decision, Reply
 from pliant.routing.live.ledger import Ledger

@@ -72,7 +72,7 @@ def _fitted(options: FitOptions) -> Fitted:
 
     from pliant.routing.fitting.fit import GOAL
     from pliant.routing.fitting.fit import fit as fit_router
-    from pliant.routing.labels.label import label_cost, reached
+    from pliant.routing.labels.label import backend_descriptions, label_cost
 
     outcomes = options.outcomes()
     backends = dict(_pair(text) for text in options.backend)
@@ -90,7 +90,7 @@ def _fitted(options: FitOptions) -> Fitted:
         groups_known=options.groups_known,
         every=options.ladder,
         seed=options.seed,
-        reached=reached(path),
+        descriptions=backend_descriptions(path),
         label_cost=label_cost(path),
         progress=terminal.track,
     )

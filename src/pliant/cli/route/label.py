@@ -15,11 +15,10 @@ from pliant.options import Flag
 
 if TYPE_CHECKING:
     from pliant.reports.tables import Table
-    from pliant.routing.backends.costs import Price
-    from pliant.routing.backends.protocol import ModelSpec, Settings
+    from pliant.routing.backends import ModelSpec, Price, Settings
     from pliant.routing.labels.grading import Grader
-    from pliant.routing.labels.label import Labelled
-    from pliant.routing.labels.rows import Model
+    from pliant.routing.labels.label import LabelReport
+    from pliant.routing.labels.table import Model
 
 EXAMPLE = (
     "pliant route label --prompts questions.jsonl --model nano-s --model nano-l --out labels.jsonl"
@@ -72,7 +71,7 @@ class LabelOptions:
     """Print one JSON document."""
 
     def settings(self) -> Settings:
-        from pliant.routing.backends.protocol import Settings
+        from pliant.routing.backends import Settings
 
         temperature = self.temperature
         if temperature is None:
@@ -97,12 +96,12 @@ def label(options: LabelOptions) -> None:
         raise PliantError(f"no prompt could be labelled: {_first_failure(labelled)}")
 
 
-def _labelled(options: LabelOptions) -> Labelled:
+def _labelled(options: LabelOptions) -> LabelReport:
     from transformers.utils import logging
 
     from pliant.data import read_rows
     from pliant.routing.labels.label import label as label_rows
-    from pliant.routing.labels.rows import Columns
+    from pliant.routing.labels.table import Columns
 
     settings, models = options.settings(), _models(options)
     judge = models.pop() if options.judge else None
@@ -127,14 +126,13 @@ def _labelled(options: LabelOptions) -> Labelled:
 
 def _models(options: LabelOptions) -> list[Model]:
     """The models, and the judge last if there is one."""
-    from pliant.routing.backends.protocol import ModelSpec, different_names, open_backend
+    from pliant.routing.backends import ModelSpec, Retry, check_names, open_backend
     from pliant.routing.backends.remote import KEY
-    from pliant.routing.backends.retry import Retry
-    from pliant.routing.labels.rows import Model
+    from pliant.routing.labels.table import Model
 
     judges = [options.judge] if options.judge else []
     specs = [ModelSpec.parse(text) for text in (*options.model, *judges)]
-    different_names(specs)
+    check_names(specs)
     prices = _prices(options.price, specs)
     keys = _by_model(options.api_key_env, specs, "--api-key-env", default=KEY)
     calls = {
@@ -158,7 +156,7 @@ def _models(options: LabelOptions) -> list[Model]:
 
 
 def _prices(texts: Sequence[str], specs: list[ModelSpec]) -> dict[str, Price]:
-    from pliant.routing.backends.costs import Price
+    from pliant.routing.backends import Price
 
     return {name: Price.parse(text) for name, text in _by_model(texts, specs, "--price").items()}
 
@@ -184,7 +182,7 @@ def _by_model(
 
 
 def _grader(options: LabelOptions, judge: Model | None) -> Grader:
-    from pliant.routing.backends.protocol import Settings as Answering
+    from pliant.routing.backends import Settings as Answering
     from pliant.routing.labels.grading import Grader, JudgeGrader
     from pliant.verify import verifier
 
@@ -225,22 +223,22 @@ def _verifier_options(texts: Sequence[str]) -> dict[str, Any]:
 # --- what is shown -------------------------------------------------------------------------------
 
 
-def _draw(done: Labelled) -> None:
+def _draw(done: LabelReport) -> None:
     console = terminal.console()
     _table(done).draw(console)
     if done.rows:
         console.print(f"{done.rows:,} labels: {done.path}", markup=False, soft_wrap=True)
     errors = terminal.console(stderr=True)
-    for run in done.runs:
+    for run in done.models:
         for kind, times in run.failures.items():
-            line = f"{run.name}: {times:,} x {kind}; the first: {run.said[kind]}"
+            line = f"{run.name}: {times:,} x {kind}; the first: {run.messages[kind]}"
             errors.print(" ".join(line.split()), markup=False, soft_wrap=True)
     if done.missing and done.rows:
         line = f"{done.missing:,} prompts are without labels; run the same again to try them again"
         errors.print(line, markup=False, soft_wrap=True)
 
 
-def _table(done: Labelled) -> Table:
+def _table(done: LabelReport) -> Table:
     from pliant.reports.tables import Table, count
 
     def money(usd: float | None) -> str:
@@ -252,7 +250,7 @@ def _table(done: Labelled) -> Table:
             f"{run.answered:,}",
             f"{run.new:,}",
             f"{sum(run.failures.values()):,}",
-            f"{run.cut:,}",
+            f"{run.truncated:,}",
             f"{run.right:.3f}" if done.rows else "-",
             f"{run.used.prompt_tokens:,}",
             f"{run.used.answer_tokens:,}",
@@ -260,17 +258,17 @@ def _table(done: Labelled) -> Table:
             "-" if run.used.flops is None else count(int(run.used.flops)),
             money(run.used.usd),
         ]
-        for run in done.runs
+        for run in done.models
     ]
     if done.judging is not None:
         used = done.judging
         tokens = [f"{used.prompt_tokens:,}", f"{used.answer_tokens:,}", f"{used.ms / 1000:,.1f}"]
         rows.append(["judge", f"{used.calls:,}", "", "", "", "", *tokens, "-", money(used.usd)])
-    columns = ["model", "answered", "now", "failed", "cut off", "right"]
+    columns = ["model", "answered", "now", "failed", "truncated", "right"]
     columns += ["tokens in", "tokens out", "seconds", "flops", "usd"]
     return Table("Labels", columns, rows, right=frozenset(columns[1:]))
 
 
-def _first_failure(done: Labelled) -> str:
-    said = [message for run in done.runs for message in run.said.values()]
-    return said[0] if said else "no model answered"
+def _first_failure(done: LabelReport) -> str:
+    messages = [message for run in done.models for message in run.messages.values()]
+    return messages[0] if messages else "no model answered"

@@ -1,8 +1,4 @@
-"""Whatever can be asked: one protocol for models that run here and for those behind a URL.
-
-    backend = open_backend(ModelSpec.parse("nano-s"))
-    for at, answers in backend.ask(["what is 2+2"], Settings(max_new_tokens=24)):
-        ...                     # as they are done; what failed is a BackendError in their place
+"""The protocol of backends: models that answer, on this machine or behind a URL.
 
 A model is named as everywhere (`nano-s`, a folder, a name on the hub), or by the URL of any server
 that speaks OpenAI's protocol: `openai:gpt-4o@https://host/v1`.
@@ -14,16 +10,15 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from pliant.errors import InvalidInput, PliantError
-from pliant.routing.backends.costs import Used
 from pliant.routing.prompts import Prompt
 
-# What can go wrong with one prompt, in a word each: these are what failures are counted by.
+# The kinds of failures, by which they are counted.
 PROMPT_FAULTS = ("prompt refused", "prompt too long")
 MODEL_FAULTS = (
     "timeout",
@@ -37,28 +32,28 @@ MODEL_FAULTS = (
 
 
 class BackendError(PliantError):
-    """A model gave no answer: says which, why, and after how many tries."""
+    """A model gave no answer: says which model, why, and after how many tries."""
 
-    def __init__(self, message: str, kind: str, *, hopeless: bool = False) -> None:
+    def __init__(self, message: str, kind: str, *, fatal: bool = False) -> None:
         assert kind in PROMPT_FAULTS + MODEL_FAULTS, kind
         super().__init__(message)
         self.kind = kind
-        self.hopeless = hopeless
-        """Whether any other prompt would fare the same: a wrong key, no such model."""
+        self.fatal = fatal
+        """Whether every other prompt would fail as well: a wrong key, no such model."""
 
     @property
     def prompts_fault(self) -> bool:
-        """Whether it is the prompt that this model cannot take; another prompt may do."""
+        """Whether this model cannot answer this prompt, but may answer others."""
         return self.kind in PROMPT_FAULTS
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to answer."""
+    """How a model generates its answers."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
-    """0 always takes the likeliest token."""
+    """0 always picks the most likely token."""
     samples: int = 1
     """How many answers to the same prompt."""
     seed: int = 0
@@ -66,12 +61,12 @@ class Settings:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.samples < 1:
             raise InvalidInput(
-                f"max_new_tokens={self.max_new_tokens}, samples={self.samples}: 1 or more are due"
+                f"max_new_tokens={self.max_new_tokens}, samples={self.samples}: give 1 or more"
             )
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise InvalidInput(f"temperature={self.temperature}: a number, 0 or more, is due")
+            raise InvalidInput(f"temperature={self.temperature}: give a number, 0 or more")
         if not 0 <= self.seed < 2**32:
-            raise InvalidInput(f"seed={self.seed}: a whole number from 0 to below 2**32 is due")
+            raise InvalidInput(f"seed={self.seed}: give an integer from 0 to 2**32 - 1")
         if self.samples > 1 and self.temperature == 0:
             raise InvalidInput(
                 f"{self.samples} samples at temperature 0 are {self.samples} times the same "
@@ -80,37 +75,120 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Price:
+    """Dollars for a million tokens, as sellers of models state it."""
+
+    prompt: float
+    answer: float
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not (value >= 0 and math.isfinite(value)):
+                raise InvalidInput(f"the price for {name} tokens is {value}, and must be 0 or more")
+
+    @classmethod
+    def parse(cls, text: str) -> Price:
+        """`2.50,10`: dollars for a million tokens of prompt and of answer."""
+        try:
+            prompt, answer = map(float, text.split(","))
+        except ValueError:
+            raise InvalidInput(
+                f"price {text!r}: give two numbers, dollars for a million tokens of prompt and of "
+                "answer, as in 2.50,10"
+            ) from None
+        return cls(prompt, answer)
+
+
+@dataclass(frozen=True)
+class Used:
+    """What answers cost, all samples together; None is an unknown quantity."""
+
+    calls: int = 0
+    """The number of answers."""
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    ms: float = 0.0
+    """Answers of one batch share its time equally."""
+    flops: float | None = 0.0
+    """Estimated as 2 * parameters * tokens; only for models that run here."""
+    usd: float | None = 0.0
+    """From the price; None for a model without one."""
+
+    def __add__(self, other: Used) -> Used:
+        return Used(
+            *(_sum(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)),
+        )
+
+    def of(self, unit: str) -> float:
+        """The amount in a unit of `Outcomes`: tokens, usd, ms, flops or calls."""
+        amounts: dict[str, float | None] = {
+            "tokens": self.prompt_tokens + self.answer_tokens,
+            "usd": self.usd,
+            "ms": self.ms,
+            "flops": self.flops,
+            "calls": self.calls,
+        }
+        amount = amounts[unit]
+        if amount is None:
+            raise InvalidInput(f"the cost of an answer in {unit} is unknown")
+        return float(amount)
+
+    def known(self, unit: str) -> bool:
+        return (unit, None) not in (("usd", self.usd), ("flops", self.flops))
+
+    def priced(self, price: Price | None) -> Used:
+        """With `usd` by this price."""
+        if price is None:
+            return Used(**{**asdict(self), "usd": None})
+        usd = (self.prompt_tokens * price.prompt + self.answer_tokens * price.answer) / 1e6
+        return Used(**{**asdict(self), "usd": usd})
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, without unknown quantities."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Used:
+        return cls(**{"flops": None, "usd": None, **content})
+
+
+def _sum(a: Any, b: Any) -> Any:
+    return None if a is None or b is None else a + b
+
+
+@dataclass(frozen=True)
 class Answers:
     """A model's answers to one prompt, one a sample, and what they used."""
 
     texts: tuple[str, ...]
     used: Used
-    cut: int = 0
-    """How many of them max_new_tokens cut off."""
+    truncated: int = 0
+    """How many of them max_new_tokens truncated."""
 
 
-Asked = tuple[int, Answers | BackendError]
+Result = tuple[int, Answers | BackendError]
+"""A prompt's index, and its answers or the error."""
 
 
 class Backend(Protocol):
-    """A model that can be asked."""
+    """A model that answers prompts."""
 
     name: str
 
-    def ask(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Asked]:
-        """Each prompt's number with its answers or with what went wrong, as they are done."""
+    def ask(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Result]:
+        """Each prompt's index with its answers or the error, in the order in which they finish."""
         ...
 
     def count(self, prompt: Prompt) -> int:
-        """How many tokens a prompt is with its frame; behind a URL an estimate, rather too high."""
+        """A prompt's tokens with its chat template; behind a URL an estimate, rather too high."""
         ...
 
     def context(self) -> int | None:
-        """How many tokens prompt and answer may have together, where that is known."""
+        """How many tokens prompt and answer may have together, if known."""
         ...
 
     def knows(self, unit: str) -> bool:
-        """Whether an answer's cost is known in a unit, before any price."""
+        """Whether an answer's cost in this unit is known, without a price."""
         ...
 
     def close(self) -> None: ...
@@ -118,16 +196,16 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model as the user names it."""
+    """A model by the name that the user gives it."""
 
     name: str
-    """What labels, routers and ledgers call it."""
+    """Its name in labels, routers and ledgers."""
     model: str
     url: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> ModelSpec:
-        """`nano-s`, `./folder`, `owner/model`, `openai:MODEL@URL`; before any of them `name=`."""
+        """Parse `nano-s`, `./folder`, `owner/model` or `openai:MODEL@URL`, or `NAME=` and one."""
         named = re.fullmatch(r"([\w.:/-]+)=(.+)", text)
         if named and not Path(text).is_dir():
             inner = cls.parse(named[2])
@@ -147,27 +225,12 @@ class ModelSpec:
         return inner if ModelSpec.parse(inner).name == self.name else f"{self.name}={inner}"
 
 
-def open_backend(spec: ModelSpec, **options: Any) -> Backend:
-    """The backend of a spec; nothing is loaded or called before it is asked.
-
-    Options for a model that runs here: device, dtype, tokens_a_batch, trust_remote_code; for one
-    behind a URL: key_env, concurrency, timeout, tries, context_tokens.
-    """
-    if spec.url is None:
-        from pliant.routing.backends.local import LocalBackend
-
-        return LocalBackend(spec.name, spec.model, **options)
-    from pliant.routing.backends.remote import OpenAIBackend
-
-    return OpenAIBackend(spec.name, spec.model, spec.url, **options)
-
-
-def different_names(specs: Sequence[ModelSpec]) -> None:
+def check_names(specs: Sequence[ModelSpec]) -> None:
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
             raise InvalidInput(
-                f"two models are called {name!r}: name one of them yourself, as in other={name}"
+                f"two models are called {name!r}: give one of them a name, as in other={name}"
             )
 
 
@@ -178,20 +241,20 @@ def _embedded() -> list[str]:
 
 
 def _checked_url(url: str) -> str:
-    """An http(s) address and nothing else: a password in it would be written into files."""
+    """Only a plain http(s) address: a password in it would be written into files."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidInput(
-            f"{parts.scheme}://{parts.hostname or ''} is no address of a server: https://host/v1 is"
+            f"{parts.scheme}://{parts.hostname or ''} is no server address such as https://host/v1"
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InvalidInput(
-            f"the address of {parts.hostname} has more than a path: a key belongs into an "
-            "environment variable, for an address is written into files"
+            f"the address of {parts.hostname} has more than a path: put a key into an environment "
+            "variable, because the address is written into files"
         )
     return url.rstrip("/")
 
 
 def key_from(environment_variable: str) -> str | None:
-    """The key, which is read where it is used and kept nowhere."""
+    """The key, read when it is used and never stored."""
     return os.environ.get(environment_variable) or None

@@ -1,8 +1,8 @@
-"""Asking a model behind a URL: any server that speaks OpenAI's chat protocol.
+"""The backend of a model behind a URL: any server that speaks OpenAI's chat protocol.
 
-What may pass by itself (408, 429, 5xx, a time-out, a lost connection) is tried again; what will not
-(a wrong key, no such model) ends at once. The key is read from an environment variable when it is
-sent, and stands in no file, message or error.
+Temporary failures (408, 429, 5xx, a time-out, a lost connection) are retried; permanent ones (a
+wrong key, no such model) fail at once. The key is read from an environment variable when it is
+sent, and never appears in a file, message or error.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pliant.errors import InvalidInput
-from pliant.routing.backends.costs import Used
-from pliant.routing.backends.protocol import Answers, Asked, BackendError, Settings, key_from
-from pliant.routing.backends.retry import Retry
-from pliant.routing.backends.several import several
+from pliant.routing.backends.calls import Retry, in_parallel
+from pliant.routing.backends.protocol import (
+    Answers,
+    BackendError,
+    Result,
+    Settings,
+    Used,
+    key_from,
+)
 from pliant.routing.prompts import Prompt, messages
 
 if TYPE_CHECKING:
     import httpx
 
 KEY = "OPENAI_API_KEY"
-_CONNECT = 5.0  # seconds: who does not even take a call is down, however long answers may take
-_FRAME = 8  # tokens that a chat template adds to a message, about
-_BYTES_A_TOKEN = 3  # rather few, so that an estimate is rather too high
+_CONNECT = 5.0  # seconds: a server that accepts no connection is down, however slow its answers
+_TEMPLATE_TOKENS = 8  # about what a chat template adds to a message
+_BYTES_A_TOKEN = 3  # rather few, so that estimates are rather too high
 
 
 class OpenAIBackend:
@@ -44,28 +49,28 @@ class OpenAIBackend:
         context_tokens: int | None = None,
     ) -> None:
         if concurrency < 1 or timeout <= 0:
-            raise InvalidInput(f"concurrency={concurrency}, timeout={timeout}: above 0 are due")
+            raise InvalidInput(f"concurrency={concurrency}, timeout={timeout}: give more than 0")
         self.name, self.url, self._model = name, url, model
         self._key_env, self._concurrency, self._timeout = key_env, concurrency, timeout
         self._retry = retry or Retry()
         self._context = context_tokens
         self._client: httpx.Client | None = None
-        self._opening = threading.Lock()
-        self._limit_name = "max_tokens"  # until the server says that it wants the newer name
-        self._one_at_a_time = False  # until the server says that it gives one sample a call
+        self._client_lock = threading.Lock()
+        self._limit_name = "max_tokens"  # until the server asks for the newer name
+        self._single_samples = False  # until the server refuses several samples a call
 
-    def ask(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Asked]:
-        """Several at a time; whoever stops listening stops the calls that have not begun."""
+    def ask(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Result]:
+        """Several calls at a time; closing the generator stops those that have not started."""
         stop = threading.Event()
         try:
-            yield from several(
-                lambda prompt: self._answered(prompt, settings, stop), prompts, self._concurrency
+            yield from in_parallel(
+                lambda prompt: self._answer(prompt, settings, stop), prompts, self._concurrency
             )
         finally:
-            stop.set()  # nobody waits to try again for somebody who has gone
+            stop.set()  # so that no call waits for another try
 
     def count(self, prompt: Prompt) -> int:
-        return _estimated(messages(prompt))
+        return _estimate_tokens(messages(prompt))
 
     def context(self) -> int | None:
         return self._context
@@ -80,7 +85,7 @@ class OpenAIBackend:
 
     # --- one prompt ------------------------------------------------------------------------------
 
-    def _answered(
+    def _answer(
         self, prompt: Prompt, settings: Settings, stop: threading.Event
     ) -> Answers | BackendError:
         try:
@@ -88,53 +93,53 @@ class OpenAIBackend:
         except InvalidInput as error:
             return BackendError(f"{self.name}: {error}", "prompt refused")
         texts: list[str] = []
-        used, cut = Used(flops=None, usd=None), 0
+        used, truncated = Used(flops=None, usd=None), 0
         try:
-            while len(texts) < settings.samples:  # a server may give fewer than are asked for
-                wanted = settings.samples - len(texts)
-                part = self._call(conversation, settings, wanted, len(texts), stop)
+            while len(texts) < settings.samples:  # a server may return fewer
+                missing = settings.samples - len(texts)
+                part = self._call(conversation, settings, missing, len(texts), stop)
                 texts += part.texts
-                used, cut = used + part.used, cut + part.cut
+                used, truncated = used + part.used, truncated + part.truncated
         except BackendError as error:
             return error
-        return Answers(tuple(texts), used, cut)
+        return Answers(tuple(texts), used, truncated)
 
     def _call(
         self,
         conversation: list[dict[str, str]],
         settings: Settings,
-        wanted: int,
-        have: int,
+        samples: int,
+        seed_offset: int,
         stop: threading.Event,
     ) -> Answers:
-        """One call that was answered, after as many tries as it takes."""
+        """The answers of one call, after as many tries as it needs."""
         tried = 0
         while True:
             tried += 1
-            asked = 1 if self._one_at_a_time else wanted
-            failure, retry_after, worth = None, None, False
+            requested = 1 if self._single_samples else samples
+            failure, retry_after, retry = None, None, False
             begun = time.perf_counter()
             try:
-                reply = self._post(self._body(conversation, settings, asked, have))
-                failure, worth = self._failure(reply)
+                reply = self._post(self._body(conversation, settings, requested, seed_offset))
+                failure, retry = self._failure(reply)
                 retry_after = reply.headers.get("retry-after")
                 if failure is None:
                     ms = (time.perf_counter() - begun) * 1000
-                    return self._read(reply, conversation, wanted, ms)
-                if self._adapts(reply, asked):
+                    return self._read(reply, conversation, samples, ms)
+                if self._adapts(reply, requested):
                     tried -= 1
                     continue
             except _unanswered() as error:
-                failure, worth = self._unanswered(error), True
-            except BackendError as error:  # an answer that is none
-                failure, worth = error, True
-            wait = self._retry.wait(tried, retry_after) if worth else None
+                failure, retry = self._unanswered(error), True
+            except BackendError as error:  # no chat completion
+                failure, retry = error, True
+            wait = self._retry.wait(tried, retry_after) if retry else None
             if wait is None or stop.wait(wait):
                 after = f" (after {tried} tries)" if tried > 1 else ""
-                raise BackendError(f"{failure}{after}", failure.kind, hopeless=failure.hopeless)
+                raise BackendError(f"{failure}{after}", failure.kind, fatal=failure.fatal)
 
     def _body(
-        self, conversation: list[dict[str, str]], settings: Settings, asked: int, have: int
+        self, conversation: list[dict[str, str]], settings: Settings, samples: int, seed_offset: int
     ) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self._model,
@@ -142,78 +147,81 @@ class OpenAIBackend:
             self._limit_name: settings.max_new_tokens,
             "temperature": settings.temperature,
         }
-        if asked > 1:
-            body["n"] = asked
+        if samples > 1:
+            body["n"] = samples
         if settings.temperature > 0:
-            body["seed"] = settings.seed + have
+            body["seed"] = settings.seed + seed_offset
         return body
 
     def _post(self, body: dict[str, Any]) -> httpx.Response:
         import httpx
 
-        with self._opening:
+        with self._client_lock:
             if self._client is None:
                 limits = httpx.Limits(max_connections=self._concurrency)
-                patience = httpx.Timeout(self._timeout, connect=min(_CONNECT, self._timeout))
-                self._client = httpx.Client(timeout=patience, limits=limits)
+                timeout = httpx.Timeout(self._timeout, connect=min(_CONNECT, self._timeout))
+                self._client = httpx.Client(timeout=timeout, limits=limits)
             client = self._client
         key = key_from(self._key_env)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return client.post(f"{self.url}/chat/completions", json=body, headers=headers)
 
-    def _adapts(self, reply: httpx.Response, asked: int) -> bool:
-        """Whether the server refused only how it was asked, and is now asked otherwise."""
+    def _adapts(self, reply: httpx.Response, samples: int) -> bool:
+        """Whether the server refused only the form of the request, which is now changed."""
         if reply.status_code not in (400, 422):
             return False
         if self._limit_name == "max_tokens" and "max_completion_tokens" in reply.text:
             self._limit_name = "max_completion_tokens"
             return True
-        if asked > 1 and not self._one_at_a_time:
-            self._one_at_a_time = True
+        if samples > 1 and not self._single_samples:
+            self._single_samples = True
             return True
         return False
 
-    # --- what came back --------------------------------------------------------------------------
+    # --- the reply -------------------------------------------------------------------------------
 
     def _read(
-        self, reply: httpx.Response, conversation: list[dict[str, str]], wanted: int, ms: float
+        self, reply: httpx.Response, conversation: list[dict[str, str]], samples: int, ms: float
     ) -> Answers:
         try:
-            found = reply.json()
-            choices = found["choices"][:wanted]
+            content = reply.json()
+            choices = content["choices"][:samples]
             texts = tuple(choice["message"]["content"] or "" for choice in choices)
             if not texts or not all(isinstance(text, str) for text in texts):
                 raise TypeError("no text")
-            usage = found.get("usage") or {}
-            asked = int(usage.get("prompt_tokens") or 0)
-            said = int(usage.get("completion_tokens") or 0)
+            usage = content.get("usage") or {}
+            prompt_tokens = int(usage.get("prompt_tokens") or 0)
+            answer_tokens = int(usage.get("completion_tokens") or 0)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             raise BackendError(
                 f"{self.name}: the server's answer is no chat completion: "
-                f"{self._gist(reply.text) or 'nothing'}",
+                f"{self._summary(reply.text) or 'nothing'}",
                 "broken reply",
             ) from error
-        asked = asked or _estimated(conversation)  # a server that does not count
-        said = said or sum(len(text.encode()) // _BYTES_A_TOKEN + 1 for text in texts)
-        cut = sum(1 for choice in choices if choice.get("finish_reason") == "length")
-        return Answers(texts, Used(len(texts), asked, said, ms, None, None), cut)
+        if not prompt_tokens:  # some servers do not count
+            prompt_tokens = _estimate_tokens(conversation)
+        if not answer_tokens:
+            answer_tokens = sum(len(text.encode()) // _BYTES_A_TOKEN + 1 for text in texts)
+        truncated = sum(1 for choice in choices if choice.get("finish_reason") == "length")
+        used = Used(len(texts), prompt_tokens, answer_tokens, ms, None, None)
+        return Answers(texts, used, truncated)
 
     def _failure(self, reply: httpx.Response) -> tuple[BackendError | None, bool]:
-        """What a status says went wrong, and whether another try is worth it."""
+        """The error that a status stands for, and whether another try may succeed."""
         status = reply.status_code
         if 200 <= status < 300:
             return None, False
-        said = f"{self.name}: the server says {status}: {self._gist(reply.text)}"
+        message = f"{self.name}: the server says {status}: {self._summary(reply.text)}"
         if status == 429 and "insufficient_quota" not in reply.text:
-            return BackendError(said, "busy"), True
+            return BackendError(message, "busy"), True
         if status == 408:
-            return BackendError(said, "timeout"), True
+            return BackendError(message, "timeout"), True
         if status >= 500:
-            return BackendError(said, "server error"), True
+            return BackendError(message, "server error"), True
         if status in (400, 413, 422):
-            long = "context" in reply.text.lower() or status == 413
-            return BackendError(said, "prompt too long" if long else "prompt refused"), False
-        return BackendError(f"{said}{self._hint(status)}", "refused", hopeless=True), False
+            too_long = "context" in reply.text.lower() or status == 413
+            return BackendError(message, "prompt too long" if too_long else "prompt refused"), False
+        return BackendError(f"{message}{self._hint(status)}", "refused", fatal=True), False
 
     def _hint(self, status: int) -> str:
         if status == 401 and key_from(self._key_env) is None:
@@ -223,23 +231,23 @@ class OpenAIBackend:
     def _unanswered(self, error: Exception) -> BackendError:
         import httpx
 
-        why = self._gist(str(error)) or type(error).__name__
+        reason = self._summary(str(error)) or type(error).__name__
         if isinstance(error, httpx.ConnectTimeout):
-            return BackendError(f"{self.name}: {self.url} does not take calls", "unreachable")
+            return BackendError(f"{self.name}: {self.url} accepts no connection", "unreachable")
         if isinstance(error, httpx.TimeoutException):
             return BackendError(f"{self.name}: no answer in {self._timeout:g} s", "timeout")
-        return BackendError(f"{self.name}: {self.url} was not reached: {why}", "unreachable")
+        return BackendError(f"{self.name}: {self.url} cannot be reached: {reason}", "unreachable")
 
-    def _gist(self, text: str) -> str:
-        """A server's words on one line, cut, and without the key, which some servers repeat."""
+    def _summary(self, text: str) -> str:
+        """The server's text on one short line, without the key, which some servers repeat."""
         key = key_from(self._key_env)
         line = " ".join((text.replace(key, "***") if key else text).split())
         return line if len(line) <= 200 else line[:197] + "..."
 
 
-def _estimated(conversation: list[dict[str, str]]) -> int:
+def _estimate_tokens(conversation: list[dict[str, str]]) -> int:
     octets = sum(len(m["content"].encode()) for m in conversation)
-    return octets // _BYTES_A_TOKEN + 1 + _FRAME * len(conversation)
+    return octets // _BYTES_A_TOKEN + 1 + _TEMPLATE_TOKENS * len(conversation)
 
 
 def _unanswered() -> tuple[type[Exception], ...]:

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 
 from pliant.errors import InvalidInput
 from pliant.routing import router_file
-from pliant.routing.backends.costs import Used
+from pliant.routing.backends import Used
 from pliant.routing.fitting import training_hashes
 from pliant.routing.fitting.evaluate import measure
 from pliant.routing.fitting.evaluation import Evaluation
@@ -31,7 +31,7 @@ from pliant.routing.fitting.splits import Parts, parts
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.labels.label import JUDGE
-from pliant.routing.labels.rows import Reached
+from pliant.routing.labels.table import BackendDescription
 from pliant.routing.live import drift
 from pliant.routing.live.ledger_file import carried
 from pliant.routing.metrics import calibration
@@ -82,7 +82,7 @@ def fit(
     lam: float | None = None,
     calibrate_by: str = "platt",
     backends: Mapping[str, str] | None = None,
-    reached: Mapping[str, Reached] | None = None,
+    descriptions: Mapping[str, BackendDescription] | None = None,
     label_cost: Mapping[str, Used] | None = None,
     groups_known: bool = False,
     every: bool = False,
@@ -94,8 +94,8 @@ def fit(
     `scorers` are tried (the usual ones, if none are named, and with `every` all that there are;
     those that read a model only with a `base`).
     `lam` takes the place of the goal: each answer is worth its gain less lam times its cost.
-    `reached` says how models are reached and at what price, by the name that the labels have for
-    them (`labels.label.reached`), and `backends` puts another in place of what it says of a model;
+    `descriptions` holds the models' backends and prices by their names in the labels
+    (`labels.label.backend_descriptions`), and `backends` replaces the backend of a model;
     `label_cost` what making the labels has cost (`labels.label.label_cost`), else theirs is summed.
     """
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
@@ -114,7 +114,7 @@ def fit(
     chosen = None if lam is not None else of_goal(goal, predicted, dealt.calibration, costs)
     file = router_file.made(
         unit=outcomes.unit,
-        models=_models(outcomes, backends or {}, reached or {}),
+        models=_models(outcomes, backends or {}, descriptions or {}),
         scorer={"kind": kept.kind, "cost": _scoring_cost(kept, dealt.calibration)},
         default=outcomes.models[-1],
         label_cost=_label_cost(outcomes, label_cost or {}),
@@ -187,16 +187,19 @@ def kinds(
 
 
 def _models(
-    outcomes: Outcomes, backends: Mapping[str, str], reached: Mapping[str, Reached]
+    outcomes: Outcomes,
+    backends: Mapping[str, str],
+    descriptions: Mapping[str, BackendDescription],
 ) -> list[dict[str, Any]]:
     for name in backends:
         if name not in outcomes.models:
             raise InvalidInput(f"no model {name!r} in the labels: {', '.join(outcomes.models)}")
-    # What is reached otherwise than the labels were made has not their price and key, either.
-    known = {**reached, **{name: Reached(backend) for name, backend in backends.items()}}
+    # A model with another backend than in the labels also has another price and key.
+    own = {name: BackendDescription(backend) for name, backend in backends.items()}
+    known = {**descriptions, **own}
     costs = outcomes.cost.mean(axis=0)
     return [
-        {"name": name, "cost": float(cost), **known.get(name, Reached(name)).as_dict()}
+        {"name": name, "cost": float(cost), **known.get(name, BackendDescription(name)).as_dict()}
         for name, cost in zip(outcomes.models, costs, strict=True)
     ]
 

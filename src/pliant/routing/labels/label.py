@@ -1,11 +1,11 @@
-"""From prompts to labels: who is right on which prompt, and what did each answer cost?
+"""From prompts to labels: which models are right on which prompt, and what did each answer cost?
 
-    found = label(prompts, models, verifier("exact"), Path("labels.jsonl"), settings=settings)
+    report = label(prompts, models, verifier("exact"), Path("labels.jsonl"), settings=settings)
 
-Every answer goes into a journal beside the labels (`labels.answers.jsonl`) as it comes: a job that
-is killed goes on from there, what failed is asked again by the next run, and another verifier or
-another model costs only what is new. The labels themselves are written at the end, all at once: the
-prompts that every model has answered, in the order of the prompts.
+Every answer is written at once into a journal beside the labels (`labels.answers.jsonl`). So a
+killed job resumes from there, the next run asks failed prompts again, and another verifier or model
+costs only what is new. The labels are written at the end, all at once: the prompts that every model
+answered, in the order of the prompts.
 """
 
 from __future__ import annotations
@@ -18,61 +18,64 @@ from typing import Any, Protocol
 
 from pliant.data import Journal, Row, read_rows, write_rows
 from pliant.errors import InvalidInput
-from pliant.routing.backends.costs import Used
-from pliant.routing.backends.protocol import Answers, Asked, Settings
+from pliant.routing.backends import Answers, Result, Settings, Used
 from pliant.routing.labels.grading import Grader
-from pliant.routing.labels.rows import (
+from pliant.routing.labels.table import (
+    BackendDescription,
     Columns,
+    LabelTable,
     Model,
-    Reached,
-    Run,
-    Table,
+    ModelReport,
     answer_key,
     answer_row,
 )
 from pliant.routing.prompts import Prompt, digest
 
-GIVE_UP = 20  # failures in a row, after which a model is taken for dead and asked no more
+GIVE_UP = 20  # failures in a row after which a model gets no more prompts
 FORMAT = 1
 JUDGE = "the judge"
-"""What grading by a model is counted under, beside the models: no name of theirs has a space."""
+"""The name of the judge's costs beside those of the models, whose names have no spaces."""
 COLUMNS = Columns()
 UNITS = ("usd", "flops", "tokens", "ms")
 
 
 class Progress(Protocol):
-    """Goes through what comes, and may show how far it is."""
+    """Iterates over items, and may show the progress."""
 
     def __call__(self, items: Iterable[Any], what: str, total: int) -> Iterable[Any]: ...
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """What a run of `label` has done."""
+class LabelReport:
+    """The result of `label`."""
 
     path: Path
     journal: Path
     rows: int
-    """Prompts that are labelled."""
+    """Prompts with labels."""
     missing: int
-    """Prompts that are not, because some model or the verifier failed on them."""
+    """Prompts without, because a model or the verifier failed on them."""
     unit: str
-    runs: tuple[Run, ...]
+    models: tuple[ModelReport, ...]
     judging: Used | None = None
 
     @property
     def failures(self) -> int:
-        return sum(sum(run.failures.values()) for run in self.runs)
+        return sum(sum(model.failures.values()) for model in self.models)
+
+    def __str__(self) -> str:
+        right = ", ".join(f"{model.name} is right on {model.right:.1%}" for model in self.models)
+        missing = f" ({self.missing:,} could not be labelled)" if self.missing else ""
+        return f"Of {self.rows:,} labelled prompts{missing} {right}."
 
     def as_dict(self) -> dict[str, Any]:
-        runs = [{**asdict(run), "used": run.used.as_dict()} for run in self.runs]
         return {
             "labels": str(self.path),
             "answers": str(self.journal),
             "rows": self.rows,
             "missing": self.missing,
             "unit": self.unit,
-            "models": runs,
+            "models": [model.as_dict() for model in self.models],
             "judging": self.judging and self.judging.as_dict(),
         }
 
@@ -87,36 +90,36 @@ def label(
     unit: str | None = None,
     columns: Columns = COLUMNS,
     progress: Progress | None = None,
-) -> Labelled:
-    """Ask every model every prompt that it has not answered yet, grade, and write the labels.
+) -> LabelReport:
+    """Ask every model the prompts that it has not answered yet, grade, and write the labels.
 
-    `prompts` are rows; what they hold beside the prompt and its reference is kept.
+    `prompts` are rows; the labels keep their other columns.
     """
     unit = unit or usual_unit(models)
-    _refuse_unit(unit, models)
-    _refuse_name(out)
+    _check_unit(unit, models)
+    _check_name(out)
     shown: Progress = progress or (lambda items, what, total: items)
-    runs = {model.name: Run(model.name) for model in models}
-    with Journal(journal_of(out)) as journal, _nothing_left_of_nothing(journal):
-        _refuse_other_settings(journal, settings, models)
-        asked = _asked(prompts, columns, runs)
+    reports = {model.name: ModelReport(model.name) for model in models}
+    with Journal(journal_of(out)) as journal, _removed_if_empty(journal):
+        _check_settings(journal, settings, models)
+        distinct = _distinct(prompts, columns, reports)
         for model in models:
-            _ask(model, asked, settings, journal, runs[model.name], shown)
-        table = Table(prompts, columns, journal, models, unit)
+            _ask(model, distinct, settings, journal, reports[model.name], shown)
+        table = LabelTable(prompts, columns, journal, models, unit)
         judging = grader.prepare(table.to_grade(), journal, shown)
-        rows = list(table.rows(grader, runs))
+        rows = list(table.rows(grader, reports))
     if rows:
         write_rows(out, rows)
-    for run in runs.values():
-        run.right = sum(row["right"][run.name] for row in rows) / max(1, len(rows))
-    missing = len(prompts) - len(rows)
-    return Labelled(out, journal.path, len(rows), missing, unit, tuple(runs.values()), judging)
+    for name, report in reports.items():
+        report.right = sum(row["right"][name] for row in rows) / max(1, len(rows))
+    missing, models_done = len(prompts) - len(rows), tuple(reports.values())
+    return LabelReport(out, journal.path, len(rows), missing, unit, models_done, judging)
 
 
 def label_cost(path: Path) -> dict[str, Used]:
-    """What the labels in a file cost to make, by model and, if there was one, for JUDGE.
+    """What making the labels of a file cost, by model and, if there was a judge, for JUDGE.
 
-    The answers to a prompt are counted once, however many rows it has.
+    The answers to a prompt count once, however many rows it has.
     """
     total: dict[str, Used] = {}
     seen: set[str] = set()
@@ -135,21 +138,21 @@ def label_cost(path: Path) -> dict[str, Used]:
     return total
 
 
-def reached(path: Path) -> dict[str, Reached]:
-    """How the models of a label file are reached, as its last rows say."""
-    found: dict[str, Row] = {}
+def backend_descriptions(path: Path) -> dict[str, BackendDescription]:
+    """The backends of the models in a label file, by its last rows."""
+    last: dict[str, Row] = {}
     for row in read_rows(path, ("prompt",)):
-        found |= row.get("reached") or {}
-    return {name: Reached.from_dict(how) for name, how in found.items()}
+        last |= row.get("reached") or {}
+    return {name: BackendDescription.from_dict(row) for name, row in last.items()}
 
 
 def journal_of(out: Path) -> Path:
-    """Where the answers are kept: `labels.answers.jsonl` beside `labels.jsonl`."""
+    """The file of the answers: `labels.answers.jsonl` beside `labels.jsonl`."""
     return out.with_name(out.name.removesuffix(".gz").removesuffix(".jsonl") + ".answers.jsonl")
 
 
 def usual_unit(models: Sequence[Model]) -> str:
-    """Money, where every model has a price; arithmetic, where all of them run here."""
+    """Dollars if every model has a price, floating-point operations if all of them run here."""
     if all(model.price is not None for model in models):
         return "usd"
     if all(model.backend.knows("flops") for model in models):
@@ -165,55 +168,57 @@ def usual_unit(models: Sequence[Model]) -> str:
 
 def _ask(
     model: Model,
-    asked: Mapping[str, Prompt],
+    prompts: Mapping[str, Prompt],
     settings: Settings,
     journal: Journal,
-    run: Run,
+    report: ModelReport,
     shown: Progress,
 ) -> None:
-    """Ask what is not in the journal yet; an answer is in it before the next one is looked at."""
-    keys = [key for key in asked if answer_key(model, key) not in journal]
-    run.answered = len(asked) - len(keys)
+    """Ask the prompts that are not in the journal yet, and add each answer to it at once."""
+    keys = [key for key in prompts if answer_key(model, key) not in journal]
+    report.answered = len(prompts) - len(keys)
     if not keys:
         return
-    answers = model.backend.ask([asked[key] for key in keys], settings)
+    results = model.backend.ask([prompts[key] for key in keys], settings)
     in_a_row = done = 0
-    with closing(_iterator(answers)) as stream:
-        for at, found in shown(stream, f"asking {model.name}", len(keys)):
+    with closing(_generator(results)) as stream:
+        for at, result in shown(stream, f"asking {model.name}", len(keys)):
             done += 1
-            if isinstance(found, Answers):
-                journal.add(answer_row(model, keys[at], found))
-                run.new, run.answered, in_a_row = run.new + 1, run.answered + 1, 0
+            if isinstance(result, Answers):
+                journal.add(answer_row(model, keys[at], result))
+                report.new, report.answered, in_a_row = report.new + 1, report.answered + 1, 0
                 continue
-            run.fails(found, found.kind)
-            in_a_row = 0 if found.prompts_fault else in_a_row + 1
-            if found.hopeless or in_a_row >= GIVE_UP:
+            report.add_failure(result, result.kind)
+            in_a_row = 0 if result.prompts_fault else in_a_row + 1
+            if result.fatal or in_a_row >= GIVE_UP:
                 break
     if done < len(keys):
-        why = f"{model.name}: not asked any more after {in_a_row} failures in a row"
-        run.fails(why, "not asked", len(keys) - done)
+        reason = f"{model.name}: gets no more prompts after {in_a_row} failures in a row"
+        report.add_failure(reason, "not asked", len(keys) - done)
 
 
-def _iterator(answers: Iterator[Asked]) -> Any:
-    """As a generator, which can be closed: a backend then stops what has not begun."""
-    yield from answers
+def _generator(results: Iterator[Result]) -> Any:
+    """A generator can be closed, whereupon a backend starts no further calls."""
+    yield from results
 
 
-def _asked(prompts: Sequence[Row], columns: Columns, runs: Mapping[str, Run]) -> dict[str, Prompt]:
-    """Each different prompt by its digest; what is no prompt fails for every model."""
-    asked: dict[str, Prompt] = {}
+def _distinct(
+    prompts: Sequence[Row], columns: Columns, reports: Mapping[str, ModelReport]
+) -> dict[str, Prompt]:
+    """The distinct prompts by their digests; an invalid one is a failure of every model."""
+    distinct: dict[str, Prompt] = {}
     for row in prompts:
         try:
-            asked.setdefault(digest(row[columns.prompt]), row[columns.prompt])
+            distinct.setdefault(digest(row[columns.prompt]), row[columns.prompt])
         except InvalidInput as error:
-            for run in runs.values():
-                run.fails(error, "prompt refused")
-    return asked
+            for report in reports.values():
+                report.add_failure(error, "prompt refused")
+    return distinct
 
 
 @contextmanager
-def _nothing_left_of_nothing(journal: Journal) -> Iterator[None]:
-    """A journal in which nobody has answered anything is not kept."""
+def _removed_if_empty(journal: Journal) -> Iterator[None]:
+    """Remove a journal that holds no answers."""
     try:
         yield
     finally:
@@ -221,12 +226,12 @@ def _nothing_left_of_nothing(journal: Journal) -> Iterator[None]:
             journal.path.unlink(missing_ok=True)
 
 
-def _refuse_other_settings(journal: Journal, settings: Settings, models: Sequence[Model]) -> None:
-    """Answers that were given under other settings, or by another model of that name."""
+def _check_settings(journal: Journal, settings: Settings, models: Sequence[Model]) -> None:
+    """Refuse answers under other settings, or by another model of the same name."""
     now = {"format": FORMAT, **asdict(settings)}
-    kept = journal.rows()
-    before = {row["key"]: row for row in kept if row["key"].startswith("how ")}
-    answers = [row["key"] for row in kept if _is_answer(row)]
+    stored = journal.rows()
+    before = {row["key"]: row for row in stored if row["key"].startswith("how ")}
+    answers = [row["key"] for row in stored if _is_answer(row)]
     stated: list[tuple[str, Row]] = [("answer of ", {"key": "how all were asked", **now})]
     stated += [
         (answer_key(m, ""), {"key": f"how {m.name} was asked", "spec": str(m.spec)}) for m in models
@@ -234,7 +239,7 @@ def _refuse_other_settings(journal: Journal, settings: Settings, models: Sequenc
     for whose, row in stated:
         old = before.get(row["key"])
         if old is None or not any(key.startswith(whose) for key in answers):
-            journal.add(row)  # what nothing was answered under binds nobody
+            journal.add(row)  # settings without answers may change
             continue
         for name, value in row.items():
             if old.get(name) != value:
@@ -248,16 +253,16 @@ def _is_answer(row: Row) -> bool:
     return str(row["key"]).startswith("answer of ")
 
 
-def _refuse_unit(unit: str, models: Sequence[Model]) -> None:
+def _check_unit(unit: str, models: Sequence[Model]) -> None:
     if unit not in UNITS:
-        raise InvalidInput(f"cost {unit!r}: one of {', '.join(UNITS)}")
+        raise InvalidInput(f"cost {unit!r}: give one of {', '.join(UNITS)}")
     for model in models:
         if unit == "usd" and model.price is None:
             raise InvalidInput(f"{model.name} has no price: --price {model.name}=PROMPT,ANSWER")
         if unit == "flops" and not model.backend.knows("flops"):
-            raise InvalidInput(f"{model.name} runs elsewhere: its arithmetic is not known")
+            raise InvalidInput(f"{model.name} runs elsewhere: its flops are not known")
 
 
-def _refuse_name(out: Path) -> None:
+def _check_name(out: Path) -> None:
     if not out.name.endswith((".jsonl", ".jsonl.gz")) or out.is_dir():
-        raise InvalidInput(f"{out}: labels are a file that ends in .jsonl or .jsonl.gz")
+        raise InvalidInput(f"{out}: the name of a label file ends in .jsonl or .jsonl.gz")

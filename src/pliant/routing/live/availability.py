@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from pliant.errors import InvalidInput, PliantError
-from pliant.routing.backends.protocol import Backend
+from pliant.routing.backends import Backend
 from pliant.routing.prompts import Prompt
 from pliant.routing.router_file import ModelEntry
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pliant.routing.backends.costs import Price, Used
-from pliant.routing.backends.protocol import Answers
+from pliant.routing.backends import Answers, Price, Used
 from pliant.routing.live.decision import Decision, Reply, most_frequent
 from pliant.routing.router_file import ModelEntry, RouterFile
 

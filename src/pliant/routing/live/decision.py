@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pliant.routing.backends.costs import Used
+from pliant.routing.backends import Used
 
 
 @dataclass(frozen=True)

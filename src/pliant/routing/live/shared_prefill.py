@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pliant.errors import InvalidInput
+from pliant.routing.backends import Answers, Backend, Settings
 from pliant.routing.backends.local import LocalBackend, out_of_memory
-from pliant.routing.backends.protocol import Answers, Backend, Settings
 from pliant.routing.scorers import Predictions, Prefilling
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ def answer(
 
     begun = time.perf_counter()
     try:
-        with backend.alone():
+        with backend.exclusive():
             found = prefilling.reader.generate(
                 [ids],
                 leave_above=leaves,
                 max_new_tokens=room,
                 stopping_criteria=[stop],
-                **backend.greedily(),
+                **backend.greedy_options(),
             )
     except RuntimeError as error:
         if out_of_memory(error):

@@ -1,0 +1,204 @@
+"""The rows of a label table: for each answered prompt who is right, at what cost, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pliant.data import Journal, Row
+from pliant.errors import InvalidInput
+from pliant.routing.backends import Answers, Backend, ModelSpec, Price, Used
+from pliant.routing.labels.grading import Grader, ToGrade
+from pliant.routing.prompts import Prompt, digest, messages, text_of
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to label prompts for."""
+
+    spec: ModelSpec
+    backend: Backend
+    price: Price | None = None
+    key_env: str | None = None
+    """The environment variable with the key of a URL, if it is not the default one."""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def description(self) -> BackendDescription:
+        price = None if self.price is None else (self.price.prompt, self.price.answer)
+        return BackendDescription(str(self.spec), price, self.key_env)
+
+
+@dataclass(frozen=True)
+class BackendDescription:
+    """A model's backend and price: what a router needs to ask it again."""
+
+    backend: str
+    price: tuple[float, float] | None = None
+    """Dollars for a million tokens of prompt and of answer."""
+    key_env: str | None = None
+
+    def as_dict(self) -> Row:
+        """Without missing values."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> BackendDescription:
+        try:
+            price = row.get("price")
+            return cls(row["backend"], None if price is None else tuple(price), row.get("key_env"))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InvalidInput(
+                f"reached: not what `pliant route label` writes ({error!r})"
+            ) from None
+
+
+@dataclass
+class ModelReport:
+    """How labelling went for one model."""
+
+    name: str
+    answered: int = 0
+    """Prompts with answers, including those of earlier runs."""
+    new: int = 0
+    """Those that this run answered."""
+    right: float = 0.0
+    """The mean over the labelled prompts."""
+    truncated: int = 0
+    """Answers that max_new_tokens truncated."""
+    used: Used = field(default_factory=Used)
+    """What all answers used, including those of earlier runs."""
+    failures: Counter[str] = field(default_factory=Counter)
+    messages: dict[str, str] = field(default_factory=dict)
+    """The first message of each kind of failure."""
+
+    def add_failure(self, error: Exception | str, kind: str, times: int = 1) -> None:
+        self.failures[kind] += times
+        self.messages.setdefault(kind, str(error))
+
+    def as_dict(self) -> Row:
+        """For JSON."""
+        return {**asdict(self), "failures": dict(self.failures), "used": self.used.as_dict()}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of the prompt (a text, or messages) and of its reference."""
+
+    prompt: str = "prompt"
+    answer: str = "answer"
+
+
+class LabelTable:
+    """The prompts, joined with the journal's answers to them."""
+
+    def __init__(
+        self,
+        prompts: Sequence[Row],
+        columns: Columns,
+        journal: Journal,
+        models: Sequence[Model],
+        unit: str,
+    ) -> None:
+        self._prompts, self._columns = prompts, columns
+        self._answers = {row["key"]: row for row in journal.rows()}
+        self._models, self._unit = models, unit
+
+    def to_grade(self) -> Iterator[ToGrade]:
+        """Every answer with its reference and its prompt."""
+        for row, answered in self._answered():
+            yield from self._answers_to_grade(row, answered)
+
+    def rows(self, grader: Grader, reports: Mapping[str, ModelReport]) -> Iterator[Row]:
+        """A row for each prompt that every model answered and the verifier graded."""
+        seen: set[str] = set()
+        for row, answered in self._answered():
+            prompt = row[self._columns.prompt]
+            if digest(prompt) not in seen:
+                self._count(answered, reports)
+            seen.add(digest(prompt))
+            right: dict[str, float] = {}
+            for name, answers in answered.items():
+                grade = grader.grade(answers["answers"], self._reference(row), text_of(prompt))
+                if isinstance(grade, str):
+                    reports[name].add_failure(grade, "not graded")
+                else:
+                    right[name] = grade
+            if len(right) == len(answered):
+                used = grader.used(self._answers_to_grade(row, answered))
+                judging = {} if used is None else {"judging": used.as_dict()}
+                yield self._row(row, answered, right) | {"verifier": grader.name} | judging
+
+    def _answers_to_grade(self, row: Row, answered: Mapping[str, Row]) -> Iterator[ToGrade]:
+        for answers in answered.values():
+            for text in answers["answers"]:
+                yield text, self._reference(row), text_of(row[self._columns.prompt])
+
+    def _answered(self) -> Iterator[tuple[Row, dict[str, Row]]]:
+        for row in self._prompts:
+            try:
+                answered = self._answers_to(row[self._columns.prompt])
+            except InvalidInput:  # not a prompt: its failure is counted already
+                continue
+            if answered is not None:
+                yield row, answered
+
+    def _answers_to(self, prompt: Prompt) -> dict[str, Row] | None:
+        """Each model's answers to a prompt, if all models answered it."""
+        key = digest(prompt)
+        answered: dict[str, Row] = {}
+        for model in self._models:
+            answers = self._answers.get(answer_key(model, key))
+            if answers is None:
+                return None
+            answered[model.name] = answers
+        return answered
+
+    def _row(self, row: Row, answered: Mapping[str, Row], right: dict[str, float]) -> Row:
+        prompt = row[self._columns.prompt]
+        used = {model.name: used_by(model, answered[model.name]) for model in self._models}
+        texts = {name: answers["answers"] for name, answers in answered.items()}
+        rest = {name: value for name, value in row.items() if name != self._columns.prompt}
+        return {
+            "prompt": text_of(prompt),
+            **rest,
+            **({} if isinstance(prompt, str) else {"messages": messages(prompt)}),
+            "right": right,
+            "cost": {name: u.of(self._unit) / len(texts[name]) for name, u in used.items()},
+            "unit": self._unit,
+            "answers": {name: t[0] if len(t) == 1 else t for name, t in texts.items()},
+            "used": {name: u.as_dict() for name, u in used.items()},
+            "reached": {model.name: model.description.as_dict() for model in self._models},
+        }
+
+    def _count(self, answered: Mapping[str, Row], reports: Mapping[str, ModelReport]) -> None:
+        for model in self._models:
+            reports[model.name].used += used_by(model, answered[model.name])
+            reports[model.name].truncated += answered[model.name]["cut"]
+
+    def _reference(self, row: Row) -> object:
+        return row.get(self._columns.answer)
+
+
+def answer_key(model: Model, prompt: str) -> str:
+    return f"answer of {model.name} to {prompt}"
+
+
+def answer_row(model: Model, prompt: str, answers: Answers) -> Row:
+    """The journal's row of a prompt's answers."""
+    return {
+        "key": answer_key(model, prompt),
+        "answers": list(answers.texts),
+        "used": answers.used.as_dict(),
+        "cut": answers.truncated,
+    }
+
+
+def used_by(model: Model, answers: Row) -> Used:
+    """At this run's price, not that of the run that stored the answer."""
+    return Used.from_dict(answers["used"]).priced(model.price)
