@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import TrainerCallback
 
 from pliant.complexity.prefix_cache.policy import Storage
-
-if TYPE_CHECKING:
-    from pliant.complexity.training.trainer import CPXTrainer
 
 
 @dataclass(frozen=True)
@@ -63,49 +61,36 @@ class TrainingReport:
         return "\n".join([*lines, *([self.duplicates] if self.duplicates else [])])
 
 
-class Clock:
-    """Times one run of a trainer."""
+class Clock(TrainerCallback):
+    """Times one run of a trainer; `store` stores its prefixes once the model is on its device."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Callable[[], None]) -> None:
+        self.store = store
+        self.start()
+
+    def start(self) -> None:
         self.began = time.perf_counter()
         self.prefill = 0.0
-        self.tokens = 0
         self.epochs: list[float] = []
-        self._epoch = self.began
 
-    @contextmanager
-    def prefilling(self) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.prefill += time.perf_counter() - began
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
 
-    def epoch_begins(self) -> None:
-        self._epoch = time.perf_counter()
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        began = self.seconds
+        self.store()
+        self.prefill = self.seconds - began
 
-    def epoch_ends(self) -> None:
-        self.epochs.append(time.perf_counter() - self._epoch)
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self._epoch = self.seconds
 
-    def report(self, trainer: CPXTrainer, output: Any) -> TrainingReport:
-        dataset: Any = trainer.train_dataset
-        duplicates = trainer.duplicates
-        return TrainingReport(
-            seconds=time.perf_counter() - self.began,
-            prefill_seconds=self.prefill,
-            epoch_seconds=tuple(self.epochs),
-            epochs=float(trainer.state.epoch or 0),
-            prompts=len(dataset),
-            prompt_tokens=dataset.tokens,
-            stored_tokens=self.tokens,
-            storage=dict(trainer.storage),
-            loss=float(output.training_loss),
-            evaluation=_last_evaluation(trainer.state.log_history),
-            duplicates=str(duplicates) if duplicates else "",
-        )
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        self.epochs.append(self.seconds - self._epoch)
 
 
-def _last_evaluation(history: list[dict[str, float]]) -> dict[str, float]:
+def last_evaluation(history: list[dict[str, float]]) -> dict[str, float]:
+    """The metrics of a log's last evaluation, without its timing."""
     last = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
     timing = ("runtime", "per_second")
     return {

@@ -27,7 +27,7 @@ from pliant.complexity.prompts import Truncation
 from pliant.complexity.training.config import CPXTrainingConfig
 from pliant.complexity.training.dataset import PromptDataset, collate, dataset_of, encode
 from pliant.complexity.training.losses import READ_AS, loss_of
-from pliant.complexity.training.report import Clock, TrainingReport
+from pliant.complexity.training.report import Clock, TrainingReport, last_evaluation
 from pliant.complexity.training.train_module import train_module_of
 from pliant.data import Duplicates
 from pliant.errors import AdapterError, InvalidInput
@@ -79,7 +79,7 @@ class CPXTrainer(Trainer):
         self._rows_rms = self.scorer.rows.detach().square().mean().sqrt().item()
         self.storage: dict[str, policy.Storage] = {}
         self.adapters = AdapterCheckpoint()
-        self.clock = Clock()
+        self.clock = Clock(self.store)
         self.report: TrainingReport | None = None
         self.duplicates: Duplicates | None = None
         if args is None or isinstance(args, CPXTrainingConfig):
@@ -94,7 +94,7 @@ class CPXTrainer(Trainer):
             train_dataset=self._dataset(train_dataset),
             eval_dataset=self._dataset(eval_dataset),
             processing_class=processing_class,
-            callbacks=[self.adapters, _Epochs(self), *self._stoppers(args), *(callbacks or [])],
+            callbacks=[self.adapters, self.clock, *self._stoppers(args), *(callbacks or [])],
             **trainer,
         )
         if self.is_fsdp_enabled:  # only the first process may have read the base
@@ -118,14 +118,30 @@ class CPXTrainer(Trainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As transformers' Trainer's. On Ctrl-C it finishes its step, saves a checkpoint and raises
         KeyboardInterrupt; `resume_from_checkpoint=True` resumes there."""
-        self.clock = Clock()
+        self.clock.start()
         checkpoint = resume_path(resume_from_checkpoint, str(self.args.output_dir))
         self.adapters.resume_from = checkpoint
         CompleteCheckpoint.last_of(self)
         with finish_step_on_interrupt(self):
             output = super().train(checkpoint, *args, **kwargs)
-        self.report = self.clock.report(self, output)
+        self.report = self._report(float(output.training_loss))
         return output
+
+    def _report(self, loss: float) -> TrainingReport:
+        train: Any = self.train_dataset
+        return TrainingReport(
+            seconds=self.clock.seconds,
+            prefill_seconds=self.clock.prefill,
+            epoch_seconds=tuple(self.clock.epochs),
+            epochs=float(self.state.epoch or 0),
+            prompts=len(train),
+            prompt_tokens=train.tokens,
+            stored_tokens=self._stored_tokens,
+            storage=dict(self.storage),
+            loss=loss,
+            evaluation=last_evaluation(self.state.log_history),
+            duplicates=str(self.duplicates or ""),
+        )
 
     def compute_loss(
         self,
@@ -223,6 +239,7 @@ class CPXTrainer(Trainer):
 
     def store(self) -> None:
         """Decide where prefixes are stored, and compute them; called when a training begins."""
+        self._stored_tokens = 0
         uses = _uses(self.args, len(self.get_train_dataloader()))
         self._store("train", self.train_dataset, uses)
         evaluated = self.eval_dataset if self.args.eval_strategy != "no" else None
@@ -237,35 +254,34 @@ class CPXTrainer(Trainer):
             return
         folder = Path(self.config.prefix_folder or Path(self.args.output_dir) / "prefixes")
         common: dict[str, Any] = {"folder": folder, "device": self.args.device}
-        with self.clock.prefilling():
-            storage = policy.choose_storage(
-                dataset.ids,
-                uses,
-                self._run,
-                wanted=self.config.prefixes,
-                inexact=self.module.why_prefixes_change(),
-                processes=self.args.world_size,
-                alike=self.is_fsdp_enabled,
-                **common,
-            )
-            if self.args.world_size > 1:  # the others may have measured something else
-                values = from_first_process(storage.where, storage.why, storage.bytes)
-                storage = policy.Storage(*values)
-            self.storage[name] = storage
-            share = (self.args.process_index, self.args.world_size)
-            if self.is_fsdp_enabled:
-                share = (0, 1)  # all must run together
-            dataset.stored = policy.store(
-                storage,
-                self.scorer,
-                dataset.ids,
-                self._run,
-                share=share,
-                barrier=self.accelerator.wait_for_everyone,
-                **common,
-            )
+        storage = policy.choose_storage(
+            dataset.ids,
+            uses,
+            self._run,
+            wanted=self.config.prefixes,
+            inexact=self.module.why_prefixes_change(),
+            processes=self.args.world_size,
+            alike=self.is_fsdp_enabled,
+            **common,
+        )
+        if self.args.world_size > 1:  # the others may have measured something else
+            values = from_first_process(storage.where, storage.why, storage.bytes)
+            storage = policy.Storage(*values)
+        self.storage[name] = storage
+        share = (self.args.process_index, self.args.world_size)
+        if self.is_fsdp_enabled:
+            share = (0, 1)  # all must run together
+        dataset.stored = policy.store(
+            storage,
+            self.scorer,
+            dataset.ids,
+            self._run,
+            share=share,
+            barrier=self.accelerator.wait_for_everyone,
+            **common,
+        )
         if dataset.stored is not None:
-            self.clock.tokens += dataset.tokens
+            self._stored_tokens += dataset.tokens
 
     def _run(self, ids: Tensor, mask: Tensor) -> Any:
         """A sharded model runs through its root; else the inner model, whose calls need not wait
@@ -324,22 +340,6 @@ class CPXTrainer(Trainer):
         if args.eval_strategy == "no":
             raise InvalidInput(f"patience = {patience}: it needs an evaluation, eval_dataset=")
         return [EarlyStoppingCallback(patience)]
-
-
-class _Epochs(TrainerCallback):
-    """Stores the prefixes once the model is on its device, and times the epochs."""
-
-    def __init__(self, trainer: CPXTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.trainer.store()
-
-    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-        self.trainer.clock.epoch_begins()
-
-    def on_epoch_end(self, *_: Any, **__: Any) -> None:
-        self.trainer.clock.epoch_ends()
 
 
 def _use_one_device(args: TrainingArguments) -> None:
