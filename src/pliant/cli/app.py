@@ -34,11 +34,11 @@ COMMANDS = {
     "route": "Send each prompt to the model that it needs: label, fit, ask.",
     "run": "Run a command from a recipe: a YAML file with its options.",
     "score": "Score how hard prompts are, with a saved scorer or router.",
-    "train": "Train a model on the tokens that are worth a gradient.",
+    "train": "Train a language model or a scorer, in a folder that survives a kill.",
 }
 # Those that are groups: packages with HELP, EXAMPLE, a table COMMANDS like the one above and one
 # module a command. With a DEFAULT, that command runs when none is named.
-GROUPS = ("gradients", "route")
+GROUPS = ("gradients", "route", "train")
 HELP_FLAGS = ("-h", "--help")
 
 

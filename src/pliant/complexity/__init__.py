@@ -10,25 +10,30 @@ the interface of code that was written before.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pliant.complexity.config import CPXConfig
-from pliant.complexity.model import Complexity, attach
-from pliant.complexity.scores import Scores
-
 if TYPE_CHECKING:
+    from pliant.complexity.config import CPXConfig
+    from pliant.complexity.model import Complexity, attach
+    from pliant.complexity.scores import Scores
     from pliant.complexity.training.fit import fit, remember
     from pliant.complexity.training.trainer import CPXTrainer
 
 __all__ = ["CPXConfig", "CPXTrainer", "Complexity", "Scores", "attach", "fit", "remember"]
 
-_LATER = {
+_MODULES = {
+    "CPXConfig": "config",
+    "Complexity": "model",
+    "Scores": "scores",
+    "attach": "model",
     "CPXTrainer": "training.trainer",
     "fit": "training.fit",
     "remember": "training.fit",
 }
-"""Scoring needs no Trainer, which takes seconds to import."""
+"""Settings need no torch, and scoring no Trainer: each takes seconds to import."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,4 +1,4 @@
-"""`pliant train`: from a file to a stock model, and through a kill as if there had been none."""
+"""`pliant train lm`: from a file to a stock model, and through a kill as if there had been none."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def words(out: Path, *more: str, data: str = "nano", model: str = "nano-s") -> l
     given = [word for k, v in SETTINGS.items() for word in ("--set", f"{k}={v}")]
     chosen = ["--choose", "warmup_steps=2", "--choose", "dense_every=4", "--rows", "40"]
     chosen += [] if "--engine" in more else ["--engine", "sparse"]
-    return ["train", "--model", model, "--data", data, "--out", str(out), *chosen, *given, *more]
+    where = ["--model", model, "--data", data, "--out", str(out)]
+    return ["train", "lm", *where, *chosen, *given, *more]
 
 
 def record(out: Path) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def test_text_trains_with_lora_and_is_merged(
         (("--set", "weight_decay=0", "--set", "weight_decay=1"), "weight_decay is given twice"),
         (("--set", "per_device_eval_batch_size=0"), "per_device_eval_batch_size=0: give 1 or more"),
         (("--set", "dataloader_num_workers=-1"), "dataloader_num_workers=-1: give 0 or more"),
-        (("--length", "4096"), "--length 4096: the model knows 2048 positions"),
+        (("--length", "4096"), "--length 4096: the model has 2048 positions"),
     ],
 )
 def test_a_mistake_is_one_line(

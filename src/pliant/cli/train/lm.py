@@ -1,4 +1,4 @@
-"""`pliant train`: a language model trained in a folder, on all tokens or on the useful ones."""
+"""`pliant train lm`: a language model trained in a folder, on all tokens or on the useful ones."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pliant.cli.gradients.inputs import EMBEDDED, check_length
 from pliant.cli.gradients.options import SelectiveOptions
 from pliant.options import Flag, named_values
 
-EXAMPLE = "pliant train --model nano-s --data notes.txt --out mine"
+EXAMPLE = "pliant train lm --model nano-s --data notes.txt --out mine"
 QUESTIONS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(SelectiveOptions):
+class LmOptions(SelectiveOptions):
     out: Path
     """The run's folder, and in the end the model's."""
     engine: str = "auto"
@@ -41,7 +41,7 @@ class TrainOptions(SelectiveOptions):
     """Print one JSON document."""
 
 
-def train(options: TrainOptions) -> None:
+def lm(options: LmOptions) -> None:
     """Train a language model, on every token or on those that are worth a gradient.
 
     Killed at any moment, the run loses only the steps since its last checkpoint: the same command
@@ -97,7 +97,7 @@ def train(options: TrainOptions) -> None:
         Table(title, head, result.cells()).draw(terminal.console())
 
 
-def _read(data: str, options: TrainOptions, split: str) -> list[dict[str, Any]]:
+def _read(data: str, options: LmOptions, split: str) -> list[dict[str, Any]]:
     if data == EMBEDDED:
         from pliant import nano
 
