@@ -19,10 +19,10 @@ from pliant.prefill import (
     Batch,
     Prefilled,
     align,
-    bears_padding,
-    keeps_cache,
     on_top,
     prefill,
+    supports_cache,
+    supports_padding,
 )
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18], [19, 20, 21, 22, 23]]
@@ -238,7 +238,7 @@ def test_prefixes_of_two_depths_do_not_join(model: PreTrainedModel, ran: Prefill
 
 def test_habits_are_found_by_trying() -> None:
     found = {
-        name: (keeps_cache(Anatomy.of(model)), bears_padding(Anatomy.of(model)))
+        name: (supports_cache(Anatomy.of(model)), supports_padding(Anatomy.of(model)))
         for name in ("llama", "bart", "openai-gpt", "mamba")
         for model in (tiny_model(name),)
     }
@@ -256,13 +256,13 @@ def test_sparse_attention_that_chooses_otherwise_is_found_out(name: str) -> None
     if name not in causal_lm_types():
         pytest.skip("this transformers does not know the type")
     anatomy = Anatomy.of(tiny_model(name))
-    assert not keeps_cache(anatomy) and not bears_padding(anatomy)
+    assert not supports_cache(anatomy) and not supports_padding(anatomy)
 
 
 def test_a_model_of_a_short_context_is_tried_on_less() -> None:
     config = GPT2Config(n_positions=20, n_embd=16, n_layer=2, n_head=2, vocab_size=64)
     anatomy = Anatomy.of(GPT2LMHeadModel(config).eval())
-    assert keeps_cache(anatomy) and bears_padding(anatomy)
+    assert supports_cache(anatomy) and supports_padding(anatomy)
 
 
 @torch.no_grad()
@@ -288,7 +288,7 @@ def test_a_model_in_training_is_tried_at_rest(checkpointing: bool) -> None:
         model.gradient_checkpointing_enable()
     model.train()
     before = torch.get_rng_state()
-    assert keeps_cache(Anatomy.of(model)) and bears_padding(Anatomy.of(model))
+    assert supports_cache(Anatomy.of(model)) and supports_padding(Anatomy.of(model))
     assert model.training and all(layer.training for layer in model.model.layers)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -304,7 +304,7 @@ def test_groups_of_one_length_come_back_in_order() -> None:
     new = torch.tensor([[30], [31], [32], [33]])
     joined = Prefilled.join(model, prefixes)
     assert torch.allclose(joined.step(new), ran.step(new), atol=1e-5)
-    with pytest.raises(UnsupportedModel, match="does not bear padding"):
+    with pytest.raises(UnsupportedModel, match="does not support padding"):
         _ = ran.cache
 
 

@@ -17,7 +17,7 @@ from pliant.anatomy.tiny import tiny_model
 from pliant.complexity import Complexity, CPXConfig, Scores, attach
 from pliant.errors import InvalidInput
 from pliant.loading import load
-from pliant.prefill import keeps_cache
+from pliant.prefill import supports_cache
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15], [16], [20, 21, 22, 23]]
 NEW = {"max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
@@ -78,7 +78,7 @@ def test_every_kind_of_generation_is_as_without(
 
 
 def test_the_first_forward_is_the_only_one_over_the_prompt(scorer: Complexity) -> None:
-    assert keeps_cache(scorer.anatomy)  # tried once a model, with forwards of its own
+    assert supports_cache(scorer.anatomy)  # tried once a model, with forwards of its own
     lengths: list[int] = []
     hook = scorer.anatomy.layers[0].register_forward_hook(
         lambda _, args, out: lengths.append((out if isinstance(out, Tensor) else out[0]).shape[1])
@@ -196,7 +196,7 @@ def test_a_prompt_that_leaves_early_never_reaches_the_later_layers(
     model: PreTrainedModel, threshold: float, runs: int
 ) -> None:
     scorer = made(model, layer=2)
-    assert keeps_cache(scorer.anatomy)
+    assert supports_cache(scorer.anatomy)
     calls = [0, 0]
 
     def count(index: int) -> Any:

@@ -18,7 +18,7 @@ from pliant.adapters import attached
 from pliant.anatomy.tiny import tiny_model
 from pliant.complexity import Complexity, CPXConfig, attach
 from pliant.errors import AdapterError, InvalidInput, WrongBase
-from pliant.prefill import Batch, Prefilled, bears_padding, keeps_cache, prefill
+from pliant.prefill import Batch, Prefilled, prefill, supports_cache, supports_padding
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15], [16], [20, 21, 22, 23]]
 D, LAYERS = 16, 2
@@ -257,7 +257,7 @@ def test_bf16_scores_are_the_fp32_scores_rounded() -> None:
 def test_a_layer_that_is_not_read_is_not_run(model: PreTrainedModel) -> None:
     scorer = made(model, layer=1)
     # Tried once a model, with forwards of their own.
-    assert keeps_cache(scorer.anatomy) and bears_padding(scorer.anatomy)
+    assert supports_cache(scorer.anatomy) and supports_padding(scorer.anatomy)
     ran: list[int] = []
     hook = model.model.layers[1].mlp.register_forward_hook(lambda *_: ran.append(1))
     scorer.score(PROMPTS)

@@ -1,4 +1,4 @@
-"""On every architecture whose cache can be taken apart: training on stored prefixes is exact."""
+"""On every architecture whose cache can be split: training on stored prefixes is exact."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def remembered(scorer: Complexity, ids: list[Tensor]) -> PrefixStore:
     try:
         return in_memory(TrainModule(scorer).prefilled, ids)
     except UnsupportedModel as error:
-        pytest.skip(f"its cache cannot be taken apart: {error}")
+        pytest.skip(f"its cache cannot be split: {error}")
 
 
 def full_forward(scorer: Complexity, ids: list[Tensor]) -> Tensor:

@@ -22,9 +22,8 @@ from pliant.complexity.prompts import alike, ids_of, padding, unpadded
 from pliant.complexity.scorer import PromptScorer
 from pliant.complexity.scores import Scores
 from pliant.errors import InvalidInput
-from pliant.prefill import Batch, Prefilled, bears_padding, keeps_cache
+from pliant.prefill import Batch, ForwardResult, Prefilled, supports_cache, supports_padding
 from pliant.prefill.prefilled import Part
-from pliant.prefill.run import Ran
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +112,7 @@ class _Generation:
         self.buffered: generate_options.BufferedStreamer | None = None
         self.output: Any = None
         # Where a step would change the state that generation goes on from, scores come first.
-        cached = keeps_cache(scorer.anatomy) and not generate_options.needs_full_forward(
+        cached = supports_cache(scorer.anatomy) and not generate_options.needs_full_forward(
             scorer.base, options
         )
         self.again = not cached
@@ -125,7 +124,7 @@ class _Generation:
             stay = np.flatnonzero(~self.left).tolist()
             if stay:
                 self.again = True
-                batch = batch.take(stay)
+                batch = batch.select(stay)
                 self.length = batch.ids_BT.shape[1]
                 self.output = self._generate(batch, [rows[i] for i in stay], scoring=False)
             elif (streamer := options.get("streamer")) is not None:
@@ -202,7 +201,7 @@ class _Watch:
             self.batch.mask_BT.repeat_interleave(copies, dim=0),
         )
         name = getattr(output, "cache_name", None) or cache_name(output)
-        part = Part(None, wide, Ran(None, cache, name))
+        part = Part(None, wide, ForwardResult(None, cache, name))
         ran = Prefilled(scorer.anatomy, scorer.config.layer, wide, (part,))
         self.generation.decide(scorer.logits_of(ran)[::copies])
 
@@ -247,9 +246,9 @@ def _ids(
 def _batches(
     scorer: PromptScorer, ids: Sequence[Sequence[int]], batch_size: int | None
 ) -> list[list[int]]:
-    """By like length; by equal length where the model does not bear padding."""
+    """By like length; by equal length where the model does not support padding."""
     lengths = [len(prompt) for prompt in ids]
-    if len(set(lengths)) == 1 or bears_padding(scorer.anatomy):
+    if len(set(lengths)) == 1 or supports_padding(scorer.anatomy):
         return list(alike(lengths, batch_size))
     found = []
     for length in sorted(set(lengths)):

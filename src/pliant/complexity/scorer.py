@@ -197,7 +197,7 @@ class PromptScorer(Adapter):
         """(B, O): prompts and rows in one forward, without a cache; or in one for each group of
         prompts that can share a batch."""
         groups = prefill.groups(self.anatomy, batch)
-        parts = [batch if rows is None else batch.take(rows) for rows in groups]
+        parts = [batch if rows is None else batch.select(rows) for rows in groups]
         logits = torch.cat([self._logits_of_batch(part) for part in parts])
         if groups[0] is None:
             return logits
@@ -210,7 +210,7 @@ class PromptScorer(Adapter):
             batch,
             self.placeholders(len(batch.ids_BT)),
             layers=self.config.layer,
-            entering=self.activate,
+            step_context=self.activate,
         )
         return self.read(hidden)
 

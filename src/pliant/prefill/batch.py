@@ -1,7 +1,7 @@
 """Prompts of several lengths in one tensor, aligned so that each ends at the last position.
 
-On a cache, padding on the right is wrong wherever pads are counted (sliding windows, convolutions,
-recurrence) and what comes next must follow the prompt's last token: so it is moved to the left.
+The next position must follow a prompt's last token, and padding between them is wrong for every
+model that counts it (sliding windows, convolutions, recurrence). So padding moves to the left.
 
 Shapes: B prompts, T positions.
 """
@@ -43,13 +43,13 @@ class Batch:
     def is_ragged(self) -> bool:
         return not bool(self.mask_BT.all())
 
-    def take(self, rows: Sequence[int]) -> Batch:
-        """Some of the prompts, without the padding that none of them needs."""
+    def select(self, rows: Sequence[int]) -> Batch:
+        """These prompts, without padding that none of them needs."""
         index = torch.as_tensor(rows, device=self.ids_BT.device, dtype=torch.long)
         return _trimmed(self.ids_BT[index], self.mask_BT[index])
 
     def by_length(self) -> list[list[int]]:
-        """The rows of each length, so that no group needs padding."""
+        """The rows, grouped by length, so that no group needs padding."""
         groups: dict[int, list[int]] = {}
         for row, length in enumerate(self.lengths):
             groups.setdefault(length, []).append(row)
@@ -57,7 +57,7 @@ class Batch:
 
 
 def align(input_ids: Tensor, attention_mask: Tensor | None = None) -> Batch:
-    """The batch with all padding on the left, and none that no prompt needs."""
+    """The batch with all padding on the left, and no more of it than the longest prompt needs."""
     mask_BT = _checked(input_ids, attention_mask)
     # A stable sort brings the padding to the front and leaves the tokens in their order.
     order_BT = mask_BT.argsort(dim=1, stable=True)
@@ -71,8 +71,8 @@ def positions(mask_BT: Tensor) -> Tensor:
 
 def _trimmed(ids_BT: Tensor, mask_BT: Tensor) -> Batch:
     longest = int(mask_BT.sum(dim=1).max()) if len(mask_BT) else 0
-    keep = mask_BT.shape[1] - longest
-    return Batch(ids_BT[:, keep:], mask_BT[:, keep:])
+    start = mask_BT.shape[1] - longest
+    return Batch(ids_BT[:, start:], mask_BT[:, start:])
 
 
 def _checked(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

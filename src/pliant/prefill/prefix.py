@@ -1,4 +1,4 @@
-"""One prompt's keys and values, without padding: what is stored, and joined to batches again.
+"""One prompt's keys and values, without padding, which can be stored and joined to batches.
 
 Shapes: B prompts, H heads, t positions of one prompt, T of the batch, K features of a head.
 """
@@ -20,10 +20,10 @@ from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.prefill.batch import Batch
 
 EMPTY, GROWING = -1, 0
-"""A cache layer that holds nothing (it was not run, or uses another's keys and values), and one
+"""A cache layer that is empty (it was not run, or uses another layer's keys and values), and one
 that holds every position; all others have a window."""
 
-# What stands for a layer that uses another's, in newer versions of transformers.
+# Newer versions of transformers have a class for a layer that uses another layer's keys and values.
 Dummy: Any = getattr(cache_utils, "DummyLayer", None)
 
 
@@ -34,9 +34,9 @@ class Prefix:
     length: int
     """In tokens."""
     layers: tuple[int, ...]
-    """A cache layer each: EMPTY, GROWING, or the size of its window."""
+    """For each cache layer EMPTY, GROWING, or the size of its window."""
     tensors: tuple[Tensor, ...]
-    """Keys and values, (H, t, K) each, of the layers that are not empty, one after the other."""
+    """Keys and values in turn, (H, t, K) each, of the layers that are not empty."""
 
     @property
     def bytes(self) -> int:
@@ -44,7 +44,7 @@ class Prefix:
 
 
 def split(cache: Any, batch: Batch, model: str) -> list[Prefix]:
-    """Each prompt's own part of a cache."""
+    """Each prompt's part of a cache."""
     kinds = kinds_of(cache, model)
     filled = [layer for layer, kind in zip(cache.layers, kinds, strict=True) if kind != EMPTY]
     stacked = [tensor for layer in filled for tensor in (layer.keys, layer.values)]
@@ -55,30 +55,35 @@ def split(cache: Any, batch: Batch, model: str) -> list[Prefix]:
     return prefixes
 
 
-def joined(anatomy: Anatomy, prefixes: Sequence[Prefix]) -> tuple[DynamicCache, Batch]:
-    """One cache of several prefixes, and the batch that it stands for, without its ids."""
+def join(anatomy: Anatomy, prefixes: Sequence[Prefix]) -> tuple[DynamicCache, Batch]:
+    """One cache of several prefixes, and their batch, with zeros for ids."""
     if len({prefix.layers for prefix in prefixes}) != 1:
         raise InvalidInput(
-            f"{len(prefixes)} prefixes cannot be joined: give some, all of one model at one depth"
+            f"{len(prefixes)} prefixes cannot be joined: they must come from one model, run to one "
+            "depth"
         )
     longest = max(prefix.length for prefix in prefixes)
     kinds = prefixes[0].layers
     stacked: list[Tensor] = []
     for index, kind in enumerate(kinds):
         if kind != EMPTY:
-            place = device_of(anatomy.layers[min(index, len(anatomy.layers) - 1)])
-            held = longest if kind == GROWING else min(longest, kind - 1)
+            device = device_of(anatomy.layers[min(index, len(anatomy.layers) - 1)])
+            positions = longest if kind == GROWING else min(longest, kind - 1)
             for _ in range(2):
                 at = len(stacked)
-                stacked.append(_stacked([p.tensors[at] for p in prefixes], held, place))
+                stacked.append(_stack([p.tensors[at] for p in prefixes], positions, device))
+    return cache_of(kinds, stacked, longest), batch_of(prefixes, device_of(anatomy.embeddings))
+
+
+def batch_of(prefixes: Sequence[Prefix], device: torch.device) -> Batch:
+    """The batch of the prefixes' prompts, with zeros for ids."""
+    longest = max(prefix.length for prefix in prefixes)
     mask = torch.tensor([[0] * (longest - p.length) + [1] * p.length for p in prefixes])
-    place = device_of(anatomy.embeddings)
-    batch = Batch(torch.zeros_like(mask).to(place), mask.to(place))
-    return cache_of(kinds, stacked, longest), batch
+    return Batch(torch.zeros_like(mask).to(device), mask.to(device))
 
 
 def cache_of(kinds: Sequence[int], stacked: Sequence[Tensor], longest: int) -> DynamicCache:
-    """A cache with these keys and values, (B, H, T, K) each, of prompts that end together."""
+    """A cache of these keys and values, (B, H, T, K) each, of prompts that end together."""
     cache, pairs = DynamicCache(), iter(zip(stacked[::2], stacked[1::2], strict=True))
     cache.layers = []
     for kind in kinds:
@@ -95,11 +100,11 @@ def cache_of(kinds: Sequence[int], stacked: Sequence[Tensor], longest: int) -> D
 
 
 def kinds_of(cache: Any, model: str) -> tuple[int, ...]:
-    """Of each layer; UnsupportedModel where one prompt's part cannot be taken out."""
+    """The kind of each cache layer; UnsupportedModel if the cache cannot be split by prompts."""
     if type(cache) is not DynamicCache:
         raise UnsupportedModel(
-            f"{model} keeps its prompts in a {type(cache).__name__}, of which Pliant cannot take "
-            "one prompt's part; keys and values in a DynamicCache can be taken apart"
+            f"{model} has a {type(cache).__name__}, which Pliant cannot split by prompts; it can "
+            "split the keys and values in a DynamicCache"
         )
     return tuple(_kind(layer, model) for layer in cache.layers)
 
@@ -109,20 +114,21 @@ def _kind(layer: Any, model: str) -> int:
         return EMPTY
     if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise UnsupportedModel(
-            f"{model} has a {type(layer).__name__} in its cache, of which Pliant cannot take one "
-            "prompt's part; only keys and values can be taken apart"
+            f"{model} has a {type(layer).__name__} in its cache, which Pliant cannot split by "
+            "prompts; it can split keys and values"
         )
     if not layer.is_initialized:
         return EMPTY
     return layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else GROWING
 
 
-def _stacked(parts: Sequence[Tensor], held: int, place: torch.device) -> Tensor:
-    """All parts in one tensor, with zeros before the shorter ones."""
-    heads, _, features = parts[0].shape
-    stacked = torch.zeros(len(parts), heads, held, features, dtype=parts[0].dtype, device=place)
-    for row, part in enumerate(parts):
-        have = min(part.shape[1], held)
-        if have:
-            stacked[row, :, held - have :] = part[:, part.shape[1] - have :].to(stacked.device)
+def _stack(prompts: Sequence[Tensor], positions: int, device: torch.device) -> Tensor:
+    """One tensor of the last positions of each prompt, with zeros before the shorter ones."""
+    heads, _, features = prompts[0].shape
+    shape = (len(prompts), heads, positions, features)
+    stacked = torch.zeros(shape, dtype=prompts[0].dtype, device=device)
+    for row, prompt in enumerate(prompts):
+        length = min(prompt.shape[1], positions)
+        if length:
+            stacked[row, :, positions - length :] = prompt[:, prompt.shape[1] - length :].to(device)
     return stacked

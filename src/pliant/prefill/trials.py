@@ -1,4 +1,4 @@
-"""What is tried on a model before it is trusted with a cache, or with padding on the left."""
+"""Tries out on a model whether it supports its cache, and padding on the left."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from torch import Tensor
 from pliant.anatomy import Anatomy
 from pliant.anatomy.trial import is_close, trial_ids, verdict
 from pliant.prefill.batch import Batch
-from pliant.prefill.run import inputs_of, on_cache, on_top, run
+from pliant.prefill.forward import inputs_of, on_cache, on_top, run
 
 LENGTH, SHORTER, NEW = 61, 33, 2
-"""Long enough that sparse attention has to choose, in the shorter prompt as well; less where a
-model takes less."""
+"""Tokens. Sparse attention has to choose among so many, in the shorter prompt as well; a model with
+a shorter context gets shorter prompts."""
 
 
-def keeps_cache(anatomy: Anatomy) -> bool:
-    """Whether a step on this model's cache gives what one forward over everything gives."""
+def supports_cache(anatomy: Anatomy) -> bool:
+    """Whether a step on the model's cache equals one forward over all positions."""
     return _try(anatomy, "cache", _step_equals_forward)
 
 
-def bears_padding(anatomy: Anatomy) -> bool:
-    """Whether a prompt that is padded on the left gives what it gives alone."""
+def supports_padding(anatomy: Anatomy) -> bool:
+    """Whether a prompt with padding on the left has the same output as without."""
     return _try(anatomy, "padding on the left", _padding_is_harmless)
 
 
 def groups(anatomy: Anatomy, batch: Batch) -> list[list[int] | None]:
-    """The rows that may run together: all (None); or each length for itself, where the model does
-    not bear padding. A prompt of no token would be padding alone: it never runs beside others.
+    """The rows that may run together: all of them (None), or the rows of each length if the model
+    does not support padding. An empty prompt would be padding alone, so it never runs with others.
     """
     if not batch.is_ragged:
         return [None]
-    if not bears_padding(anatomy):
+    if not supports_padding(anatomy):
         return list(batch.by_length())
     empty = [row for row, length in enumerate(batch.lengths) if not length]
     if not empty:
@@ -42,7 +42,7 @@ def groups(anatomy: Anatomy, batch: Batch) -> list[list[int] | None]:
 
 
 def _try(anatomy: Anatomy, question: str, ask: Callable[[Anatomy], bool]) -> bool:
-    """A model that cannot even run so answers no."""
+    """A model that raises an error supports neither."""
     return verdict(
         anatomy.model, question, lambda: ask(anatomy), lambda reason: False, in_eval_mode=True
     )
@@ -58,22 +58,23 @@ def _step_equals_forward(anatomy: Anatomy) -> bool:
 
 
 def _padding_is_harmless(anatomy: Anatomy) -> bool:
-    """On the cache as well, where there is one: GIT's mask, for one, is right only without."""
+    """Tried without the cache and, if it is supported, with it: GIT's mask is right without it
+    only."""
     batch, new = _trial(anatomy)
     mask, length = batch.mask_BT.clone(), batch.mask_BT.shape[1]
     mask[1, : length - length * SHORTER // LENGTH] = 0
     padded = Batch(batch.ids_BT, mask)
-    alone = on_top(anatomy, padded.take([1]), new[1:])
+    alone = on_top(anatomy, padded.select([1]), new[1:])
     if not is_close(anatomy.model, on_top(anatomy, padded, new)[1:], alone):
         return False
-    if not keeps_cache(anatomy):
+    if not supports_cache(anatomy):
         return True
     result = run(anatomy, {**inputs_of(anatomy, padded), "use_cache": True})
     return is_close(anatomy.model, on_cache(anatomy, padded, result, new)[1:], alone)
 
 
 def _trial(anatomy: Anatomy) -> tuple[Batch, Tensor]:
-    """Two prompts, and what comes after them."""
+    """Two prompts, and the positions that follow them."""
     longest = int(getattr(anatomy.config, "max_position_embeddings", 0) or LENGTH + NEW)
     length = max(1, min(LENGTH, longest - NEW))
     ids = trial_ids(anatomy, length + NEW)

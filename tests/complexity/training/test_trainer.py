@@ -24,7 +24,7 @@ from pliant.complexity.training.config import CPXTrainingConfig
 from pliant.complexity.training.fit import fit, remember
 from pliant.complexity.training.trainer import CPXTrainer
 from pliant.errors import AdapterError, InvalidInput
-from pliant.prefill import bears_padding, keeps_cache
+from pliant.prefill import supports_cache, supports_padding
 from pliant.training.checkpoint import is_complete, last_complete
 
 COUNT = 24
@@ -122,7 +122,7 @@ def test_prompts_are_run_once(tmp_path: Path) -> None:
     """The base sees the prompts' tokens in one forward each, and then the rows alone."""
     model, seen = tiny_llama(), []
     scorer = scorer_on(model)
-    assert keeps_cache(scorer.anatomy) and bears_padding(scorer.anatomy)  # tried once a model
+    assert supports_cache(scorer.anatomy) and supports_padding(scorer.anatomy)  # tried once a model
     model.model.layers[0].register_forward_pre_hook(
         lambda _, args: seen.append(args[0].shape[0] * args[0].shape[1])
     )

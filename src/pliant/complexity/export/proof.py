@@ -81,7 +81,7 @@ def _hidden(scorer: PromptScorer, ids: list[int]) -> Tensor:
         batch,
         scorer.placeholders(1),
         layers=scorer.config.layer,
-        entering=scorer.activate,
+        step_context=scorer.activate,
     )
     return hidden[:, -1].to(scorer.head.weight.device)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from pliant.complexity.prefix_cache.append_in_place import Appendable
 from pliant.complexity.scorer import PromptScorer
 from pliant.errors import UnsupportedModel
-from pliant.prefill import Batch, Prefilled, Prefix, Ran, bears_padding
+from pliant.prefill import Batch, ForwardResult, Prefilled, Prefix, supports_padding
 from pliant.prefill.prefilled import Part
 from pliant.prefill.prefix import EMPTY, GROWING, cache_of, kinds_of
 
@@ -183,7 +183,7 @@ class PrefixBatch:
         """For one step of the scorer, whose rows may be written into the free positions."""
         anatomy, layers = scorer.anatomy, scorer.config.layer
         longest = max(self.lengths)
-        if min(self.lengths) < longest and not bears_padding(anatomy):
+        if min(self.lengths) < longest and not supports_padding(anatomy):
             return Prefilled.join(anatomy, self.split(), layers=layers)
         padding = torch.tensor([longest - length for length in self.lengths])
         mask = (torch.arange(longest) >= padding[:, None]).long().to(self.tensors[0].device)
@@ -191,7 +191,7 @@ class PrefixBatch:
         pairs = zip(self.tensors, self._slots, strict=True)
         tensors = [Appendable.of(t, self._held(kind, longest)) for t, kind in pairs]
         cache = cache_of(self.kinds, tensors, longest)
-        ran = Ran(None, cache, "past_key_values")
+        ran = ForwardResult(None, cache, "past_key_values")
         return Prefilled(anatomy, layers, batch, (Part(None, batch, ran),))
 
     def split(self) -> list[Prefix]:
@@ -249,7 +249,7 @@ def rows_of(prefilled: Prefilled) -> tuple[Layout, Chunk]:
 
 
 def _rows_of_part(part: Part, model: str) -> tuple[Layout, list[Tensor]]:
-    cache = part.ran.cache
+    cache = part.result.cache
     if cache is None:
         raise UnsupportedModel(f"{model} keeps no cache that could be stored")
     kinds = kinds_of(cache, model)

@@ -229,12 +229,12 @@ class LocalBackend:
     def _tolerates_padding(self) -> bool:
         """Whether padding on the left leaves the model's answers as they are; tried out once."""
         from pliant.anatomy import Anatomy
-        from pliant.prefill.trials import bears_padding
+        from pliant.prefill.trials import supports_padding
 
         if self._pads is None:
             with self._lock:
                 try:
-                    self._pads = bears_padding(Anatomy.of(self.model))
+                    self._pads = supports_padding(Anatomy.of(self.model))
                 except UnsupportedModel:
                     self._pads = False
         return self._pads
