@@ -13,7 +13,7 @@ from tests.routing.minimal_scorer import content
 from pliant.cli import app
 from pliant.routing import Outcomes, scorers
 from pliant.routing.router import Router
-from pliant.routing.router_file import RouterFile, made
+from pliant.routing.router_file import RouterFile, make
 
 
 def saved(folder: Path, file: RouterFile) -> str:
@@ -27,7 +27,7 @@ def saved(folder: Path, file: RouterFile) -> str:
 
 @pytest.fixture
 def nano_router(tmp_path: Path) -> str:
-    return saved(tmp_path / "router", made(**content(scorer={"kind": "length"})))
+    return saved(tmp_path / "router", make(**content(scorer={"kind": "length"})))
 
 
 def ask(router: str, *words: str) -> int:
@@ -73,7 +73,7 @@ def test_choosing_asks_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]
             {"name": name, "backend": f"{name}=openai:m@{server.url}", "cost": cost}
             for name, cost in (("weak", 1.0), ("strong", 5.0))
         ]
-        file = made(**content(models=models, default="strong", scorer={"kind": "length"}))
+        file = make(**content(models=models, default="strong", scorer={"kind": "length"}))
         router = saved(tmp_path / "router", file)
         assert ask(router, "hello", "--choose") == 0
         assert server.bodies == []

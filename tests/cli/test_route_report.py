@@ -24,7 +24,7 @@ from pliant.routing.fitting.calibrate import calibrate
 from pliant.routing.fitting.evaluate import evaluate
 from pliant.routing.fitting.fit import fit
 from pliant.routing.router import Router
-from pliant.routing.router_file import made
+from pliant.routing.router_file import make
 from pliant.routing.scorers.novelty import WithNovelty
 
 GOAL = "40 % of calls"
@@ -175,7 +175,7 @@ def test_where_nothing_was_measured_it_says_what_to_give(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     length = scorers.make("length").fit(world(50, 3), None, 0)
-    Router(made(**content(scorer={"kind": "length"})), length).save(tmp_path / "router")
+    Router(make(**content(scorer={"kind": "length"})), length).save(tmp_path / "router")
     out = tmp_path / "report.html"
     assert report(tmp_path / "router", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["measured"] is None

@@ -20,10 +20,10 @@ from pliant.routing import Goal, Outcomes, Router
 from pliant.routing.decision_rule import DecisionRule
 from pliant.routing.fitting.calibrate import calibrate
 from pliant.routing.fitting.evaluate import measure
-from pliant.routing.fitting.fit import entry, fit, of_goal
+from pliant.routing.fitting.fit import choose_threshold, fit, threshold_entry
 from pliant.routing.goals.thresholds import by_risk
 from pliant.routing.prompts import Prompt, text_of
-from pliant.routing.router_file import RouterFile, made
+from pliant.routing.router_file import RouterFile, make
 from pliant.routing.scorers import Predictions, Scorer
 from pliant.routing.scorers.protocol import State
 
@@ -84,7 +84,7 @@ def router_file(outcomes: Outcomes, **changes: Any) -> RouterFile:
     ]
     threshold = {"on": "worth", "value": 0.0, "sentence": "not chosen yet"}
     fields = {"unit": "usd", "models": models, "default": "large", "threshold": threshold}
-    return made(**content(**{**fields, **changes}))
+    return make(**content(**{**fields, **changes}))
 
 
 def live_choices(
@@ -106,12 +106,12 @@ def test_a_threshold_does_in_the_live_router_what_it_reports(
     outcomes, predictions = world(models)
     # The prices of the file are not the mean costs of this split.
     file = router_file(replace(outcomes, cost=outcomes.cost**0.9), default=default, novel=policy)
-    threshold = of_goal(Goal.parse(goal), predictions, outcomes, file.costs, file.novel_to)
+    threshold = choose_threshold(Goal.parse(goal), predictions, outcomes, file.costs, file.novel_to)
     file = router_file(
         replace(outcomes, cost=outcomes.cost**0.9),
         default=default,
         novel=policy,
-        threshold=entry(threshold, None),
+        threshold=threshold_entry(threshold, None),
     )
     live = live_choices(file, outcomes, predictions)
     rows = np.arange(len(outcomes))
@@ -131,15 +131,15 @@ def test_novel_prompts_count_in_a_budget(models: int) -> None:
     outcomes, predictions = world(models)
     rows = np.arange(len(outcomes))
     for share in (0.25, 0.3, 0.6):
-        threshold = of_goal(Goal("share", share), predictions, outcomes)
+        threshold = choose_threshold(Goal("share", share), predictions, outcomes)
         live = live_choices(
-            router_file(outcomes, threshold=entry(threshold, None)), outcomes, predictions
+            router_file(outcomes, threshold=threshold_entry(threshold, None)), outcomes, predictions
         )
         assert share - 0.01 < (live == models - 1).mean() <= share
     for cost in (3.0, 4.0, 7.0):
-        threshold = of_goal(Goal("cost", cost, None, "usd"), predictions, outcomes)
+        threshold = choose_threshold(Goal("cost", cost, None, "usd"), predictions, outcomes)
         live = live_choices(
-            router_file(outcomes, threshold=entry(threshold, None)), outcomes, predictions
+            router_file(outcomes, threshold=threshold_entry(threshold, None)), outcomes, predictions
         )
         assert cost - 0.1 < outcomes.cost[rows, live].mean() <= cost
 
@@ -150,18 +150,18 @@ def test_a_budget_that_novel_prompts_alone_exceed_is_refused() -> None:
         assert predictions.novel is not None
         share = predictions.novel.mean()
         with pytest.raises(InvalidInput, match=f"{100 * share:.4g} % of calls to large"):
-            of_goal(Goal("share", 0.1), predictions, outcomes)
-        exactly = of_goal(Goal("share", float(share)), predictions, outcomes)
+            choose_threshold(Goal("share", 0.1), predictions, outcomes)
+        exactly = choose_threshold(Goal("share", float(share)), predictions, outcomes)
         assert exactly.share == share
         with pytest.raises(InvalidInput, match="no threshold costs less than"):
-            of_goal(Goal("cost", 2.0, None, "usd"), predictions, outcomes)
+            choose_threshold(Goal("cost", 2.0, None, "usd"), predictions, outcomes)
 
 
 def test_a_quality_that_novel_prompts_prevent_is_refused() -> None:
     outcomes, predictions = world(3)
     for goal in (Goal("quality", 1.0), Goal("quality", 1.0, 0.9), Goal("risk", 0.001)):
         with pytest.raises(InvalidInput, match="because novel prompts go to small"):
-            of_goal(goal, predictions, outcomes, novel_to=0)
+            choose_threshold(goal, predictions, outcomes, novel_to=0)
 
 
 def test_a_proof_counts_novel_prompts_as_they_are_routed() -> None:

@@ -18,7 +18,7 @@ from pliant.routing.backends import BackendError, Retry
 from pliant.routing.backends.remote import OpenAIBackend
 from pliant.routing.live import drift
 from pliant.routing.router import DriftWarning, Router
-from pliant.routing.router_file import made
+from pliant.routing.router_file import make
 
 EASY, HARD = "2+2", "what is " + "2+" * 30 + "2"
 
@@ -50,7 +50,7 @@ def opened(found: Router) -> Router:
 
 
 def router(*, scorer: Letters | None = None, clock: Clock | None = None, **changes: Any) -> Router:
-    file = made(**content(**changes))
+    file = make(**content(**changes))
     return opened(Router(file, scorer or Letters(), clock=clock or Clock()))
 
 
@@ -65,7 +65,7 @@ def two_servers(weak: ChatServer, strong: ChatServer, **changes: Any) -> Router:
     """A router over two real servers, which does not try a failing call again."""
     clock = changes.pop("clock", None) or Clock()
     models = far_models(weak=weak.url, strong=strong.url)
-    file = made(**content(**{"models": models, "default": "strong", **changes}))
+    file = make(**content(**{"models": models, "default": "strong", **changes}))
     backends = {
         name: OpenAIBackend(name, "m", server.url, retry=Retry(tries=1), timeout=10)
         for name, server in (("weak", weak), ("strong", strong))
@@ -296,7 +296,7 @@ def opened_from_the_file(weak: str, strong: str, **of_weak: Any) -> Router:
     """A router that opens its models itself, as its file says."""
     models = far_models(weak=weak, strong=strong)
     models[0] |= of_weak
-    return opened(Router(made(**content(models=models, default="strong")), Letters()))
+    return opened(Router(make(**content(models=models, default="strong")), Letters()))
 
 
 def test_a_model_that_fails_is_tried_once_where_another_stands_in() -> None:
@@ -484,7 +484,7 @@ def test_a_ledger_can_lie_elsewhere_or_nowhere(tmp_path: Path) -> None:
 
 def test_a_scorer_of_another_kind_is_refused() -> None:
     with pytest.raises(InvalidInput, match="'length', not 'letters'"):
-        Router(made(**content(scorer={"kind": "length"})), Letters())
+        Router(make(**content(scorer={"kind": "length"})), Letters())
 
 
 def test_one_scorer_of_the_ladder_routes(tmp_path: Path) -> None:
@@ -496,7 +496,7 @@ def test_one_scorer_of_the_ladder_routes(tmp_path: Path) -> None:
     fitted = scorers.make("length").fit(
         Outcomes(prompts, ("nano-s", "nano-l"), right, cost), None, 0
     )
-    made_of = made(**content(scorer={"kind": "length"}))
+    made_of = make(**content(scorer={"kind": "length"}))
     Router(made_of, fitted).save(tmp_path)
     loaded = Router.load(tmp_path)
     assert loaded.choose("x" * 3).model == "nano-s"

@@ -13,7 +13,7 @@ from tests.routing.minimal_scorer import content
 
 from pliant.errors import CorruptFile, InvalidInput, PliantError
 from pliant.routing.backends import Settings
-from pliant.routing.router_file import Band, made, read
+from pliant.routing.router_file import Band, make, read
 
 FULL = content(
     calibration={"nano-s": {"kind": "temperature", "temperature": 2.0}},
@@ -25,7 +25,7 @@ FULL = content(
 
 def broken(folder: Path, *steps: Any, value: Any) -> str:
     """What is said of a file in which the value at a place is another."""
-    made(**FULL).write(folder)
+    make(**FULL).write(folder)
     path = folder / "router.json"
     found = json.loads(path.read_text())
     place = found
@@ -40,14 +40,14 @@ def broken(folder: Path, *steps: Any, value: Any) -> str:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    file = made(**FULL)
+    file = make(**FULL)
     assert file.write(tmp_path) == tmp_path / "router.json"
     assert read(tmp_path) == file
     assert [path.name for path in tmp_path.iterdir()] == ["router.json"]
 
 
 def test_the_older_name_of_novel_is_read(tmp_path: Path) -> None:
-    made(**FULL).write(tmp_path)
+    make(**FULL).write(tmp_path)
     path = tmp_path / "router.json"
     older = json.loads(path.read_text())
     assert older.pop("novel") == "default"
@@ -61,7 +61,7 @@ def test_the_older_name_of_novel_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), 0.25, -1.0])
 def test_every_threshold_can_be_written(value: float, tmp_path: Path) -> None:
-    made(**content(threshold={"value": value, "sentence": "s"})).write(tmp_path)
+    make(**content(threshold={"value": value, "sentence": "s"})).write(tmp_path)
     assert read(tmp_path).threshold.limit == value
 
 
@@ -136,7 +136,7 @@ def test_an_empty_folder_is_no_router(tmp_path: Path) -> None:
 def test_a_gain_threshold_is_for_two_models() -> None:
     third = {"name": "c", "backend": "c=nano-s", "cost": 9.0}
     with pytest.raises(InvalidInput, match="for two models, not 3"):
-        made(**content(models=[*content()["models"], third]))
+        make(**content(models=[*content()["models"], third]))
 
 
 json_like = st.recursive(
@@ -149,7 +149,7 @@ json_like = st.recursive(
 @given(key=st.sampled_from(sorted(FULL)), value=json_like)
 def test_any_value_is_taken_or_refused_in_our_own_words(key: str, value: Any) -> None:
     try:
-        made(**{**FULL, key: value})
+        make(**{**FULL, key: value})
     except InvalidInput as error:
         assert str(error).startswith("router: ")
 

@@ -243,8 +243,8 @@ class RouterFile(Part):
         return folder / NAME
 
 
-def made(**content: Any) -> RouterFile:
-    """A RouterFile from code; what is wrong is an InvalidInput as in a file."""
+def make(**content: Any) -> RouterFile:
+    """A RouterFile from code; errors are InvalidInput, as for a file."""
     try:
         return RouterFile.model_validate(content, strict=False)
     except ValidationError as error:

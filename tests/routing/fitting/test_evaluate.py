@@ -17,7 +17,7 @@ from pliant.routing.fitting.evaluation import Evaluation
 from pliant.routing.scorers import Predictions
 from pliant.routing.scorers.baselines import Group, Length
 
-FILE = router_file.made(
+FILE = router_file.make(
     **content(
         unit="calls",
         models=[
@@ -169,7 +169,7 @@ def test_what_is_not_defined_comes_back_from_json(test):
         for name, cost in (("a", 1.0), ("b", 2.0), ("c", 3.0))
     ]
     worth = {"on": "worth", "value": float("inf"), "sentence": "s"}
-    file = router_file.made(**content(models=models, threshold=worth, default="c"))
+    file = router_file.make(**content(models=models, threshold=worth, default="c"))
     predictions = Predictions(None, np.zeros((60, 3)), np.arange(60) % 2 == 0)
     undefined = measure(file, predictions, same, {"length": predictions})
     assert np.isnan(undefined.metrics["apgr"].value) and undefined.threshold == np.inf
@@ -192,7 +192,7 @@ def test_the_line_by_price_passes_through_the_router_s_point(test):
         for name, cost in (("a", 1.0), ("b", 2.0), ("c", 4.0))
     ]
     cheap = {"on": "worth", "value": float("inf"), "sentence": "s"}
-    file = router_file.made(**content(models=models, threshold=cheap, default="c", unit="calls"))
+    file = router_file.make(**content(models=models, threshold=cheap, default="c", unit="calls"))
     novel = np.arange(400) % 4 == 0
     gain = np.random.default_rng(0).normal(size=(400, 3)) * [0, 1, 1]
     found = measure(file, Predictions(None, gain, novel), three, {})

@@ -20,9 +20,9 @@ from pliant.routing.backends import Used
 from pliant.routing.fitting import ladder, training_hashes
 from pliant.routing.fitting.calibrate import calibrate
 from pliant.routing.fitting.evaluate import evaluate
-from pliant.routing.fitting.fit import fit, of_goal
-from pliant.routing.fitting.ladder import Rung, keep, ties
-from pliant.routing.fitting.splits import parts
+from pliant.routing.fitting.fit import choose_threshold, fit
+from pliant.routing.fitting.ladder import Rung, select, ties
+from pliant.routing.fitting.splits import split
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import threshold
 from pliant.routing.labels.label import JUDGE
@@ -42,17 +42,17 @@ def fitted(tmp_path_factory):
 
 
 def test_no_row_serves_two_purposes():
-    made = parts(outcomes(1000, 1), seed=3)
+    made = split(outcomes(1000, 1), seed=3)
     splits = [getattr(made, name).prompts for name in made.sizes()]
     assert sum(map(len, splits)) == 1000
     assert all(not set(a) & set(b) for a, b in combinations(splits, 2))
 
 
 def test_capacity_is_chosen_on_another_wording_or_another_group():
-    worded = parts(outcomes(1000, 1, wordings=True))
+    worded = split(outcomes(1000, 1, wordings=True))
     assert not set(worded.train.wordings) & set(worded.choice.wordings)
     assert "another wording" in worded.how
-    like = parts(outcomes(1000, 1))  # four groups are too few
+    like = split(outcomes(1000, 1))  # four groups are too few
     assert set(like.train.groups) == set(like.choice.groups) and "too few groups" in like.how
 
 
@@ -65,18 +65,18 @@ def asked_twice(n: int, groups: tuple[str, ...] = ()):
 
 
 def test_the_wordings_of_a_question_are_in_one_split():
-    made = parts(asked_twice(300))
+    made = split(asked_twice(300))
     splits = [set(getattr(made, name).questions) for name in made.sizes()]
     assert len(set.union(*splits)) == 300
     assert all(not a & b for a, b in combinations(splits, 2))
     assert all(len(getattr(made, name)) == 2 * len(set(getattr(made, name).questions))
                for name in made.sizes())  # fmt: skip
     assert "other questions" in made.how
-    grouped = parts(asked_twice(300, ("a", "b", "c", "d", "e")))
+    grouped = split(asked_twice(300, ("a", "b", "c", "d", "e")))
     assert "other groups" in grouped.how
     assert not set(grouped.train.questions) & set(grouped.choice.questions)
     alone = outcomes(600, 1, wordings=True)  # each question in one wording: as without them
-    assert "another wording" in parts(replace(alone, questions=alone.prompts)).how
+    assert "another wording" in split(replace(alone, questions=alone.prompts)).how
 
 
 def test_the_folds_that_a_scorer_learns_from_part_no_question():
@@ -101,7 +101,7 @@ def test_each_question_twice_proves_no_more_than_once():
 
 def test_too_few_labels_are_refused():
     with pytest.raises(InvalidInput, match="150 labels"):
-        parts(outcomes(150))
+        split(outcomes(150))
 
 
 def rung(kind: str, ms: float, value: float, behind: tuple[float, float, float] | None) -> Rung:
@@ -115,16 +115,16 @@ def test_a_cheap_scorer_that_ties_wins_and_one_that_may_be_much_worse_does_not()
     unsure = rung("tfidf", 0.5, 0.79, (-0.01, -0.06, 0.04))
     worse = rung("length", 0.1, 0.79, (-0.01, -0.015, -0.005))
     assert ties(tie) and not ties(unsure) and not ties(worse)
-    assert keep([best, tie, unsure, worse]).kind == "text"
+    assert select([best, tie, unsure, worse]).kind == "text"
 
 
 def test_chance_is_never_kept_and_a_group_only_where_it_is_known():
     group = rung("group", 0.1, 0.9, None)
     text = rung("text", 1.0, 0.8, (-0.1, -0.15, -0.05))
-    assert keep([group, text, rung("random", 0.01, 0.95, None)]).kind == "text"
-    assert keep([group, text], groups_known=True).kind == "group"
-    with pytest.raises(InvalidInput, match="can be kept"):
-        keep([rung("random", 0.01, 0.5, None)])
+    assert select([group, text, rung("random", 0.01, 0.95, None)]).kind == "text"
+    assert select([group, text], groups_known=True).kind == "group"
+    with pytest.raises(InvalidInput, match="can be selected"):
+        select([rung("random", 0.01, 0.5, None)])
 
 
 def test_what_can_be_kept_is_held_against_the_best_that_can():
@@ -141,17 +141,17 @@ def test_what_can_be_kept_is_held_against_the_best_that_can():
         of("text", 1.0, 0.6, 2 * close),  # the same order
         of("length", 0.1, 0.5, np.arange(400) % 7.0),
     ]
-    assert keep(rungs, outcomes=held).kind == "text"
+    assert select(rungs, outcomes=held).kind == "text"
 
 
 def test_without_anything_to_gain_the_cheapest_is_kept(tmp_path):
     labels = replace(outcomes(300, 1), right=np.ones((300, 2)))
     made = fit(labels, tmp_path / "r", scorers=["text", "length"], backends=BACKENDS)
-    assert made.kept.kind == "length" and made.threshold.share == 0
+    assert made.selected.kind == "length" and made.threshold.share == 0
 
 
 def test_the_best_is_kept_and_routes(fitted):
-    assert fitted.kept.kind == "text"
+    assert fitted.selected.kind == "text"
     assert [r.kind for r in fitted.rungs][0] == "text"
     behind = {r.kind: r.behind for r in fitted.rungs}
     assert behind["random"].high < 0 and behind["length"].high < 0
@@ -164,26 +164,26 @@ def test_the_best_is_kept_and_routes(fitted):
 def test_the_threshold_keeps_the_goal_on_the_calibration_split(fitted):
     assert fitted.threshold.quality >= 0.95 * fitted.threshold.strong_quality
     assert fitted.threshold.share < 0.6  # half of the prompts have nothing to gain
-    assert fitted.threshold.n == len(fitted.parts.calibration)
+    assert fitted.threshold.n == len(fitted.splits.calibration)
     assert "95 % of the large model's quality" in fitted.file.threshold.sentence
 
 
 def test_what_it_was_made_on_is_left_out_of_a_measurement(fitted):
-    used = fitted.parts.train.prompts
+    used = fitted.splits.train.prompts
     assert training_hashes.among(fitted.folder, [text.upper() for text in used]).all()
-    assert not training_hashes.among(fitted.folder, fitted.parts.test.prompts).any()
+    assert not training_hashes.among(fitted.folder, fitted.splits.test.prompts).any()
     found = evaluate(fitted.folder, outcomes(1500, 1))
-    assert found.report.n == len(fitted.parts.test)
+    assert found.report.n == len(fitted.splits.test)
     assert found.left_out == 1500 - found.report.n
     again, before = found.metrics["apgr"].value, fitted.evaluation.metrics["apgr"].value
     assert again == pytest.approx(before, abs=1e-3)
     with pytest.raises(InvalidInput, match="all"):
-        evaluate(fitted.folder, fitted.parts.train)
+        evaluate(fitted.folder, fitted.splits.train)
 
 
 def test_all_of_it_is_json(fitted):
     record = json.loads((fitted.folder / "fit.json").read_text())
-    assert record["kept"] == "text" and len(record["ladder"]) == 3
+    assert record["selected"] == "text" and len(record["ladder"]) == 3
     assert record == json.loads(json.dumps(fitted.as_dict(), allow_nan=False))
 
 
@@ -320,9 +320,9 @@ def test_a_new_goal_needs_no_training(fitted, tmp_path):
     assert training_hashes.among(made.folder, new.prompts).all()
     again = calibrate(made.folder, new, "20 % of calls")
     assert again.threshold.share <= 0.2 and again.threshold.n == 400
-    own = calibrate(made.folder, made.parts.calibration, "20 % of calls")
-    assert own.left_out == 0 and own.threshold.n == len(made.parts.calibration)
-    learned = made.parts.train, made.parts.choice, made.parts.ladder
+    own = calibrate(made.folder, made.splits.calibration, "20 % of calls")
+    assert own.left_out == 0 and own.threshold.n == len(made.splits.calibration)
+    learned = made.splits.train, made.splits.choice, made.splits.ladder
     for part in learned:
         with pytest.raises(InvalidInput, match="0 of these"):
             calibrate(made.folder, part, "20 % of calls")
@@ -346,11 +346,11 @@ def test_novel_prompts_count_in_a_budget():
     gain = np.stack([np.zeros(400), held.gain + 0.001 * np.arange(400)], axis=1)
     novel = np.arange(400) % 5 == 0
     said = Predictions(None, gain, novel)
-    chosen = of_goal(Goal.parse("30 % of calls"), said, held)
+    chosen = choose_threshold(Goal.parse("30 % of calls"), said, held)
     assert chosen.share <= 0.3
     sent = novel | (gain[:, -1] > chosen.value)
     assert sent.mean() == pytest.approx(chosen.share)
-    ignored = of_goal(Goal.parse("30 % of calls"), said, held, novel_to=None)
+    ignored = choose_threshold(Goal.parse("30 % of calls"), said, held, novel_to=None)
     assert ignored.value < chosen.value
 
 
@@ -375,12 +375,12 @@ def test_scoring_costs_the_time_that_was_measured_where_time_is_the_unit(tmp_pat
     made = fit(
         replace(outcomes(300, 1), unit="ms"), tmp_path / "r", scorers=["length"], backends=BACKENDS
     )
-    assert made.file.scorer.cost == made.kept.ms > 0
+    assert made.file.scorer.cost == made.selected.ms > 0
 
 
 def test_a_place_where_nothing_can_be_written_is_said_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InvalidInput, match="nothing can be written"):
+    with pytest.raises(InvalidInput, match="is not writable"):
         fit(outcomes(300), tmp_path / "file" / "r", scorers=["no scorer"])
 
 

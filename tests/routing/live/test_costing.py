@@ -10,7 +10,7 @@ from pliant.routing.backends import Answers, Used
 from pliant.routing.live.costing import Costing
 from pliant.routing.live.decision import Decision
 
-FILE = router_file.made(
+FILE = router_file.make(
     **content(
         unit="flops",
         models=[

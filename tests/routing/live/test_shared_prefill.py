@@ -14,7 +14,7 @@ from pliant.complexity import CPXConfig, attach
 from pliant.routing.backends.local import LocalBackend
 from pliant.routing.prompts import Prompt
 from pliant.routing.router import Router
-from pliant.routing.router_file import made
+from pliant.routing.router_file import make
 from pliant.routing.scorers import Predictions, Prefilling
 
 EASY, HARD = "2+2", "what is " + "2+" * 30 + "2"
@@ -51,7 +51,7 @@ def scorer(backends: dict[str, LocalBackend]) -> Iterator[Reading]:
 
 
 def router(scorer: Any, backends: Any, **changes: Any) -> Router:
-    return Router(made(**content(**changes)), scorer, backends=backends)
+    return Router(make(**content(**changes)), scorer, backends=backends)
 
 
 def forwards(model: Any) -> tuple[list[int], Any]:
@@ -150,7 +150,7 @@ def test_a_scorer_that_reads_the_cheap_model_offers_its_prefill(
     detector.bound = 0.5
     fitted = WithNovelty(scorers.make("cpx", **few).fit(outcomes), detector)
     file = content(scorer={"kind": "cpx"}, threshold={"value": 9.0, "sentence": "never"})
-    Router(made(**file), fitted).save(tmp_path)
+    Router(make(**file), fitted).save(tmp_path)
 
     with Router.load(tmp_path, backends=backends) as r:
         assert isinstance(r.scorer, WithNovelty)

@@ -108,13 +108,13 @@ def _draw(done: Fitted, blind: bool) -> None:
 
     from pliant.routing.fitting.ladder import READS_A_MODEL
 
-    console, sizes = terminal.console(), done.parts.sizes()
+    console, sizes = terminal.console(), done.splits.sizes()
     ladder_table(done).draw(console)
     found = done.evaluation
     sentences = [
         f"Kept: {_why(done)}",
         "Labels: " + ", ".join(f"{n:,} {name}" for name, n in sizes.items()) + ".",
-        f"{done.parts.how[0].upper()}{done.parts.how[1:]}.",
+        f"{done.splits.how[0].upper()}{done.splits.how[1:]}.",
         done.file.threshold.sentence,
         f"On {found.report.n:,} test prompts: {found.routed.share:.1%} of calls to "
         f"{done.file.models[-1].name}, at {found.routed.of_strong} of its quality; "
@@ -134,8 +134,8 @@ def _why(done: Fitted) -> str:
     """Why this scorer was kept."""
     from pliant.routing.fitting.ladder import MARGIN
 
-    kind = done.kept.kind
-    if done.kept.value.value == max(r.value.value for r in done.rungs):
+    kind = done.selected.kind
+    if done.selected.value.value == max(r.value.value for r in done.rungs):
         return f"{kind}, the best; no cheaper one was shown to be within {MARGIN:g} of it."
     return f"{kind}, the cheapest a decision of those that can be kept and tie with the best."
 
@@ -155,9 +155,9 @@ def ladder_table(done: Fitted) -> Table:
 
     what = "APGR" if len(done.file.models) == 2 else "area"
     head = ["scorer", what, "behind the best (95 %)", "ms a decision", "size", "fitted in", ""]
-    rows = [_row(rung, rung is done.kept) for rung in done.rungs]
+    rows = [_row(rung, rung is done.selected) for rung in done.rungs]
     if what == "APGR":  # the most that there can be on these prompts
-        most = f"{oracle_apgr(done.parts.ladder):.3f}"
+        most = f"{oracle_apgr(done.splits.ladder):.3f}"
         rows.insert(0, ["perfect routing", most, *["-"] * 4, ""])
     return Table("The ladder", head, rows, right=frozenset(head[1:6]), colours={"kept": "green"})
 

@@ -1,4 +1,4 @@
-"""A router's probabilities and threshold set anew, on new labels or for a new goal."""
+"""New probabilities and a new threshold for a router, from new labels or for a new goal."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pliant.errors import InvalidInput
 from pliant.routing import router_file
 from pliant.routing.fitting import training_hashes
-from pliant.routing.fitting.fit import entry, of_goal, reference
+from pliant.routing.fitting.fit import choose_threshold, reference, threshold_entry
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold
 from pliant.routing.open import open_scorer
@@ -22,11 +20,11 @@ _LEAST = 50
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What was set."""
+    """The new threshold."""
 
     threshold: Threshold
     left_out: int
-    """Prompts that the router's scorer was made on."""
+    """Prompts that the router's scorer was fitted on."""
 
     def as_dict(self) -> dict[str, Any]:
         return {"threshold": self.threshold.to_json(), "left_out": self.left_out}
@@ -35,35 +33,32 @@ class Calibrated:
 def calibrate(
     router: str | Path, outcomes: Outcomes, goal: str | Goal, kind: str = "platt"
 ) -> Calibrated:
-    """Write a router's calibration, threshold and reference scores anew; the scorer stays.
+    """Replace a router's calibration, threshold and reference scores; the scorer stays.
 
     Prompts that the scorer was trained or chosen on are left out; those that an earlier threshold
-    was made on serve again. All of them count from then on as prompts that the router was made on.
+    was chosen on are used again. From then on the router counts as fitted on all of them.
     """
     folder = Path(router).expanduser()
     file = router_file.read(folder)
     outcomes = outcomes.of_models(file.names)
     if outcomes.unit != file.unit:
         raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
-    known = training_hashes.learned(folder, outcomes.prompts)
-    if (~known).sum() < _LEAST:
+    learned = training_hashes.learned(folder, outcomes.prompts)
+    if (~learned).sum() < _LEAST:
         raise InvalidInput(
-            f"{(~known).sum()} of these {len(known):,} prompts are new to the router: "
-            f"{_LEAST} or more are due"
+            f"{(~learned).sum()} of these {len(learned):,} prompts are new to the router: "
+            f"{_LEAST} or more are needed"
         )
-    held = outcomes.select(np.flatnonzero(~known))
-    scorer = open_scorer(folder, file)
-    predicted = scorer.predict(held.asked, held.groups)
+    held = outcomes.select(~learned)
+    predictions = open_scorer(folder, file).predict(held.asked, held.groups)
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
-    chosen = of_goal(goal, predicted, held, file.costs, file.novel_to)
-    content = file.model_dump()
-    now = reference(predicted, held, kind)
-    if file.drift is not None and "drift" in now:  # how it is watched is the user's to say
-        now["drift"] |= {name: getattr(file.drift, name) for name in ("window", "false_alarms")}
-    content |= {"threshold": entry(chosen, None), **now}
-    made = router_file.made(**content)
-    training_hashes.add(
-        folder, held.prompts
-    )  # before the file: better to know too many than too few
-    made.write(folder)
-    return Calibrated(chosen, int(known.sum()))
+    chosen = choose_threshold(goal, predictions, held, file.costs, file.novel_to)
+    new = reference(predictions, held, kind)
+    if file.drift is not None and "drift" in new:  # how drift is watched is the user's choice
+        new["drift"] |= {name: getattr(file.drift, name) for name in ("window", "false_alarms")}
+    content = file.model_dump() | {"threshold": threshold_entry(chosen, None), **new}
+    changed = router_file.make(**content)
+    # Before the file: if this stops in between, too many prompts are left out, not too few.
+    training_hashes.add(folder, held.prompts)
+    changed.write(folder)
+    return Calibrated(chosen, int(learned.sum()))

@@ -1,9 +1,9 @@
-"""From labels to a router: scorers are tried, one is kept, calibrated and given its threshold.
+"""From labels to a router: try scorers, select one, calibrate it and choose its threshold.
 
     fitted = fit(Outcomes.read("labels.jsonl"), "my-router", base="nano-s")
     print(fitted.threshold)
 
-Nothing is half-written: the router's folder appears, or is replaced, when all of it is done.
+The router's folder appears, or is replaced, only when all of it is written.
 """
 
 from __future__ import annotations
@@ -26,8 +26,16 @@ from pliant.routing.backends import Used
 from pliant.routing.fitting import training_hashes
 from pliant.routing.fitting.evaluate import measure
 from pliant.routing.fitting.evaluation import Evaluation
-from pliant.routing.fitting.ladder import EVERY, LADDER, READS_A_MODEL, Progress, Rung, climb, keep
-from pliant.routing.fitting.splits import Parts, parts
+from pliant.routing.fitting.ladder import (
+    EVERY,
+    LADDER,
+    READS_A_MODEL,
+    Progress,
+    Rung,
+    climb,
+    select,
+)
+from pliant.routing.fitting.splits import Splits, split
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.labels.label import JUDGE
@@ -48,14 +56,14 @@ BASELINES = "baselines"
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A router that was written, and how it came about."""
+    """A router that was written, and how it was fitted."""
 
     folder: Path
     rungs: tuple[Rung, ...]
-    kept: Rung
-    parts: Parts
+    selected: Rung
+    splits: Splits
     threshold: Threshold | None
-    """None where the price of cost was given."""
+    """None if `lam` was passed instead of a goal."""
     file: RouterFile
     evaluation: Evaluation
     """On the test split, which nothing was chosen on."""
@@ -63,10 +71,10 @@ class Fitted:
     def as_dict(self) -> dict[str, Any]:
         return {
             "router": str(self.folder),
-            "splits": self.parts.sizes(),
-            "choice": self.parts.how,
+            "splits": self.splits.sizes(),
+            "choice": self.splits.how,
             "ladder": [rung.as_dict() for rung in self.rungs],
-            "kept": self.kept.kind,
+            "selected": self.selected.kind,
             "threshold": self.file.threshold.model_dump(mode="json"),
             "evaluation": self.evaluation.as_dict(),
         }
@@ -91,46 +99,49 @@ def fit(
 ) -> Fitted:
     """Fit a router and write it to the folder `out`.
 
-    `scorers` are tried (the usual ones, if none are named, and with `every` all that there are;
-    those that read a model only with a `base`).
-    `lam` takes the place of the goal: each answer is worth its gain less lam times its cost.
-    `descriptions` holds the models' backends and prices by their names in the labels
-    (`labels.label.backend_descriptions`), and `backends` replaces the backend of a model;
-    `label_cost` what making the labels has cost (`labels.label.label_cost`), else theirs is summed.
+    `scorers` are the kinds to try (the default ones if none are named, and all of them with
+    `every`; those that read a model only with a `base`).
+    `lam` replaces the goal: each answer is worth its gain less lam times its cost.
+    `descriptions` hold each model's backend and price by its name in the labels
+    (`labels.label.backend_descriptions`), and `backends` overrides the backend of a model;
+    `label_cost` is what making the labels cost (`labels.label.label_cost`), by default the sum of
+    their costs.
     """
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
     if lam is not None and not 0 <= lam < math.inf:
-        raise InvalidInput(f"lam = {lam}: what a unit of cost is worth, 0 or more and finite")
+        raise InvalidInput(f"lam={lam}: the price of a unit of cost must be 0 or more and finite")
     folder = Path(out).expanduser()
-    _refuse_place(folder)
+    _refuse_folder(folder)
     tried = kinds(scorers, base, outcomes, every)
-    dealt = parts(outcomes, seed)
-    rungs = climb(dealt, tried, base, seed, progress)
-    kept = keep(rungs, groups_known, outcomes=dealt.ladder)
-    train = joined((dealt.train, dealt.choice)).prompts
-    scorer = WithNovelty(kept.scorer, NoveltyDetector.fit(train, dealt.ladder.prompts))
-    predicted = scorer.predict(dealt.calibration.asked, dealt.calibration.groups)
-    costs = outcomes.cost.mean(axis=0)
-    chosen = None if lam is not None else of_goal(goal, predicted, dealt.calibration, costs)
-    file = router_file.made(
+    splits = split(outcomes, seed)
+    rungs = climb(splits, tried, base, seed, progress)
+    selected = select(rungs, groups_known, outcomes=splits.ladder)
+    train = joined((splits.train, splits.choice)).prompts
+    scorer = WithNovelty(selected.scorer, NoveltyDetector.fit(train, splits.ladder.prompts))
+    predictions = scorer.predict(splits.calibration.asked, splits.calibration.groups)
+    costs, chosen = outcomes.cost.mean(axis=0), None
+    if lam is None:
+        chosen = choose_threshold(goal, predictions, splits.calibration, costs)
+    file = router_file.make(
         unit=outcomes.unit,
         models=_models(outcomes, backends or {}, descriptions or {}),
-        scorer={"kind": kept.kind, "cost": _scoring_cost(kept, dealt.calibration)},
+        scorer={"kind": selected.kind, "cost": _scoring_cost(selected, splits.calibration)},
         default=outcomes.models[-1],
         label_cost=_label_cost(outcomes, label_cost or {}),
-        threshold=entry(chosen, lam),
-        **reference(predicted, dealt.calibration, calibrate_by),
+        threshold=threshold_entry(chosen, lam),
+        **reference(predictions, splits.calibration, calibrate_by),
     )
-    rest = {r.kind: r.scorer.predict(dealt.test.asked, dealt.test.groups) for r in rungs}
-    found = measure(file, scorer.predict(dealt.test.asked, dealt.test.groups), dealt.test, rest)
-    fitted = Fitted(folder, tuple(rungs), kept, dealt, chosen, file, found)
+    test = splits.test
+    baselines = {r.kind: r.scorer.predict(test.asked, test.groups) for r in rungs}
+    evaluation = measure(file, scorer.predict(test.asked, test.groups), test, baselines)
+    fitted = Fitted(folder, tuple(rungs), selected, splits, chosen, file, evaluation)
     _write(fitted, scorer)
     return fitted
 
 
-def of_goal(
+def choose_threshold(
     goal: Goal,
-    predicted: Predictions,
+    predictions: Predictions,
     outcomes: Outcomes,
     costs: ArrayLike | None = None,
     novel_to: int | None = -1,
@@ -140,50 +151,50 @@ def of_goal(
     `costs` are those of the router's file, and `novel_to` is where it sends novel prompts; None
     decides on them by their gains.
     """
-    gain = predicted.last_gain if len(outcomes.models) == 2 else predicted.gain
-    if predicted.novel is None or novel_to is None:
+    gain = predictions.last_gain if len(outcomes.models) == 2 else predictions.gain
+    if predictions.novel is None or novel_to is None:
         return threshold(goal, gain, outcomes, prices=costs)
-    return threshold(goal, gain, outcomes, None, costs, predicted.novel, novel_to)
+    return threshold(goal, gain, outcomes, None, costs, predictions.novel, novel_to)
 
 
-def entry(chosen: Threshold | None, lam: float | None) -> dict[str, Any]:
-    """A threshold as a router's file has it; or a price of cost that was given."""
+def threshold_entry(chosen: Threshold | None, lam: float | None) -> dict[str, Any]:
+    """A threshold for a router's file, or else the price of cost that replaces it."""
     if chosen is not None:
         return {"on": chosen.on, "value": chosen.value, "sentence": str(chosen)}
-    sentence = f"one unit of cost is worth {lam:g} right answers: given, and not chosen"
+    sentence = f"one unit of cost is worth {lam:g} right answers: set by hand, not chosen"
     return {"on": "worth", "value": lam, "sentence": sentence}
 
 
-def reference(predicted: Predictions, outcomes: Outcomes, kind: str) -> dict[str, Any]:
-    """What the calibration split says of probabilities and of scores to come."""
-    if predicted.right is None:
+def reference(predictions: Predictions, outcomes: Outcomes, kind: str) -> dict[str, Any]:
+    """The calibrations and the reference for drift, from the calibration split."""
+    if predictions.right is None:
         return {}
     fits = {
-        name: calibration.fit(kind, predicted.right[:, j], outcomes.right[:, j])
+        name: calibration.fit(kind, predictions.right[:, j], outcomes.right[:, j])
         for j, name in enumerate(outcomes.models)
     }
     first = fits[outcomes.models[0]]
-    scores = 1 - first.apply(predicted.right[:, 0])
+    scores = 1 - first.apply(predictions.right[:, 0])
     return {
-        "calibration": {name: found.to_json() for name, found in fits.items()},
+        "calibration": {name: calibrated.to_json() for name, calibrated in fits.items()},
         "drift": drift.reference(scores.tolist()).model_dump(),
     }
 
 
-# --- what is fitted, and where it goes -----------------------------------------------------------
+# --- what is fitted, and where it is written -----------------------------------------------------
 
 
 def kinds(
     scorers: Sequence[str] | None, base: str | None, outcomes: Outcomes, every: bool = False
 ) -> tuple[str, ...]:
-    """Those that are tried: the ones that are named, or else those that can be."""
+    """The kinds to try: the named ones, or else those that need nothing that is missing."""
     if scorers:
         blind = [kind for kind in scorers if kind in READS_A_MODEL and base is None]
         if blind:
-            raise InvalidInput(f"{blind[0]} reads a model: name it, as in --base nano-s")
+            raise InvalidInput(f"{blind[0]} reads a model: name one, as in --base nano-s")
         return tuple(dict.fromkeys(scorers))
-    found = [kind for kind in (EVERY if every else LADDER) if base or kind not in READS_A_MODEL]
-    return tuple(k for k in found if outcomes.groups or not kind_class(k).needs_groups)
+    usable = [kind for kind in (EVERY if every else LADDER) if base or kind not in READS_A_MODEL]
+    return tuple(k for k in usable if outcomes.groups or not kind_class(k).needs_groups)
 
 
 def _models(
@@ -204,15 +215,15 @@ def _models(
     ]
 
 
-def _scoring_cost(kept: Rung, outcomes: Outcomes) -> float:
-    """Of one prompt, in the labels' unit; in money or tokens, reading a model of one's own is 0."""
+def _scoring_cost(selected: Rung, outcomes: Outcomes) -> float:
+    """Of one prompt, in the labels' unit; reading a local model costs no money and no tokens."""
     if outcomes.unit == "ms":
-        return kept.ms
-    return kept.scorer.flops(outcomes.asked) if outcomes.unit == "flops" else 0.0
+        return selected.ms
+    return selected.scorer.flops(outcomes.asked) if outcomes.unit == "flops" else 0.0
 
 
 def _label_cost(outcomes: Outcomes, used: Mapping[str, Used]) -> dict[str, dict[str, float]]:
-    """What is known to have been used; else a prompt has cost one answer of each model."""
+    """The recorded use, or else the cost of one answer of each model for each prompt."""
     graded = {JUDGE: used[JUDGE].as_dict()} if JUDGE in used else {}
     if all(name in used for name in outcomes.models):
         return {name: used[name].as_dict() for name in outcomes.models} | graded
@@ -224,11 +235,11 @@ def _label_cost(outcomes: Outcomes, used: Mapping[str, Used]) -> dict[str, dict[
     } | graded
 
 
-def _refuse_place(folder: Path) -> None:
-    """Before the work: where nothing can be written, or something else than a router lies."""
+def _refuse_folder(folder: Path) -> None:
+    """Before the work: a folder that cannot be written, or holds something else than a router."""
     there = next(place for place in folder.absolute().parents if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise InvalidInput(f"{folder}: nothing can be written in {there}")
+        raise InvalidInput(f"{folder}: {there} is not writable")
     if folder.is_file():
         raise InvalidInput(f"{folder} is a file; a router is a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / router_file.NAME).is_file():
@@ -236,18 +247,18 @@ def _refuse_place(folder: Path) -> None:
 
 
 def _write(fitted: Fitted, scorer: Scorer) -> None:
-    """Beside its place first, then in its place: Ctrl-C leaves the old router or the new one."""
-    folder, dealt = fitted.folder.absolute(), fitted.parts
+    """Into a folder beside it first, then renamed: Ctrl-C leaves the old router or the new one."""
+    folder, splits = fitted.folder.absolute(), fitted.splits
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
     try:
         scorer.save(aside / fitted.file.scorer.folder)
         for kind in ("length", "group"):
-            if kind == "length" or dealt.train.groups is not None:
-                baseline = make(kind).fit(dealt.train, dealt.choice)
+            if kind == "length" or splits.train.groups is not None:
+                baseline = make(kind).fit(splits.train, splits.choice)
                 baseline.save(aside / BASELINES / kind)
-        learned = (dealt.train, dealt.choice, dealt.ladder)
-        prompts = (prompt for part in learned for prompt in part.prompts)
-        training_hashes.write(aside, prompts, dealt.calibration.prompts)
+        learned = (splits.train, splits.choice, splits.ladder)
+        prompts = (prompt for each in learned for prompt in each.prompts)
+        training_hashes.write(aside, prompts, splits.calibration.prompts)
         record = json.dumps(fitted.as_dict(), allow_nan=False, default=_plain)
         (aside / RECORD).write_text(record + "\n", encoding="utf-8")
         fitted.file.write(aside)
@@ -257,7 +268,7 @@ def _write(fitted: Fitted, scorer: Scorer) -> None:
 
 
 def replace(folder: Path, aside: Path) -> None:
-    """Put a finished folder in place of an old one, whose ledger goes along."""
+    """Replace an old folder by a finished one, which takes over its ledger."""
     if not folder.is_dir():
         aside.rename(folder)
         return
@@ -275,4 +286,4 @@ def replace(folder: Path, aside: Path) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{type(value).__name__} has no place in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

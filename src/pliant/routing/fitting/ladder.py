@@ -1,11 +1,11 @@
-"""The ladder of scorers: each is fitted and measured, and the cheapest that is as good is kept."""
+"""The ladder of scorers: fit and measure each, then select the cheapest that is good enough."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pliant.errors import InvalidInput
-from pliant.routing.fitting.splits import Parts
+from pliant.routing.fitting.splits import Splits
 from pliant.routing.goals.sweep import sweep
 from pliant.routing.metrics.curves import hull_area
 from pliant.routing.metrics.ranking import band, difference
@@ -28,31 +28,31 @@ Progress = Callable[[Sequence[str], str], Iterable[str]]
 CONTROLS = ("random", "length", "group")
 LADDER = (*CONTROLS, "tfidf", "tfidf-ridge", "knn", "pair", "text", "probe", "cpx")
 EVERY = (*LADDER, "tfidf-logistic", "text+group")
-"""With those that are dear to fit, or that few can use."""
+"""With those that are expensive to fit, or that few can use."""
 READS_A_MODEL = ("probe", "cpx")
 MARGIN = 0.02
-"""How much APGR a cheap scorer may lose for sure and still tie."""
+"""How much APGR a cheap scorer may lose and still tie."""
 _TIMED = 50  # prompts, one at a time
 _POINTS = 200  # of the path of prices, for more than two models
 
 
 @dataclass(frozen=True, eq=False)
 class Rung:
-    """A fitted scorer, and what it was worth on the ladder split."""
+    """A fitted scorer, and what it is worth on the ladder split."""
 
     kind: str
     scorer: Scorer
     gain: Floats
     """(n, m) on the ladder split."""
     value: Band
-    """APGR; of more than two models, what `value_of` says."""
+    """APGR; for more than two models see `value_of`."""
     fit_seconds: float
     ms: float
     """The median of one decision."""
     size: int
     """Bytes on disk."""
     behind: Band | None = None
-    """How far behind the best, paired; None for the best itself."""
+    """The distance to the best, paired; None for the best itself."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -67,51 +67,51 @@ class Rung:
 
 
 def climb(
-    parts: Parts,
+    splits: Splits,
     kinds: Sequence[str],
     base: str | None,
     seed: int,
     progress: Progress = lambda items, _: items,
 ) -> list[Rung]:
-    """Fit every scorer and hold it against the best on the ladder split."""
+    """Fit every scorer and compare it with the best on the ladder split."""
     for kind in kinds:
-        kind_class(kind)  # a wrong name is said before the work
+        kind_class(kind)  # refuses a wrong name before the work
     rungs: list[Rung] = []
     for kind in progress(kinds, "fitting"):
-        rungs.append(_rung(_scorer(kind, base), parts, seed))
+        rungs.append(_rung(_scorer(kind, base), splits, seed))
     best = max(rungs, key=_rank)
     return [
-        rung if rung is best else _held_against(rung, best, parts.ladder)
+        rung if rung is best else _compared(rung, best, splits.ladder)
         for rung in sorted(rungs, key=_rank, reverse=True)
     ]
 
 
-def keep(
+def select(
     rungs: Sequence[Rung],
     groups_known: bool = False,
     margin: float = MARGIN,
     outcomes: Outcomes | None = None,
 ) -> Rung:
-    """The cheapest a decision of those that tie with the best.
+    """The scorer with the fastest decision among those that tie with the best.
 
     A scorer ties if the paired interval of its distance to the best includes 0 (it was not shown to
     be worse) and ends within `margin` (it was shown not to be much worse). With few labels nothing
-    is shown, so nothing but the best itself ties. Chance is never kept, nor a scorer that needs a
-    prompt's group, unless whoever routes knows it: where the best of all cannot be kept, the rest
-    are held against the best that can, on the `outcomes` of the ladder split.
+    is shown, so only the best itself ties. `random` is never selected, nor a scorer that needs a
+    prompt's group unless `groups_known`: if that rules out the best one, the others are compared
+    with the best that remains, on the `outcomes` of the ladder split.
     """
     fit = [r for r in rungs if r.kind != "random" and r.scorer.saveable]
     fit = [r for r in fit if groups_known or not r.scorer.needs_groups]
     if not fit:
-        raise InvalidInput("none of these scorers can be kept: add text or cpx")
+        raise InvalidInput("none of these scorers can be selected: add text or cpx")
     best = max(fit, key=_rank)
-    if math.isnan(best.value.value):  # nothing to gain, so nothing that tells them apart
+    if math.isnan(best.value.value):  # nothing to gain, so nothing separates them
         return min(fit, key=lambda rung: rung.ms)
 
     def tied(rung: Rung) -> bool:
         if best.behind is None or outcomes is None:
             return ties(rung, margin)
-        return ties(_held_against(rung, best, outcomes), margin)
+        return ties(_compared(rung, best, outcomes), margin)
 
     return min((r for r in fit if r is best or tied(r)), key=lambda rung: rung.ms)
 
@@ -139,16 +139,16 @@ def value_of(gain: Floats, outcomes: Outcomes, **how: Any) -> Band:
 
 
 def gap(a: Floats, b: Floats, outcomes: Outcomes, **how: Any) -> Band:
-    """What a is worth more than b, on the same resamples."""
+    """How much more a is worth than b, on the same resamples."""
     if len(outcomes.models) == 2:
         return difference("apgr", a[:, -1], b[:, -1], outcomes, **how)
-    one, other = _area(a, outcomes), _area(b, outcomes)
+    area_a, area_b = _area(a, outcomes), _area(b, outcomes)
     how = {"resamples": 200, "clusters": outcomes.questions, **how}
-    return bootstrap_counts(lambda counts: one(counts) - other(counts), len(outcomes), **how)
+    return bootstrap_counts(lambda counts: area_a(counts) - area_b(counts), len(outcomes), **how)
 
 
 def _area(gain: Floats, outcomes: Outcomes) -> Callable[[Floats], Floats]:
-    """A statistic of counts; the choices at each price are made once."""
+    """A statistic of counts; the choices at each price are computed once."""
     swept = sweep(gain, outcomes)
     values = swept.steps.values[:: max(1, len(swept.steps.values) // _POINTS)]
     values = np.unique(np.concatenate([values, [-np.inf, np.inf]]))
@@ -160,11 +160,11 @@ def _area(gain: Floats, outcomes: Outcomes) -> Callable[[Floats], Floats]:
     def measure(counts: Floats) -> Floats:
         size = counts.sum(axis=1, keepdims=True)
         qualities, costs = counts @ right.T / size, counts @ cost.T / size
-        found = []
+        areas = []
         for c, q in zip(costs, qualities, strict=True):
             order = np.argsort(c, kind="stable")
-            found.append(hull_area(c[order], q[order]) / max(c.max() - c.min(), 1e-12))
-        return np.asarray(found)
+            areas.append(hull_area(c[order], q[order]) / max(c.max() - c.min(), 1e-12))
+        return np.asarray(areas)
 
     return measure
 
@@ -173,25 +173,24 @@ def _scorer(kind: str, base: str | None) -> Scorer:
     return make(kind, base=base) if kind in READS_A_MODEL else make(kind)
 
 
-def _rung(scorer: Scorer, parts: Parts, seed: int) -> Rung:
+def _rung(scorer: Scorer, splits: Splits, seed: int) -> Rung:
     kind = scorer.kind
     begun = time.perf_counter()
-    scorer.fit(parts.train, parts.choice, seed)
+    scorer.fit(splits.train, splits.choice, seed)
     seconds = time.perf_counter() - begun
-    gain = scorer.predict(parts.ladder.asked, parts.ladder.groups).gain
-    value = value_of(gain, parts.ladder)
-    return Rung(kind, scorer, gain, value, seconds, decision_ms(scorer, parts), size_of(scorer))
+    gain = scorer.predict(splits.ladder.asked, splits.ladder.groups).gain
+    value = value_of(gain, splits.ladder)
+    return Rung(kind, scorer, gain, value, seconds, decision_ms(scorer, splits), size_of(scorer))
 
 
-def _held_against(rung: Rung, best: Rung, outcomes: Outcomes) -> Rung:
+def _compared(rung: Rung, best: Rung, outcomes: Outcomes) -> Rung:
     behind = gap(rung.gain, best.gain, outcomes)
-    kept = {name: getattr(rung, name) for name in ("fit_seconds", "ms", "size")}
-    return Rung(rung.kind, rung.scorer, rung.gain, rung.value, behind=behind, **kept)
+    return replace(rung, behind=behind)
 
 
-def decision_ms(scorer: Scorer, parts: Parts) -> float:
+def decision_ms(scorer: Scorer, splits: Splits) -> float:
     """The median time of one decision, prompts one at a time."""
-    outcomes, seconds = parts.ladder, []
+    outcomes, seconds = splits.ladder, []
     asked = outcomes.asked
     for i in range(min(_TIMED, len(outcomes))):
         groups = None if outcomes.groups is None else [outcomes.groups[i]]
@@ -202,7 +201,7 @@ def decision_ms(scorer: Scorer, parts: Parts) -> float:
 
 
 def size_of(scorer: Scorer) -> int:
-    """Bytes that the scorer takes on disk."""
+    """The scorer's bytes on disk."""
     with TemporaryDirectory() as folder:
         scorer.save(Path(folder))
         return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())

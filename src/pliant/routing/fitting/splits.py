@@ -1,4 +1,4 @@
-"""Which labels serve which purpose in a fit: no row serves two of them."""
+"""Split the labels by purpose for a fit: no row serves two purposes."""
 
 from __future__ import annotations
 
@@ -9,73 +9,73 @@ import numpy as np
 from pliant.errors import InvalidInput
 from pliant.routing.outcomes import Outcomes
 
-_LEAST = 200  # labels: five splits of fewer say nothing
-_GROUPS = 5  # fewer cannot be parted four to one
+_LEAST = 200  # labels: five splits of fewer show nothing
+_GROUPS = 5  # fewer cannot be split four to one
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class Splits:
     """The splits of one label table."""
 
     train: Outcomes
     choice: Outcomes
-    """Where each scorer's capacity is chosen; after that the scorer learns from it as well."""
+    """To choose each scorer's capacity on; after that the scorer learns from it as well."""
     ladder: Outcomes
-    """Where the scorers are held against each other."""
+    """To compare the scorers on."""
     calibration: Outcomes
-    """Where probabilities and the threshold are made: nothing was learned or chosen on it."""
+    """To calibrate probabilities and choose the threshold on; nothing else uses it."""
     test: Outcomes
-    """Looked at once, in the end."""
+    """Used once, at the end."""
     how: str
-    """In what the choice split differs from the training split, in words."""
+    """How the choice split differs from the training split, in words."""
 
     def sizes(self) -> dict[str, int]:
         names = ("train", "choice", "ladder", "calibration", "test")
         return {name: len(getattr(self, name)) for name in names}
 
 
-def parts(outcomes: Outcomes, seed: int = 0) -> Parts:
-    """Deal the labels out: half to learn from, the rest to choose, calibrate and test on.
+def split(outcomes: Outcomes, seed: int = 0) -> Splits:
+    """Half of the labels to learn from, the rest to choose, calibrate and test on.
 
-    The choice split is of another wording than the training split where the labels have wordings,
-    else of other groups where they have enough, else like it: a capacity that was chosen on like
-    prompts overfits them. Wordings of one question are in one split, all of them: where that would
-    part them, the choice split is of other groups, or of other questions.
+    The choice split has another wording than the training split if the labels have wordings, else
+    other groups if there are enough, else prompts like it: a capacity that is chosen on similar
+    prompts overfits them. All wordings of a question stay in one split; if that prevents a choice
+    split of another wording, it has other groups or other questions.
     """
     if len(outcomes) < _LEAST:
         raise InvalidInput(f"{len(outcomes)} labels: a fit needs {_LEAST} or more")
     fitted, ladder, calibration, test = outcomes.split((0.55, 0.15, 0.15, 0.15), seed)
     keys, how = _difference(fitted)
     train, choice = fitted.split((0.8, 0.2), seed) if keys is None else _apart(fitted, keys, seed)
-    return Parts(train, choice, ladder, calibration, test, how)
+    return Splits(train, choice, ladder, calibration, test, how)
 
 
 def _difference(outcomes: Outcomes) -> tuple[tuple[str, ...] | None, str]:
     wordings, groups, questions = outcomes.wordings, outcomes.groups, outcomes.questions
-    if wordings is not None and len(set(wordings)) > 1 and not _parted(questions, wordings):
-        return wordings, "capacity is chosen on another wording than is trained on"
-    if groups is not None and len(set(groups)) >= _GROUPS and not _parted(questions, groups):
-        return groups, "capacity is chosen on other groups than are trained on"
+    if wordings is not None and len(set(wordings)) > 1 and not _separated(questions, wordings):
+        return wordings, "capacity is chosen on another wording than the scorers are trained on"
+    if groups is not None and len(set(groups)) >= _GROUPS and not _separated(questions, groups):
+        return groups, "capacity is chosen on other groups than the scorers are trained on"
     if questions is not None and len(set(questions)) < len(questions):
         return None, (
-            "capacity is chosen on other questions than are trained on, all wordings of each of "
-            "them: by wordings or groups a question would be parted"
+            "capacity is chosen on other questions than the scorers are trained on, in all their "
+            "wordings: a split by wording or group would separate the wordings of a question"
         )
     return None, (
-        "capacity is chosen on prompts like those that are trained on: the labels have no wordings "
-        "and too few groups to do better, so expect less on other prompts"
+        "capacity is chosen on prompts like the training prompts: the labels have no wordings and "
+        "too few groups to do better, so expect less on other prompts"
     )
 
 
-def _parted(questions: tuple[str, ...] | None, keys: tuple[str, ...]) -> bool:
-    """Whether a question would be parted where these keys are kept apart."""
+def _separated(questions: tuple[str, ...] | None, keys: tuple[str, ...]) -> bool:
+    """Whether a split by these keys would separate the wordings of a question."""
     if questions is None:
         return False
     return len(set(zip(questions, keys, strict=True))) > len(set(questions))
 
 
 def _apart(outcomes: Outcomes, keys: tuple[str, ...], seed: int) -> tuple[Outcomes, Outcomes]:
-    """All but some of the keys, and those: a fifth of the rows or more, and at least one key."""
+    """The rows of most keys, and those of the others: a fifth of the rows or one key at least."""
     names = sorted(set(keys))
     np.random.default_rng(seed).shuffle(names)
     held: set[str] = set()
@@ -83,5 +83,5 @@ def _apart(outcomes: Outcomes, keys: tuple[str, ...], seed: int) -> tuple[Outcom
         held.add(name)
         if sum(key in held for key in keys) >= 0.2 * len(keys):
             break
-    other = np.array([key in held for key in keys])
-    return outcomes.select(~other), outcomes.select(other)
+    apart = np.array([key in held for key in keys])
+    return outcomes.select(~apart), outcomes.select(apart)

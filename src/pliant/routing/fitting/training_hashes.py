@@ -1,4 +1,4 @@
-"""Which prompts a router was made on: kept as hashes, so that it is never measured on them."""
+"""Hashes of the prompts that a router was fitted on, so that it is never measured on them."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ FILE = "seen.safetensors"
 
 
 def write(folder: Path, learned: Iterable[str], calibrated: Iterable[str]) -> None:
-    """Keep four bytes of each prompt's hash; they say nothing about what a prompt said.
+    """Store four bytes of each prompt's hash, which reveal nothing about its text.
 
-    Those that the scorer was trained or chosen on, and those that only its probabilities and its
-    threshold were made on: a new threshold may be made on the latter.
+    `learned` are the prompts that the scorer was trained or chosen on. `calibrated` are those that
+    only its probabilities and threshold come from: a new threshold may use them again.
     """
     _write(folder, _hashes(learned), _hashes(calibrated))
 
 
 def add(folder: Path, calibrated: Iterable[str]) -> None:
-    """Keep some more that a threshold was made on."""
-    learned, before = _known(folder)
+    """Add prompts that a threshold was chosen on."""
+    learned, before = _read(folder)
     _write(folder, learned, np.concatenate([before, _hashes(calibrated)]))
 
 
 def among(folder: Path, prompts: Sequence[str]) -> NDArray[np.bool_]:
-    """Which of these prompts the router in `folder` was made on, but for case and white space.
+    """Which of these prompts the router in `folder` was fitted on, up to case and white space.
 
-    Of prompts that it was not, one in 100,000 is taken for one that it was, at 40,000 labels.
+    With 40,000 labels one new prompt in 100,000 is mistaken for one of them.
     """
-    return np.isin(_hashes(prompts), np.concatenate(_known(folder)))
+    return np.isin(_hashes(prompts), np.concatenate(_read(folder)))
 
 
 def learned(folder: Path, prompts: Sequence[str]) -> NDArray[np.bool_]:
     """Which of these prompts the scorer was trained or chosen on."""
-    return np.isin(_hashes(prompts), _known(folder)[0])
+    return np.isin(_hashes(prompts), _read(folder)[0])
 
 
 def _write(folder: Path, learned: NDArray[np.uint32], calibrated: NDArray[np.uint32]) -> None:
@@ -49,7 +49,7 @@ def _write(folder: Path, learned: NDArray[np.uint32], calibrated: NDArray[np.uin
     write_arrays(folder / FILE, arrays)
 
 
-def _known(folder: Path) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+def _read(folder: Path) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     arrays = read_arrays(folder / FILE)
     if not {"learned", "calibrated"} <= set(arrays):
         raise CorruptFile(f"{folder / FILE}: holds no prompts")

@@ -1,11 +1,11 @@
-"""Calibration: from what a scorer says to how often it is so, fitted on a split of its own.
+"""Calibration: from a scorer's probability to how often it comes true, fitted on its own split.
 
-    kept = Platt.fit(p, y)              # p: predicted on the calibration split, y: what happened
-    kept.apply(p_of_other_prompts)
-    from_json(kept.to_json())           # as it lies in a router's file
+    platt = Platt.fit(p, y)             # p: predicted on the calibration split, y: what came true
+    platt.apply(p_of_other_prompts)
+    from_json(platt.to_json())          # as in a router's file
 
-All three keep the order of the predictions; isotonic regression makes ties, which a router can no
-longer tell apart: rank with what went in, and promise with what comes out.
+All three keep the order of the predictions. Isotonic regression makes ties, which a router can no
+longer tell apart: rank with its input, and promise with its output.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Calibration(Protocol):
 
 @dataclass(frozen=True)
 class Temperature:
-    """sigmoid(logit(p) / T), with the T of the highest likelihood. It leaves 1/2 where it is."""
+    """sigmoid(logit(p) / T), with the T of the highest likelihood. 1/2 stays 1/2."""
 
     temperature: float
     kind: str = "temperature"
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
-            raise InvalidInput(f"temperature={self.temperature}: a number above 0 is due")
+            raise InvalidInput(f"temperature={self.temperature}: it must be above 0 and finite")
 
     @classmethod
     def fit(cls, p: ArrayLike, y: ArrayLike) -> Temperature:
@@ -63,7 +63,7 @@ class Temperature:
 class Platt:
     """sigmoid(slope * logit(p) + shift), of the highest likelihood: temperature and base rate.
 
-    A slope below 0 would turn the ranking round: it is held at 0, where only the base rate is left.
+    A slope below 0 would reverse the ranking: it becomes 0, where only the base rate is left.
     """
 
     slope: float
@@ -72,7 +72,9 @@ class Platt:
 
     def __post_init__(self) -> None:
         if not (0 <= self.slope < math.inf and math.isfinite(self.shift)):
-            raise InvalidInput(f"slope={self.slope}, shift={self.shift}: numbers, slope 0 or more")
+            raise InvalidInput(
+                f"slope={self.slope}, shift={self.shift}: both must be finite, slope 0 or more"
+            )
 
     @classmethod
     def fit(cls, p: ArrayLike, y: ArrayLike) -> Platt:
@@ -102,8 +104,8 @@ class Isotonic:
 
         p, y = _finite(p, "p"), _finite(y, "y")
         _refuse_unlike(p, y)
-        found = IsotonicRegression(out_of_bounds="clip").fit(p, y)
-        return cls(tuple(found.X_thresholds_.tolist()), tuple(found.y_thresholds_.tolist()))
+        fitted = IsotonicRegression(out_of_bounds="clip").fit(p, y)
+        return cls(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
 
     def apply(self, p: ArrayLike) -> Floats:
         return np.interp(np.asarray(p, dtype=np.float64), self.x, self.y)
@@ -125,16 +127,16 @@ def fit(kind: str, p: ArrayLike, y: ArrayLike) -> Temperature | Platt | Isotonic
 
 
 def from_json(content: dict[str, Any]) -> Temperature | Platt | Isotonic:
-    """What `to_json` gave."""
+    """Read what `to_json` wrote."""
     kind = _kind(str(content.get("kind")))
-    given = {name: value for name, value in content.items() if name != "kind"}
+    fields = {name: value for name, value in content.items() if name != "kind"}
     if kind is Isotonic:
-        x, y = (tuple(map(float, given.pop(name, ()))) for name in ("x", "y"))
+        x, y = (tuple(map(float, fields.pop(name, ()))) for name in ("x", "y"))
         if not x or len(x) != len(y) or list(x) != sorted(x) or list(y) != sorted(y):
-            raise InvalidInput("isotonic: x and y are due, of one length and ascending")
-        given |= {"x": x, "y": y}
+            raise InvalidInput("isotonic: x and y must be of one length and ascending")
+        fields |= {"x": x, "y": y}
     try:
-        return kind(**given)
+        return kind(**fields)
     except TypeError as error:
         raise InvalidInput(f"calibration {content.get('kind')}: {error}") from error
 
@@ -145,18 +147,23 @@ def from_json(content: dict[str, Any]) -> Temperature | Platt | Isotonic:
 def _most_likely(p: Floats, y: Floats, shifted: bool) -> tuple[float, float]:
     """Slope and shift of the highest likelihood, by Newton's method; the slope in [.01, 100].
 
-    With a `shift` the slope may fall to 0. A faint pull towards (1, 0) keeps both finite where the
-    classes are told apart without a mistake.
+    With a `shift` the slope may fall to 0. A weak pull towards (1, 0) keeps both finite where the
+    classes are separable. scikit-learn's LogisticRegression agrees to 1e-4, but cannot be pulled
+    towards slope 1: its slope for separable classes depends on its tolerance, and it refuses
+    outcomes that are all alike (tests/routing/metrics/test_calibration.py).
     """
     z, pull = _logit(p), 1e-3
     slope, shift = 1.0, 0.0
     for _ in range(100):
-        now = sigmoid(slope * z + shift)
-        error, weight = now - y, now * (1 - now)
-        down = np.array([error @ z + pull * (slope - 1), error.sum() + pull * shift])
-        bend = np.array([[weight @ z**2 + pull, weight @ z], [weight @ z, weight.sum() + pull]])
-        step = np.linalg.solve(bend, down) if shifted else np.array([down[0] / bend[0, 0], 0.0])
-        step = np.clip(step, -1, 1)  # a full step can overshoot far from the best
+        predicted = sigmoid(slope * z + shift)
+        error, weight = predicted - y, predicted * (1 - predicted)
+        gradient = np.array([error @ z + pull * (slope - 1), error.sum() + pull * shift])
+        hessian = np.array([[weight @ z**2 + pull, weight @ z], [weight @ z, weight.sum() + pull]])
+        if shifted:
+            step = np.linalg.solve(hessian, gradient)
+        else:
+            step = np.array([gradient[0] / hessian[0, 0], 0.0])
+        step = np.clip(step, -1, 1)  # a full step can overshoot
         slope, shift = slope - float(step[0]), shift - float(step[1])
         if np.abs(step).max() < 1e-10:
             break
@@ -176,15 +183,15 @@ def _checked(p: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
     _refuse_unlike(p, y)
     for name, values in (("p", p), ("y", y)):
         if values.min() < 0 or values.max() > 1:
-            raise InvalidInput(f"{name}: values in [0, 1] are due")
+            raise InvalidInput(f"{name} must lie in [0, 1]")
     return p, y
 
 
 def _finite(values: ArrayLike, name: str) -> Floats:
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != 1 or not len(found) or not np.isfinite(found).all():
-        raise InvalidInput(f"{name}: a row of finite numbers is due")
-    return found
+    row = np.asarray(values, dtype=np.float64)
+    if row.ndim != 1 or not len(row) or not np.isfinite(row).all():
+        raise InvalidInput(f"{name} must be a row of finite numbers, one or more")
+    return row
 
 
 def _refuse_unlike(p: Floats, y: Floats) -> None:
@@ -193,5 +200,5 @@ def _refuse_unlike(p: Floats, y: Floats) -> None:
 
 
 def _logit(p: ArrayLike) -> Floats:
-    kept = np.clip(np.asarray(p, dtype=np.float64), _CLIP, 1 - _CLIP)
-    return np.log(kept / (1 - kept))
+    inside = np.clip(np.asarray(p, dtype=np.float64), _CLIP, 1 - _CLIP)
+    return np.log(inside / (1 - inside))
