@@ -58,10 +58,10 @@ def test_a_registered_check_is_asked() -> None:
 def test_a_later_part_registers_its_own_question(registry: list[Capability]) -> None:
     @register("experts", "has a projection", "Is there one?", needs=["runs"])
     def check(specimen: Specimen) -> Verdict:
-        return yes_if(False, "none was looked for")
+        return yes_if(False, "not checked")
 
     assert registry[-1].check is check
-    assert ask(Specimen("llama"))["has a projection"] == Verdict(False, "none was looked for")
+    assert ask(Specimen("llama"))["has a projection"] == Verdict(False, "not checked")
 
 
 def test_what_lacks_a_need_has_its_reason_and_is_not_run() -> None:

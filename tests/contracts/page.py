@@ -1,4 +1,4 @@
-"""docs/architectures.md, read back: what it says is what the tests measure again."""
+"""Read docs/architectures.md, so that the tests can compare it with what they measure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Page:
         return name in self.rows and self.rows[name][self.columns.index(column)]
 
     def count(self, column: str) -> int:
-        """How many types have it; variants are not counted."""
+        """How many types have it, without variants."""
         return sum(self.says(name, column) for name in self.rows if "+" not in name)
 
 

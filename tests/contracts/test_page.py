@@ -1,4 +1,4 @@
-"""docs/architectures.md says what is so: each row is measured again."""
+"""docs/architectures.md is right: each row is measured again."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ same_version = pytest.mark.skipif(
 def test_the_page_says_what_is_measured(name: str) -> None:
     answers = ask(specimen(name))
     measured = {column: answer.ok for column, answer in answers.items()}
-    told = dict(zip(PAGE.columns, PAGE.rows[name], strict=True))
-    assert measured == told, {c: a.reason for c, a in answers.items() if a.ok != told[c]}
+    stated = dict(zip(PAGE.columns, PAGE.rows[name], strict=True))
+    assert measured == stated, {c: a.reason for c, a in answers.items() if a.ok != stated[c]}
 
 
 def test_the_page_has_a_column_for_every_capability() -> None:
@@ -52,7 +52,7 @@ def test_the_reach_is_as_promised(column: str, least: int) -> None:
     assert PAGE.count(column) >= least
 
 
-def test_embeddings_and_hidden_size_are_found_in_all_that_run() -> None:
+def test_embeddings_and_hidden_size_are_known_in_all_that_run() -> None:
     assert PAGE.count("embeddings") == PAGE.count("runs")
 
 

@@ -1,18 +1,16 @@
-"""What each part of Pliant can do with a model: asked by running a tiny copy of it.
+"""What each part of Pliant can do with a model, measured by running a tiny copy of it.
 
-`CAPABILITIES` is the list of questions; parts that come later register theirs. The matrix asks them
-of every architecture and writes docs/architectures.md; `examine` asks them of one config.
+`CAPABILITIES` is the list of questions, to which every part can register its own. The matrix asks
+them about every architecture and writes docs/architectures.md; `examine` asks about one config.
 """
 
 # The questions, in the order of the columns.
 from pliant.survey import foundation  # noqa: F401  isort: skip
 from pliant.survey import caching  # noqa: F401  isort: skip
-from pliant.survey import scoring  # noqa: F401  isort: skip
-from pliant.survey import leaving  # noqa: F401  isort: skip
-from pliant.survey import learning  # noqa: F401  isort: skip
+from pliant.survey import complexity  # noqa: F401  isort: skip
+from pliant.survey import gradients  # noqa: F401  isort: skip
 from pliant.survey.capability import CAPABILITIES, Capability, Verdict, ask, by_part, register
-from pliant.survey.examination import Examination, Finding, examine
-from pliant.survey.sizes import Estimate, Sizes
+from pliant.survey.examination import Estimate, Examination, Finding, Sizes, examine
 from pliant.survey.specimen import Fp64Throughout, Specimen
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""`python -m pliant.survey docs/architectures.md`: ask every architecture, and write the page."""
+"""`python -m pliant.survey docs/architectures.md`: measure every architecture, write the page."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pliant.survey.matrix import Row, page, rows
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pliant.survey", description=__doc__)
     parser.add_argument("page", type=Path, help="the Markdown file to write")
-    write(parser.parse_args().page, page(list(map(_told, rows()))))
+    write(parser.parse_args().page, page(list(map(_report, rows()))))
 
 
 def write(path: Path, text: str) -> None:
-    """The whole text or nothing: under another name first."""
+    """Write the text completely or not at all, by way of a temporary file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, prefix=path.name, delete=False
@@ -28,8 +28,8 @@ def write(path: Path, text: str) -> None:
     os.replace(file.name, path)
 
 
-def _told(row: Row) -> Row:
-    """Say how it went, in passing."""
+def _report(row: Row) -> Row:
+    """Print the row's number of yeses to stderr."""
     yes = sum(answer.ok for answer in row.answers.values())
     print(f"{row.name}: {yes} of {len(row.answers)}", file=sys.stderr)
     return row

@@ -1,4 +1,4 @@
-"""What a model's cache can do: carry generation on, be cropped, and bear padding on the left."""
+"""Questions about a model's cache: does it continue, can it be cropped, is left padding exact?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pliant.survey.specimen import Specimen
 NEW_TOKENS = 3
 PADDING = 3
 CLOSE = 1e-4
-"""Cached and uncached steps sum in another order."""
+"""Cached and uncached steps add numbers in different orders."""
 
 
 @register(
@@ -32,7 +32,7 @@ def cached(specimen: Specimen) -> Verdict:
 @register(
     "complexity",
     "crop",
-    "Can its cache be cropped, as if the last tokens had never been?",
+    "Can the last tokens be cropped from its cache without a trace?",
     needs=["cached"],
 )
 def crop(specimen: Specimen) -> Verdict:
@@ -44,7 +44,7 @@ def crop(specimen: Specimen) -> Verdict:
     cache = _filled(specimen, record=True)
     if _cropped(cache):
         return _continues(specimen, cache, note="after activate_past_recording()")
-    return Verdict(False, f"not croppable: {', '.join(_stuck(cache))}")
+    return Verdict(False, f"not croppable: {', '.join(_not_croppable(cache))}")
 
 
 @register(
@@ -81,7 +81,7 @@ def _generate(specimen: Specimen, ids: Tensor, **options: Any) -> Tensor:
 
 @torch.no_grad()
 def _filled(specimen: Specimen, record: bool) -> Any:
-    """A cache that holds the prompts; with `record`, one that remembers what it overwrites."""
+    """A cache that holds the prompts; with `record`, it also records what it overwrites."""
     inputs: dict[str, Any] = {"use_cache": True}
     if record:
         from transformers import DynamicCache
@@ -94,7 +94,7 @@ def _filled(specimen: Specimen, record: bool) -> Any:
 
 
 def _cropped(cache: Any) -> bool:
-    """Take the last two tokens back, if the cache can and has not forgotten what came before."""
+    """Crop the last two tokens, if the cache can and still holds what came before."""
     if not cache.is_croppable:
         return False
     try:
@@ -106,13 +106,13 @@ def _cropped(cache: Any) -> bool:
 
 @torch.no_grad()
 def _continues(specimen: Specimen, cache: Any, note: str) -> Verdict:
-    """The last two tokens once more, on the cropped cache: the logits must be as they were."""
+    """Run the last two tokens again on the cropped cache: their logits must be the same."""
     again = specimen.model(input_ids=specimen.ids[:, -2:], past_key_values=cache, use_cache=True)
     close = torch.allclose(again.logits[:, -2:], specimen.logits[:, -2:], atol=CLOSE)
     return Verdict(close, note if close else "cropped, it continues to other logits")
 
 
-def _stuck(cache: Any) -> list[str]:
+def _not_croppable(cache: Any) -> list[str]:
     layers = [layer for layer in getattr(cache, "layers", []) if not layer.is_croppable]
     return sorted({type(layer).__name__ for layer in layers}) or [type(cache).__name__]
 
@@ -122,11 +122,11 @@ def pad_token(specimen: Specimen) -> int:
     return pad if isinstance(pad, int) and pad >= 0 else 0
 
 
-def _compare(ours: Tensor, theirs: Tensor, one: str, other: str) -> Verdict:
+def _compare(ours: Tensor, theirs: Tensor, case: str, reference: str) -> Verdict:
     if ours.shape != theirs.shape:
-        return Verdict(False, f"{tuple(ours.shape)} {one}, {tuple(theirs.shape)} {other}")
+        return Verdict(False, f"{tuple(ours.shape)} {case}, {tuple(theirs.shape)} {reference}")
     if torch.allclose(ours, theirs, atol=CLOSE):
         return YES
-    # The order of magnitude is what a reader wants, and what two machines agree on.
+    # Different machines agree on the order of magnitude only.
     magnitude = 10.0 ** math.ceil(math.log10((ours - theirs).abs().max().item()))
-    return Verdict(False, f"logits differ by up to {magnitude:g} {one}")
+    return Verdict(False, f"logits differ by up to {magnitude:g} {case}")

@@ -1,4 +1,4 @@
-"""A capability: a question about a model, with a check that runs something to answer it."""
+"""A capability: a question about a model, and a check that runs something to answer it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pliant.survey.specimen import Specimen
 
 @dataclass(frozen=True)
 class Verdict:
-    """An answer; `reason` says why not, or under which condition."""
+    """An answer; `reason` says why not, or on which condition."""
 
     ok: bool
     reason: str = ""
@@ -46,7 +46,7 @@ class Capability:
     question: str
     check: Check
     needs: tuple[str, ...] = ()
-    """Capabilities without which this one cannot be: their reasons are its reasons."""
+    """Capabilities that this one depends on; if one is missing, its reason counts here, too."""
 
 
 CAPABILITIES: list[Capability] = []
@@ -58,8 +58,8 @@ def register(
     """Make the decorated check a capability; its needs must be registered before it."""
 
     def decorate(check: Check) -> Check:
-        known = [capability.name for capability in CAPABILITIES]
-        assert name not in known and set(needs) <= set(known) and part in PARTS, name
+        names = [capability.name for capability in CAPABILITIES]
+        assert name not in names and set(needs) <= set(names) and part in PARTS, name
         CAPABILITIES.append(Capability(part, name, question, check, tuple(needs)))
         return check
 
@@ -67,24 +67,24 @@ def register(
 
 
 def by_part() -> list[Capability]:
-    """All capabilities in the order in which they are shown: those of a part together."""
+    """All capabilities in the order of the page: those of one part together."""
     return sorted(CAPABILITIES, key=lambda capability: PARTS.index(capability.part))
 
 
 def ask(specimen: Specimen, capabilities: Iterable[Capability] | None = None) -> dict[str, Verdict]:
-    """The answers, by capability; what is asked for is asked in the order of registration."""
+    """The answer to each capability, in the order of registration."""
     answers: dict[str, Verdict] = {}
     with _quiet():
         for capability in CAPABILITIES if capabilities is None else capabilities:
-            lacking = (answers[need] for need in capability.needs if need in answers)
-            refusal = next((answer for answer in lacking if not answer.ok), None)
-            answers[capability.name] = refusal or _checked(capability, specimen)
+            needed = (answers[need] for need in capability.needs if need in answers)
+            refusal = next((answer for answer in needed if not answer.ok), None)
+            answers[capability.name] = refusal or _answer(capability, specimen)
     return answers
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Models remark on kernels that are not installed; Reformer prints to where JSON may go."""
+    """Silence models: some warn about missing kernels, and Reformer prints to stdout."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -95,12 +95,12 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _checked(capability: Capability, specimen: Specimen) -> Verdict:
-    """A check that fails on an error of the model's answers with that error."""
+def _answer(capability: Capability, specimen: Specimen) -> Verdict:
+    """The check's answer; an error of the model is a no, and its reason."""
     try:
         return capability.check(specimen)
     except PliantError as error:
         return Verdict(False, str(error))
     except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        return Verdict(False, f"{type(error).__name__}: {said}" if said else type(error).__name__)
+        name, message = type(error).__name__, " ".join(str(error).split())[:200]
+        return Verdict(False, f"{name}: {message}" if message else name)

@@ -1,4 +1,4 @@
-"""What each part of Pliant stands on: that a model runs, and is made as anatomy says."""
+"""Questions that all parts depend on: does a model run, and is it built as anatomy says?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def runs(specimen: Specimen) -> Verdict:
 @register(
     "foundation",
     "embeddings",
-    "Are embeddings and hidden size found, and do they embed?",
+    "Are embeddings and hidden size known, and do they embed?",
     needs=["runs"],
 )
 def embeddings(specimen: Specimen) -> Verdict:
@@ -37,17 +37,17 @@ def embeddings(specimen: Specimen) -> Verdict:
     if table is None:
         return Verdict(False, "it has no module that embeds tokens")
     if _hidden_size(specimen) is None:
-        return Verdict(False, "neither its config nor its layers tell its hidden size")
-    seen: list[Tensor] = []
-    with table.register_forward_hook(lambda _, __, output: seen.append(output)):
+        return Verdict(False, "neither its config nor its layers have a hidden size")
+    outputs: list[Tensor] = []
+    with table.register_forward_hook(lambda _, __, output: outputs.append(output)):
         specimen.run()
-    # Reformer pads the prompt before it embeds it, so there may be more vectors than tokens.
-    vectors = seen[0].shape[:-1].numel() if seen else 0
+    # Reformer pads the prompt before embedding it, so there may be more vectors than tokens.
+    vectors = outputs[0].shape[:-1].numel() if outputs else 0
     return yes_if(vectors >= specimen.ids.numel(), f"they give {vectors} vectors")
 
 
 @register(
-    "foundation", "layers", "Are the layers found, and does each of them run?", needs=["runs"]
+    "foundation", "layers", "Are the layers known, and does each of them run?", needs=["runs"]
 )
 def layers(specimen: Specimen) -> Verdict:
     calls = _layer_calls(specimen)
@@ -63,16 +63,16 @@ def layers(specimen: Specimen) -> Verdict:
 def similar_length_order(specimen: Specimen) -> Verdict:
     calls = _layer_calls(specimen)
     first = ", ".join(map(str, calls[:8]))
-    told = f"{len(specimen.anatomy.layers)} layers make {len(calls)} calls: {first}, ..."
-    return yes_if(calls == sorted(set(calls)), told)
+    reason = f"{len(specimen.anatomy.layers)} layers make {len(calls)} calls: {first}, ..."
+    return yes_if(calls == sorted(set(calls)), reason)
 
 
 @register(
-    "structure", "attention", "Are the projections found that the heads leave by?", needs=["layers"]
+    "structure", "attention", "Are the output projections of attention known?", needs=["layers"]
 )
 def attention(specimen: Specimen) -> Verdict:
     parts = [(a.output, a.heads * a.head_dim) for a in _attentions(specimen)]
-    return _takes(specimen, parts, specimen.anatomy.why_no_attention)
+    return _has_widths(specimen, parts, specimen.anatomy.why_no_attention)
 
 
 @register(
@@ -105,7 +105,7 @@ def head_removal(specimen: Specimen) -> Verdict:
 
 
 @register(
-    "structure", "layer gates", "Does every layer take a lerp gate, neutral at 1?", needs=["layers"]
+    "structure", "layer gates", "Can every layer have a lerp gate, neutral at 1?", needs=["layers"]
 )
 def layer_gates(specimen: Specimen) -> Verdict:
     run = _layer_calls(specimen)
@@ -119,13 +119,13 @@ def layer_gates(specimen: Specimen) -> Verdict:
 @register(
     "structure",
     "mlp",
-    "Is the projection found that the MLP's channels leave by?",
+    "Is the down projection of the MLP known?",
     needs=["layers"],
 )
 def mlp(specimen: Specimen) -> Verdict:
     anatomy = specimen.anatomy
-    found = [block for i in range(len(anatomy.layers)) for block in anatomy.mlps(i)]
-    return _takes(specimen, [(block.down, block.width) for block in found], anatomy.why_no_mlp)
+    blocks = [block for i in range(len(anatomy.layers)) for block in anatomy.mlps(i)]
+    return _has_widths(specimen, [(b.down, b.width) for b in blocks], anatomy.why_no_mlp)
 
 
 @register(
@@ -138,7 +138,7 @@ def mlp(specimen: Specimen) -> Verdict:
 def head(specimen: Specimen) -> Verdict:
     anatomy = specimen.anatomy
     if anatomy.head is None:
-        return Verdict(False, "no projection to the vocabulary was found")
+        return Verdict(False, "it has no known projection to the vocabulary")
     output = anatomy.decoder(input_ids=specimen.ids, use_cache=False)
     hidden = getattr(output, "last_hidden_state", None)
     if hidden is None:
@@ -157,7 +157,7 @@ def head(specimen: Specimen) -> Verdict:
 @register(
     "gradients",
     "chosen logits",
-    "Does it compute logits at chosen positions alone?",
+    "Can it compute logits at chosen positions alone?",
     needs=["runs"],
 )
 def chosen_logits(specimen: Specimen) -> Verdict:
@@ -172,37 +172,37 @@ def chosen_logits(specimen: Specimen) -> Verdict:
 @register(
     "complexity",
     "first k",
-    "Run alone, do the first layers give the model's own state?",
+    "Run alone, do the first layers give the model's own hidden state?",
     needs=["layers"],
 )
 def first_layers(specimen: Specimen) -> Verdict:
-    return _kept(specimen.depth.first_layers)
+    return _holds(specimen.depth.first_layers)
 
 
 @register(
     "complexity",
     "resume",
-    "Stopped half-way and resumed, does it give the same bits?",
+    "Stopped at half depth and resumed, does it give the same bits?",
     needs=["layers"],
 )
 def resume(specimen: Specimen) -> Verdict:
-    return _kept(specimen.depth.resume)
+    return _holds(specimen.depth.resume)
 
 
-@register("experts", "projections", "Are there projections that an expert can turn?", ["layers"])
-def turnable(specimen: Specimen) -> Verdict:
-    """An expert turns what is a module of its own and called as one; fused MoE weights are not."""
+@register("experts", "projections", "Are there projections that an expert can adapt?", ["layers"])
+def adaptable(specimen: Specimen) -> Verdict:
+    """An expert adapts modules that are called as such, which fused MoE weights are not."""
     ran: set[int] = set()
 
     def record(index: int) -> Callable[..., None]:
         return lambda *_: ran.add(index)
 
-    found = [
+    hooks = [
         (projection.module, record(i))
         for i, layer in enumerate(specimen.anatomy.layers)
         for projection in projections(layer)
     ]
-    specimen.run_hooked(*found)
+    specimen.run_hooked(*hooks)
     without = sorted(set(_layer_calls(specimen)) - ran)
     if not ran:
         return Verdict(False, "no layer calls a projection as a module")
@@ -219,12 +219,12 @@ def scale_heads(attention: Attention, gates: Tensor) -> Callable[..., Any]:
     return hook
 
 
-def _takes(
+def _has_widths(
     specimen: Specimen,
     parts: Sequence[tuple[nn.Module, int]],
     why_not: Callable[[int], str | None],
 ) -> Verdict:
-    """Whether each module is given as many features as anatomy says; which layers lack the part."""
+    """Whether each module gets as many features as anatomy says; which layers lack the part."""
     reasons = (why_not(index) for index in range(len(specimen.anatomy.layers)))
     lacking = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
     if not parts:
@@ -235,7 +235,7 @@ def _takes(
         return lambda _, inputs: widths.append((inputs[0].shape[-1], expected))
 
     specimen.run_hooked(*[(module, record(width)) for module, width in parts])
-    wrong = [f"one takes {given} features, not {said}" for given, said in widths if given != said]
+    wrong = [f"one takes {width} features, not {due}" for width, due in widths if width != due]
     if wrong or not widths:
         return Verdict(False, wrong[0] if wrong else "they are not called as modules")
     return Verdict(True, f"in some layers only: {lacking}" if lacking else "")
@@ -243,7 +243,7 @@ def _takes(
 
 @contextmanager
 def _zeroed(attention: Attention, head: int) -> Iterator[None]:
-    """The head's slice of W_o at zero, and afterwards as it was."""
+    """Set the head's slice of W_o to zero, and restore it at the end."""
     weight: Tensor = attention.output.weight.data  # type: ignore[assignment]
     columns = weight.narrow(attention.axis, head * attention.head_dim, attention.head_dim)
     saved = columns.clone()
@@ -263,7 +263,7 @@ def _with_layer_gates(specimen: Specimen, gates: dict[int, float]) -> Tensor:
 
 
 def _layer_gate(gate: float) -> Callable[..., Any]:
-    """A hook that leaves `gate` of what a layer does; x + gate * (y - x) is not exact at 1."""
+    """A hook that scales a layer's change by `gate`; x + gate * (y - x) is not exact at 1."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         x = args[0] if args else kwargs["hidden_states"]
@@ -284,7 +284,7 @@ def _attentions(specimen: Specimen) -> list[Attention]:
 
 
 def _hidden_size(specimen: Specimen) -> int | None:
-    """Anatomy's, or the config's alone where the layers are not found."""
+    """Anatomy's hidden size, or the config's if the layers are unknown."""
     try:
         return specimen.anatomy.hidden_size
     except UnsupportedModel:
@@ -304,7 +304,7 @@ def _layer_calls(specimen: Specimen) -> list[int]:
 
 
 def _compare_logits(ours: Tensor, theirs: Tensor) -> Verdict:
-    """Equal; or a constant away (Granite scales its logits), or more (Gemma 2 caps them)."""
+    """Whether they are equal; if not, whether the model scales (Granite) or caps (Gemma 2) them."""
     if torch.allclose(ours, theirs, atol=1e-5):
         return YES
     factor = ((ours * theirs).sum() / (ours * ours).sum()).item()
@@ -312,9 +312,9 @@ def _compare_logits(ours: Tensor, theirs: Tensor) -> Verdict:
         return Verdict(False, f"the model scales its logits by {factor:.4g} after the head")
     if torch.equal(ours.argsort(-1), theirs.argsort(-1)):
         return Verdict(False, "the model caps its logits after the head")
-    return Verdict(False, "more than the head lies between its hidden states and its logits")
+    return Verdict(False, "more than the head lies between hidden states and logits")
 
 
-def _kept(reason: str | None) -> Verdict:
-    """A promise, and the reason why it is broken, if it is."""
+def _holds(reason: str | None) -> Verdict:
+    """Yes, or no with the reason."""
     return yes_if(reason is None, reason or "")

@@ -1,4 +1,4 @@
-"""Every capability asked of every architecture, as one page: docs/architectures.md."""
+"""Every capability of every architecture, measured and written as docs/architectures.md."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PREAMBLE = """\
 # Architectures
 
 What Pliant can do with each type of causal language model, measured by `make architectures` with
-transformers {transformers} and torch {torch}: each type is built small, with random weights and
-the structure of its default config, and asked every question below. Nothing here is claimed from
-reading code. `pliant doctor MODEL` asks the same of one model's own config.
+transformers {transformers} and torch {torch}. Each type is built small, with random weights and
+the structure of its default config, and every question below is answered by running it, never by
+reading code. `pliant doctor MODEL` answers the same questions for one model's own config.
 
-Of {types} types, **{runs} build and run**; layers are found in **{layers}**, and the projections
-that attention heads leave by in **{attention}**. Rows with a `+` are further structures of a type,
-and are not counted. A number behind a cross is the reason, and behind a tick a condition; both are
+Of {types} types, **{runs} build and run**; Pliant knows the layers of **{layers}** and the output
+projections of attention in **{attention}**. Rows with a `+` are further structures of a type, and
+do not count. The number after a cross is its reason, the number after a tick a condition; both are
 listed at the end.
 """
 
@@ -40,7 +40,7 @@ class Row:
 
 
 def rows(names: Iterable[str] | None = None) -> Iterable[Row]:
-    """Ask every question of every type and variant, one after the other."""
+    """Ask every question about every type and variant, one after the other."""
     for name in sorted([*causal_lm_types(), *variants()]) if names is None else names:
         yield Row(name, ask(Specimen(name)))
 
@@ -71,7 +71,7 @@ def page(table: list[Row]) -> str:
 
 
 def count(table: list[Row], capability: str) -> int:
-    """How many types, variants aside, have it."""
+    """How many types have it, without variants."""
     return sum(row.answers[capability].ok for row in table if not row.is_variant)
 
 
@@ -97,11 +97,11 @@ def _cell(verdict: Verdict, reasons: Mapping[str, int]) -> str:
 
 
 def _numbered(table: list[Row]) -> dict[str, int]:
-    """Reasons in the order in which the table meets them."""
+    """The reasons with their numbers, in the order of the table."""
     names = [capability.name for capability in by_part()]
     answers = (row.answers[name] for row in table for name in names)
-    met = (answer.reason for answer in answers if answer.reason)
-    return {reason: number for number, reason in enumerate(dict.fromkeys(met), start=1)}
+    reasons = (answer.reason for answer in answers if answer.reason)
+    return {reason: number for number, reason in enumerate(dict.fromkeys(reasons), start=1)}
 
 
 def _escaped(reason: str) -> str:

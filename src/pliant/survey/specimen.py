@@ -1,4 +1,4 @@
-"""A tiny model under examination, with inputs for it and what it makes of them."""
+"""A tiny model under examination, with inputs and its outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LENGTH = 12
 
 
 class Specimen:
-    """A tiny model of a type or of a config, built when it is first needed."""
+    """A tiny model of a type or of a config, built on first use."""
 
     def __init__(self, of: Any, dtype: torch.dtype = torch.float32):
         self.of = of
@@ -37,30 +37,30 @@ class Specimen:
     def in_fp64(self) -> Specimen:
         """The same model in fp64: run it under `Fp64Throughout`."""
         double = Specimen(self.of, torch.float64)
-        double.model.double()  # some parts are made in fp32, whatever dtype is asked for
+        double.model.double()  # some parts ignore the dtype and are built in fp32
         if hasattr(double.model, "set_experts_implementation"):
             double.model.set_experts_implementation("eager")  # the fast one has no fp64 kernel
         return double
 
     @cached_property
     def depth(self) -> DepthProof:
-        """Whether it can be stopped half-way and resumed."""
+        """Whether it can be stopped at half depth and resumed."""
         return prove_depth(self.anatomy, self.ids)
 
     @cached_property
     def ids(self) -> Tensor:
-        """Two prompts of ordinary tokens: special ones sit at both ends of a tiny vocabulary."""
+        """Two prompts of ordinary tokens; special ones are at both ends of a tiny vocabulary."""
         generator = torch.Generator().manual_seed(0)
         return torch.randint(5, 100, (2, LENGTH), generator=generator)
 
     @cached_property
     def logits(self) -> Tensor:
-        """The model's own logits, before anything is done to it."""
+        """The unchanged model's logits."""
         return self.run()
 
     @torch.no_grad()
     def run(self, ids: Tensor | None = None, **inputs: Any) -> Tensor:
-        """The logits on these ids, without a cache: not every model can make one."""
+        """The logits on these ids, without a cache, which not every model has."""
         inputs.setdefault("use_cache", False)
         logits: Tensor = self.model(input_ids=self.ids if ids is None else ids, **inputs).logits
         return logits

@@ -1,53 +1,61 @@
-"""What a scorer can do with a model: score on its cache, while it generates, early, and learn."""
+"""Questions about complexity: can a scorer score, generate, exit early, learn and be exported?"""
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from pliant.complexity import Complexity, CPXConfig, attach
+from pliant.complexity.export import export
+from pliant.data.collate import pad_rows
+from pliant.errors import PliantError
 from pliant.prefill import Batch, Prefilled, prefill
 from pliant.survey.caching import pad_token
 from pliant.survey.capability import YES, Verdict, register, yes_if
 from pliant.survey.specimen import Specimen
 
 LENGTHS = (13, 20, 15)
-"""Longer than a tiny model's window."""
+"""Longer than a tiny model's sliding window."""
 NEW_TOKENS = 3
 CLOSE = 1e-4
-"""Cached and uncached steps sum in another order."""
+"""Cached and uncached steps add numbers in different orders."""
 
 _plain: WeakKeyDictionary[Specimen, tuple[Tensor, ...]] = WeakKeyDictionary()
-"""What each generates without a scorer: more than one question needs it."""
+"""The logits generated without a scorer, which more than one question needs."""
 
 
 @register(
     "complexity",
     "scores",
-    "In a padded batch, on a cache and at once: does a prompt score as alone in one forward?",
+    "Does a prompt have the same score in a padded batch, on a cache and alone in one forward?",
     needs=["layers"],
 )
 @torch.no_grad()
 def scores(specimen: Specimen) -> Verdict:
     with _scorer(specimen, rows=2, aggregation="mean") as scorer:
         if not torch.equal(specimen.run(), specimen.logits):
-            return Verdict(False, "attached and not asked, it changes the logits")
-        on_right = _padded_on_the_right(_prompts())
+            return Verdict(False, "attached but unused, it changes the logits")
+        on_right = pad_rows(_prompts())
         on_cache = scorer.logits_of(prefill(scorer.anatomy, *on_right, head=False))
         alone = _alone(scorer, _prompts())
-        asked = torch.as_tensor(scorer.score(_prompts()).logits).to(alone)
-        return _near(torch.stack([on_cache, asked]), torch.stack([alone, alone]))
+        scored = torch.as_tensor(scorer.score(_prompts()).logits).to(alone)
+        return _near(torch.stack([on_cache, scored]), torch.stack([alone, alone]))
 
 
 @register(
     "complexity",
     "score + generate",
-    "Scored on the way, does it generate the very logits that it does without?",
+    "Scored in the prefill, does it generate the same logits as without a scorer?",
     needs=["scores"],
 )
 def score_and_generate(specimen: Specimen) -> Verdict:
@@ -57,7 +65,7 @@ def score_and_generate(specimen: Specimen) -> Verdict:
 @register(
     "complexity",
     "early exit",
-    "Scored half-way and resumed, does it generate the very logits that it does without?",
+    "Scored at half depth and resumed, does it generate the same logits as without a scorer?",
     needs=["scores", "first k", "resume"],
 )
 def early_exit(specimen: Specimen) -> Verdict:
@@ -67,7 +75,7 @@ def early_exit(specimen: Specimen) -> Verdict:
 @register(
     "complexity",
     "learns",
-    "Is the rows' gradient, on a cache, that of one forward over prompt and rows?",
+    "Do the rows have the same gradient on a cache as in one forward over prompt and rows?",
     needs=["scores"],
 )
 def learns(specimen: Specimen) -> Verdict:
@@ -84,7 +92,7 @@ def learns(specimen: Specimen) -> Verdict:
 @register(
     "complexity",
     "row LoRA",
-    "Can a LoRA act on the rows alone, on a cache as in one forward?",
+    "Can a LoRA act on the rows alone, with the same result on a cache as in one forward?",
     needs=["scores"],
 )
 @torch.no_grad()
@@ -102,14 +110,14 @@ def row_lora(specimen: Specimen) -> Verdict:
 @register(
     "complexity",
     "prefixes",
-    "Can each prompt's keys and values be kept alone, and joined to other batches?",
+    "Can each prompt's keys and values be stored alone, and joined into other batches?",
     needs=["scores"],
 )
 @torch.no_grad()
 def prefixes(specimen: Specimen) -> Verdict:
     with _scorer(specimen, rows=2) as scorer:
-        kept = prefill(scorer.anatomy, *_padded_on_the_right(_prompts()), head=False).split()
-        joined = Prefilled.join(scorer.anatomy, [kept[2], kept[0]])
+        stored = prefill(scorer.anatomy, *pad_rows(_prompts()), head=False).split()
+        joined = Prefilled.join(scorer.anatomy, [stored[2], stored[0]])
         alone = _alone(scorer, [_prompts()[2], _prompts()[0]])
         return _near(scorer.logits_of(joined), alone)
 
@@ -124,24 +132,23 @@ def _generates(specimen: Specimen, layer: int | None) -> Verdict:
         "pad_token_id": pad_token(specimen),
     }
     ids = _same_length()
-    every = torch.ones_like(ids)  # said, for some of the ids may be the model's padding
+    mask = torch.ones_like(ids)  # explicit, since some ids may be the model's padding token
     if specimen not in _plain:
-        found = specimen.model.generate(ids, attention_mask=every, **options)
-        _plain[specimen] = found.logits
+        _plain[specimen] = specimen.model.generate(ids, attention_mask=mask, **options).logits
     with _scorer(specimen, layer=layer) as scorer:
-        found = scorer.generate(ids, attention_mask=every, **options)
+        generated = scorer.generate(ids, attention_mask=mask, **options)
         alone = _alone(scorer, ids.tolist())
-    pairs = zip(found.outputs[0].logits, _plain[specimen], strict=True)
+    pairs = zip(generated.outputs[0].logits, _plain[specimen], strict=True)
     if not all(torch.equal(ours.nan_to_num(), theirs.nan_to_num()) for ours, theirs in pairs):
-        return Verdict(False, "scored on the way, it generates other logits")
-    verdict = _near(torch.as_tensor(found.scores.logits, dtype=alone.dtype), alone)
-    note = "the prompts are run twice" if found.prefilled_again else ""
+        return Verdict(False, "scored in the prefill, it generates other logits")
+    verdict = _near(torch.as_tensor(generated.scores.logits, dtype=alone.dtype), alone)
+    note = "the prompts are run twice" if generated.prefilled_again else ""
     return Verdict(True, note) if verdict.ok else verdict
 
 
 @contextmanager
 def _scorer(specimen: Specimen, **settings: Any) -> Iterator[Complexity]:
-    """A scorer that has an opinion, for as long as it is needed."""
+    """An attached scorer with random weights, which is detached at the end."""
     scorer = attach(specimen.model, CPXConfig(outputs=("score", "gain"), **settings))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -157,12 +164,12 @@ def _scorer(specimen: Specimen, **settings: Any) -> Iterator[Complexity]:
 
 @torch.no_grad()
 def _alone(scorer: Complexity, prompts: Sequence[list[int]]) -> Tensor:
-    """Each prompt for itself, in one forward without a cache."""
+    """The logits of each prompt alone, in one forward without a cache."""
     return torch.cat([scorer.logits_at_once(Batch.of([prompt])) for prompt in prompts])
 
 
 def _prompts() -> list[list[int]]:
-    """Ordinary tokens: special ones sit at both ends of a tiny vocabulary."""
+    """Ordinary tokens; the special ones are at both ends of a tiny vocabulary."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(5, 100, (n,), generator=generator).tolist() for n in LENGTHS]
 
@@ -171,16 +178,59 @@ def _same_length() -> Tensor:
     return torch.tensor([prompt[: min(LENGTHS)] for prompt in _prompts()[:2]])
 
 
-def _padded_on_the_right(prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, prompts))
-    ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts])
-    mask = torch.tensor([[1] * len(p) + [0] * (longest - len(p)) for p in prompts])
-    return ids, mask
-
-
 def _near(ours: Tensor, theirs: Tensor) -> Verdict:
     if not ours.isfinite().all():
         return Verdict(False, "its scores are not finite")
     if torch.allclose(ours, theirs, atol=CLOSE, rtol=CLOSE):
         return YES
-    return yes_if(False, "on the cache it comes to something else")
+    return yes_if(False, "on the cache it gives other scores")
+
+
+@register(
+    "complexity",
+    "export",
+    "Can a scorer be exported as an equivalent stock classifier, at full and at half depth?",
+    needs=["layers"],
+)
+def exports(specimen: Specimen) -> Verdict:
+    """Half depth makes a smaller model; if only that is impossible, it is a yes with the reason."""
+    if reason := _why_not(specimen, layer=None):
+        return Verdict(False, reason)
+    reason = _why_not(specimen, layer=max(1, len(specimen.anatomy.layers) // 2))
+    return Verdict(True, f"at full depth only; at half depth, {reason}") if reason else YES
+
+
+def _why_not(specimen: Specimen, layer: int | None) -> str:
+    """Why it cannot be exported, without the names of types; empty if it can."""
+    try:
+        _export(specimen, layer)
+    except PliantError as error:
+        reason = str(error).partition(":")[0].replace(type(specimen.model).__name__, "it")
+        return re.sub(r"\w+ForSequenceClassification", "its sequence classifier", reason)
+    return ""
+
+
+def _export(specimen: Specimen, layer: int | None) -> None:
+    scorer = attach(specimen.model, CPXConfig(bias=False, layer=layer), name="export")
+    try:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            scorer.head.weight.normal_(generator=generator)
+        with tempfile.TemporaryDirectory() as folder:
+            export(scorer, Path(folder) / "stock", _byte_tokenizer(scorer.anatomy.embeddings))
+    finally:
+        scorer.detach()
+
+
+def _byte_tokenizer(embeddings: torch.nn.Module) -> PreTrainedTokenizerFast:
+    """A tokenizer of as many bytes as there are embeddings.
+
+    It is of the kind that most models have, because transformers loads some types with their own
+    tokenizer class, whatever was saved.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    rows = min(len(alphabet), getattr(embeddings, "num_embeddings", len(alphabet)))
+    backend = Tokenizer(models.BPE({byte: i for i, byte in enumerate(alphabet[:rows])}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=alphabet[0])

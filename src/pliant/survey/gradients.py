@@ -1,4 +1,4 @@
-"""What selective training can do with a model: a loss on some rows, and backward through those."""
+"""Questions about gradients: a loss on selected rows, and backward through those alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pliant.survey.capability import Verdict, register, yes_if
 from pliant.survey.specimen import Fp64Throughout, Specimen
 
 LENGTH, PADS = 20, 6
-"""Longer than a tiny model's window."""
+"""Longer than a tiny model's sliding window."""
 EXACT, SAME_GRADIENT = 1e-12, 1e-6
 """Relative, in fp64."""
 
@@ -26,7 +26,7 @@ EXACT, SAME_GRADIENT = 1e-12, 1e-6
 @register(
     "gradients",
     "chosen rows",
-    "With the head on labelled rows alone, are loss and gradient the model's own?",
+    "With the head on labelled rows alone, are loss and gradient unchanged?",
     needs=["runs"],
 )
 def chosen_rows(specimen: Specimen) -> Verdict:
@@ -35,15 +35,15 @@ def chosen_rows(specimen: Specimen) -> Verdict:
         labels = ids.clone()
         labels[1, LENGTH // 2 :] = -100
         plain = {"input_ids": ids, "use_cache": False}
-        whole = split.forward(**plain).logits[:, :-1].flatten(0, 1)
+        logits = split.forward(**plain).logits[:, :-1].flatten(0, 1)
         targets_BT = F.pad(labels[:, 1:], (0, 1), value=-100)
-        theirs = F.cross_entropy(whole.double(), targets_BT[:, :-1].flatten(), ignore_index=-100)
+        theirs = F.cross_entropy(logits.double(), targets_BT[:, :-1].flatten(), ignore_index=-100)
         decoded = split.backbone(plain)
         rows = last_hidden_state(decoded)[targets_BT != -100]
         logits = split.head(decoded, rows, plain).logits.reshape(len(rows), -1)
         ours = F.cross_entropy(logits.double(), targets_BT[targets_BT != -100])
         if abs(float(ours - theirs)) > EXACT * abs(float(theirs)):
-            return Verdict(False, "the loss on rows is another")
+            return Verdict(False, "the loss on rows differs")
         off = _difference(_gradient(split, ours), _gradient(split, theirs))
         return yes_if(off <= SAME_GRADIENT, f"the gradient on rows is off by {off:.0e}")
 
@@ -51,7 +51,7 @@ def chosen_rows(specimen: Specimen) -> Verdict:
 @register(
     "gradients",
     "sparse",
-    "Are chosen positions exact in fp64, however padded, and is the gradient of all the dense one?",
+    "Are chosen positions exact in fp64 with any padding, and all together the dense gradient?",
     needs=["chosen rows"],
 )
 def sparse(specimen: Specimen) -> Verdict:
@@ -108,8 +108,8 @@ def _off_in_gradient(split: SplitForward) -> float:
 
 def _gradient(split: SplitForward, loss: Tensor) -> Tensor:
     trained = [p for p in split.anatomy.model.parameters() if p.requires_grad]
-    found = torch.autograd.grad(loss, trained, allow_unused=True)
-    return torch.cat([g.flatten() for g in found if g is not None])
+    gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+    return torch.cat([g.flatten() for g in gradients if g is not None])
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
@@ -119,7 +119,7 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _ids() -> Tensor:
-    """Ordinary tokens: special ones sit at both ends of a tiny vocabulary."""
+    """Ordinary tokens; the special ones are at both ends of a tiny vocabulary."""
     generator = torch.Generator().manual_seed(2)
     return torch.randint(5, 100, (2, LENGTH), generator=generator)
 
