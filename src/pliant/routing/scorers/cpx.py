@@ -203,7 +203,7 @@ class _PrefixCache:
         if layer not in self.prefixes:
             self.prefixes[layer] = self._compute(scorer)
         prefixes, rows = self.prefixes[layer], [self.row[_key(prompt)] for prompt in prompts]
-        return None if prefixes is None else prefixes.take(rows)
+        return None if prefixes is None else prefixes.select(rows)
 
     def _compute(self, scorer: Complexity) -> Any:
         from pliant.complexity.training.fit import remember
