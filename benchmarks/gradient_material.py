@@ -36,7 +36,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.harness import CACHE
 from pliant import nano
 from pliant.data.collate import Collator
-from pliant.nano.batches import frame
+from pliant.nano.train.batches import frame
 
 disable_progress_bar()
 IGNORED = -100

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from pliant import nano
+from pliant.cli.terminal import progress
 from pliant.nano import evaluate
-from pliant.nano.program import progress
+from pliant.nano.evaluate.__main__ import main
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +29,12 @@ def weights(tmp_path):
 
 
 def test_a_card_says_what_was_measured(weights, capsys):
-    evaluate.main(["nano-s", "--weights", str(weights), "--write", "--device", "cpu"])
+    main(["nano-s", "--weights", str(weights), "--write", "--device", "cpu"])
     figures = json.loads((weights / "nano-s" / "accuracy.json").read_text())
     asked, unseen = evaluate.card_questions()
     found = evaluate.measure("nano-s", [*asked, *unseen], weights)
     assert figures["questions"] == len(asked) == 60
-    assert figures["accuracy"] == found.parted(60)[0].share()
+    assert figures["accuracy"] == found.split(60)[0].share()
     assert f"{figures['accuracy']:.3f}" in (weights / "nano-s" / "README.md").read_text()
     assert set(figures["held_out"]) == {family.name for family in nano.HELD_OUT}
     assert not (weights / "nano-l" / "README.md").exists()
@@ -43,11 +44,11 @@ def test_a_card_says_what_was_measured(weights, capsys):
 def test_the_order_of_the_names_does_not_turn_the_models_round(monkeypatch, capsys):
     """nano-s is right on all, nano-l on none."""
 
-    def all_or_none(name, asked, *_):
-        return evaluate.Accuracy(tuple(asked), (name == "nano-s",) * len(asked))
+    def all_or_none(name, questions, *_):
+        return evaluate.Accuracy(tuple(questions), (name == "nano-s",) * len(questions))
 
     monkeypatch.setattr(evaluate, "measure", all_or_none)
-    evaluate.main(["nano-l", "nano-s"])
+    main(["nano-l", "nano-s"])
     said = capsys.readouterr().out
     assert "only nano-s right: 1.0000; only nano-l right: 0.0000" in said
 
@@ -63,7 +64,7 @@ def test_the_order_of_the_names_does_not_turn_the_models_round(monkeypatch, caps
 )
 def test_a_wrong_call_costs_one_line(tmp_path, capsys, arguments, said):
     with pytest.raises(SystemExit) as end:
-        evaluate.main([word.format(folder=tmp_path) for word in arguments])
+        main([word.format(folder=tmp_path) for word in arguments])
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and said in line
@@ -75,10 +76,10 @@ def test_ctrl_c_ends_with_one_line_and_130(monkeypatch, capsys):
 
     monkeypatch.setattr(evaluate, "measure", interrupted)
     with pytest.raises(SystemExit) as end:
-        evaluate.main(["nano-s"])
+        main(["nano-s"])
     assert end.value.code == 130
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("interrupted")
+    assert line.startswith("error: interrupted")
 
 
 def test_on_a_terminal_progress_is_a_bar_and_in_a_pipe_a_line_now_and_then(monkeypatch, capsys):

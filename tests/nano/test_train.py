@@ -10,13 +10,13 @@ import torch
 
 from pliant.loading import load
 from pliant.nano import NAMES
-from pliant.nano.learning import Learner
-from pliant.nano.train import main
+from pliant.nano.train.__main__ import main
+from pliant.nano.train.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
 def _small_pools(monkeypatch):
-    monkeypatch.setattr("pliant.nano.batches._POOL", 512)
+    monkeypatch.setattr("pliant.nano.train.batches._POOL", 512)
 
 
 def shortest(folder, *more: str) -> list[str]:
@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
     """What the program makes when nothing disturbs it."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pliant.nano.batches._POOL", 512)
+        patch.setattr("pliant.nano.train.batches._POOL", 512)
         main(shortest(folder))
     return folder
 
@@ -53,7 +53,7 @@ def test_both_models_come_out_as_stock_checkpoints(trained):
 def test_what_is_done_is_exported_again_and_not_trained_again(trained, capsys, monkeypatch):
     before = files(trained)
     (trained / "out" / "nano-l" / "config.json").unlink()  # as a kill while exporting may leave it
-    monkeypatch.setattr(Learner, "steps", None)
+    monkeypatch.setattr(Trainer, "steps", None)
     main(shortest(trained))
     said = capsys.readouterr()
     assert "nano-l" in said.out and said.err == ""
@@ -69,15 +69,17 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(
             raise KeyboardInterrupt
         return learn(self, batch)
 
-    learn = Learner._learn
+    learn = Trainer._train_step
     if name == "nano-l":
         main(shortest(tmp_path, "--only", "nano-s"))
-    monkeypatch.setattr(Learner, "_learn", stop)
+    monkeypatch.setattr(Trainer, "_train_step", stop)
     with pytest.raises(SystemExit) as end:
         main(shortest(tmp_path))
     assert end.value.code == 130
-    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted; the same command")
-    monkeypatch.setattr(Learner, "_learn", learn)
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("error: interrupted; the same command")
+    )
+    monkeypatch.setattr(Trainer, "_train_step", learn)
     main(shortest(tmp_path))
     assert files(tmp_path / "out") == files(trained / "out")
 
@@ -124,7 +126,7 @@ def test_new_weights_leave_no_card_of_old_ones(tmp_path):
     [
         (["--shorter", "0"], "shorter is 0.0"),
         (["--shorter", "nan"], "shorter is nan"),
-        (["--shorter", "half"], "half"),
+        (["--shorter", "half"], "--shorter"),
         (["--every", "0"], "every is 0"),
         (["--threads", "-1"], "threads is -1"),
         (["--device", "abacus"], "abacus"),
@@ -157,8 +159,10 @@ def test_a_trial_run_is_not_taken_for_the_real_one(trained, capsys):
 
 def test_a_killed_run_ends_with_the_same_weights(trained, tmp_path):
     """The real program in a process of its own, killed in the middle of the second model."""
-    program = "from pliant.nano import batches; batches._POOL = 512;"
-    program += f"from pliant.nano.train import main; main({shortest(tmp_path, '--every', '1')})"
+    program = "from pliant.nano.train import batches; batches._POOL = 512;"
+    program += (
+        f"from pliant.nano.train.__main__ import main; main({shortest(tmp_path, '--every', '1')})"
+    )
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:

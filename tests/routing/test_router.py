@@ -336,7 +336,7 @@ def test_a_dead_address_is_fallen_over_from_at_once() -> None:
 
 def test_the_nano_models_answer_through_a_router() -> None:
     from pliant import nano
-    from pliant.nano.asking import answers
+    from pliant.nano.answers import answers
 
     r = router()
     for question in nano.questions("test", 6, seed=2):

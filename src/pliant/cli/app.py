@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from typer.main import get_command
 
 from pliant import __version__
 from pliant.cli import terminal
-from pliant.cli.flags import typer_command, without_underscores
+from pliant.cli.flags import plain_flags, typer_command, without_underscores
 from pliant.errors import PliantError
 from pliant.options import Command
 
@@ -49,11 +49,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(outcome([word for word in arguments if word != "--debug"], debug))
 
 
+def run_program(
+    command: Command, name: str, example: str, arguments: Sequence[str] | None = None
+) -> None:
+    """Run a program of one command, such as `python -m pliant.complexity`, like a `pliant` command.
+
+    Returns if it succeeds, else ends the process with the exit code.
+    """
+    app = _group()
+    app.command(epilog=f"Example: {example}")(typer_command(command))
+
+    def run() -> None:
+        given = plain_flags(command, sys.argv[1:] if arguments is None else arguments)
+        parser = get_command(app)
+        with parser.make_context(name, given) as context:
+            parser.invoke(context)
+
+    if code := exit_code(run):
+        sys.exit(code)
+
+
 def outcome(arguments: list[str], debug: bool = False) -> int:
-    """Run a command and turn whatever ends it into an exit code and at most one line."""
+    """Run a `pliant` command; returns its exit code."""
+    return exit_code(lambda: invoke(arguments or ["--help"]), debug)
+
+
+def exit_code(run: Callable[[], None], debug: bool = False) -> int:
+    """Turn whatever ends the function into an exit code and at most one line on stderr."""
     terminal.hush_libraries()
     try:
-        invoke(arguments or ["--help"])
+        run()
         sys.stdout.flush()
     except typer.Exit as end:
         return end.exit_code

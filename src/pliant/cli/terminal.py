@@ -6,13 +6,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Item = TypeVar("Item")
+Report = Callable[[int, str], None]
 
 
 def console(stderr: bool = False) -> Console:
@@ -64,6 +67,48 @@ def _track_in_lines(items: Iterable[Item], what: str, total: int) -> Iterator[It
         if done * 10 // total > said:
             said = done * 10 // total
             print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(title: str, total: int, every: int = 1) -> Iterator[Report]:
+    """Yields a function that takes how many are done and a message: `report(12, "loss 1.30")`.
+
+    On a terminal it moves a bar; in a pipe it prints a line whenever `every` more are done.
+    """
+    if sys.stderr.isatty():
+        with _bar(title, total) as report:
+            yield report
+    else:
+        yield partial(_report_in_lines, title, total, every)
+
+
+def _report_in_lines(title: str, total: int, every: int, done: int, message: str) -> None:
+    if done % every == 0 or done == total:
+        print(f"{title}: {done}/{total} {message}".rstrip(), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Report]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[message]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, message="")
+        yield lambda done, message: bar.update(task, completed=done, message=message)
 
 
 def hush_libraries() -> None:

@@ -1,11 +1,11 @@
-"""The embedded default: a world of questions with verifiable answers, and two models trained on it.
+"""Two tiny embedded models, and the world of verifiable questions that they were trained on.
 
 from pliant import nano
 
 model, tokenizer = nano.load("nano-s")
-asked = nano.questions("test", n=100, seed=0)
-answers = nano.ask(model, tokenizer, [question.prompt for question in asked])
-right = sum(q.check(answer) for q, answer in zip(asked, answers))
+questions = nano.questions("test", n=100, seed=0)
+answers = nano.ask(model, tokenizer, [question.prompt for question in questions])
+right = sum(question.check(answer) for question, answer in zip(questions, answers))
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def path(name: str) -> Path:
 
 
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An embedded model in fp32, ready to be asked, and its tokenizer."""
+    """An embedded model in fp32 and eval mode, and its tokenizer."""
     from pliant.loading import load as load_any
 
     return load_any(path(name))
@@ -62,6 +62,6 @@ def ask(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
 ) -> list[str]:
     """The model's greedy answers, in the order of the prompts."""
-    from pliant.nano.asking import answers
+    from pliant.nano.answers import answers
 
     return answers(model, tokenizer, prompts)

@@ -1,4 +1,4 @@
-"""What the world is made of: a question with one right answer, and the families that pose them."""
+"""The types of the question world: a question with one right answer, and families of questions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORDINGS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Question:
-    """One question: what is asked, what is right, and where on the map of the world it lies."""
+    """A prompt, its right answer, and its family, domain and difficulty."""
 
     prompt: str
     answer: str
@@ -20,19 +20,19 @@ class Question:
     domain: str
     difficulty: int
     wording: int = 0
-    """Which of its family's ways to ask: 0 is the canonical one."""
+    """Which of the family's wordings the prompt is: 0 is the canonical one."""
 
     def check(self, text: str) -> bool:
-        """Whether `text` is the right answer, to the letter; white space around it is forgiven."""
+        """Whether `text` is exactly the right answer; white space around it is ignored."""
         return text.strip() == self.answer
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What a family makes: an answer, and the ways to ask for it.
+    """What a family makes: an answer, and several wordings of the question.
 
-    The first wording is the canonical one: its hash decides the split, so that a question
-    never stands in the training set in one wording and in the test set in another.
+    The hash of the first, canonical wording decides the split, so that a question is never in the
+    training set in one wording and in the test set in another.
     """
 
     answer: str
@@ -44,7 +44,7 @@ Make = Callable[[random.Random, int], Draft]
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of question: how one is made at each difficulty, and how often each is asked."""
+    """A kind of question: how to make one at each difficulty, and how often to draw each."""
 
     name: str
     domain: str

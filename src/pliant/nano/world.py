@@ -1,4 +1,4 @@
-"""A world of questions with verifiable answers, without end, in splits that never meet."""
+"""An endless supply of questions with verifiable answers, in disjoint splits."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pliant.errors import InvalidInput
 from pliant.nano.families import BY_NAME, HELD_OUT, TRAINED
 from pliant.nano.question import DIFFICULTIES, WORDINGS, Family, Question
 
-# Shares of a hash's first byte. Development is for choices made while building (the mix, the
-# recipe); test is looked at when all is chosen.
+# Shares of a hash's first byte. Use dev for choices made while building (the mix, the recipe), and
+# test only once everything is chosen.
 _SPLITS = {"train": range(0, 208), "dev": range(208, 224), "test": range(224, 256)}
 _DRAWS_BEFORE_A_REPEAT = 200
 
@@ -28,27 +28,27 @@ def questions(
 ) -> list[Question]:
     """`n` questions of a split ("train", "dev", "test"), the same for the same seed.
 
-    `families` are those that the embedded models were trained on; name others ("shift") to get
-    them: `HELD_OUT` lists the ones that no model has seen. `wordings` are those that are used, of
-    each family's three: 0 is the canonical one. No prompt comes twice, unless hundreds
-    of draws in a row bring nothing new; so among very many questions, those of which there are
-    few (the easiest sums) are rarer than their family's weight says.
+    `families` defaults to those that the embedded models were trained on; name others ("shift") to
+    get them: `HELD_OUT` lists the ones that no model has seen. `wordings` selects from each
+    family's three: 0 is the canonical one. No prompt is repeated, unless hundreds of draws in a row
+    bring nothing new; so among very many questions, small families (the easiest sums) are rarer
+    than their weight.
     """
     if n < 0:
         raise InvalidInput(f"n is {n}; the number of questions is 0 or more")
-    _refuse_unknown(wordings)
-    worded = (
+    _check_wordings(wordings)
+    drawn = (
         question
         for question in stream(split, seed, families)
         if wordings is None or question.wording in wordings
     )
-    return list(islice(_distinct(worded), n))
+    return list(islice(_distinct(drawn), n))
 
 
 def conversations(
     split: str, n: int, seed: int = 0, families: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """The same questions as rows to train on: the question, and the answer of the assistant."""
+    """The same questions as conversations to train on: the user asks, the assistant answers."""
     return [
         {
             "messages": [
@@ -67,20 +67,20 @@ def stream(
     tilt: float = 0.0,
     emphasis: Mapping[str, float] | None = None,
 ) -> Iterator[Question]:
-    """Questions of a split without end, drawn by each family's weight and difficulty mix.
+    """An endless stream of a split's questions, drawn by each family's weight and difficulty mix.
 
-    `tilt` leans the mix towards the easy end: each step of difficulty is e^tilt times rarer.
-    `emphasis` multiplies the weights of the families that it names.
+    `tilt` favours easy questions: each step of difficulty is e^tilt times rarer. `emphasis`
+    multiplies the weights of the families that it names.
     """
     rng = random.Random(f"{split}/{seed}")
-    chosen = [_named(name) for name in families] if families is not None else list(TRAINED)
-    if not chosen:
+    selected = [_named(name) for name in families] if families is not None else list(TRAINED)
+    if not selected:
         raise InvalidInput("families is empty; name at least one, or leave it out")
     hashes = _hashes(split)
-    weights = [family.weight * (emphasis or {}).get(family.name, 1.0) for family in chosen]
-    mixes = {f.name: [m * exp(-tilt * i) for i, m in enumerate(f.mix)] for f in chosen}
+    weights = [family.weight * (emphasis or {}).get(family.name, 1.0) for family in selected]
+    mixes = {f.name: [m * exp(-tilt * i) for i, m in enumerate(f.mix)] for f in selected}
     while True:
-        family = rng.choices(chosen, weights)[0]
+        family = rng.choices(selected, weights)[0]
         difficulty = rng.choices(DIFFICULTIES, mixes[family.name])[0]
         yield _draw(family, difficulty, hashes, rng)
 
@@ -95,10 +95,10 @@ def _draw(family: Family, difficulty: int, hashes: range, rng: random.Random) ->
             return Question(prompt, draft.answer, family.name, family.domain, difficulty, wording)
 
 
-def _distinct(endless: Iterator[Question]) -> Iterator[Question]:
+def _distinct(drawn: Iterator[Question]) -> Iterator[Question]:
     seen: set[str] = set()
     misses = 0
-    for question in endless:
+    for question in drawn:
         if question.prompt in seen and misses < _DRAWS_BEFORE_A_REPEAT:
             misses += 1
             continue
@@ -113,7 +113,7 @@ def _hashes(split: str) -> range:
     return _SPLITS[split]
 
 
-def _refuse_unknown(wordings: Sequence[int] | None) -> None:
+def _check_wordings(wordings: Sequence[int] | None) -> None:
     if wordings is not None and not (wordings and set(wordings) <= set(WORDINGS)):
         raise InvalidInput(f"wordings is {wordings!r}; name some of {WORDINGS}")
 

@@ -14,14 +14,14 @@ from pliant.data.collate import pad_rows
 from pliant.nano.question import Question
 from pliant.nano.world import stream
 
-_POOL = 8_192  # questions sorted by length together: little padding, and yet mixed batches
+_POOL = 8_192  # questions that are sorted by length together: little padding, yet mixed batches
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded ids, and where to learn: `positions` are those whose next token is `targets`.
+    """Right-padded ids; the tokens after `positions` (in the flattened ids) are the `targets`.
 
-    `weights` make every answer count alike, however long: a word turned round is twenty tokens that
+    `weights` make every answer count equally, however long: a reversed word is twenty tokens that
     are soon learned, a sum three that are not.
     """
 
@@ -32,13 +32,13 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Place:
-    """How far a reader of batches is, so that it can go on there."""
+class Position:
+    """A position in the stream of batches, to continue from."""
 
     pool: int = 0
     """Which pool of questions."""
     before: int = 0
-    """Batches in the pools before it."""
+    """Batches in the pools before this one."""
     used: int = 0
     """Batches of this pool that were read."""
 
@@ -47,35 +47,34 @@ def batches(
     tokenizer: PreTrainedTokenizerFast,
     tokens: int,
     seed: int,
-    place: Place = Place(),  # noqa: B008 - frozen, so one default serves all
+    position: Position = Position(),  # noqa: B008 - frozen, so one default serves all
     tilt: Callable[[int], float] = lambda number: 0.0,
     emphasis: Mapping[str, float] | None = None,
-) -> Iterator[tuple[Place, Batch]]:
-    """Batches of at most `tokens` padded tokens, without end, each with the place after it.
+) -> Iterator[tuple[Position, Batch]]:
+    """An endless stream of batches of at most `tokens` padded tokens, each with its end position.
 
-    `tilt` tells how much a pool leans towards easy questions, by the batches before it;
+    `tilt` gives a pool's tilt towards easy questions from the number of batches before it;
     `emphasis` is that of `stream`.
     """
     while True:
-        rng = random.Random(f"{seed}/{place.pool}")
-        lean = tilt(place.before)
-        endless = stream("train", rng.getrandbits(48), tilt=lean, emphasis=emphasis)
-        asked = list(islice(endless, _POOL))
-        groups = _by_length(frame(tokenizer, asked), tokens)
+        rng = random.Random(f"{seed}/{position.pool}")
+        lean = tilt(position.before)
+        pool = stream("train", rng.getrandbits(48), tilt=lean, emphasis=emphasis)
+        groups = _by_length(frame(tokenizer, list(islice(pool, _POOL))), tokens)
         rng.shuffle(groups)
-        for group in groups[place.used :]:
-            place = replace(place, used=place.used + 1)
-            yield place, _collate(group, tokenizer.pad_token_id)
-        place = Place(place.pool + 1, place.before + place.used)
+        for group in groups[position.used :]:
+            position = replace(position, used=position.used + 1)
+            yield position, _collate(group, tokenizer.pad_token_id)
+        position = Position(position.pool + 1, position.before + position.used)
 
 
 def frame(
-    tokenizer: PreTrainedTokenizerFast, asked: Sequence[Question]
+    tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]
 ) -> list[tuple[list[int], int]]:
-    """For each question its ids, answer and end token included, and where the answer begins."""
+    """Each question's ids, answer and end token included, and where the answer starts."""
     user, assistant = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>"])
-    prompts = tokenizer([q.prompt for q in asked])["input_ids"]
-    answers = tokenizer([q.answer for q in asked])["input_ids"]
+    prompts = tokenizer([q.prompt for q in questions])["input_ids"]
+    answers = tokenizer([q.answer for q in questions])["input_ids"]
     framed = []
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = [user, *prompt, assistant, *answer, tokenizer.eos_token_id]

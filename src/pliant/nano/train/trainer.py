@@ -1,9 +1,9 @@
-"""One model learning the world: steps, schedule, checkpoints that a hard kill cannot spoil."""
+"""Training one model: schedule, optimizers, and checkpoints that a hard kill cannot corrupt."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,13 +17,15 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pliant.errors import CorruptFile, InvalidInput
-from pliant.nano.batches import Batch, Place, batches
-from pliant.nano.muon import Muon
+from pliant.nano.train.batches import Batch, Position, batches
+
+# Newton-Schulz coefficients that push every singular value to about 1 in five steps.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, how fast and in which order of difficulty one model learns."""
+    """How long, at which rates and in which order of difficulty one model is trained."""
 
     steps: int
     tokens: int = 4096
@@ -48,8 +50,8 @@ class Schedule:
             "sort": 0.7,
         }
     )
-    """How often a family is asked, as a factor of its weight in the world: families that are soon
-    learned and cost many tokens less often, the rest of the sequences all alike."""
+    """Factors of the families' weights in the world: families that are soon learned and cost many
+    tokens come less often, the other sequences equally often."""
     seed: int = 0
 
     def rate(self, step: int) -> float:
@@ -62,8 +64,8 @@ class Schedule:
         return self.tilt * max(0.0, 1 - step / self.steps / self.tilt_until)
 
 
-class Learner:
-    """A model, its optimizers and how far it is."""
+class Trainer:
+    """A model, its optimizers and its position in the schedule."""
 
     def __init__(
         self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, schedule: Schedule
@@ -72,7 +74,7 @@ class Learner:
         self.tokenizer = tokenizer
         self.schedule = schedule
         self.step = 0
-        self._place = Place()
+        self._position = Position()
         matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
         inside = {id(p) for p in matrices}
         vectors = [p for p in model.parameters() if id(p) not in inside]
@@ -83,17 +85,17 @@ class Learner:
         )
 
     def steps(self) -> Iterator[float]:
-        """Learn from here to the schedule's end; yields each step's loss."""
+        """Train to the schedule's end; yields each step's loss."""
         s = self.schedule
-        endless = batches(
-            self.tokenizer, s.tokens, s.seed, self._place, tilt=s.lean, emphasis=s.emphasis
+        stream = batches(
+            self.tokenizer, s.tokens, s.seed, self._position, tilt=s.lean, emphasis=s.emphasis
         )
-        for place, batch in islice(endless, max(0, s.steps - self.step)):
-            loss = self._learn(batch)
-            self.step, self._place = self.step + 1, place
+        for position, batch in islice(stream, max(0, s.steps - self.step)):
+            loss = self._train_step(batch)
+            self.step, self._position = self.step + 1, position
             yield loss
 
-    def _learn(self, batch: Batch) -> float:
+    def _train_step(self, batch: Batch) -> float:
         rate = self.schedule.rate(self.step)
         for optimizer, peak in zip(self._optimizers, self._peaks, strict=True):
             optimizer.zero_grad()
@@ -111,21 +113,21 @@ class Learner:
         return self.step >= self.schedule.steps
 
     def save(self, file: Path) -> None:
-        """Everything that the next step needs, in one file: written aside, then put in place."""
+        """Everything that the next step needs, in one file: written aside, then renamed."""
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(file.name + ".writing")
         progress = {
             "step": self.step,
-            "place": asdict(self._place),
+            "place": asdict(self._position),
             "schedule": asdict(self.schedule),
         }
         save_file(self._tensors(), aside, metadata={"progress": json.dumps(progress)})
         aside.replace(file)
 
     def resume(self, file: Path) -> bool:
-        """Go on from a checkpoint of this very model and schedule; whether there was one.
+        """Load a checkpoint of this model and schedule; False if there is none.
 
-        Another run's checkpoint is refused, not overwritten: it may have cost hours.
+        Another run's checkpoint is an error and is not overwritten: it may have cost hours.
         """
         if not file.exists():
             return False
@@ -136,10 +138,10 @@ class Learner:
         if differences:
             raise InvalidInput(
                 f"{file} belongs to another run ({'; '.join(differences)}): "
-                "remove it to begin anew, or keep this run's state elsewhere"
+                "remove it to start over, or store this run's state elsewhere"
             )
         self._restore(saved)
-        self.step, self._place = progress["step"], Place(**progress["place"])
+        self.step, self._position = progress["step"], Position(**progress["place"])
         return True
 
     def _fits(self, saved: dict[str, Tensor]) -> bool:
@@ -165,9 +167,7 @@ class Learner:
                 if path.startswith(f"optimizer.{i}."):
                     _, _, key, name = path.split(".")
                     state.setdefault(int(key), {})[name] = value
-            whole = optimizer.state_dict()
-            whole["state"] = state
-            optimizer.load_state_dict(whole)
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -177,7 +177,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise CorruptFile(
-            f"{file} is no whole checkpoint ({error}): remove it to begin anew"
+            f"{file} is not a complete checkpoint ({error}): remove it to start over"
         ) from error
     return progress, tensors
 
@@ -191,13 +191,60 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
 
 
 def answer_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    """Cross-entropy of the answers alone, each answer's mean counted once.
+    """Cross-entropy of the answers only; every answer's mean counts equally.
 
-    The prompts are random: nothing is to be learned from guessing them. Padding is on the right,
-    behind everything that is scored, so causality is mask enough.
+    The prompts are random, so there is nothing to learn from predicting them. Padding is on the
+    right, behind everything that is scored, so the causal mask is enough.
     """
     device = model.device
     hidden = model.model(input_ids=batch.input_ids.to(device), use_cache=False).last_hidden_state
     logits = model.lm_head(hidden.flatten(0, 1)[batch.positions.to(device)])
     losses = F.cross_entropy(logits, batch.targets.to(device), reduction="none")
     return losses @ batch.weights.to(device)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal, for the matrices inside a transformer.
+
+    Nesterov momentum; a tall matrix takes a larger step, as its rows do. In the same three minutes
+    a two-layer model reached an accuracy of .23 with it and .09 with AdamW. `torch.optim.Muon` runs
+    its iteration in bf16, which takes ten times as long as fp32 on a CPU without bf16 units. Left
+    out: weight decay schedules, parameter groups, anything but matrices.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.05,
+    ) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    direction = self._direction(matrix, matrix.grad, group["momentum"])
+                    tallness = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                    matrix.mul_(1 - group["lr"] * group["decay"])
+                    matrix.add_(direction, alpha=-group["lr"] * tallness)
+
+    def _direction(self, matrix: Tensor, gradient: Tensor, momentum: float) -> Tensor:
+        state = self.state[matrix]
+        if not state:
+            state["momentum"] = torch.zeros_like(matrix)
+        average = state["momentum"].lerp_(gradient, 1 - momentum)
+        return orthogonal(gradient.lerp(average, momentum))
+
+
+def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Nearly U V^T of the matrix's U S V^T, by an iteration that only multiplies."""
+    x = matrix / (matrix.norm() + 1e-7)
+    wide = x.shape[0] <= x.shape[1]
+    x = x if wide else x.T
+    for _ in range(steps):
+        gram = x @ x.T
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    return x if wide else x.T

@@ -1,9 +1,9 @@
-"""A larger Llama that starts as a smaller one: the same function, more room to learn.
+"""Growing a Llama: a larger model that computes the same function as the smaller one.
 
-What the small model has learned need not be learned again. Width doubles by stacking: the residual
-stream becomes [h, h], every head and every MLP channel stands twice. What keeps the two halves from
-staying twins is noise that cancels: [W/2 + N, W/2 - N] [h, h] = W h for any N. New layers write
-nothing at first (their output projections are 0), so depth changes no output either.
+So the large model starts with all that the small one has learned. Width doubles by stacking: the
+residual stream becomes [h, h], and every head and MLP channel is duplicated. Noise that cancels
+breaks the symmetry of the two halves: [W/2 + N, W/2 - N] [h, h] = W h for any N. New layers write
+nothing at first (their output projections are 0), so depth does not change the output either.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def widen(small: LlamaForCausalLM, seed: int = 0) -> LlamaForCausalLM:
 
 @torch.no_grad()
 def deepen(model: LlamaForCausalLM, layers: int, seed: int = 0) -> LlamaForCausalLM:
-    """The same function with `layers` more layers, each after an old one, spread evenly."""
+    """The same function with `layers` more layers, spread evenly among the old ones."""
     old = len(model.model.layers)
     torch.manual_seed(seed)
     config = model.config.__class__(**model.config.to_dict() | {"num_hidden_layers": old + layers})
@@ -61,7 +61,7 @@ def deepen(model: LlamaForCausalLM, layers: int, seed: int = 0) -> LlamaForCausa
 
 
 def _spread(old: int, new: int) -> list[int | None]:
-    """Where each layer comes from (None: it is new), the new ones evenly among the old."""
+    """The old layer that each layer copies (None: a new layer), new ones evenly among the old."""
     after = [round((i + 1) * old / new) - 1 for i in range(new)] if new else []
     origins: list[int | None] = []
     for i in range(old):
@@ -75,7 +75,7 @@ def _stacked(vector: Tensor) -> Tensor:
 
 
 def _doubled(matrix: Tensor, generator: torch.Generator) -> Tensor:
-    """Rows stand twice; a row's input weights are split over the two equal halves of the input."""
+    """Duplicate the rows; split each row's input weights over the two equal halves of the input."""
     rows = torch.cat([matrix, matrix])
     noise = torch.randn(rows.shape, generator=generator) * (_NOISE * matrix.std())
     return torch.cat([rows / 2 + noise, rows / 2 - noise], dim=1)

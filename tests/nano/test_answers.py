@@ -30,7 +30,7 @@ def test_any_plain_text_gets_an_answer(asked, prompt):
 def test_a_prompt_may_fill_the_context_but_for_the_answer(asked):
     most = 2048 - 24 - 2  # the longest answer, and one token for each role
     assert len(nano.ask(*asked, ["x" * most])) == 1
-    with pytest.raises(InvalidInput, match=r"prompt 1 is 2,025 tokens long .* takes 2,024"):
+    with pytest.raises(InvalidInput, match=r"prompt 1 has 2,025 tokens .* at most 2,024"):
         nano.ask(*asked, ["1+1", "x" * (most + 1)])
 
 

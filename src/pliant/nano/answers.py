@@ -18,53 +18,55 @@ _TOKENS_A_BATCH = 8_192
 def answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
 ) -> list[str]:
-    """One answer a prompt. Prompts of like length share a batch, so little is spent on padding.
+    """One answer per prompt. Prompts of similar length share a batch, so padding costs little.
 
-    A prompt is plain text: one that holds a mark of the chat template could put words into the
-    model's mouth, and is refused, as is one that leaves no room for an answer.
+    A prompt is plain text. One that contains a special token of the chat template could forge an
+    answer, so it is refused; so is one that leaves no space for an answer in the context.
     """
     if len(prompts) == 0:
         return []
-    _refuse_what_is_no_text(prompts, tokenizer.all_special_tokens)
-    found = [""] * len(prompts)
+    _check_prompts(prompts, tokenizer.all_special_tokens)
+    results = [""] * len(prompts)
     texts = [chat_text([{"role": "user", "content": prompt}], tokenizer) for prompt in prompts]
     lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
-    _refuse_too_long(lengths, getattr(model.config, "max_position_embeddings", None))
-    for rows in _alike(lengths):
+    _check_lengths(lengths, getattr(model.config, "max_position_embeddings", None))
+    for rows in _by_length(lengths):
         batch = tokenizer([texts[i] for i in rows], return_tensors="pt", padding=True)
         out = model.generate(
             **batch.to(model.device), max_new_tokens=_LONGEST_ANSWER, do_sample=False
         )
-        said = tokenizer.batch_decode(
+        decoded = tokenizer.batch_decode(
             out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
         )
-        for i, text in zip(rows, said, strict=True):
-            found[i] = text
-    return found
+        for i, text in zip(rows, decoded, strict=True):
+            results[i] = text
+    return results
 
 
-def _refuse_what_is_no_text(prompts: Sequence[str], marks: Sequence[str]) -> None:
+def _check_prompts(prompts: Sequence[str], special_tokens: Sequence[str]) -> None:
     if isinstance(prompts, str):
         raise InvalidInput("prompts is one text; give a list: [prompt]")
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise InvalidInput(f"prompt {i} is of type {type(prompt).__name__}; prompts are texts")
-        mark = next((mark for mark in marks if mark in prompt), None)
-        if mark is not None:
-            raise InvalidInput(f"prompt {i} contains {mark!r}, a mark of the chat template")
+        token = next((token for token in special_tokens if token in prompt), None)
+        if token is not None:
+            raise InvalidInput(
+                f"prompt {i} contains {token!r}, a special token of the chat template"
+            )
         check_text(prompt, f"prompt {i}")
 
 
-def _refuse_too_long(lengths: Sequence[int], context: int | None) -> None:
+def _check_lengths(lengths: Sequence[int], context: int | None) -> None:
     if context is not None and max(lengths) + _LONGEST_ANSWER > context:
         i = max(range(len(lengths)), key=lengths.__getitem__)
         raise InvalidInput(
-            f"prompt {i} is {lengths[i]:,} tokens long with its frame; beside an answer of "
-            f"{_LONGEST_ANSWER} the model takes {context - _LONGEST_ANSWER:,}"
+            f"prompt {i} has {lengths[i]:,} tokens with the chat template; with an answer of "
+            f"{_LONGEST_ANSWER} at most {context - _LONGEST_ANSWER:,} fit the context"
         )
 
 
-def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+def _by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
     rows: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if rows and (len(rows) + 1) * lengths[i] > _TOKENS_A_BATCH:

@@ -1,0 +1,196 @@
+"""Training the embedded models: `python -m pliant.nano.train`.
+
+`nano-s` is trained from scratch; `nano-l` is grown from it (the same function in twice the width
+and more layers) and trained on. Both are stock Llamas on a byte tokenizer. A run that was stopped,
+by Ctrl-C or by a kill, resumes from its last checkpoint when it is started again.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import shutil
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pliant.errors import InvalidInput
+from pliant.loading import WEIGHTS, torch_device
+from pliant.nano import NAMES, path
+from pliant.nano.progress import Progress, no_progress
+from pliant.nano.tokenizer import build_tokenizer
+from pliant.nano.train.growth import deepen, widen
+from pliant.nano.train.trainer import Schedule, Trainer
+
+CONTEXT = 2048
+SMALL = {"hidden_size": 48, "intermediate_size": 128, "layers": 3, "head_dim": 16}
+LARGE_LAYERS = 4
+WEIGHTS_FILE = "model.safetensors"
+CARD = ("README.md", "accuracy.json")
+"""What `evaluate --write` adds to a checkpoint: it describes these weights and no others."""
+
+SCHEDULES = {
+    "nano-s": Schedule(steps=5_500),
+    "nano-l": Schedule(
+        steps=12_500,
+        tilt=0.7,
+        tilt_until=0.5,
+        emphasis={
+            "pattern": 2.0,
+            "fibonacci": 2.0,
+            "step": 1 / 1.5,
+            "largest": 0.6,
+            "boolean": 0.7,
+            "cell": 1.3,
+            "count": 1.3,
+        },
+        seed=1,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    out: Path = WEIGHTS
+    """Where to write the checkpoints of the two models."""
+    work: Path = Path("runs/nano")
+    """Where the run stores its state, to resume from."""
+    only: tuple[str, ...] = ()
+    """Train only this model, nano-s or nano-l."""
+    device: str | None = None
+    """cpu, cuda, ... Default: cuda if there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves the choice to torch."""
+    shorter: float = 1.0
+    """Divide the number of steps by this: for a trial, not for good models."""
+    every: int = 500
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shorter < inf:
+            raise InvalidInput(f"shorter is {self.shorter}; the steps are divided by 1 or more")
+        if self.every < 1:
+            raise InvalidInput(f"every is {self.every}; checkpoints are 1 or more steps apart")
+        if self.threads < 0:
+            raise InvalidInput(f"threads is {self.threads}; give 1 or more, or 0 for torch's own")
+        for name in self.only:
+            path(name)
+        torch_device(self.device)
+
+    def schedule(self, name: str) -> Schedule:
+        full = SCHEDULES[name]
+        return replace(full, steps=max(1, int(full.steps / self.shorter)))
+
+    def checkpoint(self, name: str) -> Path:
+        return self.work / name / "checkpoint.safetensors"
+
+
+def train(options: TrainOptions, progress: Progress = no_progress) -> None:
+    """Train and export the models, the smaller first, and print where each is written.
+
+    A model whose training is complete is exported again, not trained again.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    for folder in (options.out, options.work):
+        _check_writable(folder)
+    tokenizer = build_tokenizer(CONTEXT)
+    for name in (name for name in NAMES if name in (options.only or NAMES)):
+        model = initial_model(name, tokenizer, options)
+        _train_model(name, Trainer(model, tokenizer, options.schedule(name)), options, progress)
+        export(model, tokenizer, options.out / name)
+        print(f"{name}: {options.out / name}", flush=True)
+
+
+def initial_model(
+    name: str, tokenizer: PreTrainedTokenizerFast, options: TrainOptions
+) -> LlamaForCausalLM:
+    """The model before its first step: nano-s random, nano-l grown from this run's nano-s."""
+    torch.manual_seed(SCHEDULES[name].seed)
+    model = LlamaForCausalLM(small_config(tokenizer))
+    if name == "nano-l":
+        small = Trainer(model, tokenizer, options.schedule("nano-s"))
+        if not (small.resume(options.checkpoint("nano-s")) and small.done):
+            raise InvalidInput(
+                f"nano-l grows from nano-s, and {options.work} has none that is fully trained: "
+                "leave out --only, or name the --work that has"
+            )
+        wide = widen(model)
+        model = deepen(wide, LARGE_LAYERS - len(wide.model.layers))
+    return model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _train_model(name: str, trainer: Trainer, options: TrainOptions, progress: Progress) -> None:
+    steps, checkpoint = trainer.schedule.steps, options.checkpoint(name)
+    trainer.resume(checkpoint)
+    if trainer.done:
+        return
+    with progress(name, steps, options.every) as report:
+        average = None
+        report(trainer.step, "steps are done")
+        for loss in trainer.steps():
+            average = loss if average is None else 0.98 * average + 0.02 * loss
+            if trainer.step % options.every == 0 or trainer.done:
+                trainer.save(checkpoint)
+            report(trainer.step, f"loss {average:.3f}")
+
+
+def small_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    heads = SMALL["hidden_size"] // SMALL["head_dim"]
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=SMALL["hidden_size"],
+        intermediate_size=SMALL["intermediate_size"],
+        num_hidden_layers=SMALL["layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=SMALL["head_dim"],
+        max_position_embeddings=CONTEXT,
+        # Short prompts: a low base turns every pair of dimensions within their length.
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """A stock checkpoint: fp16 on disk, fp32 when loaded, a tokenizer class every stack has."""
+    aside = folder / ".writing"  # inside: a folder beside it would look like a model
+    shutil.rmtree(aside, ignore_errors=True)
+    model.to("cpu", torch.float16).save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    _edit(aside / "config.json", dtype="float32")
+    _edit(aside / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    # Some versions of safetensors let only the owner read the file.
+    (aside / WEIGHTS_FILE).chmod((aside / "config.json").stat().st_mode)
+    _put(aside, folder)
+
+
+def _edit(file: Path, **values: str) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values, indent=2) + "\n")
+
+
+def _put(aside: Path, folder: Path) -> None:
+    """Move the files; others in the folder stay, except the card of other weights.
+
+    A kill in between leaves some files new and some old; running the same command again fixes that.
+    """
+    weights = folder / WEIGHTS_FILE
+    if not (weights.exists() and filecmp.cmp(aside / WEIGHTS_FILE, weights, shallow=False)):
+        for card in CARD:
+            (folder / card).unlink(missing_ok=True)
+    for file in sorted(aside.iterdir()):
+        file.replace(folder / file.name)
+    aside.rmdir()
+
+
+def _check_writable(folder: Path) -> None:
+    """Fail before two hours of training, not after them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=folder).close()
