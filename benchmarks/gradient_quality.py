@@ -34,11 +34,11 @@ from benchmarks import gradient_material as material
 from benchmarks.harness import keep
 from pliant import nano
 from pliant.gradients import GradientConfig
-from pliant.gradients.audit.as_found import as_found
 from pliant.gradients.audit.contenders import STANDARD, Contender, Field
 from pliant.gradients.audit.quality import Judge
-from pliant.gradients.choosing.words import FEWEST
+from pliant.gradients.audit.snapshot import restored
 from pliant.gradients.config import Score
+from pliant.gradients.selection.vocabulary_sample import FEWEST
 from pliant.stats import Band, bootstrap
 
 DEFAULT = GradientConfig(ratio=0.25, selection="sampled", score="gradient", mix=0.2)
@@ -145,7 +145,7 @@ def contenders(vocabulary: int) -> list[Contender]:
 
 def measured(setting: Setting, draws: int) -> dict[str, Any]:
     found = contenders(setting.model.config.vocab_size)
-    with as_found(setting.model), Field(setting.model, found) as field:
+    with restored(setting.model), Field(setting.model, found) as field:
         judge = Judge(field, draws)
         for batch in track(setting.batches, setting.name):
             judge.see(batch)

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 import pliant
 from pliant import CPXConfig, CPXTrainer, CPXTrainingConfig, Router, nano
 from pliant.adapters import attached
+from pliant.adapters.saving import without_retired
 from pliant.cli import app
 from pliant.complexity import Complexity, attach
 from pliant.gradients import GradientConfig
@@ -82,7 +83,8 @@ def test_a_selective_adapter_goes_on_where_it_stood() -> None:
     checkpoint = OLD / "lm-run" / "checkpoint-4"
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     saved = json.loads((checkpoint / "adapters" / "gradients" / "pliant.json").read_text())
-    gradients = attach_gradients(model, GradientConfig(**saved["config"]))
+    config = without_retired(GradientConfig, saved["config"])  # it has a setting that is gone
+    gradients = attach_gradients(model, GradientConfig(**config))
     restore_adapters(model, checkpoint)
     assert gradients.state_dict()["_extra_state"] == saved["state"]["_extra_state"]
     assert list(attached(model)) == ["gradients"]

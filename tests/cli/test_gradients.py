@@ -86,7 +86,7 @@ def test_the_recommended_one_is_marked_in_the_table() -> None:
     import numpy as np
 
     from pliant.gradients.audit.contenders import STANDARD, Contender
-    from pliant.gradients.audit.verdict import Race, Run
+    from pliant.gradients.audit.result import Race, Run
 
     def run(contender: Contender, level: float) -> Run:
         losses = level * np.ones((2, 6)) + 0.001 * np.arange(6)
@@ -131,7 +131,7 @@ def test_show_reads_plain_text_and_learns_all_but_the_first_token(tmp_path: Path
     [
         (["audit", *NANO, "--ratio", "0"], "ratio"),
         (["audit", *NANO, "--engine", "swift"], "engine"),
-        (["audit", *NANO, "--score", "excess"], "reference"),
+        (["audit", *NANO, "--score", "excess"], "excess"),
         (["audit", *NANO, "--seconds", "1", "--steps", "1"], "one budget"),
         (["audit", *NANO, "--seconds", "inf"], "give each contender some time"),
         (["audit", *NANO, "--lr", "inf"], "--lr inf"),

@@ -16,8 +16,8 @@ from tests.minimal_adapter import anatomy_of, same_anatomy
 from torch import Tensor, nn
 
 from pliant.gradients import GradientConfig, Gradients, attach
-from pliant.gradients.choosing import words
-from pliant.gradients.choosing.scores import difficulty
+from pliant.gradients.selection import vocabulary_sample
+from pliant.gradients.selection.scores import difficulty
 from pliant.survey import Specimen
 
 LENGTH = 18
@@ -132,15 +132,15 @@ def test_from_all_words_one_by_one_scores_are_those_of_the_head(
     quick: Specimen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is read of a large vocabulary goes the model's own way: scaled and capped as it is."""
-    estimate, told = words.estimated, []
+    estimate, told = vocabulary_sample.estimate_scores, []
 
     def spied(by: Any, head: Any, read: Any, rows: Tensor, targets: Tensor, score: Any) -> Any:
         found = estimate(by, head, read, rows, targets, score)
         told.append((found.scores_N, difficulty(by(rows), targets, score)))
         return found
 
-    monkeypatch.setattr(words, "how_many", lambda head, config: head.out_features)
-    monkeypatch.setattr(words, "estimated", spied)
+    monkeypatch.setattr(vocabulary_sample, "sample_size", lambda head, config: head.out_features)
+    monkeypatch.setattr(vocabulary_sample, "estimate_scores", spied)
     with training(quick.model), attached(quick.model, engine="exact"):
         learned(quick.model, batch("right"))
     close = {torch.float32: 1e-4, torch.bfloat16: 0.02}[quick.dtype]

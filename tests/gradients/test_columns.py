@@ -18,14 +18,12 @@ EVERY = GradientConfig(engine="exact", selection="uniform", ratio=1.0)
 
 def marked(some: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """A collator that passes these columns on."""
-    columns = [key for key in ("loss_weights", "example_id") if key in some[0]]
+    columns = [key for key in ("loss_weights",) if key in some[0]]
     return padded(some) | {key: torch.tensor([row[key] for row in some]) for key in columns}
 
 
 def weighed() -> list[dict[str, Any]]:
-    return [
-        {**row, "loss_weights": 0.0 if i else 3.0, "example_id": i} for i, row in enumerate(rows(2))
-    ]
+    return [{**row, "loss_weights": 0.0 if i else 3.0} for i, row in enumerate(rows(2))]
 
 
 def as_data_set(some: list[dict[str, Any]]) -> Any:
@@ -48,12 +46,3 @@ def test_weights_of_rows_reach_the_loss(tmp_path: Path, kind: Any) -> None:
         wanted = 3 * plain(**first).loss * labelled[0] / sum(labelled)
     assert history(run, "loss")[0] == pytest.approx(float(wanted), rel=1e-5)
     assert run.evaluate()["eval_loss"] > 0
-
-
-def test_examples_are_known_again(tmp_path: Path) -> None:
-    run = trainer(tiny_llama(), tmp_path, data=weighed(), max_steps=2)
-    run.data_collator = marked
-    gradients = make_selective(run, GradientConfig(engine="exact", refresh=2))
-    run.train()
-    assert gradients.selector.kept is not None and len(gradients.selector.kept) == 2
-    assert gradients.metrics()["head_passes"] == 0, "the second visit goes by the first's scores"

@@ -105,7 +105,7 @@ def test_weights_that_changed_end_a_step_whatever_the_counts_say() -> None:
         seen.append(schedule.steps)
     assert seen == [0, 1, 2, 1, 1, 2], "what was counted before the first change was one step"
     resumed = Schedule(schedule.config)
-    resumed.take(schedule.state())
+    resumed.load_state(schedule.state())
     resumed.begin(None, 13)
     assert resumed.steps == 3
 
@@ -147,7 +147,7 @@ def test_it_goes_on_where_it_was(by_hand: bool) -> None:
     for _ in range(3):
         advance(schedule)
     resumed = Schedule(schedule.config)
-    resumed.take(json.loads(json.dumps(schedule.state())))
+    resumed.load_state(json.loads(json.dumps(schedule.state())))
     resumed.forward_seen()
     assert resumed.steps == (3 if by_hand else 4)
     resumed.step()
@@ -157,4 +157,4 @@ def test_it_goes_on_where_it_was(by_hand: bool) -> None:
 @pytest.mark.parametrize("state", [{}, {"steps": -1, "by_hand": True}, {"steps": 2, "by_hand": 3}])
 def test_a_state_that_is_none_is_refused(state: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="a schedule's state"):
-        Schedule(GradientConfig()).take(state)
+        Schedule(GradientConfig()).load_state(state)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pliant.gradients import GradientConfig, GradientsWarning, selective_run
+from pliant.gradients import GradientConfig, selective_run
 from pliant.gradients.audit.contenders import STANDARD, Contender
 from pliant.gradients.model import OFF
 from pliant.gradients.runs.texts import Texts
@@ -32,14 +31,6 @@ def trained(
     plan = Plan.of("nano-s", "a.txt", texts, config, settings, None, "float32", auto)
     run.setdefault("say", lambda line: None)
     return train_lm(model, tokenizer, texts, folder, plan, **run)
-
-
-def test_scores_are_stored_by_the_pieces_they_are_of(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", GradientsWarning)
-        trained(tmp_path / "run", pieces(8, 9), GradientConfig(refresh=3))
-    (saved,) = (tmp_path / "run" / "checkpoint-2" / "adapters").glob("*/*.json")
-    assert '"kept"' in saved.read_text()
 
 
 def test_a_run_that_ends_between_two_logs_is_counted_to_its_end(tmp_path: Path) -> None:

@@ -114,7 +114,14 @@ def _with_subclasses(cls: type[A]) -> Iterator[type[A]]:
 # --- checks --------------------------------------------------------------------------------------
 
 
+def without_retired(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Without settings that no longer exist, if a file has them at the value that did nothing."""
+    retired: dict[str, Any] = getattr(config_class, "RETIRED", {})
+    return {k: v for k, v in values.items() if k not in retired or retired[k] != v}
+
+
 def _config(config_class: type, values: dict[str, Any], folder: Path) -> Any:
+    values = without_retired(config_class, values)
     unknown = values.keys() - config_class.__dataclass_fields__.keys()  # type: ignore[attr-defined]
     if unknown:
         raise CorruptFile(

@@ -35,8 +35,7 @@ def pad_rows(
 class Collator:
     """A batch for a causal language model: ids, labels and a mask, padded on the right.
 
-    A row holds `input_ids` and may hold `labels` (without them every token is trained on) and an
-    `example_id`, which the batch then has as well.
+    A row holds `input_ids` and may hold `labels`; without them every token is trained on.
     """
 
     pad_id: int = 0
@@ -53,11 +52,7 @@ class Collator:
         ids_BT, mask_BT = pad_rows([row["input_ids"] for row in rows], self.pad_id)
         labels = [row["input_ids" if row.get("labels") is None else "labels"] for row in rows]
         labels_BT, _ = pad_rows(labels, IGNORED)
-        batch = {"input_ids": ids_BT, "labels": labels_BT, "attention_mask": mask_BT}
-        if "example_id" in rows[0]:
-            examples = [torch.as_tensor(row["example_id"]).reshape(-1)[0] for row in rows]
-            batch["example_id"] = torch.stack(examples)
-        return batch
+        return {"input_ids": ids_BT, "labels": labels_BT, "attention_mask": mask_BT}
 
 
 def _check_row(row: Mapping[str, Any]) -> None:

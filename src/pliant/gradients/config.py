@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from pliant.errors import InvalidInput
 
@@ -12,13 +12,16 @@ Engine = Literal["sparse", "exact", "completion"]
 Selection = Literal[
     "sampled", "uniform", "topk", "stratified", "sequence_aware", "fixed_quota", "all"
 ]
-Score = Literal["gradient", "loss", "entropy", "margin", "combined", "doubt", "excess"]
+Score = Literal["gradient", "loss", "entropy", "margin", "combined", "doubt"]
 KvGrad = Literal["detach", "one_hop", "full"]
 
 
 @dataclass(frozen=True)
 class GradientConfig:
     """How much is trained, and how that is chosen; nothing here changes what the model computes."""
+
+    RETIRED: ClassVar = {"refresh": 1}
+    """Settings of earlier versions, with the only value that files may still have."""
 
     engine: Engine = "sparse"
     """"sparse" runs only the chosen positions backward; "exact" the whole backbone, but the head
@@ -56,9 +59,6 @@ class GradientConfig:
     """The buckets of difficulty of "stratified"."""
     min_tokens_per_sequence: int = 1
     """What "sequence_aware" gives each row before the rest goes to the hardest of the batch."""
-    refresh: int = 1
-    """Score an example again every so many of its visits; between, its last scores stand (for rows
-    that come with an `example_id`)."""
     seed: int = 0
     """Of the draws."""
 
@@ -82,7 +82,6 @@ class GradientConfig:
             ("dense_every", 0),
             ("num_strata", 1),
             ("min_tokens_per_sequence", 0),
-            ("refresh", 1),
             ("seed", 0),
         ):
             _whole(name, getattr(self, name), least)

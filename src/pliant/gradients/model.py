@@ -26,9 +26,7 @@ from pliant.anatomy import Anatomy
 from pliant.anatomy.decoder import last_hidden_state
 from pliant.errors import InvalidInput
 from pliant.gradients import bypass
-from pliant.gradients.batch import Lesson, is_labelled, lesson_of, named, without_extras
 from pliant.gradients.biased import warn_of
-from pliant.gradients.choosing.rules import Chosen
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.completion import completion
 from pliant.gradients.engines.exact import exact
@@ -37,11 +35,19 @@ from pliant.gradients.engines.label_alignment import LabelAlignment, label_align
 from pliant.gradients.engines.sharded import is_sharded, while_head_runs
 from pliant.gradients.engines.sparse import first_pass, second_pass
 from pliant.gradients.engines.split_forward import SplitForward, rows_of
-from pliant.gradients.items import TakesCount
-from pliant.gradients.ledger import Cost
+from pliant.gradients.labelled_batch import (
+    LabelledBatch,
+    is_labelled,
+    labelled_batch,
+    named,
+    without_extras,
+)
+from pliant.gradients.operations import TokenCost
 from pliant.gradients.schedule import version_of
-from pliant.gradients.selecting import Reference, Router, Selector, everything
+from pliant.gradients.selection.rules import Chosen
+from pliant.gradients.selector import Router, Selector, everything
 from pliant.gradients.telemetry import Telemetry
+from pliant.gradients.token_count import TokenCount
 from pliant.gradients.trl_output import FLAG, trl_output
 
 OFF = GradientConfig(engine="exact", selection="all")
@@ -64,16 +70,15 @@ def attach(
     model: nn.Module,
     config: GradientConfig | None = None,
     *,
-    reference: Reference | None = None,
     router: Router | None = None,
     name: str | None = None,
 ) -> Gradients:
     """Let `model` train on some tokens of each batch from now on, until `detach`.
 
-    `reference` is what "excess" compares with; with a `router`, scores come from its logits.
+    With a `router`, scores come from its logits.
     """
     config = config or GradientConfig()
-    gradients = Gradients(model, config, reference, router)
+    gradients = Gradients(model, config, router)
     warn_of(config)
     return adapters.attach(model, gradients, name)
 
@@ -88,11 +93,10 @@ class Gradients(Adapter):
         self,
         model: nn.Module,
         config: GradientConfig,
-        reference: Reference | None = None,
         router: Router | None = None,
     ) -> None:
         super().__init__(model, config)
-        self.selector = Selector(config, reference, router)
+        self.selector = Selector(config, router)
         self.telemetry = Telemetry()
         self.engine: str = config.engine
         """What computes: another than the configuration's where that is not exact."""
@@ -100,14 +104,14 @@ class Gradients(Adapter):
         self._head: list[nn.Module] = []
         self._exactness: Exactness | None = None
         self._said: set[str] = set()
-        self.count: TakesCount | None = None
+        self.count: TokenCount | None = None
 
     def wire(self, model: nn.Module) -> Iterable[Wire]:
         self._anatomy, self._head = [Anatomy.of(model)], _head_of(model)
         depth, exit_layer = len(self._anatomy[0].layers), self.config.exit_layer or 1
         if exit_layer > depth:
             raise InvalidInput(f"exit_layer = {exit_layer}: {type(model).__name__} has {depth}")
-        self.count = TakesCount(self._anatomy[0].model)
+        self.count = TokenCount(self._anatomy[0].model)
         yield from differentiable(model)
         yield Before(self._anatomy[0].decoder, self._watch)
         yield Around(self._anatomy[0].model, self._forward)
@@ -151,9 +155,9 @@ class Gradients(Adapter):
         self.selector.switch(config)
 
     @property
-    def cost(self) -> Cost | None:
+    def cost(self) -> TokenCost | None:
         """What a token's pass costs on this model."""
-        return Cost.of(self._anatomy[0]) if self._anatomy else None
+        return TokenCost.of(self._anatomy[0]) if self._anatomy else None
 
     # --- state that a checkpoint keeps ---
 
@@ -161,7 +165,7 @@ class Gradients(Adapter):
         return self.selector.state()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.selector.take(state)
+        self.selector.load_state(state)
 
     # --- the forward that is patched in ---
 
@@ -190,19 +194,19 @@ class Gradients(Adapter):
         meant = self._meant(split, inputs, fused)
         if meant.other is not None:
             return self._untouched(split, inputs, meant.other)
-        lesson = lesson_of(inputs, meant.aligned)
-        self.selector.schedule.begin(lesson.items, version_of(self.base))
-        decoded, chosen, whole = self._passed(split, lesson)
+        batch = labelled_batch(inputs, meant.aligned)
+        self.selector.schedule.begin(batch.items, version_of(self.base))
+        decoded, chosen, whole = self._passed(split, batch)
         if fused:
             some = None if self.selector.takes_all else chosen
-            output, losses_N = trl_output(split, lesson, decoded, some, whole)
+            output, losses_N = trl_output(split, batch, decoded, some, whole)
             self._with_auxiliary(output)
         else:
-            output, losses_N = self._finished(split, lesson, decoded, chosen)
+            output, losses_N = self._finished(split, batch, decoded, chosen)
         known_BT, fair = self.selector.losses_BT, self.selector.is_fair
-        self.telemetry.trained(lesson, chosen, losses_N, known_BT, split.ledger, fair=fair)
+        self.telemetry.trained(batch, chosen, losses_N, known_BT, split.ledger, fair=fair)
         output.move_to_end("loss", last=False)  # where a tuple has it, and `output[0]`
-        return output.to_tuple() if lesson.tuples else output
+        return output.to_tuple() if batch.tuples else output
 
     def _meant(self, split: SplitForward, inputs: dict[str, Any], fused: bool) -> LabelAlignment:
         """What labels mean to this model; trl and whoever shifts them himself has said so."""
@@ -221,73 +225,68 @@ class Gradients(Adapter):
         self.selector.schedule.begin(inputs.get("num_items_in_batch"), version_of(self.base))
         return self._own(split.forward, (), inputs)
 
-    def _passed(self, split: SplitForward, lesson: Lesson) -> tuple[Any, Chosen, Any]:
+    def _passed(self, split: SplitForward, batch: LabelledBatch) -> tuple[Any, Chosen, Any]:
         """What the decoder returns, with the gradient of the chosen positions; these; and what it
         returns for all of the labelled ones, as values."""
-        engine = self._engine(split, lesson)
+        engine = self._engine(split, batch)
         if engine == "completion":
             alike = is_sharded(split.anatomy)
-            decoded = completion(split, lesson.inputs, lesson.valid_BT, always=alike)
+            decoded = completion(split, batch.inputs, batch.valid_BT, always=alike)
             if decoded is not None:
-                return decoded, everything(lesson.valid_BT), decoded
+                return decoded, everything(batch.valid_BT), decoded
         if engine == "sparse" and not self.selector.takes_all and self._is_worth_it():
-            return self._sparse(split, lesson)
-        decoded, scored_BTD = exact(split, lesson.inputs, self.acting.exit_layer)
-        return decoded, self._chosen(split, lesson, decoded, scored_BTD), decoded
+            return self._sparse(split, batch)
+        decoded, scored_BTD = exact(split, batch.inputs, self.acting.exit_layer)
+        return decoded, self._chosen(split, batch, decoded, scored_BTD), decoded
 
     def _is_worth_it(self) -> bool:
         return self.selector.schedule.ratio() <= WORTH_IT
 
-    def _sparse(self, split: SplitForward, lesson: Lesson) -> tuple[Any, Chosen, Any]:
+    def _sparse(self, split: SplitForward, batch: LabelledBatch) -> tuple[Any, Chosen, Any]:
         first = first_pass(
             split,
-            lesson.inputs,
+            batch.inputs,
             one_hop=self.acting.kv_grad == "one_hop",
             exit_layer=self.acting.exit_layer,
         )
-        chosen = self._chosen(split, lesson, first.decoded, first.scored_BTD)
+        chosen = self._chosen(split, batch, first.decoded, first.scored_BTD)
         at_BK, live_BK = chosen.positions_BK, chosen.live_BK
-        if at_BK.shape[1] == lesson.valid_BT.shape[1]:
-            decoded = split.backbone(lesson.inputs)
+        if at_BK.shape[1] == batch.valid_BT.shape[1]:
+            decoded = split.backbone(batch.inputs)
         else:
-            decoded = second_pass(split, lesson.inputs, first.pairs, at_BK, live_BK)
+            decoded = second_pass(split, batch.inputs, first.pairs, at_BK, live_BK)
         return decoded, chosen, first.decoded
 
     def _chosen(
-        self, split: SplitForward, lesson: Lesson, decoded: Any, scored_BTD: Tensor
+        self, split: SplitForward, batch: LabelledBatch, decoded: Any, scored_BTD: Tensor
     ) -> Chosen:
         def look() -> Chosen:
-            return self.selector.chosen(split, lesson, decoded, scored_BTD)
+            return self.selector.chosen(split, batch, decoded, scored_BTD)
 
         asks = self.acting.needs_scores and not self.selector.takes_all
-        if asks and self.acting.refresh > 1 and lesson.example_id is None:
-            self._say(
-                f"refresh = {self.acting.refresh}: scores are kept by example_id, and the rows "
-                "come without one, so each is scored at each visit"
-            )
         if not asks or self.selector.router is not None:
             return look()
         return while_head_runs(split.anatomy, scored_BTD, look)
 
     def _finished(
-        self, split: SplitForward, lesson: Lesson, decoded: Any, chosen: Chosen
+        self, split: SplitForward, batch: LabelledBatch, decoded: Any, chosen: Chosen
     ) -> tuple[Any, Tensor]:
         """The model's output on the chosen rows, their loss in it; and the loss of each."""
         at_BK, live_BK = chosen.positions_BK, chosen.live_BK
         rows_ND = rows_of(last_hidden_state(decoded), at_BK, live_BK)
         if not len(rows_ND):  # nothing to learn, and yet something to call backward on
-            output = split.head(decoded, last_hidden_state(decoded)[:1, 0], lesson.inputs)
+            output = split.head(decoded, last_hidden_state(decoded)[:1, 0], batch.inputs)
             output.loss = 0.0 * output.logits.float().nan_to_num().sum()
             return output, output.logits.new_zeros(0)
-        output = split.head(decoded, rows_ND, lesson.inputs)
+        output = split.head(decoded, rows_ND, batch.inputs)
         logits_NV = output.logits.reshape(len(rows_ND), -1)
         losses_N = F.cross_entropy(
-            logits_NV.float(), lesson.targets_BT.gather(1, at_BK)[live_BK], reduction="none"
+            logits_NV.float(), batch.targets_BT.gather(1, at_BK)[live_BK], reduction="none"
         )
         weights_N = chosen.weights_BK[live_BK]
-        if lesson.user_BT is not None:
-            weights_N = weights_N * lesson.user_BT.gather(1, at_BK)[live_BK]
-        output.loss = (weights_N * losses_N).sum() / lesson.count
+        if batch.user_BT is not None:
+            weights_N = weights_N * batch.user_BT.gather(1, at_BK)[live_BK]
+        output.loss = (weights_N * losses_N).sum() / batch.count
         self._with_auxiliary(output)
         return output, losses_N
 
@@ -298,7 +297,7 @@ class Gradients(Adapter):
 
     # --- which engine ---
 
-    def _engine(self, split: SplitForward, lesson: Lesson) -> str:
+    def _engine(self, split: SplitForward, batch: LabelledBatch) -> str:
         """The one that was asked for, if it is exact on this model and batch."""
         wanted = self.acting.engine
         if wanted == "exact" or (wanted == "sparse" and self.acting.kv_grad == "full"):
@@ -306,13 +305,13 @@ class Gradients(Adapter):
             return "exact"
         if self._exactness is None:
             self._exactness = exactness(SplitForward(split.anatomy, split.forward))
-        mask, sharded = lesson.inputs.get("attention_mask"), is_sharded(split.anatomy)
+        mask, sharded = batch.inputs.get("attention_mask"), is_sharded(split.anatomy)
         reason = self._exactness.against_any if sharded else self._exactness.against(mask)
-        if reason is None and lesson.inputs.get("past_key_values") is not None:
+        if reason is None and batch.inputs.get("past_key_values") is not None:
             reason = "it goes on from keys and values that are there already"
-        if reason is None and self._wants_router_loss(lesson):
+        if reason is None and self._wants_router_loss(batch):
             reason = "its routers' auxiliary loss would see the chosen tokens alone"
-        if reason is None and self._is_asked_for_all_positions(lesson):
+        if reason is None and self._is_asked_for_all_positions(batch):
             reason = "what its layers make of every position was asked for"
         if reason is None and self.acting.kv_grad == "one_hop" and sharded:
             reason = (
@@ -326,15 +325,15 @@ class Gradients(Adapter):
             )
         return self.engine
 
-    def _wants_router_loss(self, lesson: Lesson) -> bool:
-        asked = lesson.inputs.get("output_router_logits")
+    def _wants_router_loss(self, batch: LabelledBatch) -> bool:
+        asked = batch.inputs.get("output_router_logits")
         config = getattr(self.base, "config", None)
         return bool(getattr(config, "output_router_logits", False) if asked is None else asked)
 
-    def _is_asked_for_all_positions(self, lesson: Lesson) -> bool:
+    def _is_asked_for_all_positions(self, batch: LabelledBatch) -> bool:
         config = getattr(self.base, "config", None)
         for name in OF_ALL_POSITIONS:
-            asked = lesson.inputs.get(name)
+            asked = batch.inputs.get(name)
             if getattr(config, name, False) if asked is None else asked:
                 return True
         return False

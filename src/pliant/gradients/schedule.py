@@ -11,7 +11,7 @@ from pliant.gradients.config import GradientConfig
 
 
 class Schedule:
-    """Counts steps, and says the ratio of each.
+    """Counts steps and gives the ratio of each.
 
     Whoever calls `step` (a training loop, or a Trainer's callback) counts alone from then on: what
     was seen before the first call belonged to that first step. Until then `begin` tells steps from
@@ -80,12 +80,12 @@ class Schedule:
         self.steps += 1
 
     def state(self) -> dict[str, Any]:
-        """What `take` goes on from, for JSON: the forward pass that was last begun is over."""
+        """For `load_state`, as JSON: the forward pass that was last begun is over."""
         ahead = self._open and not self._by_hand
         return {"steps": self.steps + ahead, "by_hand": self._by_hand}
 
-    def take(self, state: dict[str, Any]) -> None:
-        """Go on where a saved schedule was."""
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Resume from a saved state."""
         steps, by_hand = state.get("steps"), state.get("by_hand")
         if not isinstance(steps, int) or steps < 0 or not isinstance(by_hand, bool):
             raise InvalidInput(

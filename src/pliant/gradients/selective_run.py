@@ -20,7 +20,7 @@ from pliant.errors import PliantError
 from pliant.gradients.audit.callback import AuditCallback
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import OFF, Gradients
-from pliant.gradients.runs.texts import Padded, Texts, numbered
+from pliant.gradients.runs.texts import Padded, Texts
 from pliant.gradients.training import PREFIX, attached_to, make_selective
 from pliant.training.arguments import training_arguments
 from pliant.training.progress import Say
@@ -101,15 +101,18 @@ def train_lm(
     record = read_record(folder) if resume else None
     if record is not None and "auto" not in record["plan"]:  # it began before there was a choice
         plan = replace(plan, auto=False)
+    config = GradientConfig(**plan.config)
+    if record is not None:
+        plan = replace(plan, config=_with_retired(plan.config, record["plan"].get("config", {})))
     run = TrainingRun(args, asdict(plan), resume=resume, say=say)
-    use_cache, config = model.config.use_cache, GradientConfig(**plan.config)
+    use_cache = model.config.use_cache
 
     def build() -> Trainer:
         return Trainer(
             model if plan.lora is None else with_lora(model, plan.lora, args.seed),
             args,
             data_collator=Padded(tokenizer),
-            train_dataset=numbered(texts.pieces) if config.refresh > 1 else texts.pieces,
+            train_dataset=texts.pieces,
             eval_dataset=evaluation.pieces if evaluation else None,
         )
 
@@ -129,6 +132,12 @@ def train_lm(
         save_stock_model(trainer.model, tokenizer, folder)
     run.note(ended=result.as_dict())
     return result
+
+
+def _with_retired(config: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The plan of a run that an earlier version began also names the settings that did nothing."""
+    retired = {k: v for k, v in GradientConfig.RETIRED.items() if before.get(k) == v}
+    return {**config, **retired}
 
 
 class EngineChoice(AuditCallback):

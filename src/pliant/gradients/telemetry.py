@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pliant.gradients.batch import Lesson
-from pliant.gradients.choosing.rules import Chosen
-from pliant.gradients.choosing.sampling import wide
-from pliant.gradients.ledger import Cost, Ledger
+from pliant.gradients.labelled_batch import LabelledBatch
+from pliant.gradients.operations import OperationCount, TokenCost
+from pliant.gradients.selection.rules import Chosen
+from pliant.gradients.selection.sampling import wide
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Tally:
     passes: int = 0
     selected: int = 0
     """Tokens that were trained."""
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: OperationCount = field(default_factory=OperationCount)
     sums_4: Tensor | None = None
     """On the device: labelled tokens; the losses of those that were trained; the losses of those
     that were not, and how many of these are known or estimated."""
@@ -33,7 +33,7 @@ class Tally:
         if other.sums_4 is not None:
             self.sums_4 = other.sums_4 if self.sums_4 is None else self.sums_4 + other.sums_4
 
-    def figures(self, cost: Cost | None) -> dict[str, float]:
+    def figures(self, cost: TokenCost | None) -> dict[str, float]:
         """This waits for the device."""
         if self.sums_4 is None:
             return {}
@@ -48,7 +48,7 @@ class Tally:
             found["loss_unselected"] = left / known
         return found | self._run(cost)
 
-    def _run(self, cost: Cost | None) -> dict[str, float]:
+    def _run(self, cost: TokenCost | None) -> dict[str, float]:
         found = {
             "backbone_passes": float(self.ledger.backbone_quiet),
             "backbone_trained": float(self.ledger.backbone_live),
@@ -71,17 +71,17 @@ class Telemetry:
 
     def trained(
         self,
-        lesson: Lesson,
+        batch: LabelledBatch,
         chosen: Chosen,
         losses_N: Tensor,
         losses_BT: Tensor | None,
-        ledger: Ledger,
+        ledger: OperationCount,
         *,
         fair: bool = False,
     ) -> None:
         """A forward pass is over. `losses_BT` are those of all labelled tokens, if they are known
         from choosing among them; `fair` draws tell them on average."""
-        ledger.tokens += lesson.targets_BT.numel()
+        ledger.tokens += batch.targets_BT.numel()
         losses_N = losses_N.detach()
         if losses_BT is not None:
             left = losses_BT.sum() - losses_N.sum()
@@ -91,19 +91,19 @@ class Telemetry:
             left = ((weights_BK - 1) * losses_BK).sum()
         else:
             left = None
-        self.last = Tally(1, len(losses_N), ledger, _sums(lesson.valid_BT, losses_N, left))
+        self.last = Tally(1, len(losses_N), ledger, _sums(batch.valid_BT, losses_N, left))
         self.window.add(self.last)
         self.run.add(self.last)
 
-    def metrics(self, cost: Cost | None = None) -> dict[str, float]:
+    def metrics(self, cost: TokenCost | None = None) -> dict[str, float]:
         """Of the last forward pass."""
         return self.last.figures(cost)
 
-    def totals(self, cost: Cost | None = None) -> dict[str, float]:
+    def totals(self, cost: TokenCost | None = None) -> dict[str, float]:
         """Of the whole run."""
         return self.run.figures(cost)
 
-    def logged(self, cost: Cost | None = None) -> dict[str, float]:
+    def logged(self, cost: TokenCost | None = None) -> dict[str, float]:
         """Of what came since this was last asked: the next window begins."""
         window, self.window = self.window, Tally()
         return window.figures(cost)

@@ -20,14 +20,13 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 
 from pliant import adapters
 from pliant.errors import InvalidInput
-from pliant.gradients.batch import EXTRAS
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import Gradients, attach
-from pliant.gradients.selecting import Reference, Router
+from pliant.gradients.selector import Router
 from pliant.training import AdapterCheckpoint
 
 PREFIX = "gradients/"
-ROW_EXTRAS = EXTRAS[:2]
+ROW_EXTRAS = ("loss_weights",)
 LOGGED = (
     "ratio",
     "tokens_selected",
@@ -51,12 +50,11 @@ class SelectiveTraining(AdapterCheckpoint):
         self,
         config: GradientConfig | None = None,
         *,
-        reference: Reference | None = None,
         router: Router | None = None,
         resume_from: str | Path | None = None,
     ) -> None:
         super().__init__(resume_from)
-        self.config, self.reference, self.router = config, reference, router
+        self.config, self.router = config, router
 
     def on_train_begin(
         self,
@@ -68,15 +66,13 @@ class SelectiveTraining(AdapterCheckpoint):
     ) -> None:
         assert model is not None
         _refuse_smoothing(args)
-        gradients = attached_to(model) or attach(
-            model, self.config, reference=self.reference, router=self.router
-        )
+        gradients = attached_to(model) or attach(model, self.config, router=self.router)
         _refuse_another(gradients, self.config)
         if args.use_liger_kernel:  # it has just replaced our forward with its own
             put_outside(gradients)
         schedule = gradients.selector.schedule
         if not schedule.state()["by_hand"]:  # else each part of an accumulated batch is a step
-            schedule.take({**schedule.state(), "by_hand": True})
+            schedule.load_state({**schedule.state(), "by_hand": True})
         super().on_train_begin(args, state, control, model)
 
     def on_step_end(
@@ -122,20 +118,18 @@ class SelectiveMixin:
         self,
         *args: Any,
         selective: GradientConfig | None = None,
-        reference: Reference | None = None,
         router: Router | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         assert isinstance(self, Trainer)
-        self.gradients = make_selective(self, selective, reference=reference, router=router)
+        self.gradients = make_selective(self, selective, router=router)
 
 
 def make_selective(
     trainer: Trainer,
     config: GradientConfig | None = None,
     *,
-    reference: Reference | None = None,
     router: Router | None = None,
     resume_from: str | Path | None = None,
 ) -> Gradients:
@@ -154,15 +148,13 @@ def make_selective(
     model = trainer.model
     gradients = attached_to(model)
     if gradients is None:
-        gradients = attach(model, config, reference=reference, router=router)
+        gradients = attach(model, config, router=router)
     else:
         _refuse_another(gradients, config)
         put_outside(gradients)
     _pass_token_count(gradients, trainer)
     _keep_columns(trainer)
-    callback = SelectiveTraining(
-        config, reference=reference, router=router, resume_from=resume_from
-    )
+    callback = SelectiveTraining(config, router=router, resume_from=resume_from)
     handler = trainer.callback_handler
     rest = [c for c in handler.callbacks if not isinstance(c, SelectiveTraining)]
     handler.callbacks = [callback, *rest]  # two of them would count each step twice

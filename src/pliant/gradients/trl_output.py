@@ -16,58 +16,58 @@ from torch import Tensor
 from pliant.anatomy.decoder import last_hidden_state, with_hidden
 from pliant.data.collate import IGNORED
 from pliant.errors import InvalidInput
-from pliant.gradients.batch import Lesson
-from pliant.gradients.choosing.rules import Chosen
 from pliant.gradients.engines.split_forward import SplitForward, rows_of
+from pliant.gradients.labelled_batch import LabelledBatch
+from pliant.gradients.selection.rules import Chosen
 
 FLAG = "fused_lm_head"
 """The argument by which trl calls a forward so."""
 
 
 def trl_output(
-    split: SplitForward, lesson: Lesson, decoded: Any, chosen: Chosen | None, whole: Any
+    split: SplitForward, batch: LabelledBatch, decoded: Any, chosen: Chosen | None, whole: Any
 ) -> tuple[Any, Tensor]:
     """trl's own output, and the losses of the selected rows.
 
     `decoded` is exact at the selected positions (None: all) and has their gradient; `whole` is
     exact everywhere.
     """
-    if lesson.user_BT is not None:
+    if batch.user_BT is not None:
         raise InvalidInput(
             "loss_weights: trl's trainers compute their own loss of each token, and these would "
             "not reach it. Weigh the loss there, or train with transformers' Trainer"
         )
     if chosen is None:
-        output = _fused_output(split, lesson, decoded, lesson.targets_BT)
-        losses = -output.log_probs.detach()[lesson.valid_BT]
+        output = _fused_output(split, batch, decoded, batch.targets_BT)
+        losses = -output.log_probs.detach()[batch.valid_BT]
     else:
         with torch.no_grad():
-            output = _fused_output(split, lesson, whole, lesson.targets_BT)
-        losses = _attach_gradient(output, split, lesson, decoded, chosen)
-    output.loss = -output.log_probs.sum() / lesson.count
-    if not lesson.shifted:  # as many positions as trl's own output has
+            output = _fused_output(split, batch, whole, batch.targets_BT)
+        losses = _attach_gradient(output, split, batch, decoded, chosen)
+    output.loss = -output.log_probs.sum() / batch.count
+    if not batch.shifted:  # as many positions as trl's own output has
         for name, value in output.items():
-            if isinstance(value, Tensor) and value.shape == lesson.targets_BT.shape:
+            if isinstance(value, Tensor) and value.shape == batch.targets_BT.shape:
                 output[name] = value[:, :-1]
     return output, losses
 
 
-def _fused_output(split: SplitForward, lesson: Lesson, decoded: Any, targets: Tensor) -> Any:
+def _fused_output(split: SplitForward, batch: LabelledBatch, decoded: Any, targets: Tensor) -> Any:
     """The output that trl's own code computes from this decoder output."""
-    return split.rest(decoded, {**lesson.inputs, FLAG: True, "shift_labels": targets})
+    return split.rest(decoded, {**batch.inputs, FLAG: True, "shift_labels": targets})
 
 
 def _attach_gradient(
-    output: Any, split: SplitForward, lesson: Lesson, decoded: Any, chosen: Chosen
+    output: Any, split: SplitForward, batch: LabelledBatch, decoded: Any, chosen: Chosen
 ) -> Tensor:
     """Give the values of the selected rows their gradient; returns the losses of these rows."""
     at_BK, live_BK = chosen.positions_BK, chosen.live_BK
     rows_ND = rows_of(last_hidden_state(decoded), at_BK, live_BK)
-    targets_N = lesson.targets_BT.gather(1, at_BK)[live_BK]
+    targets_N = batch.targets_BT.gather(1, at_BK)[live_BK]
     if not len(rows_ND):  # nothing to learn, but backward needs a graph
         rows_ND = last_hidden_state(decoded)[:1, 0]
         targets_N = torch.full((1,), IGNORED, device=rows_ND.device)
-    learned = _fused_output(split, lesson, with_hidden(decoded, rows_ND[None]), targets_N[None])
+    learned = _fused_output(split, batch, with_hidden(decoded, rows_ND[None]), targets_N[None])
     for name in ("log_probs", "entropy"):
         values_BT, live_1N = output.get(name), learned.get(name)
         if values_BT is not None and live_1N.requires_grad:

@@ -15,7 +15,7 @@ from pliant.errors import InvalidInput
 from pliant.gradients import GradientConfig, attach
 from pliant.gradients.audit import race
 from pliant.gradients.audit.contenders import STANDARD, Contender
-from pliant.gradients.audit.verdict import Race, Run
+from pliant.gradients.audit.result import Race, Run
 
 SPARSE = Contender("tokens", GradientConfig())
 HALF = Contender("rows", share=0.5)

@@ -226,7 +226,7 @@ def test_bad_input_is_named() -> None:
         criterion()(logits)
     with pytest.raises(InvalidInput, match="without logits"):
         criterion()(CausalLMOutput(), targets)
-    with pytest.raises(InvalidInput, match="a reference"):
+    with pytest.raises(InvalidInput, match="score = 'excess'"):
         criterion("sampled", scoring="excess")
     with pytest.raises(InvalidInput, match="selection = 'hardest'"):
         criterion("hardest")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pliant.anatomy.tiny import tiny_model
-from pliant.gradients.choosing.scores import difficulty
 from pliant.gradients.facade.router import create_truncated_router
 from pliant.gradients.facade.scorer import CGGRScorer
+from pliant.gradients.selection.scores import difficulty
 
 IDS = torch.randint(5, 100, (3, 12), generator=torch.Generator().manual_seed(0))
 

@@ -55,12 +55,12 @@ def measure(seconds: float) -> Tokens:
 
 def _contenders(model: Any, batch: dict[str, Any]) -> list[Contender]:
     """The default, and a batch of so few questions that a step costs the same."""
-    from pliant.gradients.audit.as_found import as_found
     from pliant.gradients.audit.audit import cost_share
     from pliant.gradients.audit.contenders import fewer_rows
+    from pliant.gradients.audit.snapshot import restored
 
-    with as_found(model):
-        share = cost_share(model, batch, CONFIG, None, None)
+    with restored(model):
+        share = cost_share(model, batch, CONFIG, None)
     fewer = [one for one in fewer_rows(CONFIG, share, BATCH) if one.kind == "rows"]
     return [Contender("tokens", CONFIG), *fewer]
 

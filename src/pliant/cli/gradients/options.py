@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge
 
-from pliant.errors import InvalidInput
 from pliant.options import Flag, from_texts, named_values
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class SelectiveOptions:
         """The configuration that the options describe."""
         from pliant.gradients.config import GradientConfig
 
-        config = from_texts(
+        return from_texts(
             GradientConfig,
             named_values(self.choose, "--choose"),
             "--choose",
@@ -53,8 +52,3 @@ class SelectiveOptions:
             selection=self.selection,
             score=self.score,
         )
-        if config.needs_scores and config.score == "excess":
-            raise InvalidInput(
-                "score = 'excess' compares with a reference model, which only Python can pass"
-            )
-        return config

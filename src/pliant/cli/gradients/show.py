@@ -13,7 +13,7 @@ from pliant.cli.gradients.inputs import load_inputs, quiet_libraries
 from pliant.cli.gradients.options import SelectiveOptions
 
 if TYPE_CHECKING:
-    from pliant.gradients.audit.shown import Shown, ShownToken
+    from pliant.gradients.audit.preview import Shown, ShownToken
     from pliant.reports.coloured import Coloured, Word
 
 EXAMPLE = "pliant gradients show --model nano-s --data nano --ratio 0.25"

@@ -11,9 +11,9 @@ says who won; `shown` tells which tokens they are. The model is left as it was f
 from pliant.gradients.audit.audit import Audit, Finding, audit
 from pliant.gradients.audit.callback import AuditCallback
 from pliant.gradients.audit.contenders import Contender
+from pliant.gradients.audit.preview import ShownToken, show
 from pliant.gradients.audit.race import race
-from pliant.gradients.audit.shown import ShownToken, show
-from pliant.gradients.audit.verdict import Race, Run
+from pliant.gradients.audit.result import Race, Run
 
 __all__ = [
     "Audit",

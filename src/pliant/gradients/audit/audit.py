@@ -12,7 +12,6 @@ from torch import nn
 from pliant.anatomy import Anatomy
 from pliant.anatomy.unwrap import unwrap
 from pliant.errors import InvalidInput
-from pliant.gradients.audit.as_found import as_found, trained, without_gradients
 from pliant.gradients.audit.contenders import (
     Batch,
     Contender,
@@ -21,13 +20,14 @@ from pliant.gradients.audit.contenders import (
     rows_in,
     steady,
 )
-from pliant.gradients.audit.cost import Cost, costs
+from pliant.gradients.audit.cost import StepCost, costs
 from pliant.gradients.audit.quality import Judge, Quality
-from pliant.gradients.batch import lesson_of
+from pliant.gradients.audit.snapshot import clear_gradients, restored, trained
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.label_alignment import label_alignment
 from pliant.gradients.engines.split_forward import SplitForward
-from pliant.gradients.selecting import Reference, Router
+from pliant.gradients.labelled_batch import labelled_batch
+from pliant.gradients.selector import Router
 from pliant.stats import Band
 
 DRAWS, TURNS = 16, 9
@@ -40,7 +40,7 @@ class Finding:
 
     contender: Contender
     quality: Quality
-    cost: Cost
+    cost: StepCost
     notes: tuple[str, ...]
     """What was computed otherwise than was asked for, and why."""
 
@@ -116,7 +116,6 @@ def audit(
     batches: Batch | Sequence[Batch],
     config: GradientConfig | None = None,
     *,
-    reference: Reference | None = None,
     router: Router | None = None,
     draws: int = DRAWS,
     turns: int = TURNS,
@@ -130,11 +129,11 @@ def audit(
     config, model = config or GradientConfig(), unwrap(model)
     given: list[Batch] = [batches] if isinstance(batches, Mapping) else list(batches)
     tokens = _checked(model, given, draws, turns)
-    with as_found(model):
+    with restored(model):
         several = [placed(batch, model) for batch in given]
-        share = cost_share(model, several[0], config, reference, router)
+        share = cost_share(model, several[0], config, router)
         contenders = contenders_for(config, share, rows_in(several[0]))
-        with Field(model, contenders, reference, router) as field:
+        with Field(model, contenders, router) as field:
             judge = Judge(field, draws)
             for batch in (progress or silently)(several, "comparing gradients"):
                 judge.see(batch)
@@ -148,14 +147,13 @@ def cost_share(
     model: nn.Module,
     batch: Batch,
     config: GradientConfig,
-    reference: Reference | None,
     router: Router | None,
 ) -> float | None:
     """What a step by this configuration costs of a standard one, by operations."""
     asked = Contender("tokens", steady(config))
-    with Field(model, [asked], reference, router) as field:
+    with Field(model, [asked], router) as field:
         field.step(asked, batch)
-        without_gradients(model)
+        clear_gradients(model)
         return field.handles[asked].metrics().get("flops_of_standard")
 
 
@@ -179,7 +177,7 @@ def _checked(model: nn.Module, batches: Sequence[Batch], draws: int, turns: int)
 def _labelled(model: nn.Module, batch: Batch) -> int:
     """Where labels stand at what predicts them, the first of a row is one as well."""
     split = SplitForward(Anatomy.of(model), model.forward)
-    return int(lesson_of(dict(batch), label_alignment(split).aligned).valid_BT.sum())
+    return int(labelled_batch(dict(batch), label_alignment(split).aligned).valid_BT.sum())
 
 
 def placed(batch: Batch, model: nn.Module) -> dict[str, Any]:

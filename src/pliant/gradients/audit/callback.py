@@ -17,11 +17,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pliant import adapters
 from pliant.errors import InvalidInput
-from pliant.gradients.audit.as_found import same_randomness
 from pliant.gradients.audit.audit import DRAWS, TURNS, Audit, audit
 from pliant.gradients.audit.contenders import rows_in
 from pliant.gradients.audit.race import SEEDS, race
-from pliant.gradients.audit.verdict import Race
+from pliant.gradients.audit.result import Race
+from pliant.gradients.audit.snapshot import same_randomness
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import OFF, Gradients, GradientsWarning
 
@@ -168,4 +168,4 @@ def _attached(model: nn.Module) -> Gradients | None:
 
 
 def _helpers(gradients: Gradients) -> dict[str, Any]:
-    return {"reference": gradients.selector.reference, "router": gradients.selector.router}
+    return {"router": gradients.selector.router}

@@ -23,13 +23,13 @@ from pliant.anatomy import Anatomy
 from pliant.anatomy.decoder import last_hidden_state
 from pliant.anatomy.unwrap import unwrap
 from pliant.errors import InvalidInput
-from pliant.gradients.batch import EXTRAS, lesson_of
-from pliant.gradients.choosing.scores import in_chunks
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.label_alignment import label_alignment
 from pliant.gradients.engines.split_forward import SplitForward
+from pliant.gradients.labelled_batch import EXTRAS, labelled_batch
 from pliant.gradients.model import Gradients, GradientsWarning
-from pliant.gradients.selecting import Reference, Router, spread
+from pliant.gradients.selection.scores import in_chunks
+from pliant.gradients.selector import Router, spread
 
 Batch = Mapping[str, Any]
 Kind = Literal["tokens", "standard", "rows", "hardest_rows"]
@@ -91,7 +91,7 @@ NAMED = ("engine", "ratio", "selection", "seed")
 
 def steady(config: GradientConfig) -> GradientConfig:
     """Without its start: what it comes to when the schedule has run out."""
-    return replace(config, warmup_steps=0, dense_first=0, dense_every=0, refresh=1)
+    return replace(config, warmup_steps=0, dense_first=0, dense_every=0)
 
 
 def contenders_for(
@@ -135,12 +135,11 @@ class Field:
         self,
         model: nn.Module,
         contenders: Sequence[Contender],
-        reference: Reference | None = None,
         router: Router | None = None,
     ) -> None:
         self.model = unwrap(model)
         self.contenders = list(contenders)
-        self.reference, self.router = reference, router
+        self.router = router
         self.handles: dict[Contender, Gradients] = {}
         self.notes: dict[Contender, list[str]] = {}
         """What was computed otherwise than was asked for."""
@@ -164,7 +163,7 @@ class Field:
         if contender.config is None:
             return
         name = f"contender-{len(self.handles)}"
-        acting = Gradients(self.model, contender.config, self.reference, self.router)
+        acting = Gradients(self.model, contender.config, self.router)
         self.handles[contender] = adapters.attach(self.model, acting, name)
 
     def step(self, contender: Contender, batch: Batch, draw: int = 0) -> None:
@@ -205,7 +204,7 @@ class Field:
     def _hardness(self, batch: Batch) -> Tensor:
         """(B,): the mean difficulty of each row's labelled tokens, by the score "combined"."""
         split = SplitForward(Anatomy.of(self.model), self.model.forward)
-        lesson = lesson_of(dict(batch), label_alignment(split).aligned)
+        lesson = labelled_batch(dict(batch), label_alignment(split).aligned)
         decoded = split.backbone(lesson.inputs)
         scores_N = in_chunks(
             lambda rows: split.logits(decoded, rows, lesson.inputs),

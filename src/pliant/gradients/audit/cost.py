@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pliant.gradients.audit.as_found import trained, without_gradients
 from pliant.gradients.audit.contenders import STANDARD, Batch, Contender, Field
+from pliant.gradients.audit.snapshot import clear_gradients, trained
 from pliant.stats import Band, bootstrap
 
 
 @dataclass(frozen=True)
-class Cost:
+class StepCost:
     """Of a forward and a backward pass (the optimizer's step is the same for all)."""
 
     seconds: float
@@ -34,7 +34,7 @@ class Cost:
     """As a share of standard training's: see `ledger`."""
 
 
-def costs(field: Field, batches: Sequence[Batch], turns: int) -> Mapping[Contender, Cost]:
+def costs(field: Field, batches: Sequence[Batch], turns: int) -> Mapping[Contender, StepCost]:
     """Whatever disturbs the machine disturbs all alike: each turn runs each contender once."""
     memory = {c: _memory(field, c, batches[0]) for c in field.contenders}
     shares = {c: operations(field, c) for c in field.contenders}
@@ -46,13 +46,13 @@ def costs(field: Field, batches: Sequence[Batch], turns: int) -> Mapping[Contend
             seconds[contender].append(timed(field, contender, batch, turn))
     standard = np.array(seconds[STANDARD])
     return {
-        c: Cost(statistics.median(s), _speed(standard / np.array(s)), memory[c], shares[c])
+        c: StepCost(statistics.median(s), _speed(standard / np.array(s)), memory[c], shares[c])
         for c, s in seconds.items()
     }
 
 
 def timed(field: Field, contender: Contender, batch: Batch, draw: int) -> float:
-    without_gradients(field.model)
+    clear_gradients(field.model)
     wait(field.model)
     begun = time.perf_counter()
     field.step(contender, batch, draw)
@@ -82,18 +82,18 @@ def wait(model: nn.Module) -> None:
 
 
 def _memory(field: Field, contender: Contender, batch: Batch) -> int:
-    without_gradients(field.model)
+    clear_gradients(field.model)
     if trained(field.model)[0].device.type == "cuda":
         return _on_cuda(field, contender, batch)
     with Peak() as peak:
         field.step(contender, batch)
-        without_gradients(field.model)
+        clear_gradients(field.model)
     return peak.most
 
 
 def _on_cuda(field: Field, contender: Contender, batch: Batch) -> int:
     field.step(contender, batch)  # what libraries take once, they have now
-    without_gradients(field.model)
+    clear_gradients(field.model)
     devices = {p.device for p in field.model.parameters() if p.device.type == "cuda"}
     wait(field.model)
     before = {device: torch.cuda.memory_allocated(device) for device in devices}

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pliant.gradients.audit.as_found import trained, without_gradients
 from pliant.gradients.audit.contenders import STANDARD, Batch, Contender, Field
+from pliant.gradients.audit.snapshot import clear_gradients, trained
 from pliant.stats import Band, bootstrap
 
 
@@ -85,7 +85,7 @@ class Judge:
 
     def _gradient(self, contender: Contender, batch: Batch, draw: int) -> list[Tensor]:
         """Dropout, where there is some, drops the same for all that run the whole batch."""
-        without_gradients(self.field.model)
+        clear_gradients(self.field.model)
         torch.manual_seed(0)
         self.field.step(contender, batch, draw)
         return _taken(self.parameters)

@@ -25,17 +25,17 @@ from pliant.anatomy.decoder import last_hidden_state
 from pliant.anatomy.unwrap import unwrap
 from pliant.data.collate import Collator
 from pliant.errors import InvalidInput
-from pliant.gradients.audit.as_found import Kept, as_found, without_gradients
 from pliant.gradients.audit.audit import TURNS, Progress, cost_share, placed, silently
 from pliant.gradients.audit.contenders import STANDARD, Batch, Contender, Field, fewer_rows, steady
 from pliant.gradients.audit.cost import operations, wait
-from pliant.gradients.audit.verdict import Race, Run
-from pliant.gradients.batch import lesson_of
-from pliant.gradients.choosing.scores import in_chunks
+from pliant.gradients.audit.result import Race, Run
+from pliant.gradients.audit.snapshot import SavedWeights, clear_gradients, restored
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.label_alignment import label_alignment
 from pliant.gradients.engines.split_forward import SplitForward
-from pliant.gradients.selecting import Reference, Router, spread
+from pliant.gradients.labelled_batch import labelled_batch
+from pliant.gradients.selection.scores import in_chunks
+from pliant.gradients.selector import Router, spread
 
 Row = Mapping[str, Any]
 Collate = Callable[[Any], Batch]
@@ -69,7 +69,6 @@ def race(
     turns: int = TURNS,
     contenders: Sequence[Contender] | None = None,
     collate: Collate | None = None,
-    reference: Reference | None = None,
     router: Router | None = None,
     progress: Progress | None = None,
 ) -> Race:
@@ -83,20 +82,20 @@ def race(
     config, model = config or GradientConfig(), unwrap(model)
     _check(train_rows, eval_rows, batch_size, seeds, seconds, steps, turns)
     terms = Terms(min(batch_size, len(train_rows)), lr, collate or Collator())
-    kept = Kept(model)
-    with as_found(model):
+    kept = SavedWeights(model)
+    with restored(model):
         first = placed(next(_batches(train_rows, terms, 0)), model)
         if contenders is None:
-            share = cost_share(model, first, config, reference, router)
+            share = cost_share(model, first, config, router)
             contenders = entrants(config, share, terms.batch_size)
         field = [one for one in contenders if one != STANDARD]
         try:
-            with Field(model, [*field, STANDARD], reference, router) as together:
+            with Field(model, [*field, STANDARD], router) as together:
                 return _Course(together, train_rows, eval_rows, terms, kept, turns).run(
                     seconds, steps, seeds, points, progress or silently
                 )
         finally:
-            kept.put_back()
+            kept.restore()
 
 
 def entrants(config: GradientConfig, share: float | None, rows: int) -> list[Contender]:
@@ -118,7 +117,7 @@ class _Course:
         train_rows: Sequence[Row],
         eval_rows: Sequence[Row],
         terms: Terms,
-        kept: Kept,
+        kept: SavedWeights,
         turns: int,
     ) -> None:
         self.field, self.terms, self.kept, self.turns = field, terms, kept, turns
@@ -175,12 +174,12 @@ class _Course:
                 if turn:  # the first is warmed up in
                     taken[one].append(time.perf_counter() - begun)
                 shares[one] = operations(self.field, one)
-        self.kept.put_back()
+        self.kept.restore()
         return {one: statistics.median(times) for one, times in taken.items()}, shares
 
     def _lap(self, one: Contender, seed: int, steps: int, points: int) -> tuple[Any, Any]:
         """Its losses on the way, as (share of the budget, loss), and the last one row by row."""
-        self.kept.put_back()
+        self.kept.restore()
         torch.manual_seed(seed)
         optimizer = self._optimizer()
         stops = {max(1, round(steps * (i + 1) / points)) for i in range(points)}
@@ -198,7 +197,7 @@ class _Course:
     def _step(
         self, one: Contender, batch: Batch, draw: int, optimizer: torch.optim.Optimizer
     ) -> None:
-        without_gradients(self.model)
+        clear_gradients(self.model)
         self.field.step(one, batch, draw)
         nn.utils.clip_grad_norm_(self.kept.parameters, CLIP)
         optimizer.step()
@@ -218,7 +217,7 @@ class _Course:
 def _row_losses(model: nn.Module, batch: Batch) -> tuple[Any, Any]:
     """Each row's loss, summed over its tokens; no logits of a whole batch exist."""
     split = SplitForward(Anatomy.of(model), model.forward)
-    lesson = lesson_of(dict(batch), label_alignment(split).aligned)
+    lesson = labelled_batch(dict(batch), label_alignment(split).aligned)
     decoded = split.backbone(lesson.inputs)
     losses_N = in_chunks(
         lambda rows: split.logits(decoded, rows, lesson.inputs),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pliant.gradients.engines.keys import extended
+from pliant.gradients.engines.kv import extended
 from pliant.gradients.engines.sparse import first_pass, second_pass
 from pliant.gradients.engines.split_forward import SplitForward
 

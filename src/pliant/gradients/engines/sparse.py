@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from pliant.anatomy import Anatomy
 from pliant.anatomy.decoder import last_hidden_state
 from pliant.anatomy.modes import attention_among, without_checkpointing
-from pliant.gradients.engines.keys import Pair, Recording, Writing
+from pliant.gradients.engines.kv import Pair, Recording, Writing
 from pliant.gradients.engines.layers import (
     CACHES,
     MASK,

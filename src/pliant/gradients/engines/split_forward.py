@@ -23,7 +23,7 @@ from pliant.anatomy.decoder import (
 )
 from pliant.anatomy.intercept import FORWARD
 from pliant.errors import UnsupportedModel
-from pliant.gradients.ledger import Ledger
+from pliant.gradients.operations import OperationCount
 
 Forward = Callable[..., Any]
 
@@ -34,7 +34,7 @@ class SplitForward:
     def __init__(self, anatomy: Anatomy, forward: Forward) -> None:
         self.anatomy = anatomy
         self.forward = forward
-        self.ledger = Ledger()
+        self.ledger = OperationCount()
 
     def backbone(self, inputs: dict[str, Any], handlers: Handlers | None = None) -> Any:
         """What the decoder returns for these inputs; the head is not run."""

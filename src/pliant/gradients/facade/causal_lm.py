@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from pliant.adapters import attached
-from pliant.gradients.choosing.scores import measured
 from pliant.gradients.config import Engine, Score, Selection
 from pliant.gradients.facade.outputs import logits_of
 from pliant.gradients.facade.router import TruncatedRouter
 from pliant.gradients.facade.settings import config_of
 from pliant.gradients.model import Gradients, attach
-from pliant.gradients.selecting import Router
+from pliant.gradients.selection.scores import measured
+from pliant.gradients.selector import Router
 
 
 class CGGRModel(nn.Module):

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from pliant.data.collate import IGNORED
 from pliant.errors import InvalidInput
 from pliant.gradients.biased import warn_of
-from pliant.gradients.choosing.rules import mask_and_weights
-from pliant.gradients.choosing.scores import measured
 from pliant.gradients.config import Score, Selection
 from pliant.gradients.facade.outputs import aligned, mean_where
 from pliant.gradients.facade.settings import config_of
 from pliant.gradients.facade.steps import Steps
+from pliant.gradients.selection.rules import mask_and_weights
+from pliant.gradients.selection.scores import measured
 
 BaseLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -96,7 +96,7 @@ class CGGRLoss(nn.Module):
         return self.steps.state()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.steps.take(state)
+        self.steps.load_state(state)
 
     @torch.no_grad()
     def _chosen(

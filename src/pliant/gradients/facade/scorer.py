@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from pliant.data.collate import IGNORED
-from pliant.gradients.choosing.rules import mask_and_weights
-from pliant.gradients.choosing.scores import measured
 from pliant.gradients.config import Score, Selection
 from pliant.gradients.facade.outputs import following, logits_of, mean_where
 from pliant.gradients.facade.settings import config_of
 from pliant.gradients.facade.steps import Steps
+from pliant.gradients.selection.rules import mask_and_weights
+from pliant.gradients.selection.scores import measured
 
 
 class CGGRScorer(nn.Module):
@@ -93,7 +93,7 @@ class CGGRScorer(nn.Module):
         return self.steps.state()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.steps.take(state)
+        self.steps.load_state(state)
 
 
 def _valid(input_ids: Tensor, targets_BT: Tensor | None, attention_mask: Any) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pliant.errors import InvalidInput
 from pliant.gradients.config import Engine, GradientConfig, Score, Selection
 
 
@@ -19,10 +18,6 @@ def config_of(
     engine: Engine = "exact",
 ) -> GradientConfig:
     """The seed's names for what a GradientConfig holds."""
-    if scoring == "excess":
-        raise InvalidInput(
-            'scoring = "excess" compares with a reference: pliant.gradients.attach takes one'
-        )
     return GradientConfig(
         engine=engine,
         ratio=min_tokens_ratio,

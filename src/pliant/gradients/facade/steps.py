@@ -39,9 +39,9 @@ class Steps:
     def state(self) -> dict[str, Any]:
         return {**self.schedule.state(), "draws": self.draws}
 
-    def take(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         draws = state.get("draws")
         if not isinstance(draws, int) or draws < 0:
             raise InvalidInput(f"draws = {draws!r} in a saved state: a whole number is due")
-        self.schedule.take(state)
+        self.schedule.load_state(state)
         self.draws = draws

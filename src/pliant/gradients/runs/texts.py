@@ -17,7 +17,7 @@ from pliant.data import read_rows as read
 from pliant.data.collate import IGNORED, Collator
 from pliant.errors import InvalidInput
 
-__all__ = ["Padded", "Piece", "Texts", "numbered", "read", "texts"]
+__all__ = ["Padded", "Piece", "Texts", "read", "texts"]
 
 Piece = dict[str, list[int]]
 """`input_ids` and `labels`, of one length; and, once `numbered`, which piece it is."""
@@ -58,11 +58,6 @@ def texts(rows: Sequence[Row], tokenizer: Any, length: int) -> Texts:
     if not kept:
         raise InvalidInput(f"no completion begins within {length} tokens: raise --length")
     return Texts(kept, len(short) - len(kept))
-
-
-def numbered(pieces: Sequence[Piece]) -> list[Piece]:
-    """Each with its place, by which its scores are kept."""
-    return [{**piece, "example_id": [i]} for i, piece in enumerate(pieces)]
 
 
 Padded = Collator.of

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pliant.errors import InvalidInput
-from pliant.gradients.choosing.sampling import inclusion, mixed, starts, systematic, wide
 from pliant.gradients.config import GradientConfig
+from pliant.gradients.selection.sampling import inclusion, mixed, starts, systematic, wide
 
 
 @dataclass(frozen=True, eq=False)

@@ -175,8 +175,6 @@ _FORMULAS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
     "combined": _combined,
     "gradient": _gradient,
     "doubt": _doubt,
-    # An excess over a reference is the difference of two losses: whoever has both takes it.
-    "excess": _loss,
 }
 
 

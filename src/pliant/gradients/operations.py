@@ -10,7 +10,7 @@ from pliant.anatomy import Anatomy
 
 
 @dataclass
-class Ledger:
+class OperationCount:
     """How many tokens went through the backbone and the head: quietly (no gradient), or live."""
 
     tokens: int = 0
@@ -34,22 +34,22 @@ class Ledger:
         else:
             self.head_quiet += rows
 
-    def add(self, other: Ledger) -> None:
+    def add(self, other: OperationCount) -> None:
         for name, count in asdict(other).items():
             setattr(self, name, getattr(self, name) + count)
 
-    def flops(self, cost: Cost) -> float:
+    def flops(self, cost: TokenCost) -> float:
         """Of everything that was run."""
         quiet = self.backbone_quiet * cost.backbone + self.head_quiet * cost.head
         return quiet + self.backbone_live * cost.live_backbone + self.head_live * cost.live_head
 
-    def standard_flops(self, cost: Cost) -> float:
+    def standard_flops(self, cost: TokenCost) -> float:
         """Of standard training on the same batches."""
         return self.tokens * (cost.live_backbone + cost.live_head)
 
 
 @dataclass(frozen=True)
-class Cost:
+class TokenCost:
     """The operations of one token's pass, from the sizes of the weights: two for each of them
     forward, and on the way back as many again, once for what is trained and once for what leads
     there. Attention's own products, which grow with the length, are left out, and every expert of a
@@ -61,7 +61,7 @@ class Cost:
     live_head: float
 
     @classmethod
-    def of(cls, anatomy: Anatomy) -> Cost:
+    def of(cls, anatomy: Anatomy) -> TokenCost:
         tables = {
             id(weight)
             for module in anatomy.decoder.modules()

@@ -23,7 +23,7 @@ SAYS_SO = "accepts_loss_kwargs"
 COUNT = "num_items_in_batch"
 
 
-class TakesCount:
+class TokenCount:
     """The model says that it takes the count, until `remove`."""
 
     def __init__(self, model: nn.Module) -> None:

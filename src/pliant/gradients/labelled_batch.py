@@ -1,4 +1,4 @@
-"""What a model is called with, as a lesson: its inputs, and what is to be predicted where.
+"""What a model is called with, as a batch: its inputs, and what is to be predicted where.
 
 A position t predicts token t + 1; B sequences of T positions.
 """
@@ -16,12 +16,12 @@ from torch import Tensor
 from pliant.data.collate import IGNORED
 from pliant.errors import InvalidInput
 
-EXTRAS = ("loss_weights", "example_id", "num_items_in_batch")
-"""What a batch may hold besides; the model itself never sees the first two."""
+EXTRAS = ("loss_weights", "num_items_in_batch")
+"""What a batch may hold besides; the model itself never sees the first."""
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class LabelledBatch:
     """One batch to train on."""
 
     inputs: dict[str, Any]
@@ -31,7 +31,6 @@ class Lesson:
     valid_BT: Tensor
     user_BT: Tensor | None
     """What each target's loss is multiplied with, where the data set says so."""
-    example_id: Tensor | None
     items: Any
     """The labelled tokens of all batches of a step, where the trainer counted them."""
     tuples: bool
@@ -60,19 +59,19 @@ def named(
 
 def without_extras(inputs: dict[str, Any]) -> dict[str, Any]:
     """What the model itself may see of a call."""
-    return {name: value for name, value in inputs.items() if name not in EXTRAS[:2]}
+    return {name: value for name, value in inputs.items() if name != "loss_weights"}
 
 
 def is_labelled(inputs: dict[str, Any]) -> bool:
     return inputs.get("labels") is not None or inputs.get("shift_labels") is not None
 
 
-def lesson_of(inputs: dict[str, Any], aligned: bool = False) -> Lesson:
+def labelled_batch(inputs: dict[str, Any], aligned: bool = False) -> LabelledBatch:
     """Take a call apart. `aligned` labels are those of what each position predicts already."""
     inputs = dict(inputs)
     labels, shifted = inputs.pop("labels", None), inputs.pop("shift_labels", None)
     weights = inputs.pop("loss_weights", None)
-    example_id, items = inputs.pop("example_id", None), inputs.pop("num_items_in_batch", None)
+    items = inputs.pop("num_items_in_batch", None)
     tuples = inputs.pop("return_dict", None) is False
     inputs.setdefault("use_cache", False)
     if aligned and shifted is None:
@@ -80,14 +79,13 @@ def lesson_of(inputs: dict[str, Any], aligned: bool = False) -> Lesson:
     targets_BT = _shifted(labels, IGNORED) if shifted is None else shifted
     _check_shape(targets_BT, inputs)
     valid_BT = targets_BT != IGNORED
-    return Lesson(
+    return LabelledBatch(
         inputs,
         targets_BT,
         valid_BT,
         None
         if weights is None
         else _weights(torch.as_tensor(weights), targets_BT, shifted is None),
-        None if example_id is None else torch.as_tensor(example_id),
         items,
         tuples,
         shifted is not None,

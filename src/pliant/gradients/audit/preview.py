@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from pliant.anatomy.unwrap import unwrap
-from pliant.gradients.audit.as_found import as_found
 from pliant.gradients.audit.audit import placed
 from pliant.gradients.audit.contenders import Batch, Contender, Field, steady
-from pliant.gradients.batch import Lesson
-from pliant.gradients.choosing.rules import Chosen
+from pliant.gradients.audit.snapshot import restored
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.ledger import Ledger
-from pliant.gradients.selecting import Reference, Router
+from pliant.gradients.labelled_batch import LabelledBatch
+from pliant.gradients.operations import OperationCount
+from pliant.gradients.selection.rules import Chosen
+from pliant.gradients.selector import Router
 from pliant.gradients.telemetry import Telemetry
 
 
@@ -45,7 +45,6 @@ def show(
     batch: Batch,
     config: GradientConfig | None = None,
     *,
-    reference: Reference | None = None,
     router: Router | None = None,
     draw: int = 0,
 ) -> Shown:
@@ -55,7 +54,7 @@ def show(
     """
     whole = replace(steady(config or GradientConfig()), score_share=1.0)
     model, asked = unwrap(model), Contender("tokens", whole)
-    with as_found(model), Field(model, [asked], reference, router) as field:
+    with restored(model), Field(model, [asked], router) as field:
         watching = Watching()
         field.handles[asked].telemetry = watching
         with field.only(asked):
@@ -74,16 +73,16 @@ class Watching(Telemetry):
 
     def trained(
         self,
-        lesson: Lesson,
+        batch: LabelledBatch,
         chosen: Chosen,
         losses_N: Tensor,
         losses_BT: Tensor | None,
-        ledger: Ledger,
+        ledger: OperationCount,
         *,
         fair: bool = False,
     ) -> None:
         at_BK, live_BK = chosen.positions_BK.cpu(), chosen.live_BK.cpu()
-        self.valid_BT = lesson.valid_BT.cpu()
+        self.valid_BT = batch.valid_BT.cpu()
         found = torch.full(self.valid_BT.shape, torch.nan)
         if losses_BT is not None:
             found[self.valid_BT] = losses_BT.float().cpu()[self.valid_BT]

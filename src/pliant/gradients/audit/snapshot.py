@@ -14,10 +14,10 @@ from pliant.errors import InvalidInput
 
 
 @contextmanager
-def as_found(model: nn.Module) -> Iterator[None]:
+def restored(model: nn.Module) -> Iterator[None]:
     """In training mode inside; then modes, gradients, buffers and random state are as before.
 
-    Weights are the business of whoever changes them: see `Kept`.
+    Weights are the business of whoever changes them: see `SavedWeights`.
     """
     modes = {module: module.training for module in model.modules()}
     grads = {p: p.grad for p in model.parameters()}
@@ -25,7 +25,7 @@ def as_found(model: nn.Module) -> Iterator[None]:
     with same_randomness(model):
         try:
             model.train()
-            without_gradients(model)
+            clear_gradients(model)
             yield
         finally:
             for module, training in modes.items():
@@ -49,7 +49,7 @@ def same_randomness(model: nn.Module) -> Iterator[None]:
             np.random.set_state(numpys)
 
 
-def without_gradients(model: nn.Module) -> None:
+def clear_gradients(model: nn.Module) -> None:
     for p in model.parameters():
         p.grad = None
 
@@ -61,15 +61,15 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
     return found
 
 
-class Kept:
-    """The values of what is trained, once, on the CPU; `put_back` as often as you like."""
+class SavedWeights:
+    """The values of what is trained, once, on the CPU; `restore` as often as you like."""
 
     def __init__(self, model: nn.Module) -> None:
         self.parameters = trained(model)
         self.values: list[Tensor] = [p.detach().to("cpu", copy=True) for p in self.parameters]
 
     @torch.no_grad()
-    def put_back(self) -> None:
+    def restore(self) -> None:
         for p, value in zip(self.parameters, self.values, strict=True):
             p.copy_(value)
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pliant.errors import InvalidInput
-from pliant.gradients.choosing.rules import Chosen, choose, quota
 from pliant.gradients.config import GradientConfig, Selection
+from pliant.gradients.selection.rules import Chosen, choose, quota
 
 RULES = get_args(Selection)
 UNBIASED = ("sampled", "uniform")

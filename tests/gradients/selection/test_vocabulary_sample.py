@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pliant.gradients import GradientConfig, attach
-from pliant.gradients.choosing import words
-from pliant.gradients.choosing.scores import difficulty
+from pliant.gradients.selection import vocabulary_sample
+from pliant.gradients.selection.scores import difficulty
 
 V, D = 60, 8
 
 
-def way(head: nn.Module, spoil: Any = None) -> words.LogitsBy:
+def way(head: nn.Module, spoil: Any = None) -> vocabulary_sample.LogitsBy:
     """From hidden states to logits: the head, or what answers for it, and what comes after."""
 
-    def logits(rows: Tensor, instead: words.PartialHead | None = None) -> Tensor:
+    def logits(rows: Tensor, instead: vocabulary_sample.PartialHead | None = None) -> Tensor:
         made = head(rows) if instead is None else instead(head.forward, (rows,), {})
         return made if spoil is None else spoil(made)
 
@@ -37,11 +37,11 @@ def generator(seed: int = 0) -> torch.Generator:
 @given(st.integers(1, 40), st.integers(2, V), st.integers(0, 2**32))
 def test_each_word_is_read_once_and_they_stand_for_all(n: int, some: int, seed: int) -> None:
     targets = torch.randint(V, (n,))
-    read = words.drawn(targets, V, some, generator(seed))
+    read = vocabulary_sample.draw_sample(targets, V, some, generator(seed))
     assert len(set(read.ids_C.tolist())) == len(read.ids_C) == some
-    assert float(read.stands_for_C.sum()) == pytest.approx(V, rel=1e-5)
-    assert torch.equal(read.place_V[read.ids_C], torch.arange(some))
-    assert int((read.place_V >= 0).sum()) == some
+    assert float(read.represents_C.sum()) == pytest.approx(V, rel=1e-5)
+    assert torch.equal(read.index_V[read.ids_C], torch.arange(some))
+    assert int((read.index_V >= 0).sum()) == some
     own = set(read.ids_C[: some // 2].tolist())
     frequent = targets.bincount(minlength=V)
     left_out = [frequent[w] for w in range(V) if w not in own]
@@ -54,21 +54,23 @@ def test_if_all_words_are_read_the_scores_are_the_whole_vocabularys(bias: bool) 
     head, hidden, targets = nn.Linear(D, V, bias=bias), torch.randn(30, D), torch.randint(V, (30,))
     with torch.no_grad():
         head.weight.mul_(8)
-    read = words.drawn(targets, V, V, generator())
-    found = words.estimated(way(head), head, read, hidden, targets, "gradient")
+    read = vocabulary_sample.draw_sample(targets, V, V, generator())
+    found = vocabulary_sample.estimate_scores(way(head), head, read, hidden, targets, "gradient")
     torch.testing.assert_close(found.scores_N, difficulty(head(hidden), targets, "gradient"))
     torch.testing.assert_close(found.losses_N, difficulty(head(hidden), targets, "loss"))
-    by_loss = words.estimated(way(head), head, read, hidden, targets, "loss")
+    by_loss = vocabulary_sample.estimate_scores(way(head), head, read, hidden, targets, "loss")
     assert torch.equal(by_loss.scores_N, found.losses_N)
 
 
 def test_what_all_words_add_up_to_is_estimated_without_bias() -> None:
     """exp(loss) is the sum over all words, over the target's own share of it."""
     head, hidden, targets = nn.Linear(D, V), 3 * torch.randn(5, D), torch.randint(V, (5,))
-    drawn = [words.drawn(targets, V, 20, generator(seed)) for seed in range(600)]
+    drawn = [vocabulary_sample.draw_sample(targets, V, 20, generator(seed)) for seed in range(600)]
     sums = torch.stack(
         [
-            words.estimated(way(head), head, read, hidden, targets, "loss").losses_N.exp()
+            vocabulary_sample.estimate_scores(
+                way(head), head, read, hidden, targets, "loss"
+            ).losses_N.exp()
             for read in drawn
         ]
     )
@@ -82,8 +84,8 @@ def test_a_word_that_stands_for_others_alike_gives_their_gradients_length() -> N
     """Where all logits are alike, nothing is left to chance."""
     head, hidden, targets = nn.Linear(D, V, bias=False), torch.randn(6, D), torch.randint(V, (6,))
     nn.init.zeros_(head.weight)
-    read = words.drawn(targets, V, 20, generator())
-    found = words.estimated(way(head), head, read, hidden, targets, "gradient")
+    read = vocabulary_sample.draw_sample(targets, V, 20, generator())
+    found = vocabulary_sample.estimate_scores(way(head), head, read, hidden, targets, "gradient")
     torch.testing.assert_close(found.scores_N, difficulty(head(hidden), targets, "gradient"))
     torch.testing.assert_close(found.losses_N, difficulty(head(hidden), targets, "loss"))
 
@@ -91,10 +93,10 @@ def test_a_word_that_stands_for_others_alike_gives_their_gradients_length() -> N
 @pytest.mark.parametrize("rows", [1, 7, 100])
 def test_chunks_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     head, hidden, targets = nn.Linear(D, V), torch.randn(30, D), torch.randint(V, (30,))
-    read = words.drawn(targets, V, 12, generator())
-    whole = words.estimated(way(head), head, read, hidden, targets, "gradient")
-    monkeypatch.setattr(words, "at_once", lambda device, vocabulary: rows)
-    again = words.estimated(way(head), head, read, hidden, targets, "gradient")
+    read = vocabulary_sample.draw_sample(targets, V, 12, generator())
+    whole = vocabulary_sample.estimate_scores(way(head), head, read, hidden, targets, "gradient")
+    monkeypatch.setattr(vocabulary_sample, "at_once", lambda device, vocabulary: rows)
+    again = vocabulary_sample.estimate_scores(way(head), head, read, hidden, targets, "gradient")
     torch.testing.assert_close(again.scores_N, whole.scores_N)
 
 
@@ -124,8 +126,8 @@ def closed(logits: Tensor) -> Tensor:
 )
 def test_a_way_that_tells_words_apart_is_found_out(spoil: Any, fine: bool) -> None:
     head, hidden, targets = nn.Linear(D, V), torch.randn(16, D), torch.randint(V, (16,))
-    read = words.drawn(targets, V, 30, generator())
-    assert words.agree(way(head, spoil), head, read, hidden, targets) == fine
+    read = vocabulary_sample.draw_sample(targets, V, 30, generator())
+    assert vocabulary_sample.sample_agrees(way(head, spoil), head, read, hidden, targets) == fine
 
 
 HEAD = nn.Linear(4, 20_000, device="meta")
@@ -136,7 +138,7 @@ HEAD = nn.Linear(4, 20_000, device="meta")
     [
         ({}, 2500),
         ({"score": "loss"}, 2500),
-        ({"score_share": 0.01}, words.FEWEST),
+        ({"score_share": 0.01}, vocabulary_sample.MINIMUM),
         ({"score_share": 1.0}, None),
         ({"score": "entropy"}, None),
         ({"dynamic": True}, None),
@@ -144,18 +146,21 @@ HEAD = nn.Linear(4, 20_000, device="meta")
     ],
 )
 def test_how_many_words_are_read(change: dict[str, Any], some: int | None) -> None:
-    assert words.how_many(HEAD, replace(GradientConfig(), **change)) == some
+    assert vocabulary_sample.sample_size(HEAD, replace(GradientConfig(), **change)) == some
 
 
 def test_small_vocabularies_and_other_heads_are_read_whole() -> None:
-    assert words.how_many(nn.Linear(4, words.FEWEST), GradientConfig()) is None
-    assert words.how_many(nn.Sequential(HEAD), GradientConfig()) is None
-    assert words.how_many(None, GradientConfig()) is None
+    assert (
+        vocabulary_sample.sample_size(nn.Linear(4, vocabulary_sample.MINIMUM), GradientConfig())
+        is None
+    )
+    assert vocabulary_sample.sample_size(nn.Sequential(HEAD), GradientConfig()) is None
+    assert vocabulary_sample.sample_size(None, GradientConfig()) is None
 
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> LlamaForCausalLM:
-    monkeypatch.setattr(words, "FEWEST", 8)
+    monkeypatch.setattr(vocabulary_sample, "MINIMUM", 8)
     config = LlamaConfig(
         vocab_size=64,
         hidden_size=32,

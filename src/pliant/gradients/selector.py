@@ -1,0 +1,188 @@
+"""Which tokens of a batch are trained: scored, counted and drawn, the same for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.adapters.saving import without_retired
+from pliant.anatomy.decoder import with_hidden
+from pliant.gradients.config import GradientConfig
+from pliant.gradients.engines.split_forward import SplitForward
+from pliant.gradients.labelled_batch import LabelledBatch
+from pliant.gradients.schedule import Schedule
+from pliant.gradients.selection import vocabulary_sample
+from pliant.gradients.selection.rules import Chosen, choose
+from pliant.gradients.selection.scores import Scored, in_chunks
+
+Router = Callable[..., Any]
+"""Gives logits (B, T, V) to score from, for `input_ids` and an `attention_mask`."""
+
+
+class Selector:
+    """Chooses tokens; its schedule decides how many."""
+
+    def __init__(self, config: GradientConfig, router: Router | None) -> None:
+        self.config = self.asked = config
+        self.router = router
+        self.schedule = Schedule(config)
+        self.losses_BT: Tensor | None = None
+        """The loss at every labelled position (0 elsewhere), if the last choice made it known."""
+        self._confidence: Tensor | None = None
+        self.draws = 0
+        """The draws so far: each has its own seed, so that a resumed run draws the same."""
+        self._sample_agrees: bool | None = None
+        """Whether scores can be estimated from a vocabulary sample; None until it was tried."""
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every token is trained now, whatever the scores are."""
+        if self.config.engine == "completion" or self.config.selection == "all":
+            return True
+        return self.schedule.is_dense() or (self.schedule.ratio() == 1 and not self.config.dynamic)
+
+    @property
+    def is_fair(self) -> bool:
+        """Whether the drawn tokens, as they are weighted, represent all tokens on average."""
+        return self.config.selection in ("sampled", "uniform")
+
+    def chosen(
+        self, split: SplitForward, batch: LabelledBatch, decoded: Any, hidden_BTD: Tensor | None
+    ) -> Chosen:
+        """The positions to train, scored from these hidden states."""
+        self.losses_BT = None
+        if self.takes_all:
+            return everything(batch.valid_BT)
+        self.draws += 1
+        ratio, scores_BT, generator = self.schedule.ratio(), None, self._generator()
+        if self.config.needs_scores:
+            assert hidden_BTD is not None
+            scores_BT = self._scores(split, batch, decoded, hidden_BTD, generator)
+            if self.config.dynamic and self._confidence is not None:
+                ratio = self.schedule.ratio(float(self._confidence))
+        return choose(scores_BT, batch.valid_BT, self.config, ratio, generator)
+
+    def _scores(
+        self,
+        split: SplitForward,
+        batch: LabelledBatch,
+        decoded: Any,
+        hidden_BTD: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """(B, T), 0 where nothing is predicted."""
+        valid_BT, score = batch.valid_BT, self.config.score
+        targets_N = batch.targets_BT[valid_BT]
+        if self.router is None:
+            rows, logits_of = _head_on(split, batch, decoded, hidden_BTD.detach())
+            scored = self._estimated(split, batch, decoded, rows, generator)
+        else:
+            rows, logits_of = _routed(self.router, batch)
+            scored = None
+        if scored is None:
+            scored = in_chunks(logits_of, rows, targets_N, score, confidence=self.config.dynamic)
+            if self.router is None and self.config.exit_layer is None:
+                self.losses_BT = spread(scored.losses_N, valid_BT)
+        self._confidence = scored.confidence
+        return spread(scored.scores_N, valid_BT)
+
+    def _estimated(
+        self,
+        split: SplitForward,
+        batch: LabelledBatch,
+        decoded: Any,
+        rows_ND: Tensor,
+        generator: torch.Generator,
+    ) -> Scored | None:
+        """From a vocabulary sample, where the configuration and the model allow it."""
+        head, targets_N = split.anatomy.head, batch.targets_BT[batch.valid_BT]
+        size = vocabulary_sample.sample_size(head, self.config)
+        if size is None or self._sample_agrees is False or not len(targets_N):
+            return None
+        assert isinstance(head, nn.Linear)
+        sample = vocabulary_sample.draw_sample(targets_N, head.out_features, size, generator)
+
+        def logits_by(rows: Tensor, instead: vocabulary_sample.PartialHead | None = None) -> Tensor:
+            return split.logits(decoded, rows, batch.inputs, instead)
+
+        if self._sample_agrees is None:
+            trial = slice(0, vocabulary_sample.TRIAL_ROWS)
+            self._sample_agrees = vocabulary_sample.sample_agrees(
+                logits_by, head, sample, rows_ND[trial], targets_N[trial]
+            )
+            if not self._sample_agrees:
+                return None
+        return vocabulary_sample.estimate_scores(
+            logits_by, head, sample, rows_ND, targets_N, self.config.score
+        )
+
+    def switch(self, config: GradientConfig) -> None:
+        """Choose by another configuration from now on, at the same place of the schedule."""
+        schedule = Schedule(config)
+        schedule.load_state(self.schedule.state())
+        self.config, self.schedule = config, schedule
+
+    def state(self) -> dict[str, Any]:
+        """For `load_state`, as JSON."""
+        state: dict[str, Any] = {"schedule": self.schedule.state(), "draws": self.draws}
+        if self._sample_agrees is not None:  # trying again would draw another sample
+            state["words_agree"] = self._sample_agrees
+        if self.config != self.asked:
+            state["switched_to"] = asdict(self.config)
+        return state
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Resume from a saved state."""
+        if "switched_to" in state or self.config != self.asked:
+            to = state.get("switched_to")
+            self.switch(
+                self.asked if to is None else GradientConfig(**without_retired(GradientConfig, to))
+            )
+        self.schedule.load_state(state["schedule"])
+        self.draws = int(state["draws"])
+        self._sample_agrees = state.get("words_agree")
+
+    def _generator(self) -> torch.Generator:
+        distributed = torch.distributed
+        ready = distributed.is_available() and distributed.is_initialized()
+        rank = distributed.get_rank() if ready else 0
+        seed = (self.config.seed * 1_000_003 + self.draws) * 8191 + rank
+        return torch.Generator().manual_seed(seed % 2**63)
+
+
+def spread(values_N: Tensor, valid_BT: Tensor) -> Tensor:
+    """The values of the valid positions where they belong, and 0 elsewhere."""
+    values_BT = values_N.new_zeros(valid_BT.shape)
+    values_BT[valid_BT] = values_N
+    return values_BT
+
+
+def everything(valid_BT: Tensor) -> Chosen:
+    return choose(None, valid_BT, _EVERY, 1.0)
+
+
+LogitsOf = Callable[[Tensor], Tensor]
+
+
+def _head_on(
+    split: SplitForward, batch: LabelledBatch, decoded: Any, hidden_BTD: Tensor
+) -> tuple[Tensor, LogitsOf]:
+    """The labelled positions' hidden states, and the model's own path from these to logits."""
+    decoded = with_hidden(decoded, hidden_BTD)
+    return hidden_BTD[batch.valid_BT], lambda rows: split.logits(decoded, rows, batch.inputs)
+
+
+def _routed(router: Router, batch: LabelledBatch) -> tuple[Tensor, LogitsOf]:
+    with torch.no_grad():
+        output = router(
+            batch.inputs["input_ids"], attention_mask=batch.inputs.get("attention_mask")
+        )
+    logits_BTV = output if isinstance(output, Tensor) else output[0]
+    return logits_BTV[batch.valid_BT], lambda rows: rows
+
+
+_EVERY = GradientConfig(selection="all")
