@@ -13,7 +13,7 @@ from tests.routing.minimal_scorer import content
 
 from pliant.errors import CorruptFile, InvalidInput, PliantError
 from pliant.routing.backends import Settings
-from pliant.routing.router_file import Band, make, read
+from pliant.routing.router_file import SettingsBand, make, read
 
 FULL = content(
     calibration={"nano-s": {"kind": "temperature", "temperature": 2.0}},
@@ -97,8 +97,8 @@ def test_an_unknown_key_names_the_nearest(place: Any, near: str, tmp_path: Path)
         (("models", 0, "context"), 0, "models.0.context"),
         (("models", 0, "backend"), "openai:m", "openai:MODEL@"),
         (("models", 0, "backend"), "openai:m@https://u:p@h/v1", "environment variable"),
-        (("scorer", "folder"), "../../elsewhere", "does not lie beside"),
-        (("scorer", "folder"), "/etc", "does not lie beside"),
+        (("scorer", "folder"), "../../elsewhere", "must be a folder beside"),
+        (("scorer", "folder"), "/etc", "must be a folder beside"),
         (("threshold", "value"), "high", "threshold.value"),
         (("threshold", "on"), "score", "threshold.on"),
         (("far",), "strong", "far"),
@@ -107,14 +107,14 @@ def test_an_unknown_key_names_the_nearest(place: Any, near: str, tmp_path: Path)
         (("drift", "below"), [0.9, 0.2], "ascending"),
         (("drift", "edges"), [0.1], "one length"),
         (("drift", "false_alarms"), 0, "false_alarms"),
-        (("settings", 0, "up_to"), 1.0, "ascending order up to 1"),
-        (("settings", 1, "up_to"), 0.9, "ascending order up to 1"),
+        (("settings", 0, "up_to"), 1.0, "must ascend to 1"),
+        (("settings", 1, "up_to"), 0.9, "must ascend to 1"),
         (("settings", 0, "samples"), 0, "samples"),
         (("settings", 0, "temperature"), -1, "temperature"),
         (("settings", 0), {"up_to": 0.5, "samples": 2, "temperature": 0}, "temperature 0"),
         (("sticky", "ttl"), 0, "ttl"),
         (("version",), 2, "pip install -U pliant"),
-        (("version",), "1", "states no version"),
+        (("version",), "1", "has no version"),
     ],
 )
 def test_a_wrong_value_is_named(place: Any, value: Any, said: str, tmp_path: Path) -> None:
@@ -156,5 +156,5 @@ def test_any_value_is_taken_or_refused_in_our_own_words(key: str, value: Any) ->
 
 def test_a_band_says_only_what_it_has_an_opinion_on() -> None:
     before = Settings(max_new_tokens=7, temperature=0.5, samples=2, seed=3)
-    assert Band(up_to=1.0).over(before) == before
-    assert Band(up_to=1.0, max_new_tokens=9).over(before) == Settings(9, 0.5, 2, 3)
+    assert SettingsBand(up_to=1.0).over(before) == before
+    assert SettingsBand(up_to=1.0, max_new_tokens=9).over(before) == Settings(9, 0.5, 2, 3)

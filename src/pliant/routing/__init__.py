@@ -1,10 +1,11 @@
-"""Who should answer this prompt: labels, scorers, thresholds, the router, and what it saves.
+"""Which model should answer a prompt: labels, scorers, thresholds, the router, and what it saves.
 
-In their order: `backends` are asked, `labels` says who was right, `scorers` learn to foresee it,
-`measures` says how well, `goals` makes a threshold of a wish in words, `fitting` puts all of it
-together, and `live` is what `router` needs at work. `outcomes` is the table between them.
+In order: `backends` answer prompts, `labels` records which models were right, `scorers` learn to
+predict that, `metrics` measures how well, `goals` turns a goal in words into a threshold, `fitting`
+combines all of it, and `live` serves `router`. `outcomes` is the table of labels, `decision_rule`
+the one rule for which model answers.
 
-The names are found when they are first used, so that a part that needs no model imports none.
+Names are imported when they are first used, so that parts without a model import no torch.
 """
 
 from __future__ import annotations

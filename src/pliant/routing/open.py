@@ -1,4 +1,4 @@
-"""What a router's file names, opened: its models, and its scorer, if that is of the stated kind."""
+"""Open what a router's file names: its models and its scorer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ AT_ONCE = 64  # calls of one URL at a time
 
 
 def open_model(entry: ModelEntry, device: str | None = None, *, patient: bool = False) -> Backend:
-    """A model as its entry says.
+    """Open a model by its entry.
 
-    One behind a URL is tried once, unless the entry says more: another model can stand in. A
-    `patient` one is tried as often as labels are, for where none can.
+    A call of a URL is tried once unless the entry says otherwise, because another model can stand
+    in. A `patient` one, for prompts that no other model takes, is tried as often as in labelling.
     """
     spec = ModelSpec.parse(entry.backend)
     options: dict[str, Any] = {"device": device}
@@ -37,13 +37,13 @@ def open_model(entry: ModelEntry, device: str | None = None, *, patient: bool = 
     return open_backend(ModelSpec(entry.name, spec.model, spec.url), **options)
 
 
-def is_far(entry: ModelEntry) -> bool:
+def is_remote(entry: ModelEntry) -> bool:
     """Whether a model is behind a URL."""
     return ModelSpec.parse(entry.backend).url is not None
 
 
 def open_scorer(folder: Path, file: RouterFile, device: str | None = None) -> Scorer:
-    """The scorer in a router's folder; one that reads a model reads it where it also answers."""
+    """The scorer in a router's folder; one that reads a model reads it on the given device."""
     place = folder / file.scorer.folder
     index = read_index(place)
     kind = index["kind"]

@@ -26,7 +26,7 @@ UNITS = ("tokens", "usd", "ms", "flops", "calls")
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """n prompts, m models; the models stand in the order of their price, the cheapest first."""
+    """n prompts and m models, the cheapest model first."""
 
     prompts: tuple[str, ...]
     models: tuple[str, ...]
@@ -37,12 +37,12 @@ class Outcomes:
     groups: tuple[str, ...] | None = None
     """The subject, family or source of each prompt."""
     wordings: tuple[str, ...] | None = None
-    """Which of several ways of saying it each prompt is."""
+    """Which of several wordings each prompt is."""
     questions: tuple[str, ...] | None = None
-    """What each prompt asks, where several word the same question: those are never parted."""
+    """The question of each prompt, where several word the same one: those stay in one split."""
     unit: str = "calls"
     messages: tuple[Sequence[Message] | None, ...] | None = None
-    """Of each prompt that is more than a text the conversation, whose text stands in `prompts`."""
+    """The conversation of each prompt that is more than the text in `prompts`."""
 
     def __post_init__(self) -> None:
         for name in ("right", "cost"):
@@ -52,21 +52,22 @@ class Outcomes:
             object.__setattr__(self, name, None if value is None else tuple(value))
         self._refuse_wrong_sizes()
         if not ((self.right >= 0) & (self.right <= 1)).all():
-            raise InvalidInput("right: a share in [0, 1] is due for every prompt and model")
+            raise InvalidInput("`right` must lie in [0, 1] for every prompt and model")
         if not ((self.cost >= 0) & np.isfinite(self.cost)).all():
-            raise InvalidInput("cost: a number, 0 or more, is due for every prompt and model")
+            raise InvalidInput("`cost` must be finite, 0 or more, for every prompt and model")
         if self.unit not in UNITS:
             raise InvalidInput(f"unit={self.unit!r}{nearest(self.unit, UNITS)}")
 
     @property
     def asked(self) -> tuple[Prompt, ...]:
-        """Each prompt as a model is asked it: the conversation, where it is one."""
-        talks = self.messages or (None,) * len(self)
-        return tuple(talk or text for talk, text in zip(talks, self.prompts, strict=True))
+        """Each prompt as a model receives it: the conversation, if it is one."""
+        conversations = self.messages or (None,) * len(self)
+        pairs = zip(conversations, self.prompts, strict=True)
+        return tuple(conversation or text for conversation, text in pairs)
 
     @property
     def gain(self) -> Floats:
-        """(n,) how much more often the last model is right than the first: in [-1, 1]."""
+        """(n,) how much more often the last model is right than the first, in [-1, 1]."""
         return self.right[:, -1] - self.right[:, 0]
 
     @property
@@ -76,7 +77,7 @@ class Outcomes:
 
     @property
     def strong(self) -> Floats:
-        """(n,) of the dearest model."""
+        """(n,) of the most expensive model."""
         return self.right[:, -1]
 
     def __len__(self) -> int:
@@ -99,27 +100,27 @@ class Outcomes:
     ) -> Outcomes:
         """Read a table: JSONL, CSV (also .gz), parquet or a data set.
 
-        A row holds `right` (and `cost`) by model, as `pliant route label` writes it; or, where
-        there is no such column, each of `models` is a column of its own, with true and false or
-        shares. `models` are named the cheapest first; left out, they are ordered by their mean
-        cost. `cost` may also be one price a call for each model. Without any costs a call of the
-        first of two models costs 0 and of the second 1, in "calls".
+        A row holds `right` (and `cost`) by model, as `pliant route label` writes it. Without such
+        a column each of `models` is a column, with true and false or shares. `models` are named
+        the cheapest first; left out, they are ordered by their mean cost. `cost` may also be a
+        price of a call for each model. Without any costs a call of the first of two models costs
+        0 and of the second 1, in "calls".
         """
         rows = read_rows(path, [prompt], limit=limit)
         nested = right in rows[0]
         if nested and not isinstance(rows[0][right], Mapping):
             raise InvalidInput(f"{path}, row 1: no numbers by model under {right!r}")
-        known = list(rows[0][right]) if nested else list(rows[0])
+        columns = list(rows[0][right]) if nested else list(rows[0])
         if models is None and not nested:
             raise InvalidInput(
                 f"{path}: no column {right!r}; say which columns are the models, the cheapest "
-                f"first (there are {', '.join(known)})"
+                f"first (there are {', '.join(columns)})"
             )
-        named = tuple(models or known)
-        _refuse_unknown(path, named, known)
+        named = tuple(models or columns)
+        _refuse_unknown(path, named, columns)
         table = _table(path, rows, named, right if nested else None)
-        costs, found = _costs(path, rows, named, cost)
-        texts, talks = _prompts(path, rows, prompt)
+        costs, stated_unit = _costs(path, rows, named, cost)
+        texts, conversations = _prompts(path, rows, prompt)
         result = cls(
             texts,
             named,
@@ -128,13 +129,13 @@ class Outcomes:
             _texts(path, rows, group),
             _texts(path, rows, wording),
             _texts(path, rows, question),
-            unit or found,
-            talks,
+            unit or stated_unit,
+            conversations,
         )
         return result if models else result._cheapest_first()
 
     def write(self, path: str | Path) -> None:
-        """Write the table as `read` takes it: one JSON object a prompt."""
+        """Write the table for `read`: one JSON object a prompt."""
         write_rows(path, (self._row(i) for i in range(len(self))))
 
     def select(self, rows: ArrayLike) -> Outcomes:
@@ -156,7 +157,7 @@ class Outcomes:
         )
 
     def of_models(self, models: Sequence[str]) -> Outcomes:
-        """The same prompts with some of the models, in this order (the cheapest first)."""
+        """The same prompts with these models, in this order (the cheapest first)."""
         _refuse_unknown("these outcomes", models, self.models)
         at = [self.models.index(name) for name in models]
         return replace(self, models=tuple(models), right=self.right[:, at], cost=self.cost[:, at])
@@ -164,36 +165,36 @@ class Outcomes:
     def split(
         self, shares: Sequence[float], seed: int, by: str | None = None
     ) -> tuple[Outcomes, ...]:
-        """Parts of these shares, dealt at random; what is kept together is never parted.
+        """Random splits of these shares.
 
-        Prompts of the same text (but for case and white space) or of the same question are kept
-        together; with `by="group"` or `by="wording"`, all of a group or of a wording.
+        Prompts of the same text (up to case and white space) or of the same question stay in one
+        split; with `by="group"` or `by="wording"`, all prompts of a group or of a wording do.
         """
         keys: Sequence[str] | None
         if by is None:
-            keys = self.kept_together()
+            keys = self.inseparable()
         elif by in ("group", "wording"):
             keys = self.groups if by == "group" else self.wordings
             if keys is None:
-                raise InvalidInput(f"by={by!r}: these outcomes state no {by}s")
+                raise InvalidInput(f"by={by!r}: these outcomes have no {by}s")
         else:
             raise InvalidInput(f'by={by!r}: "group", "wording" or None')
         parts = splits(len(self), shares, seed, keys)
         if not all(parts):
             raise InvalidInput(
-                f"{len(set(keys)):,} different {by or 'prompt'}s are too few for {len(parts)} parts"
+                f"{len(set(keys)):,} different {by or 'prompt'}s are too few: {len(parts)} splits"
             )
         return tuple(self.select(part) for part in parts)
 
-    def kept_together(self) -> list[str]:
-        """(n,) a key of each prompt: equal where two have one text or ask one question.
+    def inseparable(self) -> list[str]:
+        """(n,) a key of each prompt, equal for prompts with the same text or question.
 
-        Also where that is so in several steps: a text that two questions share joins them.
+        Also over several steps: a text that two questions share joins them.
         """
         texts = [normalised(text) for text in self.prompts]
         if self.questions is None:
             return texts
-        first: dict[str, int] = {}  # of each text and question, the row that it was seen in first
+        first: dict[str, int] = {}  # the first row of each text and of each question
         leader = list(range(len(texts)))
 
         def root(i: int) -> int:
@@ -227,9 +228,9 @@ class Outcomes:
     def _refuse_wrong_sizes(self) -> None:
         n, m = len(self.prompts), len(self.models)
         if not n or m < 2:
-            raise InvalidInput(f"{n} prompts and {m} models: at least 1 and 2 are due")
+            raise InvalidInput(f"{n} prompts and {m} models: at least 1 and 2 are needed")
         if len(set(self.models)) < m:
-            raise InvalidInput(f"models={self.models}: a name is there twice")
+            raise InvalidInput(f"models={self.models}: a name appears twice")
         for name in ("right", "cost"):
             if getattr(self, name).shape != (n, m):
                 raise InvalidInput(
@@ -252,51 +253,51 @@ def _refuse_unknown(where: object, models: Sequence[str], known: Sequence[str]) 
 def _prompts(
     path: str | Path, rows: Sequence[Row], column: str
 ) -> tuple[tuple[str, ...], tuple[Sequence[Message] | None, ...] | None]:
-    """The texts, and the conversations: in the prompt's own column, or under `messages` with the
-    prompt as its text, as labels have them."""
+    """The texts, and the conversations of the prompt's column or, as in labels, of `messages`."""
     texts: list[str] = []
-    talks: list[Sequence[Message] | None] = []
+    conversations: list[Sequence[Message] | None] = []
     for i, row in enumerate(rows):
         prompt = row[column]
-        if isinstance(prompt, (bool, int, float)):  # a table that took a text for a number
+        if isinstance(prompt, (bool, int, float)):  # a table whose reader took a text for a number
             prompt = str(prompt)
         try:
             texts.append(text_of(prompt))
         except InvalidInput as error:
             raise InvalidInput(f"{path}, row {i + 1}: {error}") from None
-        talks.append(messages_of(prompt) if not isinstance(prompt, str) else _told(row, prompt))
-    return tuple(texts), tuple(talks) if any(talks) else None
+        is_text = isinstance(prompt, str)
+        conversations.append(_conversation(row, prompt) if is_text else messages_of(prompt))
+    return tuple(texts), tuple(conversations) if any(conversations) else None
 
 
-def _told(row: Row, text: str) -> Sequence[Message] | None:
+def _conversation(row: Row, text: str) -> Sequence[Message] | None:
     try:
-        talk = messages_of(row["messages"])
-    except (InvalidInput, KeyError):  # a column of the user's own
+        conversation = messages_of(row["messages"])
+    except (InvalidInput, KeyError):  # missing, or another column of that name
         return None
-    return talk if text_of(talk) == text else None
+    return conversation if text_of(conversation) == text else None
 
 
 def _table(
     path: str | Path, rows: Sequence[Row], models: Sequence[str], column: str | None
 ) -> Floats:
     """(n, m): a nested column's values by model, or one column a model."""
-    found = np.empty((len(rows), len(models)))
+    table = np.empty((len(rows), len(models)))
     for i, row in enumerate(rows):
         values = row if column is None else row.get(column)
         for j, name in enumerate(models):
             try:
-                found[i, j] = _number(values[name])  # type: ignore[index]
+                table[i, j] = _number(values[name])  # type: ignore[index]
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 label = name if column is None else f"{column}.{name}"
                 raise InvalidInput(f"{path}, row {i + 1}: no number under {label!r}") from error
-    return found
+    return table
 
 
 def _number(value: Any) -> float:
-    """True, false, numbers, and either as CSV has them."""
+    """True, false and numbers, also as text from CSV."""
     if isinstance(value, str):
-        word = value.strip().lower()
-        return float({"true": "1", "false": "0"}.get(word, word))
+        text = value.strip().lower()
+        return float({"true": "1", "false": "0"}.get(text, text))
     return float(value)
 
 
@@ -316,19 +317,19 @@ def _costs(
     if cost in rows[0]:
         return _table(path, rows, models, cost), unit
     if len(models) > 2:
-        raise InvalidInput(f"{path}: no column {cost!r}; with more than two models costs are due")
+        raise InvalidInput(f"{path}: no column {cost!r}; more than two models need costs")
     return np.tile([0.0, 1.0], (len(rows), 1)), "calls"
 
 
 def _texts(path: str | Path, rows: Sequence[Row], column: str) -> tuple[str, ...] | None:
-    """A column that every row has or none."""
-    found = [row.get(column) for row in rows]
-    if all(value is None for value in found):
-        if column not in ("group", "wording", "question"):  # one that was asked for by its name
+    """A column that all rows have, or none."""
+    values = [row.get(column) for row in rows]
+    if all(value is None for value in values):
+        if column not in ("group", "wording", "question"):  # the caller named it
             raise InvalidInput(f"{path}: no column {column!r}{nearest(column, rows[0])}")
         return None
-    if any(value is None for value in found):
+    if any(value is None for value in values):
         raise InvalidInput(
-            f"{path}, row {found.index(None) + 1}: no {column!r}, but others have one"
+            f"{path}, row {values.index(None) + 1}: no {column!r}, but others have one"
         )
-    return tuple(map(str, found))
+    return tuple(map(str, values))

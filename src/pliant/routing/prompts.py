@@ -1,4 +1,4 @@
-"""What may be asked: a text, or the messages of a conversation; and what of it is written down."""
+"""Prompts, as a text or as the messages of a conversation, and what is stored of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Prompt = str | Sequence[Message]
 
 
 def messages(prompt: Prompt) -> list[dict[str, str]]:
-    """The conversation, of which a bare text is the only message; what is neither is refused."""
+    """The conversation; a text is its only message. Raises InvalidInput for anything else."""
     if isinstance(prompt, str):
         conversation: list[dict[str, str]] = [{"role": "user", "content": prompt}]
     elif isinstance(prompt, Sequence) and len(prompt):
@@ -28,7 +28,7 @@ def messages(prompt: Prompt) -> list[dict[str, str]]:
 
 
 def text_of(prompt: Prompt) -> str:
-    """The prompt as one text: what a scorer of texts sees, and what a table of labels names it."""
+    """The prompt as one text, as scorers of texts and tables of labels have it."""
     conversation = messages(prompt)
     if len(conversation) == 1 and conversation[0]["role"] == "user":
         return conversation[0]["content"]
@@ -36,7 +36,7 @@ def text_of(prompt: Prompt) -> str:
 
 
 def digest(prompt: Prompt, salt: bytes = b"") -> str:
-    """32 hex digits that tell prompts apart, and without the salt say nothing about a prompt."""
+    """32 hex digits that identify a prompt, and reveal nothing about it without the salt."""
     content = json.dumps(messages(prompt), ensure_ascii=False, sort_keys=True).encode()
     return hmac.new(salt, content, hashlib.sha256).hexdigest()[:32]
 
@@ -46,7 +46,7 @@ def _message(message: object, at: int) -> dict[str, str]:
         isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
     ):
         raise InvalidInput(
-            f"message {at} of a prompt is {_short(message)}: a role and a content are due, as texts"
+            f"message {at} of a prompt is {_short(message)}: it needs a role and a content as text"
         )
     return {"role": message["role"], "content": message["content"]}
 

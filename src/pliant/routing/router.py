@@ -31,7 +31,7 @@ from pliant.routing.live.decision import Decision, Reply
 from pliant.routing.live.ledger import Ledger, Totals
 from pliant.routing.live.preference import Predict, Preference, Preferences, Session, Sessions
 from pliant.routing.live.shared_prefill import answer, backend_of
-from pliant.routing.open import is_far, open_model, open_scorer
+from pliant.routing.open import is_remote, open_model, open_scorer
 from pliant.routing.prompts import Prompt, messages
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions, Prefilling, Scorer
@@ -73,7 +73,7 @@ class Router:
         self._patient = {
             entry.name: open_model(entry, patient=True)
             for entry in file.models
-            if entry.name not in (backends or {}) and is_far(entry)
+            if entry.name not in (backends or {}) and is_remote(entry)
         }
         self._preferences = Preferences(file, scorer)
         self._sessions = Sessions(file.sticky.limit, file.sticky.ttl, clock)

@@ -1,7 +1,7 @@
-"""router.json: all that a router is, but for its scorer's numbers, in one strict file.
+"""router.json: everything about a router but its scorer's weights, in one strict file.
 
-Unknown keys are errors that name the nearest known one. The file holds no secret: of a key it has
-the name of the environment variable that holds it.
+Unknown keys are errors that name the nearest valid one. The file holds no secrets: an API key is
+named by the environment variable that holds it.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ class ModelEntry(Part):
     """A model that may be chosen."""
 
     name: Annotated[str, Field(min_length=1)]
-    """As the labels call it, and the scorer."""
+    """Its name in the labels."""
     backend: str
-    """How it is reached: nano-s, a folder, a hub name, openai:MODEL@URL."""
+    """nano-s, a folder, a hub name, or openai:MODEL@URL."""
     cost: Amount
-    """Of a call, on the average of the labels, in the router's unit."""
+    """The mean cost of a call in the labels, in the router's unit."""
     context: Count | None = None
-    """How many tokens prompt and answer may have; left out, what the model's config says."""
+    """How many tokens prompt and answer may have together; by default from the model's config."""
     price: tuple[Amount, Amount] | None = None
-    """Dollars for a million tokens of prompt and of answer."""
+    """Dollars per million tokens of prompt and of answer."""
     key_env: str | None = None
-    """The environment variable that holds the key of a URL."""
+    """The environment variable with the API key of a URL."""
     tries: Count | None = None
-    """Of a URL, for one prompt. Left out: one, or six where no other model takes the prompt."""
+    """Calls of a URL for one prompt; by default 1, or 6 if no other model takes the prompt."""
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Seconds that a call of a URL may take; left out, 120, of which 5 to connect."""
+    """Seconds for a call of a URL; by default 120, of which 5 to connect."""
 
 
 class ScorerEntry(Part):
-    """Who says how hard a prompt is."""
+    """The scorer that predicts how hard a prompt is."""
 
     kind: str
     folder: str = "scorer"
@@ -72,16 +72,16 @@ class ScorerEntry(Part):
     """Of scoring one prompt, in the router's unit, where it was measured."""
 
 
-class Threshold(Part):
-    """Which predicted gain is worth the dearer model."""
+class ThresholdEntry(Part):
+    """Which predicted gain is worth the more expensive model."""
 
     on: Literal["gain", "worth"] = "gain"
-    """gain: the last of two models answers where gain > value. worth: the model with the highest
-    gain - value * cost answers, of two or many."""
+    """gain: the last of two models answers if gain > value. worth: the model with the highest
+    gain - value * cost answers, of two or more."""
     value: Finite | Literal["inf", "-inf"]
-    """JSON knows no infinity, so it is a text: "inf" sends no prompt to the dearer model."""
+    """JSON has no infinity, so it is a text: "inf" sends every prompt to the cheapest model."""
     sentence: str
-    """What it promises, and on which split that was found."""
+    """What it promises, and on which split it was chosen."""
 
     @field_validator("value", mode="before")
     @classmethod
@@ -96,18 +96,18 @@ class Threshold(Part):
 
 
 class Sticky(Part):
-    """What a session keeps."""
+    """How a session keeps to a model."""
 
     policy: Literal["stay", "upgrade", "off"] = "stay"
-    """stay: its first model; upgrade: the strongest so far; off: nothing."""
+    """stay: its first model; upgrade: the strongest until now; off: no sessions."""
     limit: Count = 10_000
-    """Sessions that are remembered; the longest unused is forgotten first."""
+    """How many sessions are remembered; the longest unused is forgotten first."""
     ttl: Annotated[float, Field(gt=0)] = 3600.0
     """Seconds after which an unused session is forgotten."""
 
 
 class Drift(Part):
-    """The scores that the router was made for, and when others count as a change."""
+    """The scores that the router was fitted for, and when others count as a change."""
 
     edges: list[Finite]
     """Ascending scores."""
@@ -116,9 +116,9 @@ class Drift(Part):
     n: Count
     """How many scores the reference had."""
     window: Annotated[int, Field(ge=20)] = 500
-    """Scores that are held against it at a time."""
+    """How many scores are compared with it at a time."""
     false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """The chance of ever raising an alarm while nothing has changed."""
+    """The chance of ever raising an alarm if nothing changes."""
 
     @model_validator(mode="after")
     def _fits(self) -> Drift:
@@ -127,12 +127,12 @@ class Drift(Part):
             for row in (self.edges, self.below)
         )
         if not ascending or len(self.edges) != len(self.below) or not self.edges:
-            raise ValueError("edges and below are due, of one length and ascending")
+            raise ValueError("edges and below must be of one length and ascending")
         return self
 
 
-class Band(Part):
-    """How prompts up to a score are answered; what is left out is as the caller has it."""
+class SettingsBand(Part):
+    """How to answer prompts up to a score; settings left out are the caller's."""
 
     up_to: Share
     temperature: Amount | None = None
@@ -140,24 +140,24 @@ class Band(Part):
     samples: Count | None = None
 
     @model_validator(mode="after")
-    def _fits(self) -> Band:
+    def _fits(self) -> SettingsBand:
         if (self.samples or 1) > 1 and self.temperature == 0:
-            raise ValueError("several samples at temperature 0 are several times the same answer")
+            raise ValueError("several samples at temperature 0 repeat the same answer")
         return self
 
     def over(self, settings: Settings) -> Settings:
-        """The settings with what this band has an opinion on."""
+        """The settings, replaced by those that this band states."""
         own = self.model_dump(exclude={"up_to"}, exclude_none=True)
         return Settings(**{**vars(settings), **own})
 
 
 class LedgerEntry(Part):
-    """What is written down of each decision."""
+    """Where decisions are recorded."""
 
     path: str | None = "ledger.sqlite"
-    """Beside router.json, unless absolute; null keeps it in memory."""
+    """Beside router.json unless absolute; null: in memory."""
     prompts: bool = False
-    """Whether the prompts themselves are kept; else a salted hash."""
+    """Whether to store the prompts' text; otherwise a salted hash."""
 
 
 class RouterFile(Part):
@@ -167,26 +167,26 @@ class RouterFile(Part):
     pliant: str = __version__
     """The version of Pliant that wrote it."""
     unit: Literal["tokens", "usd", "ms", "flops", "calls"]
-    """Of every cost in here."""
+    """Of every cost in this file."""
     models: Annotated[list[ModelEntry], Field(min_length=2)]
     """The cheapest first, the strongest last, in the order of the scorer's columns."""
     scorer: ScorerEntry
     calibration: dict[str, dict[str, Any]] | None = None
-    """By model: from the scorer's P(right) to a probability (`measures.calibration`)."""
-    threshold: Threshold
+    """By model: from the scorer's P(right) to a probability (`metrics.calibration`)."""
+    threshold: ThresholdEntry
     default: str
-    """The safe model: it gets prompts that are unlike all that the router was made on."""
+    """The safe model: it answers novel prompts, unlike those that the router was fitted on."""
     novel: Annotated[
         Literal["default", "ignore"], Field(validation_alias=AliasChoices("novel", "far"))
     ] = "default"
-    """What becomes of such prompts."""
+    """default: novel prompts go to the default; ignore: they are routed as all others."""
     sticky: Sticky = Sticky()
     drift: Drift | None = None
-    settings: list[Band] = []
-    """How to answer, by score; empty: always as the caller says."""
+    settings: list[SettingsBand] = []
+    """How to answer, by score; empty: always by the caller's settings."""
     ledger: LedgerEntry = LedgerEntry()
     label_cost: dict[str, dict[str, float]] = {}
-    """What the labels cost to make, by model and for the judge: calls, tokens, ms, flops, usd."""
+    """What the labels cost, by model and for the judge: calls, tokens, ms, flops, usd."""
 
     @model_validator(mode="after")
     def _fits(self) -> RouterFile:
@@ -206,10 +206,10 @@ class RouterFile(Part):
             raise ValueError(f'threshold on "gain" is for two models, not {len(names)}: "worth"')
         ends = [band.up_to for band in self.settings]
         if ends and (ends != sorted(set(ends)) or ends[-1] != 1):
-            raise ValueError(f"settings: up_to is due in ascending order up to 1, not {ends}")
+            raise ValueError(f"settings: up_to must ascend to 1, and is {ends}")
         folder = Path(self.scorer.folder)
         if folder.is_absolute() or ".." in folder.parts:
-            raise ValueError(f"scorer: {self.scorer.folder!r} does not lie beside {NAME}")
+            raise ValueError(f"scorer: {self.scorer.folder!r} must be a folder beside {NAME}")
         return self
 
     @property
@@ -252,19 +252,19 @@ def make(**content: Any) -> RouterFile:
 
 
 def read(folder: Path) -> RouterFile:
-    """The router.json of a folder, checked to the letter."""
+    """Read and validate the router.json of a folder."""
     path = folder / NAME
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise InvalidInput(f"{folder}: holds no {NAME}, so no router") from None
+        raise InvalidInput(f"{folder}: holds no {NAME}, so it is no router") from None
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{path}: not JSON ({error})") from error
     version = content.get("version") if isinstance(content, dict) else None
     if not isinstance(version, int):
-        raise CorruptFile(f"{path}: states no version, so it was not written by Pliant")
+        raise CorruptFile(f"{path}: has no version, so Pliant did not write it")
     if version > VERSION:
         raise CorruptFile(
             f"{path}: of version {version}; this Pliant reads {VERSION}: pip install -U pliant"
@@ -276,21 +276,21 @@ def read(folder: Path) -> RouterFile:
 
 
 def _fault(error: ValidationError) -> str:
-    """The first fault on one line: where, what, and of an unknown key the nearest known one."""
+    """The first error on one line: where and what, and for an unknown key the nearest valid one."""
     fault = error.errors()[0]
     where = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
-        known = _known(fault["loc"][:-1])
-        inside = ".".join(map(str, fault["loc"][:-1]))
-        key = str(fault["loc"][-1])
-        return f"{inside + ': ' if inside else ''}no key {key!r}{nearest(key, known)}"
-    said = fault["msg"].removeprefix("Value error, ")
+        *place, key = fault["loc"]
+        inside = "".join(f"{step}." for step in place).rstrip(".")
+        near = nearest(str(key), _keys(place))
+        return f"{inside + ': ' if inside else ''}no key {str(key)!r}{near}"
+    message = fault["msg"].removeprefix("Value error, ")
     shown = "" if fault["type"] in ("value_error", "missing") else f", and is {fault['input']!r}"
-    return f"{where}: {said}{shown}" if where else said
+    return f"{where}: {message}{shown}" if where else message
 
 
-def _known(place: tuple[Any, ...]) -> list[str]:
-    """The keys that may stand at a place."""
+def _keys(place: list[Any]) -> list[str]:
+    """The valid keys at a place."""
     kind: Any = RouterFile
     for step in place:
         if isinstance(step, str):
@@ -300,7 +300,8 @@ def _known(place: tuple[Any, ...]) -> list[str]:
 
 
 def _part(kind: Any) -> Any:
-    """The Part in an annotation such as `Drift | None` or `list[Band]`."""
+    """The Part in an annotation such as `Drift | None` or `list[SettingsBand]`."""
     if isinstance(kind, type) and issubclass(kind, Part):
         return kind
-    return next((found for x in get_args(kind) if (found := _part(x)) is not None), None)
+    parts = map(_part, get_args(kind))
+    return next((part for part in parts if part is not None), None)

@@ -11,7 +11,7 @@ from pliant.reports import plots
 from pliant.reports.page import Section
 from pliant.reports.plots import Line
 from pliant.reports.tables import count
-from pliant.routing.fitting import evaluation as measured_on
+from pliant.routing.fitting.evaluation import CostLine
 from pliant.routing.metrics.curves import Curve
 from pliant.stats import Band
 
@@ -187,7 +187,7 @@ def _curves(data: ReportData, measured: Measured) -> str:
     return plots.lines(drawn, ends, point, x, "share of right answers")
 
 
-def _line(curve: Curve | measured_on.Line, always: float, faint: bool = False) -> Line:
+def _line(curve: Curve | CostLine, always: float, faint: bool = False) -> Line:
     cost = [float(x) / always for x in curve.cost]
     if isinstance(curve, Curve):
         return Line(cost, list(curve.quality), list(curve.low), list(curve.high), faint)

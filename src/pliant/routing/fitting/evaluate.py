@@ -18,11 +18,11 @@ from pliant.routing.decision_rule import Chosen
 from pliant.routing.fitting import training_hashes
 from pliant.routing.fitting.evaluation import (
     SIDES,
+    CostLine,
     Evaluation,
     Example,
     GroupResult,
     Histogram,
-    Line,
     Paraphrases,
     Reliability,
     Routed,
@@ -216,22 +216,22 @@ def _groups(outcomes: Outcomes, chosen: Chosen) -> tuple[GroupResult, ...]:
     return tuple(group(name) for name in sorted(set(outcomes.groups)))
 
 
-def _perfect(file: RouterFile, outcomes: Outcomes) -> Line:
+def _perfect(file: RouterFile, outcomes: Outcomes) -> CostLine:
     """Of two models by the share of calls, of more by the price of cost."""
     gain = outcomes.right - outcomes.right[:, :1]
     if len(file.models) > 2:
         return _line(lambda_curve(gain, outcomes, file.costs))
     curve = quality_cost_curve(gain[:, -1], outcomes, resamples=1)
-    return Line(tuple(curve.cost.tolist()), tuple(curve.quality.tolist()))
+    return CostLine(tuple(curve.cost.tolist()), tuple(curve.quality.tolist()))
 
 
-def _by_price(file: RouterFile, predictions: Predictions, outcomes: Outcomes) -> Line | None:
+def _by_price(file: RouterFile, predictions: Predictions, outcomes: Outcomes) -> CostLine | None:
     if len(file.models) == 2:
         return None
     gain, novel = predictions.gain, predictions.novel
     return _line(lambda_curve(gain, outcomes, file.costs, novel=novel, novel_to=file.novel_to))
 
 
-def _line(curve: LambdaCurve) -> Line:
+def _line(curve: LambdaCurve) -> CostLine:
     order = np.argsort(curve.cost, kind="stable")
-    return Line(tuple(curve.cost[order].tolist()), tuple(curve.quality[order].tolist()))
+    return CostLine(tuple(curve.cost[order].tolist()), tuple(curve.quality[order].tolist()))

@@ -110,7 +110,7 @@ class GroupResult:
 
 
 @dataclass(frozen=True)
-class Line:
+class CostLine:
     """Quality against cost, from all to the cheapest model to all to the strongest."""
 
     cost: tuple[float, ...]
@@ -138,9 +138,9 @@ class Evaluation:
     """Prompts that the router was fitted on: not counted in anything above."""
     paraphrases: Paraphrases | None = None
     groups: tuple[GroupResult, ...] = ()
-    perfect: Line | None = None
+    perfect: CostLine | None = None
     """Of perfect routing, which knows which models will be right."""
-    by_price: Line | None = None
+    by_price: CostLine | None = None
     """Of more than two models: the router's own, as the price of cost goes up."""
 
     @property
@@ -188,8 +188,8 @@ class Evaluation:
                 left_out=int(content["left_out"]),
                 paraphrases=_read(Paraphrases, content["paraphrases"]),
                 groups=tuple(_read(GroupResult, each) for each in content.get("groups", ())),
-                perfect=_read(Line, content.get("perfect")),
-                by_price=_read(Line, content.get("by_price")),
+                perfect=_read(CostLine, content.get("perfect")),
+                by_price=_read(CostLine, content.get("by_price")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInput(f"not an evaluation as Pliant writes it ({error!r})") from error

@@ -1,18 +1,18 @@
-"""Tests that a promise holds for the prompts to come, and not only for those that were looked at.
+"""Statistical tests that a promise holds for new prompts, and not only for the calibration split.
 
-A loss lies in [-1, 1] for each prompt: what the strong model alone has more of quality than the
-router. `proves_below(losses, limit, delta)` is true only if the mean loss of the population is
-proved to be under `limit`: drawn from one where it is not, it is true with a chance of at most
-delta, for any number of prompts and any population. There are two tests:
+The loss of a prompt lies in [-1, 1]: the quality of the strong model less that of the router.
+`proves_below(losses, limit, delta)` is true only if the mean loss of the population is proved to
+be below `limit`: where it is not, the result is true with a probability of at most delta, for any
+number of prompts and any population. There are two tests:
 
-- **Losses of -1, 0 and 1** (labels that are right or wrong, as are those of the whole population)
-  and at least _ENOUGH prompts to be lost at the limit: an exact test. Let d be the sum of the
+- **Losses of -1, 0 and 1** (labels that are right or wrong) and at least _ENOUGH prompts to be lost
+  at the limit: an exact test. Let d be the sum of the
   losses and s the share of prompts with a loss of either sign. Of all populations with a mean of at
   least the limit and a given s, the sum is the most likely to be as low as d where the mean is the
-  limit; its chance is that of a trinomial, and is summed. s is not known: with chance 1 - delta/10
-  it lies between the limits of Clopper and Pearson, which are cut into cells, and in each the
-  chance is bounded by the cell's lowest share of losses and its highest share of gains. The largest
-  of these, and the delta/10, may not exceed delta (Berger and Boos).
+  limit; its probability is that of a trinomial. s is unknown: with probability 1 - delta/10 it lies
+  between the limits of Clopper and Pearson, an interval that is divided into cells. In each cell
+  its lowest share of losses and highest share of gains bound the probability. The largest of these
+  plus delta/10 may not exceed delta (Berger and Boos).
 - **Otherwise**: a bet (Waudby-Smith and Ramdas). A stake of 1 is played through the prompts
   in random order, each round multiplying it by 1 + bet * (limit - loss), the bet chosen from the
   rounds before. If the mean is at least the limit, this is a supermartingale, and by Ville's
@@ -34,7 +34,7 @@ _TAIL = 1e-9  # of the number of prompts with a loss; counted as if all of it we
 
 
 def proves_below(losses: Floats, limit: float, delta: float, seed: int = 0) -> bool:
-    """Whether the population that the losses were drawn from is proved to have a lower mean."""
+    """Whether the mean of the losses' population is proved to be below the limit."""
     if np.isin(losses, (-1, 0, 1)).all() and _ENOUGH <= limit * len(losses) < len(losses):
         lost, gained = int((losses > 0).sum()), int((losses < 0).sum())
         return exact_p(lost, gained, len(losses), limit, delta / 10, stop_above=delta) <= delta
@@ -45,7 +45,7 @@ def proves_below(losses: Floats, limit: float, delta: float, seed: int = 0) -> b
 def exact_p(
     lost: int, gained: int, n: int, limit: float, aside: float, stop_above: float = 1.0
 ) -> float:
-    """The chance of a sum as low as lost - gained, at the worst, plus what is set `aside`.
+    """The largest probability of a sum as low as lost - gained, plus the part set `aside`.
 
     Ends early, with a value above `stop_above`, once that is exceeded.
     """
@@ -54,7 +54,7 @@ def exact_p(
         return aside
     edges = np.linspace(max(low, limit), high, _CELLS + 1)
     worst_lost, worst_gained = (edges[:-1] + limit) / 2, (edges[1:] - limit) / 2
-    if lost - gained >= n * limit:  # no evidence at all, and dear to sum
+    if lost - gained >= n * limit:  # no evidence at all, and expensive to sum
         return 1.0
     bound = _chernoff(lost - gained, n, worst_lost, worst_gained)
     if bound.max() + aside <= stop_above < 1:  # true of the sum as well, which is smaller
@@ -68,19 +68,19 @@ def exact_p(
 
 
 def highest_stake(losses: Floats, limit: float, delta: float) -> float:
-    """The logarithm of the most that the stake has ever been."""
+    """The logarithm of the highest value that the stake reached."""
     n = len(losses)
     rounds = np.arange(1, n + 1)
     mean = np.cumsum(losses) / (rounds + 1)
     spread = (0.25 + np.cumsum((losses - mean) ** 2)) / (rounds + 1)
     before = np.concatenate([[0.25], spread[:-1]])
-    # Large enough to be sure within n rounds, and never so large that a round can cost all.
+    # Large enough for a proof within n rounds, and never so large that one round can lose it all.
     bet = np.minimum(np.sqrt(2 * math.log(1 / delta) / (n * before)), 0.75 / (1 - limit))
     return float(np.cumsum(np.log1p(bet * (limit - losses))).max())
 
 
 def _between(count: int, n: int, aside: float) -> tuple[float, float]:
-    """The limits of Clopper and Pearson for a share, each missed with chance aside / 2."""
+    """The limits of Clopper and Pearson for a share, each missed with probability aside / 2."""
     from scipy.special import betaincinv
 
     low = 0.0 if count == 0 else float(betaincinv(count, n - count + 1, aside / 2))
@@ -89,14 +89,14 @@ def _between(count: int, n: int, aside: float) -> tuple[float, float]:
 
 
 def _chernoff(d: int, n: int, p_lost: Floats, p_gained: Floats) -> Floats:
-    """A bound of the chance that the sum is at most d: E exp(t (d - sum)), for the best t."""
+    """A bound of the probability that the sum is at most d: E exp(t (d - sum)), for the best t."""
     t = np.geomspace(1e-3, 3, 60)[:, None]
     mean = 1 + p_lost * np.expm1(-t) + p_gained * np.expm1(t)
     return np.exp(np.minimum(n * np.log(mean) + t * d, 0).min(axis=0))
 
 
 def _sum_at_most(d: int, n: int, p_lost: float, p_gained: float) -> float:
-    """The chance that losses less gains of n prompts are at most d, within _TAIL above."""
+    """The probability that losses less gains of n prompts are at most d, at most _TAIL too high."""
     from scipy.special import betainc, gammaln
 
     share = p_lost + p_gained
@@ -109,11 +109,11 @@ def _sum_at_most(d: int, n: int, p_lost: float, p_gained: float) -> float:
     least = np.maximum(np.ceil((k - d) / 2), 0)
     possible = least <= k
     enough = np.where(least == 0, 1.0, 0.0)
-    some = possible & (least > 0)
-    enough[some] = betainc(least[some], k[some] - least[some] + 1, p_gained / share)
+    at = possible & (least > 0)
+    enough[at] = betainc(least[at], k[at] - least[at] + 1, p_gained / share)
     return float((np.exp(log_pmf + log_rest) * enough).sum() + _TAIL)
 
 
 def _spread(shares: tuple[float, float]) -> float:
-    """The widest first: the likeliest to be the largest."""
+    """The widest first, because it is the likeliest to be the largest."""
     return -(shares[0] + shares[1])

@@ -2,7 +2,7 @@
 
     # with the predictions and labels of the calibration split
     chosen = threshold("at most 2 % worse, with 95 % confidence", gain, outcomes)
-    chosen.models_for(gain_of_other_prompts) # who goes to which model
+    chosen.models_for(gain_of_other_prompts) # which model answers each of them
     print(chosen)                            # what was chosen, and what that promises
 
 Of two models the strong one answers if the predicted gain is above the threshold. Of many (the
@@ -12,11 +12,11 @@ quality hold on the calibration split, and on others as far as those are like it
 confidence is proved: of all calibration splits that could have been drawn from one population, at
 least that share lead to a threshold that keeps the goal on the population.
 
-How it is proved (learn then test, Angelopoulos and others): thresholds of a grid that was fixed
-before the labels were seen are tested one after the other, from the safest (all to the strong
-model) on, each at level 1 - confidence, and the last before the first failure is taken. A wrong
-one can only be taken if the first wrong one passes its test. The tests are those of risk.py. Where
-several prompts word one question, it is questions that are drawn, and each counts once.
+The proof (learn then test, Angelopoulos and others) tests the thresholds of a grid that does not
+depend on the labels one after the other, from the safest (all to the strong model) on, each at
+level 1 - confidence, and selects the last before the first failure. It can select a wrong one only
+if the first wrong one passes its test. The tests are those of risk.py. Where several prompts word
+one question, each question counts once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ GRID = np.linspace(-1, 1, 2001)
 
 @dataclass(frozen=True)
 class Threshold:
-    """What sends a prompt to which model, and what that did on the split it was chosen on."""
+    """Which prompts go to which model, and the result on the split that it was chosen on."""
 
     value: float
     """-inf sends every prompt to the strongest model, inf to the cheapest."""
@@ -52,19 +52,19 @@ class Threshold:
     n: int
     """How many prompts the calibration split had."""
     shares: tuple[float, ...]
-    """Of these, how many went to each model."""
+    """The share of these that went to each model."""
     quality: float
     weak_quality: float
     strong_quality: float
     cost: float
-    """The mean of a prompt, in `unit`."""
+    """The mean cost of a prompt, in `unit`."""
     unit: str
     models: tuple[str, ...]
     on: Literal["gain", "worth"] = "gain"
     """gain: the last of two models answers where gain > value. worth: the model with the highest
     gain - value * price answers."""
     prices: tuple[float, ...] | None = None
-    """What each model's answer is taken to cost, for `worth`."""
+    """The expected cost of each model's answer, for `worth`."""
     novel_to: int | None = None
     """The index of the model that answers novel prompts; None where none were flagged."""
 
@@ -84,7 +84,7 @@ class Threshold:
 
     @property
     def promise(self) -> str:
-        """What holds for other prompts."""
+        """What it promises for other prompts."""
         if self.goal.confidence is None:
             return "This was so on the calibration split; it is no promise for other prompts."
         return (
@@ -94,7 +94,7 @@ class Threshold:
 
     @property
     def rule(self) -> str:
-        """Who answers."""
+        """The rule in words."""
         weak, strong = self.models[0], self.models[-1]
         if math.isinf(self.value):
             return f"everything goes to {strong if self.value < 0 else weak}"
@@ -116,18 +116,18 @@ class Threshold:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """For a file; JSON knows no infinity, so the value is text where it is one."""
+        """For a file; an infinite value is text, because JSON has no infinity."""
         value = self.value if math.isfinite(self.value) else str(self.value)
         return {**asdict(self), "value": value, "goal": str(self.goal)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Threshold:
         try:
-            read = {**content, "value": float(content["value"])}
-            read |= {name: tuple(content[name]) for name in ("models", "shares")}
-            if read.get("prices") is not None:
-                read["prices"] = tuple(read["prices"])
-            return cls(**{**read, "goal": Goal.parse(content["goal"])})
+            fields = {**content, "value": float(content["value"])}
+            fields |= {name: tuple(content[name]) for name in ("models", "shares")}
+            if fields.get("prices") is not None:
+                fields["prices"] = tuple(fields["prices"])
+            return cls(**{**fields, "goal": Goal.parse(content["goal"])})
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InvalidInput):
                 raise
@@ -143,10 +143,10 @@ def threshold(
     novel: ArrayLike | None = None,
     novel_to: int = -1,
 ) -> Threshold:
-    """The threshold that meets a goal on the calibration split; a confidence proves it, too.
+    """The threshold that meets a goal on the calibration split; a goal with a confidence is proved.
 
-    `gain` is (n,) for two models or (n, m), gains over the first one; `prices` what each model's
-    answer is taken to cost, its mean in these outcomes where they are left out. `novel` flags the
+    `gain` is (n,) for two models or (n, m), gains over the first one; `prices` are the expected
+    costs of each model's answer, by default its mean cost in these outcomes. `novel` flags the
     prompts that the router sends to the model `novel_to`, whatever their gain. `grid`, for goals
     with a confidence, must not come from these predictions or labels: those of the training split
     will do, and GRID (over the range of the prices) for gains that are differences of
@@ -184,12 +184,12 @@ def by_budget(
     cost: float | None = None,
     **how: Any,
 ) -> Threshold:
-    """As many strong calls as fit into a share of calls, or into a mean cost a prompt.
+    """As many strong calls as fit into a share of calls, or into a mean cost of a prompt.
 
-    Where predictions are equal all of them go or none: the budget is kept, if not used up.
+    Prompts with equal predictions go together, so part of the budget may remain.
     """
     if (share is None) == (cost is None):
-        raise InvalidInput("by_budget: either a share of calls or a mean cost a prompt is due")
+        raise InvalidInput("by_budget takes either a share of calls or a mean cost of a prompt")
     if share is not None:
         return threshold(Goal("share", share), gain, outcomes, **how)
     assert cost is not None
@@ -225,7 +225,7 @@ def by_risk(
     return threshold(Goal("risk", epsilon, 1 - delta), gain, outcomes, grid, prices, **how)
 
 
-# --- how it is chosen ----------------------------------------------------------------------------
+# --- choosing ------------------------------------------------------------------------------------
 
 
 def _at(goal: Goal, swept: Sweep, value: float) -> Threshold:
@@ -289,7 +289,7 @@ def _keeps(goal: Goal, routed: Floats, outcomes: Outcomes, delta: float) -> bool
 
 
 def _by_question(losses: Floats, outcomes: Outcomes) -> Floats:
-    """One loss a question, its mean: several wordings of one are no independent evidence."""
+    """The mean loss of each question: its wordings are no independent evidence."""
     if outcomes.questions is None:
         return losses
     at = np.unique(outcomes.questions, return_inverse=True)[1]

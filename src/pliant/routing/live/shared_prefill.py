@@ -1,8 +1,8 @@
-"""An answer that goes on from the prefill in which its prompt was scored.
+"""Answers that continue from the prefill that scored their prompt.
 
-A scorer that reads the cheap model while that model runs the prompt has done the first part of its
-answer, too. Such a scorer offers `while_answering(prompt)`; what it offers is used if the router
-then decides for that very model. Else the prefill is let go, and has cost what scoring costs.
+A scorer that reads the cheap model has run the prompt through it, which is the first part of that
+model's answer. Such a scorer offers `while_answering(prompt)`, and the router continues from that
+prefill if it then chooses the same model. Otherwise it discards the prefill.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from pliant.routing.prompts import Prompt
 
 Decide = Callable[[Predictions], Settings | None]
-"""Called once, in the middle of the prefill: how this model shall answer, or None: it shall not."""
+"""Called once after scoring: the settings for the answer, or None if another model answers."""
 
 
 def backend_of(
     prefilling: Prefilling, backends: Mapping[str, Backend]
 ) -> tuple[str, LocalBackend] | None:
-    """The model of a router that the scorer reads, where the two share one copy."""
+    """The router's model that the scorer reads, if the two share one copy."""
     for name, backend in backends.items():
         if isinstance(backend, LocalBackend) and backend.loaded is prefilling.reader.base:
             return name, backend
@@ -41,12 +41,12 @@ def answer(
     longest: int,
     decide: Decide,
 ) -> Answers | None:
-    """The answer, if `decide` lets this model give one as the scorer's run can: greedily."""
+    """The answer, if `decide` chooses this model with greedy decoding; else None."""
     ids = backend.ids(prompt)
     limit = backend.context()
-    room = longest if limit is None else min(longest, limit - len(ids))
-    if room < 1:
-        raise InvalidInput(f"{backend.name}: the prompt leaves no room for an answer")
+    most = longest if limit is None else min(longest, limit - len(ids))
+    if most < 1:
+        raise InvalidInput(f"{backend.name}: the prompt fills the context, so no answer fits")
     stop = _at_most(len(ids))
 
     def leaves(scores: Scores) -> list[bool]:
@@ -59,25 +59,25 @@ def answer(
     begun = time.perf_counter()
     try:
         with backend.exclusive():
-            found = prefilling.reader.generate(
+            output = prefilling.reader.generate(
                 [ids],
                 leave_above=leaves,
-                max_new_tokens=room,
+                max_new_tokens=most,
                 stopping_criteria=[stop],
                 **backend.greedy_options(),
             )
     except RuntimeError as error:
         if out_of_memory(error):
-            return None  # the backend knows what to do about that
+            return None  # the backend retries with less memory
         raise
-    if found.left[0]:
+    if output.left[0]:
         return None
-    said: list[int] = found.sequences[0].tolist()[len(ids) :]  # type: ignore[union-attr]
-    return backend.answers(ids, [said], (time.perf_counter() - begun) * 1000)
+    tokens: list[int] = output.sequences[0].tolist()[len(ids) :]  # type: ignore[union-attr]
+    return backend.answers(ids, [tokens], (time.perf_counter() - begun) * 1000)
 
 
 def _at_most(prompt: int) -> Any:
-    """How long the answer may be is decided after the run has begun."""
+    """A limit on the answer's length that is set after the run has begun."""
     import torch
     from transformers import StoppingCriteria
 

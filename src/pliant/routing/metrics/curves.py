@@ -1,4 +1,4 @@
-"""Curves of quality against cost, and the ranking that they are drawn from.
+"""Curves of quality against cost, and the ranking that they are computed from.
 
 ranking.py defines what a point of a curve is; this file computes it.
 """
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Quality against the share of strong calls, and what that costs; bands at each share."""
+    """Quality and cost at each share of strong calls, with bands of the quality."""
 
     share: Floats
     cost: Floats
@@ -58,14 +58,14 @@ def quality_cost_curve(
     """
     ranking, at = Ranking.of(gain, outcomes), np.linspace(0, 1, points)
     quality, cost = ranking.curve(np.ones((1, ranking.n)), at)
-    found = count_values(
+    resampled = count_values(
         lambda counts: ranking.curve(counts, at)[0],
         ranking.n,
         resamples,
         seed,
         outcomes.questions if clusters is None else clusters,
     )
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
     q = quality[0]
     return Curve(at, cost[0], q, np.minimum(low, q), np.maximum(high, q), outcomes.unit)
 
@@ -132,17 +132,17 @@ def lambda_curve(
 class Ranking:
     """Prompts in the order of their predicted gain, as blocks of equal predictions.
 
-    Its sums take (resamples, n) counts of how often each prompt was drawn, so that one sort serves
-    all resamples.
+    Its sums accept (resamples, n) counts of how often each prompt was drawn, so that one sort
+    serves all resamples.
     """
 
     order: NDArray[np.int64]
     starts: NDArray[np.int64]
     """Where in `order` each block begins."""
     gain: Floats
-    """The true gain of each prompt, as drawn: not sorted."""
+    """The true gain of each prompt, not sorted."""
     extra: Floats
-    """What the strong model costs more."""
+    """The additional cost of the strong model."""
     outcomes: Outcomes
 
     @classmethod
@@ -150,7 +150,7 @@ class Ranking:
         predicted = np.asarray(gain, dtype=np.float64)
         if predicted.shape != (len(outcomes),) or not np.isfinite(predicted).all():
             raise InvalidInput(
-                f"gain: one finite number for each of {len(outcomes)} prompts is due, "
+                f"gain must hold one finite number for each of {len(outcomes)} prompts, "
                 f"not {predicted.shape}"
             )
         order, starts = blocks(predicted)
@@ -162,7 +162,7 @@ class Ranking:
         return len(self.order)
 
     def drawn(self, counts: Floats) -> Floats:
-        """How many draws each block has: (resamples, blocks), cumulated, with a leading 0."""
+        """(resamples, blocks) the draws of each block, cumulated, with a leading 0."""
         return self.cumulated(counts)
 
     def gained(self, counts: Floats) -> Floats:
@@ -199,7 +199,7 @@ def hull_area(cost: Floats, quality: Floats) -> float:
     hull: list[tuple[float, float]] = []
     best = -np.inf
     for i in np.lexsort((quality, cost)):
-        if cost[i] > high:  # dearer than the dearest model alone
+        if cost[i] > high:  # more expensive than the strongest model alone
             continue
         x, y = float(max(cost[i], low)), float(max(best, quality[i]))
         best = y

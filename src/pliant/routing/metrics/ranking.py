@@ -102,7 +102,7 @@ def aiq(gain: ArrayLike, outcomes: Outcomes) -> float:
 
 
 def auc(score: ArrayLike, outcomes: Outcomes) -> float:
-    """The chance that a prompt on which the weak model fails scores above one on which not."""
+    """The probability that a prompt that the weak model fails on scores above another."""
     return stats_auc(score, 1 - outcomes.weak)
 
 
@@ -119,7 +119,7 @@ def band(metric: str, gain: ArrayLike, outcomes: Outcomes, **how: Any) -> Band:
 def difference(
     metric: str, gain_a: ArrayLike, gain_b: ArrayLike, outcomes: Outcomes, **how: Any
 ) -> Band:
-    """What scorer a has more than b of a metric, both on the same resamples."""
+    """A metric of scorer a less that of b, both on the same resamples."""
     a, b, measure = Ranking.of(gain_a, outcomes), Ranking.of(gain_b, outcomes), _metric(metric)
     how = {"clusters": outcomes.questions, **how}
     return bootstrap_counts(lambda counts: measure(a, counts) - measure(b, counts), a.n, **how)
@@ -127,7 +127,7 @@ def difference(
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What there is to say of a ranking on held-out prompts, all on the same resamples."""
+    """Everything measured of a ranking on held-out prompts, all on the same resamples."""
 
     n: int
     models: tuple[str, ...]
@@ -171,7 +171,7 @@ def report(
     points: int = 101,
     **how: Any,
 ) -> Report:
-    """All metrics with their bands; AUC is that of the `score`, where there is one beside the gain.
+    """All metrics with their bands; AUC is that of the `score`, if there is one beside the gain.
 
     `how` is bootstrap's: resamples, seed, level, clusters.
     """
@@ -188,7 +188,7 @@ def report(
     )
 
 
-# --- how it is counted ---------------------------------------------------------------------------
+# --- computing -----------------------------------------------------------------------------------
 
 
 def _apgr(ranking: Ranking, counts: Floats) -> Floats:
@@ -199,10 +199,10 @@ def _apgr(ranking: Ranking, counts: Floats) -> Floats:
 def _within_group_apgr(ranking: Ranking, counts: Floats) -> Floats:
     groups = ranking.outcomes.groups
     if groups is None:
-        raise InvalidInput("within_group_apgr: these outcomes state no groups")
+        raise InvalidInput("within_group_apgr: these outcomes have no groups")
     area, total = np.zeros(len(counts)), np.zeros(len(counts))
     number = np.unique(groups, return_inverse=True)[1]
-    place = np.empty(ranking.n, dtype=np.int64)  # of each prompt's block
+    place = np.empty(ranking.n, dtype=np.int64)  # the number of each prompt's block
     place[ranking.order] = np.repeat(
         np.arange(len(ranking.starts)), np.diff(ranking.starts, append=ranking.n)
     )
@@ -219,7 +219,7 @@ def _within_group_apgr(ranking: Ranking, counts: Floats) -> Floats:
 def _cpt(ranking: Ranking, counts: Floats, level: float) -> Floats:
     drawn, gained = ranking.drawn(counts), ranking.gained(counts)
     target = level * gained[:, -1]
-    # The last point reaches every level; rounding must not keep it from it.
+    # The last point reaches every level; rounding must not prevent that.
     reached = gained >= target[:, None] - 1e-9 * np.abs(target[:, None])
     end = reached.argmax(axis=1)  # the first; never 0, where the gain is positive
     rows = np.arange(len(counts))
@@ -234,8 +234,8 @@ def _cpt(ranking: Ranking, counts: Floats, level: float) -> Floats:
 def _aiq(ranking: Ranking, counts: Floats) -> Floats:
     quality, cost = ranking.curve(counts, np.linspace(0, 1, GRID + 1))
     lines = zip(cost, quality, strict=True)
-    found = [hull_area(c, q) / (c[-1] - c[0]) if c[-1] > c[0] else np.nan for c, q in lines]
-    return np.array(found)
+    areas = [hull_area(c, q) / (c[-1] - c[0]) if c[-1] > c[0] else np.nan for c, q in lines]
+    return np.array(areas)
 
 
 def _auc(ranking: Ranking, counts: Floats) -> Floats:
@@ -273,5 +273,5 @@ def _area(x: Floats, y: Floats) -> Floats:
 
 
 def _over(top: Floats, bottom: Floats, gain: Floats) -> Floats:
-    """The quotient, where the strong model is the better one; else NaN."""
+    """The quotient if the strong model is the better one, else NaN."""
     return np.divide(top, bottom, out=np.full_like(top, np.nan), where=gain > 1e-12)

@@ -74,7 +74,7 @@ def _logit(p: float) -> float:
 
 def folds(outcomes: Outcomes, number: int, seed: int) -> list[NDArray[np.int64]]:
     """The rows of each fold; prompts with the same text or question share a fold."""
-    parts = splits(len(outcomes), [1 / number] * number, seed, outcomes.kept_together())
+    parts = splits(len(outcomes), [1 / number] * number, seed, outcomes.inseparable())
     return [np.asarray(part, dtype=np.int64) for part in parts if part]
 
 
