@@ -121,7 +121,7 @@ def test_costs_by_model(tmp_path: Path) -> None:
             {"models": ("weak", "strong")},
             "row 4: no 'group'",
         ),
-        ([{"prompt": "?", "right": {"a": 1, "b": 2}}], {}, r"a share in \[0, 1\]"),
+        ([{"prompt": "?", "right": {"a": 1, "b": 2}}], {}, r"must lie in \[0, 1\]"),
         ([{"prompt": "?", "right": {"a": 1, "b": 1}}], {"group": "grup"}, "no column 'grup'"),
         ([{"prompt": "?", "right": 0.5}], {}, "row 1: no numbers by model under 'right'"),
         ([{"prompt": "?", "right": {"a": 10**400, "b": 1}}], {}, "no number under 'right.a'"),
@@ -191,10 +191,10 @@ def test_prompts_of_one_text_are_not_parted() -> None:
 
 
 def test_a_split_that_cannot_be_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="too few for 2 parts"):
+    with pytest.raises(InvalidInput, match="too few: 2 splits"):
         table(groups=1).split((0.5, 0.5), 0, by="group")
     with pytest.raises(InvalidInput, match='"group", "wording" or None'):
         table().split((0.5, 0.5), 0, by="subject")
     bare = Outcomes(("a", "b"), ("s", "l"), np.zeros((2, 2)), np.zeros((2, 2)))
-    with pytest.raises(InvalidInput, match="state no groups"):
+    with pytest.raises(InvalidInput, match="have no groups"):
         bare.split((0.5, 0.5), 0, by="group")
