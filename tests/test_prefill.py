@@ -81,15 +81,15 @@ def test_aligned_prompts_are_the_prompts(prompts: list[list[int]], data: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("ids", "mask", "said"),
+    ("ids", "mask", "message"),
     [
         (torch.zeros(3), None, "integers of shape"),
         (torch.zeros(2, 3), None, "integers of shape"),
         (torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 4), "must be the same"),
     ],
 )
-def test_what_is_no_batch_is_refused(ids: Tensor, mask: Tensor | None, said: str) -> None:
-    with pytest.raises(InvalidInput, match=said):
+def test_invalid_batches_are_refused(ids: Tensor, mask: Tensor | None, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
         align(ids, mask)
 
 
@@ -176,7 +176,7 @@ def test_stopped_early_it_steps_and_resumes(model: PreTrainedModel, ran: Prefill
     assert resumed.resume() is resumed
 
 
-def test_what_was_not_kept_cannot_be_resumed(model: PreTrainedModel) -> None:
+def test_a_prefill_that_is_not_resumable_raises(model: PreTrainedModel) -> None:
     early = prefill(model, *padded(PROMPTS, "left"), layers=1, resumable=False)
     with pytest.raises(InvalidInput, match="resumable"):
         early.resume()
@@ -205,8 +205,8 @@ def test_prefixes_longer_than_a_window_are_the_window() -> None:
     model = tiny_model("mistral")  # a window of 8
     ran = prefill(model, *padded(PROMPTS, "right"))
     prefixes = ran.split()
-    kept = {prefix.length: prefix.tensors[0].shape[1] for prefix in prefixes}
-    assert kept == {3: 3, 11: model.config.sliding_window - 1, 5: 5}
+    stored = {prefix.length: prefix.tensors[0].shape[1] for prefix in prefixes}
+    assert stored == {3: 3, 11: model.config.sliding_window - 1, 5: 5}
     for row, prefix in enumerate(prefixes):
         stepped = Prefilled.join(model, [prefix]).step(NEW[row : row + 1])[0]
         assert torch.allclose(stepped, ran.step(NEW)[row], atol=1e-5)
@@ -236,13 +236,13 @@ def test_prefixes_of_two_depths_do_not_join(model: PreTrainedModel, ran: Prefill
 # --- models that need something else --------------------------------------------------------------
 
 
-def test_habits_are_found_by_trying() -> None:
-    found = {
+def test_trials_of_several_models() -> None:
+    verdicts = {
         name: (supports_cache(Anatomy.of(model)), supports_padding(Anatomy.of(model)))
         for name in ("llama", "bart", "openai-gpt", "mamba")
         for model in (tiny_model(name),)
     }
-    assert found == {
+    assert verdicts == {
         "llama": (True, True),
         "bart": (True, False),
         "openai-gpt": (False, True),
@@ -251,7 +251,7 @@ def test_habits_are_found_by_trying() -> None:
 
 
 @pytest.mark.parametrize("name", ["axk2", "deepseek_v32", "dots3_note", "glm_moe_dsa", "hy_v4"])
-def test_sparse_attention_that_chooses_otherwise_is_found_out(name: str) -> None:
+def test_a_cache_of_sparse_attention_is_not_supported(name: str) -> None:
     """Small and random as they are, which positions are chosen depends on padding and cache."""
     if name not in causal_lm_types():
         pytest.skip("this transformers does not know the type")

@@ -1,4 +1,4 @@
-"""A base is known again in every form it is kept in, and told apart from every other."""
+"""A fingerprint identifies its base in every format, and no other model."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def test_fp16_storage_is_recognised_by_its_values_whatever_the_dtype() -> None:
 @given(st.lists(st.floats(-60000, 60000, width=32), min_size=1, max_size=64))
 def test_rounding_twice_is_forgiven_and_no_more(numbers: list[float]) -> None:
     values = torch.tensor(numbers)
-    assert _same(_bits(values), _bits(values.half().float()), forgiving=True)
+    assert _same(_bits(values), _bits(values.half().float()), allow_step=True)
     larger = values * 1.02 + 1e-6
-    assert not _same(_bits(values), _bits(larger), forgiving=True)
+    assert not _same(_bits(values), _bits(larger), allow_step=True)
 
 
 def test_bf16_and_fp32_need_no_forgiveness() -> None:
     one_step = torch.tensor([1.0]), torch.tensor([1.0078125])
-    assert not _same(_bits(one_step[0]), _bits(one_step[1]), forgiving=False)
+    assert not _same(_bits(one_step[0]), _bits(one_step[1]), allow_step=False)
 
 
 def test_another_seed_is_another_base() -> None:
@@ -209,10 +209,12 @@ def test_without_weights_it_is_known_by_names_and_shapes() -> None:
 def test_a_partly_offloaded_base_is_compared_where_it_can_be() -> None:
     model = trained_llama()
     model.model.layers[0].to("meta")
-    found = fingerprint(model)
-    assert found.level == "values" and len(found.samples) < len(fingerprint(tiny_llama()).samples)
-    assert agree(fingerprint(trained_llama()), found)
-    assert not agree(fingerprint(trained_llama(1)), found)
+    offloaded = fingerprint(model)
+    assert offloaded.level == "values" and len(offloaded.samples) < len(
+        fingerprint(tiny_llama()).samples
+    )
+    assert agree(fingerprint(trained_llama()), offloaded)
+    assert not agree(fingerprint(trained_llama(1)), offloaded)
 
 
 def test_a_folder_of_fp16_weights_that_loads_as_fp32_is_the_same_base(tmp_path: Path) -> None:

@@ -350,9 +350,7 @@ class TestMistakes:
         with pytest.raises(InvalidInput, match=f"k = {k!r} .* give 1 to {DEPTH}"):
             run_first(model, k, input_ids=ids)
 
-    def test_a_run_that_kept_nothing_says_why_it_cannot_resume(
-        self, model: Any, ids: Tensor
-    ) -> None:
+    def test_a_run_that_is_not_resumable_raises(self, model: Any, ids: Tensor) -> None:
         first = run_first(model, 2, resumable=False, input_ids=ids)
         with pytest.raises(InvalidInput, match="resumable=False"):
             first.resume()

@@ -1,4 +1,4 @@
-"""Parts are found by structure, in whatever the model is wrapped, and can be named by hand."""
+"""Anatomy finds parts by structure, inside any wrapper, unless they are named."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_heads_that_are_subtracted_in_pairs_leave_as_one() -> None:
     assert attention is not None and (attention.heads, attention.head_dim) == (2, 32)
 
 
-def test_an_output_of_an_unknown_name_is_found_by_its_shape() -> None:
+def test_an_output_of_unknown_name_is_recognized_by_its_shape() -> None:
     model = tiny_model("mistral")
     for layer in model.model.layers:
         layer.self_attn.leave = layer.self_attn.o_proj
@@ -67,8 +67,8 @@ def test_of_two_that_fit_by_shape_none_is_guessed() -> None:
 
 def test_a_hybrid_has_attention_in_some_layers_and_says_why_not_in_others() -> None:
     anatomy = Anatomy.of(tiny_model("jamba"))
-    found = [anatomy.attention(i) is not None for i in range(4)]
-    assert found == [False, True, False, True]
+    has_attention = [anatomy.attention(i) is not None for i in range(4)]
+    assert has_attention == [False, True, False, True]
     assert "no softmax attention" in (anatomy.why_no_attention(0) or "")
     assert anatomy.why_no_attention(1) is None
 
@@ -215,14 +215,14 @@ def test_heads_that_do_not_fit_are_no_attention() -> None:
         Anatomy.of(Strange(), layers="core.steps", attention_output="mix.out", heads=3)
 
 
-def test_naming_what_would_be_found_changes_nothing() -> None:
+def test_naming_the_right_parts_changes_nothing() -> None:
     model = tiny_model("llama")
-    found = Anatomy.of(model)
+    unnamed = Anatomy.of(model)
     named = Anatomy.of(
         model, layers="model.layers", attention_output="o_proj", mlp_down="mlp.down_proj"
     )
-    assert [named.attention(i) for i in range(4)] == [found.attention(i) for i in range(4)]
-    assert [named.mlp(i) for i in range(4)] == [found.mlp(i) for i in range(4)]
+    assert [named.attention(i) for i in range(4)] == [unnamed.attention(i) for i in range(4)]
+    assert [named.mlp(i) for i in range(4)] == [unnamed.mlp(i) for i in range(4)]
 
 
 @pytest.mark.parametrize("module", [nn.Embedding(3, 4), nn.LayerNorm(4), SimpleNamespace()])

@@ -18,12 +18,12 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from pliant.anatomy.shrink_config import shrink
 from pliant.anatomy.tiny import (
     OVERRIDES,
     causal_lm_types,
     default_config,
     merged,
+    shrink,
     tiny_config,
     tiny_model,
     variants,
@@ -93,7 +93,7 @@ def test_tied_embeddings_stay_tied_and_untied_ones_apart() -> None:
         assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
 
 
-def test_each_kind_of_layer_is_kept() -> None:
+def test_each_kind_of_layer_stays() -> None:
     tiny = tiny_config(Qwen3NextConfig())
     assert set(tiny.layer_types) == {"linear_attention", "full_attention"}
     assert len(tiny.layer_types) == tiny.num_hidden_layers == 4

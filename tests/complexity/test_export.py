@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from pliant.adapters import fingerprint
+from pliant.anatomy.config import truncated_config
 from pliant.anatomy.tiny import tiny_config, tiny_model
-from pliant.anatomy.truncated_config import first_layers_config
 from pliant.complexity import Complexity, CPXConfig, attach
 from pliant.complexity.export import export
 from pliant.complexity.export.checkpoint import BOUNDS
@@ -132,10 +132,10 @@ def test_a_copy_at_half_depth_is_half_the_model(tmp_path: Path) -> None:
 
 
 def test_lists_with_an_entry_for_each_layer_are_cut() -> None:
-    config = first_layers_config(tiny_config("gemma3_text"), 4, 2)
+    config = truncated_config(tiny_config("gemma3_text"), 4, 2)
     assert config.num_hidden_layers == len(config.layer_types) == 2
     assert len(tiny_config("gemma3_text").layer_types) == 4
-    config = first_layers_config(tiny_config("gpt_neo"), 4, 1)
+    config = truncated_config(tiny_config("gpt_neo"), 4, 1)
     assert len(config.attention_layers) == config.num_layers == 1
 
 

@@ -65,11 +65,11 @@ def test_disabled_is_the_base_and_detach_restores_it(model: PreTrainedModel) -> 
 
 def test_saved_and_loaded_agree(model: PreTrainedModel, tmp_path: Path) -> None:
     adapter = trained(attach(model, Scale(model, ScaleConfig())))
-    said = logits(model)
+    expected = logits(model)
     adapter.save_pretrained(tmp_path)
     adapter.detach()
     Scale.from_pretrained(model, tmp_path)
-    assert torch.equal(logits(model), said)
+    assert torch.equal(logits(model), expected)
 
 
 def test_an_adapter_of_the_fp32_base_loads_on_its_bf16_copy(type_: str, tmp_path: Path) -> None:

@@ -39,19 +39,19 @@ def test_an_output_takes_all_heads_side_by_side(every: Specimen) -> None:
 
 def test_the_attention_function_sees_the_heads_that_anatomy_tells(every: Specimen) -> None:
     anatomy = anatomy_of(every)
-    told = [a for i in range(len(anatomy.layers)) for a in anatomy.attentions(i)]
+    blocks = [a for i in range(len(anatomy.layers)) for a in anatomy.attentions(i)]
     with watched_attention(anatomy) as seen:
         every.run()
-    if not told or not seen:
+    if not blocks or not seen:
         pytest.skip("it has no attention, or never calls the attention interface")
     halves = every.of == "diffllama"  # which subtracts its heads in pairs after the interface
     for heads, kv_heads, width in seen:
         if halves:
             heads, kv_heads, width = heads // 2, kv_heads // 2, 2 * width
-        assert (heads, width) in {(a.heads, a.head_dim) for a in told}
+        assert (heads, width) in {(a.heads, a.head_dim) for a in blocks}
         # Multi-query and latent attention may hand over one key head, or all of them expanded.
-        expanded = {a.heads for a in told if a.kv_heads == 1}
-        assert kv_heads in {a.kv_heads for a in told} | {1} | expanded
+        expanded = {a.heads for a in blocks if a.kv_heads == 1}
+        assert kv_heads in {a.kv_heads for a in blocks} | {1} | expanded
 
 
 def test_layers_take_and_give_the_hidden_size(every: Specimen) -> None:
@@ -75,7 +75,7 @@ def test_layers_take_and_give_the_hidden_size(every: Specimen) -> None:
 def test_the_norm_runs_last_of_all_before_the_head(every: Specimen) -> None:
     anatomy = anatomy_of(every)
     if anatomy.norm is None or anatomy.head is None:
-        pytest.skip("it ends in no norm, or no head was found")
+        pytest.skip("it does not end in a norm, or has no head")
     order: list[str] = []
     watched = [("layer", anatomy.layers[-1]), ("norm", anatomy.norm), ("head", anatomy.head)]
     hooks = [m.register_forward_hook(lambda *_, n=name: order.append(n)) for name, m in watched]

@@ -1,10 +1,10 @@
-"""Which base model is this? Names, shapes and a few hundred values, small enough for any file.
+"""Identifies a base model by its names, shapes and a few hundred values.
 
-The values are rounded to bf16, so that an fp32 model and its bf16 copy have one fingerprint. A copy
-that went through fp16 on the way has been rounded twice: it may differ by one step of bf16, and is
-recognised by its values (all of them fp16 numbers, not all of them bf16 numbers), whatever its
-dtype says now. Only against such a copy, one step is forgiven. (An fp16 copy that was converted on
-to bf16 cannot be told from a trained one: there, the user has to insist.)
+The values are rounded to bf16, so an fp32 model and its bf16 copy have the same fingerprint. A copy
+that was converted to fp16 has been rounded twice and may differ by one step of bf16. We recognize
+such a copy, whatever its dtype is now, by its values: all are fp16 numbers and some are no bf16
+numbers. Only then a difference of one step is allowed. (An fp16 copy that was converted to bf16
+looks like a trained model: the user has to pass insist=True.)
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from pliant import loading
 from pliant.anatomy.unwrap import unwrap
 
-TENSORS = 64  # so many matrices are looked at, evenly spread over the model,
-VALUES = 8  # and so many values of each
+TENSORS = 64  # sampled matrices, evenly spread over the model
+VALUES = 8  # sampled values of each matrix
 QUANTISED = "the base is quantised"
 SHARDED = "the base is sharded"
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -30,14 +30,14 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a base model is made of. `samples` is empty where only names and shapes can be known."""
+    """A base model's tensors. `samples` is empty if the values cannot be compared."""
 
     model: str
     """The class, for messages."""
     name: str
     """The name on the hub, or of an embedded model; empty if it has none."""
     shapes: dict[str, int]
-    """`model.layers.*.mlp.down_proj.weight [64, 256]` -> how many there are."""
+    """`model.layers.*.mlp.down_proj.weight [64, 256]` -> the number of such tensors."""
     samples: dict[str, str]
     """Tensor -> the bf16 bits of a few of its values, as hexadecimal digits."""
     grid: str
@@ -47,37 +47,39 @@ class Fingerprint:
 
     @property
     def level(self) -> str:
-        """How much a comparison with this fingerprint can prove: `values`, or `shapes` alone."""
+        """What a comparison with this fingerprint covers: `values`, or `shapes` alone."""
         return "values" if self.samples else "shapes"
 
-    def differences(self, other: Fingerprint) -> str:
-        """What sets the other ("here") apart from this ("there"), as far as both know; or empty."""
-        return self._shape_differences(other) or self._value_differences(other)
+    def differences(self, here: Fingerprint) -> str:
+        """The differences of the base `here` from this one ("there"); empty if there are none."""
+        return self._shape_differences(here) or self._value_differences(here)
 
-    def _shape_differences(self, other: Fingerprint) -> str:
-        mine, theirs = self.shapes, other.shapes
-        if self.why == QUANTISED != other.why:  # a quantised model may hold scales besides
-            mine = {k: n for k, n in mine.items() if k in theirs}
-        if other.why == QUANTISED != self.why:
-            theirs = {k: n for k, n in theirs.items() if k in mine}
-        unlike = {k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)}
-        names = sorted({k.split(" ")[0] for k in unlike})
-        shown = [f"{n} is {_shapes(n, theirs)} here and {_shapes(n, mine)} there" for n in names]
+    def _shape_differences(self, here: Fingerprint) -> str:
+        ours, theirs = self.shapes, here.shapes
+        if self.why == QUANTISED != here.why:  # a quantised model may have scales as well
+            ours = {k: n for k, n in ours.items() if k in theirs}
+        if here.why == QUANTISED != self.why:
+            theirs = {k: n for k, n in theirs.items() if k in ours}
+        unequal = {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)}
+        names = sorted({k.split(" ")[0] for k in unequal})
+        lines = [f"{n} is {_shapes(n, theirs)} here and {_shapes(n, ours)} there" for n in names]
         more = [f"{len(names) - 3} more differences"] if len(names) > 3 else []
-        return "; ".join(shown[:3] + more)
+        return "; ".join(lines[:3] + more)
 
-    def _value_differences(self, other: Fingerprint) -> str:
-        forgiving = (self.grid == "fp16") != (other.grid == "fp16")
-        common = self.samples.keys() & other.samples.keys()
-        mine, theirs = self.samples, other.samples
-        unlike = sorted(n for n in common if not _same(mine[n], theirs[n], forgiving))
-        if not unlike:
+    def _value_differences(self, here: Fingerprint) -> str:
+        allow_step = (self.grid == "fp16") != (here.grid == "fp16")
+        common = self.samples.keys() & here.samples.keys()
+        ours, theirs = self.samples, here.samples
+        unequal = sorted(n for n in common if not _same(ours[n], theirs[n], allow_step))
+        if not unequal:
             return ""
-        return f"the values of {unlike[0]} differ ({len(unlike)} of {len(common)} sampled tensors)"
+        return (
+            f"the values of {unequal[0]} differ ({len(unequal)} of {len(common)} sampled tensors)"
+        )
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
-    """The fingerprint of the base alone, whatever is attached to it, wraps it or adapts it."""
+    """The fingerprint of the base, without adapters, wrappers and PEFT layers."""
     base = unwrap(model)
     tensors = list(_tensors(base))
     why = _why_no_values(base, tensors)
@@ -92,13 +94,13 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     )
 
 
-# --- what there is -------------------------------------------------------------------------------
+# --- tensors -------------------------------------------------------------------------------------
 
 
 def _tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, list[int], Tensor | None]]:
-    """(name, shape, tensor) of each parameter; the tensor is None where its values say nothing.
+    """(name, shape, tensor) of each parameter; the tensor is None if its values are packed.
 
-    Tied weights come under each of their names, so a model is itself whether tied or copied.
+    Tied weights have an entry for each of their names, so that tying changes nothing.
     """
     if getattr(module, "hidden_from_state_dict", False):
         return
@@ -118,7 +120,7 @@ def _tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, list[in
 
 
 def _inside_peft(module: nn.Module) -> nn.Module | None:
-    """What one of peft's layers stands for: of an adapted, a copied or a partly trained layer."""
+    """The layer inside one of peft's: of an adapted, a copied or a partly trained layer."""
     for name in ("base_layer", "original_module"):
         if isinstance(inner := getattr(module, name, None), nn.Module):
             return inner
@@ -126,7 +128,7 @@ def _inside_peft(module: nn.Module) -> nn.Module | None:
 
 
 def _quantised_shape(module: nn.Module) -> list[int] | None:
-    """[out, in] of a linear layer whose weight is packed, missing or in less than 16 bits."""
+    """[out, in] of a linear layer whose weight is packed, missing or has less than 16 bits."""
     rows, columns = getattr(module, "out_features", None), getattr(module, "in_features", None)
     if not isinstance(rows, int) or not isinstance(columns, int):
         return None
@@ -138,9 +140,9 @@ def _quantised_shape(module: nn.Module) -> list[int] | None:
 
 
 def _hub_name(base: nn.Module) -> str:
-    """What it was loaded from, unless that is a path: it says more of a machine than of a model.
+    """The name that the base was loaded from, unless that is a path, which may be private.
 
-    The folder of an embedded model is that model on every machine, by its name.
+    For the folder of an embedded model it is the name of that model.
     """
     name = str(getattr(getattr(base, "config", None), "_name_or_path", ""))
     if Path(name).parent == loading.WEIGHTS:
@@ -153,10 +155,10 @@ def _every_layer(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
-def _shapes(name: str, known: dict[str, int]) -> str:
-    """`[64, 64]`, or `[64, 64] x2` for a name that stands for two layers, or `absent`."""
-    found = {k.removeprefix(f"{name} "): n for k, n in known.items() if k.split(" ")[0] == name}
-    return " and ".join(f"{k} x{n}" if n > 1 else k for k, n in sorted(found.items())) or "absent"
+def _shapes(name: str, counts: dict[str, int]) -> str:
+    """`[64, 64]`, or `[64, 64] x2` for a tensor of two layers, or `absent`."""
+    own = {k.removeprefix(f"{name} "): n for k, n in counts.items() if k.split(" ")[0] == name}
+    return " and ".join(f"{k} x{n}" if n > 1 else k for k, n in sorted(own.items())) or "absent"
 
 
 def _why_no_values(base: nn.Module, tensors: list[tuple[str, list[int], Tensor | None]]) -> str:
@@ -177,12 +179,12 @@ def _is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor") or tensor.numel() == 0
 
 
-# --- a few of its values -------------------------------------------------------------------------
+# --- values --------------------------------------------------------------------------------------
 
 
 def _sampled(named: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """A few values, in fp32, of evenly spaced matrices (of vectors, where there is no matrix)."""
-    real = [(n, t) for n, t in named if not t.is_meta]  # some of an offloaded base are
+    """A few values, in fp32, of evenly spaced matrices (or vectors, if there are no matrices)."""
+    real = [(n, t) for n, t in named if not t.is_meta]  # an offloaded base has meta tensors
     matrices = sorted((n, t) for n, t in real if t.dim() >= 2) or sorted(real)
     step = max(1, len(matrices) / TENSORS)
     chosen = [matrices[int(i * step)] for i in range(min(TENSORS, len(matrices)))]
@@ -208,11 +210,8 @@ def _grid(values: list[Tensor]) -> str:
     return "fp32"
 
 
-# --- the comparison ------------------------------------------------------------------------------
-
-
-def _same(a: str, b: str, forgiving: bool) -> bool:
-    if a == b or len(a) != len(b) or not forgiving:
+def _same(a: str, b: str, allow_step: bool) -> bool:
+    if a == b or len(a) != len(b) or not allow_step:
         return a == b
     x, y = _floats(a), _floats(b)
     one_step = 2**-7 * torch.maximum(x.abs(), y.abs()) + 2**-24  # fp16's smallest number is 2^-24

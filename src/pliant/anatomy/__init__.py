@@ -1,4 +1,4 @@
-"""What a causal LM is made of, found by structure; the only place that knows architectures."""
+"""The parts of a causal LM, identified by structure; the only code that knows architectures."""
 
 from pliant.anatomy.anatomy import Anatomy
 from pliant.anatomy.attention import Attention

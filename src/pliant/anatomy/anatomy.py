@@ -1,4 +1,4 @@
-"""What a causal LM is made of: one description that every other part of Pliant builds on."""
+"""The parts of a causal LM: one description for all of Pliant."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from pliant.errors import UnsupportedModel
 
 
 class Anatomy:
-    """A model's parts, found by structure; `Anatomy.of(model)` makes one.
+    """A model's parts, identified by structure; create it with `Anatomy.of(model)`.
 
-    It holds references to the model's own modules, copies nothing and changes nothing. It works
-    on a model without weights (on the meta device) as well.
+    It refers to the model's own modules, copies nothing and changes nothing. It also works on a
+    model without weights (on the meta device).
     """
 
     model: nn.Module
-    """The causal LM itself, without DistributedDataParallel, torch.compile or PEFT around it."""
+    """The causal LM itself, unwrapped (DistributedDataParallel, FSDP, torch.compile, PEFT, ...)."""
     decoder: nn.Module
     """The smallest model that turns ids into hidden states; a multimodal model's text decoder."""
     layers: Sequence[nn.Module]
     """The residual blocks, in order."""
     embeddings: nn.Module
     norm: nn.Module | None
-    """The norm after the last layer; None where there is none (post-norm models)."""
+    """The norm after the last layer; None for models without one (post-norm models)."""
     head: nn.Module | None
-    """What turns the last hidden state into logits: nearly always one projection."""
+    """The module that turns the last hidden state into logits: nearly always one projection."""
     hidden_size: int
     """The width of the residual stream."""
 
@@ -43,7 +43,7 @@ class Anatomy:
         self._attention_output = named.get("attention_output")
         self._mlp_down = named.get("mlp_down")
         self._heads = heads
-        self.embeddings = self._part("embeddings", named) or self._found_embeddings()
+        self.embeddings = self._part("embeddings", named) or self._find_embeddings()
         path = named.get("layers")
         self.layers = self._stack(path) if path else find.find_layers(self.model)
         self.decoder = self._part("decoder", named) or find.find_decoder(
@@ -69,11 +69,11 @@ class Anatomy:
         decoder: str | None = None,
         heads: int | None = None,
     ) -> Anatomy:
-        """Find the parts of `model`, taking those that are named by hand as they are named.
+        """Find the parts of `model`, except those that you name.
 
         `layers`, `embeddings`, `norm`, `head` and `decoder` are paths in the model;
         `attention_output` and `mlp_down` are paths in a layer, or the ends of such paths; `heads`
-        is the number of heads where neither the model nor its config tells it.
+        is the number of heads, if neither the model nor its config contains it.
         """
         named = {
             "layers": layers,
@@ -85,41 +85,41 @@ class Anatomy:
             "decoder": decoder,
         }
         anatomy = cls(model, named, heads)
-        anatomy._check_names_by_hand()
+        anatomy._check_names()
         return anatomy
 
     def attention(self, index: int) -> Attention | None:
-        """The attention of layer `index`, or None: `why_no_attention(index)` says why.
+        """The attention of layer `index`, or None; `why_no_attention(index)` is the reason.
 
-        A layer with more than one (LongCat-Flash) gives its first here, and all in `attentions`.
+        For a layer with several (LongCat-Flash) this is the first; `attentions` has them all.
         """
         blocks = self.attentions(index)
         return blocks[0] if blocks else None
 
     def attentions(self, index: int) -> tuple[Attention, ...]:
         """Every attention block of layer `index`."""
-        found = self._attention[index]
-        return () if isinstance(found, Absent) else found
+        blocks = self._attention[index]
+        return () if isinstance(blocks, Absent) else blocks
 
     def why_no_attention(self, index: int) -> str | None:
-        """Why layer `index` has no attention; None if it has."""
-        found = self._attention[index]
-        return found.reason if isinstance(found, Absent) else None
+        """Why layer `index` has no attention; None if it has one."""
+        blocks = self._attention[index]
+        return blocks.reason if isinstance(blocks, Absent) else None
 
     def mlp(self, index: int) -> Mlp | None:
-        """The dense MLP of layer `index`, or None: `why_no_mlp(index)` says why."""
+        """The dense MLP of layer `index`, or None; `why_no_mlp(index)` is the reason."""
         blocks = self.mlps(index)
         return blocks[0] if blocks else None
 
     def mlps(self, index: int) -> tuple[Mlp, ...]:
         """Every dense MLP of layer `index`."""
-        found = self._mlp[index]
-        return () if isinstance(found, Absent) else found
+        blocks = self._mlp[index]
+        return () if isinstance(blocks, Absent) else blocks
 
     def why_no_mlp(self, index: int) -> str | None:
-        """Why layer `index` has no dense MLP; None if it has."""
-        found = self._mlp[index]
-        return found.reason if isinstance(found, Absent) else None
+        """Why layer `index` has no dense MLP; None if it has one."""
+        blocks = self._mlp[index]
+        return blocks.reason if isinstance(blocks, Absent) else None
 
     @cached_property
     def _attention(self) -> list[tuple[Attention, ...] | Absent]:
@@ -132,20 +132,24 @@ class Anatomy:
 
     @cached_property
     def _mlp(self) -> list[tuple[Mlp, ...] | Absent]:
-        taken = [tuple(a.output_name for a in self.attentions(i)) for i in range(len(self.layers))]
         return [
-            find_mlp(layer, self.hidden_size, names, self._mlp_down)
-            for layer, names in zip(self.layers, taken, strict=True)
+            find_mlp(
+                layer,
+                self.hidden_size,
+                tuple(attention.output_name for attention in self.attentions(index)),
+                self._mlp_down,
+            )
+            for index, layer in enumerate(self.layers)
         ]
 
-    def _found_embeddings(self) -> nn.Module:
-        found = find.find_embeddings(self.model)
-        if found is None:
+    def _find_embeddings(self) -> nn.Module:
+        embeddings = find.find_embeddings(self.model)
+        if embeddings is None:
             raise UnsupportedModel(
                 f"{type(self.model).__name__} has no embeddings (looked at get_input_embeddings() "
                 f'and for an nn.Embedding). Name them: Anatomy.of(model, embeddings="model.embed").'
             )
-        return found
+        return embeddings
 
     def _part(self, what: str, named: dict[str, str | None]) -> nn.Module | None:
         path = named.get(what)
@@ -169,8 +173,8 @@ class Anatomy:
                 f"{what}={path!r} names nothing in {type(self.model).__name__}; it holds {top}."
             ) from None
 
-    def _check_names_by_hand(self) -> None:
-        """A name that fits no layer at all is a mistake, not a description."""
+    def _check_names(self) -> None:
+        """Raise UnsupportedModel for a name that matches no layer at all."""
         every = range(len(self.layers))
         for what, name, why in (
             ("attention_output", self._attention_output, self.why_no_attention),

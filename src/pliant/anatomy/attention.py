@@ -1,4 +1,4 @@
-"""A layer's attention: the projection its heads leave by, and how its input divides into heads."""
+"""A layer's attention: its output projection, and how the projection's input divides into heads."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pliant.anatomy.projection import Projection, projections
 
 @dataclass(frozen=True)
 class Attention:
-    """Head h enters `output` by the features [h * head_dim, (h + 1) * head_dim).
+    """Head h is the features [h * head_dim, (h + 1) * head_dim) of the input of `output`.
 
-    `axis` is the axis of `output.weight` on which those features lie; `output_name` is its path
-    inside the layer. Where depths share one block (Zamba), their outputs share one weight.
+    `axis` is the axis of `output.weight` for those features; `output_name` is its path inside the
+    layer. If several layers share one block (Zamba), their outputs share one weight.
     """
 
     output: nn.Module
@@ -31,12 +31,12 @@ class Attention:
 
 @dataclass(frozen=True)
 class Absent:
-    """There is no such part in a layer, and why."""
+    """A layer has no such part, for this reason."""
 
     reason: str
 
 
-# Names are hints; what they name must fit its shape: as many inputs as heads * head_dim.
+# Names are hints: a projection must also have heads * head_dim inputs.
 OUTPUT_NAMES = (
     "o_proj", "out_proj", "dense", "c_proj", "Wo", "wo", "out_lin", "attention_out",
 )  # fmt: skip
@@ -66,10 +66,10 @@ def find_attention(
     named: str | None = None,
     heads: int | None = None,
 ) -> tuple[Attention, ...] | Absent:
-    """The attention blocks of one layer in order of registration; nearly always one, or none.
+    """The attention blocks of one layer, in order of registration; nearly always one, or none.
 
-    `named` is an output projection given by hand: its path in the layer, or the end of it;
-    `heads` is their number, where the model does not tell it.
+    `named` is the path of the output projection in the layer, or the end of it, if the user names
+    it; `heads` is the number of heads, if the model does not contain it.
     """
     if named is not None:
         chosen = [p for p in projections(layer) if f".{p.path}".endswith(f".{named}")]
@@ -84,7 +84,7 @@ def find_attention(
 
 
 def _candidates(layer: nn.Module) -> Iterator[tuple[Projection, nn.Module]]:
-    """Projections with an output's name, each with the block of queries that it closes."""
+    """Projections with the name of an output, each with the block whose queries it belongs to."""
     blocks = {path: block for path, block in layer.named_modules() if _makes_queries(block)}
     for projection in projections(layer):
         if not set(projection.names) & set(OUTPUT_NAMES) or _CROSS.search(projection.path):
@@ -98,22 +98,22 @@ def _candidates(layer: nn.Module) -> Iterator[tuple[Projection, nn.Module]]:
 
 
 def _unnamed(layer: nn.Module, config: Any) -> tuple[Attention, ...]:
-    """Outputs by shape alone, under whatever name: the one child of a block that fits.
+    """Outputs by shape alone, whatever their names: the only child of a block that fits.
 
-    It takes all heads and gives back as many features as the queries were made from.
+    Its inputs are all heads, and its outputs as many features as the queries' inputs.
     """
-    found = []
+    blocks: list[Attention] = []
     for path, block in layer.named_modules():
         own = [p for p in projections(block, path) if p.path.rpartition(".")[0] == path]
-        taken = {p.inputs for p in own if _QUERY.search(p.names[0])}
+        query_inputs = {p.inputs for p in own if _QUERY.search(p.names[0])}
         if _is_recurrent(block) or _CROSS.search(path):
             continue
-        outward = [p for p in own if p.outputs in taken and not _INWARD.search(p.names[0])]
+        outward = [p for p in own if p.outputs in query_inputs and not _INWARD.search(p.names[0])]
         fitting = [
             m for p in outward if isinstance(m := _measure(p, block, config, None), Attention)
         ]
-        found += fitting if len(fitting) == 1 else []
-    return tuple(found)
+        blocks += fitting if len(fitting) == 1 else []
+    return tuple(blocks)
 
 
 def _holds_block(path: str, blocks: dict[str, nn.Module]) -> bool:
@@ -135,15 +135,15 @@ def _is_recurrent(block: nn.Module) -> bool:
 def _measured(
     candidates: list[tuple[Projection, nn.Module]], config: Any, heads: int | None
 ) -> tuple[Attention, ...] | Absent:
-    found = [_measure(projection, block, config, heads) for projection, block in candidates]
-    fitting = tuple(f for f in found if isinstance(f, Attention))
-    return fitting or next(f for f in found if isinstance(f, Absent))
+    results = [_measure(projection, block, config, heads) for projection, block in candidates]
+    fitting = tuple(result for result in results if isinstance(result, Attention))
+    return fitting or next(result for result in results if isinstance(result, Absent))
 
 
 def _measure(
     projection: Projection, block: nn.Module, config: Any, named_heads: int | None
 ) -> Attention | Absent:
-    """Heads and their width, from the block before the config, so that they fit the projection."""
+    """Heads and their width that fit the projection, from the block or else from the config."""
     configs = [c for c in (getattr(block, "config", None), config) if c is not None]
     counts = [named_heads] if named_heads else _numbers(HEAD_COUNTS, block, configs)
     widths = [*_numbers(HEAD_WIDTHS, block, configs), *_default_widths(configs)]
@@ -168,7 +168,7 @@ def _measure(
 
 
 def _default_widths(configs: list[Any]) -> list[int]:
-    """Where nothing names a width: hidden_size / heads."""
+    """hidden_size / heads, for models that do not name a width."""
     pairs = [(read(c, "hidden_size"), read(c, "num_attention_heads")) for c in configs]
     return [
         hidden // heads
@@ -178,7 +178,7 @@ def _default_widths(configs: list[Any]) -> list[int]:
 
 
 def _joined(block: nn.Module, width: int) -> int:
-    """How many heads leave as one: DiffLlama subtracts them in pairs, and norms each pair."""
+    """How many heads are joined to one: DiffLlama subtracts them in pairs, and norms each pair."""
     for name, child in block.named_children():
         shape = getattr(child, "normalized_shape", None)
         if "group" in name and shape and shape[-1] % width == 0:
@@ -195,11 +195,11 @@ def _kv_heads(block: nn.Module, configs: list[Any], heads: int) -> int:
 
 
 def _numbers(names: tuple[str, ...], block: nn.Module, configs: list[Any]) -> list[int]:
-    """The positive integers that the block's modules, then the configs, hold under these names."""
+    """The positive integers with these names in the block's modules, then in the configs."""
     holders = [m for m in block.modules() if not isinstance(m, nn.Linear)] + configs
     values = [read(holder, name) for holder in holders for name in names]
-    whole = [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0]
-    return list(dict.fromkeys(whole))
+    integers = [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0]
+    return list(dict.fromkeys(integers))
 
 
 def _ancestors(path: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""Branch a running state (a cache, a side state): writing to the branch leaves the trunk alone.
+"""Copies of caches and other states, which can be written to without changing the original.
 
-Keys and values that only ever grow by concatenation are shared with the branch, so that branching
-a long prompt's cache costs next to nothing; every state that is written in place is copied.
+A copy shares keys and values that only grow by concatenation, so copying the cache of a long prompt
+costs next to nothing. Tensors that are written in place are copied.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 State = TypeVar("State")
 
 REPLACES_ITS_TENSORS = (DynamicLayer, DynamicSlidingWindowLayer, UserDict)
-"""Exactly these classes (a subclass may do otherwise) never write into a tensor they hold."""
+"""These classes, but not their subclasses, never write into their tensors."""
 
 OPAQUE = (torch.nn.Module, PreTrainedConfig, type, torch.dtype, torch.device, torch.Stream)
 
 
 def copy_state(state: State) -> State:
-    """A copy of `state` (any nest of caches, lists, dicts and tensors) that can go its own way."""
+    """An independent copy of `state`, any nest of caches, lists, dicts and tensors."""
     return _copy(state, written_in_place=False, memo={})
 
 
 def is_state(value: Any) -> bool:
-    """Whether a layer could leave something behind in `value` for the layers after it."""
+    """Whether a layer could write into `value` for later layers to read."""
     if isinstance(value, (torch.Tensor, tuple, *OPAQUE)) or callable(value):
         return False
     return isinstance(value, (list, dict)) or hasattr(value, "__dict__")
 
 
 def restore_state(live: Any, saved: Any) -> None:
-    """Give `live` the contents of `saved`, which is of its kind and can be used again."""
+    """Replace the contents of `live` by a copy of those of `saved`, a state of the same kind."""
     fresh = copy_state(saved)
     if isinstance(live, list):
         live[:] = fresh
@@ -48,7 +48,7 @@ def restore_state(live: Any, saved: Any) -> None:
 
 
 def _copy(value: Any, written_in_place: bool, memo: dict[int, tuple[Any, Any]]) -> Any:
-    """`memo` holds each original with its copy: what is shared before is shared after."""
+    """`memo` maps the id of each original to it and its copy, so that copies are shared alike."""
     if isinstance(value, torch.Tensor) and not written_in_place:
         return value
     if not isinstance(value, (torch.Tensor, tuple)) and not is_state(value):

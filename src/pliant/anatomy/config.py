@@ -1,14 +1,22 @@
-"""What a config says about the language model in it, layer by layer."""
+"""A config's language model, layer by layer, and the config of its first layers alone."""
 
 from __future__ import annotations
 
+import copy
+import re
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig
+
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers",
+           "num_decoder_layers")  # fmt: skip
+_INDICES = re.compile(r".*(layers|idxs|indices|layer_ids)")
+_NOT_LAYERS = re.compile(r".*token.*|architectures|label.*|id2label")
 
 
 def text_config(model: nn.Module) -> Any:
-    """The part of the config that describes the language model; None where there is no config."""
+    """The part of the config that describes the language model; None if there is no config."""
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "get_text_config"):
         return config
@@ -16,14 +24,14 @@ def text_config(model: nn.Module) -> Any:
 
 
 def layer_configs(config: Any, count: int) -> list[Any]:
-    """A config for each layer: heterogeneous configs (Gemma 4) have one each."""
+    """A config for each layer; a heterogeneous config (Gemma 4) has one of its own for each."""
     if read(config, "is_heterogeneous"):
         return list(config.per_layer_config)
     return [config] * count
 
 
 def layer_types(config: Any, count: int) -> list[str | None]:
-    """What the config calls each layer (full_attention, mamba, ...); None where it does not say."""
+    """The type of each layer (full_attention, mamba, ...); None if the config has no types."""
     for name in ("layer_types", "layers_block_type"):
         types = read(config, name)
         if isinstance(types, (list, tuple)) and len(types) == count:
@@ -32,8 +40,35 @@ def layer_types(config: Any, count: int) -> list[str | None]:
 
 
 def read(holder: Any, name: str) -> Any:
-    """The attribute, or None; a heterogeneous config raises where its layers differ."""
+    """The attribute, or None, also if a heterogeneous config raises because its layers differ."""
     try:
         return getattr(holder, name, None)
     except RuntimeError:
         return None
+
+
+def truncated_config(config: PreTrainedConfig, depth: int, k: int) -> PreTrainedConfig:
+    """A copy of the config for the first `k` of `depth` layers.
+
+    Truncates the number of layers, lists with an entry for each layer, and lists of layer indices.
+    The caller must check that the model type builds its own first layers from it.
+    """
+    config = copy.deepcopy(config)
+    if k == depth:
+        return config
+    text: Any = config.get_text_config(decoder=True)
+    for key, value in list(vars(text).items()):
+        if key in _DEPTHS and value == depth:
+            setattr(text, key, k)
+        elif isinstance(value, (list, tuple)) and not _NOT_LAYERS.fullmatch(key):
+            setattr(text, key, _truncate(key, value, depth, k))
+    return config
+
+
+def _truncate(key: str, value: Any, depth: int, k: int) -> Any:
+    kind = type(value)
+    if len(value) == depth:
+        return kind(value[:k])
+    if _INDICES.fullmatch(key) and all(isinstance(i, int) for i in value):
+        return kind(i for i in value if i < k)
+    return value

@@ -1,10 +1,10 @@
-"""The decoder, then the head: a model's own forward in two pieces.
+"""Run a model's decoder and its head separately.
 
     decoded = run_decoder(anatomy, inputs)                # the head is not computed
     output = run_head(anatomy, with_hidden(decoded, rows), inputs)
 
-Nothing of the model is written anew: its own code makes masks and positions, and scales, caps and
-casts the logits. Only what its decoder returns is intercepted on the way.
+Both are the model's own forward, which makes masks and positions, and scales, caps and casts the
+logits; only the decoder's output is intercepted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Handlers = Mapping[Target, Handler]
 
 
 class Stopped(BaseException):
-    """The decoder is done. Not an Exception: no model's own `except` may take it for an error."""
+    """The decoder has returned. Not an Exception, so that no model's `except` can catch it."""
 
     def __init__(self, output: Any) -> None:
         self.output = output
@@ -37,9 +37,9 @@ def run_decoder(
     forward: Forward | None = None,
     handlers: Handlers | None = None,
 ) -> Any:
-    """What the decoder returns for these inputs; the model is stopped before its head.
+    """The decoder's output for these inputs; the model is stopped before its head.
 
-    `forward` is the model's own where something has replaced it; `handlers` answer for modules.
+    `forward` is the model's own forward, if it has been replaced; `handlers` intercept modules.
     """
 
     def stop(original: Forward, args: Any, kwargs: Any) -> Any:
@@ -54,7 +54,7 @@ def run_decoder(
 
 
 def run_both(anatomy: Anatomy, inputs: dict[str, Any]) -> tuple[Any, Any]:
-    """What the decoder returns, and the model's whole output."""
+    """The decoder's output and the model's output."""
     decoded: list[Any] = []
 
     def record(original: Forward, args: Any, kwargs: Any) -> Any:
@@ -76,7 +76,7 @@ def run_head(
     forward: Forward | None = None,
     handlers: Handlers | None = None,
 ) -> Any:
-    """The model's whole output, as if its decoder had returned `decoded`."""
+    """The model's output, as if its decoder had returned `decoded`."""
 
     def answer(original: Forward, args: Any, kwargs: Any) -> Any:
         return decoded
@@ -86,22 +86,22 @@ def run_head(
 
 
 def last_hidden_state(decoded: Any) -> Tensor:
-    """What a decoder returns first, as a tuple or by name."""
+    """The hidden state in a decoder's output, which may be a tuple."""
     return decoded[0] if isinstance(decoded, tuple) else decoded.last_hidden_state
 
 
 def with_hidden(decoded: Any, hidden: Tensor) -> Any:
-    """The decoder's output with other hidden states in it: no cache, and the rest as it is."""
+    """The decoder's output with its hidden states replaced."""
     if isinstance(decoded, tuple):
         return (hidden, *decoded[1:])
-    exchanged = copy.copy(decoded)
-    exchanged["last_hidden_state"] = hidden
-    return exchanged
+    replaced = copy.copy(decoded)
+    replaced["last_hidden_state"] = hidden
+    return replaced
 
 
 def no_decoder_call(anatomy: Anatomy) -> UnsupportedModel:
     return UnsupportedModel(
-        f"{type(anatomy.model).__name__}: its forward never called the decoder that was found "
-        f"({type(anatomy.decoder).__name__}), so it cannot be stopped before its head. Name the "
-        'decoder by hand: Anatomy.of(model, decoder="model")'
+        f"{type(anatomy.model).__name__}: its forward never called {type(anatomy.decoder).__name__}"
+        ", taken for its decoder, so it cannot be stopped before its head. Name the decoder: "
+        'Anatomy.of(model, decoder="model")'
     )

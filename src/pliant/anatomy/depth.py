@@ -1,15 +1,15 @@
-"""Run only a model's first k layers, and later, if it is wanted after all, the rest.
+"""Run only a model's first k layers and, later, the remaining ones.
 
     first = run_first(model, 8, input_ids=ids)   # layers 8, 9, ... and the head are not computed
     score = probe(first.normed[:, -1])
     output = first.resume()                      # layers 0-7 are not computed again
 
-It is the model's own forward that runs, with its own masks, positions, caches and side states.
-After layer k the layers hand the hidden state through untouched, the model ends as it always does
-(final norm, projection, collapse of its streams), and is stopped before the head. To resume, the
-same forward runs again, with the first k layers answering from memory.
+The model's own forward runs, with its own masks, positions, caches and side states. Layers after
+the first k pass the hidden state through unchanged, the decoder ends as it always does (final norm,
+projection, merging of its streams), and the model is stopped before the head. `resume` runs the
+same forward again, with the stored outputs of the first k layers.
 
-Left out: k = 0 (that is `anatomy.embeddings`), and layers that are not run once each and in order.
+Left out: k = 0 (see `anatomy.embeddings`), and models that do not run each layer once and in order.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets
 def run_first(
     model: nn.Module | Anatomy, k: int, *, resumable: bool = True, **inputs: Any
 ) -> FirstLayers:
-    """Run layers 0 to k - 1 on `inputs`, which are whatever `model(...)` takes, by name.
+    """Run layers 0 to k - 1 on `inputs`, the keyword arguments of `model(...)`.
 
-    A cache given among them is read and never written: the new entries are in the result.
-    With `resumable=False` only the hidden states and the cache are kept: to train, say.
+    A cache among them is not written to: the new entries are in the result. With `resumable=False`
+    the result has only the hidden states and the cache, for example for training.
     """
     anatomy = model if isinstance(model, Anatomy) else Anatomy.of(model)
     _check_depth(anatomy, k)
@@ -54,55 +54,53 @@ def run_first(
     else:
         raise no_decoder_call(anatomy)
     hidden = normed if walk.hidden is None else walk.hidden
-    memory = _Memory(anatomy, inputs, walk.answers, walk.left or ()) if resumable else None
+    memory = _Memory(anatomy, inputs, walk.outputs, walk.states or ()) if resumable else None
     return FirstLayers(k, hidden, normed, name, cache, memory)
 
 
 @dataclass(frozen=True, eq=False)
 class FirstLayers:
-    """What the first `k` layers made of a prompt."""
+    """The output of a model's first `k` layers."""
 
     k: int
     hidden: Tensor
-    """What the model's final norm was given (the same as `normed` in a model that has none)."""
+    """The input of the model's final norm (the same as `normed` in a model without one)."""
     normed: Tensor
     """The decoder's last hidden state, as if the model ended after layer k."""
     cache_name: str | None
-    """What the model calls its cache, among its inputs as well; None without one."""
+    """The model's name for its cache, in its inputs and outputs; None without a cache."""
     _cache: Any = field(repr=False)
     _memory: _Memory | None = field(repr=False)
 
     @property
     def cache(self) -> Any:
-        """The first k layers' cache, for one more `run_first` on top; None without `use_cache`.
-
-        Each access branches it off anew. The layers above k have seen nothing: not for generation.
-        """
+        """A new copy of the first k layers' cache, for another `run_first`; None without
+        `use_cache`. It has no entries for the layers after k, so it is not for generation."""
         return copy_state(self._cache)
 
     def resume(self) -> Any:
-        """The output `model(...)` would have given, bit for bit, from the remaining layers alone.
+        """Run the remaining layers: the output is that of `model(...)`, bit for bit.
 
-        May be called again: every output has a complete cache of its own. (In train mode dropout
-        draws anew. The memory of the first layers is held for as long as this object is.)
+        Each call returns an output with a complete cache of its own. (In train mode, dropout draws
+        new random numbers. This object holds the first layers' outputs in memory.)
         """
         if self._memory is None:
             raise InvalidInput(
-                "this run cannot be resumed: it was made with resumable=False, which keeps nothing"
+                "this run cannot be resumed: resumable=False stores no outputs of its layers"
             )
         return self._memory.replay()
 
 
 @dataclass(frozen=True, eq=False)
 class _Memory:
-    """All that is needed to run the model again without its first layers."""
+    """What is needed to run the model again without its first layers."""
 
     anatomy: Anatomy
     inputs: dict[str, Any]
-    answers: list[Any]
-    """What each of the first layers returned."""
-    left: tuple[Any, ...]
-    """The caches and side states that were passed to the last of them, as it left them."""
+    outputs: list[Any]
+    """Those of the first layers."""
+    states: tuple[Any, ...]
+    """The caches and side states that the last of them got, as they were after it."""
 
     def replay(self) -> Any:
         walk = _ReplayWalk(self)
@@ -111,7 +109,7 @@ class _Memory:
 
 
 class _Walk:
-    """Follows one forward from layer to layer; none may come again or out of order."""
+    """Follows one forward from layer to layer; each may run once, and in order."""
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
@@ -119,32 +117,32 @@ class _Walk:
         self.at = -1
 
     def step_to(self, layer: nn.Module) -> int:
-        """The index of `layer`, which is being called. A layer may be left out (Mllama's are)."""
+        """The index of `layer`, which is being called. A model may skip layers (Mllama does)."""
         ahead = range(self.at + 1, len(self.layers))
-        following = next((index for index in ahead if self.layers[index] is layer), None)
-        if following is None:
-            seen = next(index for index, other in enumerate(self.layers) if other is layer)
+        index = next((index for index in ahead if self.layers[index] is layer), None)
+        if index is None:
+            earlier = next(i for i, candidate in enumerate(self.layers) if candidate is layer)
             raise _unsupported(
                 self.anatomy,
-                f"it runs layer {seen} after layer {self.at}, not each once and in order",
+                f"it runs layer {earlier} after layer {self.at}, not each once and in order",
             )
-        self.at = following
-        return following
+        self.at = index
+        return index
 
 
 class _FirstWalk(_Walk):
-    """Runs the first k layers, remembers what they did, and passes it through the others."""
+    """Runs the first k layers, stores their outputs, and skips the other layers."""
 
     def __init__(self, anatomy: Anatomy, k: int, resumable: bool) -> None:
         super().__init__(anatomy)
         self.k = k
         self.resumable = resumable
-        self.grad, self.blind = torch.is_grad_enabled(), False
+        self.grad, self.hides_gradient = torch.is_grad_enabled(), False
         self.hidden: Tensor | None = None
         self.result: Any = None
-        self.answers: list[Any] = []
-        self.passed: list[Any] = []
-        self.left: tuple[Any, ...] | None = None
+        self.outputs: list[Any] = []
+        self.live_states: list[Any] = []
+        self.states: tuple[Any, ...] | None = None
 
     def handlers(self) -> dict[Target, Handler]:
         handlers: dict[Target, Handler] = {(self.anatomy.decoder, FORWARD): self._stop_after}
@@ -153,35 +151,35 @@ class _FirstWalk(_Walk):
         for layer in self.layers:
             handlers[layer, CALL] = self._call_of(layer)
             if self.resumable:
-                handlers[layer, FORWARD] = self._remember
+                handlers[layer, FORWARD] = self._record
         return handlers
 
     def _call_of(self, layer: nn.Module) -> Handler:
         def call(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             if self.step_to(layer) < self.k:
-                self.blind |= self.grad and not torch.is_grad_enabled()
+                self.hides_gradient |= self.grad and not torch.is_grad_enabled()
                 self.result = original(*args, **kwargs)
             else:
-                self._settle()
+                self._copy_states()
             return self.result
 
         return call
 
-    def _remember(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        answer = original(*args, **kwargs)
-        self.answers.append(answer)
-        self.passed = _states(args, kwargs)
-        return answer
+    def _record(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        self.outputs.append(output)
+        self.live_states = _states(args, kwargs)
+        return output
 
-    def _settle(self) -> None:
-        """The first layers are done: keep what they left, before anything else touches it."""
-        if self.left is None and self.answers:
-            self.answers[-1], *left = copy_state((self.answers[-1], *self.passed))
-            self.left = tuple(left)
+    def _copy_states(self) -> None:
+        """Copy the states after the first layers, before anything else changes them."""
+        if self.states is None and self.outputs:
+            self.outputs[-1], *states = copy_state((self.outputs[-1], *self.live_states))
+            self.states = tuple(states)
 
     def _before_norm(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.at + 1 == len(self.layers):
-            self._settle()
+            self._copy_states()
         self.hidden = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         return original(*args, **kwargs)
 
@@ -189,20 +187,20 @@ class _FirstWalk(_Walk):
         output = original(*args, **kwargs)
         if self.result is None:
             raise _unsupported(self.anatomy, f"none of its first {self.k} layers were run")
-        if self.blind:
+        if self.hides_gradient:
             reason = "its layers hide their gradients from autograd (reversible layers)"
             raise _unsupported(self.anatomy, reason, "Under torch.no_grad() it works.")
-        self._settle()
+        self._copy_states()
         raise Stopped(output)
 
 
 class _ReplayWalk(_Walk):
-    """Lets the first layers answer from memory, and runs the others."""
+    """Replaces the first layers by their stored outputs, and runs the others."""
 
     def __init__(self, memory: _Memory) -> None:
         super().__init__(memory.anatomy)
         self.memory = memory
-        self.answers = list(memory.answers)
+        self.outputs = list(memory.outputs)
 
     def handlers(self) -> dict[Target, Handler]:
         return {(layer, FORWARD): self._forward_of(layer) for layer in self.layers}
@@ -210,14 +208,14 @@ class _ReplayWalk(_Walk):
     def _forward_of(self, layer: nn.Module) -> Handler:
         def forward(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             self.step_to(layer)
-            if not self.answers:
+            if not self.outputs:
                 return original(*args, **kwargs)
-            answer = self.answers.pop(0)
-            if self.answers:
-                return answer
-            for live, left in zip(_states(args, kwargs), self.memory.left, strict=True):
-                restore_state(live, left)
-            return copy_state(answer)
+            output = self.outputs.pop(0)
+            if self.outputs:
+                return output
+            for live, saved in zip(_states(args, kwargs), self.memory.states, strict=True):
+                restore_state(live, saved)
+            return copy_state(output)
 
         return forward
 
@@ -227,7 +225,7 @@ def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
 
 
 def cache_name(output: Any) -> str | None:
-    """The name of the cache in an output and among the inputs; None if there is none."""
+    """The model's name for the cache in an output; None if there is none."""
     return next((name for name in CACHE_NAMES if getattr(output, name, None) is not None), None)
 
 
@@ -240,7 +238,7 @@ def _check_depth(anatomy: Anatomy, k: int) -> None:
 
 
 def _check_inputs(anatomy: Anatomy, inputs: dict[str, Any]) -> None:
-    """Refuse what is collected inside layers: those that are not run again would be missing."""
+    """Refuse outputs that are collected inside layers: `resume` does not run all of them again."""
     configs = (getattr(anatomy.model, "config", None), anatomy.config)
     for flag in ("output_attentions", "output_router_logits"):
         if inputs.get(flag, any(getattr(config, flag, False) for config in configs)):

@@ -1,4 +1,4 @@
-"""Try on a real model what `run_first` promises of every model: the same bits, at any depth."""
+"""Checks on a model that `run_first` and `resume` give the model's own bits."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pliant.anatomy.depth import cache_name, last_hidden_state, run_first
 
 @dataclass(frozen=True)
 class DepthProof:
-    """What was found: None where the promise is kept, and the reason where it is not."""
+    """None for each property that holds, and the reason for each that does not."""
 
     first_layers: str | None
-    """All layers, run by `run_first`, give the decoder's own last hidden state."""
+    """`run_first` with all layers gives the decoder's own last hidden state."""
     resume: str | None
-    """Stopped half-way and resumed, the model gives its own output, and its cache carries on."""
+    """Stopped half-way and resumed, the model gives its own output and a cache to continue from."""
 
 
 @torch.no_grad()
 def prove_depth(model: nn.Module | Anatomy, input_ids: Tensor, **inputs: Any) -> DepthProof:
-    """Run `model` whole, stopped and resumed on the same inputs, and compare bit by bit."""
+    """Compare a full run of `model` with one that is stopped and resumed, bit by bit."""
     inputs = {"input_ids": input_ids, **inputs}
     inputs.setdefault("use_cache", _can_cache(model, inputs))
     return DepthProof(
@@ -35,11 +35,11 @@ def prove_depth(model: nn.Module | Anatomy, input_ids: Tensor, **inputs: Any) ->
     )
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Equal in shape and in every element, NaN being equal to itself."""
-    if one.shape != other.shape or one.dtype != other.dtype:
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal in shape, dtype and every element, NaN being equal to itself."""
+    if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _compare_last_hidden_states(anatomy: Anatomy, inputs: dict[str, Any]) -> str | None:
@@ -56,24 +56,24 @@ def _compare_last_hidden_states(anatomy: Anatomy, inputs: dict[str, Any]) -> str
 
 
 def _compare_outputs(anatomy: Anatomy, inputs: dict[str, Any]) -> str | None:
-    whole = anatomy.model(**copy_state(inputs))
+    full = anatomy.model(**copy_state(inputs))
     resumed = run_first(anatomy, max(1, len(anatomy.layers) // 2), **inputs).resume()
-    if not same_bits(resumed.logits, whole.logits):
+    if not same_bits(resumed.logits, full.logits):
         return "the resumed logits are not the model's own"
-    name = cache_name(whole)
+    name = cache_name(full)
     if name is None:
         return None
     try:
-        onward = _one_more_step(anatomy.model, whole, name)
-    except Exception:  # the model cannot carry on from its own cache: nothing to compare with
+        expected = _next_logits(anatomy.model, full, name)
+    except Exception:  # the model cannot continue from its own cache: nothing to compare with
         return None
-    if same_bits(_one_more_step(anatomy.model, resumed, name), onward):
+    if same_bits(_next_logits(anatomy.model, resumed, name), expected):
         return None
     return "the resumed cache does not carry on as the model's own"
 
 
 def _can_cache(model: nn.Module | Anatomy, inputs: dict[str, Any]) -> bool:
-    """BLT, for one, runs only without."""
+    """Whether the model runs with `use_cache`; BLT does not."""
     whole = model.model if isinstance(model, Anatomy) else model
     try:
         whole(**copy_state(inputs), use_cache=True)
@@ -82,7 +82,7 @@ def _can_cache(model: nn.Module | Anatomy, inputs: dict[str, Any]) -> bool:
     return True
 
 
-def _one_more_step(model: nn.Module, output: Any, name: str) -> Tensor:
+def _next_logits(model: nn.Module, output: Any, name: str) -> Tensor:
     token = output.logits[:, -1:].argmax(dim=-1)
     return model(input_ids=token, use_cache=True, **{name: getattr(output, name)}).logits
 
@@ -95,5 +95,5 @@ def _reason(
     try:
         anatomy = model if isinstance(model, Anatomy) else Anatomy.of(model)
         return compare(anatomy, inputs)
-    except Exception as error:  # any failure is an answer here
+    except Exception as error:  # any failure is a reason
         return f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Where the parts of a causal LM are: found by shape and position, never by the model's type."""
+"""Finds the parts of a causal LM by shape and position, never by the model's type."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from pliant.errors import UnsupportedModel
 
 def find_embeddings(model: nn.Module) -> nn.Module | None:
     """The module that turns token ids into vectors."""
-    if (embeddings := _called(model, "get_input_embeddings")) is not None:
+    if (embeddings := _call_getter(model, "get_input_embeddings")) is not None:
         return embeddings
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     return max(tables, key=lambda table: table.num_embeddings, default=None)
 
 
 def find_head(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
-    """What turns the last hidden state into logits: a projection, or BERT's small network."""
-    projection = _called(model, "get_output_embeddings")
+    """The module that turns the last hidden state into logits: a projection, or BERT's network."""
+    projection = _call_getter(model, "get_output_embeddings")
     if projection is None:
         inside = {id(m) for m in decoder.modules()}
         outside = [p for p in projections(model) if id(p.module) not in inside]
         widest = max(outside, key=lambda p: p.outputs, default=None)
         return widest.module if widest is not None else None
-    # BERT's projection is the last step of `cls`, which stands beside the decoder as a whole.
-    beside = [child for child in model.children() if path_of(child, decoder) is None]
-    whole = next((child for child in beside if path_of(child, projection) is not None), None)
-    return whole or projection
+    # BERT's projection is the last step of the head `cls`, a sibling of the decoder.
+    siblings = [child for child in model.children() if path_of(child, decoder) is None]
+    head = next((child for child in siblings if path_of(child, projection) is not None), None)
+    return head or projection
 
 
 def find_layers(model: nn.Module) -> list[nn.Module]:
     """The stack of layers that the hidden state runs through.
 
-    Of all stacks in the text decoder it is the shallowest in the tree (an image processor hides
-    deeper), then the heaviest (BLT has small local stacks around its global one). Stacks that tie
-    are one stack in several pieces (HRM runs two in turn).
+    Of all stacks in the text decoder it is the highest in the module tree (an image processor is
+    deeper), then the one with the most parameters (BLT has small local stacks around its global
+    one). Stacks of equal size are one stack in several pieces (HRM runs two in turn).
     """
     stacks = dict(_stacks(_text_decoder(model)))
     if not stacks:
@@ -57,38 +57,38 @@ def find_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _text_decoder(model: nn.Module) -> nn.Module:
-    """What the model itself calls its decoder, if that is a model (ModernBERT's is its head)."""
-    named = _called(model, "get_decoder")
+    """The result of `get_decoder`, if that is a model (ModernBERT's is its head)."""
+    named = _call_getter(model, "get_decoder")
     return named if named is not None and hasattr(named, "config") else model
 
 
-def _called(model: Any, getter: str) -> nn.Module | None:
-    """The module that the model's own getter gives, if it has one and it gives one."""
+def _call_getter(model: Any, getter: str) -> nn.Module | None:
+    """The module that the model's own getter returns; None if it has no such getter or module."""
     try:
-        found = getattr(model, getter)()
+        module = getattr(model, getter)()
     except (AttributeError, NotImplementedError):
         return None
-    return found if isinstance(found, nn.Module) else None
+    return module if isinstance(module, nn.Module) else None
 
 
 def find_decoder(
     model: nn.Module, embeddings: nn.Module | None, layers: Sequence[nn.Module]
 ) -> nn.Module:
-    """The smallest model that holds embeddings and layers: ids in, hidden states out."""
+    """The smallest model that holds the embeddings and all layers."""
     wanted = {id(m) for m in [embeddings, *layers] if m is not None}
     holders = [
         m
         for m in model.modules()
         if hasattr(m, "config") and wanted <= {id(inner) for inner in m.modules()}
     ]
-    # modules() goes from the outside in; the last holder is the smallest.
+    # modules() yields outer modules first, so the last holder is the smallest.
     return holders[-1] if holders else model
 
 
 def find_norm(
     decoder: nn.Module, layers: Sequence[nn.Module], hidden_size: int
 ) -> nn.Module | None:
-    """The norm after the last layer: the last one registered beside the stack, or above it."""
+    """The norm after the last layer: the last norm registered beside the stack, or above it."""
     stack = path_of(decoder, layers[-1]) or ""
     parents = [".".join(stack.split(".")[:n]) for n in range(stack.count(".") + 1)]
     norms = [
@@ -97,41 +97,41 @@ def find_norm(
         for name, child in decoder.get_submodule(parent).named_children()
         if _is_norm(name, child) and _spans(child, hidden_size)
     ]
-    # A LayerNorm named for the embeddings follows them; models with RMS norms are pre-norm and
-    # end in one, whatever its name (LFM2 calls it embedding_norm).
+    # A LayerNorm with `emb` in its name follows the embeddings. Models with RMS norms are pre-norm
+    # and end in a norm, whatever its name (LFM2 calls it embedding_norm).
     final = [m for name, m in norms if "emb" not in name or not isinstance(m, nn.LayerNorm)]
     return final[-1] if final else None
 
 
 def _spans(norm: nn.Module, hidden_size: int) -> bool:
-    """Whether it spans the hidden state, or two side by side (Reformer); OLMo's has no weight."""
+    """Whether it is as wide as the hidden state or a multiple (Reformer); OLMo's has no weight."""
     return all(p.numel() % hidden_size == 0 for p in norm.parameters())
 
 
 def find_hidden_size(config: Any, layers: Sequence[nn.Module]) -> int:
     """The width of the residual stream: the config's, if projections of the layers share it."""
     ends = [(p.inputs, p.outputs) for layer in layers for p in projections(layer)]
-    told = read(config, "hidden_size")
-    if isinstance(told, int) and (not ends or any(told in pair for pair in ends)):
-        return told
-    # No config: the width that most projections start from or arrive at.
+    size = read(config, "hidden_size")
+    if isinstance(size, int) and (not ends or any(size in pair for pair in ends)):
+        return size
+    # Else the most frequent number of inputs or outputs.
     sizes = [size for pair in ends for size in pair]
     if not sizes:
-        raise UnsupportedModel("no layer holds a projection, so the hidden size cannot be told.")
+        raise UnsupportedModel("no layer has a projection, so the hidden size is unknown.")
     return max(dict.fromkeys(sizes), key=sizes.count)
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module runs; weights that accelerate offloads are elsewhere until then."""
+    """The device that a module runs on, even while accelerate keeps its weights elsewhere."""
     execution_device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     if execution_device is not None:
         return torch.device(execution_device)
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
-def path_of(root: nn.Module, wanted: nn.Module) -> str | None:
-    """The first path by which `root` holds `wanted`."""
-    return next((path for path, module in root.named_modules() if module is wanted), None)
+def path_of(root: nn.Module, inner: nn.Module) -> str | None:
+    """The first path of `inner` in `root`; None if it is not in there."""
+    return next((path for path, module in root.named_modules() if module is inner), None)
 
 
 def _stacks(root: nn.Module, path: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
@@ -146,7 +146,7 @@ def _stacks(root: nn.Module, path: str = "") -> Iterator[tuple[str, nn.ModuleLis
 
 
 def _is_block(module: nn.Module) -> bool:
-    """A layer carries the stream on by itself: it has a mixer or an MLP, and its own norm."""
+    """A layer has projections, of a mixer or an MLP, and a norm."""
     if as_projection(module) is not None or next(iter(projections(module)), None) is None:
         return False
     return any(_is_norm(path, inner) for path, inner in module.named_modules())

@@ -1,8 +1,8 @@
-"""Answer for a module, in this thread and for a while: who calls it from elsewhere notices nothing.
+"""Replace a module's computation for the length of a block, in the calling thread alone.
 
-A hook can change what a module returns but cannot spare it the work, and a patched `forward` would
-be patched for every thread. A interceptor stands in front of one method of one module and asks the
-calling context who answers: a handler laid down here, or (for everybody else) the module itself.
+A forward hook cannot skip the module's computation, and patching `forward` would affect every
+thread. An interceptor replaces one method of one module and looks up a handler in the calling
+context; without one, it calls the module's own method.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ import torch
 from torch import nn
 
 Handler = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""Takes what the module would have done, and the call's arguments; returns what the caller gets."""
+"""`handler(original, args, kwargs)` returns the output; `original` is the module's own method."""
 
 FORWARD = "forward"
-"""The module's own computation; its forward hooks still run around whatever the handler returns."""
+"""Intercepts the module's computation; its forward hooks still run around the handler."""
 
 CALL = "_compiled_call_impl"
-"""The whole call, hooks included: torch asks this slot first, and pickles modules without it."""
+"""Intercepts the call, hooks included: torch calls this slot first, and does not pickle it."""
 
 Target = tuple[nn.Module, str]
-_handlers: ContextVar[Mapping[Target, Handler]] = ContextVar("pliant_detours")
+_handlers: ContextVar[Mapping[Target, Handler]] = ContextVar("pliant_handlers")
 _lock = threading.Lock()
 
 
 @contextmanager
 def intercept(handlers: Mapping[Target, Handler]) -> Iterator[None]:
-    """Let `handlers` answer for their modules while the block runs, in this context alone."""
+    """Call `handlers` in place of their targets inside the block, in this context alone."""
     targets = list(handlers)
-    _put_up(targets)
+    _install(targets)
     token = _handlers.set(handlers)
     try:
         yield
     finally:
         _handlers.reset(token)
-        _take_down(targets)
+        _uninstall(targets)
 
 
 class _Interceptor:
-    """One module's method, with a question in front of it; shared by all threads that need it."""
+    """Replaces one module's method; shared by all threads that intercept it."""
 
     def __init__(self, target: Target) -> None:
         module, self.method = target
@@ -52,7 +52,7 @@ class _Interceptor:
         self.before = vars(module).get(self.method)
         self.users = 0
 
-    @torch.compiler.disable  # who answers depends on the context, which no compiler guards
+    @torch.compiler.disable  # the handler depends on the context, which the compiler cannot guard
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         handler = _handlers.get({}).get(self.target)
         if handler is None:
@@ -68,11 +68,11 @@ class _Interceptor:
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:
-        """So that it has the signature of what it stands for: `generate` looks at a forward's."""
+        """Gives it the signature of the original: `generate` inspects that of `forward`."""
         return self.original
 
 
-def _put_up(targets: list[Target]) -> None:
+def _install(targets: list[Target]) -> None:
     with _lock:
         for target in targets:
             module, method = target
@@ -83,12 +83,12 @@ def _put_up(targets: list[Target]) -> None:
             interceptor.users += 1
 
 
-def _take_down(targets: list[Target]) -> None:
+def _uninstall(targets: list[Target]) -> None:
     with _lock:
         for module, method in targets:
             interceptor = vars(module).get(method)
             if not isinstance(interceptor, _Interceptor):
-                continue  # wrapped by somebody meanwhile: it stays, and lets every call through
+                continue  # others have wrapped it meanwhile: it stays, and calls the original
             interceptor.users -= 1
             if interceptor.users:
                 continue

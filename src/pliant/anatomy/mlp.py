@@ -1,4 +1,4 @@
-"""A layer's MLP: the projection that its channels leave by."""
+"""A layer's MLP: its down projection, whose inputs are the MLP's channels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pliant.anatomy.projection import Projection, projections
 
 @dataclass(frozen=True)
 class Mlp:
-    """Channel c enters `down` as its feature c; `axis` is the axis of `down.weight` they lie on."""
+    """Channel c is input c of `down`; `axis` is the axis of `down.weight` for its inputs."""
 
     down: nn.Module
     down_name: str
@@ -21,7 +21,7 @@ class Mlp:
     axis: int
 
 
-# Names are hints; what they name must narrow to the hidden size what a neighbour widened from it.
+# Names are hints: a projection must also narrow to the hidden size what another one widened.
 DOWN_NAMES = (
     "down_proj", "fc2", "dense_4h_to_h", "c_proj", "w2", "fc_out", "lin2", "Wo", "w_out",
     "output_linear", "proj_down", "layer_2", "dense", "output", "value", "2",
@@ -31,17 +31,18 @@ DOWN_NAMES = (
 def find_mlp(
     layer: nn.Module, hidden_size: int, attention: tuple[str, ...], named: str | None = None
 ) -> tuple[Mlp, ...] | Absent:
-    """The dense MLPs of one layer, nearly always one; `attention` are the paths taken already.
+    """The dense MLPs of one layer, nearly always one.
 
-    `named` is a down projection given by hand: its path in the layer, or the end of it.
+    `attention` are the paths of the attention's outputs. `named` is the path of the down projection
+    in the layer, or the end of it, if the user names it.
     """
-    everything = list(projections(layer))
+    candidates = list(projections(layer))
     if named is not None:
-        chosen = [p for p in everything if f".{p.path}".endswith(f".{named}")]
+        chosen = [p for p in candidates if f".{p.path}".endswith(f".{named}")]
         return tuple(map(_as_mlp, chosen)) or Absent(f"no projection named {named}")
     mixtures = list(_mixtures(layer))
-    # A gated norm (A.X K2) narrows and widens as well, on its way elsewhere.
-    dense = [p for p in everything if not _below(p.path, mixtures) and "norm" not in p.path]
+    # A gated norm (A.X K2) narrows and widens the hidden state as well, but is no MLP.
+    dense = [p for p in candidates if not _below(p.path, mixtures) and "norm" not in p.path]
     downs = [
         p
         for p in dense
@@ -59,7 +60,7 @@ def find_mlp(
 
 
 def _widens(up: Projection, down: Projection) -> bool:
-    """Whether `up` makes the channels that `down` takes: as many, or twice as many with a gate."""
+    """Whether `up` makes the inputs of `down`: as many, or twice as many with a gate."""
     return (
         up.path != down.path
         and up.inputs == down.outputs
@@ -69,12 +70,12 @@ def _widens(up: Projection, down: Projection) -> bool:
 
 
 def _flat_names(down: Projection) -> tuple[str, ...]:
-    """BERT and BART spread their MLP over the layer: `intermediate.dense`, `fc1`."""
+    """Up projections of BERT and BART, whose MLP is no module of its own."""
     return ("intermediate", "fc1", "lin1") if down.path.count(".") <= 1 else ()
 
 
 def _mixtures(layer: nn.Module) -> Iterator[str]:
-    """Paths below which tokens part ways: experts, and the block that routes to them."""
+    """The paths of experts, and of the blocks that route tokens to them."""
     for path, module in layer.named_modules():
         if "expert" in path.rpartition(".")[2] or "expert" in type(module).__name__.lower():
             yield path

@@ -1,4 +1,4 @@
-"""A model in another mode for one call: eval mode, no gradient checkpointing, another attention."""
+"""Context managers: eval mode, gradient checkpointing off, another attention implementation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each module is in the mode it was in.
+    """Put all modules in eval mode inside the block, and restore each one's mode after it.
 
     In train mode dropout makes every run differ, and gradient checkpointing drops the cache.
     """
@@ -27,11 +27,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_checkpointing(model: nn.Module) -> Iterator[bool]:
-    """transformers' gradient checkpointing is off inside; yields whether it was on.
+    """Turn transformers' gradient checkpointing off inside the block; yields whether it was on.
 
     Checkpointing drops the keys and values that a second pass, or a step on the cache, needs.
     """
-    # A wrapper passes attributes of its model on, so the module's own dictionary is asked.
+    # vars, since a wrapper forwards attributes of its model.
     checkpointing: list[Any] = [
         module for module in model.modules() if vars(module).get("gradient_checkpointing") is True
     ]
@@ -46,8 +46,8 @@ def without_checkpointing(model: nn.Module) -> Iterator[bool]:
 
 @contextmanager
 def attention_among(model: nn.Module, *allowed: str) -> Iterator[None]:
-    """Attention is computed by one of the `allowed` implementations inside: by the first, where
-    another one is set."""
+    """Use the first of the `allowed` attention implementations inside the block, unless the model
+    uses one of them already."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
     configs: list[Any] = list({id(c): c for c in (config, text) if c is not None}.values())

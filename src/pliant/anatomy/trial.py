@@ -1,10 +1,10 @@
-"""Trying a model out: what cannot be read from its structure is tried once, on a few tokens.
+"""Try a model out on a few tokens, once, for properties that its structure does not show.
 
     verdict(model, "cache", ask, failed=lambda reason: False)
 
-Whether a step on the cache equals one forward, whether padding on the left is harmless, whether two
-passes are exact, whether labels are shifted: an architecture's name would not tell. Each question
-is asked once for each state of the model, when something first depends on the answer.
+Such properties are whether a step on the cache equals one forward, whether padding on the left is
+harmless, whether two passes are exact, and whether the model shifts its labels. A trial runs when
+something first depends on it, and once for each state of the model.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pliant.anatomy.modes import eval_mode
 Verdict = TypeVar("Verdict")
 
 CLOSE, CLOSE_IN_HALF = 2e-5, 0.03
-"""Relative to the norm. Rounding alone makes about 1e-6 of a hidden state in fp32, and up to 0.02
-in bf16; a wrong mask or position makes much more."""
+"""Relative to the norm. Rounding changes a hidden state by about 1e-6 in fp32 and up to 0.02 in
+bf16; a wrong mask or position changes it by much more."""
 
 _verdicts: WeakKeyDictionary[nn.Module, dict[Hashable, Any]] = WeakKeyDictionary()
 _lock = threading.RLock()
@@ -40,11 +40,10 @@ def verdict(
     *,
     in_eval_mode: bool = False,
 ) -> Verdict:
-    """The answer of `ask`, remembered for the model in its present state.
+    """The result of `ask`, cached for the model in its current state.
 
-    It is asked without gradient, and in eval mode where the question is about that.
-    `failed` turns the reason into an answer where the model cannot even run so. That memory ran out
-    is no answer: it is raised, and the question stays open.
+    `ask` runs without gradient, and in eval mode if `in_eval_mode` is set. If it raises an error,
+    `failed` turns the reason into the result. Running out of memory is raised and not cached.
     """
     with _lock:
         answers = _verdicts.setdefault(model, {})
@@ -57,7 +56,7 @@ def verdict(
 
 
 def _ask(model: nn.Module, ask: Callable[[], Verdict], failed: Callable[[str], Verdict]) -> Verdict:
-    """The random numbers are afterwards as they were before."""
+    """Runs `ask` and restores the state of the random number generators."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     devices = [device.index or 0] if device.type == "cuda" else []
     try:
@@ -65,13 +64,13 @@ def _ask(model: nn.Module, ask: Callable[[], Verdict], failed: Callable[[str], V
             return ask()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a model says to a call that it was not made for
+    except Exception as error:  # any error of a model that does not support the call
         message = " ".join(str(error).split())[:160]
         return failed(f"{type(error).__name__}: {message}".removesuffix(": "))
 
 
 def _state(model: nn.Module) -> Hashable:
-    """What an answer may depend on: adapters with dropout may be added, the dtype may change."""
+    """What a verdict may depend on: adapters with dropout may be added, the dtype may change."""
     modules = list(model.modules())
     dropout = sum(module.p for module in modules if isinstance(module, nn.Dropout))
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
@@ -79,14 +78,15 @@ def _state(model: nn.Module) -> Hashable:
 
 
 def trial_ids(anatomy: Anatomy, length: int) -> Tensor:
-    """Two rows of ordinary tokens: special ones lie at both ends of a vocabulary."""
+    """Two rows of ordinary tokens: special ones are at either end of the vocabulary."""
     size = int(getattr(anatomy.config, "vocab_size", 0) or 64)
     ids = torch.arange(2 * length).reshape(2, -1) * 3 % max(1, size // 2) + size // 4
     return ids.to(device_of(anatomy.embeddings))
 
 
 def is_close(model: nn.Module, ours: Tensor, reference: Tensor) -> bool:
-    """Equal up to rounding. A hidden state in fp32 may come of weights in bf16 (Mamba's does)."""
+    """Equal up to rounding, as the dtype of the weights implies: Mamba's hidden states are in fp32
+    for weights in bf16."""
     close = CLOSE if is_full_precision(model) else CLOSE_IN_HALF
     ours, reference = ours.double(), reference.double()
     return bool((ours - reference).norm() <= close * reference.norm())

@@ -13,7 +13,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _inside(model: nn.Module) -> nn.Module | None:
-    """One wrapper less; None where there is none. Every wrapper is known by what it holds."""
+    """The model inside the outermost wrapper; None if there is no wrapper."""
     for name in ("_orig_mod", "_fsdp_wrapped_module"):  # torch.compile, FSDP version 1
         if isinstance(inner := model._modules.get(name), nn.Module):
             return inner

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from pliant.anatomy.truncated_config import first_layers_config
+from pliant.anatomy.config import truncated_config
 from pliant.complexity.post_processor import cpx_post_processor
 from pliant.complexity.scorer import PromptScorer
 from pliant.complexity.tokenizer import CPXTokenizer
@@ -120,7 +120,7 @@ def table_of(scorer: PromptScorer) -> Tensor:
 def _config(scorer: PromptScorer, cpx: CPXTokenizer, table: Tensor) -> Any:
     base: Any = scorer.base
     depth = len(scorer.anatomy.layers)
-    config: Any = first_layers_config(base.config, depth, scorer.config.layer or depth)
+    config: Any = truncated_config(base.config, depth, scorer.config.layer or depth)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UnsupportedModel(
             f"transformers has no sequence classifier beside {type(base).__name__}"
