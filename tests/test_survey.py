@@ -56,11 +56,16 @@ def test_a_registered_check_is_asked() -> None:
 
 
 def test_a_later_part_registers_its_own_question(registry: list[Capability]) -> None:
-    @register("experts", "has a projection", "Is there one?", needs=["runs"])
+    @register("experts", "has a projection", needs=["runs"])
     def check(specimen: Specimen) -> Verdict:
+        """Is there
+        one?
+
+        It was not checked.
+        """
         return yes_if(False, "not checked")
 
-    assert registry[-1].check is check
+    assert registry[-1].check is check and registry[-1].question == "Is there one?"
     assert ask(Specimen("llama"))["has a projection"] == Verdict(False, "not checked")
 
 
@@ -83,7 +88,7 @@ def test_an_error_of_the_model_is_its_reason() -> None:
 
 def test_a_name_is_registered_once(registry: list[Capability]) -> None:
     with pytest.raises(AssertionError):
-        register("foundation", "runs", "Again?")(lambda _: Verdict(True))
+        register("foundation", "runs")(lambda _: Verdict(True))
 
 
 def test_asking_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:

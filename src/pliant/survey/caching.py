@@ -17,25 +17,17 @@ CLOSE = 1e-4
 """Cached and uncached steps add numbers in different orders."""
 
 
-@register(
-    "foundation",
-    "cached",
-    "Does generation with the cache equal generation without?",
-    needs=["runs"],
-)
+@register("foundation", "cached", needs=["runs"])
 def cached(specimen: Specimen) -> Verdict:
+    """Does generation with the cache equal generation without?"""
     with_cache = _generate(specimen, specimen.ids, use_cache=True)
     without = _generate(specimen, specimen.ids, use_cache=False)
     return _compare(with_cache, without, "with the cache", "without")
 
 
-@register(
-    "complexity",
-    "crop",
-    "Can the last tokens be cropped from its cache without a trace?",
-    needs=["cached"],
-)
+@register("complexity", "crop", needs=["cached"])
 def crop(specimen: Specimen) -> Verdict:
+    """Can the last tokens be cropped from its cache without a trace?"""
     cache = _filled(specimen, record=False)
     if not hasattr(cache, "is_croppable"):
         return Verdict(False, "its forward returns no cache of transformers' kind")
@@ -47,13 +39,9 @@ def crop(specimen: Specimen) -> Verdict:
     return Verdict(False, f"not croppable: {', '.join(_not_croppable(cache))}")
 
 
-@register(
-    "complexity",
-    "left padding",
-    "Does padding on the left leave the answers as they are?",
-    needs=["cached"],
-)
+@register("complexity", "left padding", needs=["cached"])
 def left_padding(specimen: Specimen) -> Verdict:
+    """Does padding on the left leave the answers as they are?"""
     plain = _generate(specimen, specimen.ids[:1], use_cache=True)
     padding = torch.full((1, PADDING), pad_token(specimen))
     ids = torch.cat([padding, specimen.ids[:1]], dim=1)

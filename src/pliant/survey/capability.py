@@ -52,14 +52,16 @@ class Capability:
 CAPABILITIES: list[Capability] = []
 
 
-def register(
-    part: str, name: str, question: str, needs: Sequence[str] = ()
-) -> Callable[[Check], Check]:
-    """Make the decorated check a capability; its needs must be registered before it."""
+def register(part: str, name: str, needs: Sequence[str] = ()) -> Callable[[Check], Check]:
+    """Make the decorated check a capability, after those that it needs.
+
+    The first paragraph of its docstring is the question.
+    """
 
     def decorate(check: Check) -> Check:
         names = [capability.name for capability in CAPABILITIES]
         assert name not in names and set(needs) <= set(names) and part in PARTS, name
+        question = " ".join((check.__doc__ or "").partition("\n\n")[0].split())
         CAPABILITIES.append(Capability(part, name, question, check, tuple(needs)))
         return check
 

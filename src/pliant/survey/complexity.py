@@ -34,14 +34,10 @@ _plain: WeakKeyDictionary[Specimen, tuple[Tensor, ...]] = WeakKeyDictionary()
 """The logits generated without a scorer, which more than one question needs."""
 
 
-@register(
-    "complexity",
-    "scores",
-    "Does a prompt have the same score in a padded batch, on a cache and alone in one forward?",
-    needs=["layers"],
-)
+@register("complexity", "scores", needs=["layers"])
 @torch.no_grad()
 def scores(specimen: Specimen) -> Verdict:
+    """Does a prompt have the same score in a padded batch, on a cache and alone in one forward?"""
     with _scorer(specimen, rows=2, aggregation="mean") as scorer:
         if not torch.equal(specimen.run(), specimen.logits):
             return Verdict(False, "attached but unused, it changes the logits")
@@ -52,33 +48,21 @@ def scores(specimen: Specimen) -> Verdict:
         return _near(torch.stack([on_cache, scored]), torch.stack([alone, alone]))
 
 
-@register(
-    "complexity",
-    "score + generate",
-    "Scored in the prefill, does it generate the same logits as without a scorer?",
-    needs=["scores"],
-)
+@register("complexity", "score + generate", needs=["scores"])
 def score_and_generate(specimen: Specimen) -> Verdict:
+    """Scored in the prefill, does it generate the same logits as without a scorer?"""
     return _generates(specimen, layer=None)
 
 
-@register(
-    "complexity",
-    "early exit",
-    "Scored at half depth and resumed, does it generate the same logits as without a scorer?",
-    needs=["scores", "first k", "resume"],
-)
+@register("complexity", "early exit", needs=["scores", "first k", "resume"])
 def early_exit(specimen: Specimen) -> Verdict:
+    """Scored at half depth and resumed, does it generate the same logits as without a scorer?"""
     return _generates(specimen, layer=max(1, len(specimen.anatomy.layers) // 2))
 
 
-@register(
-    "complexity",
-    "learns",
-    "Do the rows have the same gradient on a cache as in one forward over prompt and rows?",
-    needs=["scores"],
-)
+@register("complexity", "learns", needs=["scores"])
 def learns(specimen: Specimen) -> Verdict:
+    """Do the rows have the same gradient on a cache as in one forward over prompt and rows?"""
     batch = Batch.of(_prompts()[:1])
     with _scorer(specimen, rows=2, aggregation="mean") as scorer:
         logits = scorer.logits(batch.ids_BT)
@@ -89,14 +73,10 @@ def learns(specimen: Specimen) -> Verdict:
         return _near(on_cache / at_once.norm(), at_once / at_once.norm())
 
 
-@register(
-    "complexity",
-    "row LoRA",
-    "Can a LoRA act on the rows alone, with the same result on a cache as in one forward?",
-    needs=["scores"],
-)
+@register("complexity", "row LoRA", needs=["scores"])
 @torch.no_grad()
 def row_lora(specimen: Specimen) -> Verdict:
+    """Can a LoRA act on the rows alone, with the same result on a cache as in one forward?"""
     with _scorer(specimen, rows=2, lora_rank=2) as scorer:
         on_cache = scorer.logits_of(prefill(scorer.anatomy, _same_length(), head=False))
         at_once = _alone(scorer, _same_length().tolist())
@@ -107,14 +87,10 @@ def row_lora(specimen: Specimen) -> Verdict:
         return _near(on_cache, at_once)
 
 
-@register(
-    "complexity",
-    "prefixes",
-    "Can each prompt's keys and values be stored alone, and joined into other batches?",
-    needs=["scores"],
-)
+@register("complexity", "prefixes", needs=["scores"])
 @torch.no_grad()
 def prefixes(specimen: Specimen) -> Verdict:
+    """Can each prompt's keys and values be stored alone, and joined into other batches?"""
     with _scorer(specimen, rows=2) as scorer:
         stored = prefill(scorer.anatomy, *pad_rows(_prompts()), head=False).split()
         joined = Prefilled.join(scorer.anatomy, [stored[2], stored[0]])
@@ -186,14 +162,12 @@ def _near(ours: Tensor, theirs: Tensor) -> Verdict:
     return yes_if(False, "on the cache it gives other scores")
 
 
-@register(
-    "complexity",
-    "export",
-    "Can a scorer be exported as an equivalent stock classifier, at full and at half depth?",
-    needs=["layers"],
-)
+@register("complexity", "export", needs=["layers"])
 def exports(specimen: Specimen) -> Verdict:
-    """Half depth makes a smaller model; if only that is impossible, it is a yes with the reason."""
+    """Can a scorer be exported as an equivalent stock classifier, at full and at half depth?
+
+    Half depth makes a smaller model; if only that is impossible, it is a yes with the reason.
+    """
     if reason := _why_not(specimen, layer=None):
         return Verdict(False, reason)
     reason = _why_not(specimen, layer=max(1, len(specimen.anatomy.layers) // 2))

@@ -18,21 +18,18 @@ from pliant.survey.capability import YES, Verdict, register, yes_if
 from pliant.survey.specimen import Specimen
 
 
-@register("foundation", "runs", "Does a tiny copy build and give finite logits?")
+@register("foundation", "runs")
 def runs(specimen: Specimen) -> Verdict:
+    """Does a tiny copy build and give finite logits?"""
     logits, ids = specimen.logits, specimen.ids
     if logits.shape[:2] != ids.shape:
         return Verdict(False, f"logits of shape {tuple(logits.shape)} for ids {tuple(ids.shape)}")
     return yes_if(bool(logits.isfinite().all()), "its logits are not finite")
 
 
-@register(
-    "foundation",
-    "embeddings",
-    "Are embeddings and hidden size known, and do they embed?",
-    needs=["runs"],
-)
+@register("foundation", "embeddings", needs=["runs"])
 def embeddings(specimen: Specimen) -> Verdict:
+    """Are embeddings and hidden size known, and do they embed?"""
     table = find_embeddings(specimen.model)
     if table is None:
         return Verdict(False, "it has no module that embeds tokens")
@@ -46,10 +43,9 @@ def embeddings(specimen: Specimen) -> Verdict:
     return yes_if(vectors >= specimen.ids.numel(), f"they give {vectors} vectors")
 
 
-@register(
-    "foundation", "layers", "Are the layers known, and does each of them run?", needs=["runs"]
-)
+@register("foundation", "layers", needs=["runs"])
 def layers(specimen: Specimen) -> Verdict:
+    """Are the layers known, and does each of them run?"""
     calls = _layer_calls(specimen)
     idle = [i for i in range(len(specimen.anatomy.layers)) if i not in calls]
     if not idle:
@@ -59,38 +55,33 @@ def layers(specimen: Specimen) -> Verdict:
     return Verdict(False, f"layers {idle} never run")
 
 
-@register("foundation", "in order", "Does each layer run exactly once, in order?", needs=["layers"])
-def similar_length_order(specimen: Specimen) -> Verdict:
+@register("foundation", "in order", needs=["layers"])
+def in_order(specimen: Specimen) -> Verdict:
+    """Does each layer run exactly once, in order?"""
     calls = _layer_calls(specimen)
     first = ", ".join(map(str, calls[:8]))
     reason = f"{len(specimen.anatomy.layers)} layers make {len(calls)} calls: {first}, ..."
     return yes_if(calls == sorted(set(calls)), reason)
 
 
-@register(
-    "structure", "attention", "Are the output projections of attention known?", needs=["layers"]
-)
+@register("structure", "attention", needs=["layers"])
 def attention(specimen: Specimen) -> Verdict:
+    """Are the output projections of attention known?"""
     parts = [(a.output, a.heads * a.head_dim) for a in _attentions(specimen)]
     return _has_widths(specimen, parts, specimen.anatomy.why_no_attention)
 
 
-@register(
-    "structure", "head gates", "Do gates at 1 on every head change no bit?", needs=["attention"]
-)
+@register("structure", "head gates", needs=["attention"])
 def head_gates(specimen: Specimen) -> Verdict:
+    """Do gates at 1 on every head change no bit?"""
     hooks = [(a.output, scale_heads(a, torch.ones(a.heads))) for a in _attentions(specimen)]
     gated = specimen.run_hooked(*hooks)
     return yes_if(torch.equal(gated, specimen.logits), "gates at 1 change the logits")
 
 
-@register(
-    "structure",
-    "head removal",
-    "Does a gate at 0 equal zeroing its slice of W_o?",
-    needs=["head gates"],
-)
+@register("structure", "head removal", needs=["head gates"])
 def head_removal(specimen: Specimen) -> Verdict:
+    """Does a gate at 0 equal zeroing its slice of W_o?"""
     chosen = _attentions(specimen)[-1]
     gates = torch.ones(chosen.heads)
     gates[1] = 0.0
@@ -104,10 +95,9 @@ def head_removal(specimen: Specimen) -> Verdict:
     return yes_if(torch.equal(gated, zeroed), "the two differ")
 
 
-@register(
-    "structure", "layer gates", "Can every layer have a lerp gate, neutral at 1?", needs=["layers"]
-)
+@register("structure", "layer gates", needs=["layers"])
 def layer_gates(specimen: Specimen) -> Verdict:
+    """Can every layer have a lerp gate, neutral at 1?"""
     run = _layer_calls(specimen)
     neutral = _with_layer_gates(specimen, dict.fromkeys(run, 1.0))
     if not torch.equal(neutral, specimen.logits):
@@ -116,26 +106,18 @@ def layer_gates(specimen: Specimen) -> Verdict:
     return yes_if(not torch.equal(skipped, specimen.logits), "a gate at 0 has no effect")
 
 
-@register(
-    "structure",
-    "mlp",
-    "Is the down projection of the MLP known?",
-    needs=["layers"],
-)
+@register("structure", "mlp", needs=["layers"])
 def mlp(specimen: Specimen) -> Verdict:
+    """Is the down projection of the MLP known?"""
     anatomy = specimen.anatomy
     blocks = [block for i in range(len(anatomy.layers)) for block in anatomy.mlps(i)]
     return _has_widths(specimen, [(b.down, b.width) for b in blocks], anatomy.why_no_mlp)
 
 
-@register(
-    "gradients",
-    "head",
-    "Does the decoder, then the head, give the model's logits?",
-    needs=["layers"],
-)
+@register("gradients", "head", needs=["layers"])
 @torch.no_grad()
 def head(specimen: Specimen) -> Verdict:
+    """Does the decoder, then the head, give the model's logits?"""
     anatomy = specimen.anatomy
     if anatomy.head is None:
         return Verdict(False, "it has no known projection to the vocabulary")
@@ -154,13 +136,9 @@ def head(specimen: Specimen) -> Verdict:
     return _compare_logits(logits, specimen.logits)
 
 
-@register(
-    "gradients",
-    "chosen logits",
-    "Can it compute logits at chosen positions alone?",
-    needs=["runs"],
-)
+@register("gradients", "chosen logits", needs=["runs"])
 def chosen_logits(specimen: Specimen) -> Verdict:
+    """Can it compute logits at chosen positions alone?"""
     positions = torch.tensor([1, 4, specimen.ids.shape[1] - 1])
     chosen = specimen.run(logits_to_keep=positions)
     if chosen.shape[1] != len(positions):
@@ -169,29 +147,24 @@ def chosen_logits(specimen: Specimen) -> Verdict:
     return yes_if(close, "they differ from the whole sequence's")
 
 
-@register(
-    "complexity",
-    "first k",
-    "Run alone, do the first layers give the model's own hidden state?",
-    needs=["layers"],
-)
+@register("complexity", "first k", needs=["layers"])
 def first_layers(specimen: Specimen) -> Verdict:
+    """Run alone, do the first layers give the model's own hidden state?"""
     return _holds(specimen.depth.first_layers)
 
 
-@register(
-    "complexity",
-    "resume",
-    "Stopped at half depth and resumed, does it give the same bits?",
-    needs=["layers"],
-)
+@register("complexity", "resume", needs=["layers"])
 def resume(specimen: Specimen) -> Verdict:
+    """Stopped at half depth and resumed, does it give the same bits?"""
     return _holds(specimen.depth.resume)
 
 
-@register("experts", "projections", "Are there projections that an expert can adapt?", ["layers"])
+@register("experts", "projections", needs=["layers"])
 def adaptable(specimen: Specimen) -> Verdict:
-    """An expert adapts modules that are called as such, which fused MoE weights are not."""
+    """Are there projections that an expert can adapt?
+
+    An expert adapts modules that are called as such, which fused MoE weights are not.
+    """
     ran: set[int] = set()
 
     def record(index: int) -> Callable[..., None]:

@@ -23,13 +23,9 @@ EXACT, SAME_GRADIENT = 1e-12, 1e-6
 """Relative, in fp64."""
 
 
-@register(
-    "gradients",
-    "chosen rows",
-    "With the head on labelled rows alone, are loss and gradient unchanged?",
-    needs=["runs"],
-)
+@register("gradients", "chosen rows", needs=["runs"])
 def chosen_rows(specimen: Specimen) -> Verdict:
+    """With the head on labelled rows alone, are loss and gradient unchanged?"""
     with _split(specimen) as split:
         ids = _ids()
         labels = ids.clone()
@@ -48,13 +44,9 @@ def chosen_rows(specimen: Specimen) -> Verdict:
         return yes_if(off <= SAME_GRADIENT, f"the gradient on rows is off by {off:.0e}")
 
 
-@register(
-    "gradients",
-    "sparse",
-    "Are chosen positions exact in fp64 with any padding, and all together the dense gradient?",
-    needs=["chosen rows"],
-)
+@register("gradients", "sparse", needs=["chosen rows"])
 def sparse(specimen: Specimen) -> Verdict:
+    """Are chosen positions exact in fp64 with any padding, and all together the dense gradient?"""
     with _split(specimen) as split:
         for padding in (None, "right", "left"):
             off = _off_at_chosen(split, padding)
@@ -65,14 +57,10 @@ def sparse(specimen: Specimen) -> Verdict:
         return yes_if(off <= SAME_GRADIENT, f"the gradient of all positions is off by {off:.0e}")
 
 
-@register(
-    "gradients",
-    "completion",
-    "With the prompt run once without gradient, are the completion's positions exact in fp64?",
-    needs=["sparse"],
-)
+@register("gradients", "completion", needs=["sparse"])
 @torch.no_grad()
 def completions(specimen: Specimen) -> Verdict:
+    """With the prompt run once without gradient, are the completion's positions exact in fp64?"""
     with _split(specimen) as split:
         inputs, mask = _batch("right")
         valid = mask.bool()
