@@ -20,7 +20,6 @@ from pliant.data.chat import (
 from pliant.data.journal import Journal
 from pliant.data.rows import Row, read_rows, write_rows
 from pliant.data.splits import Duplicates, duplicates, normalised, splits
-from pliant.errors import did_you_mean as nearest
 
 __all__ = [
     "Duplicates",
@@ -33,7 +32,6 @@ __all__ = [
     "check_text",
     "duplicates",
     "has_chat_template",
-    "nearest",
     "normalised",
     "read_rows",
     "splits",

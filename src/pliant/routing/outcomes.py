@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pliant.data import Row, nearest, normalised, read_rows, splits, write_rows
-from pliant.errors import InvalidInput
+from pliant.data import Row, normalised, read_rows, splits, write_rows
+from pliant.errors import InvalidInput, did_you_mean
 from pliant.routing.prompts import Message, Prompt, text_of
 from pliant.routing.prompts import messages as messages_of
 
@@ -56,7 +56,7 @@ class Outcomes:
         if not ((self.cost >= 0) & np.isfinite(self.cost)).all():
             raise InvalidInput("`cost` must be finite, 0 or more, for every prompt and model")
         if self.unit not in UNITS:
-            raise InvalidInput(f"unit={self.unit!r}{nearest(self.unit, UNITS)}")
+            raise InvalidInput(f"unit={self.unit!r}{did_you_mean(self.unit, UNITS)}")
 
     @property
     def asked(self) -> tuple[Prompt, ...]:
@@ -247,7 +247,7 @@ class Outcomes:
 def _refuse_unknown(where: object, models: Sequence[str], known: Sequence[str]) -> None:
     for name in models:
         if name not in known:
-            raise InvalidInput(f"{where}: no model {name!r}{nearest(name, known)}")
+            raise InvalidInput(f"{where}: no model {name!r}{did_you_mean(name, known)}")
 
 
 def _prompts(
@@ -326,7 +326,7 @@ def _texts(path: str | Path, rows: Sequence[Row], column: str) -> tuple[str, ...
     values = [row.get(column) for row in rows]
     if all(value is None for value in values):
         if column not in ("group", "wording", "question"):  # the caller named it
-            raise InvalidInput(f"{path}: no column {column!r}{nearest(column, rows[0])}")
+            raise InvalidInput(f"{path}: no column {column!r}{did_you_mean(column, rows[0])}")
         return None
     if any(value is None for value in values):
         raise InvalidInput(

@@ -21,8 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pliant.data import nearest
-from pliant.errors import InvalidInput, PliantError
+from pliant.errors import InvalidInput, PliantError, did_you_mean
 from pliant.routing import router_file
 from pliant.routing.backends import Answers, Backend, BackendError, Settings
 from pliant.routing.live.availability import Breakers, ContextFit
@@ -384,4 +383,4 @@ def _refuse_unknown(settings: Mapping[str, Any]) -> None:
     known = list(Settings.__dataclass_fields__)
     for name in settings:
         if name not in known:
-            raise InvalidInput(f"no setting {name!r}{nearest(name, known)}")
+            raise InvalidInput(f"no setting {name!r}{did_you_mean(name, known)}")

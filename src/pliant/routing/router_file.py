@@ -22,8 +22,7 @@ from pydantic import (
 )
 
 from pliant import __version__
-from pliant.data import nearest
-from pliant.errors import CorruptFile, InvalidInput
+from pliant.errors import CorruptFile, InvalidInput, did_you_mean
 from pliant.routing.backends import ModelSpec, Settings, check_names
 from pliant.routing.decision_rule import DecisionRule
 from pliant.routing.metrics.calibration import from_json
@@ -194,10 +193,12 @@ class RouterFile(Part):
         specs = [ModelSpec.parse(model.backend) for model in self.models]
         check_names([ModelSpec(n, s.model, s.url) for n, s in zip(names, specs, strict=True)])
         if self.default not in names:
-            raise ValueError(f"default: no model {self.default!r}{nearest(self.default, names)}")
+            raise ValueError(
+                f"default: no model {self.default!r}{did_you_mean(self.default, names)}"
+            )
         for name, content in (self.calibration or {}).items():
             if name not in names:
-                raise ValueError(f"calibration: no model {name!r}{nearest(name, names)}")
+                raise ValueError(f"calibration: no model {name!r}{did_you_mean(name, names)}")
             try:
                 from_json(content)
             except InvalidInput as error:
@@ -282,7 +283,7 @@ def _fault(error: ValidationError) -> str:
     if fault["type"] == "extra_forbidden":
         *place, key = fault["loc"]
         inside = "".join(f"{step}." for step in place).rstrip(".")
-        near = nearest(str(key), _keys(place))
+        near = did_you_mean(str(key), _keys(place))
         return f"{inside + ': ' if inside else ''}no key {str(key)!r}{near}"
     message = fault["msg"].removeprefix("Value error, ")
     shown = "" if fault["type"] in ("value_error", "missing") else f", and is {fault['input']!r}"

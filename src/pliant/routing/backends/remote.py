@@ -113,6 +113,8 @@ class OpenAIBackend:
         stop: threading.Event,
     ) -> Answers:
         """The answers of one call, after as many tries as it needs."""
+        import httpx
+
         tried = 0
         while True:
             tried += 1
@@ -129,7 +131,7 @@ class OpenAIBackend:
                 if self._adapts(reply, requested):
                     tried -= 1
                     continue
-            except _unanswered() as error:
+            except httpx.TransportError as error:
                 failure, retry = self._unanswered(error), True
             except BackendError as error:  # no chat completion
                 failure, retry = error, True
@@ -248,9 +250,3 @@ class OpenAIBackend:
 def _estimate_tokens(conversation: list[dict[str, str]]) -> int:
     octets = sum(len(m["content"].encode()) for m in conversation)
     return octets // _BYTES_A_TOKEN + 1 + _TEMPLATE_TOKENS * len(conversation)
-
-
-def _unanswered() -> tuple[type[Exception], ...]:
-    import httpx
-
-    return (httpx.TransportError,)

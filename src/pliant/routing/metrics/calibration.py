@@ -17,8 +17,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pliant.data import nearest
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, did_you_mean
 from pliant.stats import sigmoid
 
 Floats = NDArray[np.float64]
@@ -174,7 +173,7 @@ def _most_likely(p: Floats, y: Floats, shifted: bool) -> tuple[float, float]:
 
 def _kind(name: str) -> type[Temperature] | type[Platt] | type[Isotonic]:
     if name not in CALIBRATIONS:
-        raise InvalidInput(f"no calibration {name!r}{nearest(name, CALIBRATIONS)}")
+        raise InvalidInput(f"no calibration {name!r}{did_you_mean(name, CALIBRATIONS)}")
     return CALIBRATIONS[name]
 
 

@@ -36,8 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pliant.data import nearest
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, did_you_mean
 from pliant.routing.metrics.curves import (
     Curve,
     LambdaCurve,
@@ -264,7 +263,7 @@ def _once(metric: str, gain: ArrayLike, outcomes: Outcomes) -> float:
 
 def _metric(name: str) -> Callable[[Ranking, Floats], Floats]:
     if name not in METRICS:
-        raise InvalidInput(f"no metric {name!r}{nearest(name, METRICS)}")
+        raise InvalidInput(f"no metric {name!r}{did_you_mean(name, METRICS)}")
     return METRICS[name]
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from pliant import loading
 from pliant.data import has_chat_template
 from pliant.errors import InvalidInput
 from pliant.routing.backends.local import own_parameters, shared_model
-from pliant.routing.prompts import Prompt, messages, text_of
+from pliant.routing.prompts import messages, text_of
+from pliant.routing.scorers.protocol import Prompts, Scorer
 
 
 class BaseLM:
@@ -36,13 +36,13 @@ class BaseLM:
             self._tokenizer = loading.load_tokenizer(self.name)
         return self._tokenizer
 
-    def chat_format(self, prompts: Sequence[Prompt]) -> list[Any]:
+    def chat_format(self, prompts: Prompts) -> list[Any]:
         """The prompts as messages for a chat model, as plain text for any other."""
         if has_chat_template(self.tokenizer):
             return [messages(prompt) for prompt in prompts]
         return [text_of(prompt) for prompt in prompts]
 
-    def reading_flops(self, prompts: Sequence[Prompt]) -> float:
+    def reading_flops(self, prompts: Prompts) -> float:
         """The mean cost of reading a prompt, estimated like the cost of an answer in labels."""
         from pliant.complexity.prompts import ids_of
 
@@ -50,8 +50,22 @@ class BaseLM:
         return 2.0 * own_parameters(self.model) * sum(map(len, ids)) / max(1, len(ids))
 
 
-def base_lm(kind: str, base: BaseLM | str | None) -> BaseLM:
-    """The model of a scorer that needs one; `base` may be its name."""
-    if base is None:
-        raise InvalidInput(f"{kind} reads a model: name one, as in make({kind!r}, base='nano-s')")
-    return base if isinstance(base, BaseLM) else BaseLM(base)
+class ModelScorer(Scorer):
+    """A scorer that reads a base model, given by its name."""
+
+    def __init__(self, base: BaseLM | str | None) -> None:
+        self._base = base
+
+    @property
+    def base(self) -> BaseLM:
+        """The model that it reads."""
+        kind, base = self.kind, self._base
+        if base is None:
+            raise InvalidInput(
+                f"{kind} reads a model: name one, as in make({kind!r}, base='nano-s')"
+            )
+        self._base = base if isinstance(base, BaseLM) else BaseLM(base)
+        return self._base
+
+    def flops(self, prompts: Prompts) -> float:
+        return self.base.reading_flops(prompts)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
 
 from pliant.errors import InvalidInput
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.prompts import Prompt, text_of
+from pliant.routing.prompts import text_of
 from pliant.routing.scorers.linear import Floats, Linear, logistic, together
-from pliant.routing.scorers.protocol import Predictions, Scorer, State, gain_over_first
+from pliant.routing.scorers.protocol import Groups, Predictions, Prompts, Scorer, State, gains
 
 _PRIOR = 10.0
 """The number of prompts that the overall mean counts for in a group's mean."""
@@ -31,12 +30,10 @@ class Random(Scorer):
         self.mean, self.seed = train.right.mean(axis=0), seed
         return self
 
-    def predict(
-        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
-    ) -> Predictions:
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         place = np.array([_place(text_of(prompt), self.seed) for prompt in prompts])
         right = np.tile(self.mean, (len(place), 1))
-        gain = gain_over_first(right)
+        gain = gains(right)
         gain[:, 1:] += 1e-6 * (place[:, None] - 0.5)
         return Predictions(right, gain)
 
@@ -65,12 +62,10 @@ class Length(Scorer):
         self.head = logistic(_lengths(everything.prompts), everything.right, c=1.0)
         return self
 
-    def predict(
-        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
-    ) -> Predictions:
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         assert self.head is not None, "not fitted"
         right = self.head(_lengths(prompts))
-        return Predictions(right, gain_over_first(right))
+        return Predictions(right, gains(right))
 
     def state(self) -> State:
         assert self.head is not None, "not fitted"
@@ -80,7 +75,7 @@ class Length(Scorer):
         self.head = Linear(state.arrays["weight"], state.arrays["bias"], logistic=True)
 
 
-def _lengths(prompts: Sequence[Prompt]) -> Floats:
+def _lengths(prompts: Prompts) -> Floats:
     return np.array([[np.log1p(len(text_of(prompt)))] for prompt in prompts])
 
 
@@ -107,13 +102,11 @@ class Group(Scorer):
         self.means = np.vstack([mean, (total + _PRIOR * mean) / (count + _PRIOR)])
         return self
 
-    def predict(
-        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
-    ) -> Predictions:
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         at = {name: i + 1 for i, name in enumerate(self.names)}
         rows = [at.get(name, 0) for name in groups] if groups else [0] * len(prompts)
         right = self.means[rows]
-        return Predictions(right, gain_over_first(right))
+        return Predictions(right, gains(right))
 
     def state(self) -> State:
         return State({"names": self.names}, {"means": self.means})
@@ -136,17 +129,9 @@ class Oracle(Scorer):
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         return self
 
-    def predict(
-        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
-    ) -> Predictions:
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         try:
             right = np.stack([self._right[text_of(prompt)] for prompt in prompts])
         except KeyError:
             raise InvalidInput("the oracle knows only the prompts that it was made with") from None
-        return Predictions(right, gain_over_first(right))
-
-    def state(self) -> State:
-        raise InvalidInput("an oracle holds the answers to one test set, so it is not saved")
-
-    def load_state(self, state: State) -> None:
-        raise InvalidInput("an oracle holds the answers to one test set, so it is not saved")
+        return Predictions(right, gains(right))

@@ -16,19 +16,21 @@ import numpy as np
 
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt, digest, text_of
-from pliant.routing.scorers.base_model import BaseLM, base_lm
+from pliant.routing.scorers.base_model import BaseLM, ModelScorer
 from pliant.routing.scorers.linear import Floats, best, gain_error, together
 from pliant.routing.scorers.protocol import (
+    Groups,
     Predictions,
     Prefilling,
-    Scorer,
+    Prompts,
     State,
-    gain_over_first,
+    gains,
     read_state,
 )
 
 if TYPE_CHECKING:
     from pliant.complexity import Complexity, Scores
+    from pliant.complexity.prefix_cache.store import PrefixStore
 
 _ADAPTER = "cpx"
 """The folder of the trained [CPX] adapter, inside the scorer's."""
@@ -57,7 +59,7 @@ _ROWS_FOR_CHOICE = 8_000
 """How many training rows the candidates are trained on, at most."""
 
 
-class Cpx(Scorer):
+class Cpx(ModelScorer):
     """Predicts for each model the probability that it is right; the gain is the difference."""
 
     kind = "cpx"
@@ -71,7 +73,8 @@ class Cpx(Scorer):
         learning_rate: float = 1e-2,
         weight_decay: float = 0.1,
     ) -> None:
-        self._base, self.capacities = base, tuple(capacities)
+        super().__init__(base)
+        self.capacities = tuple(capacities)
         # Chosen on development questions of the nano world.
         self.training: dict[str, Any] = {
             "num_epochs": epochs,
@@ -85,12 +88,6 @@ class Cpx(Scorer):
         self.models: tuple[str, ...] = ()
         self.scorer: Complexity | None = None
         self._cache: _PrefixCache | None = None
-
-    @property
-    def base(self) -> BaseLM:
-        """The model that it reads."""
-        self._base = base_lm(self.kind, self._base)
-        return self._base
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         everything = together(train, choice)
@@ -120,9 +117,7 @@ class Cpx(Scorer):
         self._train(outcomes, self.capacity, seed)
         return self
 
-    def predict(
-        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
-    ) -> Predictions:
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         assert self.scorer is not None, "not fitted"
         return _predictions(self.scorer.score(self.base.chat_format(prompts)))
 
@@ -130,9 +125,6 @@ class Cpx(Scorer):
         """Predict in the prefill of the base model's own answer to one prompt."""
         assert self.scorer is not None, "not fitted"
         return Prefilling(self.scorer, _predictions)
-
-    def flops(self, prompts: Sequence[Prompt]) -> float:
-        return self.base.reading_flops(prompts)
 
     def chosen(self) -> dict[str, Any]:
         return {"base": self.base.name, "capacity": str(self.capacity)}
@@ -191,13 +183,13 @@ class Cpx(Scorer):
 class _PrefixCache:
     """The prompts' keys and values, by the number of layers that they ran through."""
 
-    def __init__(self, base: BaseLM, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, base: BaseLM, prompts: Prompts) -> None:
         distinct = {_key(prompt): prompt for prompt in prompts}
         self.base, self.prompts = base, list(distinct.values())
         self.row = {key: i for i, key in enumerate(distinct)}
-        self.prefixes: dict[int | None, Any] = {}
+        self.prefixes: dict[int | None, PrefixStore | None] = {}
 
-    def of(self, scorer: Complexity, prompts: Sequence[Prompt]) -> Any:
+    def of(self, scorer: Complexity, prompts: Prompts) -> PrefixStore | None:
         """The prefixes of these prompts; None if all prompts' would not fit into memory."""
         layer = scorer.config.layer
         if layer not in self.prefixes:
@@ -205,7 +197,7 @@ class _PrefixCache:
         prefixes, rows = self.prefixes[layer], [self.row[_key(prompt)] for prompt in prompts]
         return None if prefixes is None else prefixes.select(rows)
 
-    def _compute(self, scorer: Complexity) -> Any:
+    def _compute(self, scorer: Complexity) -> PrefixStore | None:
         from pliant.complexity.training.fit import remember
 
         longest = sorted(self.prompts, key=lambda prompt: len(text_of(prompt)))[-_SAMPLE:]
@@ -222,7 +214,7 @@ def _key(prompt: Prompt) -> str:
 
 def _predictions(scores: Scores) -> Predictions:
     right: Floats = scores.values
-    return Predictions(right, gain_over_first(right))
+    return Predictions(right, gains(right))
 
 
 def _unused_name(model: Any) -> str:

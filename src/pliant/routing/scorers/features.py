@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pliant.routing.prompts import Prompt, text_of
-from pliant.routing.scorers.protocol import State
+from pliant.routing.prompts import text_of
+from pliant.routing.scorers.protocol import Prompts, State
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ class TextFeatures:
         self._parts: dict[str, Any] = {}  # vectorizers
         self._waves: _Waves | None = None
 
-    def fit(self, prompts: Sequence[Prompt], seed: int = 0) -> TextFeatures:
+    def fit(self, prompts: Prompts, seed: int = 0) -> TextFeatures:
         texts = [text_of(prompt) for prompt in prompts]
         for name in ("words", "characters"):
             most = getattr(self.settings, name)
@@ -53,7 +53,7 @@ class TextFeatures:
             self._waves = _Waves.of(_surfaces(texts), self.settings.waves, seed)
         return self
 
-    def matrix(self, prompts: Sequence[Prompt]) -> Any:
+    def matrix(self, prompts: Prompts) -> Any:
         """(n, features), sparse."""
         from scipy.sparse import csr_matrix, hstack
 

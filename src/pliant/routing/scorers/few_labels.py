@@ -13,7 +13,6 @@ from typing import ClassVar, Self
 import numpy as np
 
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.prompts import Prompt
 from pliant.routing.scorers.features import TextFeatures, TextSettings
 from pliant.routing.scorers.linear import (
     Floats,
@@ -24,7 +23,7 @@ from pliant.routing.scorers.linear import (
     ridge,
     together,
 )
-from pliant.routing.scorers.protocol import Predictions, Scorer, State, gain_over_first
+from pliant.routing.scorers.protocol import Groups, Predictions, Prompts, Scorer, State, gains
 
 _FOLDS = 5
 
@@ -70,9 +69,7 @@ class Pair(Scorer):
         self._fit_scale(predictions, outcomes.right)
         return self
 
-    def predict(
-        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
-    ) -> Predictions:
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         assert self.right is not None, "not fitted"
         each = [self.heads[name](x.matrix(prompts)) for name, x in self.features.items()]
         gain = self.line[0] + self._mean_gain(each) * self.line[1]
@@ -108,8 +105,8 @@ class Pair(Scorer):
         self.spread, self.line = arrays["spread"], arrays["line"]
 
     def _fit_scale(self, predictions: Sequence[Floats], right: Floats) -> None:
-        gains = np.stack([gain_over_first(each)[:, 1:] for each in predictions])
-        self.spread = np.maximum(gains.std(axis=1), 1e-9)
+        stacked = np.stack([gains(each)[:, 1:] for each in predictions])
+        self.spread = np.maximum(stacked.std(axis=1), 1e-9)
         mean, true = self._mean_gain(predictions), right[:, 1:] - right[:, :1]
         centred = mean - mean.mean(axis=0)
         slope = (centred * true).sum(axis=0) / np.maximum((centred**2).sum(axis=0), 1e-9)
@@ -120,6 +117,6 @@ class Pair(Scorer):
 
     def _mean_gain(self, predictions: Sequence[Floats]) -> Floats:
         """(n, m - 1)"""
-        gains = np.stack([gain_over_first(each)[:, 1:] for each in predictions])
-        mean: Floats = (gains / self.spread[:, None]).mean(axis=0)
+        stacked = np.stack([gains(each)[:, 1:] for each in predictions])
+        mean: Floats = (stacked / self.spread[:, None]).mean(axis=0)
         return mean

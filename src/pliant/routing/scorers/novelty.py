@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt, text_of
 from pliant.routing.scorers.protocol import (
+    Groups,
     Predictions,
     Prefilling,
+    Prompts,
     Scorer,
     State,
     read_arrays,
@@ -55,12 +57,12 @@ class NoveltyDetector:
         detector.bound = float(np.quantile(detector.share(held_out), _FALSE_ALARMS))
         return detector
 
-    def share(self, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
+    def share(self, prompts: Prompts) -> NDArray[np.float64]:
         """(n,) the share of each prompt's 5-grams that the table contains."""
         bits = ([_bit(gram) for gram in _grams(prompt)] for prompt in prompts)
         return np.array([self.table[at].mean() for at in bits])
 
-    def novel(self, prompts: Sequence[Prompt]) -> NDArray[np.bool_]:
+    def novel(self, prompts: Prompts) -> NDArray[np.bool_]:
         """(n,) whether a prompt is unlike the training prompts."""
         return self.share(prompts) < self.bound
 
@@ -98,9 +100,7 @@ class WithNovelty(Scorer):
         self.scorer.fit(train, choice, seed)
         return self
 
-    def predict(
-        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
-    ) -> Predictions:
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         return replace(self.scorer.predict(prompts, groups), novel=self.detector.novel(prompts))
 
     def while_answering(self, prompt: Prompt) -> Prefilling | None:
@@ -117,7 +117,7 @@ class WithNovelty(Scorer):
             ),
         )
 
-    def flops(self, prompts: Sequence[Prompt]) -> float:
+    def flops(self, prompts: Prompts) -> float:
         return self.scorer.flops(prompts)
 
     def chosen(self) -> dict[str, Any]:

@@ -8,22 +8,14 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.prompts import Prompt
-from pliant.routing.scorers.base_model import BaseLM, base_lm
-from pliant.routing.scorers.linear import (
-    Floats,
-    Linear,
-    best,
-    gain_error,
-    logistic,
-    together,
-)
-from pliant.routing.scorers.protocol import Predictions, Scorer, State, gain_over_first
+from pliant.routing.scorers.base_model import BaseLM, ModelScorer
+from pliant.routing.scorers.linear import Floats, Linear, best, gain_error, logistic, together
+from pliant.routing.scorers.protocol import Groups, Predictions, Prompts, State, gains
 
 _LAYERS = 4  # how many layers are tried at most, spread over the depth
 
 
-class Probe(Scorer):
+class Probe(ModelScorer):
     """A logistic regression for each model on the last token's hidden state, at one layer."""
 
     kind = "probe"
@@ -32,7 +24,7 @@ class Probe(Scorer):
     def __init__(
         self, base: BaseLM | str | None = None, layers: Sequence[int] | None = None
     ) -> None:
-        self._base = base
+        super().__init__(base)
         self.layers = layers
         """The candidates for the layer; None tries a few, spread over the depth."""
         self.layer = 0
@@ -41,12 +33,6 @@ class Probe(Scorer):
         self.mean: Floats = np.zeros(0)
         self.std: Floats = np.zeros(0)
         self.head: Linear | None = None
-
-    @property
-    def base(self) -> BaseLM:
-        """The model that it reads."""
-        self._base = base_lm(self.kind, self._base)
-        return self._base
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         everything = together(train, choice)
@@ -59,7 +45,7 @@ class Probe(Scorer):
             x = states[layer]
             self._solve(x[:n], right[:n], strength)
             assert choice is not None
-            return gain_error(gain_over_first(self._read(x[n:])), choice)
+            return gain_error(gains(self._read(x[n:])), choice)
 
         candidates = [(layer, strength) for layer in layers for strength in self.strengths]
         self.layer = layers[-1]
@@ -68,14 +54,9 @@ class Probe(Scorer):
         self._solve(states[self.layer], right, self.strength)
         return self
 
-    def predict(
-        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
-    ) -> Predictions:
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         right = self._read(last_states(self.base, prompts, self.layer))
-        return Predictions(right, gain_over_first(right))
-
-    def flops(self, prompts: Sequence[Prompt]) -> float:
-        return self.base.reading_flops(prompts)
+        return Predictions(right, gains(right))
 
     def chosen(self) -> dict[str, Any]:
         return {"base": self.base.name, "layer": self.layer, "strength": self.strength}
@@ -112,7 +93,7 @@ class Probe(Scorer):
         return sorted({round(depth * (i + 1) / _LAYERS) or 1 for i in range(_LAYERS)})
 
 
-def last_states(base: BaseLM, prompts: Sequence[Prompt], layer: int) -> Floats:
+def last_states(base: BaseLM, prompts: Prompts, layer: int) -> Floats:
     """(n, D): each prompt's last token after `layer` layers and the final norm."""
     import torch
 

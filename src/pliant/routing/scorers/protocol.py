@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pliant.complexity import Complexity, Scores
 
 Floats = NDArray[np.float64]
+Prompts = Sequence[Prompt]
+Groups = Sequence[str] | None
 
 FORMAT = 1
 INDEX, WEIGHTS = "scorer.json", "scorer.safetensors"
@@ -86,20 +88,18 @@ class Scorer(ABC):
         """Learn from `train`; a scorer with hyperparameters chooses them on `choice`."""
 
     @abstractmethod
-    def predict(
-        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
-    ) -> Predictions:
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         """One row for each prompt."""
 
-    @abstractmethod
     def state(self) -> State:
         """All that `load_state` needs."""
+        raise InvalidInput(f"a scorer of kind {self.kind!r} is not saved")
 
-    @abstractmethod
     def load_state(self, state: State) -> None:
         """Become the scorer that `state` was saved from."""
+        raise InvalidInput(f"a scorer of kind {self.kind!r} is not saved")
 
-    def flops(self, prompts: Sequence[Prompt]) -> float:
+    def flops(self, prompts: Prompts) -> float:
         """The mean cost of scoring one of these prompts; negligible for one without a model."""
         return 0.0
 
@@ -162,6 +162,6 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise CorruptFile(f"{path}: truncated or damaged ({error})") from error
 
 
-def gain_over_first(values: Floats) -> Floats:
+def gains(values: Floats) -> Floats:
     """(n, m) each model minus the first: what gain means."""
     return values - values[:, :1]

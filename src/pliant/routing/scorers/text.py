@@ -8,14 +8,12 @@ as well, so the gain is not linear in the two probabilities: the second stage ge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.prompts import Prompt
 from pliant.routing.scorers.features import TextFeatures, TextSettings
 from pliant.routing.scorers.linear import (
     Floats,
@@ -28,7 +26,7 @@ from pliant.routing.scorers.linear import (
     ridge,
     together,
 )
-from pliant.routing.scorers.protocol import Predictions, Scorer, State
+from pliant.routing.scorers.protocol import Groups, Predictions, Prompts, Scorer, State
 
 _FOLDS = 5
 _FEW, _REPEATS, _SEED_STEP = 10_000, 3, 1000
@@ -74,9 +72,7 @@ class Text(Scorer):
         self._fit_both(self._prepare(outcomes, seed), outcomes, self.strength, seed, repeats)
         return self
 
-    def predict(
-        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
-    ) -> Predictions:
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         assert self.head is not None, "not fitted"
         return self.stack(self.head(self._matrix(prompts, groups)))
 
@@ -119,7 +115,7 @@ class Text(Scorer):
         self.stack = Stack().fit(np.mean(predictions, axis=0), outcomes.right)
         self.head = ridge(x, outcomes.right, strength)
 
-    def _matrix(self, prompts: Sequence[Prompt], groups: Sequence[str] | None) -> Any:
+    def _matrix(self, prompts: Prompts, groups: Groups) -> Any:
         from scipy.sparse import hstack
 
         x = self.features.matrix(prompts)
@@ -129,7 +125,7 @@ class Text(Scorer):
             else x
         )
 
-    def _group_columns(self, n: int, groups: Sequence[str] | None) -> Any:
+    def _group_columns(self, n: int, groups: Groups) -> Any:
         """(n, groups) one-hot; the row of an unknown group is empty."""
         from scipy.sparse import csr_matrix
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.prompts import Prompt
 from pliant.routing.scorers.features import TextFeatures, TextSettings
 from pliant.routing.scorers.linear import (
     Floats,
@@ -19,7 +17,7 @@ from pliant.routing.scorers.linear import (
     ridge,
     together,
 )
-from pliant.routing.scorers.protocol import Predictions, Scorer, State, gain_over_first
+from pliant.routing.scorers.protocol import Groups, Predictions, Prompts, Scorer, State, gains
 
 _ROWS_IN_MEMORY = 512  # of the table of similarities
 
@@ -51,18 +49,16 @@ class Tfidf(Scorer):
 
             def error(strength: float) -> float:
                 fitted = self._solve(x[:n], right[:n], strength)
-                return gain_error(gain_over_first(fitted(x[n:])), choice)
+                return gain_error(gains(fitted(x[n:])), choice)
 
             self.strength, _ = best(self.strengths, error)
         self.head = self._solve(x, right, self.strength)
         return self
 
-    def predict(
-        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
-    ) -> Predictions:
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         assert self.head is not None, "not fitted"
         right = self.head(self.features.matrix(prompts))
-        return Predictions(np.clip(right, 0.0, 1.0), gain_over_first(right))
+        return Predictions(np.clip(right, 0.0, 1.0), gains(right))
 
     def chosen(self) -> dict[str, Any]:
         return {"strength": self.strength}
@@ -129,17 +125,15 @@ class Neighbours(Scorer):
             self.vectors, self.right = vectors[:n], right[:n]
 
             def error(k: int) -> float:
-                return gain_error(gain_over_first(self._mean_of_nearest(vectors[n:], k)), choice)
+                return gain_error(gains(self._mean_of_nearest(vectors[n:], k)), choice)
 
             self.k, _ = best(self.numbers, error)
         self.vectors, self.right = vectors, right
         return self
 
-    def predict(
-        self, prompts: Sequence[Prompt], groups: Sequence[str] | None = None
-    ) -> Predictions:
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         right = self._mean_of_nearest(self._vectors(prompts), self.k)
-        return Predictions(right, gain_over_first(right))
+        return Predictions(right, gains(right))
 
     def chosen(self) -> dict[str, Any]:
         return {"k": self.k}
@@ -165,7 +159,7 @@ class Neighbours(Scorer):
         self.vectors = csr_matrix((data, a["indices"], a["indptr"]), shape=shape)
         self.right = a["right"].astype(np.float64)
 
-    def _vectors(self, prompts: Sequence[Prompt]) -> Any:
+    def _vectors(self, prompts: Prompts) -> Any:
         from sklearn.preprocessing import normalize
 
         return normalize(self.features.matrix(prompts).astype(np.float32))
