@@ -102,7 +102,7 @@ def test_numbers_are_as_the_head_gave_them_and_no_score() -> None:
     scores = Scores(("score", "gain"), LOGITS, reads="numbers")
     assert scores["score"].tolist() == [0.0, 100.0, -800.0]
     assert scores.gain is not None and scores.gain.tolist() == [0.5, -0.25, 0.0]
-    with pytest.raises(InvalidInput, match=r"a number and no probability: .*scores\['score'\]"):
+    with pytest.raises(InvalidInput, match=r"a number, not a probability: .*scores\['score'\]"):
         _ = scores.score
     assert Scores(("right:a", "right:b"), LOGITS, reads="numbers").gain is None
 

@@ -302,7 +302,7 @@ def test_threads_do_not_hear_each_other() -> None:
 
 def test_nothing_to_begin_with_is_refused() -> None:
     scorer = made(tiny_llama(bos_token_id=None))
-    with pytest.raises(InvalidInput, match="prompt 1 has no token"):
+    with pytest.raises(InvalidInput, match="prompt 1 is empty"):
         scorer.generate([[5], []])
 
 

@@ -1,8 +1,8 @@
-"""Scores from the prefill that generation needs anyway, and leaves generation as it is.
+"""Scores prompts from the prefill that generation needs anyway, without changing what is generated.
 
-`model.generate` runs as it always does. An interceptor in front of the model's forward, in this
-context alone, waits for the forward that completes the prompt; then the [CPX] rows run as one more
-step on a copy of its cache, and what the forward returned is passed on untouched.
+`model.generate` runs as usual. An interceptor of the model's forward, active in this context only,
+waits for the forward that completes the prompt. Then the [CPX] rows run as one more step on a copy
+of its cache, and the forward's output is returned unchanged.
 """
 
 from __future__ import annotations
@@ -28,20 +28,35 @@ from pliant.prefill.prefilled import Part
 
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """What was generated and how the prompts scored; prompt after prompt, in their order."""
+    """The generated sequences and the scores of the prompts, in the prompts' order."""
 
     scores: Scores
     sequences: tuple[Tensor | None, ...]
-    """Prompt and answer as ids, `num_return_sequences` for each prompt; None where it was left."""
+    """The ids of prompt and answer, `num_return_sequences` for each prompt; None where it left."""
     texts: tuple[str | None, ...] | None
     """The answers alone; None without a tokenizer."""
     left: np.ndarray
-    """(n,) the prompts that scored above the threshold and were not generated."""
+    """(n,) true for prompts that scored above the threshold and were not generated from."""
     prefilled_again: bool
     """Whether prompts were run twice: because others of their batch left, or because the model
-    has no cache (or the kind of generation no prefill) to score on."""
+    has no cache, or this kind of generation no prefill, to score on."""
     outputs: tuple[Any, ...]
-    """What `model.generate` returned, one for each batch."""
+    """The return values of `model.generate`, one for each batch."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready, without `outputs`."""
+        return {
+            "scores": self.scores.as_dict(),
+            "sequences": [None if ids is None else ids.tolist() for ids in self.sequences],
+            "texts": None if self.texts is None else list(self.texts),
+            "left": self.left.tolist(),
+            "prefilled_again": self.prefilled_again,
+        }
+
+    def __str__(self) -> str:
+        again = ", with a second prefill" if self.prefilled_again else ""
+        answered = len(self.left) - int(self.left.sum())
+        return f"answered {answered} of {len(self.left)} prompts{again}; {self.scores}"
 
 
 Leaving = float | Callable[[Scores], Any]
@@ -79,9 +94,9 @@ def generate(
             row, copy = divmod(index, copies)
             at = stayed[row] * copies + copy
             answers[at] = answer = sequence[run.length :]
-            sequences[at] = torch.cat([as_ids(ids[stayed[row]], sequence), answer])
+            sequences[at] = torch.cat([sequence.new_tensor(ids[stayed[row]]), answer])
     return Generated(
-        Scores(scorer.config.outputs, logits, truncated, scorer.config.reads),
+        scorer.scores(logits, truncated),
         tuple(sequences),
         _texts(scorer, answers),
         left,
@@ -91,7 +106,7 @@ def generate(
 
 
 class _Generation:
-    """One batch through `model.generate`, scored on the way."""
+    """One batch through `model.generate`, scored after its prefill."""
 
     def __init__(
         self,
@@ -111,7 +126,7 @@ class _Generation:
         self.length = batch.ids_BT.shape[1]
         self.buffered: generate_options.BufferedStreamer | None = None
         self.output: Any = None
-        # Where a step would change the state that generation goes on from, scores come first.
+        # Where a step would change the state that generation continues from, score first.
         cached = supports_cache(scorer.anatomy) and not generate_options.needs_full_forward(
             scorer.base, options
         )
@@ -128,7 +143,7 @@ class _Generation:
                 self.length = batch.ids_BT.shape[1]
                 self.output = self._generate(batch, [rows[i] for i in stay], scoring=False)
             elif (streamer := options.get("streamer")) is not None:
-                streamer.end()  # its reader would wait for ever
+                streamer.end()  # or its reader would wait forever
 
     def _generate(self, batch: Batch, rows: Sequence[int], scoring: bool) -> Any:
         model: Any = self.scorer.anatomy.model
@@ -141,7 +156,7 @@ class _Generation:
         watch = _Watch(self, batch)
         with intercept({(model, FORWARD): watch.forward}):
             output = model.generate(**arguments)
-        if not watch.done:  # no forward ended where the prompt does: some assisted decoding
+        if not watch.done:  # assisted decoding may have no forward that ends with the prompt
             self.again = True
             self.decide(self.scorer.logits_at_once(batch), leaving=False)
         return output
@@ -150,8 +165,7 @@ class _Generation:
         """Record the scores; if some prompts leave, this generation ends here."""
         self.logits = logits.detach().double().cpu().numpy()
         if self.leave_above is not None:
-            config = self.scorer.config
-            scores = Scores(config.outputs, self.logits, reads=config.reads)
+            scores = self.scorer.scores(self.logits)
             rule = self.leave_above
             leaves = rule(scores) if callable(rule) else scores.score > rule
             self.left = np.asarray(leaves, dtype=bool)
@@ -167,7 +181,7 @@ class _Generation:
 
 
 class _Watch:
-    """Stands in front of the model's forward until the prompt is complete."""
+    """Intercepts the model's forward until the prompt is complete."""
 
     def __init__(self, generation: _Generation, batch: Batch) -> None:
         self.generation = generation
@@ -193,7 +207,7 @@ class _Watch:
         return first.resume()
 
     def _score(self, count: int, cache: Any, output: Any) -> None:
-        """`count` is the batch's, times the beams or samples of each prompt, which lie together."""
+        """`count` is the batch size times the beams or samples of each prompt, adjacent rows."""
         scorer = self.scorer
         copies = count // len(self.batch.ids_BT)
         wide = Batch(
@@ -207,18 +221,16 @@ class _Watch:
 
 
 class _Left(BaseException):
-    """Some prompts leave. Not an Exception: no code in between may take it for an error."""
+    """Some prompts leave. Not an Exception, so that no code in between handles it as an error."""
 
 
 def _check_threshold(scorer: PromptScorer, leave_above: Leaving | None) -> None:
-    """Before anything runs: a number, and a scorer whose score it can be compared with."""
+    """Before anything runs: the threshold is a number, and the scorer has a score to compare."""
     if leave_above is None or callable(leave_above):
         return
     if isinstance(leave_above, bool) or not isinstance(leave_above, (int, float)):
         raise InvalidInput(f"leave_above = {leave_above!r}: give a number (0 to 1) or a function")
-    config = scorer.config
-    none = np.zeros((0, len(config.outputs)))
-    _ = Scores(config.outputs, none, reads=config.reads).score
+    _ = scorer.scores(np.zeros((0, len(scorer.config.outputs)))).score
 
 
 def _ids(
@@ -231,34 +243,29 @@ def _ids(
         settings["batch_size"] = settings["batch_size"] or len(prompts)  # a batch is a batch
         mask = padding(prompts, *scorer.padding_tokens(options)) if mask is None else mask
         options = generate_options.align_options(options, prompts, mask)
-        found = unpadded(prompts, mask)
+        rows = unpadded(prompts, mask)
     elif mask is not None:
         raise InvalidInput("attention_mask goes with a tensor of ids; lists need none")
     else:
-        found = ids_of(prompts, scorer.tokenizer, settings["chat"])
-    fit, truncated = scorer.fit_prompts(found, settings["truncation"])
+        rows = ids_of(prompts, scorer.tokenizer, settings["chat"])
+    fit, truncated = scorer.fit_prompts(rows, settings["truncation"])
     for i, prompt in enumerate(fit):
         if not prompt:
-            raise InvalidInput(f"prompt {i} has no token, and the model none to begin with (BOS)")
+            raise InvalidInput(f"prompt {i} is empty, and the model has no BOS token to begin with")
     return fit, options, truncated
 
 
 def _batches(
     scorer: PromptScorer, ids: Sequence[Sequence[int]], batch_size: int | None
 ) -> list[list[int]]:
-    """By like length; by equal length where the model does not support padding."""
+    """By similar length; by equal length where the model does not support padding."""
     lengths = [len(prompt) for prompt in ids]
-    if len(set(lengths)) == 1 or supports_padding(scorer.anatomy):
-        return list(alike(lengths, batch_size))
-    found = []
-    for length in sorted(set(lengths)):
-        same = [row for row, own in enumerate(lengths) if own == length]
-        found += [[same[i] for i in some] for some in alike([length] * len(same), batch_size)]
-    return found
+    equal = len(set(lengths)) > 1 and not supports_padding(scorer.anatomy)
+    return list(alike(lengths, batch_size, equal=equal))
 
 
 def _pad(scorer: PromptScorer) -> int:
-    """What generate pads with is masked; only that it is of the vocabulary matters."""
+    """Padding is masked, so any id of the vocabulary will do."""
     pad = getattr(scorer.anatomy.config, "pad_token_id", None)
     return pad if isinstance(pad, int) and pad >= 0 else 0
 
@@ -271,7 +278,3 @@ def _texts(scorer: PromptScorer, answers: Sequence[Tensor | None]) -> tuple[str 
         None if answer is None else tokenizer.decode(answer, skip_special_tokens=True)
         for answer in answers
     )
-
-
-def as_ids(prompt: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor(list(prompt), dtype=like.dtype, device=like.device)

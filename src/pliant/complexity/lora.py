@@ -19,7 +19,7 @@ MODELS = "transformers.models."
 
 
 class Lora(nn.Module):
-    """x -> scale * B A x in fp32; nothing at first, for B starts at zero."""
+    """x -> scale * B A x in fp32; initially zero, because B starts at zero."""
 
     def __init__(self, projection: Projection, rank: int, scale: float, seed: int) -> None:
         super().__init__()
@@ -41,23 +41,23 @@ class Lora(nn.Module):
 
 
 def targets(anatomy: Anatomy, config: CPXConfig) -> Iterator[tuple[str, Projection]]:
-    """The projections that take a LoRA, each with the key that it is kept under."""
+    """The projections that take a LoRA, each with its key."""
     depth = len(anatomy.layers) if config.layer is None else config.layer
-    found = False
+    chosen = False
     for index, layer in enumerate(list(anatomy.layers)[:depth]):
         for projection in projections(layer):
-            if _chosen(projection, config.lora_targets):
-                found = True
+            if _is_target(projection, config.lora_targets):
+                chosen = True
                 yield f"{index}_{projection.path.replace('.', '_')}", projection
-    if not found:
-        some = sorted({p.names[0] for layer in anatomy.layers for p in projections(layer)})
+    if not chosen:
+        names = sorted({p.names[0] for layer in anatomy.layers for p in projections(layer)})
         raise InvalidInput(
             f"lora_targets = {config.lora_targets!r} names no projection of the layers: "
-            f"there are {', '.join(some) or 'none'}"
+            f"there are {', '.join(names) or 'none'}"
         )
 
 
-def _chosen(projection: Projection, ends: tuple[str, ...]) -> bool:
+def _is_target(projection: Projection, ends: tuple[str, ...]) -> bool:
     if ends:
         return any(f".{projection.path}".endswith(f".{end}") for end in ends)
     # A numbered module in a layer is one expert of many.
@@ -67,15 +67,15 @@ def _chosen(projection: Projection, ends: tuple[str, ...]) -> bool:
 
 @torch.no_grad()
 def _maps_features(projection: Projection) -> bool:
-    """Whether a kind of projection that a model brings along maps features to features, and no
-    more: Falcon's does, DeepSeek-V4's works in groups, and Llama 4's router gives a pair."""
+    """Whether a model's own kind of projection maps features to features: Falcon's does, but
+    DeepSeek-V4's works in groups, and Llama 4's router returns a pair."""
     module = projection.module
     weight = next(module.parameters(), None)
     if weight is None or not type(module).__module__.startswith(MODELS):
         return True
     try:
         x = torch.zeros(1, 1, projection.inputs, device=device_of(module), dtype=weight.dtype)
-        found = module(x)
+        output = module(x)
     except RuntimeError:
         return False
-    return isinstance(found, Tensor) and found.shape == (1, 1, projection.outputs)
+    return isinstance(output, Tensor) and output.shape == (1, 1, projection.outputs)

@@ -1,4 +1,4 @@
-"""Prompts as people have them (texts, messages, ids), and as a model takes them: lists of ids."""
+"""Turns prompts (texts, messages, ids) into lists of ids, checks them and batches them."""
 
 from __future__ import annotations
 
@@ -22,28 +22,27 @@ def ids_of(
     prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase | None, chat: bool = False
 ) -> list[list[int]]:
     """Each prompt's ids, without the [CPX] that may end it: a text as it is, messages through the
-    chat template with its generation prompt. With `chat` a text is what a user said: messages of
-    one."""
+    chat template with its generation prompt. With `chat`, a text is a user's message."""
     if isinstance(prompts, (str, Mapping)):
         raise InvalidInput("prompts is one prompt; give a list: [prompt]")
     return [_ids(i, prompt, tokenizer, chat) for i, prompt in enumerate(prompts)]
 
 
 def unpadded(ids_BT: Tensor, mask_BT: Tensor | None) -> list[list[int]]:
-    """The rows of a tensor as lists, without what is masked."""
+    """The rows of a tensor as lists, without masked positions."""
     batch = align(ids_BT, mask_BT)
     rows = zip(batch.ids_BT.tolist(), batch.lengths, strict=True)
     return [row[len(row) - length :] for row, length in rows]
 
 
 def padding(ids_BT: Tensor, pad: int | None, ends: Sequence[int | None]) -> Tensor | None:
-    """The mask that `generate` takes ids to have that come without: the token that pads is padding,
-    unless it also ends texts."""
+    """The mask that `generate` assumes for ids without one: the padding token is masked, unless it
+    also ends texts."""
     return None if pad is None or pad in ends else ids_BT != pad
 
 
 def check_padding(ids_BT: Tensor, pad: int | None, ends: Sequence[int | None]) -> None:
-    """That a token which pads and also ends texts does not look as if it did pad here."""
+    """Refuse ids that seem to be padded with a token that also ends texts."""
     if pad not in ends or pad is None or ids_BT.dim() != 2 or not ids_BT.numel():
         return
     for side, of_row in (("begins", ids_BT), ("ends", ids_BT.flip(1))):
@@ -58,14 +57,13 @@ def check_padding(ids_BT: Tensor, pad: int | None, ends: Sequence[int | None]) -
 
 def checked(
     prompts: Sequence[list[int]],
-    room: int | None,
+    max_length: int | None,
     truncation: Truncation | None,
     vocabulary: int | None = None,
 ) -> list[list[int]]:
-    """The prompts, if each fits beside the rows; or, if that was asked for, what fits of each.
+    """The prompts, truncated to `max_length` on the side that `truncation` names.
 
-    "left" takes the beginning off a prompt that is too long, "right" its end. An id that is not
-    below `vocabulary` is an error.
+    Without `truncation`, a longer prompt is an error, as is an id outside the vocabulary.
     """
     if truncation not in (None, "left", "right"):
         raise InvalidInput(f"truncation = {truncation!r}: give 'left', 'right' or None")
@@ -73,30 +71,33 @@ def checked(
         if ids and (min(ids) < 0 or (vocabulary is not None and max(ids) >= vocabulary)):
             raise InvalidInput(
                 f"prompt {i} holds ids from {min(ids)} to {max(ids)}, and the model has "
-                f"{vocabulary} embeddings: is it another tokenizer's?"
+                f"{vocabulary} embeddings: are they of another tokenizer?"
             )
-    if room is None:
+    if max_length is None:
         return list(prompts)
     for i, ids in enumerate(prompts):
-        if len(ids) > room and truncation is None:
+        if len(ids) > max_length and truncation is None:
             raise InvalidInput(
-                f"prompt {i} is {len(ids):,} tokens long; the model takes {room:,} beside what "
-                "follows. Shorten it, or pass truncation='left' to take off its beginning"
+                f"prompt {i} is {len(ids):,} tokens long; the model takes {max_length:,} beside "
+                "what follows. Shorten it, or pass truncation='left' to remove its beginning"
             )
     if truncation == "left":
-        return [ids[max(0, len(ids) - room) :] for ids in prompts]
-    return [ids[:room] for ids in prompts]
+        return [ids[max(0, len(ids) - max_length) :] for ids in prompts]
+    return [ids[:max_length] for ids in prompts]
 
 
-def alike(lengths: Sequence[int], batch_size: int | None) -> Iterator[list[int]]:
-    """Batches of prompts of like length, each in their order; without a size, as many as hold
-    `TOKENS_A_BATCH`."""
+def alike(
+    lengths: Sequence[int], batch_size: int | None, equal: bool = False
+) -> Iterator[list[int]]:
+    """Batches of prompts of similar (or `equal`) length, each in their order; without a size, up to
+    `TOKENS_A_BATCH` at a time."""
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InvalidInput(f"batch_size = {batch_size!r}: give 1 or more")
     rows: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        # Prompts without a token run alone: beside others they would be padding and nothing else.
-        full = len(rows) == batch_size or (lengths[i] > 0 and rows and lengths[rows[-1]] == 0)
+        # Empty prompts run alone: beside others they would be nothing but padding.
+        differs = bool(rows) and lengths[rows[-1]] != lengths[i]
+        full = len(rows) == batch_size or (differs and (equal or lengths[rows[-1]] == 0))
         if batch_size is None:
             full = full or (len(rows) + 1) * lengths[i] > TOKENS_A_BATCH
         if rows and full:
@@ -120,7 +121,7 @@ def _ids(i: int, prompt: Any, tokenizer: PreTrainedTokenizerBase | None, chat: b
     if isinstance(prompt, Sequence) and prompt and all(isinstance(m, Mapping) for m in prompt):
         _need(tokenizer, i, "a list of messages")
         assert tokenizer is not None
-        # The template writes what begins a text; the tokenizer must not write it again.
+        # The template writes the BOS token; the tokenizer must not write it again.
         text = chat_text(prompt, tokenizer, where=f"prompt {i}")
         return plain_ids(tokenizer, text, literal=True, add_special_tokens=False)
     if _are_ids(prompt):
@@ -133,7 +134,7 @@ def _ids(i: int, prompt: Any, tokenizer: PreTrainedTokenizerBase | None, chat: b
 
 
 def _are_ids(prompt: Any) -> bool:
-    """Bytes are a sequence of numbers too, and truths are numbers: neither is an id."""
+    """Whether it is a sequence of ids: bytes and booleans are numbers too, but no ids."""
     return (
         isinstance(prompt, Sequence)
         and not isinstance(prompt, (bytes, bytearray))

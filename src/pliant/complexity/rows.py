@@ -1,6 +1,6 @@
-"""The [CPX] rows: what they start as, and how their hidden states become the outputs' logits.
+"""The [CPX] rows: their initial values, and how their hidden states become one vector.
 
-Shapes: B prompts, r rows, D features, O outputs.
+Shapes: B prompts, r rows, D features.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from pliant.anatomy import Anatomy
 from pliant.anatomy.projection import as_projection
@@ -17,27 +16,26 @@ from pliant.complexity.config import Aggregation
 from pliant.prefill import Batch, device_of, on_top
 
 SAMPLE = 2_048
-"""Embeddings that are looked at; their mean and spread are known well enough from so many."""
+"""How many embeddings the mean and spread are estimated from."""
 
 
 @torch.no_grad()
 def rows_like_embeddings(anatomy: Anatomy, count: int, seed: int = 0) -> Tensor:
     """The mean embedding, and noise of the embeddings' own spread that tells the rows apart.
 
-    The embedding module is asked and not its weight: some scale what they look up. A row far from
-    where embeddings lie (zeros, or noise of another size) would be a token as the layers never saw
-    one.
+    Calls the embedding module instead of reading its weight: some scale what they look up. A row
+    unlike every embedding (zeros, or noise of another size) would be out of distribution.
     """
-    known = anatomy.embeddings(_sample(anatomy)).float()
+    sample = anatomy.embeddings(_sample(anatomy)).float()
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(count, known.shape[-1], generator=generator).to(known.device)
-    return known.mean(dim=0) + known.std(dim=0) * noise
+    noise = torch.randn(count, sample.shape[-1], generator=generator).to(sample.device)
+    return sample.mean(dim=0) + sample.std(dim=0) * noise
 
 
 def width_read(anatomy: Anatomy) -> int:
-    """The width of what the decoder gives: OPT-350m, for one, narrows it after its last layer.
+    """The width of the decoder's output, which OPT-350m, for one, narrows after its last layer.
 
-    What the model's own head takes tells it; where that is not the hidden size, it is tried out.
+    Where the model's own head takes another width than the hidden size, two tokens are run.
     """
     projection = None if anatomy.head is None else as_projection(anatomy.head)
     if projection is None or projection.inputs == anatomy.hidden_size:
@@ -48,16 +46,10 @@ def width_read(anatomy: Anatomy) -> int:
 
 
 def _sample(anatomy: Anatomy) -> Tensor:
-    size = int(getattr(anatomy.config, "vocab_size", 0) or _table(anatomy.embeddings))
+    table = getattr(anatomy.embeddings, "num_embeddings", 2)
+    size = int(getattr(anatomy.config, "vocab_size", 0) or table)
     step = max(1, size // SAMPLE)
     return torch.arange(0, size, step, device=device_of(anatomy.embeddings))
-
-
-def _table(embeddings: nn.Module) -> int:
-    return int(getattr(embeddings, "num_embeddings", 2))
-
-
-# --- reading -------------------------------------------------------------------------------------
 
 
 def pooled(hidden_BrD: Tensor, how: Aggregation, query_D: Tensor | None = None) -> Tensor:
@@ -71,12 +63,3 @@ def pooled(hidden_BrD: Tensor, how: Aggregation, query_D: Tensor | None = None) 
         weights_Br = (hidden_BrD @ query_D / math.sqrt(len(query_D))).softmax(dim=1)
         return (weights_Br.unsqueeze(-1) * hidden_BrD).sum(dim=1)
     return hidden_BrD[:, -1]
-
-
-def read(
-    hidden_BrD: Tensor, head: nn.Linear, how: Aggregation, query_D: Tensor | None = None
-) -> Tensor:
-    """The outputs' logits, (B, O), on the head's device."""
-    h = hidden_BrD.to(device=head.weight.device, dtype=head.weight.dtype)
-    with torch.autocast(device_type=h.device.type, enabled=False):
-        return F.linear(pooled(h, how, query_D), head.weight, head.bias)

@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from pliant import adapters, prefill
@@ -40,7 +41,7 @@ from pliant.complexity.prompts import (
     padding,
     unpadded,
 )
-from pliant.complexity.rows import read, rows_like_embeddings, width_read
+from pliant.complexity.rows import pooled, rows_like_embeddings, width_read
 from pliant.complexity.scores import Scores
 from pliant.errors import AdapterError, InvalidInput
 from pliant.prefill import Batch, Prefilled, device_of
@@ -158,7 +159,10 @@ class PromptScorer(Adapter):
 
     def read(self, hidden: Tensor) -> Tensor:
         """(B, O): aggregation and head alone, of the rows' hidden states (B, r, D)."""
-        return read(hidden, self.head, self.config.aggregation, self.query)
+        weight = self.head.weight
+        h = hidden.to(device=weight.device, dtype=weight.dtype)
+        with torch.autocast(device_type=h.device.type, enabled=False):
+            return F.linear(pooled(h, self.config.aggregation, self.query), weight, self.head.bias)
 
     @torch.inference_mode()
     def score(
@@ -191,7 +195,7 @@ class PromptScorer(Adapter):
         for rows in alike([len(prompt) for prompt in ids], batch_size):
             batch = Batch.of([ids[row] for row in rows], device=self.device)
             logits[rows] = self.logits_at_once(batch).double().cpu().numpy()
-        return Scores(self.config.outputs, logits, truncated, self.config.reads)
+        return self.scores(logits, truncated)
 
     def logits_at_once(self, batch: Batch) -> Tensor:
         """(B, O): prompts and rows in one forward, without a cache; or in one for each group of
@@ -250,15 +254,22 @@ class PromptScorer(Adapter):
     def fit_prompts(
         self, prompts: list[list[int]], truncation: Truncation | None
     ) -> tuple[list[list[int]], int]:
-        """The prompts as the model can take them, and how many were truncated. An empty one becomes
-        the token that begins a text, where the model has one."""
+        """The prompts as the model can take them, and how many were truncated."""
         vocabulary = getattr(self.anatomy.embeddings, "num_embeddings", None)
-        bos = getattr(self.anatomy.config, "bos_token_id", None)
-        empty = [bos] if isinstance(bos, int) and bos >= 0 else []
         fitting = checked(prompts, self.max_prompt_length, truncation, vocabulary)
         pairs = zip(fitting, prompts, strict=True)
         truncated = sum(len(fit) < len(prompt) for fit, prompt in pairs)
-        return [prompt or empty for prompt in fitting], truncated
+        return self.with_beginnings(fitting), truncated
+
+    def with_beginnings(self, prompts: list[list[int]]) -> list[list[int]]:
+        """An empty prompt becomes the token that begins a text, where the model has one."""
+        bos = getattr(self.anatomy.config, "bos_token_id", None)
+        empty = [bos] if isinstance(bos, int) and bos >= 0 else []
+        return [prompt or empty for prompt in prompts]
+
+    def scores(self, logits: np.ndarray, truncated: int = 0) -> Scores:
+        """The scores that these logits (B, O) mean for this scorer's outputs."""
+        return Scores(self.config.outputs, logits, truncated, self.config.reads)
 
     @property
     def max_prompt_length(self) -> int | None:

@@ -3,9 +3,9 @@
     result = export(scorer, "difficulty", tokenizer)
     AutoModelForSequenceClassification.from_pretrained("difficulty")   # no Pliant needed
 
-The copy may have one more row in its embeddings; the base in memory stays as it is. It is written
-under another name, reloaded with plain transformers, compared, and only then kept. What has no
-stock form, or does not say the same, is refused with the reason.
+The copy may have one more row in its embeddings; the base in memory is not changed. The copy is
+written to a temporary folder, reloaded with plain transformers, compared, and only then renamed to
+its target. A scorer without a stock form, or whose copy disagrees, is refused with the reason.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,10 @@ from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.errors import AdapterError, InvalidInput, UnsupportedModel
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 0.04, torch.float16: 0.01}
-"""How far a logit may be from the live scorer's, relative to the largest if that is above 1. In
-half precision the stock class computes its logits in that precision, and the scorer in fp32: over
-tiny models of 61 types the largest difference was 1.1e-6, in bf16 .023, in fp16 .0022."""
+"""The largest allowed difference from a live scorer's logit, relative to the largest logit if that
+is above 1. In half precision the stock class computes its logits in that precision, the scorer in
+fp32: over tiny models of 61 types the largest difference was 1.1e-6 in fp32, 0.023 in bf16 and
+0.0022 in fp16."""
 RECORD = "pliant_export.json"
 
 
@@ -47,7 +47,7 @@ def export(
 
     `tokenizer` is the base's or a `CPXTokenizer` (left out: the scorer's own). A temperature or
     Platt `calibration` of its outputs goes into the head. With `rendered` the texts will be
-    rendered chats, which bring their own beginning: the tokenizer then adds [CPX] alone.
+    rendered chats, which include their own BOS token: the tokenizer then adds [CPX] alone.
     """
     target = Path(folder).expanduser()
     _check_free(target)
@@ -64,12 +64,12 @@ def export(
         result = _result(scorer, cpx, target, stock, proof)
         if not proof <= result.bound:
             raise UnsupportedModel(
-                f"{stock.architecture} was reloaded and does not agree with the scorer: its logits "
+                f"the reloaded {stock.architecture} does not agree with the scorer: its logits "
                 f"differ by {proof:.2g}, and {result.bound:g} is allowed in {result.dtype}. "
                 f"Nothing was written{_likely_cause(scorer)}"
             )
         (unfinished / RECORD).write_text(
-            json.dumps({"pliant": __version__, **_record(result)}, indent=2) + "\n"
+            json.dumps({"pliant": __version__, **result.as_dict()}, indent=2) + "\n"
         )
         (unfinished / "README.md").write_text(model_card(result))
         unfinished.chmod(0o755)
@@ -110,18 +110,13 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _record(result: ExportResult) -> dict[str, Any]:
-    """All but the folder, which is of this machine and not of the model."""
-    return {name: value for name, value in asdict(result).items() if name != "folder"}
-
-
 def _check_free(target: Path) -> None:
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InvalidInput(f"{target} exists: name a new folder for the exported model")
 
 
 def _check_form(scorer: PromptScorer) -> None:
-    """What no stock sequence classifier can express."""
+    """Refuse what no stock sequence classifier can express."""
     config = scorer.config
     if config.rows > 1:
         raise UnsupportedModel(
@@ -137,7 +132,7 @@ def _check_form(scorer: PromptScorer) -> None:
     if getattr(base, "is_quantized", False):
         raise UnsupportedModel("its base is quantised: load the base in 16 or 32 bits to export it")
     if any(p.is_meta for p in base.parameters()):
-        raise UnsupportedModel("part of its base is offloaded: load the base whole to export it")
+        raise UnsupportedModel("part of its base is offloaded: load all of the base to export it")
     dtype = scorer.anatomy.embeddings.weight.dtype
     if dtype not in BOUNDS:
         raise UnsupportedModel(f"its base is in {dtype}: export it from fp32, bf16 or fp16")
@@ -177,9 +172,6 @@ def _calibrated(scorer: PromptScorer, calibration: Any) -> tuple[float, float]:
 
 
 def _likely_cause(scorer: PromptScorer) -> str:
-    if scorer.config.layer is not None:
-        return (
-            f" (its first {scorer.config.layer} layers alone seem to be another model than the "
-            "same layers in the whole one)"
-        )
-    return ""
+    if scorer.config.layer is None:
+        return ""
+    return f" (its first {scorer.config.layer} layers seem to compute something else on their own)"

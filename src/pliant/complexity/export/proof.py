@@ -1,7 +1,7 @@
-"""The proof of an export: reloaded with plain transformers, does it agree with the live scorer?
+"""Verifies an export: reloads it with plain transformers and compares it with the live scorer.
 
-It is given texts, through the reloaded tokenizer, in a padded batch, as a user would; with the
-trained head, and with a random one: an untrained head, all zeros, would agree with anything.
+The copy scores texts through its reloaded tokenizer, in a padded batch, with the trained head and
+with a random one: an untrained head, all zeros, would agree with anything.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ TEXTS = (
     "The quick brown fox jumps over the lazy dog, again and again and again.",
 )
 LENGTHS = (3, 9, 21, 40, 60, 61)
-"""Of prompts of random tokens, some longer than a tiny model's window. (A-X K2's sparse attention,
-in a padded batch, chooses other positions than alone: the longer ones show it.)"""
+"""Lengths of prompts of random tokens, some longer than a tiny model's window. (A-X K2's sparse
+attention selects other positions in a padded batch than alone; the longer prompts detect it.)"""
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def _difference(ours_BL: Tensor, theirs_BL: Tensor) -> float:
 
 
 def _hidden(scorer: PromptScorer, ids: list[int]) -> Tensor:
-    """What the live scorer's head reads of one prompt, (1, D)."""
+    """The hidden state that the live scorer's head reads for one prompt, (1, D)."""
     batch = Batch.of([ids], device=scorer.device)
     hidden = prefill.on_top(
         scorer.anatomy,
@@ -107,12 +107,6 @@ def _random(scorer: PromptScorer, cpx: CPXTokenizer) -> list[list[int]]:
     vocabulary = [i for i in range(rows) if i not in special]
     generator = torch.Generator().manual_seed(0)
     longest = scorer.max_prompt_length or max(LENGTHS)
-    return [
-        [
-            vocabulary[i]
-            for i in torch.randint(
-                len(vocabulary), (min(n, longest),), generator=generator
-            ).tolist()
-        ]
-        for n in LENGTHS
-    ]
+    shapes = [(min(length, longest),) for length in LENGTHS]
+    draws = [torch.randint(len(vocabulary), shape, generator=generator) for shape in shapes]
+    return [[vocabulary[i] for i in draw.tolist()] for draw in draws]

@@ -1,9 +1,10 @@
-"""The result of an export, and the README.md beside it: how to use it, and how it was proven."""
+"""The result of an export, and its README.md: how to use the copy, and how it was verified."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from pliant.complexity.config import Reads
 from pliant.errors import InvalidInput
@@ -11,25 +12,25 @@ from pliant.errors import InvalidInput
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written, and how well it was proven."""
+    """The exported model, and how closely it agrees with the scorer."""
 
     folder: str
     architecture: str
     """The stock class."""
     outputs: tuple[str, ...]
     layers: int
-    """As many as the scorer reads."""
+    """As many as the scorer reads; the copy has no others."""
     dtype: str
     difference: float
-    """Between the logits of the reloaded copy and of the live scorer (without what `shift` holds),
-    over probe prompts: the largest, relative to the largest logit if that is above 1."""
+    """The largest between the logits of the reloaded copy and of the live scorer without `shift`,
+    over probe prompts, relative to the largest logit if that is above 1."""
     bound: float
     shift: tuple[float, ...]
-    """What the live scorer adds to each logit and the copy has no place for: the head's bias."""
+    """What to add to each logit of the copy: the head's bias, which stock classes do not have."""
     cpx_token: str
     cpx_token_id: int
     rows_added: int
-    """To the copy's embeddings."""
+    """How many rows the copy's embeddings gained."""
     reads: Reads = "probabilities"
     """What the outputs are: probabilities, classes or numbers."""
 
@@ -43,6 +44,10 @@ class ExportResult:
             return float(score)
         logit = math.log(score / (1 - score)) - self.shift[output]
         return 1 / (1 + math.exp(-logit))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the folder, which depends on the machine and not on the model."""
+        return {name: value for name, value in asdict(self).items() if name != "folder"}
 
     def __str__(self) -> str:
         return (

@@ -1,19 +1,18 @@
-"""The arguments of `CPXCausalLM`: checked, and prompts that end in [CPX] without it."""
+"""Checks the arguments of `CPXCausalLM`, and removes the [CPX] that ends its prompts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pliant.anatomy import Anatomy
 from pliant.complexity.config import CPXConfig
+from pliant.complexity.prompts import checked, unpadded
+from pliant.complexity.scorer import PromptScorer
 from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.errors import InvalidInput, PliantError
-from pliant.prefill import Batch, align
+from pliant.prefill import Batch
 
 
 def tokenizer_of(where: str | Path, options: dict[str, Any]) -> CPXTokenizer | None:
@@ -68,58 +67,18 @@ def check_known(cpx_token_id: int | None, tokenizer: CPXTokenizer | None) -> Non
         )
 
 
-# --- prompts -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Prompts:
-    """Prompts without [CPX], aligned to the left."""
-
-    batch: Batch
-    empty: bool
-    """Whether some have no token at all."""
-
-
 def prompts_in(
-    input_ids: Tensor, attention_mask: Tensor | None, cpx_token_id: int | None, anatomy: Anatomy
-) -> Prompts:
-    """Remove the last token of each row if it is [CPX]; anywhere else the id is an error."""
-    batch = align(input_ids, attention_mask)
-    ids_BT, mask_BT = batch.ids_BT, batch.mask_BT
-    if cpx_token_id is not None and ids_BT.shape[1]:
-        ends_B = (ids_BT[:, -1] == cpx_token_id) & (mask_BT[:, -1] != 0)
-        mask_BT = torch.cat([mask_BT[:, :-1], mask_BT[:, -1:] * ~ends_B.unsqueeze(1)], dim=1)
-    # Where nothing is read, an id of the vocabulary: the padding's own may lie outside.
-    batch = align(ids_BT.masked_fill(mask_BT == 0, 0), mask_BT)
-    _check_ids(batch, cpx_token_id, anatomy)
-    batch = _with_beginnings(batch, anatomy)
-    return Prompts(batch, empty=not all(batch.lengths))
-
-
-def _with_beginnings(batch: Batch, anatomy: Anatomy) -> Batch:
-    """An empty prompt becomes the token that begins a text, where the model has one."""
-    bos = getattr(anatomy.config, "bos_token_id", None)
-    lengths = batch.lengths
-    if all(lengths) or not isinstance(bos, int) or bos < 0:
-        return batch
-    pairs = zip(batch.ids_BT, batch.mask_BT, strict=True)
-    rows = [ids[mask != 0].tolist() or [bos] for ids, mask in pairs]
-    return Batch.of(rows, device=batch.ids_BT.device)
-
-
-def _check_ids(batch: Batch, cpx_token_id: int | None, anatomy: Anatomy) -> None:
-    size = getattr(anatomy.embeddings, "num_embeddings", None)
-    ids_BT = batch.ids_BT
-    inside = ids_BT == cpx_token_id if cpx_token_id is not None else torch.zeros_like(ids_BT) != 0
-    beyond = ids_BT >= size if isinstance(size, int) else torch.zeros_like(inside)
-    for row in torch.nonzero((inside | beyond).any(dim=1)).flatten().tolist():
-        token = ids_BT[row][(inside | beyond)[row]][0].item()
-        if token == cpx_token_id:
+    input_ids: Tensor, attention_mask: Tensor | None, cpx_token_id: int | None, scorer: PromptScorer
+) -> Batch:
+    """The prompts without their trailing [CPX]; anywhere else its id is an error."""
+    rows = unpadded(input_ids, attention_mask)
+    rows = [row[:-1] if row and row[-1] == cpx_token_id else row for row in rows]
+    for i, row in enumerate(rows):
+        if cpx_token_id in row:
             raise InvalidInput(
-                f"prompt {row} holds [CPX] ({token}) before its end: it ends a prompt, once. If "
-                "what follows is padding, pass the attention_mask"
+                f"prompt {i} holds [CPX] ({cpx_token_id}) before its end: it ends a prompt, once. "
+                "If what follows is padding, pass the attention_mask"
             )
-        raise InvalidInput(
-            f"prompt {row} holds the id {token}, and the model has {size} embeddings: is it "
-            f"another tokenizer's? (cpx_token_id is {cpx_token_id})"
-        )
+    vocabulary = getattr(scorer.anatomy.embeddings, "num_embeddings", None)
+    rows = checked(rows, None, None, vocabulary)
+    return Batch.of(scorer.with_beginnings(rows), device=input_ids.device)

@@ -26,7 +26,6 @@ from transformers.utils import ModelOutput
 from pliant import loading, prefill
 from pliant.complexity.config import CPXConfig
 from pliant.complexity.facade.arguments import (
-    Prompts,
     check_id,
     check_known,
     check_same,
@@ -39,6 +38,7 @@ from pliant.complexity.scores import Scores
 from pliant.complexity.tokenizer import base_of, saved_scorer
 from pliant.complexity.training.losses import Loss, losses
 from pliant.errors import InvalidInput
+from pliant.prefill import Batch
 
 
 @dataclass
@@ -132,10 +132,11 @@ class CPXCausalLM(nn.Module):
         """
         scorer = self.scorer
         if prefixes is not None:
-            logits, outputs = scorer.logits_of(self._joined(prefixes)), None
+            joined = prefill.Prefilled.join(scorer.anatomy, prefixes, layers=scorer.config.layer)
+            logits, outputs = scorer.logits_of(joined), None
         else:
-            prompts = self._prompts(input_ids, attention_mask)
-            logits, outputs = self._run(prompts, return_outputs, inputs)
+            batch = self._prompts(input_ids, attention_mask)
+            logits, outputs = self._run(batch, return_outputs, inputs)
         mean = None if labels is None else losses(logits, labels, loss).mean()
         return CPXOutput(loss=mean, logits=logits, outputs=outputs)
 
@@ -148,7 +149,7 @@ class CPXCausalLM(nn.Module):
         ids = options.pop("input_ids", prompts)
         if isinstance(ids, Tensor):
             mask = options.pop("attention_mask", None)
-            batch = self._prompts(ids, mask).batch
+            batch = self._prompts(ids, mask)
             ids, options["attention_mask"] = batch.ids_BT, batch.mask_BT
         return self.scorer.generate(ids, **options)
 
@@ -195,10 +196,9 @@ class CPXCausalLM(nn.Module):
         self.scorer.train(mode)
         return self
 
-    def _run(self, prompts: Prompts, wanted: bool, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+    def _run(self, batch: Batch, wanted: bool, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         scorer, layer = self.scorer, self.scorer.config.layer
-        batch = prompts.batch
-        if prompts.empty or (not wanted and not inputs):  # of no token the base has no output
+        if not all(batch.lengths) or not (wanted or inputs):  # an empty prompt has no base output
             return scorer.logits(batch.ids_BT, batch.mask_BT), None
         ran = prefill.prefill(
             scorer.anatomy,
@@ -214,16 +214,11 @@ class CPXCausalLM(nn.Module):
             return logits, None
         return logits, _base_output(ran if layer is None else ran.resume())
 
-    def _prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> Prompts:
+    def _prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> Batch:
         """Where the base's embeddings are: a loop that knows only a `device_map` moves nothing."""
         place = self.scorer.device
         mask = None if attention_mask is None else attention_mask.to(place)
-        return prompts_in(input_ids.to(place), mask, self.cpx_token_id, self.scorer.anatomy)
-
-    def _joined(self, prefixes: Sequence[prefill.Prefix]) -> prefill.Prefilled:
-        return prefill.Prefilled.join(
-            self.scorer.anatomy, prefixes, layers=self.scorer.config.layer
-        )
+        return prompts_in(input_ids.to(place), mask, self.cpx_token_id, self.scorer)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """The scorer is moved with the base that it is attached to, and keeps its dtype there."""

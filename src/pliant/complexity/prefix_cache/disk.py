@@ -3,9 +3,9 @@
     prefixes/3f9c.../00012.safetensors
 
 The folder's name is a fingerprint of the base, of what is attached to it, of its dtype and depth,
-and of all prompts' ids: prefixes of anything else lie elsewhere and are never used. A file is
-written under another name and renamed when it is complete, so an interrupted run goes on where it
-stopped, and several processes may fill one folder together.
+and of all prompts' ids, so prefixes of anything else are never used. A file is renamed into place
+when it is complete, so an interrupted run resumes where it stopped, and several processes may fill
+one folder together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,16 @@ from pliant.complexity.prefix_cache.store import (
     Layout,
     PrefixStore,
     Run,
+    batches,
     by_length,
     computed,
-    placed,
+    concatenated,
 )
 from pliant.complexity.scorer import PromptScorer
 from pliant.errors import AdapterError
 
-FORMAT = 3
-TOKENS = 65_536  # of a file, about
+FORMAT = 4
+TOKENS = 65_536  # in a file, padded
 
 
 def write_files(
@@ -52,7 +53,7 @@ def write_files(
         folder.mkdir(parents=True, exist_ok=True)
         for number, part in enumerate(parts(ids)):
             if number % share[1] == share[0] and _written(folder, number, part, ids) is None:
-                write(folder, number, *_joined(computed(run, ids, part, device)))
+                write(folder, number, *concatenated(computed(run, ids, part, device)))
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
@@ -69,31 +70,23 @@ def open_files(folder: Path, ids: Sequence[Tensor]) -> PrefixStore:
         layout, chunk = written
         chunks.append(chunk)
     assert layout is not None
-    return PrefixStore(layout, tuple(chunks), placed(order), "disk")
+    return PrefixStore(layout, tuple(chunks), torch.tensor(order).argsort(), "disk")
 
 
-def parts(ids: Sequence[Tensor]) -> list[list[int]]:
-    """The prompts of each file: the shortest first, each file of about as many tokens."""
-    files: list[list[int]] = []
-    tokens = TOKENS
-    for i in by_length(ids):
-        if tokens + len(ids[i]) > TOKENS and tokens:
-            files.append([])
-            tokens = 0
-        files[-1].append(i)
-        tokens += len(ids[i])
-    return files
+def parts(ids: Sequence[Tensor]) -> Iterator[list[int]]:
+    """The prompts of each file, the shortest first."""
+    return batches(ids, by_length(ids), TOKENS)
 
 
 def folder_of(root: Path, scorer: PromptScorer, ids: Sequence[Tensor]) -> Path:
-    """Where the prefixes of these prompts lie, for this base as it is now."""
+    """The folder for the prefixes of these prompts and this base as it is now."""
     return root / fingerprint(scorer, ids)[:24]
 
 
 def fingerprint(scorer: PromptScorer, ids: Sequence[Tensor]) -> str:
     """Changes with whatever the prefixes depend on: every value of every parameter and buffer but
-    a scorer's, dtypes, the depth, the way of attending, the ids and their order. (Weights that
-    accelerate offloads are on the meta device, and only their shapes count.)"""
+    a scorer's, dtypes, the depth, the attention implementation, the ids and their order. (Weights
+    that accelerate offloads are on the meta device: only their shapes count.)"""
     digest = hashlib.sha256()
     config = getattr(scorer.base, "config", None)
     attention = getattr(config, "_attn_implementation", "")
@@ -109,12 +102,12 @@ def fingerprint(scorer: PromptScorer, ids: Sequence[Tensor]) -> str:
 
 
 BLOCK = 2**20
-"""Bytes hashed at once: a buffer that stays in a core's cache makes it 10 GB/s instead of 2."""
+"""Bytes hashed at once: a buffer that fits a core's cache gives 10 GB/s instead of 2."""
 
 
 def checksum(tensor: Tensor) -> bytes:
-    """Of every bit, whatever the strides; of a sharded tensor, gathered. It is no proof of origin:
-    xxh3 detects edits, not forgeries."""
+    """Of every bit, whatever the strides; sharded tensors are gathered. xxh3 detects edits, not
+    forgeries."""
     if tensor.is_meta or not tensor.numel():
         return b""
     gathered: Any = tensor.detach()
@@ -137,13 +130,6 @@ def _name(number: int) -> str:
     return f"{number:05}.safetensors"
 
 
-def _joined(batches: Iterable[tuple[Layout, Chunk]]) -> tuple[Layout, Chunk]:
-    layouts, chunks = zip(*batches, strict=True)
-    rows = zip(*(chunk.rows for chunk in chunks), strict=True)
-    lengths = torch.cat([chunk.lengths for chunk in chunks])
-    return layouts[0], Chunk(lengths, tuple(torch.cat(stack) for stack in rows))
-
-
 def write(folder: Path, number: int, layout: Layout, chunk: Chunk) -> Path:
     """Under a temporary name first: another process may be writing the same file."""
     tensors = {f"{slot:04}": rows for slot, rows in enumerate(chunk.rows)}
@@ -163,7 +149,7 @@ def write(folder: Path, number: int, layout: Layout, chunk: Chunk) -> Path:
 
 
 def mapped(path: Path) -> tuple[Layout, Chunk]:
-    """A file's content; its bytes are read when they are used."""
+    """A file's content; its bytes are read on use."""
     with safetensors.safe_open(str(path), "pt") as file:
         kinds, shapes = json.loads(file.metadata()["layout"])
     tensors = safetensors.torch.load_file(path)
@@ -174,7 +160,7 @@ def mapped(path: Path) -> tuple[Layout, Chunk]:
 
 
 def drop_from_page_cache(path: Path) -> None:
-    """So that reading the file again reads the disk."""
+    """So that the next read of the file is from the disk."""
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -183,7 +169,7 @@ def drop_from_page_cache(path: Path) -> None:
 def _written(
     folder: Path, number: int, part: Sequence[int], ids: Sequence[Tensor]
 ) -> tuple[Layout, Chunk] | None:
-    """A file's content, mapped; None where there is none, or not of these lengths."""
+    """A file's content, mapped; None if it is missing, broken or of other lengths."""
     path = folder / _name(number)
     if not path.is_file():
         return None

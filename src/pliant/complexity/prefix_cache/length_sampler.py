@@ -1,8 +1,8 @@
 """The order of prompts in training: shuffled, with prompts of similar length in one batch.
 
 A batch is as wide as its longest prompt. So prompts are shuffled, divided into pools of many
-batches, sorted by length inside each pool and divided into batches, which are shuffled: the prompts
-of a batch change with every epoch, and their lengths are nearly equal.
+batches, sorted by length within each pool and divided into batches, which are shuffled again. The
+prompts of a batch change every epoch, and their lengths are nearly equal.
 """
 
 from __future__ import annotations

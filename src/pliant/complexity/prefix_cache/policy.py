@@ -1,9 +1,8 @@
-"""Where the prompts' keys and values are stored between epochs: decided by its cost, and reported.
+"""Decides by cost where the prompts' keys and values are stored between epochs, and stores them.
 
 Three places: in memory, in files that are mapped, or nowhere, so that each epoch computes them
 again (still without gradient, and without the head). The bytes are known before anything is stored.
-Where memory cannot hold them, a few prompts are run, written and read, and the cheapest place is
-chosen.
+If they do not fit into memory, a few prompts are run, written and read to find the cheapest place.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from pliant.complexity.scorer import PromptScorer
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.prefill import Batch
 
-SHARE = 0.5  # of the free memory: training and other programs need some
-SAMPLE = 4  # prompts that are run to measure
+SHARE = 0.5  # of the free memory: training and other programs need the rest
+SAMPLE = 4  # prompts that are run to measure the cost
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ def choose_storage(
 ) -> Storage:
     """Where to store these prompts, each of which is used `uses` times.
 
-    `inexact` is the reason why keys and values change between epochs, if they do. With `alike` all
-    processes run the model equally often, so that none measures anything by itself.
+    `inexact` is the reason why keys and values change between epochs, if they do. With `alike`, all
+    processes must run the model equally often, so none of them measures anything.
     """
     if inexact:
         return Storage("recompute", inexact)
@@ -102,7 +101,7 @@ def store(
     share: tuple[int, int] = (0, 1),
     barrier: Callable[[], None] = lambda: None,
 ) -> PrefixStore | None:
-    """Store the prompts as chosen; of n processes the i-th stores its part: `share=(i, n)`."""
+    """Store the prompts where `storage` says; process i of n stores its part: `share=(i, n)`."""
     if storage.where == "recompute":
         return None
     rows = scorer.config.rows
@@ -115,7 +114,7 @@ def store(
 
 
 def free_memory() -> int:
-    """Bytes available without swapping, as far as the system reports them."""
+    """Bytes available without swapping, if the system reports them; else 4 GiB."""
     limits = []
     info = Path("/proc/meminfo")
     if info.is_file():
@@ -131,7 +130,7 @@ def free_memory() -> int:
 def _cheapest(
     size: int, uses: int, run: Run, batch: Batch, layout: Layout, folder: Path
 ) -> Storage:
-    """The seconds of both, from a few prompts that are run, written and read."""
+    """Compare recomputing with a disk, by the seconds that a few prompts take."""
     full = f"{_bytes(size)} do not fit into memory"
     if size > 0.9 * _free_disk(folder):
         return Storage("recompute", f"{full}, nor onto the disk", size)
@@ -173,8 +172,8 @@ def _bytes(size: float) -> str:
 
 
 def check_fits(prefixes: PrefixStore, run: Run, ids: Sequence[Tensor], device: Any) -> None:
-    """Whether the prefixes are of these prompts, this base and this depth: one of middle length is
-    run again, and compared."""
+    """Refuse prefixes of other prompts, another base or depth: runs the prompt of middle length
+    again and compares."""
     if len(prefixes) != len(ids):
         raise InvalidInput(f"{len(prefixes)} prefixes are stored for {len(ids)} prompts")
     middle = by_length(ids)[len(ids) // 2]

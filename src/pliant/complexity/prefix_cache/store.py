@@ -1,18 +1,18 @@
-"""The prompts' keys and values, computed once: what every epoch of a training runs on top of.
+"""The prompts' keys and values, computed once and used by every epoch of a training.
 
     stored = remember(scorer, ids)           # in memory, or in a folder
     prefilled = stored.batch([3, 0, 7]).to_prefilled(scorer)
     scorer.logits_of(prefilled)
 
-[CPX] comes last and attention is causal, so what a prompt leaves in the cache depends on nothing
-that is trained. It is stored without padding, a row for each token, the shortest prompts first.
+[CPX] comes last and attention is causal, so a prompt's keys and values depend on nothing that is
+trained. They are stored without padding, a row for each token, the shortest prompts first.
 
 Shapes: B prompts, T positions, H heads, K features of a head; N rows, one for each stored token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -35,10 +35,10 @@ Run = Callable[[Tensor, Tensor], Prefilled]
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """How prompts of these lengths lie in their rows, for each kind of cache layer."""
+    """The layout of the stored rows, for each kind of cache layer."""
 
     kinds: tuple[int, ...]
-    """Of each cache layer, as in `Prefix.layers`."""
+    """The kind of each cache layer, as in `Prefix.layers`."""
     shapes: tuple[tuple[int, int], ...]
     """(H, K) of each stored tensor: keys and values of the layers that are not empty."""
 
@@ -48,12 +48,12 @@ class Layout:
         return [kind for kind in self.kinds if kind != EMPTY for _ in range(2)]
 
     def bytes(self, lengths: Tensor, item: int) -> int:
-        """What prompts of these lengths take, with `item` bytes a number."""
+        """The size of prompts of these lengths, with `item` bytes a number."""
         pairs = zip(self.slots, self.shapes, strict=True)
         return sum(int(self.held(kind, lengths).sum()) * h * k * item for kind, (h, k) in pairs)
 
     def held(self, kind: int, lengths: Tensor) -> Tensor:
-        """How many rows a prompt has there: a window forgets the rest."""
+        """How many rows a prompt has there: a sliding window drops the rest."""
         return lengths if kind == GROWING else lengths.clamp(max=kind - 1)
 
 
@@ -81,7 +81,7 @@ class PrefixStore:
     layout: Layout
     chunks: tuple[Chunk, ...]
     position: Tensor
-    """(n,) where each prompt stands among those of all chunks, which are in order of length."""
+    """(n,) each prompt's index among those of all chunks, which are in order of length."""
     where: str
     """memory or disk."""
     capacity: int = 0
@@ -110,10 +110,10 @@ class PrefixStore:
         return self._batch_from_files(at)
 
     def _batch_from_memory(self, at: Tensor) -> PrefixBatch:
-        """One gather for each stored tensor; what pads a prompt is a row of its own, masked."""
+        """One gather for each stored tensor; a prompt is padded with a row of its own, masked."""
         (chunk,) = self.chunks
         lengths, index = chunk.lengths[at], {}
-        for kind, starts in self._starts.items():
+        for kind, starts in self._chunk_starts[0].items():
             held = self.layout.held(kind, lengths)
             width = int(held.max())
             free = self.capacity if width else 0  # these are written over
@@ -129,7 +129,7 @@ class PrefixStore:
         return PrefixBatch(tuple(tensors), tuple(lengths.tolist()), self.layout.kinds)
 
     def _batch_from_files(self, at: Tensor) -> PrefixBatch:
-        """Slices of the files that are mapped: only these are read."""
+        """Slices of the mapped files: only these are read."""
         which = torch.searchsorted(self._ends, at, right=True)
         places = list(zip(which.tolist(), (at - self._firsts[which]).tolist(), strict=True))
         lengths = torch.stack([self.chunks[c].lengths[i] for c, i in places])
@@ -146,10 +146,6 @@ class PrefixStore:
             shape = self.layout.shapes[slot]
             tensors.append(out.view(*out.shape[:2], *shape).transpose(1, 2))
         return PrefixBatch(tuple(tensors), tuple(lengths.tolist()), self.layout.kinds)
-
-    @cached_property
-    def _starts(self) -> dict[int, Tensor]:
-        return self._chunk_starts[0]
 
     @cached_property
     def _chunk_starts(self) -> list[dict[int, Tensor]]:
@@ -176,7 +172,7 @@ class PrefixBatch:
     kinds: tuple[int, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For a batch of the Trainer's, which moves the tensors in it to their device."""
+        """As part of a Trainer's batch: the Trainer moves the tensors to their device."""
         return {"tensors": self.tensors, "lengths": self.lengths, "kinds": self.kinds}
 
     def to_prefilled(self, scorer: PromptScorer) -> Prefilled:
@@ -218,7 +214,7 @@ class PrefixBatch:
 
 
 def by_length(ids: Sequence[Tensor]) -> list[int]:
-    """The prompts, the shortest first: neighbours need hardly any padding."""
+    """The prompts' indices, the shortest first, so that neighbors need hardly any padding."""
     return sorted(range(len(ids)), key=lambda i: len(ids[i]))
 
 
@@ -239,19 +235,16 @@ def batches(
 def rows_of(prefilled: Prefilled) -> tuple[Layout, Chunk]:
     """A batch's keys and values without padding; UnsupportedModel where they cannot be separated.
 
-    Where the model bears no padding, the batch has several parts, each of one length, in order.
+    Where the model does not support padding, the batch has several parts, each of one length.
     """
     model = type(prefilled.anatomy.model).__name__
-    parts = [_rows_of_part(part, model) for part in prefilled.parts]
-    lengths = torch.cat([part.batch.mask_BT.sum(dim=1).cpu() for part in prefilled.parts])
-    rows = zip(*(rows for _, rows in parts), strict=True)
-    return parts[0][0], Chunk(lengths, tuple(torch.cat(stack) for stack in rows))
+    return concatenated(_rows_of_part(part, model) for part in prefilled.parts)
 
 
-def _rows_of_part(part: Part, model: str) -> tuple[Layout, list[Tensor]]:
+def _rows_of_part(part: Part, model: str) -> tuple[Layout, Chunk]:
     cache = part.result.cache
     if cache is None:
-        raise UnsupportedModel(f"{model} keeps no cache that could be stored")
+        raise UnsupportedModel(f"{model} has no cache that could be stored")
     kinds = kinds_of(cache, model)
     mask_BT, rows, shapes = part.batch.mask_BT.bool(), [], []
     for kind, layer in zip(kinds, cache.layers, strict=True):
@@ -260,7 +253,7 @@ def _rows_of_part(part: Part, model: str) -> tuple[Layout, list[Tensor]]:
             own = t_BHTK.transpose(1, 2)[held_BT]
             shapes.append((own.shape[1], own.shape[2]))
             rows.append(own.flatten(1).cpu())
-    return Layout(kinds, tuple(shapes)), rows
+    return Layout(kinds, tuple(shapes)), Chunk(mask_BT.sum(dim=1).cpu(), tuple(rows))
 
 
 def computed(
@@ -274,29 +267,18 @@ def computed(
 
 
 def in_memory(run: Run, ids: Sequence[Tensor], device: Any = None) -> PrefixStore:
-    """All prompts in one chunk. The batches are joined one tensor at a time, so that hardly more
-    than one of them is ever held twice."""
+    """All prompts in one chunk."""
     order = by_length(ids)
-    layouts: list[Layout] = []
-    lengths: list[Tensor] = []
-    stacks: list[list[Tensor]] = []
-    for layout, chunk in computed(run, ids, order, device):
+    layout, chunk = concatenated(computed(run, ids, order, device))
+    return PrefixStore(layout, (chunk,), torch.tensor(order).argsort(), "memory")
+
+
+def concatenated(batches: Iterable[tuple[Layout, Chunk]]) -> tuple[Layout, Chunk]:
+    """One chunk of several, one tensor at a time: hardly more than one is ever in memory twice."""
+    layouts, lengths, stacks = [], [], []
+    for layout, chunk in batches:
         layouts.append(layout)
-        stacks = stacks or [[] for _ in chunk.rows]
         lengths.append(chunk.lengths)
-        for stack, rows in zip(stacks, chunk.rows, strict=True):
-            stack.append(rows)
-    tensors = []
-    for stack in stacks:
-        tensors.append(torch.cat(stack))
-        stack.clear()
-    return PrefixStore(
-        layouts[0], (Chunk(torch.cat(lengths), tuple(tensors)),), placed(order), "memory"
-    )
-
-
-def placed(order: Sequence[int]) -> Tensor:
-    """Where each prompt stands in an order."""
-    position = torch.empty(len(order), dtype=torch.long)
-    position[torch.tensor(order)] = torch.arange(len(order))
-    return position
+        stacks.append(list(chunk.rows))
+    rows = [torch.cat([stack.pop(0) for stack in stacks]) for _ in layouts[0].slots]
+    return layouts[0], Chunk(torch.cat(lengths), tuple(rows))

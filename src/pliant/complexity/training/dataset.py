@@ -118,13 +118,13 @@ def encode(
     tokenizer: Any,
     prompts: Sequence[Any],
     *,
-    room: int | None = None,
+    max_length: int | None = None,
     truncation: Truncation | None = None,
 ) -> list[list[int]]:
     """The ids of each prompt, without a [CPX] at its end, which is never in the vocabulary."""
     last = getattr(tokenizer, "cpx_token_id", None)
     ids = [row[:-1] if row[-1:] == [last] else row for row in tokenized(prompts, tokenizer)]
-    limits = [limit for limit in (room, scorer.max_prompt_length) if limit is not None]
+    limits = [limit for limit in (max_length, scorer.max_prompt_length) if limit is not None]
     table = getattr(scorer.anatomy.embeddings, "num_embeddings", None)
     return checked(ids, min(limits, default=None), truncation, table)
 

@@ -51,7 +51,7 @@ def train_scorer(
         lora_rank=model.lora_rank,
     )
     scorer = attach(base, config, CPXTokenizer.of(tokenizer, training.cpx_token))
-    limits: Any = {"room": data.max_length, "truncation": "left" if data.truncate else None}
+    limits: Any = {"max_length": data.max_length, "truncation": "left" if data.truncate else None}
     into_ids = partial(encode, scorer, scorer.tokenizer, **limits)
     # All rows, in the order of their file, so that an error names the row of the file.
     labels: Any = {"loss": training.loss, "outputs": scorer.config.outputs}

@@ -208,7 +208,7 @@ class CPXTrainer(Trainer):
             return {name: self._dataset(split) for name, split in rows.items()}
         outputs = self.scorer.config.outputs
         into_ids = partial(
-            encode, self.scorer, self.tokenizer, room=self.room, truncation=self.truncation
+            encode, self.scorer, self.tokenizer, max_length=self.room, truncation=self.truncation
         )
         return dataset_of(rows, into_ids, loss=self.config.loss, outputs=outputs)
 
