@@ -11,9 +11,9 @@ import pytest
 from pliant.gradients import GradientConfig, selective_run
 from pliant.gradients.audit.contenders import STANDARD, Contender
 from pliant.gradients.model import OFF
-from pliant.gradients.runs.texts import Texts
 from pliant.gradients.selective_run import Plan, SelectiveResult, train_lm
 from pliant.loading import load
+from pliant.training.texts import Texts
 
 SETTINGS = {"max_steps": "2", "save_steps": "2", "logging_steps": "1", "use_cpu": "true"}
 

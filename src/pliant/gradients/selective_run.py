@@ -16,16 +16,22 @@ from typing import Any
 from torch import nn
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
+from pliant.data.collate import Collator
 from pliant.errors import PliantError
 from pliant.gradients.audit.callback import AuditCallback
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import OFF, Gradients
-from pliant.gradients.runs.texts import Padded, Texts
 from pliant.gradients.training import PREFIX, attached_to, make_selective
 from pliant.training.arguments import training_arguments
 from pliant.training.progress import Say
-from pliant.training.run import TrainingResult, TrainingRun, read_record
-from pliant.training.stock_model import save_stock_model, with_lora
+from pliant.training.run import (
+    TrainingResult,
+    TrainingRun,
+    read_record,
+    save_stock_model,
+    with_lora,
+)
+from pliant.training.texts import Texts
 
 AUTO = "auto"
 MIN_STEPS = 1000
@@ -111,7 +117,7 @@ def train_lm(
         return Trainer(
             model if plan.lora is None else with_lora(model, plan.lora, args.seed),
             args,
-            data_collator=Padded(tokenizer),
+            data_collator=Collator.of(tokenizer),
             train_dataset=texts.pieces,
             eval_dataset=evaluation.pieces if evaluation else None,
         )

@@ -12,6 +12,8 @@ checkpoints, and in the end the model.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -45,6 +47,8 @@ from pliant.training.progress import Describe, ProgressReport, Say
 
 T = TypeVar("T", bound=Trainer)
 RECORD = "pliant-train.json"
+UNFINISHED = ".model.unfinished"
+LORA = "lora"
 CONFLICTS = (ValueError, ImportError, RuntimeError)
 """What transformers raises for settings that exclude each other."""
 
@@ -255,3 +259,31 @@ def _refuse_another_plan(folder: Path, before: dict[str, Any], now: dict[str, An
             f"{folder}: this run was begun with {what}: resume it as it was begun, or give "
             "another folder"
         )
+
+
+# --- the model -----------------------------------------------------------------------------------
+
+
+def with_lora(model: Any, rank: int, seed: int) -> Any:
+    """Low-rank matrices on every linear layer but the head; they alone are trained."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    set_seed(seed)
+    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    return get_peft_model(model, settings)
+
+
+def save_stock_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the model beside its place, then move it there file by file. LoRA matrices are merged,
+    and saved by themselves as well."""
+    unfinished = folder / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(folder / LORA)
+        model = model.merge_and_unload()
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    for path in unfinished.iterdir():
+        os.replace(path, folder / path.name)
+    unfinished.rmdir()

@@ -10,11 +10,12 @@ from pliant.cli.demo.two_models import SMALL
 from pliant.cli.gradients.report import RACE_CAPTION, race_picture, race_table
 from pliant.cli.gradients.show import coloured
 from pliant.cli.terminal import track
+from pliant.data.collate import Collator
 from pliant.gradients import GradientConfig
 from pliant.gradients.audit import Contender, Race, race, show
-from pliant.gradients.runs.texts import Padded, Piece, texts
 from pliant.reports.coloured import Coloured
 from pliant.reports.page import Section
+from pliant.training.texts import Piece, texts
 
 FAMILY = "shift"  # unseen by the models: each letter of a word becomes the next one
 LESSONS, EXAM, SHOWN = 2_000, 200, 3
@@ -35,7 +36,7 @@ def measure(seconds: float) -> Tokens:
     """Each trains for `seconds`, once a seed, from the same embedded model."""
     model, tokenizer = nano.load(SMALL)
     lessons, exam = _pieces("train", LESSONS, tokenizer), _pieces("test", EXAM, tokenizer)
-    padded = Padded(tokenizer)
+    padded = Collator.of(tokenizer)
     some = sorted(lessons[:50], key=lambda piece: -len(piece["labels"]))[:SHOWN]
     ran = race(
         model,

@@ -101,10 +101,10 @@ def audit(options: AuditOptions) -> None:
 def measure(
     options: AuditOptions, inputs: Inputs, config: GradientConfig
 ) -> tuple[Audit, Race | None]:
+    from pliant.data.collate import Collator
     from pliant.gradients.audit import audit as audit_steps
     from pliant.gradients.audit import race as run_race
-    from pliant.gradients.runs.texts import Padded
-    from pliant.training.stock_model import with_lora
+    from pliant.training.run import with_lora
 
     pieces, needed = inputs.pieces, 2 if options.race else 1
     if len(pieces) < needed:
@@ -133,7 +133,7 @@ def measure(
         seeds=options.seeds,
         batch_size=options.batch_size,
         lr=options.lr,
-        collate=Padded(inputs.tokenizer),
+        collate=Collator.of(inputs.tokenizer),
         turns=options.turns,
         progress=terminal.track,
     )

@@ -25,28 +25,29 @@ class Inputs:
     pieces: list[dict[str, list[int]]]
 
     def batches(self, size: int, count: int) -> list[dict[str, Any]]:
-        from pliant.gradients.runs.texts import Padded
+        from pliant.data.collate import Collator
 
-        padded = Padded(self.tokenizer)
+        padded = Collator.of(self.tokenizer)
         starts = range(0, min(len(self.pieces), size * count), size)
         return [padded(self.pieces[start : start + size]) for start in starts]
 
 
 def load_inputs(options: SelectiveOptions, device: str | None, seed: int) -> Inputs:
     """Read the data, which can fail at once, then load the model and cut the data into pieces."""
-    from pliant.gradients.runs import texts
+    from pliant.data import read_rows
+    from pliant.training.texts import texts
 
     if options.data == EMBEDDED:
         from pliant import nano
 
         rows = nano.conversations("dev", options.rows or QUESTIONS)
     else:
-        rows = texts.read(options.data, subset=options.subset, limit=options.rows)
+        rows = read_rows(options.data, subset=options.subset, limit=options.rows)
     from pliant.loading import load
 
     model, tokenizer = load(options.model, dtype=options.dtype, device=device)
     check_length(options.length, model.config)
-    pieces = texts.texts(rows, tokenizer, options.length).pieces
+    pieces = texts(rows, tokenizer, options.length).pieces
     random.Random(seed).shuffle(pieces)
     return Inputs(model, tokenizer, pieces)
 

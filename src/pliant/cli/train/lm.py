@@ -48,10 +48,10 @@ def lm(options: LmOptions) -> None:
     with --resume continues there and reaches the same losses.
     """
     from pliant.gradients import selective_run
-    from pliant.gradients.runs.texts import texts
     from pliant.loading import load
     from pliant.reports.tables import Table
     from pliant.training.arguments import training_arguments
+    from pliant.training.texts import texts
 
     config = options.config()
     settings = named_values(options.set, "--set")
@@ -102,11 +102,11 @@ def _read(data: str, options: LmOptions, split: str) -> list[dict[str, Any]]:
         from pliant import nano
 
         return nano.conversations(split, options.rows or QUESTIONS)
-    from pliant.gradients.runs.texts import read
+    from pliant.data import read_rows
 
     if split == "train":
-        return read(data, subset=options.subset, limit=options.rows)
-    return read(data)
+        return read_rows(data, subset=options.subset, limit=options.rows)
+    return read_rows(data)
 
 
 def _say(line: str) -> None:

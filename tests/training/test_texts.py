@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pliant.data.collate import IGNORED, Collator
 from pliant.errors import InvalidInput
-from pliant.gradients.runs.texts import texts
 from pliant.loading import load_tokenizer
+from pliant.training.texts import texts
 
 
 @pytest.fixture(scope="module")

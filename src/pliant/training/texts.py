@@ -1,9 +1,9 @@
-"""Texts and instructions as token ids and labels: what a causal language model is trained on.
+"""The data set of a causal language model: texts and instructions as token ids and labels.
 
-Rows with `text` are plain text: they follow each other, an end token between, in pieces of equal
-length, and every token is learned. Rows with `prompt` and `completion`, or with `messages`, are
-instructions: each is a piece of its own, and only the completion (what the assistant says) is
-learned.
+Rows with `text` are plain text: they are joined, an end token between them, and split into pieces
+of equal length; every token is trained on. Rows with `prompt` and `completion`, or with `messages`,
+are instructions: each is a piece of its own, and only the completion (the assistant's messages) is
+trained on.
 """
 
 from __future__ import annotations
@@ -13,23 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from pliant.data import Row, assistant_tokens, check_messages
-from pliant.data import read_rows as read
-from pliant.data.collate import IGNORED, Collator
+from pliant.data.collate import IGNORED
 from pliant.errors import InvalidInput
 
-__all__ = ["Padded", "Piece", "Texts", "read", "texts"]
-
 Piece = dict[str, list[int]]
-"""`input_ids` and `labels`, of one length; and, once `numbered`, which piece it is."""
+"""`input_ids` and `labels` of equal length."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What is trained on, piece by piece."""
+    """The pieces to train on."""
 
     pieces: list[Piece]
     left_out: int = 0
-    """Instructions whose completion lies beyond the length that was asked for."""
+    """The number of instructions whose completion begins beyond the length."""
 
     @property
     def tokens(self) -> int:
@@ -46,21 +43,18 @@ def texts(rows: Sequence[Row], tokenizer: Any, length: int) -> Texts:
         raise InvalidInput("there are no rows to train on")
     kind = _kind(rows)
     if kind == "text":
-        return Texts(list(_cut(_ids_of_texts(rows, tokenizer), length)))
-    made = [
+        return Texts(list(_split(_ids_of_texts(rows, tokenizer), length)))
+    instructions = [
         _of_messages(row["messages"], tokenizer, f"row {i}")
         if kind == "messages"
         else _of_pair(row, tokenizer, f"row {i}")
         for i, row in enumerate(rows, start=1)
     ]
-    short = [{key: ids[:length] for key, ids in piece.items()} for piece in made]
-    kept = [piece for piece in short if any(x != IGNORED for x in piece["labels"][1:])]
-    if not kept:
+    short = [{key: ids[:length] for key, ids in piece.items()} for piece in instructions]
+    pieces = [piece for piece in short if any(x != IGNORED for x in piece["labels"][1:])]
+    if not pieces:
         raise InvalidInput(f"no completion begins within {length} tokens: raise --length")
-    return Texts(kept, len(short) - len(kept))
-
-
-Padded = Collator.of
+    return Texts(pieces, len(short) - len(pieces))
 
 
 # --- plain text ----------------------------------------------------------------------------------
@@ -75,12 +69,12 @@ def _ids_of_texts(rows: Sequence[Row], tokenizer: Any) -> Iterator[int]:
             yield tokenizer.eos_token_id
 
 
-def _cut(ids: Iterator[int], length: int) -> Iterator[Piece]:
-    every = list(ids)
-    if len(every) < 2:
+def _split(ids: Iterator[int], length: int) -> Iterator[Piece]:
+    tokens = list(ids)
+    if len(tokens) < 2:
         raise InvalidInput("the text is empty: there is nothing to train on")
-    for start in range(0, len(every), length):
-        piece = every[start : start + length]
+    for start in range(0, len(tokens), length):
+        piece = tokens[start : start + length]
         if len(piece) > 1:
             yield {"input_ids": piece, "labels": list(piece)}
 
@@ -94,11 +88,11 @@ def _of_pair(row: Row, tokenizer: Any, where: str) -> Piece:
         return _of_messages([*prompt, *completion], tokenizer, where)
     if not (isinstance(prompt, str) and isinstance(completion, str)):
         raise InvalidInput(f"{where}: prompt and completion are texts, or both lists of messages")
-    asked = tokenizer(prompt, verbose=False)["input_ids"]
+    before = tokenizer(prompt, verbose=False)["input_ids"]
     answer = tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"]
     if tokenizer.eos_token_id is not None:
         answer = [*answer, tokenizer.eos_token_id]
-    return {"input_ids": [*asked, *answer], "labels": [IGNORED] * len(asked) + list(answer)}
+    return {"input_ids": [*before, *answer], "labels": [IGNORED] * len(before) + list(answer)}
 
 
 def _of_messages(messages: Any, tokenizer: Any, where: str) -> Piece:
@@ -112,7 +106,7 @@ def _of_messages(messages: Any, tokenizer: Any, where: str) -> Piece:
 
 
 def _kind(rows: Sequence[Row]) -> str:
-    """The one way in which all rows can be read."""
+    """The kind of all rows."""
     for kind, columns in KINDS.items():
         if set(columns) <= rows[0].keys():
             for i, row in enumerate(rows, start=1):

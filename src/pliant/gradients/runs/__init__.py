@@ -1,1 +1,0 @@
-"""A training from beginning to end, as `pliant train` makes it: its data, settings and folder."""
