@@ -53,7 +53,9 @@ def run_decoder(
     raise no_decoder_call(anatomy)
 
 
-def run_both(anatomy: Anatomy, inputs: dict[str, Any]) -> tuple[Any, Any]:
+def run_both(
+    anatomy: Anatomy, inputs: dict[str, Any], *, handlers: Handlers | None = None
+) -> tuple[Any, Any]:
     """The decoder's output and the model's output."""
     decoded: list[Any] = []
 
@@ -61,7 +63,7 @@ def run_both(anatomy: Anatomy, inputs: dict[str, Any]) -> tuple[Any, Any]:
         decoded.append(original(*args, **kwargs))
         return decoded[-1]
 
-    with intercept({(anatomy.decoder, CALL): record}):
+    with intercept({(anatomy.decoder, CALL): record, **(handlers or {})}):
         output = anatomy.model(**inputs)
     if not decoded:
         raise no_decoder_call(anatomy)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pliant.anatomy.anatomy import Anatomy
 from pliant.anatomy.cache_copy import copy_state, is_state, restore_state
-from pliant.anatomy.decoder import Stopped, last_hidden_state, no_decoder_call
+from pliant.anatomy.decoder import Stopped, last_hidden_state, no_decoder_call, run_both
 from pliant.anatomy.intercept import CALL, FORWARD, Handler, Target, intercept
 from pliant.errors import InvalidInput, UnsupportedModel
 
@@ -84,11 +84,16 @@ class FirstLayers:
         Each call returns an output with a complete cache of its own. (In train mode, dropout draws
         new random numbers. This object holds the first layers' outputs in memory.)
         """
+        return self.resume_both()[1]
+
+    def resume_both(self) -> tuple[Any, Any]:
+        """Run the remaining layers; returns the decoder's output and the model's."""
         if self._memory is None:
             raise InvalidInput(
                 "this run cannot be resumed: resumable=False stores no outputs of its layers"
             )
-        return self._memory.replay()
+        memory, walk = self._memory, _ReplayWalk(self._memory)
+        return run_both(memory.anatomy, copy_state(memory.inputs), handlers=walk.handlers())
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,11 +106,6 @@ class _Memory:
     """Those of the first layers."""
     states: tuple[Any, ...]
     """The caches and side states that the last of them got, as they were after it."""
-
-    def replay(self) -> Any:
-        walk = _ReplayWalk(self)
-        with intercept(walk.handlers()):
-            return self.anatomy.model(**copy_state(self.inputs))
 
 
 class _Walk:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pliant.anatomy.anatomy import Anatomy
 from pliant.anatomy.cache_copy import copy_state
-from pliant.anatomy.depth import cache_name, last_hidden_state, run_first
+from pliant.anatomy.decoder import last_hidden_state, run_both
+from pliant.anatomy.depth import cache_name, run_first
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,9 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _compare_last_hidden_states(anatomy: Anatomy, inputs: dict[str, Any]) -> str | None:
-    outputs: list[Any] = []
-    hook = anatomy.decoder.register_forward_hook(lambda _, __, output: outputs.append(output))
-    try:
-        anatomy.model(**copy_state(inputs))
-    finally:
-        hook.remove()
+    decoded, _ = run_both(anatomy, copy_state(inputs))
     first = run_first(anatomy, len(anatomy.layers), resumable=False, **inputs)
-    if same_bits(first.normed, last_hidden_state(outputs[-1])):
+    if same_bits(first.normed, last_hidden_state(decoded)):
         return None
     return "all layers do not give the model's own last hidden state"
 

@@ -5,7 +5,6 @@ Shapes: B prompts, T positions, r new ones, D features, V tokens of the vocabula
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,7 +124,7 @@ class Prefilled:
         """Run the remaining layers after an early exit: bit for bit the full prefill."""
         if self.layers is None:
             return self
-        parts = tuple(Part(p.rows, p.batch, _resume(self.anatomy, p.result)) for p in self.parts)
+        parts = tuple(Part(p.rows, p.batch, _resume(p.result)) for p in self.parts)
         return Prefilled(self.anatomy, None, self.batch, parts, self.inputs)
 
     def split(self) -> list[Prefix]:
@@ -189,19 +188,8 @@ class Part:
         return on_cache(anatomy, self.batch, self.result, ids_Br, **options)
 
 
-def _resume(anatomy: Anatomy, result: ForwardResult) -> ForwardResult:
+def _resume(result: ForwardResult) -> ForwardResult:
     assert result.first is not None
-    decoded: list[Any] = []
-    thread = threading.get_ident()
-
-    def record(_: nn.Module, __: Any, output: Any) -> None:
-        if threading.get_ident() == thread:
-            decoded.append(output)
-
-    hook = anatomy.decoder.register_forward_hook(record)
-    try:
-        output = result.first.resume()
-    finally:
-        hook.remove()
+    decoded, output = result.first.resume_both()
     cache, name = cache_in(output)
-    return ForwardResult(last_hidden_state(decoded[-1]), cache, name, output.logits[:, -1])
+    return ForwardResult(last_hidden_state(decoded), cache, name, output.logits[:, -1])
