@@ -42,16 +42,9 @@ def load(
     `dtype="auto"` is the checkpoint's own dtype. Further options (device_map, quantization_config,
     attn_implementation, ...) go to `AutoModelForCausalLM.from_pretrained` as they are.
     """
-    model = load_model(
-        name,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        **options,
-    )
-    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
-    return model, tokenizer
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    model = load_model(name, dtype=dtype, device=device, **source, **options)
+    return model, load_tokenizer(name, **source)
 
 
 def load_model(

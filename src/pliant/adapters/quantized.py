@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,24 +27,17 @@ USERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 class Unpacked:
     """Leaves the model's 4-bit layers unpacked while an adapter is attached."""
 
-    model: nn.Module
+    layers: list[nn.Module]
 
-    def connect(self, adapter: nn.Module) -> Restored:
-        layers = [layer for layer in self.model.modules() if _is_packable(layer)]
-        for layer in layers:
+    def connect(self, adapter: nn.Module) -> Self:
+        for layer in self.layers:
             unpack(layer)
             USERS[layer] = USERS.get(layer, 0) + 1
             setattr(layer, PACKS, False)
-        return Restored(layers)
-
-
-@dataclass(frozen=True, eq=False)
-class Restored:
-    """Allows packing the layers again, once no adapter needs them unpacked."""
-
-    layers: list[nn.Module]
+        return self
 
     def remove(self) -> None:
+        """Allow packing the layers again, once no adapter needs them unpacked."""
         for layer in self.layers:
             users = USERS.pop(layer, 1) - 1
             if users:
@@ -55,12 +48,9 @@ class Restored:
 
 def differentiable(model: nn.Module) -> Iterator[Unpacked]:
     """An `Unpacked`, if the model has layers that bitsandbytes may pack."""
-    if any(_is_packable(layer) for layer in model.modules()):
-        yield Unpacked(model)
-
-
-def _is_packable(layer: nn.Module) -> bool:
-    return layer in USERS or bool(getattr(layer, PACKS, False))
+    layers = [m for m in model.modules() if m in USERS or getattr(m, PACKS, False)]
+    if layers:
+        yield Unpacked(layers)
 
 
 @torch.no_grad()

@@ -52,12 +52,11 @@ def save(adapter: Adapter, folder: Path, *, here: bool = True) -> None:
 
 def load(cls: type[A], model: nn.Module, source: str | Path, insist: bool, **hub: Any) -> A:
     """A new, detached adapter for `model`, loaded from `source`."""
-    folder = files.locate(source, **hub)
-    saved = files.read(folder)
-    kind = _class_of(saved.index, cls, folder)
-    config = _config(kind.config_class, saved.index.config, folder)
+    saved = files.read(files.locate(source, **hub))
+    kind = _class_of(saved, cls)
+    config = _config(saved, kind.config_class)
     if not insist:
-        _check_base(fingerprint(model), saved.index.base, folder)
+        _check_base(saved, fingerprint(model))
     adapter = kind(model, config)
     _check_state(adapter, saved)
     load_state(adapter, saved)
@@ -68,16 +67,15 @@ def read_matching(
     adapter: Adapter, source: str | Path, insist: bool = False, **hub: Any
 ) -> files.Saved:
     """Read `source` and check that `adapter` can load it; nothing changes."""
-    folder = files.locate(source, **hub)
-    saved = files.read(folder)
-    _class_of(saved.index, type(adapter), folder)
-    if _config(adapter.config_class, saved.index.config, folder) != adapter.config:
+    saved = files.read(files.locate(source, **hub))
+    _class_of(saved, type(adapter))
+    if _config(saved, adapter.config_class) != adapter.config:
         raise AdapterError(
-            f"{folder}: saved with another configuration, {saved.index.config}, than this "
+            f"{saved.folder}: saved with another configuration, {saved.index.config}, than this "
             f"adapter's, {asdict(adapter.config)}"
         )
     if adapter.name and not insist:
-        _check_base(adapter.fingerprint(), saved.index.base, folder)
+        _check_base(saved, adapter.fingerprint())
     _check_state(adapter, saved)
     return saved
 
@@ -95,13 +93,14 @@ def load_state(adapter: Adapter, saved: files.Saved) -> None:
         raise CorruptFile(f"{saved.folder}: cannot be loaded ({reason})") from error
 
 
-def _class_of(index: files.Index, cls: type[A], folder: Path) -> type[A]:
+def _class_of(saved: files.Saved, cls: type[A]) -> type[A]:
+    index = saved.index
     for kind in _with_subclasses(cls):
         if (getattr(kind, "part", ""), kind.__name__) == (index.part, index.kind):
             return kind
     raise AdapterError(
-        f"{folder}: holds a {index.kind} of pliant.{index.part}, which is no {cls.__name__} (or "
-        f"pliant.{index.part} has not been imported yet)"
+        f"{saved.folder}: holds a {index.kind} of pliant.{index.part}, which is no {cls.__name__} "
+        f"(or pliant.{index.part} has not been imported yet)"
     )
 
 
@@ -120,8 +119,8 @@ def without_retired(config_class: type, values: dict[str, Any]) -> dict[str, Any
     return {k: v for k, v in values.items() if k not in retired or retired[k] != v}
 
 
-def _config(config_class: type, values: dict[str, Any], folder: Path) -> Any:
-    values = without_retired(config_class, values)
+def _config(saved: files.Saved, config_class: type) -> Any:
+    folder, values = saved.folder, without_retired(config_class, saved.index.config)
     unknown = values.keys() - config_class.__dataclass_fields__.keys()  # type: ignore[attr-defined]
     if unknown:
         raise CorruptFile(
@@ -133,11 +132,11 @@ def _config(config_class: type, values: dict[str, Any], folder: Path) -> Any:
         raise CorruptFile(f"{folder}: invalid configuration: {files.first_fault(error)}") from error
 
 
-def _check_base(base: Fingerprint, trained_on: Fingerprint, folder: Path) -> None:
-    differences = trained_on.differences(base)
-    if differences:
+def _check_base(saved: files.Saved, base: Fingerprint) -> None:
+    trained_on = saved.index.base
+    if differences := trained_on.differences(base):
         raise WrongBase(
-            f"{folder}: was trained on another base than this one ({trained_on.name or 'a'} "
+            f"{saved.folder}: was trained on another base than this one ({trained_on.name or 'a'} "
             f"{trained_on.model}): {differences}. Load it on its own base, or pass insist=True"
         )
 
