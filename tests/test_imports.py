@@ -30,12 +30,30 @@ ORDER = [
 # The tiny models stand aside: they use little, and no part may come to depend on them.
 NANO_MAY_IMPORT = {"loading", "data", "verify", "options", "errors"}
 MAY_IMPORT_NANO = {"cli"}
+# The only files that may import each other: an adapter saves itself, and saving attaches one.
+CIRCLES = [{"adapters.adapter", "adapters.saving"}]
 # These name everything by design: the lazy table of public names, and every `python -m ...`.
 DOORS = {"__init__", "__main__"}
 
 
 def test_imports_run_one_way() -> None:
     assert list(wrong_imports(SOURCE)) == []
+
+
+def test_no_two_files_import_each_other() -> None:
+    assert list(circles(SOURCE)) == CIRCLES
+
+
+def test_folders_inside_a_part_import_one_way() -> None:
+    """Files that form no circle may still make one of their folders."""
+    allowed = [{name.rpartition(".")[2] for name in circle} for circle in CIRCLES]
+    folders = [path.parent for path in SOURCE.rglob("*/__init__.py")]
+    tangled = {str(path): found for path in folders if (found := list(folder_circles(path)))}
+    assert [circle for found in tangled.values() for circle in found] == allowed, tangled
+
+
+def test_core_never_imports_facade() -> None:
+    assert list(facade_imports(SOURCE)) == []
 
 
 def test_only_anatomy_asks_for_the_type_of_a_model() -> None:
@@ -82,6 +100,51 @@ def test_a_right_import_passes(tmp_path: Path, file: str, line: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [
+        "from pliant.structure.gates import b",
+        "from pliant.structure import gates",
+        "from . import gates",
+        "from .gates import b",
+        "def f():\n    import pliant.structure.gates",
+        "if TYPE_CHECKING:\n    from pliant.structure.gates import b",
+    ],
+)
+def test_a_circle_of_files_is_found(tmp_path: Path, line: str) -> None:
+    _plant(tmp_path, "structure/model.py", line)
+    _plant(tmp_path, "structure/gates.py", "from pliant.structure import config")
+    _plant(tmp_path, "structure/config.py", "")
+    assert list(circles(tmp_path)) == []
+    _plant(tmp_path, "structure/config.py", "from pliant.structure.model import a")
+    assert list(circles(tmp_path)) == [{f"structure.{f}" for f in ("model", "gates", "config")}]
+
+
+def test_a_circle_through_a_packages_own_file_is_found(tmp_path: Path) -> None:
+    _plant(tmp_path, "structure/__init__.py", "from pliant.structure.model import Structure")
+    _plant(tmp_path, "structure/model.py", "from pliant.structure import Structure")
+    assert list(circles(tmp_path)) == [{"structure", "structure.model"}]
+
+
+def test_a_circle_of_folders_is_found(tmp_path: Path) -> None:
+    """a.x -> b.y and b.z -> a.w is no circle of files."""
+    _plant(tmp_path, "structure/a/x.py", "from pliant.structure.b import y")
+    _plant(tmp_path, "structure/b/y.py", "")
+    _plant(tmp_path, "structure/a/w.py", "")
+    assert list(folder_circles(tmp_path / "structure", tmp_path)) == []
+    _plant(tmp_path, "structure/b/z.py", "from pliant.structure.a.w import f")
+    assert list(circles(tmp_path)) == []
+    assert list(folder_circles(tmp_path / "structure", tmp_path)) == [{"a", "b"}]
+
+
+def test_core_that_imports_facade_is_found(tmp_path: Path) -> None:
+    _plant(tmp_path, "gradients/facade/loss.py", "from pliant.gradients.facade import steps")
+    _plant(tmp_path, "cli/score.py", "from pliant.gradients.facade import loss")
+    assert list(facade_imports(tmp_path)) == []
+    _plant(tmp_path, "gradients/engines/exact.py", "from ..facade.loss import CGGRLoss")
+    assert len(list(facade_imports(tmp_path))) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
         "if config.model_type == 'llama': pass",
         "kind = getattr(config, 'model_type')",
         "kind = raw['model_type']",
@@ -110,8 +173,66 @@ def wrong_imports(source: Path) -> Iterator[str]:
             yield f"{path}: {importer!r} has no place in ORDER"
             continue
         for line, imported in _imports(path, source):
-            if not _may_import(importer, imported):
+            if not _may_import(importer, imported.split(".")[0]):
                 yield f"{path}:{line}: {importer} may not import {imported}"
+
+
+def circles(source: Path) -> Iterator[set[str]]:
+    """The sets of files in which each reaches all others by imports."""
+    files = {_module(path, source): path for path in sorted(source.rglob("*.py"))}
+    graph = {
+        name: {_file_of(target, files) for _, target in _imports(path, source)} - {name, ""}
+        for name, path in files.items()
+        if name  # the lazy table of public names imports nothing
+    }
+    yield from _circles(graph)
+
+
+def folder_circles(folder: Path, source: Path = SOURCE) -> Iterator[set[str]]:
+    """The same for the files and folders that lie in one folder, whatever lies inside them."""
+    package = _module(folder / "__init__.py", source)
+    graph: dict[str, set[str]] = {}
+    for path in sorted(folder.rglob("*.py")):
+        child = path.relative_to(folder).with_suffix("").parts[0]
+        if child in DOORS:
+            continue
+        targets = graph.setdefault(child, set())
+        for _, target in _imports(path, source):
+            if target.startswith(f"{package}."):
+                targets.add(target.removeprefix(f"{package}.").split(".")[0])
+    yield from _circles({child: targets - {child} for child, targets in graph.items()})
+
+
+def facade_imports(source: Path) -> Iterator[str]:
+    """One line for each file of a part that imports the facade of that part from outside of it."""
+    for path in sorted(source.rglob("*.py")):
+        part, *inside = path.relative_to(source).with_suffix("").parts
+        for line, target in _imports(path, source) if "facade" not in inside else ():
+            if target.startswith(f"{part}.facade"):
+                yield f"{path}:{line}: core may not import {target}"
+
+
+def _circles(graph: dict[str, set[str]]) -> Iterator[set[str]]:
+    """The strongly connected sets of more than one node."""
+    reached = {node: _reached(node, graph) for node in graph}
+    seen: set[str] = set()
+    for node in graph:
+        circle = {other for other in reached[node] if node in reached.get(other, ())}
+        if circle and node not in seen:
+            seen |= circle
+            yield circle
+
+
+def _reached(start: str, graph: dict[str, set[str]]) -> set[str]:
+    """The nodes that some path of one step or more leads to."""
+    reached: set[str] = set()
+    ahead = list(graph[start])
+    while ahead:
+        node = ahead.pop()
+        if node not in reached:
+            reached.add(node)
+            ahead += graph.get(node, ())
+    return reached
 
 
 def asks_for_model_type(source: Path) -> Iterator[str]:
@@ -149,7 +270,7 @@ def _row(module: str) -> int | None:
 
 
 def _imports(path: Path, source: Path) -> Iterator[tuple[int, str]]:
-    """The line and the top-level module of Pliant for each import of a file."""
+    """The line and the dotted name, within Pliant, of each import of a file."""
     package = ("pliant", *path.relative_to(source).parent.parts)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
@@ -162,7 +283,20 @@ def _imports(path: Path, source: Path) -> Iterator[tuple[int, str]]:
         for name in names:
             parts = name.split(".")
             if parts[0] == "pliant" and len(parts) > 1 and not parts[1].startswith("__"):
-                yield node.lineno, parts[1]
+                yield node.lineno, ".".join(parts[1:])
+
+
+def _module(path: Path, source: Path) -> str:
+    """The dotted name of a file within Pliant; a package's own file has the package's."""
+    parts = path.relative_to(source).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _file_of(target: str, files: dict[str, Path]) -> str:
+    """The file that an imported name lies in."""
+    while target and target not in files:
+        target = target.rpartition(".")[0]
+    return target
 
 
 def _plant(source: Path, file: str, text: str) -> None:
