@@ -1,10 +1,10 @@
-"""How long a decision takes: [CPX] on nano-s beside the text scorers, singly and all at once.
+"""How long a decision takes: [CPX] on nano-s beside the text scorers, one by one and in a batch.
 
     python -m benchmarks.decision_latency
 
-Each prompt is decided by every scorer in turn, so that all see the same machine; p50 and p99 are
-over prompts. The last column decides all of them in one call. What is timed is `predict`, from the
-text to the gain: tokenizing counts.
+Every scorer decides on each prompt in turn, so that all run under the same load; p50 and p99 are
+over prompts. The last column decides on all prompts in one call. The timed function is `predict`,
+from the text to the gain, tokenizing included.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ LORA = "cpx, LoRA rank 4"
 
 
 def main(
-    prompts: Annotated[int, typer.Option(help="Decisions that are timed.")] = 1_000,
+    prompts: Annotated[int, typer.Option(help="How many decisions are timed.")] = 1_000,
     learned: Annotated[int, typer.Option(help="Labels that the scorers learn from.")] = 5_000,
 ) -> None:
-    """Print the table, and keep it."""
+    """Print the table and write the result."""
     torch.set_num_threads(1)
     train = labelled("dev", learned, (0, 1), "dev-latency")
     test = labelled("test", prompts, (0, 1), "test-latency").prompts
@@ -56,15 +56,15 @@ def _scorers() -> dict[str, Scorer]:
 
 
 def _one_at_a_time(scorers: dict[str, Scorer], prompts: tuple[str, ...]) -> dict[str, Any]:
-    taken: dict[str, list[float]] = {kind: [] for kind in scorers}
+    elapsed: dict[str, list[float]] = {kind: [] for kind in scorers}
     for scorer in scorers.values():
         scorer.predict(prompts[:1])
     for prompt in prompts:
         for kind, scorer in scorers.items():
             begun = time.perf_counter()
             scorer.predict([prompt])
-            taken[kind].append(1000 * (time.perf_counter() - begun))
-    return {kind: np.array(ms) for kind, ms in taken.items()}
+            elapsed[kind].append(1000 * (time.perf_counter() - begun))
+    return {kind: np.array(ms) for kind, ms in elapsed.items()}
 
 
 def _summary(ms: Any) -> dict[str, float]:
@@ -76,12 +76,12 @@ def draw(figures: dict[str, dict[str, float]], prompts: int) -> Table:
     rows = [
         [
             kind,
-            f"{found['p50 ms']:.2f}",
-            f"{found['p99 ms']:.2f}",
-            f"{1000 / found['p50 ms']:,.0f}",
-            f"{found['prompts a second, at once']:,.0f}",
+            f"{figure['p50 ms']:.2f}",
+            f"{figure['p99 ms']:.2f}",
+            f"{1000 / figure['p50 ms']:,.0f}",
+            f"{figure['prompts a second, at once']:,.0f}",
         ]
-        for kind, found in figures.items()
+        for kind, figure in figures.items()
     ]
     head = ["scorer", "p50 ms", "p99 ms", "a second, one by one", "a second, at once"]
     return Table(f"A decision on {SMALL}'s prompts ({prompts:,})", head, rows, frozenset(head[1:]))

@@ -1,14 +1,14 @@
-"""Is a promised risk kept? `python -m benchmarks.risk_promise --data labels.jsonl.gz ...`
+"""How often is a proved risk exceeded? `python -m benchmarks.risk_promise --data LABELS ...`
 
-A promise such as "at most 2 % worse, with 95 % confidence" speaks of calibration sets: of those
-that could have been drawn from one population, at least 95 % lead to a threshold that keeps it on
-that population. So half of each label set trains a scorer (TF-IDF ridge on the gain, with the means
-of the groups), and the other half is the population, of which the true risk of every threshold is
-known: 1,000 calibration sets are drawn from it with replacement.
+A promise such as "at most 2 % worse, with 95 % confidence" is about calibration sets: of those that
+could be drawn from one population, at least 95 % lead to a threshold that meets it on that
+population. So half of each label set trains a scorer (TF-IDF ridge on the gain, with the means of
+the groups), and the other half is the population, where the true risk of every threshold is known:
+1,000 calibration sets are drawn from it with replacement.
 
-In the same run: a threshold whose loss on the calibration set is just small enough (no test at
-all), the same sequence of tests with Hoeffding's inequality, and with the bet; and the share of
-strong calls that somebody who knows the population would need.
+The controls, in the same run: a threshold whose loss on the calibration set is just small enough
+(no test at all), the same sequence of tests with Hoeffding's inequality, and with the bet; and the
+share of strong calls that suffices if the population is known.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Population:
     gain: Floats
 
     def loss(self, value: float) -> float:
-        """What the router has less of quality than the strong model."""
+        """The quality of the strong model less that of the router."""
         return float((self.outcomes.gain * (self.gain <= value)).mean())
 
     def fewest_calls(self, epsilon: float) -> float:
-        """The share of strong calls that is needed by somebody who knows the population."""
+        """The share of strong calls that suffices if the population is known."""
         return min(
             float((self.gain > value).mean()) for value in GRID if self.loss(value) <= epsilon
         )
@@ -65,21 +65,21 @@ def main() -> None:
     parser.add_argument("--models", nargs=2, default=("weak", "strong"), help="their columns")
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--sizes", nargs="*", type=int, default=[500, 2000])
-    asked = parser.parse_args()
-    populations = [simulated(), *(real(path, asked.models) for path in asked.data)]
-    found = [
-        measured(population, n, epsilon, delta, asked.draws)
+    args = parser.parse_args()
+    populations = [simulated(), *(real(path, args.models) for path in args.data)]
+    results = [
+        measured(population, n, epsilon, delta, args.draws)
         for population in populations
-        for n in asked.sizes
+        for n in args.sizes
         for epsilon, delta in GOALS
     ]
-    show(found, asked.draws)
-    names = " ".join(path.name for path in asked.data)
-    keep("risk_promise", found, f"python -m benchmarks.risk_promise --data {names}".rstrip())
+    show(results, args.draws)
+    names = " ".join(path.name for path in args.data)
+    keep("risk_promise", results, f"python -m benchmarks.risk_promise --data {names}".rstrip())
 
 
 def simulated(n: int = 100_000, seed: int = 0) -> Population:
-    """Prompts that are more or less hard, for both models, and a scorer that sees it dimly."""
+    """Prompts of different difficulty for both models, and a scorer that predicts it with noise."""
     rng = np.random.default_rng(seed)
     hard = rng.beta(0.6, 1.2, n)
     right = rng.random((n, 2)) < np.stack([1 - hard, 1 - 0.55 * hard], axis=1)
@@ -90,11 +90,11 @@ def simulated(n: int = 100_000, seed: int = 0) -> Population:
 
 
 def real(path: Path, models: tuple[str, str]) -> Population:
-    """Half of a label set, predicted by what learnt on the other half."""
+    """Half of a label set, predicted by a scorer that was trained on the other half."""
     train, rest = Outcomes.read(path, models=models).split((0.5, 0.5), seed=0)
-    words = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2))
-    ridge = Ridge(alpha=3.0).fit(words.fit_transform(train.prompts), train.gain)
-    by_words = ridge.predict(words.transform(rest.prompts))
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2))
+    ridge = Ridge(alpha=3.0).fit(vectorizer.fit_transform(train.prompts), train.gain)
+    by_words = ridge.predict(vectorizer.transform(rest.prompts))
     if train.groups is None or rest.groups is None or len(set(train.groups)) == 1:
         return Population(path.name, rest, by_words)
     groups = np.array(train.groups)
@@ -106,17 +106,17 @@ def real(path: Path, models: tuple[str, str]) -> Population:
 def measured(
     population: Population, n: int, epsilon: float, delta: float, draws: int
 ) -> dict[str, Any]:
-    """How often each way of choosing a threshold breaks the promise, and what it saves."""
+    """How often each way of choosing a threshold breaks the promise, and its strong calls."""
     rng = np.random.default_rng(0)
     size = len(population.gain)
     values: dict[str, list[float]] = {"by_risk": [], "bet": [], "hoeffding": [], "no test": []}
     for _ in range(draws):
         rows = rng.integers(0, size, n)
-        gain, some = population.gain[rows], population.outcomes.select(rows)
-        values["by_risk"].append(by_risk(gain, some, epsilon, delta, GRID).value)
+        gain, sample = population.gain[rows], population.outcomes.select(rows)
+        values["by_risk"].append(by_risk(gain, sample, epsilon, delta, GRID).value)
         for name, test in (("bet", _bet), ("hoeffding", _hoeffding)):
-            values[name].append(walk(gain, some.gain, epsilon, delta, test))
-        values["no test"].append(just_enough(gain, some.gain, epsilon))
+            values[name].append(walk(gain, sample.gain, epsilon, delta, test))
+        values["no test"].append(just_enough(gain, sample.gain, epsilon))
     return {
         "labels": population.name,
         "population": size,
@@ -137,15 +137,15 @@ def measured(
 
 def walk(gain: Floats, true_gain: Floats, epsilon: float, delta: float, test: Test) -> float:
     """The last threshold of the grid before the first that does not pass."""
-    taken, before = -math.inf, -1
+    passed, before = -math.inf, -1
     for value in GRID:
         weak = gain <= value
         if int(weak.sum()) != before:
             before = int(weak.sum())
             if not test(true_gain * weak, epsilon, delta):
                 break
-        taken = float(value)
-    return taken
+        passed = float(value)
+    return passed
 
 
 def just_enough(gain: Floats, true_gain: Floats, epsilon: float) -> float:
@@ -161,18 +161,18 @@ def _bet(losses: Floats, limit: float, delta: float) -> bool:
 
 
 def _hoeffding(losses: Floats, limit: float, delta: float) -> bool:
-    room = limit - float(losses.mean())
-    return room > 0 and math.exp(-len(losses) * room**2 / 2) <= delta
+    margin = limit - float(losses.mean())
+    return margin > 0 and math.exp(-len(losses) * margin**2 / 2) <= delta
 
 
-def show(found: list[dict[str, Any]], draws: int) -> None:
+def show(results: list[dict[str, Any]], draws: int) -> None:
     table = Table(title=f"Broken promises of {draws:,}, and strong calls")
     for name in ("labels", "n", "goal", "allowed"):
         table.add_column(name)
-    ways = list(found[0]["ways"])
-    for name in [*ways, "all known"]:
+    ways = list(results[0]["ways"])
+    for name in [*ways, "population known"]:
         table.add_column(name, justify="right")
-    for row in found:
+    for row in results:
         cells = [f"{row['ways'][w]['broken']}, {row['ways'][w]['calls']:.1%}" for w in ways]
         table.add_row(
             row["labels"],

@@ -4,11 +4,11 @@
 
 The folder holds `mmlu-mixtral8x7b-gpt4.jsonl.gz` and `gsm8k-mixtral8x7b-gpt4.jsonl.gz`: the
 evaluation responses of the RouteLLM repository, as rows of prompt, group, weak and strong. Each of
-five seeds parts a set in two halves. Of the small set, GSM8K, there are four times as many splits,
-and each half is the training half once: what differs from split to split is averaged out, and the
-band is that of other prompts. All choices are made inside the training half (on a fifth of it), the
-test half is only measured, and equal prompts are never parted. Fixed beforehand: the penalties of
-`pair`, chosen on MMLU (scorers/pair.py), so that GSM8K is new to them and MMLU's halves are not.
+five seeds divides a set into halves. The small set, GSM8K, has four times as many splits, and each
+half is the training half once, which averages out the differences between splits. All choices are
+made within the training half (on a fifth of it), the test half is only measured, and equal prompts
+stay in one half. Fixed beforehand: the penalties of `pair`, chosen on MMLU (scorers/few_labels.py),
+so that GSM8K is new to them and MMLU's halves are not.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 SETS = ("mmlu", "gsm8k")
-# GSM8K has one group, so what knows the group knows nothing there.
+# GSM8K has one group, so scorers that use the group learn nothing from it.
 KINDS = {
     "mmlu": ("random", "length", "tfidf", "knn", "group", "pair", "text", "text+group"),
     "gsm8k": ("random", "length", "tfidf", "knn", "pair", "text"),
 }
-# Where both halves take their turn at being the test, in more splits: 660 prompts are few.
+# Both halves are the test half once, in more splits, because 660 prompts are few.
 TWICE, MORE = ("gsm8k",), 4
 TRANSFERRED = ("length", "tfidf", "pair", "text")
-# RouteLLM's best router, as published: trained on other labels, so it is no like comparison.
+# RouteLLM's best router, as published: trained on other labels, so not directly comparable.
 PUBLISHED = {"mmlu": 0.603, "gsm8k": 0.622}
 
 
@@ -50,7 +50,7 @@ def main(
     data: Annotated[Path, typer.Option(help="The folder of the two label sets.")],
     seeds: Annotated[int, typer.Option(help="Splits of each set.", min=1)] = 5,
 ) -> None:
-    """Print the table, and keep it."""
+    """Print the table and write the result."""
     console = Console(highlight=False)
     tables = {name: read(data, name) for name in SETS}
     figures: dict[str, Any] = {"published": PUBLISHED}
@@ -65,7 +65,7 @@ def main(
         draw(figures[name], name).draw(console)
     figures["transfer"] = transfer(tables)
     draw_transfer(figures["transfer"]).draw(console)
-    console.print("* trained on other labels, so no like comparison")
+    console.print("* trained on other labels, so not directly comparable")
     keep("routing_labels", figures, "python -m benchmarks.routing_labels --data FOLDER")
 
 
@@ -77,22 +77,24 @@ def measure(
     outcomes: Outcomes, kinds: tuple[str, ...], seeds: int, twice: bool, console: Console
 ) -> dict[str, Any]:
     """Every scorer on every split."""
-    said: dict[str, list[Floats]] = {kind: [] for kind in kinds}
+    predictions: dict[str, list[Floats]] = {kind: [] for kind in kinds}
     tests: list[Rows] = []
     for seed in range(seeds):
         first, second = halves(outcomes, seed)
         for train, test in ((first, second), (second, first))[: 2 if twice else 1]:
             tests.append(test)
             for kind in kinds:
-                said[kind].append(gains(kind, outcomes.select(train), outcomes.select(test), seed))
+                predictions[kind].append(
+                    gains(kind, outcomes.select(train), outcomes.select(test), seed)
+                )
         console.print(f"split {seed + 1} of {seeds} done", style="dim")
     return {
         "prompts": len(outcomes),
         "right": dict(zip(("Mixtral-8x7B", "GPT-4"), outcomes.right.mean(axis=0), strict=True)),
         "oracle": oracle_apgr(outcomes),
-        "scorers": {kind: summary(said[kind], tests, outcomes) for kind in kinds},
+        "scorers": {kind: summary(predictions[kind], tests, outcomes) for kind in kinds},
         "more than length": {
-            kind: more(said[kind], said["length"], tests, outcomes).as_dict()
+            kind: more(predictions[kind], predictions["length"], tests, outcomes).as_dict()
             for kind in kinds
             if kind not in ("length", "random")
         },
@@ -100,32 +102,34 @@ def measure(
 
 
 def halves(outcomes: Outcomes, seed: int) -> tuple[Rows, Rows]:
-    """The rows of two halves; equal prompts lie in one of them."""
+    """The rows of two halves; equal prompts stay in one of them."""
     keys = [normalised(text) for text in outcomes.prompts]
     train, test = splits(len(outcomes), (0.5, 0.5), seed, keys)
     return np.asarray(train), np.asarray(test)
 
 
 def gains(kind: str, train: Outcomes, test: Outcomes, seed: int) -> Floats:
-    """What a scorer that saw the training half alone says of the test half."""
+    """The gains that a scorer of the training half predicts on the test half."""
     assert not duplicates(train.prompts, test.prompts)
     fitted, choice = train.split((0.8, 0.2), seed)
     scorer = make(kind).fit(fitted, choice, seed)
     return scorer.predict(test.prompts, test.groups).last_gain
 
 
-def summary(said: list[Floats], tests: list[Rows], outcomes: Outcomes) -> dict[str, Any]:
+def summary(predictions: list[Floats], tests: list[Rows], outcomes: Outcomes) -> dict[str, Any]:
     held = [outcomes.select(test) for test in tests]
-    found = [apgr(gain, part) for gain, part in zip(said, held, strict=True)]
-    result = {"apgr": float(np.mean(found)), "by half": found}
+    by_half = [apgr(gain, part) for gain, part in zip(predictions, held, strict=True)]
+    result = {"apgr": float(np.mean(by_half)), "by half": by_half}
     if len(set(outcomes.groups or ())) > 1:
-        inside = [within_group_apgr(gain, part) for gain, part in zip(said, held, strict=True)]
+        inside = [
+            within_group_apgr(gain, part) for gain, part in zip(predictions, held, strict=True)
+        ]
         result["within groups"] = float(np.mean(inside))
     return result
 
 
 def more(a: list[Floats], b: list[Floats], tests: list[Rows], outcomes: Outcomes) -> Band:
-    """What a has more than b, the mean over the splits; prompts are drawn once for all splits."""
+    """APGR of a less that of b, averaged over the splits; each resample serves all splits."""
     pairs = [
         (test, *(Ranking.of(gain, outcomes.select(test)) for gain in both))
         for test, *both in zip(tests, a, b, strict=True)
@@ -133,35 +137,35 @@ def more(a: list[Floats], b: list[Floats], tests: list[Rows], outcomes: Outcomes
     measure = METRICS["apgr"]
 
     def difference(counts: Floats) -> Floats:
-        found = [
+        values = [
             measure(ours, counts[:, test]) - measure(theirs, counts[:, test])
             for test, ours, theirs in pairs
         ]
-        return np.asarray(np.mean(found, axis=0))
+        return np.asarray(np.mean(values, axis=0))
 
     return bootstrap_counts(difference, len(outcomes))
 
 
 def transfer(tables: dict[str, Outcomes]) -> dict[str, dict[str, float]]:
     """Fitted on all of one set, measured on all of the other."""
-    found: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, float]] = {}
     for source, target in (SETS, SETS[::-1]):
         test = tables[target]
-        found[f"{source} to {target}"] = {
+        values[f"{source} to {target}"] = {
             kind: apgr(gains(kind, tables[source], test, 0), test) for kind in TRANSFERRED
         }
-    return found
+    return values
 
 
 def draw(figures: dict[str, Any], name: str) -> Table:
-    """One line a scorer, in the order of their APGR, with the bounds and what is published."""
+    """One line for each scorer, in the order of APGR, with the upper limit and published values."""
     rows = []
-    for kind, found in sorted(figures["scorers"].items(), key=lambda item: -item[1]["apgr"]):
+    for kind, result in sorted(figures["scorers"].items(), key=lambda item: -item[1]["apgr"]):
         over = figures["more than length"].get(kind)
         band = f"{over['value']:+.3f} [{over['low']:+.3f}, {over['high']:+.3f}]" if over else "-"
-        spread = np.std(found["by half"])
-        inside = f"{found['within groups']:.3f}" if "within groups" in found else "-"
-        rows.append([kind, f"{found['apgr']:.3f}", f"{spread:.3f}", inside, band])
+        spread = np.std(result["by half"])
+        inside = f"{result['within groups']:.3f}" if "within groups" in result else "-"
+        rows.append([kind, f"{result['apgr']:.3f}", f"{spread:.3f}", inside, band])
     rows.append(["oracle", f"{figures['oracle']:.3f}", "-", "-", "-"])
     rows.append(["RouteLLM, as published *", f"{PUBLISHED[name]:.3f}", "-", "-", "-"])
     head = ["scorer", "APGR", "spread", "within groups", "more than length (95 %)"]
@@ -175,7 +179,7 @@ def seeds_of(figures: dict[str, Any]) -> int:
 
 def draw_transfer(figures: dict[str, dict[str, float]]) -> Table:
     rows = [
-        [way, *(f"{found[kind]:.3f}" for kind in TRANSFERRED)] for way, found in figures.items()
+        [way, *(f"{values[kind]:.3f}" for kind in TRANSFERRED)] for way, values in figures.items()
     ]
     return Table("APGR on another label set", ["from, to", *TRANSFERRED], rows)
 

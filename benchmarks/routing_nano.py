@@ -1,15 +1,15 @@
-"""Routing between the two embedded models: [CPX] beside everything else that could route.
+"""Routing between the two embedded models: [CPX] beside all other scorers.
 
     python -m benchmarks.routing_nano
 
-Labels are made here, by asking both models through the code behind `pliant route label`; they are
-kept in benchmarks/.cache, and a second run asks nothing again. Scorers are fitted on development
-questions in two of the three wordings: capacities are learned on one wording and chosen on the
-other, calibration and threshold come from a split of their own. They are measured on test
-questions, in those two wordings and in the third, which nothing here has seen.
+Both models make the labels through the code behind `pliant route label`; they are cached in
+benchmarks/.cache, so a second run asks for nothing again. Scorers are fitted on development
+questions in two of the three wordings: they learn on one wording and choose their capacity on the
+other, and calibration and threshold have their own split. They are measured on test questions, in
+those two wordings and in the third, which nothing was fitted on.
 
-In this world what makes a question hard is written on its face (its family, the number of its
-digits), so text scorers are strong and a tie with them is what to expect.
+In this world the text shows what makes a question hard (its family, the number of its digits), so
+text scorers are strong and a tie with them is to be expected.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def main(
     test: Annotated[int, typer.Option(help="Test questions, seen wordings and unseen.")] = 24_000,
     seed: Annotated[int, typer.Option(help="Of the scorers.")] = 0,
 ) -> None:
-    """Print the tables, and keep them."""
+    """Print the tables and write the results."""
     console = Console(highlight=False)
     learn = [labelled("dev", train + calibrate // 2, (w,), f"dev-{w}") for w in SEEN]
-    # Dealt at random: of the easiest questions there are few, and late in the stream none is new.
-    dealt = [np.random.default_rng(seed).permutation(len(part)) for part in learn]
-    fitted_on, choice = (part.select(at[:train]) for part, at in zip(learn, dealt, strict=True))
-    rest = [part.select(at[train:]) for part, at in zip(learn, dealt, strict=True)]
+    # Shuffled: the easiest questions are few, and late in the stream all of them are repeated.
+    shuffled = [np.random.default_rng(seed).permutation(len(part)) for part in learn]
+    fitted_on, choice = (part.select(at[:train]) for part, at in zip(learn, shuffled, strict=True))
+    rest = [part.select(at[train:]) for part, at in zip(learn, shuffled, strict=True)]
     held = {
         "seen wordings": labelled("test", test, SEEN, "test-seen"),
         "unseen wording": labelled("test", test, UNSEEN, "test-unseen"),
@@ -74,8 +74,8 @@ def main(
         "chosen": {kind: scorer.chosen() for kind, scorer in scorers.items()},
     }
     for name, outcomes in held.items():
-        said = {k: s.predict(outcomes.prompts, outcomes.groups) for k, s in scorers.items()}
-        figures[name] = measured(said, outcomes)
+        predictions = {k: s.predict(outcomes.prompts, outcomes.groups) for k, s in scorers.items()}
+        figures[name] = measured(predictions, outcomes)
         ranking(figures[name], name).draw(console)
     figures["threshold"] = threshold(scorers["cpx"], rest, held, console)
     figures["calibration"] = calibrated(scorers["cpx"], rest, held, console)
@@ -86,7 +86,7 @@ def main(
 
 
 def labelled(split: str, number: int, wordings: tuple[int, ...], name: str) -> Outcomes:
-    """Both models' answers to so many questions, graded to the letter."""
+    """Both models' answers to this number of questions, graded by exact match."""
     CACHE.mkdir(exist_ok=True)
     path = CACHE / f"nano-{name}-{number}.jsonl"
     if not path.is_file():
@@ -111,33 +111,33 @@ def labelled(split: str, number: int, wordings: tuple[int, ...], name: str) -> O
 def fitted(
     train: Outcomes, choice: Outcomes, seed: int, console: Console
 ) -> tuple[dict[str, Scorer], dict[str, float]]:
-    """Every scorer, and [CPX] once more with an early exit; the seconds that each took."""
-    found: dict[str, Scorer] = {}
+    """Every scorer, and [CPX] once more with an early exit; and the seconds to fit each."""
+    scorers: dict[str, Scorer] = {}
     seconds = {}
     for kind in (*KINDS, "cpx, half way"):
         begun = time.perf_counter()
-        scorer = _made(kind, found)
-        found[kind] = scorer.fit(train, choice, seed)
+        scorer = _new(kind, scorers)
+        scorers[kind] = scorer.fit(train, choice, seed)
         seconds[kind] = time.perf_counter() - begun
         console.print(f"{kind}: fitted in {seconds[kind]:.0f} s", style="dim")
-    return found, seconds
+    return scorers, seconds
 
 
-def _made(kind: str, found: Mapping[str, Scorer]) -> Scorer:
-    """What reads [CPX] in another way has the capacity that was chosen for `cpx`."""
+def _new(kind: str, scorers: Mapping[str, Scorer]) -> Scorer:
+    """The early exit has the capacity that was chosen for `cpx`."""
     if kind == "cpx, half way":
-        cpx = found["cpx"]
+        cpx = scorers["cpx"]
         assert isinstance(cpx, Cpx)
         return Cpx(SMALL, [Capacity(cpx.capacity.rows, cpx.capacity.lora_rank, layer=HALF)])
     return make(kind, base=SMALL) if kind in READS_A_MODEL else make(kind)
 
 
-# --- what they are worth -------------------------------------------------------------------------
+# --- how good they are ---------------------------------------------------------------------------
 
 
-def measured(said: Mapping[str, Predictions], outcomes: Outcomes) -> dict[str, Any]:
-    """APGR of all, and [CPX] held against each of them on the same resamples."""
-    gain = {kind: found.last_gain for kind, found in said.items()}
+def measured(predictions: Mapping[str, Predictions], outcomes: Outcomes) -> dict[str, Any]:
+    """APGR of all, and [CPX] compared with each of them on the same resamples."""
+    gain = {kind: each.last_gain for kind, each in predictions.items()}
     best = max(TEXT, key=lambda kind: metrics.apgr(gain[kind], outcomes))
     table = {kind: metrics.band("apgr", values, outcomes) for kind, values in gain.items()}
     within = {kind: metrics.within_group_apgr(v, outcomes) for kind, v in gain.items()}
@@ -149,9 +149,13 @@ def measured(said: Mapping[str, Predictions], outcomes: Outcomes) -> dict[str, A
         "questions": len(outcomes),
         "right": dict(zip(outcomes.models, outcomes.right.mean(axis=0).tolist(), strict=True)),
         "oracle": metrics.oracle_apgr(outcomes),
-        "apgr": {kind: found.as_dict() for kind, found in table.items()},
+        "apgr": {kind: band.as_dict() for kind, band in table.items()},
         "within groups": within,
-        "auc": {k: metrics.auc(p.score, outcomes) for k, p in said.items() if p.right is not None},
+        "auc": {
+            kind: metrics.auc(each.score, outcomes)
+            for kind, each in predictions.items()
+            if each.right is not None
+        },
         "cpx more than": {kind: more("cpx", kind) for kind in gain if kind != "cpx"},
         "best text": best,
         "half way more than full": more("cpx, half way", "cpx"),
@@ -161,18 +165,18 @@ def measured(said: Mapping[str, Predictions], outcomes: Outcomes) -> dict[str, A
 
 def ranking(figures: Mapping[str, Any], name: str) -> Table:
     rows = []
-    for kind, found in sorted(figures["apgr"].items(), key=lambda item: -item[1]["value"]):
+    for kind, apgr in sorted(figures["apgr"].items(), key=lambda item: -item[1]["value"]):
         behind = figures["cpx more than"].get(kind)
         cpx = "-" if behind is None else _signed(behind)
         within = f"{figures['within groups'][kind]:.3f}"
-        rows.append([_said(kind), _plain(found), within, cpx])
+        rows.append([_shown(kind), _plain(apgr), within, cpx])
     rows.append(["oracle", f"{figures['oracle']:.3f}", "-", "-"])
     head = ["scorer", "APGR (95 %)", "within groups", "cpx has more (95 %)"]
     title = f"{name}: {figures['questions']:,} test questions"
     return Table(title, head, rows, right=frozenset(head[1:]))
 
 
-def _said(kind: str) -> str:
+def _shown(kind: str) -> str:
     return "family by difficulty" if kind == FAMILY_BY_DIFFICULTY else kind
 
 
@@ -184,13 +188,13 @@ def _signed(band: Mapping[str, float]) -> str:
     return f"{band['value']:+.3f} [{band['low']:+.3f}, {band['high']:+.3f}]"
 
 
-# --- what is promised ----------------------------------------------------------------------------
+# --- thresholds and probabilities ----------------------------------------------------------------
 
 
 def threshold(
     cpx: Scorer, rest: list[Outcomes], held: Mapping[str, Outcomes], console: Console
 ) -> dict[str, Any]:
-    """95 % of nano-l's quality, chosen on the calibration split: as it is there, and proved."""
+    """95 % of nano-l's quality, chosen on the calibration split, without and with a proof."""
     split = _both(rest)
     gain = cpx.predict(split.prompts).last_gain
     figures: dict[str, Any] = {}
@@ -198,24 +202,24 @@ def threshold(
     for confidence in (None, 0.95):
         chosen = by_quality(gain, split, 0.95, confidence)
         console.print(str(chosen), soft_wrap=True)
-        found = {
-            name: _reached(chosen, cpx.predict(outcomes.prompts).last_gain, outcomes)
+        results = {
+            name: _result(chosen, cpx.predict(outcomes.prompts).last_gain, outcomes)
             for name, outcomes in held.items()
         }
-        for name, reached in found.items():
+        for name, result in results.items():
             rows.append(
-                [str(chosen.goal), name, f"{reached['share']:.3f}", _plain(reached["of strong"])]
+                [str(chosen.goal), name, f"{result['share']:.3f}", _plain(result["of strong"])]
             )
         figures["as it is" if confidence is None else "proved"] = {
             "chosen": chosen.to_json(),
-            **found,
+            **results,
         }
     head = ["goal", "on", "share of calls", f"of {LARGE}'s quality (95 %)"]
     Table("Thresholds", head, rows, right=frozenset(head[2:])).draw(console)
     return figures
 
 
-def _reached(chosen: Threshold, gain: Any, outcomes: Outcomes) -> dict[str, Any]:
+def _result(chosen: Threshold, gain: Any, outcomes: Outcomes) -> dict[str, Any]:
     from pliant.stats import bootstrap_counts
 
     strong = chosen.strong(gain)
@@ -248,8 +252,8 @@ def calibrated(
             }
             for way, p in ways.items()
         }
-        for way, found in figures[name].items():
-            rows.append([name, way, f"{found['ece']:.4f}", f"{found['skill']:.3f}"])
+        for way, result in figures[name].items():
+            rows.append([name, way, f"{result['ece']:.4f}", f"{result['skill']:.3f}"])
     head = ["on", "calibration", "debiased ECE", "Brier skill"]
     Table(f"P({SMALL} is right)", head, rows, right=frozenset(head[2:])).draw(console)
     return figures
