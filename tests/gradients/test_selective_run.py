@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def trained(
 ) -> SelectiveResult:
     settings = {**SETTINGS, **run.pop("settings", {})}
     model, tokenizer = load("nano-s")
-    plan = Plan.of("nano-s", "a.txt", texts, config, settings, None, "float32", auto)
+    config_values = asdict(config)
+    plan = Plan("nano-s", "a.txt", texts.digest, config_values, settings, None, "float32", auto)
     run.setdefault("say", lambda line: None)
     return train_lm(model, tokenizer, texts, folder, plan, **run)
 
@@ -94,3 +96,15 @@ def test_a_short_training_races_nothing_and_says_so(tmp_path: Path) -> None:
     usual = trained(tmp_path / "usual", pieces(8, 9), OFF)
     assert (auto.first_loss, auto.last_loss) == (usual.first_loss, usual.last_loss)
     assert auto.engine == "standard" and auto.trained == auto.tokens
+
+
+def test_a_run_begun_before_the_choice_existed_is_resumed_as_it_began(tmp_path: Path) -> None:
+    before = trained(tmp_path, pieces(8, 9), GradientConfig())
+    path = tmp_path / "pliant-train.json"
+    record = json.loads(path.read_text())
+    del record["plan"]["auto"]
+    path.write_text(json.dumps(record))
+    (tmp_path / "checkpoint-2" / "complete.json").unlink()  # as if killed before it was complete
+    again = trained(tmp_path, pieces(8, 9), GradientConfig(), auto=True, resume=True)
+    assert (again.engine, again.last_loss) == (before.engine, before.last_loss)
+    assert again.engine == "sparse"

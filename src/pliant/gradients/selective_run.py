@@ -6,8 +6,6 @@ is in the run's record and in every checkpoint, so a resumed run never races aga
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import OFF, Gradients
 from pliant.gradients.training import PREFIX, attached_to, make_selective
 from pliant.training.arguments import training_arguments
-from pliant.training.progress import Say
+from pliant.training.progress import Say, print_to_stderr
 from pliant.training.run import (
     TrainingResult,
     TrainingRun,
@@ -47,28 +45,13 @@ class Plan:
     model: str
     data: str
     content: str
-    """A digest of the tokens and labels."""
+    """The digest of the texts."""
     config: dict[str, Any]
     settings: dict[str, str]
     lora: int | None
     dtype: str
     auto: bool = False
     """Whether a race decides if `config` is worth it."""
-
-    @classmethod
-    def of(
-        cls,
-        model: str,
-        data: str,
-        texts: Texts,
-        config: GradientConfig,
-        settings: dict[str, str],
-        lora: int | None,
-        dtype: str,
-        auto: bool = False,
-    ) -> Plan:
-        content = hashlib.sha256(json.dumps(texts.pieces).encode()).hexdigest()
-        return cls(model, data, content, asdict(config), settings, lora, dtype, auto)
 
 
 @dataclass(frozen=True)
@@ -100,7 +83,7 @@ def train_lm(
     *,
     evaluation: Texts | None = None,
     resume: bool = False,
-    say: Say = print,
+    say: Say = print_to_stderr,
 ) -> SelectiveResult:
     """Train `model` on `texts`, or resume that; write the trained model into `folder`."""
     args = training_arguments(folder, plan.settings)

@@ -16,6 +16,10 @@ Describe = Callable[[Mapping[str, Any]], str]
 """What a part adds to the line of a log."""
 
 
+def print_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 class ProgressReport(TrainerCallback):
     """Shows steps and losses, and has the last step logged even between two logs."""
 

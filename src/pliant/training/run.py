@@ -43,7 +43,7 @@ from pliant.training.checkpoint import (
 )
 from pliant.training.distributed import from_first_process
 from pliant.training.interrupt import finish_step_on_interrupt
-from pliant.training.progress import Describe, ProgressReport, Say
+from pliant.training.progress import Describe, ProgressReport, Say, print_to_stderr
 
 T = TypeVar("T", bound=Trainer)
 RECORD = "pliant-train.json"
@@ -100,7 +100,7 @@ class TrainingRun:
         *,
         resume: bool = False,
         shared: bool = False,
-        say: Say = print,
+        say: Say = print_to_stderr,
     ) -> None:
         self.args, self.say = args, say
         self.folder = Path(str(args.output_dir))

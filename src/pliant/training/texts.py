@@ -8,6 +8,8 @@ trained on.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +29,10 @@ class Texts:
     pieces: list[Piece]
     left_out: int = 0
     """The number of instructions whose completion begins beyond the length."""
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.pieces).encode()).hexdigest()
 
     @property
     def tokens(self) -> int:

@@ -59,8 +59,8 @@ def check_length(length: int, config: Any) -> None:
 
 
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Print our own warnings as one line each, and none of the libraries'."""
+def quiet_libraries(*kinds: type[Warning]) -> Iterator[None]:
+    """Print our own warnings, and those of `kinds`, as one line each; none of the libraries'."""
     import sys
 
     from transformers.utils import logging
@@ -71,5 +71,7 @@ def quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", GradientsWarning)
+        for kind in kinds:
+            warnings.simplefilter("always", kind)
         warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
         yield

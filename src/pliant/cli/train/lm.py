@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge
 
 from pliant.cli import terminal
-from pliant.cli.gradients.inputs import EMBEDDED, check_length
+from pliant.cli.gradients.inputs import EMBEDDED, check_length, quiet_libraries
 from pliant.cli.gradients.options import SelectiveOptions
 from pliant.options import Flag, named_values
 
@@ -48,9 +44,11 @@ def lm(options: LmOptions) -> None:
     with --resume continues there and reaches the same losses.
     """
     from pliant.gradients import selective_run
+    from pliant.gradients.biased import BiasedWarning
     from pliant.loading import load
     from pliant.reports.tables import Table
     from pliant.training.arguments import training_arguments
+    from pliant.training.progress import print_to_stderr
     from pliant.training.texts import texts
 
     config = options.config()
@@ -64,21 +62,21 @@ def lm(options: LmOptions) -> None:
     if options.evaluate is not None:
         evaluation = texts(_read(options.evaluate, options, "dev"), tokenizer, options.length)
     if train_texts.left_out:
-        _say(
+        print_to_stderr(
             f"{train_texts.left_out} rows are left out: their completion begins beyond "
             f"{options.length} tokens"
         )
-    plan = selective_run.Plan.of(
-        options.model,
-        options.data,
-        train_texts,
-        config,
-        settings,
-        options.lora,
-        options.dtype,
-        options.engine == selective_run.AUTO,
+    plan = selective_run.Plan(
+        model=options.model,
+        data=options.data,
+        content=train_texts.digest,
+        config=asdict(config),
+        settings=settings,
+        lora=options.lora,
+        dtype=options.dtype,
+        auto=options.engine == selective_run.AUTO,
     )
-    with _notes():
+    with quiet_libraries(BiasedWarning):
         result = selective_run.train_lm(
             model,
             tokenizer,
@@ -87,7 +85,6 @@ def lm(options: LmOptions) -> None:
             plan,
             evaluation=evaluation,
             resume=options.resume,
-            say=_say,
         )
     if options.json:
         terminal.print_json({"out": str(options.out), **result.as_dict()})
@@ -107,21 +104,3 @@ def _read(data: str, options: LmOptions, split: str) -> list[dict[str, Any]]:
     if split == "train":
         return read_rows(data, subset=options.subset, limit=options.rows)
     return read_rows(data)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _notes() -> Iterator[None]:
-    """Our own warnings as one line each; those of the libraries are ignored."""
-    from pliant.gradients import GradientsWarning
-    from pliant.gradients.biased import BiasedWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for kind in (GradientsWarning, BiasedWarning):
-            warnings.simplefilter("always", kind)
-        warnings.showwarning = lambda message, *_, **__: _say(f"note: {message}")
-        yield

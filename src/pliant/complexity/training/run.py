@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -21,6 +20,7 @@ from pliant.complexity.training.report import TrainingReport
 from pliant.complexity.training.trainer import CPXTrainer
 from pliant.data import read_rows
 from pliant.errors import InvalidInput
+from pliant.training.progress import print_to_stderr
 from pliant.training.run import TrainingRun
 
 OUTSIDE_THE_PLAN = (
@@ -69,14 +69,14 @@ def train_scorer(
         "config": {k: v for k, v in asdict(training).items() if k not in OUTSIDE_THE_PLAN},
         "dtype": model.dtype,
     }
-    run = TrainingRun(args, plan, resume=training.resume, shared=True, say=_say)
+    run = TrainingRun(args, plan, resume=training.resume, shared=True)
 
     def build() -> CPXTrainer:
         trainer = CPXTrainer(
             scorer, args, config=training, train_dataset=train, eval_dataset=held_out
         )
         if trainer.duplicates and trainer.is_world_process_zero():
-            _say(str(trainer.duplicates))
+            print_to_stderr(str(trainer.duplicates))
         return trainer
 
     trainer = run.train(build)
@@ -133,7 +133,3 @@ def _digest(*datasets: PromptDataset) -> str:
         if dataset.labels is not None
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
