@@ -1,4 +1,4 @@
-"""One unwrap for every wrapper, in every order that people nest them."""
+"""unwrap finds the model inside every wrapper, in any order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pliant.anatomy.unwrap import unwrap
 
 
 class Engine(nn.Module):
-    """As DeepSpeed's engine holds a model: as its only module."""
+    """Holds a model as DeepSpeed's engine does: as its only module."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def one_process() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("names", list(itertools.permutations(WRAPPERS, 2)), ids="-".join)
-def test_wrappers_in_any_order_hide_nothing(names: tuple[str, ...]) -> None:
+def test_wrappers_in_any_order(names: tuple[str, ...]) -> None:
     model = wrapped = tiny_model("llama")
     for name in names:
         wrapped = WRAPPERS[name](wrapped)
@@ -86,7 +86,7 @@ def test_a_prompt_tuned_model() -> None:
     assert unwrap(get_peft_model(model, config)) is model
 
 
-def test_a_plain_model_is_its_own() -> None:
+def test_a_model_without_wrappers() -> None:
     model = tiny_model("gpt2")
     assert unwrap(model) is model
     assert unwrap(nn.Sequential(nn.Linear(2, 2))) is not None
