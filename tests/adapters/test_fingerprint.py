@@ -17,7 +17,7 @@ from pliant.loading import load_model
 
 
 def trained_llama(seed: int = 0) -> nn.Module:
-    """Random biases and norms as well: fresh ones are all zero or one, and tell nothing."""
+    """Random biases and norms as well, since initial ones are all zero or one."""
     model = tiny_llama(seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -71,14 +71,14 @@ def test_fp16_storage_is_recognised_by_its_values_whatever_the_dtype() -> None:
 
 
 @given(st.lists(st.floats(-60000, 60000, width=32), min_size=1, max_size=64))
-def test_rounding_twice_is_forgiven_and_no_more(numbers: list[float]) -> None:
+def test_one_step_of_rounding_is_allowed_and_no_more(numbers: list[float]) -> None:
     values = torch.tensor(numbers)
     assert _same(_bits(values), _bits(values.half().float()), allow_step=True)
     larger = values * 1.02 + 1e-6
     assert not _same(_bits(values), _bits(larger), allow_step=True)
 
 
-def test_bf16_and_fp32_need_no_forgiveness() -> None:
+def test_bf16_and_fp32_are_equal_without_it() -> None:
     one_step = torch.tensor([1.0]), torch.tensor([1.0078125])
     assert not _same(_bits(one_step[0]), _bits(one_step[1]), allow_step=False)
 
@@ -114,7 +114,7 @@ def test_another_depth_and_another_vocabulary_are_named() -> None:
     assert "model.embed_tokens.weight is [72, 16] here and [64, 16] there" in resized
 
 
-def test_what_is_attached_is_no_part_of_it() -> None:
+def test_adapters_do_not_change_it() -> None:
     model = trained_llama()
     before = fingerprint(model)
     attach(model, Scale(model, ScaleConfig()))
@@ -122,7 +122,7 @@ def test_what_is_attached_is_no_part_of_it() -> None:
     assert fingerprint(model) == before
 
 
-def test_peft_and_compile_and_parallel_wrappers_are_no_part_of_it() -> None:
+def test_wrappers_do_not_change_it() -> None:
     import peft
 
     model = trained_llama()
@@ -226,5 +226,5 @@ def test_a_folder_of_fp16_weights_that_loads_as_fp32_is_the_same_base(tmp_path: 
     assert agree(before, fingerprint(again))
 
 
-def test_an_embedded_base_is_known_by_its_name_wherever_it_lies() -> None:
+def test_an_embedded_base_has_its_name_in_any_folder() -> None:
     assert fingerprint(load_model("nano-s")).name == "nano-s"

@@ -1,4 +1,4 @@
-"""A branch can be written to without a trace on the trunk, and costs no copy it can do without."""
+"""Writing to a copy leaves the original unchanged, and a copy copies no more than it must."""
 
 from __future__ import annotations
 
@@ -51,49 +51,49 @@ def scribble(value: Any) -> None:
 
 
 @given(nests)
-def test_a_branch_equals_its_trunk_and_goes_its_own_way(trunk: Any) -> None:
-    before = plain(trunk)
-    copied = copy_state(trunk)
+def test_a_copy_equals_its_original_and_is_independent(original: Any) -> None:
+    before = plain(original)
+    copied = copy_state(original)
     assert plain(copied) == before
     scribble(copied)
-    assert plain(trunk) == before
+    assert plain(original) == before
 
 
 @given(nests.filter(is_state))
-def test_restoring_gives_the_contents_back_as_often_as_it_is_asked(trunk: Any) -> None:
-    before, saved = plain(trunk), copy_state(trunk)
+def test_a_state_can_be_restored_again_and_again(original: Any) -> None:
+    before, saved = plain(original), copy_state(original)
     for _ in range(2):
-        scribble(trunk)
-        restore_state(trunk, saved)
-        assert plain(trunk) == before
+        scribble(original)
+        restore_state(original, saved)
+        assert plain(original) == before
 
 
 def test_growing_keys_are_shared_until_one_side_grows() -> None:
-    trunk = DynamicCache()
-    trunk.update(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 3, 2), 0)
-    twig = copy_state(trunk)
-    assert twig.layers[0].keys is trunk.layers[0].keys
+    original = DynamicCache()
+    original.update(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 3, 2), 0)
+    twig = copy_state(original)
+    assert twig.layers[0].keys is original.layers[0].keys
     twig.update(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2), 0)
-    assert (trunk.get_seq_length(), twig.get_seq_length()) == (3, 4)
+    assert (original.get_seq_length(), twig.get_seq_length()) == (3, 4)
 
 
 @pytest.mark.parametrize("in_place", ["linear", "static"])
 def test_states_that_are_written_in_place_are_copied(in_place: str) -> None:
-    trunk = LinearAttentionLayer() if in_place == "linear" else StaticLayer(max_cache_len=4)
+    original = LinearAttentionLayer() if in_place == "linear" else StaticLayer(max_cache_len=4)
     if in_place == "linear":
-        trunk.update_recurrent_state(torch.ones(1, 2))
-        twig = copy_state(trunk)
+        original.update_recurrent_state(torch.ones(1, 2))
+        twig = copy_state(original)
         twig.update_recurrent_state(torch.zeros(1, 2))
-        assert trunk.recurrent_states[0].eq(1).all()
+        assert original.recurrent_states[0].eq(1).all()
     else:
-        trunk.update(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
-        twig = copy_state(trunk)
+        original.update(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
+        twig = copy_state(original)
         twig.update(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
-        assert trunk.keys.sum() == 4
+        assert original.keys.sum() == 4
         assert twig.keys.sum() == 8
 
 
-def test_what_is_one_object_stays_one_object() -> None:
+def test_shared_objects_stay_shared() -> None:
     inner = [1]
     one, other = copy_state((inner, inner))
     assert one is other is not inner
@@ -105,7 +105,7 @@ def test_modules_tensors_and_functions_are_no_state() -> None:
         assert copy_state(value) is value
 
 
-def test_gradients_flow_through_a_branch() -> None:
+def test_gradients_flow_through_a_copy() -> None:
     leaf = torch.ones(2, requires_grad=True)
     (copy_state([leaf * 2])[0].sum()).backward()
     assert leaf.grad is not None and leaf.grad.eq(2).all()

@@ -93,7 +93,7 @@ def keys(cache: Any) -> list[Tensor]:
 class TestFirst:
     @pytest.mark.parametrize("k", range(1, DEPTH + 1))
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-    def test_k_layers_are_the_model_cut_to_k_layers(
+    def test_k_layers_equal_the_model_truncated_to_k_layers(
         self, k: int, dtype: torch.dtype, ids: Tensor
     ) -> None:
         model = llama(dtype)
@@ -123,16 +123,14 @@ class TestFirst:
         first = run_first(model, DEPTH, input_ids=ids, attention_mask=mask)
         assert torch.equal(first.normed, model.model(ids, attention_mask=mask).last_hidden_state)
 
-    def test_its_own_cache_carries_a_second_piece_of_the_prompt(
-        self, model: Any, ids: Tensor
-    ) -> None:
+    def test_the_prompt_can_be_run_in_two_pieces(self, model: Any, ids: Tensor) -> None:
         whole = run_first(model, 2, input_ids=ids)
         prompt = run_first(model, 2, input_ids=ids[:, :7], use_cache=True)
         for _ in range(2):
             piece = run_first(model, 2, input_ids=ids[:, 7:], past_key_values=prompt.cache)
             torch.testing.assert_close(piece.normed, whole.normed[:, 7:])
 
-    def test_a_truncated_model_trains_as_if_the_rest_were_not_there(self, ids: Tensor) -> None:
+    def test_gradients_equal_those_of_the_truncated_model(self, ids: Tensor) -> None:
         model = llama()
         run_first(model, 2, resumable=False, input_ids=ids).normed.square().mean().backward()
         got = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -177,7 +175,7 @@ class TestResume:
         output = run_first(model, 2, input_ids=ids, attention_mask=mask).resume()
         assert torch.equal(output.logits, model(ids, attention_mask=mask).logits)
 
-    def test_it_can_be_done_again_and_every_cache_is_its_own(self, model: Any, ids: Tensor) -> None:
+    def test_it_can_be_repeated_with_independent_caches(self, model: Any, ids: Tensor) -> None:
         first = run_first(model, 2, input_ids=ids, use_cache=True)
         one, other = first.resume(), first.resume()
         model(ids[:, :1], past_key_values=one.past_key_values)
@@ -186,7 +184,7 @@ class TestResume:
         assert first.cache.get_seq_length() == 10
         assert torch.equal(first.resume().logits, other.logits)
 
-    def test_it_generates_on_as_from_the_start(self, model: Any, ids: Tensor) -> None:
+    def test_generation_continues_as_from_the_start(self, model: Any, ids: Tensor) -> None:
         settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
         expected = model.generate(ids, **settings)
         output = run_first(model, 2, input_ids=ids, use_cache=True).resume()
@@ -291,7 +289,7 @@ class TestOddModels:
         with pytest.raises(UnsupportedModel, match="it runs layer 0 after layer"):
             run_first(build(config), 1, input_ids=ids)
 
-    def test_reversible_layers_run_but_do_not_pretend_to_train(self, ids: Tensor) -> None:
+    def test_reversible_layers_run_but_do_not_train(self, ids: Tensor) -> None:
         config = ReformerConfig(
             vocab_size=97,
             hidden_size=32,
@@ -346,7 +344,7 @@ class TestThreads:
 
 class TestMistakes:
     @pytest.mark.parametrize("k", [0, -1, DEPTH + 1, 2.0])
-    def test_a_depth_that_is_not_there_is_named(self, model: Any, ids: Tensor, k: Any) -> None:
+    def test_an_invalid_depth_is_named(self, model: Any, ids: Tensor, k: Any) -> None:
         with pytest.raises(InvalidInput, match=f"k = {k!r} .* give 1 to {DEPTH}"):
             run_first(model, k, input_ids=ids)
 
@@ -355,7 +353,7 @@ class TestMistakes:
         with pytest.raises(InvalidInput, match="resumable=False"):
             first.resume()
 
-    def test_what_skipped_layers_would_have_collected_is_refused(self, ids: Tensor) -> None:
+    def test_outputs_collected_inside_layers_are_refused(self, ids: Tensor) -> None:
         model = build(MixtralConfig(**SMALL, num_local_experts=2, output_router_logits=True))
         with pytest.raises(InvalidInput, match="output_router_logits"):
             run_first(model, 2, input_ids=ids)

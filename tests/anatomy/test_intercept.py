@@ -1,4 +1,4 @@
-"""A interceptor answers in its own context, for as long as its block runs, and leaves no trace."""
+"""Handlers run in their own context and inside their block alone, and leave no trace."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ONE = torch.ones(())
 
 
 @pytest.mark.parametrize("target", [FORWARD, CALL])
-def test_a_handler_answers_while_the_block_runs(target: str) -> None:
+def test_a_handler_replaces_a_module_inside_the_block(target: str) -> None:
     module = Double()
     with intercept({(module, target): zero}):
         assert module(ONE) == 0
@@ -39,7 +39,7 @@ def test_a_handler_answers_while_the_block_runs(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", [FORWARD, CALL])
-def test_a_handler_can_ask_the_module_itself(target: str) -> None:
+def test_a_handler_can_call_the_module_itself(target: str) -> None:
     module = Double()
     with intercept({(module, target): more_by_one}):
         assert module(ONE) == 3
@@ -54,14 +54,14 @@ def test_hooks_run_around_a_forward_and_not_around_a_call() -> None:
         assert module(ONE) == 0
 
 
-def test_another_context_notices_nothing() -> None:
+def test_other_contexts_are_unaffected() -> None:
     module = Double()
     elsewhere = contextvars.copy_context()
     with intercept({(module, FORWARD): zero}):
         assert elsewhere.run(module, ONE) == 2
 
 
-def test_an_inner_detour_answers_alone_and_then_the_outer_again() -> None:
+def test_an_inner_block_replaces_the_outer_until_it_ends() -> None:
     module = Double()
     with intercept({(module, FORWARD): zero}):
         with intercept({(module, FORWARD): more_by_one}):
@@ -78,7 +78,7 @@ def test_an_error_leaves_no_trace(target: str) -> None:
     assert vars(module) == before
 
 
-def test_a_forward_that_somebody_replaced_is_put_back() -> None:
+def test_a_patched_forward_is_restored() -> None:
     module = Double()
     module.forward = lambda x: 5 * x
     replaced = module.forward
@@ -87,7 +87,7 @@ def test_a_forward_that_somebody_replaced_is_put_back() -> None:
     assert module.forward is replaced
 
 
-def test_a_forward_that_is_replaced_meanwhile_stays_replaced() -> None:
+def test_a_forward_patched_inside_the_block_stays_patched() -> None:
     module = Double()
     with intercept({(module, FORWARD): zero}):
         inner = module.forward
@@ -114,15 +114,15 @@ def test_overlapping_blocks_end_in_any_order() -> None:
     assert "forward" not in vars(module)
 
 
-def test_a_call_detour_is_left_behind_by_a_copy() -> None:
+def test_a_copy_of_the_module_is_not_intercepted() -> None:
     module = Double()
     with intercept({(module, CALL): zero}):
         twin = copy.deepcopy(module)
         assert twin(ONE) == 2
 
 
-def test_it_has_the_signature_of_what_it_stands_for() -> None:
-    """`generate` passes a forward what its signature names: positions, logits_to_keep, ..."""
+def test_it_has_the_signature_of_the_original() -> None:
+    """`generate` passes the arguments in a forward's signature: positions, logits_to_keep, ..."""
     module = Double()
     own = inspect.signature(module.forward)
     with intercept({(module, FORWARD): zero}):

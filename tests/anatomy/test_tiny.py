@@ -46,7 +46,7 @@ def test_one_seed_gives_one_model_and_another_seed_another() -> None:
     assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
 
 
-def test_making_one_leaves_the_random_state_alone() -> None:
+def test_the_global_random_state_stays_the_same() -> None:
     before = torch.get_rng_state()
     tiny_model("llama")
     assert torch.equal(before, torch.get_rng_state())
@@ -57,7 +57,7 @@ def test_no_parameter_is_a_constant() -> None:
         assert parameter.unique().numel() > 1, name
 
 
-def test_it_comes_in_the_precision_asked_for_and_ready_to_be_asked() -> None:
+def test_it_has_the_requested_dtype_and_is_in_eval_mode() -> None:
     model = tiny_model("llama", dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16 and not model.training
 
@@ -147,7 +147,7 @@ def test_merging_nothing_changes_nothing(config: dict[str, Any]) -> None:
 
 
 @given(configs, configs)
-def test_what_is_merged_in_wins(config: dict[str, Any], changes: dict[str, Any]) -> None:
+def test_merged_changes_win(config: dict[str, Any], changes: dict[str, Any]) -> None:
     result = merged(config, changes)
     assert set(result) == {*config, *changes}
     assert all(
@@ -155,7 +155,7 @@ def test_what_is_merged_in_wins(config: dict[str, Any], changes: dict[str, Any])
     )
 
 
-def test_a_config_of_ones_own_type_is_shrunk_too() -> None:
+def test_a_custom_config_type_shrinks_too() -> None:
     class Own(PreTrainedConfig):
         model_type = "one-of-ones-own"
 

@@ -1,4 +1,4 @@
-"""What anatomy says of a model is true of it when it runs."""
+"""The anatomy of a model agrees with what happens when it runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def anatomy_of(specimen: Specimen) -> Anatomy:
         pytest.skip(str(unsupported))
 
 
-def test_an_output_takes_all_heads_side_by_side(every: Specimen) -> None:
+def test_the_input_of_an_output_projection_is_all_heads_side_by_side(every: Specimen) -> None:
     anatomy = anatomy_of(every)
     for index in range(len(anatomy.layers)):
         for block in anatomy.attentions(index):
@@ -37,7 +37,7 @@ def test_an_output_takes_all_heads_side_by_side(every: Specimen) -> None:
             assert block.heads % block.kv_heads == 0
 
 
-def test_the_attention_function_sees_the_heads_that_anatomy_tells(every: Specimen) -> None:
+def test_the_attention_function_gets_as_many_heads_as_in_the_anatomy(every: Specimen) -> None:
     anatomy = anatomy_of(every)
     blocks = [a for i in range(len(anatomy.layers)) for a in anatomy.attentions(i)]
     with watched_attention(anatomy) as seen:
@@ -54,7 +54,7 @@ def test_the_attention_function_sees_the_heads_that_anatomy_tells(every: Specime
         assert kv_heads in {a.kv_heads for a in blocks} | {1} | expanded
 
 
-def test_layers_take_and_give_the_hidden_size(every: Specimen) -> None:
+def test_inputs_and_outputs_of_layers_have_the_hidden_size(every: Specimen) -> None:
     anatomy = anatomy_of(every)
     widths: set[int] = set()
 
@@ -97,7 +97,7 @@ def test_gates_are_exact_in_both_precisions(quick: Specimen, law: Any) -> None:
     assert law(quick) == Verdict(True)
 
 
-def test_finding_changes_nothing(quick: Specimen) -> None:
+def test_anatomy_changes_nothing(quick: Specimen) -> None:
     before = {name: value.clone() for name, value in quick.model.state_dict().items()}
     anatomy = Anatomy.of(quick.model)
     for index in range(len(anatomy.layers)):
