@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainingArguments
+from tests.training.test_checkpoint import everything, losses, model_with_adapters, same, trainer
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pliant.errors import InvalidInput
-from pliant.training.checkpoint import mark_complete
+from pliant.training import AdapterCheckpoint
+from pliant.training.checkpoint import last_complete, mark_complete
 from pliant.training.run import RECORD, TrainingRun
 
 PLAN: dict[str, Any] = {
@@ -80,3 +86,63 @@ def test_a_folder_is_shared_only_where_the_part_allows_it(tmp_path: Path) -> Non
     with pytest.raises(InvalidInput, match="holds a run already: add --resume"):
         opened(tmp_path, resume=False, shared=True)
     assert (tmp_path / "notes.txt").read_text() == "dear"
+
+
+# --- a run ---------------------------------------------------------------------------------------
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C, in the middle of the sixth step."""
+
+    def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def trained(
+    folder: Path, *callbacks: TrainerCallback, resume: bool = False
+) -> tuple[Trainer, list[str]]:
+    """Twelve steps of a tiny model with two adapters, saved every four."""
+    model, lines = model_with_adapters(), list[str]()
+    args = trainer(model, folder).args
+
+    def build() -> Trainer:
+        return trainer(model, folder, AdapterCheckpoint(), *callbacks)
+
+    run = TrainingRun(args, PLAN, resume=resume, say=lines.append)
+    return run.train(build, describe=lambda logs: ", described"), lines
+
+
+def test_ctrl_c_finishes_the_step_and_the_run_resumes_exactly(tmp_path: Path) -> None:
+    uninterrupted, lines = trained(tmp_path / "uninterrupted")
+    assert lines[0].startswith("step 1 of 12: loss ") and lines[0].endswith(", described")
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "interrupted", Interrupt())
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert last_complete(tmp_path / "interrupted") == tmp_path / "interrupted" / "checkpoint-6"
+    resumed, lines = trained(tmp_path / "interrupted", resume=True)
+    assert lines[0] == "resuming from checkpoint-6"
+    assert same(everything(resumed.model), everything(uninterrupted.model))
+    assert losses(resumed) == losses(uninterrupted)
+
+
+def test_settings_that_exclude_each_other_leave_the_folder_free(tmp_path: Path) -> None:
+    run = TrainingRun(TrainingArguments(str(tmp_path), use_cpu=True), PLAN)
+
+    def build() -> Trainer:
+        raise ValueError("this does not go with that")
+
+    with pytest.raises(InvalidInput, match="settings do not go together: this does not go"):
+        run.train(build)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_shows_a_bar_in_place_of_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    _, lines = trained(tmp_path)
+    assert lines == [] and "12/12" in terminal.getvalue() and "described" in terminal.getvalue()
