@@ -56,7 +56,7 @@ architectures: $(STAMP) ## build every architecture small and write docs/archite
 
 .PHONY: docs
 docs: $(STAMP) ## build the documentation into site/
-	@$(PY) -m mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 	@echo "open site/index.html"
 
 .PHONY: oldest

@@ -18,19 +18,37 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 import typer
 from typer.main import get_command
 
+import pliant
 from pliant import recipes
 from pliant.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^ *```(?P<tag>[^\n]*)\n(?P<body>.*?)^ *```$", re.MULTILINE | re.DOTALL)
+# The packages whose `__all__` the API reference shows.
+REFERENCE = [
+    "pliant.adapters",
+    "pliant.anatomy",
+    "pliant.complexity",
+    "pliant.data",
+    "pliant.gradients",
+    "pliant.gradients.audit",
+    "pliant.nano",
+    "pliant.prefill",
+    "pliant.routing",
+    "pliant.survey",
+    "pliant.training",
+    "pliant.verify",
+]
 TAGS = {"python", "bash", "console", "yaml", "json", "text"}
 
 
@@ -139,6 +157,27 @@ def test_the_documentation_builds(tmp_path: Path) -> None:
     assert (tmp_path / "index.html").is_file()
 
 
+@pytest.mark.parametrize("package", REFERENCE)
+def test_the_reference_has_every_public_name(package: str) -> None:
+    names = {f"{package}.{name}" for name in import_module(package).__all__}
+    assert names - reference_names() == set()
+
+
+def test_the_reference_has_every_name_of_pliant_itself() -> None:
+    """Under the name of its home, or of its first name."""
+    homes = {name.rpartition(".")[2] for name in reference_names()}
+    first = {pliant.CPXConfig, pliant.CPXTokenizer, pliant.CPXDatasetConfig}
+    first.add(pliant.CPXTrainingConfig)
+    names = [name for name in pliant.__all__ if not name.startswith("__")]
+    missing = [name for name in names if name not in homes]
+    assert [name for name in missing if getattr(pliant, name) not in first] == []
+
+
+def test_every_name_of_the_reference_exists() -> None:
+    for name in sorted(reference_names()):
+        assert resolve_name(name) is not None, name
+
+
 # --- the tests above can fail ---------------------------------------------------------------------
 
 
@@ -160,6 +199,17 @@ def test_what_python_prints_is_held_against_what_is_shown() -> None:
     with pytest.raises(AssertionError):
         check_printed(block, "2\n")
     check_printed(block, "3\n")
+
+
+def reference_names() -> set[str]:
+    """The dotted names on the pages of the API reference: each `:::`, or the members under it."""
+    names: set[str] = set()
+    for page in sorted((ROOT / "docs" / "reference").glob("*.md")):
+        for part in re.split(r"^::: ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+            home = part.split()[0]
+            members = re.findall(r"^ +- (\w+)$", part, re.MULTILINE)
+            names |= {f"{home}.{member}" for member in members} if members else {home}
+    return names
 
 
 def commands(block: Block) -> Iterator[tuple[str, list[str]]]:
