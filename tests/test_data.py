@@ -104,7 +104,7 @@ def test_columns_are_taken_renamed_and_missed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "fault"),
     [
         ("a.jsonl", '{"a": 1}\n\n{"a": \n', "line 3: not JSON"),
         ("a.jsonl", '{"a": 1}\n[2]\n', r"line 2: expected an object, not \[2\]"),
@@ -121,9 +121,11 @@ def test_columns_are_taken_renamed_and_missed(tmp_path: Path) -> None:
         ("a.jsonl.gz", "not zipped", "cannot be read"),
     ],
 )
-def test_a_fault_is_named_with_its_line(tmp_path: Path, name: str, content: str, said: str) -> None:
+def test_a_fault_is_named_with_its_line(
+    tmp_path: Path, name: str, content: str, fault: str
+) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(InvalidInput, match=said) as caught:
+    with pytest.raises(InvalidInput, match=fault) as caught:
         read_rows(tmp_path / name, ["a"])
     assert str(tmp_path / name) in str(caught.value)
 
@@ -177,10 +179,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 def test_duplicates_are_found_by_what_a_reader_sees() -> None:
     train = ["What is 2+2?", "Other", "what  is\n2+2?"]
     full_width = "\N{FULLWIDTH LATIN CAPITAL LETTER W}hat is 2+2?"
-    found = duplicates(train, ["new", full_width, " OTHER ", "STRASSE"])
-    assert found.pairs == ((0, 1), (1, 2))
-    assert found.test_rows == (1, 2)
-    assert "2 of the 4 test rows (50.0%)" in str(found)
+    matches = duplicates(train, ["new", full_width, " OTHER ", "STRASSE"])
+    assert matches.pairs == ((0, 1), (1, 2))
+    assert matches.test_rows == (1, 2)
+    assert "2 of the 4 test rows (50.0%)" in str(matches)
     assert not duplicates(train, ["new"])
     assert "none of the 1" in str(duplicates(train, ["new"]))
     assert normalised("Straße") == normalised("STRASSE")

@@ -98,7 +98,7 @@ def test_a_band_in_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "how", "said"),
+    ("n", "how", "error"),
     [
         (0, {}, "rows and resamples"),
         (3, {"resamples": 0}, "rows and resamples"),
@@ -106,8 +106,8 @@ def test_a_band_in_words() -> None:
         (3, {"clusters": ["a"]}, "1 cluster names for 3 rows"),
     ],
 )
-def test_a_bootstrap_checks_its_arguments(n: int, how: dict[str, object], said: str) -> None:
-    with pytest.raises(InvalidInput, match=said):
+def test_a_bootstrap_checks_its_arguments(n: int, how: dict[str, object], error: str) -> None:
+    with pytest.raises(InvalidInput, match=error):
         bootstrap(lambda rows: 0.0, n, **how)  # type: ignore[arg-type]
 
 
@@ -130,8 +130,8 @@ def test_the_calibration_error_of_what_is_calibrated_is_near_0() -> None:
 def test_a_true_calibration_error_is_found_with_and_without_debiasing() -> None:
     truth = 1 / 2 - 1 / 4  # mean of p - p^3 over [0, 1]
     for debias in (False, True):
-        found = np.mean([ece(*drawn(4000, i, bend=2), debias=debias) for i in range(20)])
-        assert found == pytest.approx(truth, abs=0.005)
+        estimate = np.mean([ece(*drawn(4000, i, bend=2), debias=debias) for i in range(20)])
+        assert estimate == pytest.approx(truth, abs=0.005)
 
 
 @given(columns, st.randoms())
@@ -183,7 +183,7 @@ def test_a_share_counts_as_so_many_outcomes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("p", "y", "said"),
+    ("p", "y", "error"),
     [
         ([0.5, 1.2], [0, 1], "p has values outside"),
         ([0.5, 0.2], [0, 2], "y has values outside"),
@@ -192,8 +192,8 @@ def test_a_share_counts_as_so_many_outcomes() -> None:
         ([np.nan], [0], "NaN"),
     ],
 )
-def test_scores_check_their_arguments(p: list[float], y: list[float], said: str) -> None:
-    with pytest.raises(InvalidInput, match=said):
+def test_scores_check_their_arguments(p: list[float], y: list[float], error: str) -> None:
+    with pytest.raises(InvalidInput, match=error):
         ece(p, y)
     with pytest.raises(InvalidInput):
         ece([0.5], [1], bins=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +164,12 @@ def test_parameters_are_those_of_the_parts_and_the_rest_is_norms(large: Examinat
 
 
 def test_an_examination_is_plain_data(large: Examination) -> None:
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(large)))
+    plain: dict[str, Any] = json.loads(json.dumps(large.as_dict()))
     assert plain["model_type"] == "llama"
+    assert (
+        str(large)
+        == f"LlamaForCausalLM has {len(CAPABILITIES)} of {len(CAPABILITIES)} capabilities."
+    )
     assert [finding["name"] for finding in plain["findings"]] == [c.name for c in by_part()]
 
 

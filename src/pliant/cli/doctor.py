@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +45,7 @@ def doctor(options: DoctorOptions) -> None:
 
     examination = examine(config)
     if options.json:
-        terminal.print_json({"model": options.model, **asdict(examination)})
+        terminal.print_json({"model": options.model, **examination.as_dict()})
     else:
         for table in tables(options.model, examination):
             table.draw(terminal.console())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -79,6 +79,13 @@ class Examination:
     """None if the layers are unknown: the finding "layers" says why."""
     findings: tuple[Finding, ...]
     estimates: tuple[Estimate, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        yes = sum(finding.ok for finding in self.findings)
+        return f"{self.architecture} has {yes} of {len(self.findings)} capabilities."
 
 
 def examine(config: PreTrainedConfig) -> Examination:

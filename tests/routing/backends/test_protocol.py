@@ -31,7 +31,7 @@ AT_ONCE = Retry(tries=4, first=0.0, most=0.0)
 def ask(server: ChatServer, *prompts: Any, settings: Settings = PLAIN, **options: Any) -> Any:
     """The answers and errors in the order of the prompts."""
     options = {"retry": AT_ONCE, "timeout": 10.0, **options}
-    backend = OpenAIBackend("far", "some-model", server.url, **options)
+    backend = OpenAIBackend("remote", "some-model", server.url, **options)
     try:
         return [result for _, result in sorted(backend.ask(prompts, settings), key=lambda x: x[0])]
     finally:
@@ -295,7 +295,7 @@ def test_prompts_are_asked_several_at_a_time_and_one_failure_is_one_failure() ->
 
 def test_whoever_stops_listening_stops_the_calls_that_have_not_begun() -> None:
     with chat_server() as server:
-        backend = OpenAIBackend("far", "m", server.url, concurrency=1)
+        backend = OpenAIBackend("remote", "m", server.url, concurrency=1)
         stream: Any = backend.ask([f"p{i}" for i in range(200)], Settings())
         next(stream)
         stream.close()
@@ -305,7 +305,7 @@ def test_whoever_stops_listening_stops_the_calls_that_have_not_begun() -> None:
 
 def test_whoever_stops_listening_does_not_wait_for_a_server_that_stalls() -> None:
     with chat_server([None, "stall", "stall"]) as server:
-        backend = OpenAIBackend("far", "m", server.url, concurrency=1, timeout=3600)
+        backend = OpenAIBackend("remote", "m", server.url, concurrency=1, timeout=3600)
         stream: Any = backend.ask(["a", "b", "c"], Settings())
         next(stream)
         while len(server.bodies) < 2:
