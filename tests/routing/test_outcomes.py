@@ -106,7 +106,7 @@ def test_costs_by_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "how", "said"),
+    ("rows", "how", "expected"),
     [
         (FLAT, {}, "say which columns are the models"),
         (FLAT, {"models": ("weak", "storng")}, "did you mean 'strong'"),
@@ -145,10 +145,10 @@ def test_costs_by_model(tmp_path: Path) -> None:
     ],
 )
 def test_a_table_that_is_none_is_refused(
-    tmp_path: Path, rows: list[dict[str, object]], how: dict[str, object], said: str
+    tmp_path: Path, rows: list[dict[str, object]], how: dict[str, object], expected: str
 ) -> None:
     write_rows(tmp_path / "a.jsonl", rows)
-    with pytest.raises(InvalidInput, match=said):
+    with pytest.raises(InvalidInput, match=expected):
         Outcomes.read(tmp_path / "a.jsonl", **how)  # type: ignore[arg-type]
 
 

@@ -44,9 +44,9 @@ def _closed() -> Iterator[None]:
         _open.pop().close()
 
 
-def opened(found: Router) -> Router:
-    _open.append(found)
-    return found
+def opened(new: Router) -> Router:
+    _open.append(new)
+    return new
 
 
 def router(*, scorer: Letters | None = None, clock: Clock | None = None, **changes: Any) -> Router:
@@ -348,8 +348,8 @@ def test_the_nano_models_answer_through_a_router() -> None:
 
 
 def test_cost_and_savings_follow_what_was_used() -> None:
-    """Three tokens asked and two said cost 5; a call of the strong model costs five times as much
-    on average, so it would have cost 25."""
+    """Three prompt tokens and two of the answer cost 5; a call of the strong model costs five times
+    as much on average, so it would have cost 25."""
     with chat_server() as weak, chat_server() as strong:
         r = two_servers(weak, strong, unit="tokens", scorer={"kind": "letters", "cost": 0.5})
         reply = r.ask("abc")
@@ -401,15 +401,15 @@ def test_the_answer_that_most_samples_agree_on_is_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "expected"),
     [
         ({"max_tokens": 3}, "max_new_tokens"),
         ({"max_new_tokens": 0}, "1 or more"),
         ({"samples": 2}, "temperature"),
     ],
 )
-def test_settings_that_cannot_be_are_named(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(InvalidInput, match=said):
+def test_settings_that_cannot_be_are_named(wrong: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InvalidInput, match=expected):
         router().ask(EASY, **wrong)
 
 

@@ -24,15 +24,15 @@ FULL = content(
 
 
 def broken(folder: Path, *steps: Any, value: Any) -> str:
-    """What is said of a file in which the value at a place is another."""
+    """The error for a file in which the value at a place is another one."""
     make(**FULL).write(folder)
     path = folder / "router.json"
-    found = json.loads(path.read_text())
-    place = found
+    changed = json.loads(path.read_text())
+    place = changed
     for step in steps[:-1]:
         place = place[step]
     place[steps[-1]] = value
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(changed))
     with pytest.raises(PliantError) as error:
         read(folder)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
@@ -80,12 +80,12 @@ def test_every_threshold_can_be_written(value: float, tmp_path: Path) -> None:
     ],
 )
 def test_an_unknown_key_names_the_nearest(place: Any, near: str, tmp_path: Path) -> None:
-    said = broken(tmp_path, *place, value=1)
-    assert f"no key {place[-1]!r}" in said and near in said
+    message = broken(tmp_path, *place, value=1)
+    assert f"no key {place[-1]!r}" in message and near in message
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "said"),
+    ("place", "value", "expected"),
     [
         (("default",), "nano-x", "did you mean"),
         (("default",), 3, "default"),
@@ -117,8 +117,8 @@ def test_an_unknown_key_names_the_nearest(place: Any, near: str, tmp_path: Path)
         (("version",), "1", "has no version"),
     ],
 )
-def test_a_wrong_value_is_named(place: Any, value: Any, said: str, tmp_path: Path) -> None:
-    assert said in broken(tmp_path, *place, value=value)
+def test_a_wrong_value_is_named(place: Any, value: Any, expected: str, tmp_path: Path) -> None:
+    assert expected in broken(tmp_path, *place, value=value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"unit": "calls"}', "\xff"])

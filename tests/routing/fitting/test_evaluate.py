@@ -1,4 +1,4 @@
-"""What is said of a router on held-out prompts, held against what is so."""
+"""What an evaluation states of a router on held-out prompts, compared with the truth."""
 
 from __future__ import annotations
 
@@ -36,38 +36,38 @@ def test():
 
 
 @pytest.fixture(scope="module")
-def found(test):
+def evaluation(test):
     group = Group().fit(outcomes(4000, 1))
     predicted = group.predict(test.prompts, test.groups)
     length = Length().fit(outcomes(4000, 1)).predict(test.prompts)
     return measure(FILE, predicted, test, {"length": length})
 
 
-def test_the_threshold_does_what_is_said(found, test):
+def test_the_threshold_does_what_is_reported(evaluation, test):
     strong = np.array(test.groups) == "times"  # the one kind with more than .2 to gain
-    assert found.routed.share == pytest.approx(strong.mean())
+    assert evaluation.routed.share == pytest.approx(strong.mean())
     right = np.where(strong, test.strong, test.weak)
-    assert found.routed.quality.value == pytest.approx(right.mean())
-    assert found.routed.of_strong.value == pytest.approx(right.mean() / test.strong.mean())
-    assert found.routed.cost.value == pytest.approx(strong.mean())
-    assert found.routed.quality.low < right.mean() < found.routed.quality.high
+    assert evaluation.routed.quality.value == pytest.approx(right.mean())
+    assert evaluation.routed.of_strong.value == pytest.approx(right.mean() / test.strong.mean())
+    assert evaluation.routed.cost.value == pytest.approx(strong.mean())
+    assert evaluation.routed.quality.low < right.mean() < evaluation.routed.quality.high
 
 
-def test_what_scoring_costs_is_counted(found, test):
+def test_what_scoring_costs_is_counted(evaluation, test):
     scored = FILE.model_copy(update={"scorer": FILE.scorer.model_copy(update={"cost": 0.25})})
     predicted = Group().fit(outcomes(4000, 1)).predict(test.prompts, test.groups)
     dearer = measure(scored, predicted, test, {})
-    assert dearer.routed.cost.value == pytest.approx(found.routed.cost.value + 0.25)
+    assert dearer.routed.cost.value == pytest.approx(evaluation.routed.cost.value + 0.25)
     assert dearer.routed.of_strong_cost.value == pytest.approx(
-        found.routed.of_strong_cost.value + 0.25
+        evaluation.routed.of_strong_cost.value + 0.25
     )
 
 
-def test_it_is_held_against_its_baselines(found):
-    assert found.over["length"].low > 0.1
-    assert found.metrics["apgr"].value - found.baselines["length"].metrics["apgr"].value == (
-        pytest.approx(found.over["length"].value)
-    )
+def test_it_is_compared_with_its_baselines(evaluation):
+    assert evaluation.over["length"].low > 0.1
+    assert evaluation.metrics["apgr"].value - evaluation.baselines["length"].metrics[
+        "apgr"
+    ].value == (pytest.approx(evaluation.over["length"].value))
 
 
 def test_a_constant_is_calibrated_and_has_no_skill():
@@ -79,45 +79,45 @@ def test_a_constant_is_calibrated_and_has_no_skill():
     assert sum(n for _, _, n in wrong.bins) == 2000
 
 
-def test_probabilities_of_the_group_means_are_kept(found):
-    small, _ = found.calibration
+def test_probabilities_of_the_group_means_are_calibrated(evaluation):
+    small, _ = evaluation.calibration
     chances = [KINDS[kind][0] for kind in KINDS]
     assert small.model == "model-0" and small.ece < 0.03 and small.skill > 0.4
     assert min(chances) - 0.05 < small.bins[0][0] < small.bins[-1][0] < max(chances) + 0.05
 
 
-def test_the_histogram_counts_every_prompt_once(found, test):
-    counted = sum(found.histogram.right) + sum(found.histogram.wrong)
+def test_the_histogram_counts_every_prompt_once(evaluation, test):
+    counted = sum(evaluation.histogram.right) + sum(evaluation.histogram.wrong)
     assert counted == len(test)
-    assert sum(found.histogram.right) == test.weak.sum()
+    assert sum(evaluation.histogram.right) == test.weak.sum()
 
 
-def test_examples_lie_on_their_side(found):
-    for side, some in found.examples.items():
+def test_examples_lie_on_their_side(evaluation):
+    for side, some in evaluation.examples.items():
         model = "model-0" if "cheap" in side else "model-1"
         assert some and all(example.chosen == model for example in some)
         assert all((example.gain > 0.2) == (model == "model-1") for example in some)
 
 
 def test_novel_prompts_go_to_the_default():
-    said = Predictions(None, np.zeros((3, 2)), np.array([True, False, True]))
-    assert FILE.rule.choose(said.gain, said.novel).tolist() == [1, 0, 1]
+    predictions = Predictions(None, np.zeros((3, 2)), np.array([True, False, True]))
+    assert FILE.rule.choose(predictions.gain, predictions.novel).tolist() == [1, 0, 1]
     ignoring = FILE.model_copy(update={"novel": "ignore"})
-    assert ignoring.rule.choose(said.gain, said.novel).tolist() == [0, 0, 0]
+    assert ignoring.rule.choose(predictions.gain, predictions.novel).tolist() == [0, 0, 0]
 
 
 def test_paraphrases_that_go_apart_are_counted(test):
     some = test.select(range(4))
     gain = np.array([[0, 0.3], [0, 0.1], [0, 0.5], [0, 0.6]])
 
-    def said(questions):
+    def paraphrases_of(questions):
         asked = replace(some, questions=tuple(questions))
         return measure(FILE, Predictions(None, gain), asked, {}).paraphrases
 
-    found = said("aabb")
-    assert (found.questions, found.same_model) == (2, 0.5)
-    assert found.spread == pytest.approx(0.15)
-    assert said("abcd") is None
+    evaluation = paraphrases_of("aabb")
+    assert (evaluation.questions, evaluation.same_model) == (2, 0.5)
+    assert evaluation.spread == pytest.approx(0.15)
+    assert paraphrases_of("abcd") is None
 
 
 def test_wordings_of_a_question_are_drawn_together(test):
@@ -125,10 +125,10 @@ def test_wordings_of_a_question_are_drawn_together(test):
     some = test.select(range(200))
     twice = test.select([*range(200), *range(200)])
     gain = np.stack([np.zeros(200), some.gain + np.random.default_rng(0).normal(0, 1, 200)], axis=1)
-    said, doubled = Predictions(None, gain), Predictions(None, np.tile(gain, (2, 1)))
+    predictions, doubled = Predictions(None, gain), Predictions(None, np.tile(gain, (2, 1)))
     twice = replace(twice, questions=tuple(str(i) for i in range(200)) * 2)
     rest = {"length": Predictions(None, np.zeros((400, 2)))}
-    once = measure(FILE, said, some, {})
+    once = measure(FILE, predictions, some, {})
     together = measure(FILE, doubled, twice, rest)
 
     def width(band):
@@ -139,19 +139,21 @@ def test_wordings_of_a_question_are_drawn_together(test):
     assert width(together.over["length"]) == pytest.approx(width(once.metrics["apgr"]), rel=1e-6)
 
 
-def test_it_is_json_without_nan(found):
-    assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["scorer"] == "group"
+def test_it_is_json_without_nan(evaluation):
+    assert json.loads(json.dumps(evaluation.as_dict(), allow_nan=False))["scorer"] == "group"
 
 
-def test_an_evaluation_comes_back_from_json(found, test):
-    text = json.dumps(found.as_dict(), allow_nan=False)
+def test_an_evaluation_comes_back_from_json(evaluation, test):
+    text = json.dumps(evaluation.as_dict(), allow_nan=False)
     again = Evaluation.from_dict(json.loads(text))
     assert json.dumps(again.as_dict(), allow_nan=False) == text
-    assert again.routed == found.routed and again.calibration == found.calibration
-    assert again.histogram == found.histogram and again.examples == found.examples
-    assert again.groups == found.groups and again.perfect == found.perfect
-    assert str(again) == str(found) and f"{found.routed.share:.1%} of calls" in str(found)
-    assert np.array_equal(again.report.curve.low, found.report.curve.low)
+    assert again.routed == evaluation.routed and again.calibration == evaluation.calibration
+    assert again.histogram == evaluation.histogram and again.examples == evaluation.examples
+    assert again.groups == evaluation.groups and again.perfect == evaluation.perfect
+    assert str(again) == str(evaluation) and f"{evaluation.routed.share:.1%} of calls" in str(
+        evaluation
+    )
+    assert np.array_equal(again.report.curve.low, evaluation.report.curve.low)
 
 
 def test_what_is_not_defined_comes_back_from_json(test):
@@ -195,14 +197,14 @@ def test_the_line_by_price_passes_through_the_router_s_point(test):
     file = router_file.make(**content(models=models, threshold=cheap, default="c", unit="calls"))
     novel = np.arange(400) % 4 == 0
     gain = np.random.default_rng(0).normal(size=(400, 3)) * [0, 1, 1]
-    found = measure(file, Predictions(None, gain, novel), three, {})
-    assert found.by_price.cost[0] == found.routed.cost.value == pytest.approx(1 + 3 / 4)
-    assert found.by_price.quality[0] == pytest.approx(found.routed.quality.value)
+    evaluation = measure(file, Predictions(None, gain, novel), three, {})
+    assert evaluation.by_price.cost[0] == evaluation.routed.cost.value == pytest.approx(1 + 3 / 4)
+    assert evaluation.by_price.quality[0] == pytest.approx(evaluation.routed.quality.value)
 
 
-def test_an_older_evaluation_is_read(found):
+def test_an_older_evaluation_is_read(evaluation):
     """Before groups and lines, when novel prompts were called far and the expensive side dear."""
-    older = json.loads(json.dumps(found.as_dict()))
+    older = json.loads(json.dumps(evaluation.as_dict()))
     for name in ("groups", "perfect", "by_price"):
         older.pop(name)
     older["far"] = older.pop("novel")
@@ -212,16 +214,18 @@ def test_an_older_evaluation_is_read(found):
         for example in examples:
             example.pop("score")
     again = Evaluation.from_dict(older)
-    assert again.routed == found.routed and again.novel == found.novel and not again.groups
+    assert (
+        again.routed == evaluation.routed and again.novel == evaluation.novel and not again.groups
+    )
     assert [e.prompt for e in again.examples["just expensive"]] == [
-        e.prompt for e in found.examples["just expensive"]
+        e.prompt for e in evaluation.examples["just expensive"]
     ]
     without = Evaluation.from_dict({**older, "histogram": {}, "calibration": []})
     assert without.histogram is None
 
 
 @pytest.mark.parametrize("broken", [{}, [], {"scorer": "x"}, {"calibration": [{"model": 1}]}])
-def test_anything_else_is_no_evaluation(found, broken):
-    content = {**found.as_dict(), **broken} if "calibration" in broken else broken
+def test_anything_else_is_no_evaluation(evaluation, broken):
+    content = {**evaluation.as_dict(), **broken} if "calibration" in broken else broken
     with pytest.raises(InvalidInput, match="not an evaluation"):
         Evaluation.from_dict(content)

@@ -58,10 +58,10 @@ def test_capacity_is_chosen_on_another_wording_or_another_group():
 
 def asked_twice(n: int, groups: tuple[str, ...] = ()):
     """Every question in two wordings, one after the other."""
-    found = outcomes(2 * n, 1, wordings=True)
+    result = outcomes(2 * n, 1, wordings=True)
     wordings, questions = ("a", "b") * n, tuple(str(i // 2) for i in range(2 * n))
     names = tuple(groups[i // 2 % len(groups)] for i in range(2 * n)) if groups else None
-    return replace(found, wordings=wordings, questions=questions, groups=names)
+    return replace(result, wordings=wordings, questions=questions, groups=names)
 
 
 def test_the_wordings_of_a_question_are_in_one_split():
@@ -93,8 +93,12 @@ def test_each_question_twice_proves_no_more_than_once():
     gain = once.gain + np.random.default_rng(0).normal(0, 1, 600)
     goal = "at most 5 % worse, with 95 % confidence"
     shares = [
-        threshold(goal, said, labels).share
-        for said, labels in ((gain, once), (np.tile(gain, 2), asked), (np.tile(gain, 2), twice))
+        threshold(goal, predictions, labels).share
+        for predictions, labels in (
+            (gain, once),
+            (np.tile(gain, 2), asked),
+            (np.tile(gain, 2), twice),
+        )
     ]
     assert shares[0] == shares[1] > shares[2]
 
@@ -172,10 +176,10 @@ def test_what_it_was_made_on_is_left_out_of_a_measurement(fitted):
     used = fitted.splits.train.prompts
     assert training_hashes.among(fitted.folder, [text.upper() for text in used]).all()
     assert not training_hashes.among(fitted.folder, fitted.splits.test.prompts).any()
-    found = evaluate(fitted.folder, outcomes(1500, 1))
-    assert found.report.n == len(fitted.splits.test)
-    assert found.left_out == 1500 - found.report.n
-    again, before = found.metrics["apgr"].value, fitted.evaluation.metrics["apgr"].value
+    result = evaluate(fitted.folder, outcomes(1500, 1))
+    assert result.report.n == len(fitted.splits.test)
+    assert result.left_out == 1500 - result.report.n
+    again, before = result.metrics["apgr"].value, fitted.evaluation.metrics["apgr"].value
     assert again == pytest.approx(before, abs=1e-3)
     with pytest.raises(InvalidInput, match="all"):
         evaluate(fitted.folder, fitted.splits.train)
@@ -345,12 +349,12 @@ def test_novel_prompts_count_in_a_budget():
     held = outcomes(400, 3)
     gain = np.stack([np.zeros(400), held.gain + 0.001 * np.arange(400)], axis=1)
     novel = np.arange(400) % 5 == 0
-    said = Predictions(None, gain, novel)
-    chosen = choose_threshold(Goal.parse("30 % of calls"), said, held)
+    predictions = Predictions(None, gain, novel)
+    chosen = choose_threshold(Goal.parse("30 % of calls"), predictions, held)
     assert chosen.share <= 0.3
     sent = novel | (gain[:, -1] > chosen.value)
     assert sent.mean() == pytest.approx(chosen.share)
-    ignored = choose_threshold(Goal.parse("30 % of calls"), said, held, novel_to=None)
+    ignored = choose_threshold(Goal.parse("30 % of calls"), predictions, held, novel_to=None)
     assert ignored.value < chosen.value
 
 

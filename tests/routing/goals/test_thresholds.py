@@ -1,4 +1,4 @@
-"""Goals are read as they are said; thresholds keep budgets, and a proved promise is kept."""
+"""Goals are read as they are written; thresholds meet budgets, and proved promises hold."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def outcomes_of(right: np.ndarray, cost: np.ndarray | None = None, unit: str = "
 
 
 def world(n: int, seed: int, soft: bool = False) -> tuple[np.ndarray, Outcomes]:
-    """Prompts of which some are easy for both models, and a prediction that knows them a little.
+    """Prompts of which sample are easy for both models, and a prediction that knows them a little.
 
     As a population it has a quality of .67 for the small and .82 for the large model.
     """
@@ -55,7 +55,7 @@ def splits(draw: st.DrawFn) -> tuple[np.ndarray, Outcomes]:
 
 # --- goals ---------------------------------------------------------------------------------------
 
-SAID = [
+WRITTEN = [
     ("30 % of calls", Goal("share", 0.3)),
     ("30% of the calls", Goal("share", 0.3)),
     ("at most 30 percent of all prompts to the large model", Goal("share", 0.3)),
@@ -83,7 +83,7 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize(("text", "goal"), SAID)
+@pytest.mark.parametrize(("text", "goal"), WRITTEN)
 def test_a_goal_is_read_and_said(text: str, goal: Goal) -> None:
     read = Goal.parse(text)
     assert (read.kind, read.confidence, read.unit) == (goal.kind, goal.confidence, goal.unit)
@@ -103,7 +103,7 @@ def test_every_goal_is_read_as_it_is_said(kind: str, amount: int, sure: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("30 %", '"30 % of calls"'),
         ("", "no goal that is understood"),
@@ -117,8 +117,8 @@ def test_every_goal_is_read_as_it_is_said(kind: str, amount: int, sure: int) -> 
         ("$5 per 0 prompts", "0 prompts"),
     ],
 )
-def test_anything_else_is_refused_with_examples(text: str, said: str) -> None:
-    with pytest.raises(InvalidInput, match=said):
+def test_anything_else_is_refused_with_examples(text: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
         Goal.parse(text)
 
 
@@ -191,10 +191,10 @@ def test_equal_predictions_go_together() -> None:
 
 def test_a_gain_at_the_threshold_stays_with_the_cheap_model() -> None:
     gain = np.array([0.2, 0.3, 0.3, 0.4] * 500)
-    found = by_risk(gain, outcomes_of(np.ones((2000, 2))), grid=[0.3])
-    assert found.value == 0.3 and found.share == 0.25  # as where a router decides: gain > value
-    assert found.strong([0.3, 0.31]).tolist() == [False, True]
-    assert found.models_for([0.3, 0.31]).tolist() == [0, 1]
+    result = by_risk(gain, outcomes_of(np.ones((2000, 2))), grid=[0.3])
+    assert result.value == 0.3 and result.share == 0.25  # as where a router decides: gain > value
+    assert result.strong([0.3, 0.31]).tolist() == [False, True]
+    assert result.models_for([0.3, 0.31]).tolist() == [0, 1]
 
 
 def test_a_budget_that_cannot_be_is_refused() -> None:
@@ -222,23 +222,23 @@ def test_a_budget_that_cannot_be_is_refused() -> None:
 )
 def test_a_threshold_says_what_was_chosen_and_is_read_again(goal: str) -> None:
     gain, outcomes = world(1500, 1)
-    found = threshold(goal, gain, outcomes)
-    words = str(found)
+    result = threshold(goal, gain, outcomes)
+    words = str(result)
     assert words.startswith(str(Goal.parse(goal))) and "On 1,500 calibration prompts" in words
-    assert ("95 % or more" in words) == (found.goal.confidence is not None)
-    assert ("no promise" in words) == (found.goal.confidence is None)
-    again = Threshold.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False)))
-    assert again == found and (again.strong(gain) == found.strong(gain)).all()
+    assert ("95 % or more" in words) == (result.goal.confidence is not None)
+    assert ("no promise" in words) == (result.goal.confidence is None)
+    again = Threshold.from_json(json.loads(json.dumps(result.to_json(), allow_nan=False)))
+    assert again == result and (again.strong(gain) == result.strong(gain)).all()
 
 
 def test_thresholds_at_both_ends_are_said_and_kept() -> None:
     gain, outcomes = world(50, 1)
     for share, words in ((0.0, "everything goes to small"), (1.0, "everything goes to large")):
-        found = by_budget(gain, outcomes, share=share)
-        assert words in str(found)
-        text = json.dumps(found.to_json(), allow_nan=False)
-        assert Threshold.from_json(json.loads(text)) == found
-    for broken in ({}, {**found.to_json(), "value": "much"}, {**found.to_json(), "extra": 1}):
+        result = by_budget(gain, outcomes, share=share)
+        assert words in str(result)
+        text = json.dumps(result.to_json(), allow_nan=False)
+        assert Threshold.from_json(json.loads(text)) == result
+    for broken in ({}, {**result.to_json(), "value": "much"}, {**result.to_json(), "extra": 1}):
         with pytest.raises(InvalidInput):
             Threshold.from_json(broken)
 
@@ -272,24 +272,24 @@ def test_two_models_with_equal_prices_are_the_same_either_way() -> None:
 
 def test_three_models_share_the_work() -> None:
     gain, outcomes = three(3000, 0)
-    found = by_quality(gain, outcomes, 0.95)
-    assert found.on == "worth" and min(found.shares) > 0.02 and sum(found.shares) == 1
-    assert found.quality >= 0.95 * outcomes.strong.mean()
-    chosen = found.models_for(gain)
+    result = by_quality(gain, outcomes, 0.95)
+    assert result.on == "worth" and min(result.shares) > 0.02 and sum(result.shares) == 1
+    assert result.quality >= 0.95 * outcomes.strong.mean()
+    chosen = result.models_for(gain)
     rows = np.arange(3000)
-    assert found.quality == pytest.approx(outcomes.right[rows, chosen].mean())
-    assert found.cost == pytest.approx(outcomes.cost[rows, chosen].mean())
-    again = Threshold.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False)))
-    assert again == found and (again.models_for(gain) == chosen).all()
-    assert "of calls to middle" in str(found)
+    assert result.quality == pytest.approx(outcomes.right[rows, chosen].mean())
+    assert result.cost == pytest.approx(outcomes.cost[rows, chosen].mean())
+    again = Threshold.from_json(json.loads(json.dumps(result.to_json(), allow_nan=False)))
+    assert again == result and (again.models_for(gain) == chosen).all()
+    assert "of calls to middle" in str(result)
 
 
 @pytest.mark.parametrize("budget", [1.1, 2.0, 4.0, 9.0])
 def test_a_budget_for_three_models_is_kept(budget: float) -> None:
     gain, outcomes = three(1000, 1)
-    found = by_budget(gain, outcomes, cost=budget)
-    assert found.cost <= budget * (1 + 1e-6)
-    assert found.value <= by_budget(gain, outcomes, cost=budget * 0.95).value
+    result = by_budget(gain, outcomes, cost=budget)
+    assert result.cost <= budget * (1 + 1e-6)
+    assert result.value <= by_budget(gain, outcomes, cost=budget * 0.95).value
     share = by_budget(gain, outcomes, share=budget / 10)
     assert share.share <= budget / 10
 
@@ -302,10 +302,10 @@ def test_a_risk_with_three_models_is_kept() -> None:
     grid = np.linspace(-0.2, 0.6, 40) / (prices[-1] - prices[0])
     for _ in range(200):
         drawn = rng.integers(0, 30_000, 800)
-        found = by_risk(gain[drawn], population.select(drawn), 0.04, 0.1, grid, prices)
-        right = population.right[rows, found.models_for(gain)].mean()
+        result = by_risk(gain[drawn], population.select(drawn), 0.04, 0.1, grid, prices)
+        right = population.right[rows, result.models_for(gain)].mean()
         broken += right < population.strong.mean() - 0.04
-        saved += (1 - found.share) / 200
+        saved += (1 - result.share) / 200
     assert broken <= allowed(0.1, 200) and saved > 0.05
 
 
@@ -349,11 +349,11 @@ def test_a_risk_is_kept_in_as_many_of_1000_draws_as_promised(
     broken, naive, saved = 0, 0, 0.0
     for _ in range(1000):
         rows = rng.integers(0, len(gain), n)
-        some = population.select(rows)
-        found = by_risk(gain[rows], some, epsilon, delta, GRID_50)
-        broken += breaks(found.value)
-        saved += (1 - found.share) / 1000
-        seen = [(some.gain * (gain[rows] <= value)).mean() for value in GRID_50]
+        sample = population.select(rows)
+        result = by_risk(gain[rows], sample, epsilon, delta, GRID_50)
+        broken += breaks(result.value)
+        saved += (1 - result.share) / 1000
+        seen = [(sample.gain * (gain[rows] <= value)).mean() for value in GRID_50]
         naive += breaks(float(GRID_50[np.flatnonzero(np.array(seen) <= epsilon)[-1]]))
     assert broken <= allowed(delta, 1000) < naive
     assert saved > 0.02  # to send all to the strong model would prove nothing
@@ -366,16 +366,16 @@ def test_shares_of_right_samples_and_qualities_are_proved_too() -> None:
     saved = {"risk": 0.0, "quality": 0.0}
     for _ in range(300):
         rows = rng.integers(0, len(gain), 500)
-        some = population.select(rows)
-        for name, found in (
-            ("risk", by_risk(gain[rows], some, 0.03, 0.1, GRID_50)),
-            ("quality", by_quality(gain[rows], some, 0.95, 0.9, GRID_50)),
+        sample = population.select(rows)
+        for name, result in (
+            ("risk", by_risk(gain[rows], sample, 0.03, 0.1, GRID_50)),
+            ("quality", by_quality(gain[rows], sample, 0.95, 0.9, GRID_50)),
         ):
-            routed = np.where(found.strong(gain), population.strong, population.weak).mean()
+            routed = np.where(result.strong(gain), population.strong, population.weak).mean()
             strong = population.strong.mean()
             floor = strong - 0.03 if name == "risk" else 0.95 * strong
             broken[name] += routed < floor
-            saved[name] += (1 - found.share) / 300
+            saved[name] += (1 - result.share) / 300
     assert max(broken.values()) <= allowed(0.1, 300)
     assert min(saved.values()) > 0.02
 

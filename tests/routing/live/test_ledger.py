@@ -143,11 +143,11 @@ def test_a_forked_child_writes_by_a_connection_of_its_own(tmp_path: Path) -> Non
 def test_a_window_is_looked_at_once_and_by_whoever_fills_it() -> None:
     reference = drift.reference([i / 100 for i in range(100)], window=20)
     with Ledger(None) as ledger:
-        found = [
+        result = [
             ledger.record("p", None, decision(score=0.9 if i % 2 else None), 1.0, 0.0, reference)[1]
             for i in range(80)
         ]
-        filled = [i for i, window in enumerate(found) if window is not None]
+        filled = [i for i, window in enumerate(result) if window is not None]
         assert filled == [39, 79], "only what was scored counts"
         assert all(window.size == 20 and window.drifted for window in ledger.report().windows)
         assert len(ledger.report().drifted) == 2

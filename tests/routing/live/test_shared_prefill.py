@@ -45,9 +45,9 @@ def backends() -> dict[str, LocalBackend]:
 
 @pytest.fixture
 def scorer(backends: dict[str, LocalBackend]) -> Iterator[Reading]:
-    found = Reading(backends["nano-s"].model, backends["nano-s"].tokenizer)
-    yield found
-    found.reader.detach()
+    result = Reading(backends["nano-s"].model, backends["nano-s"].tokenizer)
+    yield result
+    result.reader.detach()
 
 
 def router(scorer: Any, backends: Any, **changes: Any) -> Router:

@@ -123,7 +123,7 @@ def test_isotonic_takes_gains() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ({"kind": "temprature"}, "did you mean 'temperature'"),
         ({}, "no calibration 'None'"),
@@ -135,8 +135,8 @@ def test_isotonic_takes_gains() -> None:
         ({"kind": "isotonic", "x": [0], "y": []}, "of one length"),
     ],
 )
-def test_a_file_that_is_none_of_ours_is_refused(content: dict[str, object], said: str) -> None:
-    with pytest.raises(InvalidInput, match=said):
+def test_a_file_that_is_none_of_ours_is_refused(content: dict[str, object], expected: str) -> None:
+    with pytest.raises(InvalidInput, match=expected):
         from_json(content)
 
 

@@ -35,8 +35,8 @@ def sample(n: int = 300, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray,
     """A prediction that knows something, and labels in five groups."""
     rng = np.random.default_rng(seed)
     weak, strong = rng.random(n) < 0.6, rng.random(n) < 0.8
-    found = outcomes_of(weak, strong, rng.integers(0, 5, n), rng.uniform([0, 1], [1, 3], (n, 2)))
-    return found.gain + rng.normal(scale=noise, size=n), found
+    result = outcomes_of(weak, strong, rng.integers(0, 5, n), rng.uniform([0, 1], [1, 3], (n, 2)))
+    return result.gain + rng.normal(scale=noise, size=n), result
 
 
 @st.composite
@@ -172,8 +172,8 @@ def test_a_group_without_gain_counts_by_its_size() -> None:
     weak = np.concatenate([outcomes.weak, np.ones(50)])
     strong = np.concatenate([outcomes.strong, np.ones(50)])
     both = outcomes_of(weak, strong, ["a"] * 100 + ["b"] * 50)
-    found = within_group_apgr(np.concatenate([gain, np.zeros(50)]), both)
-    assert found == pytest.approx(apgr(gain, outcomes))
+    result = within_group_apgr(np.concatenate([gain, np.zeros(50)]), both)
+    assert result == pytest.approx(apgr(gain, outcomes))
 
 
 def test_without_gain_nothing_is_defined() -> None:
@@ -186,8 +186,8 @@ def test_without_gain_nothing_is_defined() -> None:
 @pytest.mark.parametrize("metric", list(metrics.METRICS))
 def test_bands_hold_their_value_and_agree_with_taking_the_rows(metric: str) -> None:
     gain, outcomes = sample(120)
-    found = metrics.band(metric, gain, outcomes, resamples=40, seed=3)
-    assert found.low <= found.value <= found.high
+    result = metrics.band(metric, gain, outcomes, resamples=40, seed=3)
+    assert result.low <= result.value <= result.high
     plain: dict[str, Callable[..., float]] = {
         "apgr": apgr,
         "within_group_apgr": within_group_apgr,
@@ -196,13 +196,13 @@ def test_bands_hold_their_value_and_agree_with_taking_the_rows(metric: str) -> N
         "cpt80": lambda g, o: cpt(g, o, 0.8),
         "auc": metrics.auc,
     }
-    assert found.value == pytest.approx(plain[metric](gain, outcomes))
+    assert result.value == pytest.approx(plain[metric](gain, outcomes))
     from pliant.stats import bootstrap
 
     slow = bootstrap(
         lambda rows: plain[metric](gain[rows], outcomes.select(rows)), 120, resamples=40, seed=3
     )
-    assert found.as_dict() == pytest.approx(slow.as_dict())
+    assert result.as_dict() == pytest.approx(slow.as_dict())
 
 
 def test_a_difference_is_paired() -> None:
@@ -260,8 +260,8 @@ def test_a_report_says_it_all_in_json() -> None:
     import json
 
     gain, outcomes = sample()
-    found = metrics.report(gain, outcomes, score=-gain, resamples=30)
-    content = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    result = metrics.report(gain, outcomes, score=-gain, resamples=30)
+    content = json.loads(json.dumps(result.as_dict(), allow_nan=False))
     assert set(content["metrics"]) == set(metrics.METRICS)
     assert content["metrics"]["apgr"]["value"] == pytest.approx(apgr(gain, outcomes))
     assert content["metrics"]["auc"]["value"] == pytest.approx(metrics.auc(-gain, outcomes))
