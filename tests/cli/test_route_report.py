@@ -20,9 +20,8 @@ from pliant.cli.route import report_page, report_tables
 from pliant.cli.route.report_data import Measured, ReportData, fit_record
 from pliant.routing import Outcomes, router_file, scorers
 from pliant.routing.fitting import training_hashes
-from pliant.routing.fitting.calibrate import calibrate
 from pliant.routing.fitting.evaluate import evaluate
-from pliant.routing.fitting.fit import fit
+from pliant.routing.fitting.fit import calibrate, fit
 from pliant.routing.router import Router
 from pliant.routing.router_file import make
 from pliant.routing.scorers.novelty import WithNovelty

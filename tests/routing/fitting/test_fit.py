@@ -18,9 +18,8 @@ from pliant.errors import InvalidInput
 from pliant.routing import Router, router_file
 from pliant.routing.backends import Used
 from pliant.routing.fitting import ladder, training_hashes
-from pliant.routing.fitting.calibrate import calibrate
 from pliant.routing.fitting.evaluate import evaluate
-from pliant.routing.fitting.fit import choose_threshold, fit
+from pliant.routing.fitting.fit import calibrate, choose_threshold, fit
 from pliant.routing.fitting.ladder import Rung, select, ties
 from pliant.routing.fitting.splits import split
 from pliant.routing.goals.goal import Goal

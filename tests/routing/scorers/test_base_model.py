@@ -11,9 +11,8 @@ from tests.routing.labels import outcomes
 
 from pliant import nano
 from pliant.complexity import CPXConfig, attach
-from pliant.routing.fitting.calibrate import calibrate
 from pliant.routing.fitting.evaluate import evaluate
-from pliant.routing.fitting.fit import fit
+from pliant.routing.fitting.fit import calibrate, fit
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import make
 from pliant.routing.scorers.base_model import BaseLM

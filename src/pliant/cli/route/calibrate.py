@@ -25,7 +25,7 @@ def calibrate(options: CalibrateOptions) -> None:
     """
     from transformers.utils import logging
 
-    from pliant.routing.fitting.calibrate import calibrate as recalibrate
+    from pliant.routing.fitting.fit import calibrate as recalibrate
 
     logging.disable_progress_bar()
     calibrated = recalibrate(options.router, options.outcomes(), options.goal, options.calibration)

@@ -43,6 +43,7 @@ from pliant.routing.labels.table import BackendDescription
 from pliant.routing.live import drift
 from pliant.routing.live.ledger_file import carried
 from pliant.routing.metrics import calibration
+from pliant.routing.open import open_scorer
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions, Scorer, kind_class, make
@@ -52,6 +53,7 @@ from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 GOAL = "95 % of the large model's quality"
 RECORD = "fit.json"
 BASELINES = "baselines"
+_LEAST_NEW = 50  # prompts to calibrate on
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +139,52 @@ def fit(
     fitted = Fitted(folder, tuple(rungs), selected, splits, chosen, file, evaluation)
     _write(fitted, scorer)
     return fitted
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The new threshold."""
+
+    threshold: Threshold
+    left_out: int
+    """Prompts that the router's scorer was fitted on."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"threshold": self.threshold.to_json(), "left_out": self.left_out}
+
+
+def calibrate(
+    router: str | Path, outcomes: Outcomes, goal: str | Goal, kind: str = "platt"
+) -> Calibrated:
+    """Replace a router's calibration, threshold and reference scores; the scorer stays.
+
+    Prompts that the scorer was trained or chosen on are left out; those that an earlier threshold
+    was chosen on are used again. From then on the router counts as fitted on all of them.
+    """
+    folder = Path(router).expanduser()
+    file = router_file.read(folder)
+    outcomes = outcomes.of_models(file.names)
+    if outcomes.unit != file.unit:
+        raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
+    learned = training_hashes.learned(folder, outcomes.prompts)
+    if (~learned).sum() < _LEAST_NEW:
+        raise InvalidInput(
+            f"{(~learned).sum()} of these {len(learned):,} prompts are new to the router: "
+            f"{_LEAST_NEW} or more are needed"
+        )
+    held = outcomes.select(~learned)
+    predictions = open_scorer(folder, file).predict(held.asked, held.groups)
+    goal = Goal.parse(goal) if isinstance(goal, str) else goal
+    chosen = choose_threshold(goal, predictions, held, file.costs, file.novel_to)
+    new = reference(predictions, held, kind)
+    if file.drift is not None and "drift" in new:  # how drift is watched is the user's choice
+        new["drift"] |= {name: getattr(file.drift, name) for name in ("window", "false_alarms")}
+    content = file.model_dump() | {"threshold": threshold_entry(chosen, None), **new}
+    changed = router_file.make(**content)
+    # Before the file: if this stops in between, too many prompts are left out, not too few.
+    training_hashes.add(folder, held.prompts)
+    changed.write(folder)
+    return Calibrated(chosen, int(learned.sum()))
 
 
 def choose_threshold(
