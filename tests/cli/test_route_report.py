@@ -249,7 +249,7 @@ def test_an_evaluation_from_json_gives_the_same_page(
         (["--ledger", "nowhere.sqlite"], "--ledger none"),
         (["--ledger", "{router}/router.json"], "not a ledger"),
         (["--labels", "{flops}"], "in flops, the router's in calls"),
-        (["--labels", "{known}"], "made on all"),
+        (["--labels", "{known}"], "fitted on all"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_the_old_page(

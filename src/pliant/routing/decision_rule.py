@@ -40,7 +40,7 @@ class DecisionRule:
         """(n,) the model that answers each prompt.
 
         `gain` is (n, m) over the first model, or (n,) of the last one where there are no prices;
-        `novel` (n,) flags, or None where nobody looked.
+        `novel` (n,) flags, or None where novelty was not computed.
         """
         predicted = np.asarray(gain, dtype=np.float64)
         if self.prices is None:
@@ -80,6 +80,6 @@ def turning_points(gain: Floats, prices: ArrayLike) -> Floats:
     points = []
     for j in range(gain.shape[1]):
         for k in range(j + 1, gain.shape[1]):
-            more, dearer = gain[:, k] - gain[:, j], paid[:, k] - paid[:, j]
-            points.append(more[dearer != 0] / dearer[dearer != 0])
+            more, extra = gain[:, k] - gain[:, j], paid[:, k] - paid[:, j]
+            points.append(more[extra != 0] / extra[extra != 0])
     return np.concatenate(points)

@@ -53,7 +53,7 @@ def evaluate(router: str | Path, outcomes: Outcomes) -> Evaluation:
     fitted_on = training_hashes.among(folder, outcomes.prompts)
     if fitted_on.all():
         raise InvalidInput(
-            f"the router was made on all {len(fitted_on):,} of these prompts: it can only be "
+            f"the router was fitted on all {len(fitted_on):,} of these prompts: it can only be "
             "measured on others"
         )
     held = outcomes.select(~fitted_on)

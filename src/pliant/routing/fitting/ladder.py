@@ -130,7 +130,7 @@ def ties(rung: Rung, margin: float = MARGIN) -> bool:
 
 def value_of(gain: Floats, outcomes: Outcomes, **how: Any) -> Band:
     """APGR of two models. Of more: the area under quality against cost, between all to the cheapest
-    and all to the dearest, as prompts go to the highest gain - price * cost."""
+    and all to the most expensive, as prompts go to the highest gain - price * cost."""
     if len(outcomes.models) == 2:
         return band("apgr", gain[:, -1], outcomes, **how)
     measure = _area(gain, outcomes)

@@ -1,1 +1,1 @@
-"""A router at work: who should answer and who can, the ledger, drift."""
+"""What the live router uses: preferences, availability, costs, the ledger, drift."""

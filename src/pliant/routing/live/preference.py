@@ -94,7 +94,7 @@ class Preferences:
         indices = self._rule.preference(predictions.gain[0], novel)
         order = tuple(self._file.names[j] for j in indices)
         if novel and self._rule.novel_to is not None:
-            reason = f"unlike the prompts that the router was made on: {default}, the default"
+            reason = f"unlike the prompts that the router was fitted on: {default}, the default"
         else:
             reason = self._reason(order[0], gain)
         return Preference(order, reason, score, gain, novel)

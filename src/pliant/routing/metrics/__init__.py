@@ -1,1 +1,1 @@
-"""How good a ranking is, and how well a probability is kept."""
+"""How good a ranking is, and how to calibrate a probability."""
