@@ -57,14 +57,9 @@ class SelectiveTraining(AdapterCheckpoint):
         self.config, self.router = config, router
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
-        assert model is not None
+        model = event["model"]
         _refuse_smoothing(args)
         gradients = attached_to(model) or attach(model, self.config, router=self.router)
         _refuse_another(gradients, self.config)
@@ -73,33 +68,22 @@ class SelectiveTraining(AdapterCheckpoint):
         schedule = gradients.selector.schedule
         if not schedule.state()["by_hand"]:  # else each part of an accumulated batch is a step
             schedule.load_state({**schedule.state(), "by_hand": True})
-        super().on_train_begin(args, state, control, model)
+        super().on_train_begin(args, state, control, model=model)
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
-        assert model is not None
+        model = event["model"]
         if gradients := attached_to(model):
             gradients.step()
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
         """Adds the figures to a log, the one moment at which the device is waited for."""
-        assert model is not None
+        model, logs = event["model"], event["logs"]
         gradients = attached_to(model)
-        if gradients is None or logs is None or "loss" not in logs:
+        if gradients is None or "loss" not in logs:
             return
         figures = gradients.logged()
         logged = {PREFIX + key: figures[key] for key in LOGGED if key in figures}

@@ -46,27 +46,17 @@ class AdapterCheckpoint(TrainerCallback):
         self.resume_from = resume_from
 
     def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
-        assert model is not None
+        model = event["model"]
         if state.is_hyper_param_search and attached(model):
             raise AdapterError("a search trains every trial on the adapters of the one before it")
         save_adapters(model, _checkpoint(args, state), here=args.should_save)
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
-        assert model is not None
+        model = event["model"]
         if state.global_step == 0:
             return
         named = self.resume_from or args.resume_from_checkpoint
@@ -75,15 +65,10 @@ class AdapterCheckpoint(TrainerCallback):
         restore_adapters(model, folder)
 
     def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
         """The Trainer has just restored the base of the best checkpoint; its adapters follow."""
-        assert model is not None
+        model = event["model"]
         if args.load_best_model_at_end and state.best_model_checkpoint:
             restore_adapters(model, Path(state.best_model_checkpoint))
 

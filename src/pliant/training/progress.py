@@ -58,14 +58,9 @@ class ProgressReport(TrainerCallback):
             control.should_log = True
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
-        logs = logs or {}
+        logs = event["logs"]
         if not state.is_world_process_zero or not logs.keys() & {"loss", "eval_loss"}:
             return
         if self.bar is not None and self.task is not None and "loss" in logs:
