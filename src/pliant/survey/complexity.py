@@ -180,7 +180,8 @@ def _why_not(specimen: Specimen, layer: int | None) -> str:
         _export(specimen, layer)
     except PliantError as error:
         reason = str(error).partition(":")[0].replace(type(specimen.model).__name__, "it")
-        return re.sub(r"\w+ForSequenceClassification", "its sequence classifier", reason)
+        kind = r"(the )?(reloaded )?\w+ForSequenceClassification"
+        return re.sub(kind, r"its \2sequence classifier", reason)
     return ""
 
 
