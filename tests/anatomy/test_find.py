@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pliant.anatomy import Anatomy
-from pliant.anatomy.projection import as_projection
+from pliant.anatomy.blocks import as_projection
 from pliant.anatomy.tiny import tiny_model
 from pliant.errors import UnsupportedModel
 

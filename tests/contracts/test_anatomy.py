@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pliant.anatomy import Anatomy
-from pliant.anatomy.projection import as_projection
+from pliant.anatomy.blocks import as_projection
 from pliant.errors import UnsupportedModel
 from pliant.survey import Specimen, Verdict
 from pliant.survey.foundation import head_gates, head_removal, layer_gates

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 
 from pliant.anatomy import Anatomy, run_first
 from pliant.anatomy.cache_copy import copy_state
-from pliant.anatomy.depth import cache_name
-from pliant.anatomy.depth_proof import DepthProof, prove_depth, same_bits
+from pliant.anatomy.depth import DepthProof, cache_name, prove_depth, same_bits
 from pliant.anatomy.tiny import causal_lm_types, tiny_model
 
 QUICK = [

@@ -9,9 +9,8 @@ from typing import Any
 from torch import nn
 
 from pliant.anatomy import find
-from pliant.anatomy.attention import Absent, Attention, find_attention
+from pliant.anatomy.blocks import Absent, Attention, Mlp, find_attention, find_mlp
 from pliant.anatomy.config import layer_configs, layer_types, text_config
-from pliant.anatomy.mlp import Mlp, find_mlp
 from pliant.anatomy.unwrap import unwrap
 from pliant.errors import UnsupportedModel
 

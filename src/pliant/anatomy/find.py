@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pliant.anatomy.blocks import as_projection, projections
 from pliant.anatomy.config import read
-from pliant.anatomy.projection import as_projection, projections
 from pliant.errors import UnsupportedModel
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pliant.anatomy import Anatomy
-from pliant.anatomy.projection import Projection, projections
+from pliant.anatomy.blocks import Projection, projections
 from pliant.complexity.config import CPXConfig
 from pliant.errors import InvalidInput
 from pliant.prefill import device_of

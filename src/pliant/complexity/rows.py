@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pliant.anatomy import Anatomy
-from pliant.anatomy.projection import as_projection
+from pliant.anatomy.blocks import as_projection
 from pliant.complexity.config import Aggregation
 from pliant.prefill import Batch, device_of, on_top
 

@@ -22,15 +22,16 @@ from pliant.prefill.forward import (
     ForwardResult,
     StepContext,
     cache_in,
+    groups,
     inputs_of,
     no_context,
     on_cache,
     on_top,
     run,
     run_layers,
+    supports_cache,
 )
 from pliant.prefill.prefix import Prefix, batch_of, join, split
-from pliant.prefill.trials import groups, supports_cache
 
 
 def prefill(

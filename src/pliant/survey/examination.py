@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pliant.anatomy import Anatomy
+from pliant.anatomy.blocks import projections
 from pliant.anatomy.config import read
 from pliant.anatomy.depth import cache_name
-from pliant.anatomy.projection import projections
 from pliant.errors import UnsupportedModel
 from pliant.survey.capability import ask, by_part
 from pliant.survey.specimen import Specimen

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pliant.anatomy import Attention
+from pliant.anatomy.blocks import as_projection, projections
 from pliant.anatomy.config import read, text_config
 from pliant.anatomy.find import find_embeddings
-from pliant.anatomy.projection import as_projection, projections
 from pliant.errors import UnsupportedModel
 from pliant.survey.capability import YES, Verdict, register, yes_if
 from pliant.survey.specimen import Specimen

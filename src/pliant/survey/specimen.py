@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pliant.anatomy import Anatomy
-from pliant.anatomy.depth_proof import DepthProof, prove_depth
+from pliant.anatomy.depth import DepthProof, prove_depth
 from pliant.anatomy.tiny import tiny_model
 
 LENGTH = 12

@@ -229,7 +229,7 @@ class LocalBackend:
     def _tolerates_padding(self) -> bool:
         """Whether padding on the left leaves the model's answers as they are; tried out once."""
         from pliant.anatomy import Anatomy
-        from pliant.prefill.trials import supports_padding
+        from pliant.prefill.forward import supports_padding
 
         if self._pads is None:
             with self._lock:
