@@ -35,7 +35,7 @@ from benchmarks.harness import keep
 from pliant import nano
 from pliant.gradients import GradientConfig
 from pliant.gradients.audit.contenders import STANDARD, Contender, Field
-from pliant.gradients.audit.quality import Judge
+from pliant.gradients.audit.quality import GradientComparison
 from pliant.gradients.audit.snapshot import restored
 from pliant.gradients.config import Score
 from pliant.gradients.selection.vocabulary_sample import FEWEST
@@ -146,9 +146,9 @@ def contenders(vocabulary: int) -> list[Contender]:
 def measured(setting: Setting, draws: int) -> dict[str, Any]:
     found = contenders(setting.model.config.vocab_size)
     with restored(setting.model), Field(setting.model, found) as field:
-        judge = Judge(field, draws)
+        judge = GradientComparison(field, draws)
         for batch in track(setting.batches, setting.name):
-            judge.see(batch)
+            judge.add(batch)
         notes = {one.name: field.notes[one] for one in found if field.notes.get(one)}
     uniform = Contender("tokens", replace(DEFAULT, selection="uniform"))
     default = Contender("tokens", DEFAULT)
@@ -170,7 +170,7 @@ def measured(setting: Setting, draws: int) -> dict[str, Any]:
     }
 
 
-def above(judge: Judge, one: Contender, other: Contender) -> Band:
+def above(judge: GradientComparison, one: Contender, other: Contender) -> Band:
     """The difference of cosines, a batch at a time: draws of a batch are averaged."""
     apart = np.array(
         [

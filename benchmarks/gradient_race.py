@@ -202,7 +202,7 @@ def paces(regime: Regime, rows: material.Material, ways: list[Way]) -> dict[Way,
 
 
 def _paces(regime: Regime, rows: material.Material, ways: list[Way]) -> dict[Way, float]:
-    taken: dict[Way, list[float]] = {way: [] for way in ways}
+    select_rows: dict[Way, list[float]] = {way: [] for way in ways}
     begin = regime.begin(0)
     for turn, batch in zip(range(TURNS + 1), rows.batches(regime.size, 7)):  # noqa: B905
         for way in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
@@ -213,8 +213,8 @@ def _paces(regime: Regime, rows: material.Material, ways: list[Way]) -> dict[Way
                 begun = time.process_time()
                 _stepped(model, step, batch, 1, optimizer)
                 if turn:
-                    taken[way].append(time.process_time() - begun)
-    return {way: median(seconds) for way, seconds in taken.items()}
+                    select_rows[way].append(time.process_time() - begun)
+    return {way: median(seconds) for way, seconds in select_rows.items()}
 
 
 def lap(

@@ -66,17 +66,17 @@ def main() -> None:
 
 def step_figures(steps: dict[str, tuple[Any, Loss]], rounds: int) -> dict[str, dict[str, float]]:
     """Everything as a share of standard training's; speed the other way round."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    select_rows: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for turn in range(rounds + 1):
         names = list(steps)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             seconds = _timed(*steps[name])
             if turn:
-                taken[name].append(seconds)
+                select_rows[name].append(seconds)
     counted = {name: _counted(*step) for name, step in steps.items()}
     found = {}
     for name in steps:
-        pairs = list(zip(taken[name], taken["standard"], strict=True))
+        pairs = list(zip(select_rows[name], select_rows["standard"], strict=True))
         found[name] = {
             "forward time": median(a[0] / b[0] for a, b in pairs),
             "backward time": median(a[1] / b[1] for a, b in pairs),

@@ -29,7 +29,7 @@ def gradients(*arguments: str, cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     folder = tmp_path_factory.mktemp("audit")
-    race = ["--steps", "1", "--seeds", "2", "--held-out", "4", "--page", "audit.html", "--json"]
+    race = ["--steps", "3", "--seeds", "2", "--held-out", "4", "--page", "audit.html", "--json"]
     done = gradients("audit", *NANO, *SMALL, *race, cwd=folder)
     return json.loads(done), (folder / "audit.html").read_text()
 
@@ -43,7 +43,7 @@ def test_every_contender_is_measured_and_raced(audited: tuple[dict[str, Any], st
     standard = found["findings"][-1]
     assert standard["cosine"]["value"] == pytest.approx(1) and standard["bias"] < 1e-3
     assert all(f["seconds"] > 0 and f["memory"] > 0 for f in found["findings"])
-    assert ran["steps"] == 1 and ran["seeds"] == 2
+    assert ran["steps"] == 3 and ran["seeds"] == 2 and ran["conclusive"]
     assert [run["name"] for run in ran["runs"]][-1] == "standard"
     assert ran["winner"] in names and ran["sentence"].startswith(("Train as usual", "Use "))
 

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from pliant.gradients.biased import BiasedWarning
+from pliant.gradients.cautions import BiasedWarning
 
 
 @pytest.fixture(autouse=True)

@@ -116,7 +116,7 @@ def test_a_loss_that_is_not_of_tokens_stays_the_models_own(llama: Any, labels: T
     model = kind(llama.config).train()
     plain = model(input_ids=ids(), labels=labels)
     attach(model, GradientConfig())
-    with pytest.warns(GradientsWarning, match="nothing is chosen"):
+    with pytest.warns(GradientsWarning, match="nothing is selected"):
         found = model(input_ids=ids(), labels=labels)
     assert torch.equal(found.loss, plain.loss) and torch.equal(found.logits, plain.logits)
     with pytest.raises(InvalidInput, match="loss_weights"):

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import pliant
-from pliant.gradients.biased import BiasedWarning
+from pliant.gradients.cautions import BiasedWarning
 from pliant.loading import WEIGHTS
 
 NANO = str(WEIGHTS / "nano-l")

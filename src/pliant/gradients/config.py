@@ -95,7 +95,7 @@ class GradientConfig:
 
     @property
     def needs_scores(self) -> bool:
-        """Whether tokens are told apart at all."""
+        """Whether the selection depends on scores."""
         return self.engine != "completion" and self.selection not in ("uniform", "all")
 
 

@@ -25,13 +25,13 @@ from pliant.adapters.quantized import differentiable
 from pliant.anatomy import Anatomy
 from pliant.anatomy.decoder import last_hidden_state
 from pliant.errors import InvalidInput
-from pliant.gradients import bypass
-from pliant.gradients.biased import warn_of
+from pliant.gradients import cautions
+from pliant.gradients.cautions import warn_if_biased
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.completion import completion
-from pliant.gradients.engines.exact import exact
 from pliant.gradients.engines.exactness import Exactness, exactness
 from pliant.gradients.engines.label_alignment import LabelAlignment, label_alignment
+from pliant.gradients.engines.layers import exact
 from pliant.gradients.engines.sharded import is_sharded, while_head_runs
 from pliant.gradients.engines.sparse import first_pass, second_pass
 from pliant.gradients.engines.split_forward import SplitForward, rows_of
@@ -59,11 +59,11 @@ WORTH_IT = 2 / 3
 
 
 OF_ALL_POSITIONS = ("output_hidden_states", "output_attentions")
-"""What a model can be asked to return besides: of chosen positions alone, nobody expects it."""
+"""Outputs that a user expects for every position, not for the chosen ones."""
 
 
 class GradientsWarning(UserWarning):
-    """Something is computed otherwise than was asked for, or not at all."""
+    """Something is computed in another way than configured, or not at all."""
 
 
 def attach(
@@ -73,18 +73,18 @@ def attach(
     router: Router | None = None,
     name: str | None = None,
 ) -> Gradients:
-    """Let `model` train on some tokens of each batch from now on, until `detach`.
+    """`model` trains on some tokens of each batch from now on, until `detach`.
 
     With a `router`, scores come from its logits.
     """
     config = config or GradientConfig()
     gradients = Gradients(model, config, router)
-    warn_of(config)
+    warn_if_biased(config)
     return adapters.attach(model, gradients, name)
 
 
 class Gradients(Adapter):
-    """Chooses tokens, and computes their loss through the engine that was asked for."""
+    """Chooses tokens, and computes their loss with the configured engine."""
 
     part = "gradients"
     config_class = GradientConfig
@@ -99,11 +99,11 @@ class Gradients(Adapter):
         self.selector = Selector(config, router)
         self.telemetry = Telemetry()
         self.engine: str = config.engine
-        """What computes: another than the configuration's where that is not exact."""
+        """The engine in use: another than the configured one where that is not exact."""
         self._anatomy: list[Anatomy] = []
         self._head: list[nn.Module] = []
         self._exactness: Exactness | None = None
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self.count: TokenCount | None = None
 
     def wire(self, model: nn.Module) -> Iterable[Wire]:
@@ -123,43 +123,43 @@ class Gradients(Adapter):
         self.count = None
 
     def _watch(self, decoder: nn.Module, args: Any, kwargs: Any) -> None:
-        """Notice who trains the decoder, but goes past the forward that chooses."""
-        if self.base.training and torch.is_grad_enabled() and bypass.happens(self, self.base):
-            self._say(bypass.past_forward(self.base))
+        """Warns when the decoder is trained without the forward that chooses tokens."""
+        if self.base.training and torch.is_grad_enabled() and cautions.is_bypassed(self, self.base):
+            self._warn(cautions.bypassed_message(self.base))
 
-    # --- what a training loop may call ---
+    # --- for training loops ---
 
     def step(self) -> None:
-        """The optimizer has stepped: the schedule advances by this alone from now on."""
+        """Call after each optimizer step: from then on only this advances the schedule."""
         self.selector.schedule.step()
 
     def metrics(self) -> dict[str, float]:
-        """What the last step did: asking waits for the device, not asking does not."""
+        """Of the last step. Only this call synchronizes with the device."""
         return self.telemetry.metrics(self.cost)
 
     def totals(self) -> dict[str, float]:
-        """What all steps did since this was attached."""
+        """Of all steps since this was attached."""
         return self.telemetry.totals(self.cost)
 
     def logged(self) -> dict[str, float]:
-        """What the steps did since this was last asked: for a log."""
+        """Of the steps since the last call: for a log."""
         return self.telemetry.logged(self.cost)
 
     @property
     def acting(self) -> GradientConfig:
-        """What it trains by: the configuration, unless it was switched to another."""
+        """The configuration in use, which `switch` may have replaced."""
         return self.selector.config
 
     def switch(self, config: GradientConfig) -> None:
-        """Train by another configuration from now on, to `OFF` for instance; a checkpoint knows."""
+        """Train by another configuration from now on (`OFF`, say); checkpoints record it."""
         self.selector.switch(config)
 
     @property
     def cost(self) -> TokenCost | None:
-        """What a token's pass costs on this model."""
+        """The operations of one token's pass through this model."""
         return TokenCost.of(self._anatomy[0]) if self._anatomy else None
 
-    # --- state that a checkpoint keeps ---
+    # --- checkpoints ---
 
     def get_extra_state(self) -> dict[str, Any]:
         return self.selector.state()
@@ -167,67 +167,69 @@ class Gradients(Adapter):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.selector.load_state(state)
 
-    # --- the forward that is patched in ---
+    # --- the forward ---
 
     def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with bypass.inside(self):
+        with cautions.inside(self):
             inputs = named(forward, args, kwargs)
-            if bypass.within_another(self):  # which has chosen already, and calls this for the rest
+            if cautions.is_nested(self):  # which has chosen already, and calls this for the rest
                 return self._own(forward, args, kwargs)
             learns = self.base.training and torch.is_grad_enabled()
             if learns and is_labelled(inputs):
-                return self._taught(forward, inputs)
+                return self._train(forward, inputs)
             if learns:
-                self._say(bypass.without_labels(self.base))
+                self._warn(cautions.unlabelled_message(self.base))
             return self._own(forward, args, kwargs)
 
     def _own(self, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-        """What the model itself makes of a call."""
+        """The model's own output for a call."""
         assert self.count is not None
         return self.count.own(forward, args, without_extras(kwargs))
 
-    def _taught(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    def _train(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         fused = bool(inputs.pop(FLAG, False))
         if _head_of(self.base) != self._head:  # its vocabulary was resized since
             self._anatomy, self._head = [Anatomy.of(self.base)], _head_of(self.base)
         split = SplitForward(self._anatomy[0], forward)
-        meant = self._meant(split, inputs, fused)
-        if meant.other is not None:
-            return self._untouched(split, inputs, meant.other)
-        batch = labelled_batch(inputs, meant.aligned)
+        alignment = self._alignment_of(split, inputs, fused)
+        if alignment.other is not None:
+            return self._train_unselected(split, inputs, alignment.other)
+        batch = labelled_batch(inputs, alignment.aligned)
         self.selector.schedule.begin(batch.items, version_of(self.base))
-        decoded, chosen, whole = self._passed(split, batch)
+        decoded, chosen, whole = self._decoded(split, batch)
         if fused:
             some = None if self.selector.takes_all else chosen
             output, losses_N = trl_output(split, batch, decoded, some, whole)
             self._with_auxiliary(output)
         else:
-            output, losses_N = self._finished(split, batch, decoded, chosen)
+            output, losses_N = self._output(split, batch, decoded, chosen)
         known_BT, fair = self.selector.losses_BT, self.selector.is_fair
         self.telemetry.trained(batch, chosen, losses_N, known_BT, split.ledger, fair=fair)
         output.move_to_end("loss", last=False)  # where a tuple has it, and `output[0]`
         return output.to_tuple() if batch.tuples else output
 
-    def _meant(self, split: SplitForward, inputs: dict[str, Any], fused: bool) -> LabelAlignment:
+    def _alignment_of(
+        self, split: SplitForward, inputs: dict[str, Any], fused: bool
+    ) -> LabelAlignment:
         """What labels mean to this model; trl and whoever shifts them himself has said so."""
         if fused or inputs.get("labels") is None:
             return LabelAlignment()
         return label_alignment(split)
 
-    def _untouched(self, split: SplitForward, inputs: dict[str, Any], reason: str) -> Any:
+    def _train_unselected(self, split: SplitForward, inputs: dict[str, Any], reason: str) -> Any:
         kind = type(split.anatomy.model).__name__
         if inputs.get("loss_weights") is not None:
             raise InvalidInput(f"loss_weights: {kind} makes a loss of its own ({reason})")
-        self._say(
-            f"{kind}: its own loss is not that of one token at each position ({reason}), so "
-            "nothing is chosen: all of it is trained, at the full cost."
+        self._warn(
+            f"{kind}: its own loss is no cross entropy of one token at each position ({reason}), "
+            "so nothing is selected: every token is trained, at the full cost."
         )
         self.selector.schedule.begin(inputs.get("num_items_in_batch"), version_of(self.base))
         return self._own(split.forward, (), inputs)
 
-    def _passed(self, split: SplitForward, batch: LabelledBatch) -> tuple[Any, Chosen, Any]:
-        """What the decoder returns, with the gradient of the chosen positions; these; and what it
-        returns for all of the labelled ones, as values."""
+    def _decoded(self, split: SplitForward, batch: LabelledBatch) -> tuple[Any, Chosen, Any]:
+        """The decoder's output with a gradient at the chosen positions; these; and its output with
+        the values at all labelled positions."""
         engine = self._engine(split, batch)
         if engine == "completion":
             alike = is_sharded(split.anatomy)
@@ -268,7 +270,7 @@ class Gradients(Adapter):
             return look()
         return while_head_runs(split.anatomy, scored_BTD, look)
 
-    def _finished(
+    def _output(
         self, split: SplitForward, batch: LabelledBatch, decoded: Any, chosen: Chosen
     ) -> tuple[Any, Tensor]:
         """The model's output on the chosen rows, their loss in it; and the loss of each."""
@@ -298,7 +300,7 @@ class Gradients(Adapter):
     # --- which engine ---
 
     def _engine(self, split: SplitForward, batch: LabelledBatch) -> str:
-        """The one that was asked for, if it is exact on this model and batch."""
+        """The configured engine, if it is exact on this model and batch."""
         wanted = self.acting.engine
         if wanted == "exact" or (wanted == "sparse" and self.acting.kv_grad == "full"):
             self.engine = "exact"
@@ -309,9 +311,9 @@ class Gradients(Adapter):
         reason = self._exactness.against_any if sharded else self._exactness.against(mask)
         if reason is None and batch.inputs.get("past_key_values") is not None:
             reason = "it goes on from keys and values that are there already"
-        if reason is None and self._wants_router_loss(batch):
+        if reason is None and self._needs_router_loss(batch):
             reason = "its routers' auxiliary loss would see the chosen tokens alone"
-        if reason is None and self._is_asked_for_all_positions(batch):
+        if reason is None and self._needs_all_positions(batch):
             reason = "what its layers make of every position was asked for"
         if reason is None and self.acting.kv_grad == "one_hop" and sharded:
             reason = (
@@ -319,18 +321,18 @@ class Gradients(Adapter):
             )
         self.engine = wanted if reason is None else "exact"
         if reason is not None:
-            self._say(
+            self._warn(
                 f"{type(split.anatomy.model).__name__}: the {wanted!r} engine is not exact here "
                 f"({reason}), so 'exact' computes instead: the same loss, at a higher cost."
             )
         return self.engine
 
-    def _wants_router_loss(self, batch: LabelledBatch) -> bool:
+    def _needs_router_loss(self, batch: LabelledBatch) -> bool:
         asked = batch.inputs.get("output_router_logits")
         config = getattr(self.base, "config", None)
         return bool(getattr(config, "output_router_logits", False) if asked is None else asked)
 
-    def _is_asked_for_all_positions(self, batch: LabelledBatch) -> bool:
+    def _needs_all_positions(self, batch: LabelledBatch) -> bool:
         config = getattr(self.base, "config", None)
         for name in OF_ALL_POSITIONS:
             asked = batch.inputs.get(name)
@@ -343,14 +345,14 @@ class Gradients(Adapter):
         shares = (getattr(holder, "router_aux_loss_coef", None) for holder in holders)
         return float(next((share for share in shares if share is not None), 0.0))
 
-    def _say(self, what: str) -> None:
-        if what not in self._said:
-            self._said.add(what)
-            warnings.warn(what, GradientsWarning, stacklevel=2)
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, GradientsWarning, stacklevel=2)
 
 
 def _head_of(model: Any) -> list[nn.Module]:
-    """What the model itself calls its head, in a list: an attribute that is a module would become
-    part of whoever holds it."""
-    told = getattr(model, "get_output_embeddings", lambda: None)()
-    return [told] if isinstance(told, nn.Module) else []
+    """What the model itself calls its head, in a list: a module as an attribute would be registered
+    as a submodule."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return [head] if isinstance(head, nn.Module) else []

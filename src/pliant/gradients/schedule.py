@@ -13,9 +13,9 @@ from pliant.gradients.config import GradientConfig
 class Schedule:
     """Counts steps and gives the ratio of each.
 
-    Whoever calls `step` (a training loop, or a Trainer's callback) counts alone from then on: what
-    was seen before the first call belonged to that first step. Until then `begin` tells steps from
-    the parts of an accumulated one as well as it can be told from inside a forward pass.
+    Once `step` is called (by a training loop or a Trainer's callback), only it counts: what came
+    before the first call belonged to that first step. Until then `begin` distinguishes steps from
+    the parts of an accumulated one, as far as a forward pass can know.
     """
 
     def __init__(self, config: GradientConfig) -> None:

@@ -1,5 +1,4 @@
-"""What selective training did, summed on the device: it is waited for when somebody asks, not
-before."""
+"""What selective training did, summed on the device: only reading the sums synchronizes."""
 
 from __future__ import annotations
 
@@ -10,8 +9,7 @@ from torch import Tensor
 
 from pliant.gradients.labelled_batch import LabelledBatch
 from pliant.gradients.operations import OperationCount, TokenCost
-from pliant.gradients.selection.rules import Chosen
-from pliant.gradients.selection.sampling import wide
+from pliant.gradients.selection.rules import Chosen, wide
 
 
 @dataclass
@@ -34,31 +32,31 @@ class Tally:
             self.sums_4 = other.sums_4 if self.sums_4 is None else self.sums_4 + other.sums_4
 
     def figures(self, cost: TokenCost | None) -> dict[str, float]:
-        """This waits for the device."""
+        """Synchronizes with the device."""
         if self.sums_4 is None:
             return {}
         total, trained, left, known = self.sums_4.tolist()
-        found = {
+        metrics = {
             "tokens_selected": float(self.selected),
             "tokens_total": total,
             "ratio": self.selected / max(1.0, total),
             "loss_selected": trained / max(1, self.selected),
         }
         if known:
-            found["loss_unselected"] = left / known
-        return found | self._run(cost)
+            metrics["loss_unselected"] = left / known
+        return metrics | self._operations(cost)
 
-    def _run(self, cost: TokenCost | None) -> dict[str, float]:
-        found = {
+    def _operations(self, cost: TokenCost | None) -> dict[str, float]:
+        passes = {
             "backbone_passes": float(self.ledger.backbone_quiet),
             "backbone_trained": float(self.ledger.backbone_live),
             "head_passes": float(self.ledger.head_quiet),
             "head_trained": float(self.ledger.head_live),
         }
         if cost is None or not self.ledger.tokens:
-            return found
+            return passes
         flops, standard = self.ledger.flops(cost), self.ledger.standard_flops(cost)
-        return {**found, "flops": flops, "flops_of_standard": flops / max(1.0, standard)}
+        return {**passes, "flops": flops, "flops_of_standard": flops / max(1.0, standard)}
 
 
 class Telemetry:
@@ -80,12 +78,12 @@ class Telemetry:
         fair: bool = False,
     ) -> None:
         """A forward pass is over. `losses_BT` are those of all labelled tokens, if they are known
-        from choosing among them; `fair` draws tell them on average."""
+        from the selection; `fair` draws estimate them without bias."""
         ledger.tokens += batch.targets_BT.numel()
         losses_N = losses_N.detach()
         if losses_BT is not None:
             left = losses_BT.sum() - losses_N.sum()
-        elif fair:  # one that counts w stands for itself and w - 1 that were not drawn
+        elif fair:  # a token of weight w represents itself and w - 1 that were not drawn
             live_BK, weights_BK = chosen.live_BK, chosen.weights_BK
             losses_BK = torch.zeros_like(weights_BK).masked_scatter(live_BK, losses_N.float())
             left = ((weights_BK - 1) * losses_BK).sum()
@@ -104,7 +102,7 @@ class Telemetry:
         return self.run.figures(cost)
 
     def logged(self, cost: TokenCost | None = None) -> dict[str, float]:
-        """Of what came since this was last asked: the next window begins."""
+        """Of the window since the last call; a new one begins."""
         window, self.window = self.window, Tally()
         return window.figures(cost)
 

@@ -1,9 +1,9 @@
-"""The count of a step's tokens, for models whose own forward makes nothing of it.
+"""The count of a step's tokens, for models whose own forward ignores it.
 
 A Trainer counts the labelled tokens of all parts of an accumulated step, and passes this on only to
-models that say they take it. One that is attached to does: its loss is computed here. So it says
-so as long as it is attached to; and what its own forward still computes (an evaluation, a loss of
-another kind) is weighed here by its part of the step.
+models that declare that they accept it. A model with this adapter does, because its loss is
+computed here; what its own forward still computes (an evaluation, a loss of another kind) is
+weighted here by its part of the step.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from pliant.data.collate import IGNORED
 if TYPE_CHECKING:
     from transformers import Trainer
 
-SAYS_SO = "accepts_loss_kwargs"
+ATTRIBUTE = "accepts_loss_kwargs"
 COUNT = "num_items_in_batch"
 
 
 class TokenCount:
-    """The model says that it takes the count, until `remove`."""
+    """The model declares that it accepts the count, until `remove`."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.needed = not takes_count(model)
         """Whether the model's own forward must be spared the count."""
-        self._before = vars(model).get(SAYS_SO)
+        self._before = vars(model).get(ATTRIBUTE)
         self._trainers: tuple[weakref.ref[Trainer], ...] = ()
         if self.needed:
             self.model.accepts_loss_kwargs = True  # type: ignore[assignment]
 
-    def tell(self, trainer: Trainer) -> None:
-        """One that was made before has asked the model already."""
+    def pass_to(self, trainer: Trainer) -> None:
+        """A trainer that exists already has asked the model before."""
         if self.needed and not trainer.model_accepts_loss_kwargs:
             trainer.model_accepts_loss_kwargs = True
             self._trainers = (*self._trainers, weakref.ref(trainer))
 
     @property
-    def told(self) -> list[Trainer]:
+    def trainers(self) -> list[Trainer]:
         return [trainer for known in self._trainers if (trainer := known())]
 
     def remove(self) -> None:
@@ -51,7 +51,7 @@ class TokenCount:
         del self.model.accepts_loss_kwargs
         if self._before is not None:
             self.model.accepts_loss_kwargs = self._before
-        for trainer in self.told:
+        for trainer in self.trainers:
             trainer.model_accepts_loss_kwargs = False
 
     def own(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -77,9 +77,9 @@ class TokenCount:
 
 
 def takes_count(model: nn.Module) -> bool:
-    """What a Trainer would find."""
-    said = getattr(model, SAYS_SO, None)
-    if said is not None:
-        return bool(said)
+    """Whether a Trainer passes the count to this model."""
+    declared = getattr(model, ATTRIBUTE, None)
+    if declared is not None:
+        return bool(declared)
     parameters = inspect.signature(model.forward).parameters.values()
     return any(p.kind == p.VAR_KEYWORD for p in parameters)

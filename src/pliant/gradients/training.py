@@ -148,7 +148,7 @@ def make_selective(
 def put_outside(gradients: Gradients) -> None:
     """Detach and attach again, around whatever has replaced the model's forward meanwhile."""
     base, name = gradients.base, gradients.name
-    trainers = gradients.count.told if gradients.count else []
+    trainers = gradients.count.trainers if gradients.count else []
     gradients.detach()
     adapters.attach(base, gradients, name)
     for trainer in trainers:
@@ -157,7 +157,7 @@ def put_outside(gradients: Gradients) -> None:
 
 def _pass_token_count(gradients: Gradients, trainer: Trainer) -> None:
     assert gradients.count is not None
-    gradients.count.tell(trainer)
+    gradients.count.pass_to(trainer)
 
 
 def _keep_columns(trainer: Trainer) -> None:

@@ -17,9 +17,9 @@ from pliant.data.collate import Collator
 from pliant.errors import InvalidInput
 from pliant.gradients import GradientConfig, attach
 from pliant.gradients.audit import audit
-from pliant.gradients.audit.contenders import STANDARD, Contender, Field, taken
+from pliant.gradients.audit.contenders import STANDARD, Contender, Field, select_rows
 from pliant.gradients.audit.cost import Peak
-from pliant.gradients.audit.quality import Judge
+from pliant.gradients.audit.quality import GradientComparison
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_less_is_held_and_run_where_fewer_tokens_train(found: Any) -> None:
 
 
 def test_what_was_asked_for_comes_first_and_all_controls_are_there(found: Any) -> None:
-    assert found.asked.name == "sampled .25, sparse"
+    assert found.ours.name == "sampled .25, sparse"
     kinds = [finding.contender.kind for finding in found.findings]
     assert kinds == ["tokens"] * 5 + ["hardest_rows", "rows", "standard"]
     assert found.sentence.startswith("sampled .25, sparse: ")
@@ -128,7 +128,7 @@ def test_an_engine_that_is_not_exact_is_replaced_and_said(model: Any) -> None:
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.3
     found = audit(model, batch_like(), draws=2, turns=1)
-    assert any("dropout" in note for note in found.asked.notes)
+    assert any("dropout" in note for note in found.ours.notes)
     assert not found["standard"].notes
     # What drops out is the same wherever the whole batch runs: it is nobody's fault.
     assert found["standard"].quality.cosine.value == pytest.approx(1)
@@ -145,7 +145,7 @@ def test_of_a_lora_only_what_is_trained_is_compared(model: Any) -> None:
     assert found["standard"].quality.cosine.value == pytest.approx(1)
     assert found["sampled .25, exact"].quality.variance > 0
     # Frozen weights have no gradient of their own to compute.
-    assert found.asked.cost.operations is not None and not attached(wrapped)
+    assert found.ours.cost.operations is not None and not attached(wrapped)
 
 
 def test_what_is_unusual_about_a_contender_is_in_its_name() -> None:
@@ -213,8 +213,8 @@ def test_the_statistics_are_those_of_the_draws(model: Any) -> None:
         for draw in range(draws):
             field.step(uniform, batch, draw)
             kept.append(gradient())
-        judge = Judge(field, draws)
-        judge.see(batch)
+        judge = GradientComparison(field, draws)
+        judge.add(batch)
         quality = judge.quality(uniform)
     all_of_them = torch.stack(kept)
     mean, variance = all_of_them.mean(0), all_of_them.var(0).sum()
@@ -230,7 +230,7 @@ def test_the_statistics_are_those_of_the_draws(model: Any) -> None:
 
 def test_rows_are_taken_without_what_is_padding_in_them() -> None:
     batch = Collator()([{"input_ids": [1, 2, 3]}, {"input_ids": [4]}, {"input_ids": [5, 6]}])
-    some = taken(batch, torch.tensor([1, 2]))
+    some = select_rows(batch, torch.tensor([1, 2]))
     assert some["input_ids"].tolist() == [[4, 0], [5, 6]]
     assert some["labels"].tolist() == [[4, -100], [5, 6]]
     assert some["attention_mask"].tolist() == [[1, 0], [1, 1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,21 @@ def test_one_seed_shows_nothing() -> None:
     found = raced(noisy(0.5, seeds=1), noisy(1.0, seeds=1))
     assert found.winner.contender == STANDARD and "one seed" in found.sentence
     assert found.as_dict()["runs"][0]["gain"]["low"] is None
+
+
+@pytest.mark.parametrize(("steps", "conclusive"), [(1, False), (2, False), (3, True)])
+def test_a_race_of_a_step_or_two_could_not_tell(steps: int, conclusive: bool) -> None:
+    """However much better a contender is: where its training would lead, nobody saw."""
+    better = raced(noisy(0.5), noisy(1.0))
+    short = replace(better, runs=tuple(replace(run, steps=steps) for run in better.runs))
+    assert short.is_conclusive == conclusive
+    assert short.as_dict()["conclusive"] == conclusive
+    if conclusive:
+        assert short.winner is short.runs[0]
+    else:
+        assert short.winner is short.standard, "auto=True then trains as usual"
+        assert short.sentence.startswith("Could not tell: ")
+        assert f"trained for only {steps} step" in str(short)
 
 
 def test_of_two_that_are_better_the_best_wins() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pliant.anatomy.tiny import tiny_model
 from pliant.errors import InvalidInput
-from pliant.gradients.biased import BiasedWarning
+from pliant.gradients.cautions import BiasedWarning
 from pliant.gradients.facade.causal_lm import CGGRModel
 from pliant.gradients.facade.router import create_truncated_router
 

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from pliant.anatomy.tiny import tiny_model
 from pliant.errors import InvalidInput
-from pliant.gradients.biased import BIASED, BiasedWarning
+from pliant.gradients.cautions import BIASED, BiasedWarning
 from pliant.gradients.facade.loss import CGGRLoss
 
 V = 7

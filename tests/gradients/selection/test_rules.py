@@ -179,7 +179,7 @@ def test_bad_input_is_named() -> None:
     valid = torch.ones(1, 4, dtype=torch.bool)
     with pytest.raises(InvalidInput, match="ratio = 0"):
         choose(None, valid, GradientConfig(), 0)
-    with pytest.raises(InvalidInput, match="'sampled' tells tokens apart"):
+    with pytest.raises(InvalidInput, match="'sampled' needs scores"):
         choose(None, valid, GradientConfig(), 0.5)
     with pytest.raises(InvalidInput, match=r"\(1, 3\) for positions of \(1, 4\)"):
         choose(torch.zeros(1, 3), valid, GradientConfig(), 0.5)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pliant.gradients.selection.sampling import inclusion, mixed, starts, systematic
+from pliant.gradients.selection.rules import inclusion, mixed, starts, systematic
 
 ODD = [0.0, 1.0, 1e-30, 1e30, 3.4e38, -5.0, float("inf"), float("-inf"), float("nan")]
 SCORE = st.one_of(st.floats(0, 10, width=32), st.sampled_from(ODD))

@@ -1,11 +1,11 @@
 """Does selective training help here? Measured on the user's own model and data, beside controls.
 
-    found = audit(model, batches, GradientConfig())        # a step's gradient, time and memory
-    ran = race(model, rows, held_out, GradientConfig(), seconds=20)        # and what it comes to
+    result = audit(model, batches, GradientConfig())       # a step's gradient, time and memory
+    result = race(model, rows, held_out, GradientConfig(), seconds=20)  # the loss it leads to
     trainer.add_callback(AuditCallback(auto=True))         # both, as a training begins
 
-`contenders` says who is compared, `quality` and `cost` measure a step, `race` trains and `verdict`
-says who won; `shown` tells which tokens they are. The model is left as it was found.
+`contenders` are what is compared, `quality` and `cost` measure a step, `race` trains, and `result`
+is what it comes to; `preview` shows the selected tokens. The model is restored afterwards.
 """
 
 from pliant.gradients.audit.audit import Audit, Finding, audit

@@ -21,7 +21,7 @@ from pliant.gradients.audit.contenders import (
     steady,
 )
 from pliant.gradients.audit.cost import StepCost, costs
-from pliant.gradients.audit.quality import Judge, Quality
+from pliant.gradients.audit.quality import GradientComparison, Quality
 from pliant.gradients.audit.snapshot import clear_gradients, restored, trained
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.label_alignment import label_alignment
@@ -36,13 +36,13 @@ Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one contender."""
+    """One contender's gradient and cost."""
 
     contender: Contender
     quality: Quality
     cost: StepCost
     notes: tuple[str, ...]
-    """What was computed otherwise than was asked for, and why."""
+    """What was computed in another way than configured, and why."""
 
     @property
     def name(self) -> str:
@@ -64,7 +64,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """All of them; the first is what was asked for, the last standard training."""
+    """All contenders: the configuration under test first, standard training last."""
 
     findings: tuple[Finding, ...]
     batches: int
@@ -77,24 +77,27 @@ class Audit:
         return next(f for f in self.findings if f.name == name)
 
     @property
-    def asked(self) -> Finding:
+    def ours(self) -> Finding:
         return self.findings[0]
 
     @property
     def sentence(self) -> str:
-        """What was found of what was asked for. Whether it trains better, only a race tells."""
-        ours, theirs = self.asked, [f for f in self.findings if f.contender.kind == "rows"]
-        said = (
+        """The finding. Whether the configuration trains better, only a race can tell."""
+        ours, theirs = self.ours, [f for f in self.findings if f.contender.kind == "rows"]
+        finding = (
             f"{ours.name}: {_band(ours.cost.speed)} times as fast a step as standard training, "
             f"with {self.memory(ours):.2f} of its memory; its gradient's cosine with the full one "
             f"is {_band(ours.quality.cosine)}"
         )
         if not theirs:
-            return said + "."
+            return finding + "."
         return (
-            f"{said}, that of {theirs[0].name}, at about that cost, "
+            f"{finding}, that of {theirs[0].name}, at about that cost, "
             f"{_band(theirs[0].quality.cosine)}."
         )
+
+    def __str__(self) -> str:
+        return self.sentence
 
     def memory(self, finding: Finding) -> float:
         """As a share of standard training's."""
@@ -123,24 +126,24 @@ def audit(
 ) -> Audit:
     """Compare `config`'s gradient with the full one of the same batches, and with the controls.
 
-    A batch is what the model is called with, labels among it. The schedule is left out: this is
-    what a step comes to when its warm-up is over. The model is left as it was found.
+    A batch is what the model is called with, labels among it. It is measured as
+    after its warm-up, without the schedule. The model is restored afterwards.
     """
     config, model = config or GradientConfig(), unwrap(model)
-    given: list[Batch] = [batches] if isinstance(batches, Mapping) else list(batches)
-    tokens = _checked(model, given, draws, turns)
+    batch_list: list[Batch] = [batches] if isinstance(batches, Mapping) else list(batches)
+    tokens = _checked(model, batch_list, draws, turns)
     with restored(model):
-        several = [placed(batch, model) for batch in given]
-        share = cost_share(model, several[0], config, router)
-        contenders = contenders_for(config, share, rows_in(several[0]))
+        on_device = [placed(batch, model) for batch in batch_list]
+        share = cost_share(model, on_device[0], config, router)
+        contenders = contenders_for(config, share, rows_in(on_device[0]))
         with Field(model, contenders, router) as field:
-            judge = Judge(field, draws)
-            for batch in (progress or silently)(several, "comparing gradients"):
-                judge.see(batch)
-            cost = costs(field, several, turns)
-            notes = {one: tuple(field.notes.get(one, ())) for one in contenders}
-    findings = tuple(Finding(c, judge.quality(c), cost[c], notes[c]) for c in contenders)
-    return Audit(findings, len(given), sum(map(rows_in, given)), tokens, draws)
+            comparison = GradientComparison(field, draws)
+            for batch in (progress or no_progress)(on_device, "comparing gradients"):
+                comparison.add(batch)
+            cost = costs(field, on_device, turns)
+            notes = {c: tuple(field.notes.get(c, ())) for c in contenders}
+    findings = tuple(Finding(c, comparison.quality(c), cost[c], notes[c]) for c in contenders)
+    return Audit(findings, len(batch_list), sum(map(rows_in, batch_list)), tokens, draws)
 
 
 def cost_share(
@@ -149,12 +152,12 @@ def cost_share(
     config: GradientConfig,
     router: Router | None,
 ) -> float | None:
-    """What a step by this configuration costs of a standard one, by operations."""
-    asked = Contender("tokens", steady(config))
-    with Field(model, [asked], router) as field:
-        field.step(asked, batch)
+    """The operations of a step, as a share of a standard step's."""
+    ours = Contender("tokens", steady(config))
+    with Field(model, [ours], router) as field:
+        field.step(ours, batch)
         clear_gradients(model)
-        return field.handles[asked].metrics().get("flops_of_standard")
+        return field.handles[ours].metrics().get("flops_of_standard")
 
 
 def _checked(model: nn.Module, batches: Sequence[Batch], draws: int, turns: int) -> int:
@@ -175,7 +178,7 @@ def _checked(model: nn.Module, batches: Sequence[Batch], draws: int, turns: int)
 
 
 def _labelled(model: nn.Module, batch: Batch) -> int:
-    """Where labels stand at what predicts them, the first of a row is one as well."""
+    """With aligned labels, the first of a row counts as well."""
     split = SplitForward(Anatomy.of(model), model.forward)
     return int(labelled_batch(dict(batch), label_alignment(split).aligned).valid_BT.sum())
 
@@ -185,7 +188,7 @@ def placed(batch: Batch, model: nn.Module) -> dict[str, Any]:
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
-def silently(items: Sequence[Any], what: str) -> Iterable[Any]:
+def no_progress(items: Sequence[Any], what: str) -> Iterable[Any]:
     return items
 
 

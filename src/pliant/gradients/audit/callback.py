@@ -1,5 +1,5 @@
-"""Under a Trainer: the audit and the race at the start of a training, on its own data; and, if it
-is told to, what they recommend.
+"""Under a Trainer: the audit and the race at the start of a training, on its own data; and,
+with `auto`, training by the winner.
 
     make_selective(trainer, GradientConfig())
     trainer.add_callback(AuditCallback(auto=True))
@@ -29,10 +29,10 @@ Say = Callable[[str], None]
 
 
 class AuditCallback(TrainerCallback):
-    """Measures before the first step; a resumed training keeps what was found at its start.
+    """Measures before the first step; a resumed training keeps its first decision.
 
     With `auto`, training goes on as the winner: its rule and engine, or all tokens where standard
-    training or a smaller batch won. What it found is in `.audit` and `.race`.
+    training or a smaller batch won. The results are in `.audit` and `.race`.
     """
 
     def __init__(
@@ -69,7 +69,9 @@ class AuditCallback(TrainerCallback):
         if state.global_step > 0:
             return
         if args.world_size > 1:
-            raise InvalidInput("the audit runs in one process: run it there, and set what it says")
+            raise InvalidInput(
+                "the audit runs in one process: run it there, and apply its recommendation"
+            )
         gradients = _attached(model)
         if self.auto and gradients is None:
             raise InvalidInput("nothing to switch is attached: make_selective(trainer, ...) first")
@@ -93,9 +95,9 @@ class AuditCallback(TrainerCallback):
     ) -> None:
         held, size = max(1, min(self.held_out, len(rows) // 4)), args.per_device_train_batch_size
         train, rest = rows[held:], rows[:held]
-        some = [collate(list(train[i : i + size])) for i in range(0, size * self.batches, size)]
-        some = [batch for batch in some if rows_in(batch)]
-        self.audit = audit(model, some, config, draws=self.draws, turns=self.turns, **helps)
+        batches = [collate(list(train[i : i + size])) for i in range(0, size * self.batches, size)]
+        batches = [batch for batch in batches if rows_in(batch)]
+        self.audit = audit(model, batches, config, draws=self.draws, turns=self.turns, **helps)
         self.say(self.audit.sentence)
         self.race = race(
             model,
@@ -159,12 +161,12 @@ def _rows_of(loader: Any, held_out: int, seed: int) -> tuple[_Rows, Callable[...
 
 
 def _attached(model: nn.Module) -> Gradients | None:
-    found = [one for one in adapters.attached(model).values() if isinstance(one, Gradients)]
-    if len(found) > 1:
+    attached = [a for a in adapters.attached(model).values() if isinstance(a, Gradients)]
+    if len(attached) > 1:
         warnings.warn(
-            f"{len(found)} are attached: the first is audited", GradientsWarning, stacklevel=3
+            f"{len(attached)} are attached: the first is audited", GradientsWarning, stacklevel=3
         )
-    return found[0] if found else None
+    return attached[0] if attached else None
 
 
 def _helpers(gradients: Gradients) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def label(config: GradientConfig) -> str:
     """`sampled .25, sparse`: the rule, how much of it, the engine, and what else is unusual."""
     if config.engine == "completion":
         return "completion only"
-    words = [f"{config.selection} {config.ratio:g}".replace(" 0.", " ."), config.engine]
+    parts = [f"{config.selection} {config.ratio:g}".replace(" 0.", " ."), config.engine]
     usual, idle = asdict(GradientConfig()), set(NAMED)
     if not config.needs_scores:
         idle |= {"score", "mix", "exit_layer", "sensitivity"}
@@ -81,31 +81,31 @@ def label(config: GradientConfig) -> str:
         idle.add("kv_grad")
     for name, value in asdict(config).items():
         if name not in idle and value != usual[name]:
-            words.append(value if isinstance(value, str) else f"{name} {value:g}")
-    return ", ".join(words)
+            parts.append(value if isinstance(value, str) else f"{name} {value:g}")
+    return ", ".join(parts)
 
 
 NAMED = ("engine", "ratio", "selection", "seed")
-"""What a label says anyway, or no label says."""
+"""Fields that a label always or never mentions."""
 
 
 def steady(config: GradientConfig) -> GradientConfig:
-    """Without its start: what it comes to when the schedule has run out."""
+    """The configuration after its schedule has ended."""
     return replace(config, warmup_steps=0, dense_first=0, dense_every=0)
 
 
 def contenders_for(
     config: GradientConfig, share: float | None = None, rows: int = 1
 ) -> list[Contender]:
-    """What was asked for, the other rules and engines at its ratio, and the controls.
+    """The configuration itself, the other rules and engines at its ratio, and the controls.
 
     `share` is what a step costs of a standard one: so many of a batch's `rows` make the smaller
     batch.
     """
-    asked = steady(config)
+    ours = steady(config)
     plain = replace(GradientConfig(), ratio=config.ratio, seed=config.seed)
     configs = [
-        asked,
+        ours,
         plain,
         replace(plain, selection="uniform"),
         replace(plain, engine="exact"),
@@ -113,23 +113,23 @@ def contenders_for(
         replace(plain, engine="exact", selection="topk"),
     ]
     different = dict.fromkeys(configs)
-    found = [Contender("tokens", one) for one in different]
-    return [*found, *fewer_rows(config, share, rows), STANDARD]
+    tokens = [Contender("tokens", choice) for choice in different]
+    return [*tokens, *fewer_rows(config, share, rows), STANDARD]
 
 
 def fewer_rows(config: GradientConfig, share: float | None, rows: int) -> list[Contender]:
     """Batches of whole sequences: the hardest, as many as the ratio says, and random ones, as many
     as a step's cost says. None of a single sequence, and none that would be the whole batch."""
     hardest, random = math.ceil(rows * config.ratio), max(1, round(rows * (share or 1.0)))
-    found = [
+    batches = [
         Contender("hardest_rows", share=hardest / rows),
         Contender("rows", share=random / rows),
     ]
-    return [one for one in found if one.share < 1]
+    return [batch for batch in batches if batch.share < 1]
 
 
 class Field:
-    """Contenders on one model: one of them acts at a time, whatever else is attached rests."""
+    """Contenders on one model: one at a time is active, and no other adapter."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Field:
         self.router = router
         self.handles: dict[Contender, Gradients] = {}
         self.notes: dict[Contender, list[str]] = {}
-        """What was computed otherwise than was asked for."""
+        """What was computed in another way than configured."""
 
     def __enter__(self) -> Self:
         self._before = [a for a in adapters.attached(self.model).values() if is_ours(a)]
@@ -174,13 +174,13 @@ class Field:
     @contextmanager
     def only(self, contender: Contender) -> Iterator[None]:
         acting = self.handles.get(contender)
-        with ExitStack() as stack, warnings.catch_warnings(record=True) as said:
+        with ExitStack() as stack, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", GradientsWarning)
             for other in (*self._before, *self.handles.values()):
                 if other is not acting:
                     stack.enter_context(other.disabled())
             yield
-        self._note(contender, said)
+        self._note(contender, caught)
 
     def loss(self, contender: Contender, batch: Batch, draw: int) -> Tensor:
         """Of this draw; inside of `only`."""
@@ -193,10 +193,10 @@ class Field:
         if contender.kind == "rows":
             generator = torch.Generator().manual_seed(draw)
             rows = torch.randperm(count, generator=generator)[: contender.rows_of(count)]
-            batch = taken(batch, rows.sort().values)
+            batch = select_rows(batch, rows.sort().values)
         elif contender.kind == "hardest_rows":
             rows = self._hardness(batch).argsort(descending=True)[: contender.rows_of(count)]
-            batch = taken(batch, rows.sort().values)
+            batch = select_rows(batch, rows.sort().values)
         loss: Tensor = self.model(**batch).loss
         return loss
 
@@ -204,25 +204,25 @@ class Field:
     def _hardness(self, batch: Batch) -> Tensor:
         """(B,): the mean difficulty of each row's labelled tokens, by the score "combined"."""
         split = SplitForward(Anatomy.of(self.model), self.model.forward)
-        lesson = labelled_batch(dict(batch), label_alignment(split).aligned)
-        decoded = split.backbone(lesson.inputs)
+        labelled = labelled_batch(dict(batch), label_alignment(split).aligned)
+        decoded = split.backbone(labelled.inputs)
         scores_N = in_chunks(
-            lambda rows: split.logits(decoded, rows, lesson.inputs),
-            last_hidden_state(decoded)[lesson.valid_BT],
-            lesson.targets_BT[lesson.valid_BT],
+            lambda rows: split.logits(decoded, rows, labelled.inputs),
+            last_hidden_state(decoded)[labelled.valid_BT],
+            labelled.targets_BT[labelled.valid_BT],
             "combined",
         ).scores_N
-        count_B = lesson.valid_BT.sum(1).clamp(min=1)
-        return spread(scores_N, lesson.valid_BT).sum(1) / count_B
+        count_B = labelled.valid_BT.sum(1).clamp(min=1)
+        return spread(scores_N, labelled.valid_BT).sum(1) / count_B
 
-    def _note(self, contender: Contender, said: Sequence[warnings.WarningMessage]) -> None:
+    def _note(self, contender: Contender, caught: Sequence[warnings.WarningMessage]) -> None:
         notes = self.notes.setdefault(contender, [])
-        for one in said:
-            if issubclass(one.category, GradientsWarning):
-                if str(one.message) not in notes:
-                    notes.append(str(one.message))
+        for w in caught:
+            if issubclass(w.category, GradientsWarning):
+                if str(w.message) not in notes:
+                    notes.append(str(w.message))
             else:
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+                warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
 def is_ours(adapter: Any) -> bool:
@@ -237,16 +237,16 @@ def rows_in(batch: Batch) -> int:
     return len(source)
 
 
-def taken(batch: Batch, rows: Tensor) -> dict[str, Any]:
-    """Some rows of a batch, without columns that are only padding in these."""
+def select_rows(batch: Batch, rows: Tensor) -> dict[str, Any]:
+    """Some rows of a batch, without columns of padding alone."""
     count = rows_in(batch)
-    some = {
+    selected = {
         name: value[rows.to(value.device)]
         if isinstance(value, Tensor) and value.dim() and len(value) == count
         else value
         for name, value in batch.items()
     }
-    return narrowed(some)
+    return narrowed(selected)
 
 
 def narrowed(batch: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class StepCost:
 
 
 def costs(field: Field, batches: Sequence[Batch], turns: int) -> Mapping[Contender, StepCost]:
-    """Whatever disturbs the machine disturbs all alike: each turn runs each contender once."""
+    """Each turn runs each contender once, so that disturbances of the machine affect all alike."""
     memory = {c: _memory(field, c, batches[0]) for c in field.contenders}
     shares = {c: operations(field, c) for c in field.contenders}
     seconds: dict[Contender, list[float]] = {c: [] for c in field.contenders}
@@ -65,7 +65,7 @@ def _speed(ratios: Any) -> Band:
 
 
 def operations(field: Field, contender: Contender) -> float | None:
-    """A step's, as a share of standard training's: told by what it has just run."""
+    """Of the step that just ran, as a share of standard training's."""
     handle = field.handles.get(contender)
     if handle is not None:
         return handle.metrics().get("flops_of_standard")
@@ -92,7 +92,7 @@ def _memory(field: Field, contender: Contender, batch: Batch) -> int:
 
 
 def _on_cuda(field: Field, contender: Contender, batch: Batch) -> int:
-    field.step(contender, batch)  # what libraries take once, they have now
+    field.step(contender, batch)  # libraries allocate their workspaces
     clear_gradients(field.model)
     devices = {p.device for p in field.model.parameters() if p.device.type == "cuda"}
     wait(field.model)
@@ -105,9 +105,9 @@ def _on_cuda(field: Field, contender: Contender, batch: Batch) -> int:
 
 
 class Peak(TorchDispatchMode):
-    """Counts the bytes of all storages that are made inside and still alive: now, and at most.
+    """Counts the bytes of all storages that are created inside and alive: now, and at the peak.
 
-    What a kernel takes for itself and gives back before it ends is not seen.
+    What a kernel allocates and frees before it ends is not counted.
     """
 
     def __init__(self) -> None:
@@ -117,10 +117,10 @@ class Peak(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = {_key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        inputs = {_key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         answer = func(*args, **kwargs)
         for tensor in tree_leaves(answer):
-            if isinstance(tensor, Tensor) and _key(tensor) not in given:
+            if isinstance(tensor, Tensor) and _key(tensor) not in inputs:
                 self._see(tensor.untyped_storage())
         return answer
 

@@ -1,4 +1,4 @@
-"""Which tokens of a batch would be trained, one by one: for the eye."""
+"""Which tokens of a batch would be trained, one by one, for display."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pliant.gradients.telemetry import Telemetry
 
 @dataclass(frozen=True)
 class ShownToken:
-    """A token, and what training makes of predicting it."""
+    """A token, and how it is trained."""
 
     id: int
     labelled: bool
     weight: float
-    """What it counts in the loss; 0 if it is not trained."""
+    """Its weight in the loss; 0 if it is not trained."""
     loss: float | None
     """Where it is known: of what is trained, and of all that was scored."""
 
@@ -48,28 +48,28 @@ def show(
     router: Router | None = None,
     draw: int = 0,
 ) -> Shown:
-    """One draw of `config`'s tokens, when its schedule has run out; the model stays as it is.
+    """One draw of `config`'s tokens after its schedule has ended; the model stays as it is.
 
-    Scores are told from the whole vocabulary, so that every token's loss is known.
+    Scores are computed from the full vocabulary, so that every token's loss is known.
     """
     whole = replace(steady(config or GradientConfig()), score_share=1.0)
-    model, asked = unwrap(model), Contender("tokens", whole)
-    with restored(model), Field(model, [asked], router) as field:
+    model, ours = unwrap(model), Contender("tokens", whole)
+    with restored(model), Field(model, [ours], router) as field:
         watching = Watching()
-        field.handles[asked].telemetry = watching
-        with field.only(asked):
-            field.loss(asked, placed(batch, model), draw)
+        field.handles[ours].telemetry = watching
+        with field.only(ours):
+            field.loss(ours, placed(batch, model), draw)
     mask = batch.get("attention_mask")
     ids = batch["input_ids"].tolist()
-    kept = torch.ones_like(batch["input_ids"]) if mask is None else mask
+    mask = torch.ones_like(batch["input_ids"]) if mask is None else mask
     return tuple(
-        tuple(token for token, inside in zip(watching.row(b, row), kept[b], strict=True) if inside)
+        tuple(token for token, inside in zip(watching.row(b, row), mask[b], strict=True) if inside)
         for b, row in enumerate(ids)
     )
 
 
 class Watching(Telemetry):
-    """Keeps what was chosen, instead of counting it."""
+    """Records which tokens were chosen, instead of counting them."""
 
     def trained(
         self,
@@ -83,12 +83,12 @@ class Watching(Telemetry):
     ) -> None:
         at_BK, live_BK = chosen.positions_BK.cpu(), chosen.live_BK.cpu()
         self.valid_BT = batch.valid_BT.cpu()
-        found = torch.full(self.valid_BT.shape, torch.nan)
+        losses = torch.full(self.valid_BT.shape, torch.nan)
         if losses_BT is not None:
-            found[self.valid_BT] = losses_BT.float().cpu()[self.valid_BT]
+            losses[self.valid_BT] = losses_BT.float().cpu()[self.valid_BT]
         rows = torch.arange(len(at_BK))[:, None].expand_as(at_BK)
-        found[rows[live_BK], at_BK[live_BK]] = losses_N.detach().float().cpu()
-        self.losses_BT = found
+        losses[rows[live_BK], at_BK[live_BK]] = losses_N.detach().float().cpu()
+        self.losses_BT = losses
         self.weights_BT = torch.zeros(self.valid_BT.shape)
         self.weights_BT[rows[live_BK], at_BK[live_BK]] = chosen.weights_BK.cpu()[live_BK]
 

@@ -1,8 +1,7 @@
-"""How near a contender's gradient is to the full one of the same batch: its direction, its length,
-its bias over many draws, and its spread.
+"""How close a contender's gradient is to the full one of the same batch: direction, length, bias
+over many draws, and variance.
 
-Draws are summed as they come: two gradients are held beside the one that is being made, however
-many draws there are.
+Draws are summed one by one: however many there are, two gradients are held beside the current one.
 """
 
 from __future__ import annotations
@@ -49,20 +48,20 @@ class _Draws:
     variance: float
 
 
-class Judge:
-    """Collects what `quality` sums up, batch by batch."""
+class GradientComparison:
+    """Collects the draws of each batch, which `quality` summarizes."""
 
     def __init__(self, field: Field, draws: int) -> None:
         self.field, self.draws = field, draws
         self.parameters = trained(field.model)
-        self.found: dict[Contender, list[_Draws]] = {c: [] for c in field.contenders}
+        self.results: dict[Contender, list[_Draws]] = {c: [] for c in field.contenders}
 
-    def see(self, batch: Batch) -> None:
-        """Every contender's draws on this batch, each beside the full gradient."""
+    def add(self, batch: Batch) -> None:
+        """Compare every contender's draws on this batch with the full gradient."""
         full = self._gradient(STANDARD, batch, 0)
         for contender in self.field.contenders:
             count = self.draws if contender.draws else 1
-            self.found[contender].append(self._drawn(contender, batch, full, count))
+            self.results[contender].append(self._drawn(contender, batch, full, count))
 
     def _drawn(self, contender: Contender, batch: Batch, full: list[Tensor], count: int) -> _Draws:
         total: list[Tensor] | None = None
@@ -84,23 +83,23 @@ class Judge:
         return _summed(total, full, norms, cosines)
 
     def _gradient(self, contender: Contender, batch: Batch, draw: int) -> list[Tensor]:
-        """Dropout, where there is some, drops the same for all that run the whole batch."""
+        """With the same dropout for all that run the whole batch."""
         clear_gradients(self.field.model)
         torch.manual_seed(0)
         self.field.step(contender, batch, draw)
-        return _taken(self.parameters)
+        return _take_gradients(self.parameters)
 
     def quality(self, contender: Contender) -> Quality:
-        found = self.found[contender]
-        cosines = np.array([c for one in found for c in one.cosines])
-        batches = [i for i, one in enumerate(found) for _ in one.cosines]
-        clusters = batches if len(found) > 1 else None
+        draws = self.results[contender]
+        cosines = np.array([c for d in draws for c in d.cosines])
+        batches = [i for i, d in enumerate(draws) for _ in d.cosines]
+        clusters = batches if len(draws) > 1 else None
         return Quality(
             cosine=bootstrap(lambda at: float(cosines[at].mean()), len(cosines), clusters=clusters),
-            norm=float(np.mean([n for one in found for n in one.norms])),
-            mean_cosine=float(np.mean([one.mean_cosine for one in found])),
-            bias=float(np.mean([one.bias for one in found])),
-            variance=float(np.mean([one.variance for one in found])),
+            norm=float(np.mean([n for d in draws for n in d.norms])),
+            mean_cosine=float(np.mean([d.mean_cosine for d in draws])),
+            bias=float(np.mean([d.bias for d in draws])),
+            variance=float(np.mean([d.variance for d in draws])),
         )
 
 
@@ -121,15 +120,15 @@ def _summed(
     )
 
 
-def _taken(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The gradients out of their parameters, in fp32 or more; zeros where there is none."""
-    found = []
+def _take_gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Remove and return the gradients, in fp32 or more; zeros where there is none."""
+    gradients = []
     for p in parameters:
         grad, p.grad = p.grad, None
         if grad is None:
             grad = torch.zeros_like(p)
-        found.append(grad.detach() if grad.dtype == torch.float64 else grad.detach().float())
-    return found
+        gradients.append(grad.detach() if grad.dtype == torch.float64 else grad.detach().float())
+    return gradients
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:

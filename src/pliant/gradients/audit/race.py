@@ -25,7 +25,7 @@ from pliant.anatomy.decoder import last_hidden_state
 from pliant.anatomy.unwrap import unwrap
 from pliant.data.collate import Collator
 from pliant.errors import InvalidInput
-from pliant.gradients.audit.audit import TURNS, Progress, cost_share, placed, silently
+from pliant.gradients.audit.audit import TURNS, Progress, cost_share, no_progress, placed
 from pliant.gradients.audit.contenders import STANDARD, Batch, Contender, Field, fewer_rows, steady
 from pliant.gradients.audit.cost import operations, wait
 from pliant.gradients.audit.result import Race, Run
@@ -82,7 +82,7 @@ def race(
     config, model = config or GradientConfig(), unwrap(model)
     _check(train_rows, eval_rows, batch_size, seeds, seconds, steps, turns)
     terms = Terms(min(batch_size, len(train_rows)), lr, collate or Collator())
-    kept = SavedWeights(model)
+    weights = SavedWeights(model)
     with restored(model):
         first = placed(next(_batches(train_rows, terms, 0)), model)
         if contenders is None:
@@ -91,21 +91,21 @@ def race(
         field = [one for one in contenders if one != STANDARD]
         try:
             with Field(model, [*field, STANDARD], router) as together:
-                return _Course(together, train_rows, eval_rows, terms, kept, turns).run(
-                    seconds, steps, seeds, points, progress or silently
+                return _Course(together, train_rows, eval_rows, terms, weights, turns).run(
+                    seconds, steps, seeds, points, progress or no_progress
                 )
         finally:
-            kept.restore()
+            weights.restore()
 
 
 def entrants(config: GradientConfig, share: float | None, rows: int) -> list[Contender]:
-    """What was asked for, random tokens through the same engine, and batches of fewer sequences."""
-    asked = steady(config)
-    tokens = [asked]
+    """The configuration, random tokens through the same engine, and batches of fewer sequences."""
+    ours = steady(config)
+    configs = [ours]
     if config.engine != "completion":
-        tokens.append(replace(asked, selection="uniform", score="gradient", exit_layer=None))
-    found = [Contender("tokens", one) for one in dict.fromkeys(tokens)]
-    return [*found, *fewer_rows(config, share, rows)]
+        configs.append(replace(ours, selection="uniform", score="gradient", exit_layer=None))
+    tokens = [Contender("tokens", choice) for choice in dict.fromkeys(configs)]
+    return [*tokens, *fewer_rows(config, share, rows)]
 
 
 class _Course:
@@ -117,13 +117,13 @@ class _Course:
         train_rows: Sequence[Row],
         eval_rows: Sequence[Row],
         terms: Terms,
-        kept: SavedWeights,
+        weights: SavedWeights,
         turns: int,
     ) -> None:
-        self.field, self.terms, self.kept, self.turns = field, terms, kept, turns
+        self.field, self.terms, self.weights, self.turns = field, terms, weights, turns
         self.train_rows = train_rows
         self.model = field.model
-        self.exam = [
+        self.held_out = [
             placed(terms.collate(eval_rows[at : at + terms.batch_size]), self.model)
             for at in range(0, len(eval_rows), terms.batch_size)
         ]
@@ -139,12 +139,12 @@ class _Course:
             else:
                 assert steps is not None
                 budget[contender] = max(1, round(steps / (shares[contender] or 1.0)))
-        nll_0, counts = self._examined()
+        nll_0, counts = self._evaluate()
         begin = float(nll_0.sum() / counts.sum())
-        laps = [(seed, one) for seed in range(seeds) for one in self.field.contenders]
+        laps = [(seed, c) for seed in range(seeds) for c in self.field.contenders]
         ends: dict[Contender, list[Any]] = {one: [] for one in self.field.contenders}
-        for seed, one in progress(laps, "racing"):
-            ends[one].append(self._lap(one, seed, budget[one], points))
+        for seed, contender in progress(laps, "racing"):
+            ends[contender].append(self._lap(contender, seed, budget[contender], points))
         runs = tuple(
             Run(
                 contender=one,
@@ -171,15 +171,15 @@ class _Course:
                 begun = time.perf_counter()
                 self._step(one, batch, turn, optimizer)
                 wait(self.model)
-                if turn:  # the first is warmed up in
+                if turn:  # the first is a warm-up
                     taken[one].append(time.perf_counter() - begun)
                 shares[one] = operations(self.field, one)
-        self.kept.restore()
+        self.weights.restore()
         return {one: statistics.median(times) for one, times in taken.items()}, shares
 
     def _lap(self, one: Contender, seed: int, steps: int, points: int) -> tuple[Any, Any]:
-        """Its losses on the way, as (share of the budget, loss), and the last one row by row."""
-        self.kept.restore()
+        """Its loss curve, as (share of the budget, loss), and the last losses row by row."""
+        self.weights.restore()
         torch.manual_seed(seed)
         optimizer = self._optimizer()
         stops = {max(1, round(steps * (i + 1) / points)) for i in range(points)}
@@ -190,7 +190,7 @@ class _Course:
             here = placed(batch, self.model)
             self._step(one, here, seed * 1_000_003 + step, optimizer)
             if step + 1 in stops:
-                nll, counts = self._examined()
+                nll, counts = self._evaluate()
                 curve.append(((step + 1) / steps, float(nll.sum() / counts.sum())))
         return tuple(curve), nll
 
@@ -199,38 +199,38 @@ class _Course:
     ) -> None:
         clear_gradients(self.model)
         self.field.step(one, batch, draw)
-        nn.utils.clip_grad_norm_(self.kept.parameters, CLIP)
+        nn.utils.clip_grad_norm_(self.weights.parameters, CLIP)
         optimizer.step()
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.kept.parameters, lr=self.terms.lr, weight_decay=0.0)
+        return torch.optim.AdamW(self.weights.parameters, lr=self.terms.lr, weight_decay=0.0)
 
     @torch.no_grad()
-    def _examined(self) -> tuple[Any, Any]:
+    def _evaluate(self) -> tuple[Any, Any]:
         """The summed loss of each held-out row, and how many tokens it has."""
         self.model.eval()
-        found = [_row_losses(self.model, batch) for batch in self.exam]
+        losses = [_row_losses(self.model, batch) for batch in self.held_out]
         self.model.train()
-        return tuple(np.concatenate(side) for side in zip(*found, strict=True))  # type: ignore[return-value]
+        return tuple(np.concatenate(side) for side in zip(*losses, strict=True))  # type: ignore[return-value]
 
 
 def _row_losses(model: nn.Module, batch: Batch) -> tuple[Any, Any]:
     """Each row's loss, summed over its tokens; no logits of a whole batch exist."""
     split = SplitForward(Anatomy.of(model), model.forward)
-    lesson = labelled_batch(dict(batch), label_alignment(split).aligned)
-    decoded = split.backbone(lesson.inputs)
+    labelled = labelled_batch(dict(batch), label_alignment(split).aligned)
+    decoded = split.backbone(labelled.inputs)
     losses_N = in_chunks(
-        lambda rows: split.logits(decoded, rows, lesson.inputs),
-        last_hidden_state(decoded)[lesson.valid_BT],
-        lesson.targets_BT[lesson.valid_BT],
+        lambda rows: split.logits(decoded, rows, labelled.inputs),
+        last_hidden_state(decoded)[labelled.valid_BT],
+        labelled.targets_BT[labelled.valid_BT],
         "loss",
     ).losses_N
-    losses_B = spread(losses_N.double(), lesson.valid_BT).sum(1)
-    return losses_B.cpu().numpy(), lesson.valid_BT.sum(1).cpu().numpy()
+    losses_B = spread(losses_N.double(), labelled.valid_BT).sum(1)
+    return losses_B.cpu().numpy(), labelled.valid_BT.sum(1).cpu().numpy()
 
 
 def _batches(rows: Sequence[Row], terms: Terms, seed: int) -> Iterator[Batch]:
-    """Without end; each epoch in an order of its own, the same for all contenders."""
+    """Endless; each epoch in a new order, the same for all contenders."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(rows), generator=generator).tolist()
@@ -261,7 +261,9 @@ def _check(
         if value < 1:
             raise InvalidInput(f"{name} = {value}: give 1 or more")
     if (seconds is None) == (steps is None):
-        raise InvalidInput("a race is over seconds, or over so many standard steps: give one")
-    given = seconds if seconds is not None else steps
-    if given is None or not given > 0:
-        raise InvalidInput(f"a budget of {given}: give more than 0")
+        raise InvalidInput(
+            "a race takes a number of seconds, or of standard steps: give one of them"
+        )
+    budget = seconds if seconds is not None else steps
+    if budget is None or not budget > 0:
+        raise InvalidInput(f"a budget of {budget}: give more than 0")

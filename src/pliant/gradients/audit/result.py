@@ -1,4 +1,4 @@
-"""Who won a race, and how sure that is."""
+"""Which contender won a race, and how certain that is."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from pliant.gradients.audit.contenders import STANDARD, Contender
 from pliant.stats import Band, bootstrap
 
 Floats = NDArray[np.float64]
+FEWEST_STEPS = 3
+"""A training of a step or two shows nothing of where it would lead."""
+
 Curve = Sequence[tuple[float, float]]
 """(share of the budget that is spent, loss on the held-out rows)"""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One contender's, all its seeds."""
+    """One contender's training, with all its seeds."""
 
     contender: Contender
     steps: int
@@ -39,7 +42,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Race:
-    """All of them; the first is what was asked for, the last standard training."""
+    """All contenders: the configuration under test first, standard training last."""
 
     runs: tuple[Run, ...]
     counts: NDArray[np.int64]
@@ -83,8 +86,15 @@ class Race:
         return Band(rows.value, min(rows.low, seeds.low), max(rows.high, seeds.high), level)
 
     @property
+    def is_conclusive(self) -> bool:
+        """Whether every contender trained for more than a step or two."""
+        return all(run.steps >= FEWEST_STEPS for run in self.runs)
+
+    @property
     def winner(self) -> Run:
         """Standard training, unless another is significantly better: then the best of those."""
+        if not self.is_conclusive:
+            return self.standard
         better = [run for run in self.runs if self._is_better(run)]
         return min(better, key=self.loss, default=self.standard)
 
@@ -102,6 +112,12 @@ class Race:
         """The recommendation."""
         at = f"at {self.budget}, {self.seeds} seed{'s' * (self.seeds != 1)}"
         standard, winner = self.standard, self.winner
+        if not self.is_conclusive:
+            steps = min(run.steps for run in self.runs)
+            return (
+                f"Could not tell: {at}, a contender trained for only {steps} "
+                f"step{'s' * (steps != 1)}. Give the race more time."
+            )
         if winner is not standard:
             how = "Use" if winner.contender.config is not None else "Use smaller batches, and"
             how = f"{how} {winner.name}"
@@ -113,12 +129,15 @@ class Race:
         if not others:
             return f"Train as usual: {at}, there was nothing to compare with."
         best = min(others, key=self.loss)
-        doubt = "" if self.seeds > 1 else " (one seed shows nothing: take more)"
+        doubt = "" if self.seeds > 1 else " (one seed proves nothing: use more)"
         return (
             f"Train as usual: {at}, nothing was significantly better than standard training's "
             f"{self.loss(standard):.4f}{doubt}; the next, {best.name}, gains "
             f"{_signed(self.gain(best))} nats a token on it."
         )
+
+    def __str__(self) -> str:
+        return self.sentence
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: a loss that is no number is null."""
@@ -127,6 +146,7 @@ class Race:
             "steps": self.steps,
             "seeds": self.seeds,
             "sentence": self.sentence,
+            "conclusive": self.is_conclusive,
             "winner": self.winner.name,
             "runs": [self._plain(run) for run in self.runs],
         }

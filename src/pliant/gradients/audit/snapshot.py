@@ -1,4 +1,4 @@
-"""A model is borrowed for measurements, and given back as it was found."""
+"""A model is used for measurements, and restored afterwards."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pliant.errors import InvalidInput
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """In training mode inside; then modes, gradients, buffers and random state are as before.
+    """Train mode inside; afterwards modes, gradients, buffers and random state are as before.
 
-    Weights are the business of whoever changes them: see `SavedWeights`.
+    It does not restore weights: see `SavedWeights`.
     """
     modes = {module: module.training for module in model.modules()}
     grads = {p: p.grad for p in model.parameters()}
@@ -39,7 +39,7 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def same_randomness(model: nn.Module) -> Iterator[None]:
-    """Whatever draws inside, of torch, numpy or Python, what comes after draws as if it had not."""
+    """Random numbers of torch, numpy and Python are afterwards as if none was drawn inside."""
     plain, numpys = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=_devices(model)):
         try:
@@ -55,14 +55,14 @@ def clear_gradients(model: nn.Module) -> None:
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
-    found = [p for p in model.parameters() if p.requires_grad]
-    if not found:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
         raise InvalidInput("no parameter of this model is trained: there is nothing to compare")
-    return found
+    return parameters
 
 
 class SavedWeights:
-    """The values of what is trained, once, on the CPU; `restore` as often as you like."""
+    """The values of the trained parameters, on the CPU; `restore` may be called repeatedly."""
 
     def __init__(self, model: nn.Module) -> None:
         self.parameters = trained(model)

@@ -33,11 +33,11 @@ def completion(
     prompt = max(1, prompt)
     end = max(prompt, length - int(valid_BT.any(0).flip(0).int().argmax()))
     at_BK, live_BK = _from_first_on(valid_BT, first_B, end)
-    kept = first_pass(split, shortened(inputs, valid_BT.shape, prompt))
+    first = first_pass(split, shortened(inputs, valid_BT.shape, prompt))
     return second_pass(
         split,
         shortened(inputs, valid_BT.shape, end),
-        extended(kept.pairs, end),
+        extended(first.pairs, end),
         at_BK,
         live_BK,
     )
@@ -56,11 +56,11 @@ def _from_first_on(valid_BT: Tensor, first_B: Tensor, end: int) -> tuple[Tensor,
 
 
 def shortened(inputs: dict[str, Any], shape: tuple[int, ...], length: int) -> dict[str, Any]:
-    """The inputs of the first positions alone."""
-    return {name: _cut(value, tuple(shape), length) for name, value in inputs.items()}
+    """The inputs of the first `length` positions."""
+    return {name: _truncate(value, tuple(shape), length) for name, value in inputs.items()}
 
 
-def _cut(value: Any, shape: tuple[int, ...], length: int) -> Any:
+def _truncate(value: Any, shape: tuple[int, ...], length: int) -> Any:
     if not isinstance(value, Tensor) or value.dim() < 2:
         return value
     if value.dim() == 4 and value.shape[-2:] == (shape[1], shape[1]):

@@ -1,6 +1,6 @@
-"""The keys and values of one pass, kept for another: `Recording` keeps, `Writing` adds to them.
+"""The keys and values of one pass, used by another: `Recording` stores and `Writing` updates them.
 
-Both stand where a layer expects its cache. Letters: B sequences of T positions, K of them live, H
+Both take the place of a layer's cache. Letters: B sequences of T positions, K of them live, H
 heads, E features a head.
 """
 
@@ -18,7 +18,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Recording(DynamicCache):
-    """Keeps what every layer would attend to, and gives it back as it is."""
+    """Stores the keys and values that every layer attends to, and returns them unchanged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def _is_ours_alone(tensor: Tensor) -> bool:
 
 
 def extended(pairs: dict[int, Pair], length: int) -> dict[int, Pair]:
-    """With room for later positions, which are to be written."""
+    """Padded with zeros for later positions, which the second pass writes."""
     return {layer: (_longer(k, length), _longer(v, length)) for layer, (k, v) in pairs.items()}
 
 

@@ -1,8 +1,8 @@
-"""What each layer is called with, cut to the chosen positions.
+"""The arguments of each layer, reduced to the chosen positions.
 
 The model's own code makes everything for whole sequences (embeddings, positions, rotations, masks
-with their windows and documents, biases): what a layer is then called with is cut to the rows of
-the chosen positions. Letters: B sequences of T positions, K of them chosen.
+with their windows and documents, biases): what a layer is then called with is reduced to the
+rows of the chosen positions. Letters: B sequences of T positions, K of them chosen.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
+from pliant.anatomy.decoder import last_hidden_state
 from pliant.anatomy.intercept import FORWARD, Handler, Target
 from pliant.errors import UnsupportedModel
-from pliant.gradients.engines.split_forward import parameters_of
+from pliant.gradients.engines.split_forward import SplitForward, parameters_of
 
 CACHES = ("past_key_values", "layer_past")
 MASK = "attention_mask"
@@ -108,22 +109,24 @@ class Exit:
         return self._hidden if self.anatomy.norm is None else self.anatomy.norm(self._hidden)
 
 
-class Cut:
-    """Cuts what has an entry for each position; each thing once, for layers share them."""
+class PositionSelector:
+    """Selects the chosen positions of whatever has one entry for each position; once for each
+    tensor,
+    for layers share them."""
 
     def __init__(self, at_BK: Tensor, length: int) -> None:
         self.at_BK, self.length = at_BK, length
         self.every_B1 = torch.arange(at_BK.shape[0], device=at_BK.device)[:, None]
-        self.known: dict[int, tuple[Any, Any]] = {}
+        self.selected: dict[int, tuple[Any, Any]] = {}
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, (tuple, list)):
             return type(value)(self(part) for part in value)
         if not isinstance(value, Tensor) or value.dim() < 2:
             return value
-        if id(value) not in self.known:
-            self.known[id(value)] = value, self.rows(value)  # kept, so that its id stays its own
-        return self.known[id(value)][1]
+        if id(value) not in self.selected:
+            self.selected[id(value)] = value, self.rows(value)  # held, so that its id stays unique
+        return self.selected[id(value)][1]
 
     def rows(self, value: Tensor) -> Tensor:
         """By its shape: (B, T, ...), (B, H, T, ...) or (..., B, T); else it is not of positions."""
@@ -152,3 +155,22 @@ def causal(length: int, at_BK: Tensor, eager: bool, dtype: torch.dtype) -> Tenso
         return seen
     lowest = torch.finfo(dtype).min
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, lowest)
+
+
+def exact(
+    split: SplitForward, inputs: dict[str, Any], exit_layer: int | None
+) -> tuple[Any, Tensor]:
+    """The "exact" engine: the full backbone, forward and backward; only the head and the loss are
+    of chosen rows. Returns the decoder's output and the hidden states that scores are computed
+    from."""
+    exit = Exit(split.anatomy, exit_layer)
+
+    def call(i: int, original: Callable[..., Any], given: Arguments) -> Any:
+        return exit.see(i, given.call(original))
+
+    if exit.layer is None:
+        decoded = split.backbone(inputs)
+    else:
+        split.count(inputs)
+        decoded = split.backbone(inputs, at_each_layer(split.anatomy, call))
+    return decoded, exit.hidden(last_hidden_state(decoded))

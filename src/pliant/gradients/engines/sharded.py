@@ -1,7 +1,7 @@
 """Weights that are whole only while their module runs: FSDP2's shards, and DeepSpeed's ZeRO-3.
 
-All processes must then run the same modules equally often: whoever runs one more waits for the
-others to lend their shards, and for ever.
+All processes must then run the same modules equally often: one that runs a module more often waits
+for the shards of the others for ever.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pliant.anatomy import Anatomy
 from pliant.anatomy.intercept import CALL, FORWARD, intercept
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def is_sharded(anatomy: Anatomy) -> bool:
@@ -24,8 +24,8 @@ def is_sharded(anatomy: Anatomy) -> bool:
     return _in_shards(anatomy.layers[0])
 
 
-def while_head_runs(anatomy: Anatomy, hidden_BTD: Tensor, look: Callable[[], Found]) -> Found:
-    """What `look` finds by running the head as often as this process' own tokens take.
+def while_head_runs(anatomy: Anatomy, hidden_BTD: Tensor, look: Callable[[], Result]) -> Result:
+    """The result of `look`, which runs the head as often as this process' own tokens need.
 
     A head in shards runs once for all of it: its hooks bring its weights together before and take
     them apart after, and inside it runs without them. One that shares its shards with the last norm
@@ -37,16 +37,16 @@ def while_head_runs(anatomy: Anatomy, hidden_BTD: Tensor, look: Callable[[], Fou
     if not _in_shards(head):
         with _without_hooks(head):
             return look()
-    found: list[Found] = []
+    results: list[Result] = []
 
     def answer(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         with _without_hooks(head):
-            found.append(look())
+            results.append(look())
         return args[0]
 
     with torch.no_grad(), intercept({(head, FORWARD): answer}):
         head(hidden_BTD[:1, :1].detach())
-    return found[0]
+    return results[0]
 
 
 @contextmanager

@@ -24,20 +24,20 @@ from pliant.gradients.engines.layers import (
     CACHES,
     MASK,
     Arguments,
-    Cut,
     Exit,
+    PositionSelector,
     at_each_layer,
     causal,
 )
 from pliant.gradients.engines.split_forward import SplitForward, detached, tokens_of
 
 KINDS = ("sdpa", "eager")
-"""They take a mask of any shape; where another attention is set, sdpa computes these passes."""
+"""They accept a mask of any shape; where another attention is set, sdpa computes these passes."""
 
 
 @dataclass(frozen=True, eq=False)
 class First:
-    """What the first pass left for the second."""
+    """What the second pass needs of the first."""
 
     pairs: dict[int, Pair]
     decoded: Any
@@ -83,20 +83,20 @@ def second_pass(
     anatomy = split.anatomy
     length = next(iter(pairs.values()))[0].shape[-2]
     with attention_among(anatomy.model, *KINDS), without_checkpointing(anatomy.model) as again:
-        cut, writing = Cut(at_BK, length), Writing(pairs, at_BK, live_BK, again)
+        select, writing = PositionSelector(at_BK, length), Writing(pairs, at_BK, live_BK, again)
         split.ledger.backbone(at_BK.numel(), live=True, again=again)
         eager = getattr(anatomy.config, "_attn_implementation", None) not in ("sdpa",)
         plain: list[Tensor] = []
 
         def call(i: int, original: Callable[..., Any], given: Arguments) -> Any:
             if i == 0:
-                given.hidden = cut.rows(given.hidden)
+                given.hidden = select.rows(given.hidden)
             if given.get(MASK) is None:
                 plain[:] = plain or [causal(length, at_BK, eager, given.hidden.dtype)]
-                given.map(cut)
+                given.map(select)
                 given.give((MASK,), plain[0])
             else:
-                given.map(cut)
+                given.map(select)
             given.give(CACHES, writing)
             if again:
                 rerun = _as_now(anatomy, original)

@@ -1,4 +1,4 @@
-"""CGGRModel: a model that trains on some of its tokens, for loops that know nothing of adapters.
+"""CGGRModel: a model that trains on some of its tokens, for training loops without adapters.
 
     router = create_truncated_router(model, num_layers=4)
     cggr_model = CGGRModel(model, router=router, min_tokens_ratio=0.25)
@@ -19,16 +19,15 @@ from torch import Tensor, nn
 
 from pliant.adapters import attached
 from pliant.gradients.config import Engine, Score, Selection
-from pliant.gradients.facade.outputs import logits_of
 from pliant.gradients.facade.router import TruncatedRouter
-from pliant.gradients.facade.settings import config_of
+from pliant.gradients.facade.seed import config_of, logits_of
 from pliant.gradients.model import Gradients, attach
 from pliant.gradients.selection.scores import measured
 from pliant.gradients.selector import Router
 
 
 class CGGRModel(nn.Module):
-    """Gives the loss of the tokens that a rule chooses; only these are run backward.
+    """Returns the loss of the selected tokens; only these are run backward.
 
     It is in train mode at first, and so is the model (one that was just loaded is not). In eval
     mode and under `torch.no_grad()` the loss is that of all tokens, as ever.
@@ -76,10 +75,10 @@ class CGGRModel(nn.Module):
 
     @property
     def gradients(self) -> Gradients:
-        """What does the work: `detach()` leaves the model as it was."""
-        found = attached(self.model)[self._name]
-        assert isinstance(found, Gradients)
-        return found
+        """The adapter: `detach()` restores the model."""
+        gradients = attached(self.model)[self._name]
+        assert isinstance(gradients, Gradients)
+        return gradients
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, **inputs: Any) -> Any:
         """The loss; without labels, the model's own output."""
@@ -104,14 +103,14 @@ class CGGRModel(nn.Module):
             return {}
         step, logits = self._last
         gradients = self.gradients
-        told = gradients.metrics()
+        metrics = gradients.metrics()
         return {
-            **told,
+            **metrics,
             "step": step,
             **_sureness(logits),
-            "token_ratio": told["ratio"],
-            "tokens_selected": int(told["tokens_selected"]),
-            "tokens_total": int(told["tokens_total"]),
+            "token_ratio": metrics["ratio"],
+            "tokens_selected": int(metrics["tokens_selected"]),
+            "tokens_total": int(metrics["tokens_total"]),
             "selection": gradients.config.selection,
             "scoring": gradients.config.score,
             "engine": gradients.engine,

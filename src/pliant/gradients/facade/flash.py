@@ -22,7 +22,7 @@ AMPERE = (8, 0)
 
 
 class AttentionWarning(UserWarning):
-    """The attention that was asked for is not to be had, so another computes."""
+    """The requested attention is unavailable; another implementation is used."""
 
 
 def load_model_with_flash_attention(
@@ -50,9 +50,9 @@ def load_model_with_flash_attention(
 def enable_flash_attention(
     model: PreTrainedModel, backend: Backend = "auto", verbose: bool = True
 ) -> PreTrainedModel:
-    """Switch `model` to a kind of attention, the best by default, and say which it has now.
+    """Switch `model` to an attention implementation, by default the best one, and print which.
 
-    One that was asked for and is not available gives way to the next, with a warning.
+    An implementation that is not available falls back to the next, with a warning.
     """
     if not hasattr(model, "set_attn_implementation"):
         raise UnsupportedModel(
@@ -78,7 +78,7 @@ def enable_flash_attention(
 
 
 def _order(backend: str) -> tuple[str, ...]:
-    """What to try, best first, from the one that was asked for on."""
+    """The implementations to try, best first, beginning with the requested one."""
     if backend == "auto":
         return BEST_FIRST
     if backend not in BEST_FIRST:
@@ -87,7 +87,7 @@ def _order(backend: str) -> tuple[str, ...]:
 
 
 def _refusal(model: Any, kind: str) -> str | None:
-    """Switch the model to this kind; where that cannot be, why not."""
+    """Switch the model to this implementation; returns the reason where that fails."""
     if kind == "flash_attention_2":
         reason = _why_no_flash(model)
         if reason:

@@ -21,11 +21,9 @@ from torch import Tensor, nn
 
 from pliant.data.collate import IGNORED
 from pliant.errors import InvalidInput
-from pliant.gradients.biased import warn_of
+from pliant.gradients.cautions import warn_if_biased
 from pliant.gradients.config import Score, Selection
-from pliant.gradients.facade.outputs import aligned, mean_where
-from pliant.gradients.facade.settings import config_of
-from pliant.gradients.facade.steps import Steps
+from pliant.gradients.facade.seed import Steps, aligned, config_of, mean_where
 from pliant.gradients.selection.rules import mask_and_weights
 from pliant.gradients.selection.scores import measured
 
@@ -59,7 +57,7 @@ class CGGRLoss(nn.Module):
             num_strata=num_strata,
             min_tokens_per_sequence=min_tokens_per_sequence,
         )
-        warn_of(self.config)
+        warn_if_biased(self.config)
         self.base_loss: BaseLoss = _cross_entropy if base_loss is None else base_loss
         self.steps = Steps(self.config)
         self._last: dict[str, Any] = {}

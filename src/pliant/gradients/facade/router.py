@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from pliant.anatomy import Anatomy
 from pliant.anatomy.intercept import CALL, Handler, Target, intercept
 from pliant.errors import InvalidInput, UnsupportedModel
-from pliant.gradients.facade.outputs import logits_of
+from pliant.gradients.facade.seed import logits_of
 
 
 class RouterWarning(UserWarning):
-    """A router is the whole model, and as dear as it."""
+    """A router is the whole model, and as expensive."""
 
 
 def create_truncated_router(model: nn.Module, num_layers: int = 2) -> TruncatedRouter:

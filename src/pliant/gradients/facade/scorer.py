@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from pliant.data.collate import IGNORED
 from pliant.gradients.config import Score, Selection
-from pliant.gradients.facade.outputs import following, logits_of, mean_where
-from pliant.gradients.facade.settings import config_of
-from pliant.gradients.facade.steps import Steps
+from pliant.gradients.facade.seed import Steps, config_of, following, logits_of, mean_where
 from pliant.gradients.selection.rules import mask_and_weights
 from pliant.gradients.selection.scores import measured
 
@@ -58,7 +56,7 @@ class CGGRScorer(nn.Module):
     def forward(
         self, input_ids: Tensor, labels: Tensor | None = None, **inputs: Any
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Difficulties (B, T), the mask of the hard (B, T), and what they were told from.
+        """Difficulties (B, T), the mask of the hard (B, T), and what they are computed from.
 
         Position t is scored by what it predicts, token t + 1. With `labels`, only positions that
         predict one are chosen; with an `attention_mask`, none that is padding. `info` holds the

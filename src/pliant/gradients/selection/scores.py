@@ -1,4 +1,4 @@
-"""How much each token is worth a gradient, told from the logits that predict it.
+"""How much a gradient each token is worth, computed from the logits that predict it.
 
 N is tokens, V the vocabulary, D the width of the hidden states. Without
 targets a score is what the model itself expects (so the loss is the entropy); beside others, a
@@ -59,7 +59,7 @@ def in_chunks(
     rows: int | None = None,
     confidence: bool = False,
 ) -> Scored:
-    """The scores of hidden states, whose logits are made some `rows` at a time and never kept."""
+    """The scores of hidden states, whose logits are computed `rows` at a time and not stored."""
     scores = hidden_ND.new_zeros(len(hidden_ND), dtype=torch.float32)
     losses, top = torch.zeros_like(scores), torch.zeros_like(scores)
     for part, logits_NV, targets in _parts(logits_of, hidden_ND, targets_N, rows):
@@ -78,13 +78,13 @@ def measured(
     logits_NV: Tensor, targets_N: Tensor | None, score: Score, *, rows: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of logits that exist anyway: scores, probabilities of the likeliest token, entropies."""
-    found = logits_NV.new_empty(3, len(logits_NV), dtype=torch.float32)
+    measurements = logits_NV.new_empty(3, len(logits_NV), dtype=torch.float32)
     for part, some_NV, targets in _parts(lambda logits: logits, logits_NV, targets_N, rows):
         logp_NV = _log_softmax(some_NV)
-        found[0, part] = _FORMULAS[score](logp_NV, targets)
-        found[1, part] = logp_NV.amax(-1).exp()
-        found[2, part] = _spread(logp_NV)
-    return found[0], found[1], found[2]
+        measurements[0, part] = _FORMULAS[score](logp_NV, targets)
+        measurements[1, part] = logp_NV.amax(-1).exp()
+        measurements[2, part] = _spread(logp_NV)
+    return measurements[0], measurements[1], measurements[2]
 
 
 def _parts(
@@ -102,7 +102,7 @@ def _parts(
         targets = None if targets_N is None else targets_N[part]
         logits_NV = logits_of(hidden_ND[part])
         at += len(logits_NV)
-        if rows is None:  # the first rows have told how wide they are
+        if rows is None:  # the width is known from the first rows
             rows = at_once(hidden_ND.device, logits_NV.shape[-1])
         yield part, logits_NV, targets
 
@@ -136,8 +136,8 @@ def _margin(logp_NV: Tensor, targets_N: Tensor | None) -> Tensor:
 def _loss(logp_NV: Tensor, targets_N: Tensor | None) -> Tensor:
     if targets_N is None:
         return _spread(logp_NV)
-    told = -logp_NV.gather(-1, targets_N.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return told.masked_fill(targets_N < 0, 0.0)
+    losses = -logp_NV.gather(-1, targets_N.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return losses.masked_fill(targets_N < 0, 0.0)
 
 
 def _combined(logp_NV: Tensor, targets_N: Tensor | None) -> Tensor:
@@ -148,9 +148,9 @@ def _gradient_and_loss(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Te
     """Both from one softmax, for they are asked of every token of every step."""
     p_NV = logits_NV.softmax(-1)
     y_N1, known = targets_N.clamp(min=0).unsqueeze(-1), targets_N >= 0
-    told = -p_NV.gather(-1, y_N1).squeeze(-1).clamp(min=torch.finfo(torch.float32).tiny).log()
+    losses = -p_NV.gather(-1, y_N1).squeeze(-1).clamp(min=torch.finfo(torch.float32).tiny).log()
     p_NV.scatter_add_(-1, y_N1, p_NV.new_full(y_N1.shape, -1.0))
-    return p_NV.norm(dim=-1) * known, told * known
+    return p_NV.norm(dim=-1) * known, losses * known
 
 
 def _gradient(logp_NV: Tensor, targets_N: Tensor | None) -> Tensor:

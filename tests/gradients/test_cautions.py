@@ -9,7 +9,7 @@ import pytest
 from tests.minimal_adapter import tiny_llama
 
 from pliant.gradients import GradientConfig, attach
-from pliant.gradients.biased import BIASED, BiasedWarning
+from pliant.gradients.cautions import BIASED, BiasedWarning
 
 
 @pytest.mark.parametrize("selection", BIASED)
