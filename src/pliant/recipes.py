@@ -94,7 +94,7 @@ def _located(recipe: Recipe, option: Option) -> Any:
 
 
 def _mapping(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The file's mapping, and the line of each of its keys."""
+    """The file's mapping, and the line of each key."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -114,7 +114,7 @@ def _mapping(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 class _OnceOnly(yaml.SafeLoader):
-    """The safe loader, which also refuses a key that is given twice: YAML would keep the last."""
+    """The safe loader, but a repeated key is an error: YAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()

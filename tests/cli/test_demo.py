@@ -12,7 +12,7 @@ from pliant.cli.demo.two_models import (
     Answer,
     Shown,
     TwoModels,
-    _ask_one,
+    _ask,
     difficulty_table,
     section,
 )
@@ -114,7 +114,7 @@ def test_the_cost_of_an_answer_is_that_of_its_products_and_its_attention(name):
     """Counted by hand: each matrix once a token, and each query with each key in each layer."""
     model, tokenizer = nano.load(name)
     (question,) = nano.questions("test", 1, seed=3, families=["find"])
-    answer = _ask_one(model, tokenizer, question)
+    answer = _ask(model, tokenizer, question)
     prompt = len(question.prompt) + 2  # bytes, and one token a role
     said = len(answer.text) + 1  # and the end
     assert said < 24, "an answer that was cut off has no end"
@@ -130,7 +130,7 @@ def test_the_cost_of_an_answer_is_that_of_its_products_and_its_attention(name):
 
 def test_a_difficulty_that_was_not_asked_has_no_accuracy():
     two = found("11", "10")
-    asked = {q.difficulty for q in two.asked}
+    asked = {q.difficulty for q in two.questions}
     assert two.difficulties == sorted(asked) and len(asked) < 5
     assert len(difficulty_table(two).rows) == len(asked) + 1
 
@@ -140,7 +140,7 @@ def found(right_small: str, right_large: str) -> TwoModels:
     answer = {"nano-s": Answer("", False, 10, 1.0), "nano-l": Answer("", False, 50, 2.0)}
     return TwoModels(
         shown=(Shown(asked[0], answer),),
-        asked=asked,
+        questions=asked,
         right={
             "nano-s": tuple(c == "1" for c in right_small),
             "nano-l": tuple(c == "1" for c in right_large),

@@ -16,7 +16,7 @@ from rich.console import Console
 from tests.routing.minimal_scorer import content
 
 from pliant.cli import app
-from pliant.cli.route import report_page, report_tables
+from pliant.cli.route import report_page, tables
 from pliant.cli.route.report_data import Measured, ReportData, fit_record
 from pliant.routing import Outcomes, router_file, scorers
 from pliant.routing.fitting import training_hashes
@@ -153,7 +153,7 @@ def test_what_scoring_costs_is_counted_once(router: Path, fitted: Path) -> None:
 def test_without_labels_it_shows_what_the_fit_measured(router: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     assert report(router, out) == 0
-    assert "the 90 labels that the fit kept apart" in out.read_text()
+    assert "the 90 labels that the fit held out" in out.read_text()
     assert "Probabilities" in headings(out)
 
 
@@ -299,16 +299,16 @@ def test_every_table_that_is_printed_fits_eighty_columns(router: Path, fitted: P
     found = ReportData(router, file, measured, fit_record(router, file)[1], None)
     out = io.StringIO()
     console = Console(file=out, width=80, force_terminal=True, color_system=None)
-    tables = [
-        report_tables.points(found, measured),
-        report_tables.metrics(found, measured),
-        report_tables.baselines(measured, narrow=True),
-        report_tables.probabilities(measured),
-        report_tables.groups(found, measured),
-        report_tables.labels(found),
-        report_tables.ladder(found),
+    printed = [
+        tables.points(found, measured),
+        tables.metrics(measured.evaluation),
+        tables.baselines(measured.evaluation, narrow=True),
+        tables.probabilities(measured.evaluation),
+        tables.groups(found, measured),
+        tables.labels(found),
+        tables.ladder(found.ladder, found.file.names, found.file.scorer.kind),
     ]
-    for table in tables:
+    for table in printed:
         table.draw(console)
     assert max(map(len, out.getvalue().splitlines())) <= 80
     assert "…" not in out.getvalue()  # rich cuts what has no room
@@ -323,7 +323,7 @@ def test_what_is_not_defined_is_a_dash(router: Path, fitted: Path) -> None:
     file = router_file.read(router)
     measured = Measured(evaluate(router, alike), "labels")
     found = ReportData(router, file, measured, (), None)
-    (apgr, *_) = report_tables.metrics(found, measured).rows
+    (apgr, *_) = tables.metrics(measured.evaluation).rows
     assert apgr[:3] == ["APGR", "-", ""]
     assert len(report_page.sections(found)) > 3
     assert not measured.evaluation.groups
@@ -340,4 +340,4 @@ def test_what_is_not_defined_is_a_dash(router: Path, fitted: Path) -> None:
     ],
 )
 def test_a_cost_is_short_and_has_its_unit(cost: float, unit: str, said: str) -> None:
-    assert report_tables.amount(cost, unit) == said
+    assert tables.amount(cost, unit) == said

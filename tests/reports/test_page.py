@@ -86,7 +86,7 @@ def test_what_is_counted_has_no_halves_on_its_axis():
 
 def test_what_lies_in_one_bin_is_one_bar():
     """The area of a bar is its count; those of one prediction are together."""
-    places = plots._bars_at_the_foot([(0.2, 0.1, 5), (0.2, 0.3, 5), (0.9, 1.0, 20)])
+    places = plots._bars_at_the_bottom([(0.2, 0.1, 5), (0.2, 0.3, 5), (0.9, 1.0, 20)])
     assert len(places) == 2
     (_, first, low), (left, second, high) = places
     assert second * high == pytest.approx(2 * first * low)

@@ -1,10 +1,10 @@
-"""What happens between `pliant ...` and its exit code: which command, and what becomes of an error.
+"""From `pliant ...` to an exit code: find the command, run it, report its error.
 
-Only the module of the command that was asked for is imported, and that module imports its heavy
-libraries when it runs: `pliant --help`, `--version` and a mistyped flag never wait for torch.
+Only the module of the named command is imported, and that module imports its heavy libraries when
+it runs: `pliant --help`, `--version` and a mistyped flag never wait for torch.
 
-Exit codes: 0 done; 1 a fault of Pliant's own; 2 something the user can mend; 130 interrupted;
-141 the reader of our output went away.
+Exit codes: 0 success; 1 a bug in Pliant; 2 something the user can fix; 130 interrupted; 141 the
+program that read our output has closed the pipe.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def exit_code(run: Callable[[], None], debug: bool = False) -> int:
 
 
 def invoke(arguments: list[str]) -> None:
-    """Parse the arguments and call the command; errors come out as exceptions."""
+    """Parse the arguments and call the command; errors are raised."""
     arguments = with_default(arguments)
     names = [argument for argument in arguments if not argument.startswith("-")]
     command = get_command(application(*names[:2]))
@@ -207,12 +207,12 @@ def root(
 
 
 def is_the_users(error: Exception) -> bool:
-    """Whether the user can mend it: a wrong argument, model or file, a disk that is full."""
+    """Whether the user can fix it: a wrong argument, model or file, a full disk."""
     return isinstance(error, (PliantError, typer.TyperException, OSError))
 
 
 def explanation(error: Exception) -> str:
-    """One line that says what happened and, where we know it, what to do."""
+    """One line: what happened and, where we know it, what to do."""
     if isinstance(error, typer.TyperException):
         return _usage_line(error)
     if isinstance(error, PliantError):
@@ -221,11 +221,11 @@ def explanation(error: Exception) -> str:
         where = f": {os.fspath(error.filename)}" if error.filename else ""
         return f"{error.strerror}{where}"
     kind = type(error).__name__
-    return f"{kind}: {error} (a fault of Pliant's; add --debug to see where, and please report it)"
+    return f"{kind}: {error} (a bug in Pliant; please report it with the output of --debug)"
 
 
 def _usage_line(error: typer.TyperException) -> str:
-    """Typer's own sentence, then where to read more."""
+    """Typer's message, then where to read more."""
     context = getattr(error, "ctx", None)
     line = error.format_message().rstrip(".")
     path = context.command_path if context is not None else "pliant"

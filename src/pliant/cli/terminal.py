@@ -1,4 +1,4 @@
-"""How the commands speak: results on stdout, progress and complaints on stderr, plain in a pipe."""
+"""Output: results on stdout, progress and errors on stderr, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Report = Callable[[int, str], None]
 
 
 def console(stderr: bool = False) -> Console:
-    """A rich console: colours on a terminal (and none under NO_COLOR), bare text in a pipe."""
+    """A rich console: colours on a terminal (unless NO_COLOR is set), plain text in a pipe."""
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
 
 
 def print_json(result: Any) -> None:
-    """One JSON document on stdout, for machines: NaN and infinity are refused, not invented."""
+    """Print one JSON document; NaN and infinity, which JSON lacks, are errors."""
     print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
 
 
@@ -37,7 +37,7 @@ def print_text(sentence: str) -> None:
 
 
 def complain(message: str) -> None:
-    """One line on stderr, whatever the message was."""
+    """Print an error on stderr as one line."""
     from rich.text import Text
 
     line = Text("error: ", style="bold red") + Text(" ".join(message.split()), style="default")
@@ -45,12 +45,12 @@ def complain(message: str) -> None:
 
 
 def track(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """Go through items with a progress bar on a terminal, or a line at each tenth in a pipe."""
+    """Iterate with a progress bar on a terminal, or a line for every tenth in a pipe."""
     return track_stream(items, what, len(items))
 
 
 def track_stream(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
-    """The same for items that come one by one, when it is known how many they will be."""
+    """The same for an iterable of known length."""
     if sys.stderr.isatty():
         from rich.progress import track as bar
 
@@ -61,11 +61,11 @@ def track_stream(items: Iterable[Item], what: str, total: int) -> Iterator[Item]
 
 
 def _track_in_lines(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
-    said = 0
+    tenths = 0
     for done, item in enumerate(items, start=1):
         yield item
-        if done * 10 // total > said:
-            said = done * 10 // total
+        if done * 10 // total > tenths:
+            tenths = done * 10 // total
             print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
 
 
@@ -112,20 +112,19 @@ def _bar(title: str, total: int) -> Iterator[Report]:
 
 
 def hush_libraries() -> None:
-    """Keep the notices and bars of the libraries below us out of what our user reads.
+    """Silence the notices and progress bars of libraries, unless the user has set otherwise.
 
-    By environment variable, because it must hold before they are imported; a user's own setting
-    stands.
+    By environment variables, for these must be set before the libraries are imported.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # what kernels it has, as it loads
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # lists kernels when imported
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def drop_output() -> None:
-    """After a broken pipe: let the interpreter's last flush of stdout go nowhere, silently."""
+    """After a broken pipe: discard what the interpreter still flushes to stdout."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())

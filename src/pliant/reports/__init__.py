@@ -1,1 +1,1 @@
-"""Results made visible: tables for the terminal, pages for the browser. Only `cli` draws them."""
+"""Tables for the terminal, pages and plots for the browser; used by `cli`."""

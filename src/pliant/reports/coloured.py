@@ -1,4 +1,4 @@
-"""Text in which a word's colour says something: on a terminal, in a pipe and on a page."""
+"""Text with coloured words, for a terminal, a pipe and a page."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ SHADES = ("black on #b7e4c7", "black on #74c69d", "white on #2d6a4f")
 
 @dataclass(frozen=True)
 class Word:
-    """A stretch of text that is all alike: a token, say."""
+    """A piece of text in one style, such as a token."""
 
     text: str
     kind: Kind = "plain"
     strength: float = 1.0
-    """Of what is marked: how strong, from 0 to 1."""
-    says: str = ""
-    """What a page shows while the pointer rests on it."""
+    """How strongly it is marked, from 0 to 1."""
+    tooltip: str = ""
+    """What a page shows while the pointer is over it."""
 
 
 @dataclass(frozen=True)
 class Coloured:
-    """A text of them, under a title."""
+    """A title and a text of such words."""
 
     title: str
     words: Sequence[Word]
@@ -45,7 +45,7 @@ class Coloured:
             console.print(Text(f"{self.title}\n{self.plain()}\n"), soft_wrap=True)
 
     def plain(self) -> str:
-        """What is marked in brackets, and what is faint in none."""
+        """The text, with marked words in brackets."""
         return "".join(f"[{w.text}]" if w.kind == "marked" else w.text for w in self.words)
 
     def html(self) -> str:
@@ -60,11 +60,11 @@ def _style(word: Word) -> str:
 
 
 def _span(word: Word) -> str:
-    says = f' title="{escape(word.says)}"' if word.says else ""
+    tooltip = f' title="{escape(word.tooltip)}"' if word.tooltip else ""
     style = ""
     if word.kind == "marked":
         style = f' style="--strength: {15 + round(40 * min(1.0, max(0.0, word.strength)))}%"'
-    return f'<span class="{word.kind}"{style}{says}>{escape(word.text)}</span>'
+    return f'<span class="{word.kind}"{style}{tooltip}>{escape(word.text)}</span>'
 
 
 STYLE = """

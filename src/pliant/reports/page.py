@@ -13,12 +13,12 @@ from pliant.reports import coloured
 from pliant.reports.coloured import Coloured
 from pliant.reports.tables import Table
 
-_SHORT = 16  # letters: cells up to here are not broken over lines
+_SHORT = 16  # letters: cells up to this length are not wrapped
 
 
 @dataclass(frozen=True)
 class Section:
-    """A stretch of the page. `pictures` are SVG documents, each with the words that stand below."""
+    """A section of the page. `pictures` are SVG documents, each with its caption."""
 
     title: str
     sentences: Sequence[str] = ()
@@ -36,7 +36,7 @@ def check_writable(path: Path) -> None:
 
 
 def write(path: Path, title: str, sections: Sequence[Section]) -> Path:
-    """Write the page, whole or not at all; returns where it is."""
+    """Write the page, completely or not at all; returns its path."""
     check_writable(path)
     aside = path.with_name(path.name + ".writing")
     try:
@@ -72,17 +72,17 @@ def _section(section: Section) -> str:
     parts += [f"<p>{escape(sentence)}</p>" for sentence in section.sentences]
     if section.pictures:
         parts.append('<div class="pictures">')
-        parts += [_picture(svg, words) for svg, words in section.pictures]
+        parts += [_picture(svg, caption) for svg, caption in section.pictures]
         parts.append("</div>")
     parts += [_table(table) for table in section.tables]
     parts += [text.html() for text in section.texts]
     return "<section>\n" + "\n".join(parts) + "\n</section>"
 
 
-def _picture(svg: str, words: str) -> str:
-    drawing = svg[svg.index("<svg") :]  # without the XML prologue, which HTML does not know
-    drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{escape(words)}"', 1)
-    return f"<figure>{drawing}<figcaption>{escape(words)}</figcaption></figure>"
+def _picture(svg: str, caption: str) -> str:
+    drawing = svg[svg.index("<svg") :]  # without the XML prologue, which is not HTML
+    drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
+    return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _table(table: Table) -> str:
@@ -107,7 +107,7 @@ def _table(table: Table) -> str:
     )
 
 
-# Pictures come in black on nothing: the black becomes the page's own ink, in the light or the dark.
+# Pictures are black on transparent; black becomes the page's text colour, in light and dark mode.
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #667085; --line: #d9dee5;
   --paper: #ffffff; --good: #14804a; --bad: #b42318; }

@@ -1,4 +1,4 @@
-"""Pictures as SVG text, drawn alike: one colour a series, values written where they help."""
+"""Pictures as SVG text in one style: one colour per series."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# What is drawn in it takes the page's own colour of ink: see `page`.
+# The page replaces it by its own text colour: see `page`.
 INK = "#000000"
 COLOURS = ("#98a2b3", "#2e6fdb", "#14804a", "#d97706", "#9333ea")
 _MAIN, _FAINT = COLOURS[1], (COLOURS[0], *COLOURS[2:])
@@ -21,20 +21,20 @@ _SIZE, _WIDE, _LOW = (5.6, 3.4), (9.0, 4.6), (9.0, 3.0)  # inches: two in a row,
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points; with limits, in a band."""
+    """A line through points, with a band if it has limits."""
 
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     faint: bool = False
-    """What is there to be compared with."""
+    """Whether it is only there for comparison."""
 
 
 def bars(
     groups: Sequence[str], series: Mapping[str, Sequence[float]], x: str, y: str, top: float = 1.0
 ) -> str:
-    """Bars side by side: one group a name on the axis, one bar in it for each series."""
+    """Grouped bars: one group per name on the axis, one bar per series in it."""
     width = 0.8 / len(series)
     with _drawing(x, y) as (axes, out):
         for i, (name, values) in enumerate(series.items()):
@@ -52,7 +52,7 @@ def curve(
     x: str,
     y: str,
 ) -> str:
-    """Lines through points, and single points with their names."""
+    """Lines through points, and single named points."""
     highest = max((height for _, height in marks.values()), default=0.0)
     with _drawing(x, y) as (axes, out):
         for i, (name, line) in enumerate(points.items()):
@@ -62,7 +62,7 @@ def curve(
             axes.plot([at], [height], "o", color=INK, markersize=5)
             rise = 6 if height == highest else -13  # clear of the lines
             axes.annotate(name, (at, height), (6, rise), textcoords="offset points", fontsize=9)
-        axes.margins(0.12)  # room for the names of the outermost
+        axes.margins(0.12)  # for the labels of the outermost
         axes.locator_params(nbins=6)
         _legend(axes, len(points))
     return out.getvalue()
@@ -75,10 +75,10 @@ def lines(
     x: str,
     y: str,
 ) -> str:
-    """Many lines in one wide picture: the main ones in their bands, the faint ones to compare.
+    """Many lines in one wide picture: the main ones with bands, and faint ones for comparison.
 
-    `ends` are named where they are; the `point` in the corner under all lines, which is free
-    wherever lines rise from the left to the right.
+    `ends` are labelled where they are; the label of `point` is in the lower right corner, which is
+    free where lines rise from left to right.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -90,7 +90,7 @@ def lines(
                     axes.fill_between(line.x, line.low, line.high, color=_MAIN, alpha=0.18, lw=0)
                 axes.plot(line.x, line.y, label=name, color=_MAIN, linewidth=2.4, zorder=3)
                 continue
-            # No two alike: colours and dashes come round at different times.
+            # Colours and dashes repeat with different periods, so no two lines look alike.
             i = faint.index(name)
             colour, dashes = _FAINT[i % len(_FAINT)], _DASHES[i % len(_DASHES)]
             axes.plot(line.x, line.y, ls=dashes, label=name, color=colour, linewidth=1.4)
@@ -112,7 +112,7 @@ def lines(
 
 
 def bands(drawn: Mapping[str, Line], x: str, y: str) -> str:
-    """Lines of equal rank, each in a colour and a band of its own; the faint ones are dashed."""
+    """Lines of equal rank, each with its own colour and band; faint ones are dashed."""
     with _drawing(x, y, _WIDE) as (axes, out):
         for i, (name, line) in enumerate(drawn.items()):
             colour = COLOURS[(i + 1) % len(COLOURS)]
@@ -127,16 +127,16 @@ def bands(drawn: Mapping[str, Line], x: str, y: str) -> str:
 
 
 def reliability(bins: Sequence[tuple[float, float, float]], x: str, y: str) -> str:
-    """What was predicted against what was so, (prediction, share, count) a bin.
+    """Predicted against observed shares; each bin is (prediction, share, count).
 
-    Bars at the foot show where the predictions lie: the area of each is the count of its bin.
+    The area of the bars at the bottom shows how many predictions each bin has.
     """
-    said = [p for p, _, _ in bins]
-    found = [share for _, share, _ in bins]
+    predicted = [p for p, _, _ in bins]
+    observed = [share for _, share, _ in bins]
     total = sum(count for _, _, count in bins) or 1.0
     constant = sum(share * count for _, share, count in bins) / total
     with _drawing(x, y) as (axes, out):
-        places = _bars_at_the_foot(bins)
+        places = _bars_at_the_bottom(bins)
         axes.bar(
             [left for left, _, _ in places],
             [height for _, _, height in places],
@@ -147,9 +147,9 @@ def reliability(bins: Sequence[tuple[float, float, float]], x: str, y: str) -> s
             label="predictions",
         )
         axes.plot([0, 1], [0, 1], color=COLOURS[0], linewidth=1.2, label="perfect")
-        marks: Any = {"zorder": 3, "clip_on": False}  # whole, where they lie on the edge
+        marks: Any = {"zorder": 3, "clip_on": False}  # uncut at the edges
         axes.plot([constant], [constant], "s", color=COLOURS[3], ms=7, label="constant", **marks)
-        axes.plot(said, found, "o-", color=_MAIN, lw=1.6, ms=5, label="router", **marks)
+        axes.plot(predicted, observed, "o-", color=_MAIN, lw=1.6, ms=5, label="router", **marks)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         _legend(axes, 4)
@@ -159,7 +159,7 @@ def reliability(bins: Sequence[tuple[float, float, float]], x: str, y: str) -> s
 def histograms(
     edges: Sequence[float], counts: Mapping[str, Sequence[float]], x: str, y: str
 ) -> str:
-    """Counts in the same bins, one over the other and both to be seen through."""
+    """Transparent counts in the same bins, drawn over each other."""
     colours = (COLOURS[2], COLOURS[3], COLOURS[4])
     with _drawing(x, y, _LOW) as (axes, out):
         for i, (name, heights) in enumerate(counts.items()):
@@ -170,7 +170,7 @@ def histograms(
     return out.getvalue()
 
 
-def _bars_at_the_foot(
+def _bars_at_the_bottom(
     bins: Sequence[tuple[float, float, float]],
 ) -> list[tuple[float, float, float]]:
     """(left, width, height): each bin reaches half-way to its neighbours."""
@@ -181,7 +181,7 @@ def _bars_at_the_foot(
     middles = [(a + b) / 2 for a, b in zip(at, at[1:], strict=False)]
     lefts = [max(0.0, at[0] - 0.05), *middles]
     rights = [*middles, min(1.0, at[-1] + 0.05)]
-    # Bins that lie closer than this are drawn as if they did not, or they would dwarf the rest.
+    # A minimum width: the bar of a narrower bin would be so high that it dwarfs the rest.
     widths = [max(right - left, 0.02) for left, right in zip(lefts, rights, strict=True)]
     heights = [together[p] / width for p, width in zip(at, widths, strict=True)]
     scale = 0.25 / max(*heights, 1e-12)
@@ -194,16 +194,13 @@ def _legend(axes: Axes, columns: int) -> None:
 
 @contextmanager
 def _drawing(x: str, y: str, size: tuple[float, float] = _SIZE) -> Iterator[tuple[Axes, StringIO]]:
-    """Axes to draw on; when the block ends, the picture stands in the text beside them.
-
-    Made without pyplot: no global state, no window system.
-    """
+    """Axes, and a text that holds the picture when the block ends. No pyplot: no global state."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     out = StringIO()
-    # A fixed salt: the same picture is the same text. Text stays text: smaller, and searchable.
-    # And a dollar sign stays one: names and goals are no formulas.
+    # A fixed salt, so that the same picture is the same text; text as text, smaller and searchable;
+    # and no formulas, so that a dollar sign in a name is one.
     plain: Any = {"svg.hashsalt": "pliant", "svg.fonttype": "none", "text.parse_math": False}
     with rc_context({**plain, "font.family": "sans-serif"}):
         figure = Figure(figsize=size, layout="constrained")

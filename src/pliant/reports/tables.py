@@ -1,4 +1,4 @@
-"""Tables: drawn and wrapped to the width of a terminal, one plain line a row in a pipe."""
+"""Tables: wrapped to the width of a terminal; in a pipe, one plain line per row."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are finished text; a column of figures is named in `right`, by its heading."""
+    """Cells are text; `right` names the headings of right-aligned columns."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     right: frozenset[str] = frozenset()
-    # The colour of a cell, by what it says: {"yes": "green"}. A pipe has none.
+    # Colours by cell text, on a terminal: {"yes": "green"}.
     colours: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Table:
             drawn.add_column(
                 name,
                 justify="right" if name in self.right else "left",
-                # Short columns keep their width; the long ones share what is left and wrap.
+                # Short columns keep their width; long ones share the rest and wrap.
                 no_wrap=longest <= 16,
             )
         colours = self.colours or {}
@@ -68,7 +68,7 @@ class Table:
 
 
 def count(number: float) -> str:
-    """A number of things in three or so figures: 812, 4.06k, 1.24M, 70.6B."""
+    """A count in about three figures: 812, 4.06k, 1.24M, 70.6B."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= 0.9995 * size:
             return f"{_three_figures(number / size)}{unit}"
@@ -76,7 +76,7 @@ def count(number: float) -> str:
 
 
 def size(octets: float) -> str:
-    """A number of bytes: 812 B, 4.1 KB, 1.2 MB, 140 GB (powers of 1000, as disks are sold)."""
+    """A number of bytes: 812 B, 4.1 KB, 1.2 MB, 140 GB (powers of 1000)."""
     for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
         if abs(octets) >= 0.9995 * scale:
             return f"{_three_figures(octets / scale)} {unit}"

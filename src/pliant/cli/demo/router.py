@@ -1,4 +1,4 @@
-"""The demo's second chapter: a router is trained on the spot, and answers for both models."""
+"""The demo's second chapter: a router, trained on the spot, answers with both models."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from pliant.stats import Band, bootstrap_counts
 GOAL = "95 % of the large model's quality, with 90 % confidence"
 PERFECT = "perfect"
 LONGEST_ANSWER = 24  # tokens
-LEARNED, CALIBRATED = 3_000, 2_000
+TRAINED, CALIBRATED = 3_000, 2_000
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question on its way."""
+    """One question and where it went."""
 
     prompt: str
     score: float
@@ -43,22 +43,22 @@ class Turn:
 
 @dataclass(frozen=True)
 class Scoring:
-    """The mean operations that a score adds."""
+    """The mean operations that scoring adds."""
 
-    leaving: float
-    """To a question that goes to the large model: the small one has read it in vain."""
-    staying: float
-    """To one that the small model answers: the prefill is the answer's own, so only the token."""
+    to_large: float
+    """To a question for the large model: the small one has read it in vain."""
+    to_small: float
+    """To a question for the small model: only the token, as the answer needs the prefill too."""
 
 
 @dataclass(frozen=True)
 class Routed:
-    """What the chapter found."""
+    """The results of the chapter."""
 
     seconds: float
-    """Of training, once the labels were there."""
+    """Of training, without the labelling."""
     trained: int
-    """Numbers that were trained."""
+    """How many parameters were trained."""
     threshold: Threshold
     turns: tuple[Turn, ...]
     share: float
@@ -66,7 +66,7 @@ class Routed:
     of_large: Band
     """The quality as a share of the large model's."""
     cost: float
-    """As a share of always asking the large model, scoring counted in."""
+    """As a share of always asking the large model, scoring included."""
     scoring: Scoring
     apgr: Band
     curves: dict[str, Curve]
@@ -85,34 +85,34 @@ class Routed:
         }
 
 
-def measure(found: TwoModels) -> Routed:
-    """Train on development questions, choose the threshold on others, route the test questions."""
-    labelled = _labelled(LEARNED + CALIBRATED, found)
-    lessons = labelled.select(range(LEARNED))
-    calibration = labelled.select(range(LEARNED, len(labelled)))
+def measure(measured: TwoModels) -> Routed:
+    """Train on dev questions, choose the threshold on others, route the test questions."""
+    labelled = _labelled(TRAINED + CALIBRATED, measured)
+    training = labelled.select(range(TRAINED))
+    calibration = labelled.select(range(TRAINED, len(labelled)))
     scorer = Cpx(SMALL, capacities=[Capacity(rows=1, lora_rank=4)])
-    begun = time.perf_counter()
-    scorer.fit(lessons)
+    start = time.perf_counter()
+    scorer.fit(training)
     assert scorer.scorer is not None
-    seconds = time.perf_counter() - begun
-    limit = threshold(GOAL, scorer.predict(calibration.prompts).last_gain, calibration)
-    test = _outcomes(found.asked, found.right, found)
+    seconds = time.perf_counter() - start
+    rule = threshold(GOAL, scorer.predict(calibration.prompts).last_gain, calibration)
+    test = _outcomes(measured.questions, measured.right, measured)
     gain = scorer.predict(test.prompts).last_gain
-    large = limit.strong(gain)
+    large = rule.strong(gain)
     share = float(large.mean())
-    scoring = _scoring(scorer, found)
+    scoring = _scoring(scorer, measured)
     quality = np.where(large, test.strong, test.weak)
     return Routed(
         seconds=seconds,
         trained=sum(p.numel() for p in scorer.scorer.parameters()),
-        threshold=limit,
-        turns=tuple(_turns(found.shown, scorer, limit)),
+        threshold=rule,
+        turns=tuple(_turns(measured.shown, scorer, rule)),
         share=share,
         quality=float(quality.mean()),
         of_large=bootstrap_counts(
             lambda counts: (counts @ quality) / (counts @ test.strong), len(test)
         ),
-        cost=_cost(share, found, scoring),
+        cost=_cost(share, measured, scoring),
         scoring=scoring,
         apgr=metrics.band("apgr", gain, test),
         curves={
@@ -122,40 +122,43 @@ def measure(found: TwoModels) -> Routed:
     )
 
 
-def _cost(share: float, found: TwoModels, scoring: Scoring) -> float:
-    """Of sending this share to the large model, as a share of sending it everything."""
-    leaving, staying = found.flops[LARGE] + scoring.leaving, found.flops[SMALL] + scoring.staying
-    return (share * leaving + (1 - share) * staying) / found.flops[LARGE]
+def _cost(share: float, measured: TwoModels, scoring: Scoring) -> float:
+    """The cost of sending this share to the large model, relative to sending it everything."""
+    to_large, to_small = (
+        measured.flops[LARGE] + scoring.to_large,
+        measured.flops[SMALL] + scoring.to_small,
+    )
+    return (share * to_large + (1 - share) * to_small) / measured.flops[LARGE]
 
 
-def _labelled(number: int, found: TwoModels) -> Outcomes:
-    asked = nano.questions("dev", number)
-    right = {name: ask_all(*nano.load(name), asked, f"labelling with {name}") for name in NAMES}
-    return _outcomes(asked, right, found)
+def _labelled(number: int, measured: TwoModels) -> Outcomes:
+    questions = nano.questions("dev", number)
+    right = {name: ask_all(*nano.load(name), questions, f"labelling with {name}") for name in NAMES}
+    return _outcomes(questions, right, measured)
 
 
-def _outcomes(asked: Sequence[Question], right: Any, found: TwoModels) -> Outcomes:
+def _outcomes(questions: Sequence[Question], right: Any, measured: TwoModels) -> Outcomes:
     return Outcomes(
-        prompts=tuple(question.prompt for question in asked),
+        prompts=tuple(question.prompt for question in questions),
         models=NAMES,
         right=np.array([right[name] for name in NAMES], dtype=float).T,
-        cost=np.tile([found.flops[name] for name in NAMES], (len(asked), 1)),
-        groups=tuple(question.family for question in asked),
+        cost=np.tile([measured.flops[name] for name in NAMES], (len(questions), 1)),
+        groups=tuple(question.family for question in questions),
         wordings=None,
         unit="flops",
     )
 
 
-def _turns(shown: Sequence[Shown], scorer: Scorer, limit: Threshold) -> list[Turn]:
-    said = scorer.predict([s.question.prompt for s in shown])
+def _turns(shown: Sequence[Shown], scorer: Scorer, rule: Threshold) -> list[Turn]:
+    predictions = scorer.predict([s.question.prompt for s in shown])
     turns = []
-    for i, large in enumerate(limit.strong(said.last_gain)):
+    for i, large in enumerate(rule.strong(predictions.last_gain)):
         name = LARGE if large else SMALL
         turns.append(
             Turn(
                 shown[i].question.prompt,
-                float(said.score[i]),
-                float(said.last_gain[i]),
+                float(predictions.score[i]),
+                float(predictions.last_gain[i]),
                 name,
                 shown[i].answers[name].right,
             )
@@ -163,50 +166,50 @@ def _turns(shown: Sequence[Shown], scorer: Scorer, limit: Threshold) -> list[Tur
     return turns
 
 
-def _scoring(scorer: Cpx, found: TwoModels) -> Scoring:
-    """Counted on the shown questions: asked for a score alone, and while it answers."""
+def _scoring(scorer: Cpx, measured: TwoModels) -> Scoring:
+    """Counted on the shown questions: a score alone, and a score with an answer."""
     assert scorer.scorer is not None
     model = scorer.scorer
-    leaving, staying = [], []
-    for shown in track(found.shown, "counting what scoring costs"):
-        asked = [[{"role": "user", "content": shown.question.prompt}]]
-        leaving.append(counted_flops(lambda asked=asked: model.score(asked)))  # type: ignore[misc]
+    to_large, to_small = [], []
+    for shown in track(measured.shown, "counting what scoring costs"):
+        prompt = [[{"role": "user", "content": shown.question.prompt}]]
+        to_large.append(counted_flops(lambda prompt=prompt: model.score(prompt)))  # type: ignore[misc]
         answered = counted_flops(
-            lambda asked=asked: model.generate(  # type: ignore[misc]
-                asked, max_new_tokens=LONGEST_ANSWER, do_sample=False
+            lambda prompt=prompt: model.generate(  # type: ignore[misc]
+                prompt, max_new_tokens=LONGEST_ANSWER, do_sample=False
             )
         )
-        staying.append(answered - shown.answers[SMALL].flops)
-    return Scoring(sum(leaving) / len(leaving), sum(staying) / len(staying))
+        to_small.append(answered - shown.answers[SMALL].flops)
+    return Scoring(sum(to_large) / len(to_large), sum(to_small) / len(to_small))
 
 
-def section(found: TwoModels, routed: Routed) -> Section:
+def section(measured: TwoModels, routed: Routed) -> Section:
     """The chapter as sentences, tables and pictures."""
     return Section(
         "A router that reads the question with the small model",
-        sentences=_sentences(found, routed),
+        sentences=_sentences(measured, routed),
         tables=(turns_table(routed),),
-        pictures=((_picture(found, routed), "Quality against cost, on the test questions."),),
+        pictures=((_picture(measured, routed), "Quality against cost, on the test questions."),),
     )
 
 
-def _sentences(found: TwoModels, routed: Routed) -> tuple[str, ...]:
-    large = found.share(LARGE)
-    leaving = routed.scoring.leaving / found.flops[LARGE]
-    staying = routed.scoring.staying / found.flops[LARGE]
+def _sentences(measured: TwoModels, routed: Routed) -> tuple[str, ...]:
+    large = measured.share(LARGE)
+    to_large = routed.scoring.to_large / measured.flops[LARGE]
+    to_small = routed.scoring.to_small / measured.flops[LARGE]
     return (
-        f"A [CPX] token behind the question was trained on {LEARNED:,} labelled questions in "
-        f"{routed.seconds:.0f} s: {routed.trained:,} numbers, beside a {SMALL} that stays as it "
-        f"is. The goal: {GOAL}; the threshold was chosen on {CALIBRATED:,} other questions.",
-        f"On the {len(found.asked):,} test questions it gets {routed.quality:.0%} right "
+        f"A [CPX] token after the question was trained on {TRAINED:,} labelled questions in "
+        f"{routed.seconds:.0f} s: {routed.trained:,} parameters, while {SMALL} itself does not "
+        f"change. The goal: {GOAL}; the threshold was chosen on {CALIBRATED:,} other questions.",
+        f"On the {len(measured.questions):,} test questions it gets {routed.quality:.0%} right "
         f"and sends {routed.share:.0%} of them to {LARGE}, which alone gets {large:.0%}. That is "
         f"{routed.of_large.value:.0%} of its quality (95 % confidence: {routed.of_large.low:.0%} "
-        f"to {routed.of_large.high:.0%}) for {routed.cost:.0%} of its cost, scoring counted in: "
-        f"{leaving:.0%} for a question that leaves, which {SMALL} has read in vain, {staying:.0%} "
-        "for one that stays.",
-        f"APGR, the share of the gain between the models that it brings on average over all "
-        f"budgets (chance .5): {routed.apgr.value:.2f}, with 95 % confidence "
-        f"{routed.apgr.low:.2f} to {routed.apgr.high:.2f}.",
+        f"to {routed.of_large.high:.0%}) for {routed.cost:.0%} of its cost, scoring included: "
+        f"{to_large:.0%} for a question that goes to {LARGE}, which {SMALL} has read in vain, and "
+        f"{to_small:.0%} for one that {SMALL} answers.",
+        f"APGR, the share of the difference between the models that it recovers, averaged over "
+        f"all budgets (chance .5): {routed.apgr.value:.2f} (95 % confidence: "
+        f"{routed.apgr.low:.2f} to {routed.apgr.high:.2f}).",
     )
 
 
@@ -225,14 +228,17 @@ def turns_table(routed: Routed) -> Table:
     )
 
 
-def _picture(found: TwoModels, routed: Routed) -> str:
-    """Each curve from the small model alone to the large one alone; scoring moves ours right."""
+def _picture(measured: TwoModels, routed: Routed) -> str:
+    """Each curve from the small model alone to the large one; scoring shifts ours to the right."""
     nothing = Scoring(0, 0)
-    small, large = (_cost(0, found, nothing), found.share(SMALL)), (1.0, found.share(LARGE))
+    small, large = (
+        (_cost(0, measured, nothing), measured.share(SMALL)),
+        (1.0, measured.share(LARGE)),
+    )
     lines = {"random": [small, large]}
     for name, curve in routed.curves.items():
         scoring = nothing if name == PERFECT else routed.scoring
         points = zip(curve.share, curve.quality, strict=True)
-        lines[name] = [(_cost(share, found, scoring), quality) for share, quality in points]
+        lines[name] = [(_cost(share, measured, scoring), quality) for share, quality in points]
     marks = {SMALL: small, LARGE: large, "chosen": (routed.cost, routed.quality)}
     return plots.curve(lines, marks, f"cost (1 = always {LARGE})", "accuracy")

@@ -1,4 +1,4 @@
-"""The demo's third chapter: the small model is taught something new in three ways, to the clock."""
+"""The demo's third chapter: the small model learns something new in three ways, in equal time."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from pliant.reports.page import Section
 from pliant.training.texts import Piece, texts
 
 FAMILY = "shift"  # unseen by the models: each letter of a word becomes the next one
-LESSONS, EXAM, SHOWN = 2_000, 200, 3
+TRAINING, TEST, SHOWN = 2_000, 200, 3
 BATCH, RATE, SEEDS = 32, 3e-3, 3
 CONFIG = GradientConfig()
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the chapter found."""
+    """The results of the chapter."""
 
     race: Race
     coloured: tuple[Coloured, ...]
-    """Some of the lessons, and what the default would train of them before the race."""
+    """Some of the training texts, and the tokens that the default trains at first."""
 
 
 def measure(seconds: float) -> Tokens:
-    """Each trains for `seconds`, once a seed, from the same embedded model."""
+    """Each way trains for `seconds` per seed, from the same embedded model."""
     model, tokenizer = nano.load(SMALL)
-    lessons, exam = _pieces("train", LESSONS, tokenizer), _pieces("test", EXAM, tokenizer)
+    training, test = _pieces("train", TRAINING, tokenizer), _pieces("test", TEST, tokenizer)
     padded = Collator.of(tokenizer)
-    some = sorted(lessons[:50], key=lambda piece: -len(piece["labels"]))[:SHOWN]
-    ran = race(
+    longest = sorted(training[:50], key=lambda piece: -len(piece["labels"]))[:SHOWN]
+    raced = race(
         model,
-        lessons,
-        exam,
+        training,
+        test,
         CONFIG,
         seconds=seconds,
         seeds=SEEDS,
         batch_size=BATCH,
         lr=RATE,
         collate=padded,
-        contenders=_contenders(model, padded(lessons[:BATCH])),
+        contenders=_contenders(model, padded(training[:BATCH])),
         progress=track,
     )
-    return Tokens(ran, tuple(coloured(show(model, padded(some), CONFIG), tokenizer)))
+    return Tokens(raced, tuple(coloured(show(model, padded(longest), CONFIG), tokenizer)))
 
 
 def _contenders(model: Any, batch: dict[str, Any]) -> list[Contender]:
@@ -62,7 +62,7 @@ def _contenders(model: Any, batch: dict[str, Any]) -> list[Contender]:
 
     with restored(model):
         share = cost_share(model, batch, CONFIG, None)
-    fewer = [one for one in fewer_rows(CONFIG, share, BATCH) if one.kind == "rows"]
+    fewer = [c for c in fewer_rows(CONFIG, share, BATCH) if c.kind == "rows"]
     return [Contender("tokens", CONFIG), *fewer]
 
 
@@ -71,29 +71,29 @@ def _pieces(split: str, number: int, tokenizer: Any) -> list[Piece]:
     return texts(rows, tokenizer, 256).pieces
 
 
-def section(found: Tokens) -> Section:
+def section(results: Tokens) -> Section:
     """The chapter as sentences, a table, a picture and coloured text."""
     return Section(
         "Which tokens are worth a gradient?",
-        sentences=_sentences(found),
-        tables=(race_table(found.race),),
-        pictures=((race_picture(found.race), RACE_CAPTION),),
-        texts=found.coloured,
+        sentences=_sentences(results),
+        tables=(race_table(results.race),),
+        pictures=((race_picture(results.race), RACE_CAPTION),),
+        texts=results.coloured,
     )
 
 
-def _sentences(found: Tokens) -> tuple[str, ...]:
-    ran, asked = found.race, found.race.runs[0]
-    assert asked.operations_a_step is not None
-    time = asked.seconds_a_step / ran.standard.seconds_a_step
+def _sentences(results: Tokens) -> tuple[str, ...]:
+    race, selective = results.race, results.race.runs[0]
+    assert selective.operations_a_step is not None
+    time = selective.seconds_a_step / race.standard.seconds_a_step
     return (
-        f"{SMALL} learns a family of questions that it has never seen (the next letter of each of "
-        f"a word), for {ran.seconds:g} s, {SEEDS} times in each of three ways: with every token of "
-        f"every answer; with {CONFIG.ratio:.0%} of each answer's tokens, drawn and weighed by how "
-        "much they have to teach, and only these run backward; and with fewer questions a step, so "
-        "many that it costs as many operations.",
-        ran.sentence,
-        f"A step on the drawn tokens has {asked.operations_a_step:.0%} of a standard step's "
+        f"{SMALL} learns a new family of questions (the next letter of each letter of a word), for "
+        f"{race.seconds:g} s, {SEEDS} times in each of three ways: on every token of every answer; "
+        f"on {CONFIG.ratio:.0%} of each answer's tokens, sampled and weighted by their gradients, "
+        "with a backward pass through these alone; and on fewer questions per step, with the same "
+        "number of operations.",
+        race.sentence,
+        f"A step on the sampled tokens has {selective.operations_a_step:.0%} of a standard step's "
         f"operations and took {time:.0%} of its time: in a model this small much of a step is "
-        "overhead. What it comes to on a model and data of yours, `pliant gradients audit` tells.",
+        "overhead. `pliant gradients audit` measures this on your own model and data.",
     )

@@ -7,10 +7,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pliant.cli.gradients.options import SelectiveOptions
 from pliant.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from pliant.training.texts import Texts
 
 EMBEDDED = "nano"
 QUESTIONS = 400
@@ -34,28 +37,34 @@ class Inputs:
 
 def load_inputs(options: SelectiveOptions, device: str | None, seed: int) -> Inputs:
     """Read the data, which can fail at once, then load the model and cut the data into pieces."""
-    from pliant.data import read_rows
-    from pliant.training.texts import texts
-
-    if options.data == EMBEDDED:
-        from pliant import nano
-
-        rows = nano.conversations("dev", options.rows or QUESTIONS)
-    else:
-        rows = read_rows(options.data, subset=options.subset, limit=options.rows)
     from pliant.loading import load
 
+    rows = read_data(options, "dev", QUESTIONS)
     model, tokenizer = load(options.model, dtype=options.dtype, device=device)
-    check_length(options.length, model.config)
-    pieces = texts(rows, tokenizer, options.length).pieces
+    pieces = encode(rows, model, tokenizer, options.length).pieces
     random.Random(seed).shuffle(pieces)
     return Inputs(model, tokenizer, pieces)
 
 
-def check_length(length: int, config: Any) -> None:
-    positions = getattr(config, "max_position_embeddings", None)
+def read_data(options: SelectiveOptions, split: str, questions: int) -> list[dict[str, Any]]:
+    """The rows of --data; of the embedded models' world, so many questions of a split."""
+    if options.data == EMBEDDED:
+        from pliant import nano
+
+        return nano.conversations(split, options.rows or questions)
+    from pliant.data import read_rows
+
+    return read_rows(options.data, subset=options.subset, limit=options.rows)
+
+
+def encode(rows: list[dict[str, Any]], model: Any, tokenizer: Any, length: int) -> Texts:
+    """The rows in pieces of at most `length` tokens, which must fit the model's context."""
+    from pliant.training.texts import texts
+
+    positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and length > positions:
         raise InvalidInput(f"--length {length}: the model has {positions} positions")
+    return texts(rows, tokenizer, length)
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def _word(token: ShownToken, tokenizer: Any, highest: float) -> Word:
         return Word(text, "faint")
     loss = "" if token.loss is None else f"loss {token.loss:.2f}"
     if not token.trained:
-        return Word(text, "plain", says=f"{loss}, not trained" if loss else "not trained")
+        return Word(text, "plain", tooltip=f"{loss}, not trained" if loss else "not trained")
     strength = 0.5 if token.loss is None else (token.loss / highest) ** 0.5
     return Word(text, "marked", strength, f"{loss}, weight {token.weight:.2f}")
 

@@ -9,7 +9,6 @@ from pliant.cli import terminal
 from pliant.cli.route.options import LabelsOptions, RouterOptions
 
 if TYPE_CHECKING:
-    from pliant.reports.tables import Table
     from pliant.routing.fitting.evaluation import Evaluation
 
 EXAMPLE = "pliant route evaluate --router my-router --labels test.jsonl"
@@ -27,6 +26,7 @@ def evaluate(options: EvaluateOptions) -> None:
     """
     from transformers.utils import logging
 
+    from pliant.cli.route import tables
     from pliant.routing.fitting.evaluate import evaluate as measure
 
     logging.disable_progress_bar()
@@ -34,59 +34,29 @@ def evaluate(options: EvaluateOptions) -> None:
     if options.json:
         terminal.print_json(evaluation.as_dict())
         return
-    for table in tables(evaluation):
+    shown = [tables.metrics(evaluation), tables.baselines(evaluation)]
+    if evaluation.calibration:
+        shown.append(tables.probabilities(evaluation))
+    for table in shown:
         table.draw(terminal.console())
     for sentence in sentences(evaluation):
         terminal.print_text(sentence)
 
 
-def tables(found: Evaluation) -> list[Table]:
-    """Metrics with their bands, the baselines beside them, and how the probabilities are kept."""
-    from pliant.reports.tables import Table
+def sentences(evaluation: Evaluation) -> list[str]:
+    from pliant.cli.route.tables import novelty
 
-    head = ["", found.scorer, *found.baselines]
-    rows = [
-        [name, str(band), *(str(said.metrics[name]) for said in found.baselines.values())]
-        for name, band in found.metrics.items()
-    ]
-    made = [Table("On held-out prompts, with 95 % bands", head, rows, right=frozenset(head[1:]))]
-    if found.calibration:
-        head = ["P(right)", "ECE", "a constant's", "Brier", "a constant's Brier", "skill"]
-        rows = [
-            [
-                kept.model,
-                f"{kept.ece:.3f}",
-                f"{kept.ece_constant:.3f}",
-                f"{kept.brier:.3f}",
-                f"{kept.brier_constant:.3f}",
-                "-" if kept.skill is None else f"{kept.skill:.2f}",
-            ]
-            for kept in found.calibration
-        ]
-        made.append(Table("Probabilities", head, rows, right=frozenset(head[1:])))
-    return made
-
-
-def sentences(found: Evaluation) -> list[str]:
-    report = found.report
+    report, sentences = evaluation.report, []
     weak, strong = report.models[0], report.models[-1]
-    said = []
-    if found.left_out:
-        said.append(
-            f"WARNING: {found.left_out:,} of these prompts are among those that the router was "
-            "made on; they were left out, and count nowhere above."
+    if evaluation.left_out:
+        sentences.append(
+            f"WARNING: the router was fitted on {evaluation.left_out:,} of these prompts; they are "
+            "left out of everything above."
         )
-    said.append(
+    return [
+        *sentences,
         f"{report.n:,} prompts. {weak} alone {report.weak_quality:.3f}, {strong} alone "
-        f"{report.strong_quality:.3f}, the best possible APGR {report.oracle_apgr:.3f}."
-    )
-    said.append(str(found))
-    if found.novel is not None:
-        said.append(f"{found.novel:.1%} of the prompts are unlike those that it was made on.")
-    if found.paraphrases is not None:
-        same = found.paraphrases
-        said.append(
-            f"Of {same.questions:,} questions in several wordings {same.same_model:.1%} go to one "
-            f"model in all of them; the predicted gain moves by {same.spread:.3f} on average."
-        )
-    return said
+        f"{report.strong_quality:.3f}, the best possible APGR {report.oracle_apgr:.3f}.",
+        str(evaluation),
+        *novelty(evaluation),
+    ]

@@ -1,7 +1,8 @@
-"""`pliant route fit`: from labels to a router, by way of a ladder of scorers."""
+"""`pliant route fit`: from labels to a router, by trying a ladder of scorers."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,10 +15,7 @@ from pliant.errors import InvalidInput
 from pliant.options import Flag
 
 if TYPE_CHECKING:
-    from pliant.reports.tables import Table
     from pliant.routing.fitting.fit import Fitted
-    from pliant.routing.fitting.ladder import Rung
-    from pliant.stats import Band
 
 EXAMPLE = "pliant route fit --labels labels.jsonl --out my-router --base nano-s"
 
@@ -103,78 +101,50 @@ def _pair(text: str) -> tuple[str, str]:
     return name, backend
 
 
-def _draw(done: Fitted, blind: bool) -> None:
-    import numpy as np
-
+def _draw(fitted: Fitted, blind: bool) -> None:
+    from pliant.cli.route import tables
     from pliant.routing.fitting.ladder import READS_A_MODEL
-
-    console, sizes = terminal.console(), done.splits.sizes()
-    ladder_table(done).draw(console)
-    found = done.evaluation
-    sentences = [
-        f"Kept: {_why(done)}",
-        "Labels: " + ", ".join(f"{n:,} {name}" for name, n in sizes.items()) + ".",
-        f"{done.splits.how[0].upper()}{done.splits.how[1:]}.",
-        done.file.threshold.sentence,
-        f"On {found.report.n:,} test prompts: {found.routed.share:.1%} of calls to "
-        f"{done.file.models[-1].name}, at {found.routed.of_strong} of its quality; "
-        f"APGR {found.metrics['apgr']}, at most {found.report.oracle_apgr:.3f}.",
-        f"Router: {done.folder}",
-    ]
-    if blind:
-        names = ", ".join(READS_A_MODEL)
-        sentences.insert(1, f"Not tried: {names}, which read a model (--base nano-s, say).")
-    if not np.isfinite(found.report.oracle_apgr):
-        sentences.insert(0, _nothing_to_gain(done))
-    for sentence in sentences:
-        console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
-
-
-def _why(done: Fitted) -> str:
-    """Why this scorer was kept."""
-    from pliant.routing.fitting.ladder import MARGIN
-
-    kind = done.selected.kind
-    if done.selected.value.value == max(r.value.value for r in done.rungs):
-        return f"{kind}, the best; no cheaper one was shown to be within {MARGIN:g} of it."
-    return f"{kind}, the cheapest a decision of those that can be kept and tie with the best."
-
-
-def _nothing_to_gain(done: Fitted) -> str:
-    weak, strong, found = done.file.names[0], done.file.names[-1], done.evaluation.report
-    return (
-        f"WARNING: on the test split {strong} is not better than {weak} (quality "
-        f"{found.strong_quality:.3f} and {found.weak_quality:.3f}): "
-        "there is nothing to route for. Are the models in the order of their cost?"
-    )
-
-
-def ladder_table(done: Fitted) -> Table:
-    from pliant.reports.tables import Table
     from pliant.routing.metrics.ranking import oracle_apgr
 
-    what = "APGR" if len(done.file.models) == 2 else "area"
-    head = ["scorer", what, "behind the best (95 %)", "ms a decision", "size", "fitted in", ""]
-    rows = [_row(rung, rung is done.selected) for rung in done.rungs]
-    if what == "APGR":  # the most that there can be on these prompts
-        most = f"{oracle_apgr(done.splits.ladder):.3f}"
-        rows.insert(0, ["perfect routing", most, *["-"] * 4, ""])
-    return Table("The ladder", head, rows, right=frozenset(head[1:6]), colours={"kept": "green"})
-
-
-def _row(rung: Rung, kept: bool) -> list[str]:
-    from pliant.reports.tables import size
-
-    return [
-        rung.kind,
-        f"{rung.value.value:.3f}",
-        "-" if rung.behind is None else _signed(rung.behind),
-        f"{rung.ms:.2f}",
-        size(rung.size),
-        f"{rung.fit_seconds:.1f} s",
-        "kept" if kept else "",
+    names, evaluation = fitted.file.names, fitted.evaluation
+    best = oracle_apgr(fitted.splits.ladder) if len(names) == 2 else None
+    rungs = [rung.as_dict() for rung in fitted.rungs]
+    tables.ladder(rungs, names, fitted.selected.kind, best).draw(terminal.console())
+    sizes, how = fitted.splits.sizes(), fitted.splits.how
+    sentences = [
+        f"Selected: {_why(fitted)}",
+        "Labels: " + ", ".join(f"{n:,} {name}" for name, n in sizes.items()) + ".",
+        f"{how[0].upper()}{how[1:]}.",
+        fitted.file.threshold.sentence,
+        f"On {evaluation.report.n:,} test prompts: {evaluation.routed.share:.1%} of calls to "
+        f"{names[-1]}, at {evaluation.routed.of_strong} of its quality; APGR "
+        f"{evaluation.metrics['apgr']}, at most {evaluation.report.oracle_apgr:.3f}.",
+        f"Router: {fitted.folder}",
     ]
+    if blind:
+        untried = ", ".join(READS_A_MODEL)
+        sentences.insert(1, f"Not tried: {untried}, which read a model (--base nano-s, say).")
+    if not math.isfinite(evaluation.report.oracle_apgr):
+        sentences.insert(0, _nothing_to_gain(fitted))
+    for sentence in sentences:
+        terminal.print_text(sentence)
 
 
-def _signed(band: Band) -> str:
-    return f"{band.value:+.3f} [{band.low:+.3f}, {band.high:+.3f}]"
+def _why(fitted: Fitted) -> str:
+    """Why this scorer was selected."""
+    from pliant.routing.fitting.ladder import MARGIN
+
+    kind = fitted.selected.kind
+    if fitted.selected.value.value == max(rung.value.value for rung in fitted.rungs):
+        return f"{kind}, the best; no cheaper one was shown to be within {MARGIN:g} of it."
+    return f"{kind}, the cheapest per decision of those that tie with the best and can be saved."
+
+
+def _nothing_to_gain(fitted: Fitted) -> str:
+    weak, strong = fitted.file.names[0], fitted.file.names[-1]
+    report = fitted.evaluation.report
+    return (
+        f"WARNING: on the test split {strong} is not better than {weak} (quality "
+        f"{report.strong_quality:.3f} and {report.weak_quality:.3f}), so routing gains nothing. "
+        "Are the models in the order of their cost?"
+    )

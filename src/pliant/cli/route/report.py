@@ -86,7 +86,7 @@ def _measured(folder: Path, file: RouterFile, out: Path, options: ReportOptions)
 
 def _draw(data: ReportData) -> None:
     from pliant.cli.route import report_page as pages
-    from pliant.cli.route import report_tables as tables
+    from pliant.cli.route import tables
 
     console = terminal.console()
 
@@ -99,11 +99,11 @@ def _draw(data: ReportData) -> None:
     say(pages.summary(data))
     measured = data.measured
     if measured is not None:
-        drawn = [tables.points(data, measured), tables.metrics(data, measured)]
-        drawn.append(tables.baselines(measured, narrow=True))
+        drawn = [tables.points(data, measured), tables.metrics(measured.evaluation)]
+        drawn.append(tables.baselines(measured.evaluation, narrow=True))
         if not measured.outdated:
             if measured.evaluation.calibration:
-                drawn.append(tables.probabilities(measured))
+                drawn.append(tables.probabilities(measured.evaluation))
             if 0 < len(measured.evaluation.groups) <= _GROUPS:
                 drawn.append(tables.groups(data, measured))
         for table in drawn:

@@ -98,7 +98,7 @@ def fit_record(
     try:
         record = json.loads(path.read_bytes())
         outdated = record["threshold"] != file.threshold.model_dump(mode="json")
-        where = f"the {int(record['splits']['test']):,} labels that the fit kept apart for this"
+        where = f"the {int(record['splits']['test']):,} labels that the fit held out for this"
         measured = Measured(Evaluation.from_dict(record["evaluation"]), where, outdated)
         return measured, tuple(record["ladder"])
     except FileNotFoundError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from pliant.cli.route import report_tables as tables
+from pliant.cli.route import tables
 from pliant.cli.route.report_data import Measured, ReportData
-from pliant.cli.route.report_tables import brief
+from pliant.cli.route.tables import brief
 from pliant.reports import plots
 from pliant.reports.page import Section
 from pliant.reports.plots import Line
@@ -33,7 +33,12 @@ def sections(data: ReportData) -> list[Section]:
         if not measured.outdated:
             shown += [*_probabilities(measured), *_examples(data, measured)]
     if data.ladder:
-        shown.append(Section("How the scorer was chosen", tables=[tables.ladder(data)]))
+        shown.append(
+            Section(
+                "How the scorer was chosen",
+                tables=[tables.ladder(data.ladder, data.file.names, data.file.scorer.kind)],
+            )
+        )
     return [*shown, _labels(data), _ledger(data)]
 
 
@@ -69,24 +74,8 @@ def summary(data: ReportData) -> list[str]:
     if data.file.scorer.cost:
         scoring = tables.amount(data.file.scorer.cost, data.file.unit)
         sentences.append(f"Scoring a prompt costs {scoring}, which is counted in that.")
-    return [*sentences, *_novel_and_paraphrases(data, measured)]
-
-
-def _novel_and_paraphrases(data: ReportData, measured: Measured) -> list[str]:
-    sentences, novel = [], measured.evaluation.novel
-    if novel is not None:
-        goes = f"; they go to {data.file.default}" if data.file.novel == "default" else ""
-        sentences.append(
-            f"{100 * novel:.1f} % of the prompts are novel, unlike those that it was made on{goes}."
-        )
-    same = measured.evaluation.paraphrases
-    if same is not None:
-        sentences.append(
-            f"Of {same.questions:,} questions in several wordings {100 * same.same_model:.1f} % go "
-            f"to one model in all of them; the predicted gain moves by {same.spread:.3f} on "
-            "average."
-        )
-    return sentences
+    goes = f"; they go to {data.file.default}" if data.file.novel == "default" else ""
+    return [*sentences, *tables.novelty(evaluation, goes)]
 
 
 def label_sentences(data: ReportData) -> list[str]:
@@ -195,7 +184,7 @@ def _line(curve: Curve | CostLine, always: float, faint: bool = False) -> Line:
 
 
 def _figures(data: ReportData, measured: Measured) -> Section:
-    shown = [tables.metrics(data, measured), tables.baselines(measured)]
+    shown = [tables.metrics(measured.evaluation), tables.baselines(measured.evaluation)]
     if measured.evaluation.groups and not measured.outdated:
         shown.append(tables.groups(data, measured))
     return Section("Figures, and what they are worth", [f"On {measured.where}."], shown)
@@ -219,7 +208,9 @@ def _probabilities(measured: Measured) -> list[Section]:
         "can have none, and tells nothing). Brier is the mean squared error; skill is the part of "
         "the constant's that is gone. The grey bars show where the predictions lie."
     ]
-    shown = [Section("Probabilities", sentences, [tables.probabilities(measured)], pictures)]
+    shown = [
+        Section("Probabilities", sentences, [tables.probabilities(measured.evaluation)], pictures)
+    ]
     if histogram is not None:
         model = histogram.model
         counts = {

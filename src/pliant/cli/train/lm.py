@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge
 
 from pliant.cli import terminal
-from pliant.cli.gradients.inputs import EMBEDDED, check_length, quiet_libraries
+from pliant.cli.gradients.inputs import EMBEDDED, encode, quiet_libraries, read_data
 from pliant.cli.gradients.options import SelectiveOptions
 from pliant.options import Flag, named_values
 
@@ -49,18 +49,18 @@ def lm(options: LmOptions) -> None:
     from pliant.reports.tables import Table
     from pliant.training.arguments import training_arguments
     from pliant.training.progress import print_to_stderr
-    from pliant.training.texts import texts
 
     config = options.config()
     settings = named_values(options.set, "--set")
     training_arguments(options.out, settings)  # report mistakes before anything is loaded
-    samples = _read(options.data, options, "train")
+    rows = read_data(options, "train", QUESTIONS)
     model, tokenizer = load(options.model, dtype=options.dtype)
-    check_length(options.length, model.config)
-    train_texts = texts(samples, tokenizer, options.length)
-    evaluation = None
+    train_texts, evaluation = encode(rows, model, tokenizer, options.length), None
     if options.evaluate is not None:
-        evaluation = texts(_read(options.evaluate, options, "dev"), tokenizer, options.length)
+        limit = options.rows if options.evaluate == EMBEDDED else None
+        held_out = replace(options, data=options.evaluate, subset=None, rows=limit)
+        rows = read_data(held_out, "dev", QUESTIONS)
+        evaluation = encode(rows, model, tokenizer, options.length)
     if train_texts.left_out:
         print_to_stderr(
             f"{train_texts.left_out} rows are left out: their completion begins beyond "
@@ -92,15 +92,3 @@ def lm(options: LmOptions) -> None:
         head = ["what", "how much"]
         title = f"{options.out}: the trained model"
         Table(title, head, result.cells()).draw(terminal.console())
-
-
-def _read(data: str, options: LmOptions, split: str) -> list[dict[str, Any]]:
-    if data == EMBEDDED:
-        from pliant import nano
-
-        return nano.conversations(split, options.rows or QUESTIONS)
-    from pliant.data import read_rows
-
-    if split == "train":
-        return read_rows(data, subset=options.subset, limit=options.rows)
-    return read_rows(data)

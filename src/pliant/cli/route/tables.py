@@ -1,13 +1,14 @@
-"""The tables of a report: the same on the terminal and on the page."""
+"""The tables of `pliant route`: the same on the terminal and on the page."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pliant.cli.route.report_data import Measured, ReportData
 from pliant.reports.tables import Table, count, size
-from pliant.routing.fitting.evaluation import Example
+from pliant.routing.fitting.evaluation import Evaluation, Example
 from pliant.stats import Band
 
 RIGHT, WRONG = "✓", "✗"
@@ -49,28 +50,28 @@ def points(data: ReportData, measured: Measured) -> Table:
     return Table(f"Quality and cost of a prompt{goal}", head, rows, right=frozenset(head[1:]))
 
 
-def metrics(data: ReportData, measured: Measured) -> Table:
-    best = measured.evaluation.report.oracle_apgr
+def metrics(evaluation: Evaluation) -> Table:
+    """Each metric with its interval and its meaning."""
+    best, (weak, *_, strong) = evaluation.report.oracle_apgr, evaluation.report.models
     meanings = {
         "apgr": "share of the models' difference that is recovered, over all budgets; chance .5"
         + ("" if math.isnan(best) else f", at best {best:.3f}"),
         "within_group_apgr": "the same of the order inside groups; knowing the groups alone .5",
-        "cpt50": f"share of calls to {data.strong} that recovers half of the difference",
+        "cpt50": f"share of calls to {strong} that recovers half of the difference",
         "cpt80": "the same for 80 % of it",
         "aiq": "mean quality over the range of costs",
-        "auc": f"does the score tell what {data.weak} gets wrong? chance .5",
+        "auc": f"does the score tell what {weak} gets wrong? chance .5",
     }
     rows = [
         [_NAMES.get(name, name), number(value.value), interval(value), meanings.get(name, "")]
-        for name, value in measured.evaluation.metrics.items()
+        for name, value in evaluation.metrics.items()
     ]
     head = ["", "value", "95 % interval", "what it is"]
     return Table("Metrics", head, rows, frozenset(["value"]))
 
 
-def baselines(measured: Measured, narrow: bool = False) -> Table:
+def baselines(evaluation: Evaluation, narrow: bool = False) -> Table:
     """Each scorer on the same prompts, and how much higher the router's APGR is."""
-    evaluation = measured.evaluation
     others = {kind: report.metrics for kind, report in evaluation.baselines.items()}
     others.pop(evaluation.scorer, None)
 
@@ -93,14 +94,14 @@ def baselines(measured: Measured, narrow: bool = False) -> Table:
     return Table(title, head, rows, right=frozenset(head[1:]))
 
 
-def probabilities(measured: Measured) -> Table:
+def probabilities(evaluation: Evaluation) -> Table:
     rows = [
         [
             brief(each.model),
             *map(number, (each.ece, each.ece_constant, each.brier, each.brier_constant)),
             "-" if each.skill is None else f"{each.skill:.2f}",
         ]
-        for each in measured.evaluation.calibration
+        for each in evaluation.calibration
     ]
     head = ["P(right) of", "ECE", "constant's", "Brier", "constant's Brier", "skill"]
     return Table("Probabilities beside a constant's", head, rows, right=frozenset(head[1:]))
@@ -145,24 +146,31 @@ def _examples(title: str, examples: Iterable[Example], data: ReportData) -> Tabl
     return Table(title, head, rows, right=frozenset(["score", "gain"]), colours=colours)
 
 
-def ladder(data: ReportData) -> Table:
-    rows = []
-    for rung in data.ladder:
+def ladder(
+    rungs: Iterable[Mapping[str, Any]],
+    models: Sequence[str],
+    selected: str,
+    perfect: float | None = None,
+) -> Table:
+    """The scorers that a fit tried, from its record; `perfect` is the best possible APGR."""
+    head = ["scorer", "APGR" if len(models) == 2 else "area", "behind the best"]
+    head += ["ms", "size", "fitted in", ""]
+    rows = [] if perfect is None else [["perfect routing", f"{perfect:.3f}", *["-"] * 4, ""]]
+    for rung in rungs:
         behind = rung["behind"]
         rows.append(
             [
                 str(rung["scorer"]),
-                band(Band.from_dict(rung["value"])),
+                number(Band.from_dict(rung["value"]).value),
                 "-" if behind is None else signed(Band.from_dict(behind)),
                 f"{rung['ms']:.2f}",
                 size(rung["bytes"]),
-                "kept" if rung["scorer"] == data.file.scorer.kind else "",
+                f"{rung['fit_seconds']:.1f} s",
+                RIGHT if rung["scorer"] == selected else "",
             ]
         )
-    what = "APGR" if len(data.file.names) == 2 else "area"
-    head = ["scorer", what, "behind the best", "ms", "size", ""]
-    title = "The scorers that were tried at the fit (ms: of one decision)"
-    return Table(title, head, rows, right=frozenset(head[1:5]), colours={"kept": "green"})
+    title = "The scorers (ms: of one decision; behind the best: with 95 % intervals)"
+    return Table(title, head, rows, right=frozenset(head[1:6]), colours={RIGHT: "green"})
 
 
 def calls(data: ReportData) -> Table:
@@ -196,6 +204,23 @@ def labels(data: ReportData) -> Table:
         rows.append(["together", "", amount(data.label_cost, data.file.unit)])
     head = ["model", "calls", "cost"]
     return Table("Labels by model", head, rows, right=frozenset(head[1:]))
+
+
+def novelty(evaluation: Evaluation, goes: str = "") -> list[str]:
+    """The shares of novel prompts and of consistently routed paraphrases, in sentences."""
+    sentences, same = [], evaluation.paraphrases
+    if evaluation.novel is not None:
+        sentences.append(
+            f"{_percent(evaluation.novel)} of the prompts are novel, unlike those that the router "
+            f"was fitted on{goes}."
+        )
+    if same is not None:
+        sentences.append(
+            f"Of {same.questions:,} questions in several wordings {_percent(same.same_model)} go "
+            f"to one model in all of them; the predicted gain moves by {same.spread:.3f} on "
+            "average."
+        )
+    return sentences
 
 
 # --- how figures are written ---------------------------------------------------------------------
