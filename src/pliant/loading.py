@@ -296,7 +296,7 @@ def _one_line(source: Source, what: str) -> Iterator[None]:
     except (ModelNotFound, InvalidInput, MemoryError):
         raise
     except Exception as error:
-        if _is_out_of_memory(error):
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
             raise
         raise ModelNotFound(f"{source} has no usable {what}: {_gist(error)}") from error
 
@@ -311,12 +311,6 @@ def _wrong_options(source: Source) -> Iterator[None]:
         raise InvalidInput(
             f"{source} cannot be loaded with these options: {_gist(error)}"
         ) from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError)
 
 
 def _gist(error: BaseException) -> str:

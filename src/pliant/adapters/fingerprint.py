@@ -23,6 +23,7 @@ from pliant.anatomy.unwrap import unwrap
 
 TENSORS = 64  # sampled matrices, evenly spread over the model
 VALUES = 8  # sampled values of each matrix
+LAYER = re.compile(r"(?<=\.)\d+(?=\.)")  # a layer's index in the name of a tensor
 QUANTISED = "the base is quantised"
 SHARDED = "the base is sharded"
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -87,7 +88,7 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     return Fingerprint(
         model=type(base).__name__,
         name=_hub_name(base),
-        shapes=dict(Counter(f"{_every_layer(name)} {shape}" for name, shape, _ in tensors)),
+        shapes=dict(Counter(f"{LAYER.sub('*', name)} {shape}" for name, shape, _ in tensors)),
         samples={name: _bits(values) for name, values in sampled.items()},
         grid=_grid(list(sampled.values())),
         why=why,
@@ -149,10 +150,6 @@ def _hub_name(base: nn.Module) -> str:
         return Path(name).name
     is_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) and not Path(name).exists()
     return name if is_name else ""
-
-
-def _every_layer(name: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
 def _shapes(name: str, counts: dict[str, int]) -> str:

@@ -92,8 +92,7 @@ class Anatomy:
 
         For a layer with several (LongCat-Flash) this is the first; `attentions` has them all.
         """
-        blocks = self.attentions(index)
-        return blocks[0] if blocks else None
+        return next(iter(self.attentions(index)), None)
 
     def attentions(self, index: int) -> tuple[Attention, ...]:
         """Every attention block of layer `index`."""
@@ -107,8 +106,7 @@ class Anatomy:
 
     def mlp(self, index: int) -> Mlp | None:
         """The dense MLP of layer `index`, or None; `why_no_mlp(index)` is the reason."""
-        blocks = self.mlps(index)
-        return blocks[0] if blocks else None
+        return next(iter(self.mlps(index)), None)
 
     def mlps(self, index: int) -> tuple[Mlp, ...]:
         """Every dense MLP of layer `index`."""
