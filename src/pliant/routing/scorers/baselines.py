@@ -69,10 +69,10 @@ class Length(Scorer):
 
     def state(self) -> State:
         assert self.head is not None, "not fitted"
-        return State(arrays={"weight": self.head.weight, "bias": self.head.bias})
+        return State(arrays=self.head.arrays())
 
     def load_state(self, state: State) -> None:
-        self.head = Linear(state.arrays["weight"], state.arrays["bias"], logistic=True)
+        self.head = Linear.from_arrays(state.arrays, logistic=True)
 
 
 def _lengths(prompts: Prompts) -> Floats:

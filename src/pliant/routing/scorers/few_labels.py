@@ -83,8 +83,7 @@ class Pair(Scorer):
             state.settings[name] = inner.settings
             state.arrays |= {f"{name}.{key}": array for key, array in inner.arrays.items()}
         for name, head in {**self.heads, "right": self.right}.items():
-            state.arrays[f"{name}.weight"] = head.weight.astype(np.float32)
-            state.arrays[f"{name}.bias"] = head.bias
+            state.arrays |= head.arrays(f"{name}.", np.float32)
         return state
 
     def load_state(self, state: State) -> None:
@@ -95,13 +94,9 @@ class Pair(Scorer):
             own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
             return State(state.settings.get(name, {}), own)
 
-        def head(name: str, logistic: bool = False) -> Linear:
-            own = inner(name).arrays
-            return Linear(own["weight"].astype(np.float64), own["bias"], logistic)
-
         self.features = {name: TextFeatures.from_state(inner(name)) for name in self.settings}
-        self.heads = {name: head(name) for name in self.settings}
-        self.right = head("right", logistic=True)
+        self.heads = {name: Linear.from_arrays(arrays, f"{name}.") for name in self.settings}
+        self.right = Linear.from_arrays(arrays, "right.", logistic=True)
         self.spread, self.line = arrays["spread"], arrays["line"]
 
     def _fit_scale(self, predictions: Sequence[Floats], right: Floats) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,17 @@ class Linear:
     def __call__(self, x: Any) -> Floats:
         out: Floats = np.asarray(x @ self.weight) + self.bias
         return sigmoid(out) if self.logistic else out
+
+    def arrays(self, prefix: str = "", weight: type = np.float64) -> dict[str, NDArray[Any]]:
+        """To save: the weight in the precision `weight`, the bias as it is."""
+        return {f"{prefix}weight": self.weight.astype(weight), f"{prefix}bias": self.bias}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, Any], prefix: str = "", logistic: bool = False
+    ) -> Self:
+        weight, bias = arrays[f"{prefix}weight"], arrays[f"{prefix}bias"]
+        return cls(weight.astype(np.float64), bias.astype(np.float64), logistic)
 
 
 def ridge(x: Any, y: Floats, alpha: float) -> Linear:

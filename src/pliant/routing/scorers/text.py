@@ -84,8 +84,7 @@ class Text(Scorer):
         state = self.features.state()
         state.settings |= {"groups": self.groups, "strength": self.strength}
         state.arrays |= self.stack.state().arrays
-        state.arrays["weight"] = self.head.weight.astype(np.float32)
-        state.arrays["bias"] = self.head.bias
+        state.arrays |= self.head.arrays(weight=np.float32)
         return state
 
     def load_state(self, state: State) -> None:
@@ -93,7 +92,7 @@ class Text(Scorer):
         self.groups = list(state.settings["groups"])
         self.strength = state.settings["strength"]
         self.stack = Stack.from_state(state)
-        self.head = Linear(state.arrays["weight"].astype(np.float64), state.arrays["bias"])
+        self.head = Linear.from_arrays(state.arrays)
 
     def _prepare(self, outcomes: Outcomes, seed: int) -> Any:
         self.groups = self._group_names(outcomes)
@@ -175,16 +174,15 @@ class Stack:
     def state(self) -> State:
         assert self.gain is not None and self.right is not None, "not fitted"
         arrays = {"stack.mean": self.mean, "stack.std": self.std}
-        for name, head in (("gain", self.gain), ("right", self.right)):
-            arrays |= {f"stack.{name}.weight": head.weight, f"stack.{name}.bias": head.bias}
-        return State(arrays=arrays)
+        heads = self.gain.arrays("stack.gain.") | self.right.arrays("stack.right.")
+        return State(arrays=arrays | heads)
 
     @classmethod
     def from_state(cls, state: State) -> Stack:
         stack, a = cls(), state.arrays
         stack.mean, stack.std = a["stack.mean"], a["stack.std"]
-        stack.gain = Linear(a["stack.gain.weight"], a["stack.gain.bias"])
-        stack.right = Linear(a["stack.right.weight"], a["stack.right.bias"], logistic=True)
+        stack.gain = Linear.from_arrays(a, "stack.gain.")
+        stack.right = Linear.from_arrays(a, "stack.right.", logistic=True)
         return stack
 
 

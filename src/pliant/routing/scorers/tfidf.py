@@ -67,15 +67,13 @@ class Tfidf(Scorer):
         assert self.head is not None, "not fitted"
         state = self.features.state()
         state.settings["strength"] = self.strength
-        state.arrays["weight"] = self.head.weight.astype(np.float32)
-        state.arrays["bias"] = self.head.bias
+        state.arrays |= self.head.arrays(weight=np.float32)
         return state
 
     def load_state(self, state: State) -> None:
         self.features = TextFeatures.from_state(state)
         self.strength = state.settings["strength"]
-        weight = state.arrays["weight"].astype(np.float64)
-        self.head = Linear(weight, state.arrays["bias"], self.logistic)
+        self.head = Linear.from_arrays(state.arrays, logistic=self.logistic)
 
     logistic: ClassVar[bool] = False
 
