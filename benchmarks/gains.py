@@ -1,0 +1,222 @@
+"""The README's table and picture of measured gains, drawn from the files in `results/`.
+
+    python -m benchmarks.gains        # prints the table, writes docs/images/gains.svg
+
+Nothing is measured here. Each row names its benchmark, its control and where the gain ends, and
+`tests/test_gains.py` compares the README with what this module makes of the results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+ROOT = Path(__file__).parents[1]
+PICTURE = ROOT / "docs" / "images" / "gains.svg"
+OURS, CONTROL, BOUND = "#0b7285", "#868e96", "#ced4da"
+SPLIT = "unseen wording"
+STEPS = "vocabulary 8192, 8 x 256 tokens"
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One row of the table."""
+
+    claim: str
+    figure: str
+    control: str
+    benchmark: str
+
+    def __str__(self) -> str:
+        command = f"`python -m benchmarks.{self.benchmark}`"
+        return f"| {self.claim} | {self.figure} | {self.control} | {command} |"
+
+
+def figures(benchmark: str) -> Any:
+    path = Path(__file__).parent / "results" / f"{benchmark}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["figures"]
+
+
+def table() -> str:
+    """The gains as Markdown."""
+    head = [
+        "| what you get | measured | the control, in the same run | command |",
+        "|---|---|---|---|",
+    ]
+    return "\n".join([*head, *map(str, gains())]) + "\n"
+
+
+def gains() -> Iterator[Gain]:
+    yield from _routing()
+    yield from _scorer()
+    yield from _gradients()
+
+
+def _routing() -> Iterator[Gain]:
+    routing = figures("routing_nano")
+    apgr = routing[SPLIT]["apgr"]
+    yield Gain(
+        "Routing: share of the large model's advantage that the router recovers (APGR)",
+        _interval(apgr["cpx"]),
+        ", ".join(
+            f"{name} {apgr[kind]['value']:.2f}" for name, kind in ROUTERS.items() if kind != "cpx"
+        )
+        + f", perfect routing {routing[SPLIT]['oracle']:.2f}",
+        "routing_nano",
+    )
+    proved = routing["threshold"]["proved"][SPLIT]
+    yield Gain(
+        'Routing to a goal, "95 % of the large model\'s quality, with 95 % confidence"',
+        f"{proved['of strong']['value']:.1%} of its quality, {proved['share']:.0%} of the calls",
+        "the large model on every prompt",
+        "routing_nano",
+    )
+
+
+def _scorer() -> Iterator[Gain]:
+    generate = figures("score_generate")["one row"]
+    ratio = generate["ratio"]
+    assert generate["tokens identical"]
+    yield Gain(
+        "Scoring a prompt while the model answers it (1,000 tokens in, 64 out)",
+        f"{ratio['score + generate']['median']:.2f}x the time, the same tokens",
+        f"generating alone 1.00x, scoring first {ratio['score, then generate']['median']:.2f}x",
+        "score_generate",
+    )
+    training = figures("cpx_training")
+    epoch = [training[length]["epoch_times_as_fast"]["median"] for length in ("256", "1024")]
+    twenty = [training[length]["twenty_epochs_times_as_fast"] for length in ("256", "1024")]
+    yield Gain(
+        "Training a scorer on prompts of 256 and 1,024 tokens",
+        f"an epoch {_times(epoch)} as fast; twenty epochs, prefill included, {_times(twenty)}",
+        "the loop of the method's reference code",
+        "cpx_training",
+    )
+
+
+def _gradients() -> Iterator[Gain]:
+    step = figures("gradient_step")
+    settings = [rows for name, rows in step.items() if name.startswith("vocabulary")]
+    yield Gain(
+        "A training step on a quarter of the tokens (four settings)",
+        f"{_range(settings, 'sparse .25', 'speed')}, {_range(settings, 'sparse .25', 'memory')}",
+        f"training every token 1x; cggr's CGGRModel {_range(settings, 'CGGRModel', 'speed')}, "
+        f"{_range(settings, 'CGGRModel', 'memory')}",
+        "gradient_step",
+    )
+    records, text = (figures(f"gradient_race_{name}")["ways"] for name in ("records", "continued"))
+    yield Gain(
+        "Time to standard training's final loss with that step",
+        f"records of a fixed schema {_interval(records[DEFAULT][AS_FAST])}x as fast; **plain text "
+        f"{_interval(text[DEFAULT][AS_FAST])}x: it does not pay there**",
+        "standard training 1x; a smaller batch of equal cost "
+        f"{_smaller_batch(records):.2f}x and {_smaller_batch(text):.2f}x",
+        "gradient_race",
+    )
+
+
+DEFAULT = "sampled .25, sparse"
+AS_FAST = "times as fast as standard"
+
+
+def _smaller_batch(ways: Mapping[str, Any]) -> float:
+    name = next(name for name in ways if name.startswith("random sequences"))
+    return float(ways[name][AS_FAST]["value"])
+
+
+def _interval(band: Mapping[str, float]) -> str:
+    return f"{band['value']:.2f} [{band['low']:.2f}, {band['high']:.2f}]"
+
+
+def _times(ratios: Iterable[float]) -> str:
+    return " and ".join(f"{ratio:.0f}x" for ratio in ratios)
+
+
+def _range(settings: Iterable[Mapping[str, Any]], way: str, what: str) -> str:
+    values = [rows[way][what] for rows in settings]
+    if what == "speed":
+        speeds = [value["median"] for value in values]
+        return f"{min(speeds):.1f} to {max(speeds):.1f}x as fast"
+    return f"{min(values):.0%} to {max(values):.0%} of the memory"
+
+
+# --- the picture ---------------------------------------------------------------------------------
+
+
+def draw(path: Path = PICTURE) -> Path:
+    """Two panels: what a router recovers, and what a training step costs."""
+    settings = {"svg.hashsalt": "pliant", "font.size": 9, "svg.fonttype": "none"}
+    with matplotlib.rc_context(settings):
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
+        _draw_routing(left)
+        _draw_steps(right)
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
+    return path
+
+
+ROUTERS = {
+    "random": "random",
+    "prompt length": "length",
+    "nearest neighbours": "knn",
+    "TF-IDF": "tfidf",
+    "best text scorer": "text",
+    "linear probe": "probe",
+    "Pliant's [CPX] scorer": "cpx",
+}
+
+
+def _draw_routing(axes: Axes) -> None:
+    measured = figures("routing_nano")[SPLIT]
+    for row, (label, kind) in enumerate(ROUTERS.items()):
+        band = measured["apgr"][kind]
+        colour = OURS if kind == "cpx" else CONTROL
+        axes.plot([band["low"], band["high"]], [row, row], color=colour, linewidth=2)
+        axes.plot(band["value"], row, "o", color=colour)
+        axes.annotate(label, (band["low"] - 0.012, row), ha="right", va="center", color=colour)
+    axes.axvline(measured["oracle"], color=BOUND, linestyle="--")
+    axes.annotate(
+        "perfect\nrouting", (measured["oracle"] - 0.01, 0), ha="right", va="center", color=CONTROL
+    )
+    axes.set(xlim=(0.2, 1.0), yticks=[], title="Which model answers: two tiny models")
+    axes.set_xlabel("share of the large model's advantage recovered (APGR, 95 %)")
+
+
+STEP_LABELS = {
+    "standard": ("every token", (-6, -12), "right"),
+    "a quarter of the sequences": ("a quarter of the sequences", (12, 8), "center"),
+    "CGGRModel": ("cggr's CGGRModel", (7, 4), "left"),
+    "CGGRLoss": ("cggr's CGGRLoss", (-6, 6), "right"),
+    "sparse .25": ("Pliant, a quarter of the tokens", (8, -3), "left"),
+    "sparse .10": ("Pliant, a tenth of the tokens", (8, -3), "left"),
+}
+
+
+def _draw_steps(axes: Axes) -> None:
+    measured = figures("gradient_step")[STEPS]
+    for way, (label, offset, side) in STEP_LABELS.items():
+        time, memory = 1 / measured[way]["speed"]["median"], measured[way]["memory"]
+        colour = OURS if label.startswith("Pliant") else CONTROL
+        axes.plot(time, memory, "o", color=colour)
+        axes.annotate(
+            label, (time, memory), offset, textcoords="offset points", ha=side, color=colour
+        )
+    axes.set(xlim=(0, 1.15), ylim=(0, 1.25), title="Which tokens train: one step, 8 x 256 tokens")
+    axes.set(xlabel="time of a standard step", ylabel="its peak memory")
+
+
+if __name__ == "__main__":
+    print(table())
+    print(f"wrote {draw().relative_to(ROOT)}")
