@@ -1,4 +1,4 @@
-"""The rows of the `cggr` package's page (why to use it, and its performance), measured by us.
+"""The rows of the `cggr` package's page (why to use it, and its performance), as we measure them.
 
     python -m benchmarks.gradient_seed_table [--rounds 5] [--seconds 4] [--quick]
 
@@ -28,13 +28,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gradient_step
-from benchmarks.gradient_race import faster, lap, paces, t_band
-from benchmarks.gradient_ways import REGIMES, Way
+from benchmarks.gradient_race import curves_of, raced, speedup
+from benchmarks.gradient_ways import CGGR_MODEL, REGIMES
 from benchmarks.harness import keep
 from pliant import CGGRLoss, CGGRModel, create_truncated_router
-from pliant.data.collate import Collator
 from pliant.gradients import GradientConfig, attach
-from pliant.gradients.audit.contenders import Contender
+from pliant.gradients.audit.contenders import STANDARD, Contender
+from pliant.gradients.audit.result import t_band
 
 SETTING = gradient_step.SETTINGS[0]
 CLAIMS = {
@@ -57,7 +57,7 @@ def main() -> None:
     figures: dict[str, Any] = {"claimed": CLAIMS, "step": step_figures(steps, options.rounds)}
     if not options.quick:
         figures["race"] = race_figures(options.seconds, options.seeds)
-    shown(figures)
+    show(figures)
     keep("gradient_seed_table", figures, "python -m benchmarks.gradient_seed_table")
 
 
@@ -65,31 +65,31 @@ def main() -> None:
 
 
 def step_figures(steps: dict[str, tuple[Any, Loss]], rounds: int) -> dict[str, dict[str, float]]:
-    """Everything as a share of standard training's; speed the other way round."""
-    select_rows: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    """Everything as a share of standard training's; speed is its time over ours."""
+    seconds_of: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for turn in range(rounds + 1):
         names = list(steps)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             seconds = _timed(*steps[name])
             if turn:
-                select_rows[name].append(seconds)
+                seconds_of[name].append(seconds)
     counted = {name: _counted(*step) for name, step in steps.items()}
-    found = {}
+    figures = {}
     for name in steps:
-        pairs = list(zip(select_rows[name], select_rows["standard"], strict=True))
-        found[name] = {
+        pairs = list(zip(seconds_of[name], seconds_of["standard"], strict=True))
+        figures[name] = {
             "forward time": median(a[0] / b[0] for a, b in pairs),
             "backward time": median(a[1] / b[1] for a, b in pairs),
             "speed": median(sum(b) / sum(a) for a, b in pairs),
             "forward operations": counted[name][0] / counted["standard"][0],
             "backward operations": counted[name][1] / counted["standard"][1],
         }
-    for name, known in MEMORY.items():
-        bytes_of = gradient_step._peak_in_a_process(known, SETTING)
-        found[name]["mebibytes"] = bytes_of / 2**20
+    for name, step_name in MEMORY.items():
+        bytes_of = gradient_step._peak_in_a_process(step_name, SETTING)
+        figures[name]["mebibytes"] = bytes_of / 2**20
     for name in MEMORY:
-        found[name]["memory"] = found[name]["mebibytes"] / found["standard"]["mebibytes"]
-    return found
+        figures[name]["memory"] = figures[name]["mebibytes"] / figures["standard"]["mebibytes"]
+    return figures
 
 
 def _timed(model: Any, loss_of: Loss) -> tuple[float, float]:
@@ -164,47 +164,52 @@ MEMORY = {
     "cggr's CGGRLoss": "CGGRLoss",
     "our default, sparse .25": "sparse .25",
 }
-"""What `gradient_step` calls them."""
+"""Their names in `gradient_step`."""
 
 
 # --- the page's race -----------------------------------------------------------------------------
 
 
 def race_figures(seconds: float, seeds: int) -> dict[str, Any]:
-    """Standard training on one sequence a step, and everything else on four, to the same time."""
-    regime = REGIMES["scratch"]
-    rows = regime.rows(argparse.Namespace())
-    exam = [Collator()(list(rows.held[at : at + 16])) for at in (0, 16)]
-    one, four = replace(regime, size=1), replace(regime, size=4)
-    default = Way(Contender("tokens", GradientConfig(ratio=0.25)), ours=True)
-    entrants = {
-        "standard": (one, Way()),
-        "standard, 4 a step": (four, Way()),
-        "cggr's CGGRModel": (four, Way(peer="CGGRModel")),
-        "our default, sparse .25": (four, default),
+    """Standard training on one sequence a step and everything else on four, for the same time."""
+    scratch = REGIMES["scratch"]
+    rows = scratch.rows(argparse.Namespace())
+    default = Contender("tokens", GradientConfig(ratio=0.25))
+    fields = {1: [STANDARD], 4: [STANDARD, CGGR_MODEL, default]}
+    races = {
+        size: [
+            raced(replace(scratch, size=size), rows, field, 2e-3, seconds, seed)
+            for seed in range(seeds)
+        ]
+        for size, field in fields.items()
     }
-    curves: dict[str, list[Any]] = {name: [] for name in entrants}
-    pace = {name: paces(it, rows, [way])[way] for name, (it, way) in entrants.items()}
-    for seed in range(seeds):
-        for name, (it, way) in entrants.items():
-            costs = [pace[name]] * max(1, int(seconds / pace[name]))
-            curves[name].append(lap(it, rows, exam, way, 2e-3, seed, costs))
-    found = {}
-    for name, (it, _) in entrants.items():
+    entrants = {
+        "standard": (1, STANDARD),
+        "standard, 4 a step": (4, STANDARD),
+        "cggr's CGGRModel": (4, CGGR_MODEL),
+        "our default, sparse .25": (4, default),
+    }
+    curves = {name: curves_of(it, races[size]) for name, (size, it) in entrants.items()}
+    pace = {
+        name: float(np.mean([race[it.name].seconds_a_step for race in races[size]]))
+        for name, (size, it) in entrants.items()
+    }
+    figures = {}
+    for name, (size, _) in entrants.items():
         ends = np.array([curve[-1][1] for curve in curves[name]])
-        found[name] = {
+        figures[name] = {
             "milliseconds a step": 1000 * pace[name],
-            "sequences in the same time": it.size * pace["standard"] / pace[name],
-            "loss": t_band(ends).as_dict(),
-            "times as fast as standard": faster(curves[name], curves["standard"]).as_dict(),
+            "sequences in the same time": size * pace["standard"] / pace[name],
+            "loss": t_band(ends, 0.95).as_dict(),
+            "times as fast as standard": speedup(curves[name], curves["standard"]).as_dict(),
         }
-    return {"seconds": seconds, "seeds": seeds, "rate": 2e-3, "entrants": found}
+    return {"seconds": seconds, "seeds": seeds, "rate": 2e-3, "entrants": figures}
 
 
-# --- what is said --------------------------------------------------------------------------------
+# --- what is printed -----------------------------------------------------------------------------
 
 
-def shown(figures: dict[str, Any]) -> None:
+def show(figures: dict[str, Any]) -> None:
     step, race = figures["step"], figures.get("race", {}).get("entrants", {})
     table = Table(title="the seed's rows, as shares of standard training")
     for column in ("", "claimed", *step):

@@ -1,29 +1,23 @@
-"""Regimes of the race: what is trained, from where, on what; and by which ways."""
+"""The regimes of the race: the model, its data, and the contenders."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from benchmarks import gradient_material as material
 from benchmarks import gradient_records as records
 from pliant import nano
 from pliant.data.collate import Collator
 from pliant.gradients import GradientConfig
-from pliant.gradients.audit import contenders
 from pliant.gradients.audit.audit import cost_share
-from pliant.gradients.audit.contenders import Contender, Field, steady
-from pliant.gradients.schedule import Schedule
-
-Batch = Mapping[str, Any]
-Step = Callable[[Batch, int], None]
-"""Forward and backward of a batch, by this draw."""
+from pliant.gradients.audit.contenders import STANDARD, Batch, Contender, LossOf
 
 DEFAULT = GradientConfig(ratio=0.25)
 COMPLETION = GradientConfig(engine="completion")
@@ -32,7 +26,7 @@ ONE_HOP = replace(DEFAULT, kv_grad="one_hop")
 
 @dataclass(frozen=True)
 class Regime:
-    """What is trained, from where, on what."""
+    """A model, its data and the settings of its training."""
 
     begin: Callable[[int], Any]
     """The model that a seed starts with."""
@@ -42,9 +36,9 @@ class Regime:
     rates: tuple[float, ...]
     held: int = 32
     fewer: tuple[float, ...] = ()
-    """Smaller batches besides that of equal cost."""
+    """Smaller batches besides the one of equal cost."""
     also: tuple[GradientConfig, ...] = ()
-    """Ours besides the usual."""
+    """Our configurations besides the usual ones."""
 
 
 def _base(seed: int) -> Any:
@@ -65,9 +59,9 @@ def _read_unicode(seed: int) -> Any:
 
 FINE = (5e-4, 1e-3, 2e-3)
 FORMS = {"words": records.WORDS, "width": 128, "layers": 4}
-"""A head that is more than half of a model, as a small model of a large vocabulary has it."""
+"""The head is more than half of the model, as in a small model with a large vocabulary."""
 NEW = 64
-"""Whom the forms, and what the characters, are about."""
+"""The number of persons or characters to learn."""
 # Of 2, 4, 8 and 16 records a step, 4 took standard training to its loss soonest; 8 was as good.
 RECORDS: dict[str, Any] = {
     "size": 2,
@@ -104,100 +98,68 @@ REGIMES = {
 }
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way to train."""
-
-    contender: Contender = contenders.STANDARD
-    peer: str | None = None
-    """Of the `cggr` package."""
-    most: int | None = None
-    """The tokens that are left of a row: its last ones."""
-    ours: bool = False
-
-    @property
-    def name(self) -> str:
-        if self.most is not None:
-            return f"rows cut to {self.most} tokens"
-        return self.peer or self.contender.name
-
-    @property
-    def steady(self) -> Way:
-        """Without dense steps."""
-        config = self.contender.config
-        if config is None:
-            return self
-        return replace(self, contender=replace(self.contender, config=steady(config)))
-
-    def dense_steps(self) -> Iterator[bool]:
-        """Of each step, without end: whether it trains every token of its own accord."""
-        schedule = Schedule(self.contender.config or DEFAULT)
-        while True:
-            yield schedule.is_dense()
-            schedule.forward_seen()
-
-    @contextmanager
-    def on(self, model: Any) -> Iterator[Step]:
-        if self.peer is not None:
-            yield PEERS[self.peer](model)
-            return
-        with Field(model, [self.contender]) as field:
-            yield lambda batch, draw: field.step(self.contender, self.cut(batch), draw)
-
-    def cut(self, batch: Batch) -> Batch:
-        if self.most is None:
-            return batch
-        if bool(batch["attention_mask"].all()):
-            return {name: value[:, -self.most :] for name, value in batch.items()}
-        rows = []
-        for ids, labels, mask in zip(
-            batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True
-        ):
-            end = int(mask.sum())
-            part = slice(max(0, end - self.most), end)
-            rows.append({"input_ids": ids[part], "labels": labels[part]})
-        return Collator()(rows)
+def is_ours(contender: Contender) -> bool:
+    """What we recommend; all others are controls."""
+    return contender.config is not None and contender.config.selection == "sampled"
 
 
-STANDARD = Way()
-
-
-def dense_ways() -> list[Way]:
-    """The default with dense steps at the start, and now and then."""
+def dense_contenders() -> list[Contender]:
+    """The default with dense steps at the start and at intervals."""
     kinds = product((0, 4, 8), (0, 4, 8))
     configs = [replace(DEFAULT, dense_first=first, dense_every=every) for every, first in kinds]
-    return [STANDARD, *(Way(Contender("tokens", config), ours=True) for config in configs)]
+    return [STANDARD, *(Contender("tokens", config) for config in configs)]
 
 
-def ways_for(regime: Regime, rows: material.Material) -> list[Way]:
-    """Ours, standard training, random tokens, fewer or harder rows, the peers."""
+def contenders_for(regime: Regime, rows: material.Material) -> list[Contender]:
+    """Ours, standard training, random tokens, fewer or harder rows, and the `cggr` package."""
     model, batch = regime.begin(0), next(rows.batches(regime.size, 0))
     has_prompts = any(label == material.IGNORED for label in rows.train[0]["labels"])
     best = COMPLETION if has_prompts else DEFAULT
-    share = cost_share(model, batch, best, None, None) or 1.0
-    found = [
-        STANDARD,
-        Way(Contender("tokens", DEFAULT), ours=True),
-        Way(Contender("tokens", replace(DEFAULT, selection="uniform"))),
-        Way(Contender("tokens", replace(DEFAULT, engine="exact")), ours=True),
-        Way(peer="CGGRLoss"),
-        *(Way(Contender("tokens", it), ours=it.needs_scores) for it in regime.also),
-    ]
+    share = cost_share(model, batch, best, None) or 1.0
+    configs = [DEFAULT, replace(DEFAULT, selection="uniform"), replace(DEFAULT, engine="exact")]
     if has_prompts:
-        found.insert(1, Way(Contender("tokens", COMPLETION), ours=True))
+        configs.insert(0, COMPLETION)
+    contenders = [
+        STANDARD,
+        *(Contender("tokens", config) for config in configs),
+        Contender("custom", title="CGGRLoss", prepare=_cggr_loss),
+        *(Contender("tokens", config) for config in regime.also),
+    ]
     if regime.size > 1:
-        few = max(1, round(share * regime.size)) / regime.size
-        hardest = replace(DEFAULT, selection="topk")
-        sizes = dict.fromkeys((few, *regime.fewer))
-        found += [Way(Contender("rows", share=size)) for size in sizes]
-        found += [Way(peer="CGGRModel"), Way(Contender("tokens", hardest))]
+        equal_cost = max(1, round(share * regime.size)) / regime.size
+        sizes = dict.fromkeys((equal_cost, *regime.fewer))
+        contenders += [Contender("rows", share=size) for size in sizes]
+        contenders.append(CGGR_MODEL)
+        contenders.append(Contender("tokens", replace(DEFAULT, selection="topk")))
     length = float(np.mean([len(row["input_ids"]) for row in rows.train]))
     if regime.size == 1 or has_prompts:
-        found.append(Way(most=max(8, round(share * length))))
-    return found
+        contenders.append(truncated(max(8, round(share * length))))
+    return contenders
 
 
-def _cggr_model(model: Any) -> Step:
+def truncated(most: int) -> Contender:
+    """Standard training on the last tokens of each row."""
+
+    def prepare(model: Any) -> LossOf:
+        return lambda batch: model(**_last_tokens(batch, most)).loss
+
+    return Contender("custom", title=f"rows cut to {most} tokens", prepare=prepare)
+
+
+def _last_tokens(batch: Batch, most: int) -> Batch:
+    if bool(batch["attention_mask"].all()):
+        return {name: value[:, -most:] for name, value in batch.items()}
+    rows = []
+    for ids, labels, mask in zip(
+        batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True
+    ):
+        end = int(mask.sum())
+        part = slice(max(0, end - most), end)
+        rows.append({"input_ids": ids[part], "labels": labels[part]})
+    return Collator()(rows)
+
+
+def _cggr_model(model: Any) -> LossOf:
     """In its steady state, with a router of half the layers."""
     from cggr import CGGRModel, create_truncated_router
 
@@ -206,23 +168,23 @@ def _cggr_model(model: Any) -> Step:
     theirs = CGGRModel(model, router=router, min_tokens_ratio=0.25, warmup_steps=1)
     theirs.train()
     theirs.step()
-    return lambda batch, draw: theirs(batch["input_ids"], labels=batch["labels"]).backward()
+    return lambda batch: theirs(batch["input_ids"], labels=batch["labels"])
 
 
-def _cggr_loss(model: Any) -> Step:
-    """Given the labelled pairs alone: it knows no token that is not to be learned."""
+def _cggr_loss(model: Any) -> LossOf:
+    """Given the labelled pairs alone: it has no notion of a token without a label."""
     from cggr import CGGRLoss
 
     criterion = CGGRLoss(min_tokens_ratio=0.25, warmup_steps=1)
     criterion.step()
 
-    def step(batch: Batch, draw: int) -> None:
+    def loss(batch: Batch) -> Tensor:
         targets = batch["labels"][:, 1:]
         learned = targets != material.IGNORED
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        criterion(logits[:, :-1][learned], targets[learned]).backward()
+        return criterion(logits[:, :-1][learned], targets[learned])
 
-    return step
+    return loss
 
 
-PEERS = {"CGGRModel": _cggr_model, "CGGRLoss": _cggr_loss}
+CGGR_MODEL = Contender("custom", title="CGGRModel", prepare=_cggr_model)

@@ -143,6 +143,56 @@ def test_seconds_buy_steps_by_what_each_costs(model: Any) -> None:
     assert "equal time" in found.sentence
 
 
+def test_a_method_of_your_own_that_trains_as_usual_ends_even(model: Any) -> None:
+    def prepare(model: Any) -> Any:
+        return lambda batch: model(**batch).loss
+
+    own = Contender("custom", title="my method", prepare=prepare)
+    result = race(
+        model, rows_like(16), rows_like(8), steps=6, seeds=2, lr=1e-2, turns=1, contenders=[own]
+    )
+    np.testing.assert_array_equal(result["my method"].losses, result.standard.losses)
+    assert result["my method"].operations_a_step is None
+    json.dumps(result.as_dict())
+
+
+def test_dense_steps_train_every_token_in_each_lap(model: Any) -> None:
+    dense = Contender("tokens", GradientConfig(dense_first=100))
+    result = race(
+        model, rows_like(16), rows_like(8), steps=5, seeds=2, lr=1e-2, turns=1, contenders=[dense]
+    )
+    assert result.runs[0].steps == 5, "a dense step costs what a standard one does"
+    np.testing.assert_allclose(result.runs[0].losses, result.standard.losses, rtol=1e-4)
+
+
+def test_of_averaged_weights_a_point_does_not_depend_on_where_the_curve_ends(model: Any) -> None:
+    rows, held_out = rows_like(16), rows_like(8)
+    terms: Any = {"seeds": 1, "lr": 1e-2, "turns": 1, "contenders": []}
+    short = race(model, rows, held_out, steps=3, points=1, average_weights=True, **terms)
+    long = race(model, rows, held_out, steps=6, points=2, average_weights=True, **terms)
+    assert short.standard.curves[0][1][1] == long.standard.curves[0][1][1]
+    falling = race(model, rows, held_out, steps=6, points=2, **terms)
+    assert falling.standard.curves[0][1][1] != long.standard.curves[0][1][1]
+
+
+def test_each_contender_may_have_its_own_learning_rate(model: Any) -> None:
+    lr = {STANDARD: 1e-2, HALF: 0.0}
+    result = race(
+        model, rows_like(16), rows_like(8), steps=3, seeds=1, lr=lr, turns=1, contenders=[HALF]
+    )
+    (_, begin), *_, (_, end) = result[HALF.name].curves[0]
+    assert end == begin > result.standard.curves[0][-1][1]
+
+
+def test_seeds_may_be_named(model: Any) -> None:
+    rows, held_out = rows_like(16), rows_like(8)
+    terms: Any = {"steps": 3, "lr": 1e-2, "turns": 1, "contenders": [HALF]}
+    both = race(model, rows, held_out, seeds=2, **terms)
+    second = race(model, rows, held_out, seeds=(1,), **terms)
+    assert both[HALF.name].curves[1] == second[HALF.name].curves[0]
+    assert both[HALF.name].curves[0] != second[HALF.name].curves[0]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
@@ -32,7 +32,8 @@ from pliant.gradients.selection.scores import in_chunks
 from pliant.gradients.selector import Router, spread
 
 Batch = Mapping[str, Any]
-Kind = Literal["tokens", "standard", "rows", "hardest_rows"]
+Kind = Literal["tokens", "standard", "rows", "hardest_rows", "custom"]
+LossOf = Callable[[Batch], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Contender:
     """Of "tokens": which of them, and how."""
     share: float = 1.0
     """Of "rows" and "hardest_rows": how many of a batch's."""
+    title: str = ""
+    """Of "custom": its name."""
+    prepare: Callable[[nn.Module], LossOf] | None = None
+    """Of "custom": takes the model and returns the function that gives a batch's loss."""
 
     @property
     def name(self) -> str:
@@ -51,6 +56,8 @@ class Contender:
             return "standard"
         if self.config is not None:
             return label(self.config)
+        if self.kind == "custom":
+            return self.title
         sort = "random" if self.kind == "rows" else "hardest"
         return f"{sort} sequences, {self.share:.0%}"
 
@@ -141,6 +148,7 @@ class Field:
         self.contenders = list(contenders)
         self.router = router
         self.handles: dict[Contender, Gradients] = {}
+        self._custom: dict[Contender, LossOf] = {}
         self.notes: dict[Contender, list[str]] = {}
         """What was computed in another way than configured."""
 
@@ -158,13 +166,23 @@ class Field:
         for handle in self.handles.values():
             handle.detach()
         self.handles.clear()
+        self._custom.clear()
 
     def _add(self, contender: Contender) -> None:
+        if contender.prepare is not None:
+            self._custom[contender] = contender.prepare(self.model)
         if contender.config is None:
             return
         name = f"contender-{len(self.handles)}"
         acting = Gradients(self.model, contender.config, self.router)
         self.handles[contender] = adapters.attach(self.model, acting, name)
+
+    def restart(self, contender: Contender, at_end: bool = False) -> None:
+        """Restart its schedule, or move it to its end."""
+        if contender.config is not None:
+            handle = self.handles[contender]
+            handle.switch(steady(contender.config) if at_end else contender.config)
+            handle.selector.schedule.load_state({"steps": 0, "by_hand": False})
 
     def step(self, contender: Contender, batch: Batch, draw: int = 0) -> None:
         """Forward and backward; adds to the gradients that are there."""
@@ -189,6 +207,8 @@ class Field:
             self.handles[contender].selector.draws = draw
         else:
             batch = {k: v for k, v in batch.items() if k not in EXTRAS}
+        if contender.kind == "custom":
+            return self._custom[contender](batch)
         count = rows_in(batch)
         if contender.kind == "rows":
             generator = torch.Generator().manual_seed(draw)

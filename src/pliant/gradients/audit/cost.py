@@ -31,7 +31,7 @@ class StepCost:
     memory: int
     """Bytes that are held at the peak, the gradients among them, and the weights not."""
     operations: float | None
-    """As a share of standard training's: see `ledger`."""
+    """As a share of standard training's: see `operations`."""
 
 
 def costs(field: Field, batches: Sequence[Batch], turns: int) -> Mapping[Contender, StepCost]:
@@ -69,6 +69,8 @@ def operations(field: Field, contender: Contender) -> float | None:
     handle = field.handles.get(contender)
     if handle is not None:
         return handle.metrics().get("flops_of_standard")
+    if contender.kind == "custom":
+        return None
     scoring = 1 / 3 if contender.kind == "hardest_rows" else 0.0  # a forward pass of all rows
     return contender.share + scoring
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,11 +31,12 @@ from pliant.gradients.audit.audit import TURNS, Progress, cost_share, no_progres
 from pliant.gradients.audit.contenders import STANDARD, Batch, Contender, Field, fewer_rows, steady
 from pliant.gradients.audit.cost import operations, wait
 from pliant.gradients.audit.result import Race, Run
-from pliant.gradients.audit.snapshot import SavedWeights, clear_gradients, restored
+from pliant.gradients.audit.snapshot import RunningAverage, SavedWeights, clear_gradients, restored
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.label_alignment import label_alignment
 from pliant.gradients.engines.split_forward import SplitForward
 from pliant.gradients.labelled_batch import labelled_batch
+from pliant.gradients.schedule import Schedule
 from pliant.gradients.selection.scores import in_chunks
 from pliant.gradients.selector import Router, spread
 
@@ -47,11 +50,16 @@ no step's gradient exceeds."""
 
 @dataclass(frozen=True)
 class Terms:
-    """The same for all."""
+    """How every contender trains."""
 
     batch_size: int
-    lr: float
+    lr: float | Mapping[Contender, float]
     collate: Collate
+    average_weights: bool
+    clock: Callable[[], float]
+
+    def lr_of(self, contender: Contender) -> float:
+        return self.lr[contender] if isinstance(self.lr, Mapping) else self.lr
 
 
 def race(
@@ -62,9 +70,11 @@ def race(
     *,
     seconds: float | None = None,
     steps: int | None = None,
-    seeds: int = SEEDS,
+    seeds: int | Sequence[int] = SEEDS,
     batch_size: int = 8,
-    lr: float = 1e-4,
+    lr: float | Mapping[Contender, float] = 1e-4,
+    average_weights: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
     points: int = POINTS,
     turns: int = TURNS,
     contenders: Sequence[Contender] | None = None,
@@ -77,21 +87,26 @@ def race(
 
     A row holds `input_ids` and, where not all of it is to be learned, `labels`; with a `collate`,
     whatever that makes a batch of. Every contender draws its batches from the same rows in the same
-    order, with AdamW and a learning rate that falls to 0 at its own end.
+    order, with AdamW and a learning rate that falls to 0 at its own end. `lr` may differ between
+    contenders. With `average_weights` the rate stays, and what is evaluated is a running average of
+    the weights, so that a point of a curve does not depend on where the curve ends. `clock` times
+    the steps: `time.process_time` ignores other processes.
     """
     config, model = config or GradientConfig(), unwrap(model)
+    seeds = range(seeds) if isinstance(seeds, int) else seeds
     _check(train_rows, eval_rows, batch_size, seeds, seconds, steps, turns)
-    terms = Terms(min(batch_size, len(train_rows)), lr, collate or Collator())
+    size = min(batch_size, len(train_rows))
+    terms = Terms(size, lr, collate or Collator(), average_weights, clock)
     weights = SavedWeights(model)
     with restored(model):
         first = placed(next(_batches(train_rows, terms, 0)), model)
         if contenders is None:
             share = cost_share(model, first, config, router)
             contenders = entrants(config, share, terms.batch_size)
-        field = [one for one in contenders if one != STANDARD]
+        others = [contender for contender in contenders if contender != STANDARD]
         try:
-            with Field(model, [*field, STANDARD], router) as together:
-                return _Course(together, train_rows, eval_rows, terms, weights, turns).run(
+            with Field(model, [*others, STANDARD], router) as field:
+                return _Course(field, train_rows, eval_rows, terms, weights, turns).run(
                     seconds, steps, seeds, points, progress or no_progress
                 )
         finally:
@@ -129,81 +144,99 @@ class _Course:
         ]
 
     def run(
-        self, seconds: float | None, steps: int | None, seeds: int, points: int, progress: Progress
+        self,
+        seconds: float | None,
+        steps: int | None,
+        seeds: Sequence[int],
+        points: int,
+        progress: Progress,
     ) -> Race:
         pace, shares = self._pace()
-        budget = {}
+        cost = pace if seconds is not None else {c: share or 1.0 for c, share in shares.items()}
+        costs = {}
         for contender in self.field.contenders:
-            if seconds is not None:
-                budget[contender] = max(1, int(seconds / pace[contender]))
-            else:
-                assert steps is not None
-                budget[contender] = max(1, round(steps / (shares[contender] or 1.0)))
+            budget = seconds if seconds is not None else (steps or 0) + cost[contender] / 2
+            costs[contender] = step_costs(contender, cost[contender], cost[STANDARD], budget)
         nll_0, counts = self._evaluate()
         begin = float(nll_0.sum() / counts.sum())
-        laps = [(seed, c) for seed in range(seeds) for c in self.field.contenders]
-        ends: dict[Contender, list[Any]] = {one: [] for one in self.field.contenders}
+        laps = [(seed, c) for seed in seeds for c in self.field.contenders]
+        ends: dict[Contender, list[Any]] = {c: [] for c in self.field.contenders}
         for seed, contender in progress(laps, "racing"):
-            ends[contender].append(self._lap(contender, seed, budget[contender], points))
+            ends[contender].append(self._lap(contender, seed, costs[contender], points))
         runs = tuple(
             Run(
-                contender=one,
-                steps=budget[one],
-                seconds_a_step=pace[one],
-                operations_a_step=shares[one],
-                curves=tuple(((0.0, begin), *curve) for curve, _ in ends[one]),
-                losses=np.stack([nll for _, nll in ends[one]]),
+                contender=c,
+                steps=len(costs[c]),
+                seconds_a_step=pace[c] + dense_share(c, len(costs[c])) * (pace[STANDARD] - pace[c]),
+                operations_a_step=shares[c],
+                curves=tuple(((0.0, begin), *curve) for curve, _ in ends[c]),
+                losses=np.stack([nll for _, nll in ends[c]]),
             )
-            for one in self.field.contenders
+            for c in self.field.contenders
         )
         return Race(runs, counts, seconds, steps)
 
     def _pace(self) -> tuple[dict[Contender, float], dict[Contender, float | None]]:
-        """The seconds of a training step, the optimizer's own among them; and its operations."""
-        taken: dict[Contender, list[float]] = {one: [] for one in self.field.contenders}
+        """The seconds of a training step, the optimizer's own among them; and its operations.
+
+        Dense steps cost what standard training's do: the schedule is measured at its end.
+        """
+        clock, contenders = self.terms.clock, self.field.contenders
+        taken: dict[Contender, list[float]] = {c: [] for c in contenders}
         shares: dict[Contender, float | None] = {}
-        optimizer = self._optimizer()
+        optimizer = self._optimizer(min(map(self.terms.lr_of, contenders)))
         batches = _batches(self.train_rows, self.terms, 0)
+        for contender in contenders:
+            self.field.restart(contender, at_end=True)
         for turn in range(self.turns + 1):
             batch = placed(next(batches), self.model)
-            for one in self.field.contenders:
+            for contender in contenders:
                 wait(self.model)
-                begun = time.perf_counter()
-                self._step(one, batch, turn, optimizer)
+                begun = clock()
+                self._step(contender, batch, turn, optimizer)
                 wait(self.model)
                 if turn:  # the first is a warm-up
-                    taken[one].append(time.perf_counter() - begun)
-                shares[one] = operations(self.field, one)
+                    taken[contender].append(clock() - begun)
+                shares[contender] = operations(self.field, contender)
         self.weights.restore()
-        return {one: statistics.median(times) for one, times in taken.items()}, shares
+        return {c: statistics.median(times) for c, times in taken.items()}, shares
 
-    def _lap(self, one: Contender, seed: int, steps: int, points: int) -> tuple[Any, Any]:
+    def _lap(
+        self, contender: Contender, seed: int, costs: Sequence[float], points: int
+    ) -> tuple[Any, Any]:
         """Its loss curve, as (share of the budget, loss), and the last losses row by row."""
         self.weights.restore()
+        self.field.restart(contender)
         torch.manual_seed(seed)
-        optimizer = self._optimizer()
+        steps, spent = len(costs), np.cumsum(costs)
+        optimizer, lr = self._optimizer(), self.terms.lr_of(contender)
+        average = RunningAverage(self.weights.parameters) if self.terms.average_weights else None
         stops = {max(1, round(steps * (i + 1) / points)) for i in range(points)}
         curve, nll = [], None
         for step, batch in zip(range(steps), _batches(self.train_rows, self.terms, seed)):  # noqa: B905
             for group in optimizer.param_groups:
-                group["lr"] = self.terms.lr * _rate(step, steps)
+                group["lr"] = lr * _rate(step, steps, falls=average is None)
             here = placed(batch, self.model)
-            self._step(one, here, seed * 1_000_003 + step, optimizer)
+            self._step(contender, here, seed * 1_000_003 + step, optimizer)
+            if average is not None:
+                average.update(step)
             if step + 1 in stops:
-                nll, counts = self._evaluate()
-                curve.append(((step + 1) / steps, float(nll.sum() / counts.sum())))
+                with nullcontext() if average is None else average.in_place():
+                    nll, counts = self._evaluate()
+                share = float(spent[step] / spent[-1])
+                curve.append((share, float(nll.sum() / counts.sum())))
         return tuple(curve), nll
 
     def _step(
-        self, one: Contender, batch: Batch, draw: int, optimizer: torch.optim.Optimizer
+        self, contender: Contender, batch: Batch, draw: int, optimizer: torch.optim.Optimizer
     ) -> None:
         clear_gradients(self.model)
-        self.field.step(one, batch, draw)
+        self.field.step(contender, batch, draw)
         nn.utils.clip_grad_norm_(self.weights.parameters, CLIP)
         optimizer.step()
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.weights.parameters, lr=self.terms.lr, weight_decay=0.0)
+    def _optimizer(self, lr: float = 0.0) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.weights.parameters, lr=lr, weight_decay=0.0)
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[Any, Any]:
@@ -212,6 +245,32 @@ class _Course:
         losses = [_row_losses(self.model, batch) for batch in self.held_out]
         self.model.train()
         return tuple(np.concatenate(side) for side in zip(*losses, strict=True))  # type: ignore[return-value]
+
+
+def step_costs(contender: Contender, cost: float, dense_cost: float, budget: float) -> list[float]:
+    """The cost of each step that the budget buys: at least one."""
+    costs: list[float] = []
+    left = budget * (1 + 1e-9)
+    for dense in _dense_steps(contender):
+        next_cost = dense_cost if dense else cost
+        if costs and next_cost > left:
+            break
+        costs.append(next_cost)
+        left -= next_cost
+    return costs
+
+
+def dense_share(contender: Contender, steps: int) -> float:
+    """Of so many steps, the share that trains every token."""
+    return sum(islice(_dense_steps(contender), steps)) / steps
+
+
+def _dense_steps(contender: Contender) -> Iterator[bool]:
+    """Endless: whether the schedule lets this step train every token."""
+    schedule = Schedule(contender.config or GradientConfig())
+    while True:
+        yield schedule.is_dense()
+        schedule.forward_seen()
 
 
 def _row_losses(model: nn.Module, batch: Batch) -> tuple[Any, Any]:
@@ -238,16 +297,16 @@ def _batches(rows: Sequence[Row], terms: Terms, seed: int) -> Iterator[Batch]:
             yield terms.collate([rows[i] for i in order[at : at + terms.batch_size]])
 
 
-def _rate(step: int, steps: int) -> float:
+def _rate(step: int, steps: int, falls: bool) -> float:
     rising = (step + 1) / max(1.0, WARMUP * steps)
-    return min(1.0, rising, (steps - step) / steps)
+    return min(1.0, rising, (steps - step) / steps if falls else 1.0)
 
 
 def _check(
     train_rows: Sequence[Row],
     eval_rows: Sequence[Row],
     batch_size: int,
-    seeds: int,
+    seeds: Sequence[int],
     seconds: float | None,
     steps: int | None,
     turns: int,
@@ -257,7 +316,7 @@ def _check(
             f"a race needs rows to train on and others to be measured on, not {len(train_rows)} "
             f"and {len(eval_rows)}"
         )
-    for name, value in (("batch_size", batch_size), ("seeds", seeds), ("turns", turns)):
+    for name, value in (("batch_size", batch_size), ("seeds", len(seeds)), ("turns", turns)):
         if value < 1:
             raise InvalidInput(f"{name} = {value}: give 1 or more")
     if (seconds is None) == (steps is None):

@@ -80,7 +80,7 @@ class Race:
             len(self.counts),
             level=level,
         )
-        seeds = _t_band(apart.sum(1) / self.counts.sum(), level)
+        seeds = t_band(apart.sum(1) / self.counts.sum(), level)
         if math.isnan(seeds.low):
             return seeds
         return Band(rows.value, min(rows.low, seeds.low), max(rows.high, seeds.high), level)
@@ -119,7 +119,8 @@ class Race:
                 f"step{'s' * (steps != 1)}. Give the race more time."
             )
         if winner is not standard:
-            how = "Use" if winner.contender.config is not None else "Use smaller batches, and"
+            smaller = winner.contender.kind in ("rows", "hardest_rows")
+            how = "Use smaller batches, and" if smaller else "Use"
             how = f"{how} {winner.name}"
             return (
                 f"{how}: {at}, it gains {_signed(self.gain(winner))} nats a token on standard "
@@ -165,7 +166,7 @@ class Race:
         }
 
 
-def _t_band(values: Floats, level: float) -> Band:
+def t_band(values: Floats, level: float) -> Band:
     """Of the mean of a few values, drawn alike."""
     from scipy import stats
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pliant.errors import InvalidInput
+
+LATE = 8
+"""A running average of the weights covers about the last ninth of the steps."""
 
 
 @contextmanager
@@ -72,6 +75,31 @@ class SavedWeights:
     def restore(self) -> None:
         for p, value in zip(self.parameters, self.values, strict=True):
             p.copy_(value)
+
+
+class RunningAverage:
+    """A running average of a model's weights over the late steps."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.values: list[Tensor] = [p.detach().clone() for p in parameters]
+
+    def update(self, step: int) -> None:
+        for value, p in zip(self.values, self.parameters, strict=True):
+            value.lerp_(p.detach(), (LATE + 1) / (step + 1 + LATE))
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the averaged weights inside."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for i, p in enumerate(self.parameters):
+            p.data, self.values[i] = self.values[i], p.data
 
 
 def _devices(model: nn.Module) -> list[int]:
