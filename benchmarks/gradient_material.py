@@ -1,7 +1,8 @@
 """What the gradient benchmarks train: texts that every machine has, and small models of them.
 
-Source text is the standard library's own, prose its help topics (`pydoc_data.topics`); instructions
-are GSM8K's where a folder with it is given, and else its functions, from their head to their body.
+Source text is the standard library's, and prose its help topics (`pydoc_data.topics`). Instructions
+are GSM8K's if you pass a folder with it, and otherwise the standard library's functions, with the
+head as the prompt and the body as the answer.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ Row = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class Material:
-    """Rows to train on, and others to be measured on."""
+    """Rows to train on, and held-out rows."""
 
     train: Sequence[Row]
     held: Sequence[Row]
 
     def batches(self, size: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Without end, the same for the same seed."""
+        """Endless, and the same for the same seed."""
         rng = random.Random(seed)
         while True:
             order = rng.sample(range(len(self.train)), len(self.train))
@@ -65,17 +66,17 @@ class Material:
 
 def source(length: int, words: int = WORDS) -> Material:
     """Python source, every token learned."""
-    return _cut(_source(), length, words)
+    return _pieces(_source(), length, words)
 
 
 def prose(length: int, words: int = WORDS) -> Material:
     """English about Python, every token learned."""
-    return _cut([topics[name] for name in sorted(topics)], length, words)
+    return _pieces([topics[name] for name in sorted(topics)], length, words)
 
 
 def instructions(folder: Path | None, most: int, shots: int = 0) -> Material:
-    """Questions and answers, of which only the answers are learned; with `shots`, so many others
-    stand before each with their answers, and nothing of these is learned."""
+    """Questions and answers with labels on the answers; `shots` other examples precede each,
+    without labels."""
     if folder is None:
         pairs = list(_functions())
         cut = len(pairs) * 9 // 10
@@ -83,29 +84,28 @@ def instructions(folder: Path | None, most: int, shots: int = 0) -> Material:
     else:
         parts = [_gsm8k(folder / f"gsm8k-{part}.jsonl.gz") for part in ("train", "test")]
     train, held = ([_pair(q, a, most) for q, a in part] for part in parts)
-    known = [[row for row in rows if row] for rows in (train, held)]
-    return Material(*([_after(rows, at, shots) for at in range(len(rows))] for rows in known))
+    parts = [[row for row in rows if row] for rows in (train, held)]
+    return Material(*([_after(rows, at, shots) for at in range(len(rows))] for rows in parts))
 
 
 def questions(number: int, held: int, families: Sequence[str] | None = None) -> Material:
-    """Of the embedded models' world: kinds that these have not seen, the answers learned."""
+    """From the embedded models' world: unseen kinds by default, with labels on the answers."""
     families = [family.name for family in nano.HELD_OUT] if families is None else families
     train = nano.questions("train", number, seed=1, families=families)
     return Material(_framed(train), _framed(nano.questions("test", held, 1, families)))
 
 
-def _framed(asked: Sequence[nano.Question]) -> list[Row]:
+def _framed(questions: Sequence[nano.Question]) -> list[Row]:
     _, tokenizer = nano.load("nano-s")
     return [
         {"input_ids": ids, "labels": [IGNORED] * start + ids[start:]}
-        for ids, start in frame(tokenizer, asked)
+        for ids, start in frame(tokenizer, questions)
     ]
 
 
 def lookups(number: int, held: int, names: int = 8) -> Material:
-    """A list of names with a number each, and one of the numbers, read backwards, for its name:
-    long prompts with short answers that cannot be told without them, of a kind that the embedded
-    models have not seen.
+    """A list of names with numbers, and a question for one number, reversed: long prompts with
+    short answers that depend on them, of a kind that the embedded models have not seen.
     """
     parts = []
     for split, count in (("train", number), ("test", held)):
@@ -116,14 +116,14 @@ def lookups(number: int, held: int, names: int = 8) -> Material:
 
 def _lookup(rng: random.Random, names: int) -> nano.Question:
     pairs = [a + b for a in ascii_lowercase for b in ascii_lowercase]
-    known, numbers = rng.sample(pairs, names), rng.sample(range(10, 100), names)
-    told = ", ".join(f"{name} {number}" for name, number in zip(known, numbers, strict=True))
+    people, numbers = rng.sample(pairs, names), rng.sample(range(10, 100), names)
+    facts = ", ".join(f"{name} {number}" for name, number in zip(people, numbers, strict=True))
     at = rng.randrange(names)
-    asked, answer = f"{told}. reverse {known[at]}?", str(numbers[at])[::-1]
-    return nano.Question(asked, answer, "lookup", "unseen", 3)
+    question, answer = f"{facts}. reverse {people[at]}?", str(numbers[at])[::-1]
+    return nano.Question(question, answer, "lookup", "unseen", 3)
 
 
-def _cut(texts: Sequence[str], length: int, words: int) -> Material:
+def _pieces(texts: Sequence[str], length: int, words: int) -> Material:
     """Every tenth text is held out."""
     parts = []
     for part in (
@@ -137,14 +137,15 @@ def _cut(texts: Sequence[str], length: int, words: int) -> Material:
 
 
 def _pair(prompt: str, answer: str, most: int) -> Row | None:
-    asked, told = encoded(prompt + "\n"), encoded(answer + "\n\n")
-    if len(asked) + len(told) > most:
+    prompt_ids, answer_ids = encoded(prompt + "\n"), encoded(answer + "\n\n")
+    if len(prompt_ids) + len(answer_ids) > most:
         return None
-    return {"input_ids": asked + told, "labels": [IGNORED] * len(asked) + told}
+    labels = [IGNORED] * len(prompt_ids) + answer_ids
+    return {"input_ids": prompt_ids + answer_ids, "labels": labels}
 
 
 def _after(rows: Sequence[Row], at: int, shots: int) -> Row:
-    """A row with those before it, round the corner, as its prompt."""
+    """A row with the rows before it (cyclically) as its prompt."""
     before = [token for i in range(at - shots, at) for token in rows[i]["input_ids"]]
     row = rows[at]
     return {
@@ -161,7 +162,7 @@ def _gsm8k(path: Path) -> list[tuple[str, str]]:
 
 @cache
 def _source(most: int = 1_000_000) -> list[str]:
-    """Files of the standard library, as many as hold so many letters."""
+    """Files of the standard library, up to so many characters."""
     paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     random.Random(0).shuffle(paths)
     texts, size = [], 0
@@ -197,7 +198,7 @@ def _bpe(words: int) -> Tokenizer:
 
 
 def encoded(text: str, words: int = WORDS) -> list[int]:
-    """Bytes as they are, or by a byte-pair vocabulary of source and prose."""
+    """Bytes, or tokens of a byte-pair vocabulary of source and prose."""
     return list(text.encode()) if words == 256 else list(_bpe(words).encode(text).ids)
 
 
@@ -205,7 +206,7 @@ def encoded(text: str, words: int = WORDS) -> list[int]:
 
 
 def fresh(seed: int, words: int = WORDS, width: int = 128, layers: int = 6) -> Any:
-    """A Llama that has seen nothing."""
+    """An untrained Llama."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=words,
@@ -221,7 +222,7 @@ def fresh(seed: int, words: int = WORDS, width: int = 128, layers: int = 6) -> A
 
 
 def pretrained(steps: int, words: int = WORDS, width: int = 128, layers: int = 6) -> Any:
-    """`fresh` after so many steps on source text, all tokens trained; kept in the cache."""
+    """`fresh` after so many steps on source text, all tokens trained; cached."""
     length = 128 if words == 256 else 96
     shape = {"words": words, "width": width, "layers": layers}
     return trained("base", shape, source(length, words), steps)
@@ -237,7 +238,7 @@ def trained(
     size: int = 8,
 ) -> Any:
     """`fresh` after so many steps on these rows, all tokens trained, over the last `cooled` share
-    of them at a rate that falls; kept in the cache."""
+    of them with a falling learning rate; cached."""
     words, width, layers = shape["words"], shape["width"], shape["layers"]
     folder = CACHE / f"gradient-{name}-{words}-{width}x{layers}-{steps}"
     if (folder / "config.json").is_file():

@@ -1,21 +1,20 @@
-"""How near each rule's gradient is to the full one of the same batch, and which default is best.
+"""How close each rule's gradient is to the full gradient, and which default is best.
 
     python -m benchmarks.gradient_quality [--data FOLDER] [--quick]
 
-Rules, scores, mixes, engines, reaches into keys and values and ratios, one at a time around the
-default, on six models and texts: untrained, trained, trained longer on bytes, trained with a large
-vocabulary (of which scores are told from an eighth), the embedded model on its own questions, and
-instructions. Each draw's cosine with the full gradient; its bands come from resampled batches.
-Differences from sparse uniform and from the default are paired, batch by batch and draw by draw.
-FOLDER holds `gsm8k-train.jsonl.gz` and `gsm8k-test.jsonl.gz`; without it, instructions are
-functions of the standard library.
+Rules, scores, mixes, engines, `kv_grad` and ratios, one at a time around the default, on six models
+and texts: untrained, trained, trained longer on bytes, trained with a large vocabulary (with scores
+from an eighth of it), the embedded model on its own questions, and instructions. It reports each
+draw's cosine with the full gradient, with bands from resampled batches. Differences from sparse
+uniform and from the default are paired, batch by batch and draw by draw. FOLDER holds
+`gsm8k-train.jsonl.gz` and `gsm8k-test.jsonl.gz`; without it, instructions are functions of the
+standard library.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -31,6 +30,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import gradient_material as material
+from benchmarks.gradient_race import command_line
 from benchmarks.harness import keep
 from pliant import nano
 from pliant.gradients import GradientConfig
@@ -42,14 +42,14 @@ from pliant.gradients.selection.vocabulary_sample import FEWEST
 from pliant.stats import Band, bootstrap
 
 DEFAULT = GradientConfig(ratio=0.25, selection="sampled", score="gradient", mix=0.2)
-"""Written out, so that figures stay what they are when the package's own default moves."""
+"""Written out, so that the figures stay valid when the package's default changes."""
 SCORES: tuple[Score, ...] = ("gradient", "loss", "entropy", "margin", "combined", "doubt")
 MIXES = (0.2, 0.5, 0.8)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A model and what it is measured on."""
+    """A model and its batches."""
 
     name: str
     model: Any
@@ -62,10 +62,10 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for setting in settings(options):
         figures[setting.name] = measured(setting, options.draws)
-        shown(setting.name, figures[setting.name])
-    whole = list(options.settings) == list(SETTINGS)
-    name = "gradient_quality" if whole else f"gradient_quality_{_plain(options.settings[0])}"
-    keep(name, figures, " ".join(["python -m benchmarks.gradient_quality", *_given()]))
+        show(setting.name, figures[setting.name])
+    complete = list(options.settings) == list(SETTINGS)
+    name = "gradient_quality" if complete else f"gradient_quality_{_plain(options.settings[0])}"
+    keep(name, figures, " ".join(["python -m benchmarks.gradient_quality", *command_line()]))
 
 
 def settings(options: argparse.Namespace) -> Iterator[Setting]:
@@ -75,12 +75,12 @@ def settings(options: argparse.Namespace) -> Iterator[Setting]:
 
 
 def unseen(text: material.Material) -> material.Material:
-    """What is held out, as what is read: a trained model has not seen it."""
+    """The held-out rows alone: a trained model has not seen them."""
     return material.Material(text.held, text.held)
 
 
 def own_questions(options: argparse.Namespace) -> material.Material:
-    """Of the kinds that the embedded models were trained on."""
+    """Questions of the kinds that the embedded models were trained on."""
     families = [family.name for family in nano.TRAINED]
     return material.questions(16 * options.batches, 1, families=families)
 
@@ -105,11 +105,11 @@ SETTINGS: dict[str, Callable[[argparse.Namespace], tuple[Any, material.Material,
         8,
     ),
 }
-"""A model, what it reads, and how many rows at a time."""
+"""A model, its data, and the rows of a batch."""
 
 
 def contenders(vocabulary: int) -> list[Contender]:
-    """One thing changed at a time; scores and mixes with each other."""
+    """One change at a time; scores and mixes are crossed."""
     exact = replace(DEFAULT, engine="exact")
     uniform = replace(DEFAULT, selection="uniform")
     configs = [
@@ -126,8 +126,8 @@ def contenders(vocabulary: int) -> list[Contender]:
             for rule in ("uniform", "topk", "stratified", "sequence_aware")
         ),
         *(
-            replace(one, ratio=0.1)
-            for one in (
+            replace(config, ratio=0.1)
+            for config in (
                 DEFAULT,
                 uniform,
                 replace(DEFAULT, score="loss"),
@@ -137,28 +137,28 @@ def contenders(vocabulary: int) -> list[Contender]:
         ),
     ]
     if vocabulary > FEWEST:
-        configs += [replace(one, score_share=1.0) for one in (DEFAULT, exact)]
-    tokens = [Contender("tokens", one) for one in dict.fromkeys(configs)]
+        configs += [replace(config, score_share=1.0) for config in (DEFAULT, exact)]
+    tokens = [Contender("tokens", config) for config in dict.fromkeys(configs)]
     rows = [Contender("rows", share=0.25), Contender("rows", share=0.5)]
     return [*tokens, *rows, Contender("hardest_rows", share=0.25), STANDARD]
 
 
 def measured(setting: Setting, draws: int) -> dict[str, Any]:
-    found = contenders(setting.model.config.vocab_size)
-    with restored(setting.model), Field(setting.model, found) as field:
-        judge = GradientComparison(field, draws)
+    field_contenders = contenders(setting.model.config.vocab_size)
+    with restored(setting.model), Field(setting.model, field_contenders) as field:
+        comparison = GradientComparison(field, draws)
         for batch in track(setting.batches, setting.name):
-            judge.add(batch)
-        notes = {one.name: field.notes[one] for one in found if field.notes.get(one)}
+            comparison.add(batch)
+        notes = {c.name: field.notes[c] for c in field_contenders if field.notes.get(c)}
     uniform = Contender("tokens", replace(DEFAULT, selection="uniform"))
     default = Contender("tokens", DEFAULT)
     figures = {}
-    for one in found:
-        quality = asdict(judge.quality(one))
-        figures[one.name] = quality | {
-            "cosine": judge.quality(one).cosine.as_dict(),
-            "above_uniform": above(judge, one, uniform).as_dict(),
-            "above_default": above(judge, one, default).as_dict(),
+    for contender in field_contenders:
+        quality = asdict(comparison.quality(contender))
+        figures[contender.name] = quality | {
+            "cosine": comparison.quality(contender).cosine.as_dict(),
+            "above_uniform": above(comparison, contender, uniform).as_dict(),
+            "above_default": above(comparison, contender, default).as_dict(),
         }
     return {
         "sequences": sum(len(batch["input_ids"]) for batch in setting.batches),
@@ -170,24 +170,24 @@ def measured(setting: Setting, draws: int) -> dict[str, Any]:
     }
 
 
-def above(judge: GradientComparison, one: Contender, other: Contender) -> Band:
-    """The difference of cosines, a batch at a time: draws of a batch are averaged."""
-    apart = np.array(
+def above(comparison: GradientComparison, ours: Contender, theirs: Contender) -> Band:
+    """The difference of cosines, averaged over the draws of a batch and paired by batch."""
+    differences = np.array(
         [
-            np.mean(ours.cosines) - np.mean(theirs.cosines)
-            for ours, theirs in zip(judge.found[one], judge.found[other], strict=True)
+            np.mean(a.cosines) - np.mean(b.cosines)
+            for a, b in zip(comparison.found[ours], comparison.found[theirs], strict=True)
         ]
     )
-    return bootstrap(lambda at: float(apart[at].mean()), len(apart), resamples=2000)
+    return bootstrap(lambda at: float(differences[at].mean()), len(differences), resamples=2000)
 
 
-def shown(name: str, figures: dict[str, Any]) -> None:
+def show(name: str, figures: dict[str, Any]) -> None:
     table = Table(title=f"{name}: {figures['batches']} batches, {figures['draws']} draws")
     for column in ("", "cosine", "above uniform", "above default", "norm", "bias", "variance"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for rule, one in figures["rules"].items():
-        bands = (_band(one[key]) for key in ("cosine", "above_uniform", "above_default"))
-        rest = (f"{one[key]:.3f}" for key in ("norm", "bias", "variance"))
+    for rule, values in figures["rules"].items():
+        bands = (_band(values[key]) for key in ("cosine", "above_uniform", "above_default"))
+        rest = (f"{values[key]:.3f}" for key in ("norm", "bias", "variance"))
         table.add_row(rule, *bands, *rest)
     Console(width=160).print(table)
 
@@ -198,12 +198,6 @@ def _band(band: dict[str, float]) -> str:
 
 def _plain(name: str) -> str:
     return "_".join(name.replace(",", "").split())
-
-
-def _given() -> list[str]:
-    """The options of this run, without where this machine keeps its data."""
-    given = [f'"{one}"' if " " in one else one for one in sys.argv[1:]]
-    return ["FOLDER" if before == "--data" else one for before, one in zip(["", *given], given)]  # noqa: B905
 
 
 def _options() -> argparse.Namespace:

@@ -1,12 +1,12 @@
 """Rows of records: forms of a fixed schema, in which a few tokens carry what there is to learn.
 
-Two sorts. People are made up: each row holds forms with the same keys and phrases, whose values
-(a place of birth, an employer, ...) are facts that can only be known by heart. Characters are
-natural: Unicode's own data, as this Python has it, in the way of its XML edition. A *layout* is an
-order of the fields; a record names its layout first, so that what follows is the schema, or a fact.
+There are two sorts. People are made up: each row holds forms with the same keys and phrases, whose
+values (a place of birth, an employer, ...) can only be memorized. Characters are natural: Unicode's
+data, as this Python has it, in the format of its XML edition. A *layout* is an order of the fields;
+a record names its layout first, so that every later token belongs to the schema or is a fact.
 
-A model begins with records of others in all layouts; then come new ones, each in most layouts, and
-in those that are left over the same facts are asked again. Every token is learned by everybody.
+A model begins with other records in all layouts. Then it learns new ones, each in most layouts, and
+is evaluated on the same facts in the remaining layouts. Every token has a label.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from benchmarks.gradient_material import Material, Row
 
 WORDS = 8192
 LAYOUTS, ASKED, A_ROW = 12, 3, 4
-"""Ways to order the fields; those of each record that are kept for the exam; records in a row."""
+"""Orders of the fields; the held-out ones of each record; records in a row."""
 
 
 def _learned(record: int) -> list[int]:
-    """The layouts in which this one is read."""
+    """The layouts in which this record is learned."""
     return [layout for layout in range(LAYOUTS) if layout not in _asked(record)]
 
 
 def _asked(record: int) -> list[int]:
-    """Those in which it is asked for."""
+    """Its held-out layouts."""
     return [(record + i * LAYOUTS // ASKED) % LAYOUTS for i in range(ASKED)]
 
 
@@ -56,19 +56,19 @@ MARKS = ("{", "}", '"', ":", ",", "\n", "person", *(f"form-{i}" for i in range(L
 SCHEMA = (*MARKS, *dict.fromkeys(word for key in KEYS for word in key.split()))
 CODE = {word: i for i, word in enumerate(SCHEMA)}
 NAMES = 1024
-"""Of persons; what is left of the vocabulary are values, as many for each key."""
+"""Of persons; the rest of the vocabulary are values, the same number for each key."""
 VALUES = (WORDS - len(SCHEMA) - NAMES) // len(KEYS)
 
 
 def people(number: int) -> Material:
-    """So many persons that the model has not met: forms that it learns, and the exam."""
+    """Persons that are new to the model: forms to learn, and held-out ones."""
     new = range(NAMES - number, NAMES)
-    known, asked = ([_form(i, layout) for i in new for layout in some(i)] for some in PARTS)
-    return Material(_together(known, "learned"), _together(asked, "asked"))
+    learned, asked = ([_form(i, layout) for i in new for layout in part(i)] for part in PARTS)
+    return Material(_together(learned, "learned"), _together(asked, "asked"))
 
 
 def other_people(number: int) -> Material:
-    """What the model has read before."""
+    """What the model was trained on before."""
     forms = [_form(person, layout) for person in range(number) for layout in range(LAYOUTS)]
     rows = _together(forms, "read")
     return Material(rows, rows)
@@ -87,7 +87,7 @@ def _form(person: int, layout: int) -> list[int]:
 
 
 def _arranged(fields: Sequence[Any], layout: int) -> list[Any]:
-    """From another field on, round the corner; every other layout backwards."""
+    """Rotated; every second layout is reversed."""
     turned = [*fields[layout // 2 :], *fields[: layout // 2]]
     return turned[::-1] if layout % 2 else turned
 
@@ -97,7 +97,7 @@ def _spelt(*words: str) -> list[int]:
 
 
 def _together(records: list[list[int]], what: str) -> list[Row]:
-    """Some to a row, in an order of their own."""
+    """Shuffled, several records in a row."""
     random.Random(f"together/{what}").shuffle(records)
     groups = (records[at : at + A_ROW] for at in range(0, len(records) - A_ROW + 1, A_ROW))
     rows = [sum(group, []) for group in groups]
@@ -108,31 +108,31 @@ def _together(records: list[list[int]], what: str) -> list[Row]:
 
 
 def characters(number: int) -> Material:
-    """So many characters that the model has not met, and the exam."""
+    """Characters that are new to the model: records to learn, and held-out ones."""
     new, _ = _split(number)
-    known, asked = (
-        [_encoded(one, layout) for i, one in enumerate(new) for layout in some(i)] for some in PARTS
+    learned, asked = (
+        [_encoded(c, layout) for i, c in enumerate(new) for layout in part(i)] for part in PARTS
     )
-    return Material(_together(known, "learned"), _together(asked, "asked"))
+    return Material(_together(learned, "learned"), _together(asked, "asked"))
 
 
 def other_characters(number: int) -> Material:
-    """What the model has read before."""
+    """What the model was trained on before."""
     _, old = _split(number)
     layouts = random.Random("old layouts")
-    rows = _together([_encoded(one, layouts.randrange(LAYOUTS)) for one in old], "read")
+    rows = _together([_encoded(c, layouts.randrange(LAYOUTS)) for c in old], "read")
     return Material(rows, rows)
 
 
 def _split(number: int) -> tuple[list[str], list[str]]:
-    """The new ones, from all over Unicode, and all others."""
+    """The new ones, from all of Unicode, and all others."""
     named = [chr(code) for code in range(0x20000) if _has_a_name_of_its_own(chr(code))]
     random.Random("characters").shuffle(named)
     return named[:number], named[number:]
 
 
 def _has_a_name_of_its_own(character: str) -> bool:
-    """Not one that is made from its number, or from its sound."""
+    """Not a name that is derived from its number or its sound."""
     name = unicodedata.name(character, "")
     return bool(name) and not name.startswith(("CJK", "HANGUL SYLLABLE", "TANGUT", "NUSHU"))
 
@@ -152,25 +152,25 @@ def _entry(character: str, layout: int) -> str:
         "stc": _other_case(character, character.title()),
         "ea": unicodedata.east_asian_width(character),
     }
-    told = " ".join(f'{name}="{fields[name]}"' for name in _arranged(list(fields), layout))
-    return f'<char order="{layout}" cp="{_number(character)}" {told}/>\n'
+    attributes = " ".join(f'{name}="{fields[name]}"' for name in _arranged(list(fields), layout))
+    return f'<char order="{layout}" cp="{_number(character)}" {attributes}/>\n'
 
 
 def _number(text: str) -> str:
-    return " ".join(f"{ord(one):04X}" for one in text)
+    return " ".join(f"{ord(letter):04X}" for letter in text)
 
 
-def _other_case(character: str, other: str) -> str:
-    return "#" if other == character else _number(other)
+def _other_case(character: str, changed: str) -> str:
+    return "#" if changed == character else _number(changed)
 
 
 def _encoded(character: str, layout: int) -> list[int]:
-    return list(_words().encode(_entry(character, layout)).ids)
+    return list(_byte_pairs().encode(_entry(character, layout)).ids)
 
 
 @cache
-def _words() -> Tokenizer:
-    """Byte pairs of what the model has read."""
+def _byte_pairs() -> Tokenizer:
+    """A byte-pair vocabulary of what the model was trained on."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), Bytes()
     alphabet = ByteLevel.alphabet()
@@ -180,4 +180,4 @@ def _words() -> Tokenizer:
 
 
 def _texts() -> Iterator[str]:
-    return (_entry(one, 0) for one in _split(64)[1])
+    return (_entry(c, 0) for c in _split(64)[1])

@@ -1,11 +1,11 @@
-"""What a step of selective training costs: time and memory, beside standard training and others.
+"""The time and memory of a step of selective training, beside standard training and others.
 
     python -m benchmarks.gradient_step [--rounds 3] [--quick]
 
 An 8-layer Llama (hidden 256), vocabularies of 8k and 32k, sequences of 256 and 1,024 tokens. Times
 are process time on one thread, interleaved, as ratios to standard training in the same round.
-Memory is the peak that a step adds to a process of its own (its resident set, with freed memory
-given back at once), gradients included.
+Memory is the peak that a step adds to its own process (its resident set, with freed memory returned
+at once), gradients included.
 """
 
 from __future__ import annotations
@@ -63,32 +63,32 @@ def main() -> None:
     figures: dict[str, Any] = {"switched off": switched_off()}
     Console().print(f"{OFF}: {figures['switched off']['median']:.3f} times a standard step")
     for setting in track(SETTINGS[:1] if options.quick else SETTINGS, "settings"):
-        figures[_said(setting)] = measured(setting, options.rounds)
-        shown(setting, figures[_said(setting)])
+        figures[_title(setting)] = measured(setting, options.rounds)
+        show(setting, figures[_title(setting)])
     keep("gradient_step", figures, "python -m benchmarks.gradient_step " + " ".join(sys.argv[1:]))
 
 
 def measured(setting: tuple[int, int, int], rounds: int) -> dict[str, Any]:
-    """Every contender's time and memory beside standard training's."""
+    """Every contender's time and memory, relative to standard training's."""
     steps = {name: step_of(name, setting) for name in NAMES}
     usable = {name: step for name, step in steps.items() if step is not None}
     times = interleaved(usable, rounds=rounds, clock=time.process_time)
     bytes_of = {name: _peak_in_a_process(name, setting) for name in usable}
-    found = {}
+    figures = {}
     for name in usable:
         control = COMPLETION[1] if name == COMPLETION[0] else "standard"
-        found[name] = {
+        figures[name] = {
             "speed": times[control].ratio_to(times[name]).as_dict(),
             "seconds": times[name].median,
             "memory": bytes_of[name] / bytes_of[control],
             "mebibytes": bytes_of[name] / 2**20,
         }
-    return found
+    return figures
 
 
 def switched_off(rounds: int = 15) -> dict[str, float]:
-    """How many times as long as standard a step takes with it attached and off: by itself, for a
-    difference this small drowns among contenders that use the memory otherwise."""
+    """The time of a step with the adapter attached but disabled, relative to a standard one. It is
+    measured separately, because other contenders disturb such a small difference."""
     setting = (SETTINGS[0][0], SETTINGS[0][1], 2)
     steps = {"standard": step_of("standard", setting), OFF: step_of(OFF, setting)}
     times = interleaved({k: v for k, v in steps.items() if v}, rounds, clock=time.process_time)
@@ -96,7 +96,7 @@ def switched_off(rounds: int = 15) -> dict[str, float]:
 
 
 def step_of(name: str, setting: tuple[int, int, int]) -> Step | None:
-    """Forward and backward of one batch; None where the library for it is not installed."""
+    """Forward and backward of one batch; None if its library is not installed."""
     model = _model(setting)
     ids = _ids(setting)
     if name in OURS:
@@ -134,21 +134,21 @@ def peak_of(name: str, *setting: int) -> int:
     return _peak_resident() - before
 
 
-def shown(setting: tuple[int, int, int], figures: dict[str, Any]) -> None:
-    table = Table(title=f"a step, {_said(setting)}")
+def show(setting: tuple[int, int, int], figures: dict[str, Any]) -> None:
+    table = Table(title=f"a step, {_title(setting)}")
     for column in ("", "speed", "quartiles", "theory", "memory", "MiB"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, one in figures.items():
-        speed = one["speed"]
+    for name, values in figures.items():
+        speed = values["speed"]
         low, high = speed.get("lower_quartile"), speed.get("upper_quartile")
         spread = f"{low:.2f}-{high:.2f}" if low is not None else ""
         row = (name, f"{speed['median']:.2f}x", spread, _theory(name))
-        table.add_row(*row, f"{one['memory']:.2f}x", f"{one['mebibytes']:.0f}")
+        table.add_row(*row, f"{values['memory']:.2f}x", f"{values['mebibytes']:.0f}")
     Console().print(table)
 
 
 def _theory(name: str) -> str:
-    """Of the backbone alone, with scores for nothing."""
+    """For the backbone alone, without the cost of scores."""
     ratio = OURS.get(name, {}).get("ratio")
     if ratio is None or not name.startswith("sparse"):
         return {COMPLETION[0]: f"{3 / 1.4:.2f}x"}.get(name, "")
@@ -202,7 +202,7 @@ def _cggr_loss(model: Any, ids: torch.Tensor) -> Step | None:
 
 
 def _fused(model: Any, ids: torch.Tensor) -> Step | None:
-    """The head as trl's trainers run it: every token, in tiles that are not kept."""
+    """The head as trl's trainers run it: every token, in tiles that are recomputed."""
     try:
         from trl.trainer.utils import add_fused_lm_head
     except ImportError:
@@ -230,20 +230,20 @@ def _ids(setting: tuple[int, int, int]) -> torch.Tensor:
     return torch.randint(0, setting[0], (setting[2], setting[1]), generator=generator)
 
 
-GIVES_MEMORY_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""So that what is freed leaves the process at once, and a peak is a peak."""
+RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Freed memory leaves the process at once, so that the peak is that of live tensors."""
 
 
 def _peak_in_a_process(name: str, setting: tuple[int, int, int]) -> int:
     command = [sys.executable, "-m", "benchmarks.gradient_step", "--peak", name, "--setting"]
-    told = subprocess.run(
+    process = subprocess.run(
         [*command, *map(str, setting)],
-        env=os.environ | GIVES_MEMORY_BACK,
+        env=os.environ | RETURN_MEMORY,
         capture_output=True,
         text=True,
         check=True,
     )
-    return int(told.stdout.strip().splitlines()[-1])
+    return int(process.stdout.strip().splitlines()[-1])
 
 
 def _resident() -> int:
@@ -256,11 +256,11 @@ def _peak_resident() -> int:
 
 def _status(name: str) -> int:
     with open("/proc/self/status") as lines:
-        found = next(line for line in lines if line.startswith(name))
-    return int(found.split()[1]) * 1024
+        line = next(line for line in lines if line.startswith(name))
+    return int(line.split()[1]) * 1024
 
 
-def _said(setting: tuple[int, int, int]) -> str:
+def _title(setting: tuple[int, int, int]) -> str:
     return f"vocabulary {setting[0]}, {setting[2]} x {setting[1]} tokens"
 
 
