@@ -175,7 +175,7 @@ def above(comparison: GradientComparison, ours: Contender, theirs: Contender) ->
     differences = np.array(
         [
             np.mean(a.cosines) - np.mean(b.cosines)
-            for a, b in zip(comparison.found[ours], comparison.found[theirs], strict=True)
+            for a, b in zip(comparison.results[ours], comparison.results[theirs], strict=True)
         ]
     )
     return bootstrap(lambda at: float(differences[at].mean()), len(differences), resamples=2000)
