@@ -38,7 +38,7 @@ from pliant.gradients.audit.contenders import STANDARD, Contender, Field
 from pliant.gradients.audit.quality import GradientComparison
 from pliant.gradients.audit.snapshot import restored
 from pliant.gradients.config import Score
-from pliant.gradients.selection.vocabulary_sample import FEWEST
+from pliant.gradients.selection.vocabulary_sample import MINIMUM
 from pliant.stats import Band, bootstrap
 
 DEFAULT = GradientConfig(ratio=0.25, selection="sampled", score="gradient", mix=0.2)
@@ -136,7 +136,7 @@ def contenders(vocabulary: int) -> list[Contender]:
             )
         ),
     ]
-    if vocabulary > FEWEST:
+    if vocabulary > MINIMUM:
         configs += [replace(config, score_share=1.0) for config in (DEFAULT, exact)]
     tokens = [Contender("tokens", config) for config in dict.fromkeys(configs)]
     rows = [Contender("rows", share=0.25), Contender("rows", share=0.5)]
