@@ -1,9 +1,9 @@
-"""What training a scorer holds besides the model: weights, gradients and Adam's states.
+"""The memory that training a scorer needs besides the model: weights, gradients and Adam's states.
 
     python -m benchmarks.cpx_memory
 
-At Mistral-7B's geometry by arithmetic on the meta device (no weight is made), and measured on a
-model of middle size after a step of each. The control is the seeds' loop: its optimizer holds the
+Computed for Mistral-7B's geometry on the meta device (no weight is allocated), and measured on a
+medium-sized model after one step of each. The control is the seeds' loop: its optimizer holds the
 embedding matrix, so its gradient and both of Adam's states are as large as the vocabulary.
 """
 
@@ -31,7 +31,7 @@ from pliant.complexity.training.trainer import CPXTrainer
 
 COMMAND = "python -m benchmarks.cpx_memory"
 COPIES = 4  # weight, gradient, and Adam's two states
-REACH = 140_000
+TARGET = 140_000  # bytes
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def mistral() -> dict[str, Any]:
 
 
 def measured() -> dict[str, Any]:
-    """Counted in the optimizers, after a step."""
+    """The bytes in both optimizers after a step."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(sizes()).eval()
     control = SeedLoop(copy.deepcopy(model))
@@ -79,10 +79,10 @@ def measured() -> dict[str, Any]:
 
 
 def stepped(scorer: nn.Module, dataset: PromptDataset) -> int:
-    """Bytes of what a training of ours holds; the gradients are noted as they are made."""
-    made: dict[str, Tensor] = {}
+    """The bytes that our training holds; hooks record the gradients."""
+    gradients: dict[str, Tensor] = {}
     for name, p in scorer.named_parameters():
-        p.register_hook(partial(made.__setitem__, name))
+        p.register_hook(partial(gradients.__setitem__, name))
     config = CPXTrainingConfig(batch_size=4, num_epochs=1, prefixes="memory")
     args = config.training_arguments(use_cpu=True, disable_tqdm=True, logging_strategy="no")
     trainer = CPXTrainer(scorer, args, config=config, train_dataset=dataset)
@@ -91,7 +91,7 @@ def stepped(scorer: nn.Module, dataset: PromptDataset) -> int:
     held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     states = [t for state in trainer.optimizer.state.values() for t in state.values()]
     matrices = [t for t in states if isinstance(t, Tensor) and t.dim()]
-    return sum(t.numel() * t.element_size() for t in [*held, *made.values(), *matrices])
+    return sum(t.numel() * t.element_size() for t in [*held, *gradients.values(), *matrices])
 
 
 def size(count: float) -> str:
@@ -99,18 +99,18 @@ def size(count: float) -> str:
 
 
 def table(figures: dict[str, Any]) -> Table:
-    drawn = Table("model", "trained numbers", "ours", "reach", "the seeds' loop", "times less")
-    for name, found in figures.items():
-        control = found.get("control_bytes_bf16", found["control_bytes_fp32"])
-        drawn.add_row(
-            f"{name}, {found['parameters']:,} parameters",
-            f"{found['trainable_numbers']:,}",
-            size(found["ours_bytes"]),
-            f"<= {size(REACH)}",
+    rows = Table("model", "trained numbers", "ours", "target", "the seeds' loop", "times less")
+    for name, figure in figures.items():
+        control = figure.get("control_bytes_bf16", figure["control_bytes_fp32"])
+        rows.add_row(
+            f"{name}, {figure['parameters']:,} parameters",
+            f"{figure['trainable_numbers']:,}",
+            size(figure["ours_bytes"]),
+            f"<= {size(TARGET)}",
             size(control),
-            f"{control / found['ours_bytes']:,.0f}",
+            f"{control / figure['ours_bytes']:,.0f}",
         )
-    return drawn
+    return rows
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
     python -m benchmarks.cpx_training      # --rounds 3 --lengths 256 for a first look
 
-Both train the same numbers (one [CPX] row, a head with a bias) on the same random prompts with the
-same optimizer; an epoch is timed in turns, and twenty epochs of ours once, the prefill counted in.
-The control keeps nothing from one epoch to the next, so its twenty are twenty times the median of
-the epochs that were timed; `--whole` runs them all, which takes most of half an hour. The control
-starts at our row, and after one step its gradients are compared with ours. Seconds are of this
-process's own work, on one thread.
+Both train the same parameters (one [CPX] row, a head with a bias) on the same random prompts with
+the same optimizer. Epochs are timed in turns, and twenty of our epochs once, including the prefill.
+The control reuses nothing between epochs, so its twenty count as twenty times the median of the
+timed epochs; `--whole` runs all of them, which takes nearly half an hour. The control starts with
+our row, and after one step its gradients are compared with ours. Times are CPU seconds of this
+process, on one thread.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 from benchmarks.harness import Times, keep
 from benchmarks.seed_loop import SeedLoop
 from pliant.complexity import CPXConfig, attach
+from pliant.complexity.prefix_cache.store import in_memory
 from pliant.complexity.training.config import CPXTrainingConfig
 from pliant.complexity.training.dataset import PromptDataset
 from pliant.complexity.training.train_module import TrainModule
@@ -36,8 +37,8 @@ from pliant.complexity.training.trainer import CPXTrainer
 
 COMMAND = "python -m benchmarks.cpx_training"
 EPOCHS = 20
-REACH = {256: (45.0, 12.0), 1024: (100.0, 15.0)}
-"""An epoch, and twenty with the prefill."""
+TARGET = {256: (45.0, 12.0), 1024: (100.0, 15.0)}
+"""How many times as fast: an epoch, and twenty with the prefill."""
 
 
 def main() -> None:
@@ -46,50 +47,52 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="prompts a step, at most")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--whole", action="store_true", help="run all of the control's 20 epochs")
-    parser.add_argument("--lengths", type=int, nargs="*", default=list(REACH))
-    asked = parser.parse_args()
+    parser.add_argument("--lengths", type=int, nargs="*", default=list(TARGET))
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    figures = {str(length): measured(length, asked) for length in asked.lengths}
+    figures = {str(length): measured(length, options) for length in options.lengths}
     Console().print(table(figures))
     keep("cpx_training", {"model": sizes().to_diff_dict(), **figures}, COMMAND)
 
 
-def measured(length: int, asked: Any) -> dict[str, Any]:
+def measured(length: int, options: Any) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    prompts = max(1, asked.tokens // length)
+    prompts = max(1, options.tokens // length)
     ids = torch.randint(0, sizes().vocab_size, (prompts, length), generator=generator)
     labels = torch.randint(0, 2, (prompts, 1), generator=generator).float()
     ours, control = contestants()
-    gap = gradient_gap(ours, control, ids[: asked.batch], labels[: asked.batch])
+    gap = gradient_gap(ours, control, ids[: options.batch], labels[: options.batch])
     epochs: dict[str, list[float]] = {name: [] for name in ("ours", "control")}
     stored = PromptDataset(tuple(ids), labels)
-    train(ours, stored, asked.batch, 2)  # stores the prompts, and warms up
+    train(ours, stored, options.batch, 2)  # stores the prompts, and warms up
     control.step(ids[:1], labels[:1])
-    for _ in range(asked.rounds):
-        epochs["ours"].append(train(ours, stored, asked.batch, 2).epochs[-1])
-        epochs["control"].append(timed(lambda: control.epoch(ids, labels, asked.batch)))
-    taken = Times(tuple(epochs["control"]))
-    ratio = taken.ratio_to(Times(tuple(epochs["ours"])))
-    whole = train(ours, PromptDataset(tuple(ids), labels), asked.batch, EPOCHS)
-    long = EPOCHS * taken.median
-    if asked.whole:
-        long = timed(lambda: [control.epoch(ids, labels, asked.batch) for _ in range(EPOCHS)])
+    for _ in range(options.rounds):
+        epochs["ours"].append(train(ours, stored, options.batch, 2).epochs[-1])
+        epochs["control"].append(timed(lambda: control.epoch(ids, labels, options.batch)))
+    control_times = Times(tuple(epochs["control"]))
+    ratio = control_times.ratio_to(Times(tuple(epochs["ours"])))
+    ours_twenty = train(ours, PromptDataset(tuple(ids), labels), options.batch, EPOCHS)
+    control_seconds = EPOCHS * control_times.median
+    if options.whole:
+        control_seconds = timed(
+            lambda: [control.epoch(ids, labels, options.batch) for _ in range(EPOCHS)]
+        )
     return {
         "prompts": prompts,
-        "batch": asked.batch,
+        "batch": options.batch,
         "epoch_seconds": epochs,
         "epoch_times_as_fast": ratio.as_dict(),
-        "twenty_epochs_seconds": {"ours": whole.seconds, "control": long},
-        "control_epochs_run": EPOCHS if asked.whole else asked.rounds,
-        "of_which_epochs": sum(whole.epochs),
-        "twenty_epochs_times_as_fast": long / whole.seconds,
-        "kept": whole.kept,
+        "twenty_epochs_seconds": {"ours": ours_twenty.seconds, "control": control_seconds},
+        "control_epochs_run": EPOCHS if options.whole else options.rounds,
+        "of_which_epochs": sum(ours_twenty.epochs),
+        "twenty_epochs_times_as_fast": control_seconds / ours_twenty.seconds,
+        "storage": ours_twenty.storage,
         "largest_gradient_difference": gap,
     }
 
 
 def contestants() -> tuple[Any, SeedLoop]:
-    """Two copies of one model; the control's row of the vocabulary is our virtual one."""
+    """Two copies of one model; the control's new vocabulary row starts as our virtual one."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(sizes()).eval()
     control = SeedLoop(copy.deepcopy(model))
@@ -103,9 +106,7 @@ def contestants() -> tuple[Any, SeedLoop]:
 
 
 def gradient_gap(scorer: Any, control: SeedLoop, ids: Tensor, labels: Tensor) -> float:
-    """The largest difference of any entry, between stored prefixes and the control's loop."""
-    from pliant.complexity.prefix_cache.store import in_memory
-
+    """The largest difference of any entry between stored prefixes and the control's loop."""
     loss = torch.nn.functional.binary_cross_entropy_with_logits
     stored = in_memory(TrainModule(scorer).prefilled, list(ids))
     loss(scorer.logits_of(stored.batch(range(len(ids))).to_prefilled(scorer)), labels).backward()
@@ -122,10 +123,10 @@ def gradient_gap(scorer: Any, control: SeedLoop, ids: Tensor, labels: Tensor) ->
 
 
 class Work(TrainerCallback):
-    """What a training took of this process's time: all of it, and each epoch."""
+    """The CPU time of a training: in total, and for each epoch."""
 
     seconds: float
-    kept: str
+    storage: str
 
     def __init__(self) -> None:
         self.epochs: list[float] = []
@@ -145,7 +146,7 @@ def train(scorer: Any, dataset: PromptDataset, batch: int, epochs: int) -> Work:
     trainer = CPXTrainer(scorer, args, config=config, train_dataset=dataset, callbacks=[work])
     trainer.remove_callback(PrinterCallback)
     work.seconds = timed(trainer.train)
-    work.kept = trainer.report.storage["train"].where if trainer.report else ""
+    work.storage = trainer.report.storage["train"].where if trainer.report else ""
     return work
 
 
@@ -168,18 +169,19 @@ def sizes() -> LlamaConfig:
 
 
 def table(figures: dict[str, Any]) -> Table:
-    drawn = Table("prompt tokens", "an epoch", "reach", "20 epochs", "reach", "gradients differ by")
-    for length, found in figures.items():
-        epoch, whole = REACH.get(int(length), (0.0, 0.0))
-        drawn.add_row(
+    columns = ("prompt tokens", "an epoch", "target", "20 epochs", "target", "gradients differ by")
+    rows = Table(*columns)
+    for length, figure in figures.items():
+        epoch, twenty = TARGET.get(int(length), (0.0, 0.0))
+        rows.add_row(
             length,
-            f"{found['epoch_times_as_fast']['median']:.1f}x",
+            f"{figure['epoch_times_as_fast']['median']:.1f}x",
             f">= {epoch:g}x",
-            f"{found['twenty_epochs_times_as_fast']:.1f}x",
-            f">= {whole:g}x",
-            f"{found['largest_gradient_difference']:.1e}",
+            f"{figure['twenty_epochs_times_as_fast']:.1f}x",
+            f">= {twenty:g}x",
+            f"{figure['largest_gradient_difference']:.1e}",
         )
-    return drawn
+    return rows
 
 
 if __name__ == "__main__":

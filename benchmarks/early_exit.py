@@ -1,10 +1,10 @@
-"""What a scorer costs that reads half-way, against one that reads the last layer.
+"""The cost of a scorer that reads a middle layer, against one that reads the last layer.
 
     python -m benchmarks.early_exit
 
-`cost` measures one scorer against another on the same prompts; the table also has what a prompt
-costs that leaves (scored in the prefill of a generation that is not wanted), and what one costs
-that stays, for which the remaining layers run after all.
+`cost` measures one scorer against the other on the same prompts. The table also shows the cost of a
+prompt that leaves (it is scored in the prefill and not generated from) and of a prompt that stays
+(the remaining layers run as well).
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from benchmarks.score_generate import llama, sizes
 from pliant.complexity import CPXConfig, attach
 
 COMMAND = "python -m benchmarks.early_exit"
-REACH = 0.6
+TARGET = 0.6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--lengths", type=int, nargs="*", default=[64, 256, 1_000])
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     model = llama()
     depth = sizes().num_hidden_layers
     figures: dict[str, Any] = {}
-    for length in asked.lengths:
+    for length in options.lengths:
         generator = torch.Generator().manual_seed(length)
         prompts = torch.randint(0, 2_000, (4, length), generator=generator).tolist()
-        ratio = cost(model, prompts, depth // 2, rounds=asked.rounds)
+        ratio = cost(model, prompts, depth // 2, rounds=options.rounds)
         figures[str(length)] = {
             "score at layer 4 of 8": ratio.as_dict(),
-            **generation(model, prompts[:1], depth // 2, asked.rounds),
+            **generation(model, prompts[:1], depth // 2, options.rounds),
         }
     Console().print(table(figures))
     keep("early_exit", {"model": sizes().to_diff_dict(), "batch": 4, **figures}, COMMAND)
@@ -54,7 +54,7 @@ def main() -> None:
 def cost(
     model: nn.Module, prompts: Sequence[Any], layer: int, *, rounds: int = 11, tokenizer: Any = None
 ) -> Ratio:
-    """Scoring `prompts` at `layer`, as a share of scoring them at the last one."""
+    """The time of scoring `prompts` at `layer`, relative to scoring them at the last layer."""
     early = attach(model, CPXConfig(layer=layer), tokenizer, name="at-layer")
     full = attach(model, CPXConfig(), tokenizer, name="at-the-end")
     runs = {"early": lambda: early.score(prompts), "full": lambda: full.score(prompts)}
@@ -67,7 +67,7 @@ def cost(
 
 
 def generation(model: Any, prompts: list[list[int]], layer: int, rounds: int) -> dict[str, Any]:
-    """One token generated: all that a prompt costs before it is answered."""
+    """The cost of a prompt up to its first generated token."""
     options = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
     ids = torch.tensor(prompts)
     mask = torch.ones_like(ids)
@@ -83,20 +83,20 @@ def generation(model: Any, prompts: list[list[int]], layer: int, rounds: int) ->
     early.detach()
     full.detach()
     return {
-        name: taken.ratio_to(times["generate"]).as_dict()
-        for name, taken in times.items()
+        name: seconds.ratio_to(times["generate"]).as_dict()
+        for name, seconds in times.items()
         if name != "generate"
     }
 
 
 def table(figures: dict[str, Any]) -> Table:
-    title = f"8 layers, read after 4; reach of the score: <= {REACH}x"
+    title = f"8 layers, read after 4; target of the score: <= {TARGET}x"
     columns = list(next(iter(figures.values())))
-    drawn = Table("tokens", columns[0] + " / at 8", *columns[1:], title=title)
-    for length, found in figures.items():
-        drawn.add_row(length, *(f"{found[name]['median']:.3f}" for name in columns))
-    drawn.caption = "The last three: x a prefill and one token of plain generation."
-    return drawn
+    rows = Table("tokens", columns[0] + " / at 8", *columns[1:], title=title)
+    for length, figure in figures.items():
+        rows.add_row(length, *(f"{figure[name]['median']:.3f}" for name in columns))
+    rows.caption = "The last three: relative to a prefill and one token of plain generation."
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The control of the training benchmarks: the loop that the seeds describe, written out in full.
+"""The control of the training benchmarks: the training loop that the seeds describe.
 
-[CPX] is a row of the vocabulary (the embedding matrix is resized), every step runs the whole model
-over the whole prompt and its head over every position, the gradient of the embedding matrix is
-masked to the one row, and AdamW holds the whole matrix and the linear head.
+[CPX] is a row of the vocabulary (the embedding matrix is resized). Every step runs the full model
+over the full prompt and its head over every position, the gradient of the embedding matrix is
+masked to the one row, and AdamW holds the full matrix and the linear head.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class SeedLoop:
-    """A model of its own: the resize edits it."""
+    """Takes over its model: resizing the embeddings changes it."""
 
     def __init__(self, model: Any, labels: int = 1, learning_rate: float = 1e-2) -> None:
         self.model = model.requires_grad_(False)
@@ -27,7 +27,7 @@ class SeedLoop:
         self.optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
 
     def logits(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The head's answer at the last position, where [CPX] has been appended."""
+        """The head's logits at the last position, where [CPX] is appended."""
         token = torch.full_like(ids[:, :1], self.cpx)
         ids = torch.cat([ids, token], dim=1)
         if mask is not None:
@@ -35,8 +35,8 @@ class SeedLoop:
         output = self.model(
             input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
         )
-        answer: Tensor = self.head(output.hidden_states[-1][:, -1].float())
-        return answer
+        logits: Tensor = self.head(output.hidden_states[-1][:, -1].float())
+        return logits
 
     def step(self, ids: Tensor, labels: Tensor) -> float:
         loss = nn.functional.binary_cross_entropy_with_logits(self.logits(ids), labels)
@@ -47,7 +47,7 @@ class SeedLoop:
 
     def epoch(self, ids: Tensor, labels: Tensor, batch_size: int) -> list[float]:
         pairs = zip(ids.split(batch_size), labels.split(batch_size), strict=True)
-        return [self.step(some, wanted) for some, wanted in pairs]
+        return [self.step(batch, targets) for batch, targets in pairs]
 
     def _masked(self, gradient: Tensor) -> Tensor:
         mask = torch.zeros_like(gradient)
@@ -55,7 +55,7 @@ class SeedLoop:
         return gradient * mask
 
     def trainable_bytes(self) -> int:
-        """Weights, gradients and Adam's two states of all that the optimizer holds."""
+        """The bytes of the optimizer's parameters, their gradients and Adam's two states."""
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
         states = [
             t

@@ -107,6 +107,17 @@ def test_numbers_are_as_the_head_gave_them_and_no_score() -> None:
     assert Scores(("right:a", "right:b"), LOGITS, reads="numbers").gain is None
 
 
+def test_scores_are_a_sentence_and_a_dictionary() -> None:
+    scores = Scores(("score", "gain"), np.array([[0.0, 0.25], [0.0, 0.75]]), truncated=1)
+    assert str(scores) == "2 prompts scored, mean score 0.500, mean gain 0.500, 1 truncated"
+    assert scores.as_dict() == {
+        "values": {"score": [0.5, 0.5], "gain": [0.25, 0.75]},
+        "logits": [[0.0, 0.25], [0.0, 0.75]],
+        "truncated": 1,
+        "reads": "probabilities",
+    }
+
+
 def test_how_outputs_are_read_is_one_of_three() -> None:
     with pytest.raises(InvalidInput, match="reads = 'odds'"):
         CPXConfig(reads="odds")  # type: ignore[arg-type]
