@@ -1,4 +1,4 @@
-"""What a user may set of a scorer, and what is said when it cannot be."""
+"""The settings of a scorer, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_outputs_have_names(settings: dict[str, Any], outputs: tuple[str, ...]) 
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"rows": 0}, "rows = 0"),
         ({"rows": 1.5}, "rows = 1.5"),
@@ -46,8 +46,8 @@ def test_outputs_have_names(settings: dict[str, Any], outputs: tuple[str, ...]) 
         ({"aggregation": "first"}, "aggregation = 'first': give one of last, mean"),
     ],
 )
-def test_what_cannot_be_is_said_with_its_value(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(InvalidInput, match=said):
+def test_a_wrong_setting_is_named_with_its_value(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
         CPXConfig(**settings)
 
 

@@ -1,4 +1,4 @@
-"""A scorer leaves as a stock checkpoint that says the same without Pliant, or not at all."""
+"""A scorer is exported as a stock checkpoint that agrees with it without Pliant, or refused."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def test_whole_and_at_half_depth_it_says_the_same(type_: str, tmp_path: Path) ->
         result = export(scorer, tmp_path / str(layer))
         assert result.layers == (layer or len(scorer.anatomy.layers)) and result.difference <= 1e-5
         live = torch.from_numpy(scorer.score(TEXTS[3:6]).logits)
-        told = stock_logits(tmp_path / str(layer), TEXTS[3:6])
-        torch.testing.assert_close(told, live, atol=1e-5, rtol=1e-5)
+        stock = stock_logits(tmp_path / str(layer), TEXTS[3:6])
+        torch.testing.assert_close(stock, live, atol=1e-5, rtol=1e-5)
         scorer.detach()
     assert fingerprint(model) == before
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
@@ -194,8 +194,8 @@ def test_classes_and_numbers_are_called_so(
     result = nano(outputs=("maths", "code"), reads=reads).export(tmp_path / "stock")
     config = json.loads((tmp_path / "stock" / "config.json").read_text())
     assert config["problem_type"] == problem and result.reads == reads
-    said = (tmp_path / "stock" / "README.md").read_text()
-    assert read in said and "sigmoid" not in said
+    readme = (tmp_path / "stock" / "README.md").read_text()
+    assert read in readme and "sigmoid" not in readme
     with pytest.raises(InvalidInput, match=f"the outputs are {reads}"):
         result.threshold(0.5)
 
@@ -204,10 +204,10 @@ def test_a_bias_goes_into_the_threshold_and_it_says_so(tmp_path: Path) -> None:
     scorer = nano(outputs=("score", "right:nano-l"))
     result = scorer.export(tmp_path / "stock")
     assert result.shift == pytest.approx(scorer.head.bias.tolist())
-    live, told = scorer.score(PROMPTS[:1]), stock_logits(tmp_path / "stock", PROMPTS[:1])
-    shifted = told.numpy() + result.shift
+    live, stock = scorer.score(PROMPTS[:1]), stock_logits(tmp_path / "stock", PROMPTS[:1])
+    shifted = stock.numpy() + result.shift
     assert shifted == pytest.approx(live.logits, abs=1e-5)
-    there = torch.sigmoid(told)[0]
+    there = torch.sigmoid(stock)[0]
     for output in (0, 1):
         own = float(live.values[0, output])
         assert result.threshold(own, output) == pytest.approx(float(there[output]), abs=1e-5)
@@ -221,11 +221,11 @@ def test_a_bias_goes_into_the_threshold_and_it_says_so(tmp_path: Path) -> None:
 def test_a_calibration_in_logits_goes_into_the_head(tmp_path: Path) -> None:
     scorer = nano()
     live = scorer.score(PROMPTS[:1])
-    for name, kept in (("t", Temperature(2.0)), ("p", Platt(0.5, 0.25))):
-        result = scorer.export(tmp_path / name, calibration=kept)
-        told = stock_logits(tmp_path / name, PROMPTS[:1]).numpy() + result.shift
-        wanted = kept.apply(live.score)
-        assert 1 / (1 + torch.exp(-torch.tensor(told[0]))).numpy() == pytest.approx(
+    for name, calibration in (("t", Temperature(2.0)), ("p", Platt(0.5, 0.25))):
+        result = scorer.export(tmp_path / name, calibration=calibration)
+        shifted = stock_logits(tmp_path / name, PROMPTS[:1]).numpy() + result.shift
+        wanted = calibration.apply(live.score)
+        assert 1 / (1 + torch.exp(-torch.tensor(shifted[0]))).numpy() == pytest.approx(
             wanted, abs=1e-5
         )
     with pytest.raises(UnsupportedModel, match="isotonic calibration is a table"):
@@ -235,7 +235,7 @@ def test_a_calibration_in_logits_goes_into_the_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("type_", "settings", "said"),
+    ("type_", "settings", "expected"),
     [
         ("llama", {"rows": 2}, "2 .CPX. rows"),
         ("llama", {"rows": 2, "aggregation": "mean"}, "2 .CPX. rows"),
@@ -247,12 +247,12 @@ def test_a_calibration_in_logits_goes_into_the_head(tmp_path: Path) -> None:
     ids=lambda value: str(value)[:20],
 )
 def test_what_has_no_stock_form_is_refused(
-    type_: str, settings: dict[str, Any], said: str, tmp_path: Path
+    type_: str, settings: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
     scorer = trained(tiny_model(type_), of_bytes(), **settings)
-    with pytest.raises(UnsupportedModel, match=said):
+    with pytest.raises(UnsupportedModel, match=expected):
         scorer.export(tmp_path / "stock")
-    assert list(tmp_path.iterdir()) == [], "nothing was kept"
+    assert list(tmp_path.iterdir()) == [], "nothing was written"
 
 
 def test_aggregation_of_one_row_is_that_row(tmp_path: Path) -> None:

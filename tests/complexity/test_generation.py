@@ -1,4 +1,4 @@
-"""Scoring on the way leaves generation as it is, whatever kind of generation it is."""
+"""Scoring from the prefill never changes what is generated, in any kind of generation."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def test_every_kind_of_generation_is_as_without(
     plain = model.generate(**padded(PROMPTS), **options)
     torch.manual_seed(0)
     given = padded(PROMPTS)
-    found = scorer.generate(given["input_ids"], attention_mask=given["attention_mask"], **options)
-    assert torch.equal(found.outputs[0], plain)
-    assert found.scores.score == pytest.approx(scorer.score(PROMPTS).score, abs=1e-5)
+    output = scorer.generate(given["input_ids"], attention_mask=given["attention_mask"], **options)
+    assert torch.equal(output.outputs[0], plain)
+    assert output.scores.score == pytest.approx(scorer.score(PROMPTS).score, abs=1e-5)
     copies = len(plain) // len(PROMPTS)
     for i, prompt in enumerate(PROMPTS):
-        for sequence in found.sequences[i * copies : (i + 1) * copies]:
+        for sequence in output.sequences[i * copies : (i + 1) * copies]:
             assert sequence is not None and sequence[: len(prompt)].tolist() == prompt
 
 
@@ -83,19 +83,19 @@ def test_the_first_forward_is_the_only_one_over_the_prompt(scorer: Complexity) -
     hook = scorer.anatomy.layers[0].register_forward_hook(
         lambda _, args, out: lengths.append((out if isinstance(out, Tensor) else out[0]).shape[1])
     )
-    found = scorer.generate([PROMPTS[1]], **NEW, do_sample=False)
+    output = scorer.generate([PROMPTS[1]], **NEW, do_sample=False)
     hook.remove()
     assert lengths == [7, 1, 1, 1, 1, 1, 1]  # the prompt, [CPX], and five more of the six
-    assert not found.prefilled_again
+    assert not output.prefilled_again
 
 
 def test_assisted_decoding_is_scored_as_well(model: PreTrainedModel, scorer: Complexity) -> None:
     prompt = [[5, 6, 7, 5, 6, 7, 5, 6]]
     options = {**NEW, "do_sample": False, "prompt_lookup_num_tokens": 2}
     plain = model.generate(**padded(prompt), **options)
-    found = scorer.generate(prompt, **options)
-    assert torch.equal(found.outputs[0], plain)
-    assert found.scores.score == pytest.approx(scorer.score(prompt).score, abs=1e-5)
+    output = scorer.generate(prompt, **options)
+    assert torch.equal(output.outputs[0], plain)
+    assert output.scores.score == pytest.approx(scorer.score(prompt).score, abs=1e-5)
 
 
 def test_layers_that_draft_for_the_model_are_not_what_is_scored(
@@ -103,9 +103,9 @@ def test_layers_that_draft_for_the_model_are_not_what_is_scored(
 ) -> None:
     options = {**NEW, "do_sample": False, "assistant_early_exit": 1}
     plain = model.generate(**padded(PROMPTS[:1]), **options)
-    found = scorer.generate(PROMPTS[:1], **options)
-    assert torch.equal(found.outputs[0], plain)
-    assert found.scores.score == pytest.approx(scorer.score(PROMPTS[:1]).score, abs=1e-5)
+    output = scorer.generate(PROMPTS[:1], **options)
+    assert torch.equal(output.outputs[0], plain)
+    assert output.scores.score == pytest.approx(scorer.score(PROMPTS[:1]).score, abs=1e-5)
 
 
 # --- leaving --------------------------------------------------------------------------------------
@@ -125,10 +125,10 @@ def test_hard_prompts_leave_and_the_others_are_generated(
     scores = scorer.score(PROMPTS).score
     threshold = between(scores)
     whole = scorer.generate(PROMPTS, **NEW, do_sample=False)
-    found = scorer.generate(PROMPTS, leave_above=threshold, **NEW, do_sample=False)
-    assert found.left.tolist() == (scores > threshold).tolist()
-    assert found.prefilled_again  # half of the batch left
-    for sequence, other, left in zip(found.sequences, whole.sequences, found.left, strict=True):
+    output = scorer.generate(PROMPTS, leave_above=threshold, **NEW, do_sample=False)
+    assert output.left.tolist() == (scores > threshold).tolist()
+    assert output.prefilled_again  # half of the batch left
+    for sequence, other, left in zip(output.sequences, whole.sequences, output.left, strict=True):
         assert sequence is None if left else torch.equal(sequence, other)
 
 
@@ -139,33 +139,33 @@ def test_who_leaves_may_be_somebody_elses_decision(scorer: Complexity) -> None:
         seen.append(scores.score)
         return [i == 1 for i in range(len(scores))]
 
-    found = scorer.generate(PROMPTS, leave_above=second_leaves, **NEW, do_sample=False)
-    assert found.left.tolist() == [i == 1 for i in range(len(PROMPTS))]
-    assert found.sequences[1] is None and found.sequences[0] is not None
+    output = scorer.generate(PROMPTS, leave_above=second_leaves, **NEW, do_sample=False)
+    assert output.left.tolist() == [i == 1 for i in range(len(PROMPTS))]
+    assert output.sequences[1] is None and output.sequences[0] is not None
     (scores,) = seen
     assert scores == pytest.approx(scorer.score(PROMPTS).score, abs=1e-5)
 
 
 @pytest.mark.parametrize("leaving", [0, 1])
-def test_those_who_stay_keep_their_own_options(scorer: Complexity, leaving: int) -> None:
-    """Of options with an entry for each prompt, and of who is told a prompt's place."""
+def test_prompts_that_stay_retain_their_own_options(scorer: Complexity, leaving: int) -> None:
+    """Tensors with an entry for each prompt, and functions of a prompt's index."""
     ids = torch.tensor([[5, 6, 7, 8, 0, 0], [9, 10, 11, 12, 13, 14], [16, 17, 0, 0, 0, 0]])
-    told = {"attention_mask": (ids != 0).long()}
+    masked = {"attention_mask": (ids != 0).long()}
 
     def allowed(place: int, _: Tensor) -> list[int]:
         return list(range(20 * place + 1, 20 * place + 20))
 
-    found = scorer.generate(
+    output = scorer.generate(
         ids,
-        **told,
+        **masked,
         leave_above=lambda scores: [i == leaving for i in range(3)],
         prefix_allowed_tokens_fn=allowed,
         position_ids=torch.tensor([[0, 1, 2, 3, 9, 9], [0, 1, 2, 3, 4, 5], [0, 1, 9, 9, 9, 9]]),
         **NEW,
         do_sample=False,
     )
-    plain = scorer.generate(ids, **told, prefix_allowed_tokens_fn=allowed, **NEW, do_sample=False)
-    for i, (ours, other) in enumerate(zip(found.sequences, plain.sequences, strict=True)):
+    plain = scorer.generate(ids, **masked, prefix_allowed_tokens_fn=allowed, **NEW, do_sample=False)
+    for i, (ours, other) in enumerate(zip(output.sequences, plain.sequences, strict=True)):
         assert ours is None if i == leaving else torch.equal(ours, other)
 
 
@@ -177,7 +177,7 @@ def test_a_place_is_the_prompts_own_in_every_batch(
     def allowed(place: int, _: Tensor) -> list[int]:
         return [30 + place]
 
-    found = scorer.generate(
+    output = scorer.generate(
         PROMPTS,
         leave_above=lambda scores: scores.score > scores.score.min() if batch_size is None else [0],
         batch_size=batch_size,
@@ -186,9 +186,9 @@ def test_a_place_is_the_prompts_own_in_every_batch(
         do_sample=True,
         **NEW,
     )
-    for at, sequence in enumerate(found.sequences):
+    for at, sequence in enumerate(output.sequences):
         assert sequence is None or sequence[-6:].tolist() == [30 + at] * 6
-    assert sum(s is not None for s in found.sequences) == copies * (1 if batch_size is None else 4)
+    assert sum(s is not None for s in output.sequences) == copies * (1 if batch_size is None else 4)
 
 
 @pytest.mark.parametrize(("threshold", "runs"), [(0.0, 0), (1.0, 1)])
@@ -207,11 +207,11 @@ def test_a_prompt_that_leaves_early_never_reaches_the_later_layers(
 
     layers = (scorer.anatomy.layers[0], scorer.anatomy.layers[3])
     ran = [layer.self_attn.register_forward_hook(count(n)) for n, layer in enumerate(layers)]
-    found = scorer.generate([PROMPTS[0]], leave_above=threshold, max_new_tokens=1)
+    output = scorer.generate([PROMPTS[0]], leave_above=threshold, max_new_tokens=1)
     for hook in ran:
         hook.remove()
     assert calls == [2, runs]  # the prompt and [CPX]; and whether it was resumed, not run again
-    assert found.left.tolist() == [runs == 0] and not found.prefilled_again
+    assert output.left.tolist() == [runs == 0] and not output.prefilled_again
 
 
 # --- texts, streams, threads ----------------------------------------------------------------------
@@ -227,11 +227,11 @@ def nano() -> Iterator[Complexity]:
 
 def test_texts_come_back_in_their_order(nano: Complexity) -> None:
     questions = ["What is 2 + 2?", "What is the colour of a red bag?", "What is 7 + 1?"]
-    found = nano.generate(questions, chat=True, max_new_tokens=8, do_sample=False)
-    assert found.texts is not None and found.texts[0] == "4" and found.texts[2] == "8"
+    output = nano.generate(questions, chat=True, max_new_tokens=8, do_sample=False)
+    assert output.texts is not None and output.texts[0] == "4" and output.texts[2] == "8"
     one_by_one = nano.generate(questions, chat=True, batch_size=1, max_new_tokens=8)
-    assert one_by_one.texts == found.texts
-    assert one_by_one.scores.score == pytest.approx(found.scores.score, abs=1e-5)
+    assert one_by_one.texts == output.texts
+    assert one_by_one.scores.score == pytest.approx(output.scores.score, abs=1e-5)
 
 
 @pytest.mark.parametrize("leave_above", [None, 0.0])
@@ -248,23 +248,23 @@ def test_a_stream_streams_and_ends(nano: Complexity, leave_above: float | None) 
 
 
 @pytest.mark.parametrize("leaving", [(), (0,), (0, 1)])
-def test_a_stream_is_told_once_of_those_who_stay(
+def test_only_prompts_that_stay_are_streamed_once(
     scorer: Complexity, leaving: tuple[int, ...]
 ) -> None:
-    told: list[list[int]] = []
+    streamed: list[list[int]] = []
 
     class Streamer:
         def put(self, value: Tensor) -> None:
-            told.append(list(value.shape))
+            streamed.append(list(value.shape))
 
         def end(self) -> None:
-            told.append([])
+            streamed.append([])
 
     rule = {"leave_above": lambda scores: [i in leaving for i in range(2)]} if leaving else {}
     prompts = [PROMPTS[0], PROMPTS[3]]
     scorer.generate(prompts, **rule, streamer=Streamer(), **NEW, do_sample=False)
     stay = 2 - len(leaving)
-    assert told == ([[stay, 4], *([[stay]] * 6), []] if stay else [[]])
+    assert streamed == ([[stay, 4], *([[stay]] * 6), []] if stay else [[]])
 
 
 def test_threads_do_not_hear_each_other() -> None:
@@ -284,8 +284,8 @@ def test_threads_do_not_hear_each_other() -> None:
                 ):
                     wrong.append("the base")
                 continue
-            found = scorer.generate(PROMPTS, **NEW, do_sample=False)
-            if not np.allclose(found.scores.score, score, atol=1e-5):
+            output = scorer.generate(PROMPTS, **NEW, do_sample=False)
+            if not np.allclose(output.scores.score, score, atol=1e-5):
                 wrong.append(scorer.name)
 
     jobs = [*zip(scorers, expected, strict=True), (None, None)]
@@ -324,9 +324,9 @@ def test_a_threshold_needs_a_score(model: PreTrainedModel, scorer: Complexity) -
 def test_padding_on_the_right_is_moved(scorer: Complexity) -> None:
     ids = torch.tensor([[5, 6, 7, 0, 0], [9, 10, 11, 12, 13]])
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    found = scorer.generate(ids, attention_mask=mask, **NEW, do_sample=False)
+    output = scorer.generate(ids, attention_mask=mask, **NEW, do_sample=False)
     lists = scorer.generate([[5, 6, 7], [9, 10, 11, 12, 13]], **NEW, do_sample=False)
-    assert torch.equal(found.outputs[0], lists.outputs[0])
+    assert torch.equal(output.outputs[0], lists.outputs[0])
 
 
 @pytest.mark.parametrize("eos", [63, 0])
@@ -335,10 +335,10 @@ def test_without_a_mask_padding_is_what_generate_takes_for_it(
 ) -> None:
     ids = torch.tensor([[0, 0, 5, 6, 7], [9, 10, 11, 12, 13]])
     options = {**NEW, "do_sample": False, "eos_token_id": eos}
-    found = scorer.generate(ids, **options)
-    assert torch.equal(found.outputs[0], model.generate(ids, **options))
+    output = scorer.generate(ids, **options)
+    assert torch.equal(output.outputs[0], model.generate(ids, **options))
     prompt = [5, 6, 7] if eos else [0, 0, 5, 6, 7]
-    assert found.scores.score[0] == pytest.approx(scorer.score([prompt]).score[0], abs=1e-5)
+    assert output.scores.score[0] == pytest.approx(scorer.score([prompt]).score[0], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["input_ids", "inputs", "inputs_embeds"])
@@ -349,14 +349,14 @@ def test_prompts_are_given_once(scorer: Complexity, name: str) -> None:
 
 def test_where_padding_is_not_borne_prompts_are_grouped_by_length() -> None:
     scorer = made(tiny_model("bart"))
-    found = scorer.generate(PROMPTS, **NEW, do_sample=False)
-    assert len(found.outputs) == 3  # lengths 1, 4 and 7
-    for prompt, sequence in zip(PROMPTS, found.sequences, strict=True):
+    output = scorer.generate(PROMPTS, **NEW, do_sample=False)
+    assert len(output.outputs) == 3  # lengths 1, 4 and 7
+    for prompt, sequence in zip(PROMPTS, output.sequences, strict=True):
         alone = scorer.base.generate(torch.tensor([prompt]), **NEW, do_sample=False)
         assert sequence is not None and torch.equal(sequence, alone[0])
 
 
 def test_processors_of_your_own_are_passed_on(scorer: Complexity) -> None:
     only = LogitsProcessorList([lambda ids, scores: scores.index_fill(1, torch.arange(60), -1e9)])
-    found = scorer.generate([PROMPTS[0]], logits_processor=only, **NEW, do_sample=False)
-    assert found.sequences[0] is not None and (found.sequences[0][4:] >= 60).all()
+    output = scorer.generate([PROMPTS[0]], logits_processor=only, **NEW, do_sample=False)
+    assert output.sequences[0] is not None and (output.sequences[0][4:] >= 60).all()

@@ -62,7 +62,7 @@ def test_csv_with_columns_of_other_names(data: Path, tmp_path: Path, capsys: Any
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ([], "no data"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
@@ -81,12 +81,12 @@ def test_csv_with_columns_of_other_names(data: Path, tmp_path: Path, capsys: Any
     ],
 )
 def test_what_is_wrong_is_one_line(
-    data: Path, tmp_path: Path, capsys: Any, flags: list[str], said: str
+    data: Path, tmp_path: Path, capsys: Any, flags: list[str], message: str
 ) -> None:
     given = [flag.replace("DATA", str(data)) for flag in flags]
     assert main(["--device", "cpu", "--output_dir", str(tmp_path / "out"), *given]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
 def test_a_bad_label_is_named_with_its_row(data: Path, tmp_path: Path, capsys: Any) -> None:
@@ -98,16 +98,16 @@ def test_a_bad_label_is_named_with_its_row(data: Path, tmp_path: Path, capsys: A
         assert "row 5: label 1.5 cannot be used" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("seed", "said"), [("0", "3 (= 21)"), ("1", "21 (= 3)")])
+@pytest.mark.parametrize(("seed", "message"), [("0", "3 (= 21)"), ("1", "21 (= 3)")])
 def test_duplicates_are_told_by_the_rows_of_the_file(
-    data: Path, tmp_path: Path, capsys: Any, seed: str, said: str
+    data: Path, tmp_path: Path, capsys: Any, seed: str, message: str
 ) -> None:
     """Whichever of the two is held back."""
     rows = data.read_text().splitlines()[:20]
     data.write_text("\n".join([*rows, rows[2]]))
     common = ["--data", str(data), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
     assert main([*common, "--num_epochs", "1", "--evaluation_size", "8", "--seed", seed]) == 0
-    assert f"1 of the 8 test rows (12.5%) are in the training set too: rows {said}" in (
+    assert f"1 of the 8 test rows (12.5%) are in the training set too: rows {message}" in (
         capsys.readouterr().err
     )
 

@@ -105,14 +105,14 @@ def test_untrained_it_says_one_half(model: PreTrainedModel) -> None:
 
 
 def test_attached_and_not_asked_the_base_is_bit_identical(model: PreTrainedModel) -> None:
-    before, found = logits(model), anatomy_of(model)
+    before, anatomy = logits(model), anatomy_of(model)
     scorer = made(model, rows=2, lora_rank=2)
     assert torch.equal(logits(model), before)
     scorer.score(PROMPTS)
     scorer.generate(PROMPTS, max_new_tokens=2)
     assert torch.equal(logits(model), before)
     scorer.detach()
-    assert same_anatomy(anatomy_of(model), found)
+    assert same_anatomy(anatomy_of(model), anatomy)
 
 
 def test_a_scorer_that_was_detached_can_be_attached_again(model: PreTrainedModel) -> None:
@@ -175,8 +175,8 @@ def test_batches_padding_and_caches_make_no_difference(
     expected = np.concatenate([scorer.score([prompt]).logits for prompt in PROMPTS])
     assert expected.std(axis=0).min() > 1e-3  # prompts do differ
     for batch_size in (None, 1, 2, 9):
-        found = scorer.score(PROMPTS, batch_size=batch_size).logits
-        assert found == pytest.approx(expected, abs=1e-5)
+        scores = scorer.score(PROMPTS, batch_size=batch_size).logits
+        assert scores == pytest.approx(expected, abs=1e-5)
     for side in ("left", "right"):
         ids, mask = padded(PROMPTS, side)
         assert as_array(scorer.logits(ids, mask)) == pytest.approx(expected, abs=1e-5)
@@ -223,10 +223,10 @@ def test_a_prompt_without_a_token_scores_beside_others_as_alone(model: PreTraine
 def test_the_whole_prompt_learns_where_that_is_asked_for(model: PreTrainedModel) -> None:
     scorer = made(model)
     ids, weight = torch.tensor([PROMPTS[1]]), model.model.layers[0].mlp.up_proj.weight
-    (found,) = torch.autograd.grad(scorer.logits(ids, whole=True).sum(), weight)
+    (gradient,) = torch.autograd.grad(scorer.logits(ids, whole=True).sum(), weight)
     (whole,) = torch.autograd.grad(scorer.logits_at_once(Batch.of([PROMPTS[1]])).sum(), weight)
     (rows_only,) = torch.autograd.grad(scorer.logits(ids).sum(), weight)
-    assert torch.equal(found, whole) and not torch.allclose(found, rows_only, rtol=0.1)
+    assert torch.equal(gradient, whole) and not torch.allclose(gradient, rows_only, rtol=0.1)
 
 
 @pytest.mark.parametrize("ids", [[5, 64], [5, -1]])
@@ -282,8 +282,8 @@ def test_gradient_checkpointing_is_left_as_it_is_and_not_used(model: PreTrainedM
     for layer in model.model.layers:
         layer.gradient_checkpointing = True
     model.train()
-    found = torch.autograd.grad(scorer.logits(ids).sum(), learned)
-    for ours, theirs in zip(found, expected, strict=True):
+    gradients = torch.autograd.grad(scorer.logits(ids).sum(), learned)
+    for ours, theirs in zip(gradients, expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
     assert all(layer.gradient_checkpointing for layer in model.model.layers)
 
@@ -305,8 +305,8 @@ def test_a_base_whose_weights_are_elsewhere_is_scored_and_generates(
     attach(away, CPXConfig(rows=2, lora_rank=2)).detach()
     scorer = Complexity.from_pretrained(away, tmp_path / "scorer", insist=True)
     assert scorer.score(PROMPTS).logits == pytest.approx(scores, abs=1e-6)
-    found = scorer.generate(PROMPTS, max_new_tokens=3, do_sample=False)
-    for ours, theirs in zip(found.sequences, generated.sequences, strict=True):
+    output = scorer.generate(PROMPTS, max_new_tokens=3, do_sample=False)
+    for ours, theirs in zip(output.sequences, generated.sequences, strict=True):
         assert ours is not None and theirs is not None and torch.equal(ours, theirs)
     scorer.logits(torch.tensor(PROMPTS[:1])).sum().backward()
     assert scorer.rows.grad is not None and scorer.rows.device.type == "cpu"

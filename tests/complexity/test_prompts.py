@@ -78,19 +78,19 @@ def test_a_prompt_that_does_not_fit_is_named() -> None:
     assert len(scorer.score([fits])) == 1
     with pytest.raises(InvalidInput, match=r"prompt 1 is 63 tokens long; the model takes 62"):
         scorer.score([fits, longer])
-    kept = scorer.score([longer], truncation="left")
-    assert np.array_equal(kept.logits, scorer.score([fits]).logits)
-    assert (kept.truncated, scorer.score([fits]).truncated) == (1, 0)
+    truncated = scorer.score([longer], truncation="left")
+    assert np.array_equal(truncated.logits, scorer.score([fits]).logits)
+    assert (truncated.truncated, scorer.score([fits]).truncated) == (1, 0)
     both = scorer.generate([longer, fits], truncation="left", max_new_tokens=1)
     assert both.scores.truncated == 1
-    kept = scorer.score([longer], truncation="right").logits
-    assert np.array_equal(kept, scorer.score([longer[:-1]]).logits)
+    truncated = scorer.score([longer], truncation="right").logits
+    assert np.array_equal(truncated, scorer.score([longer[:-1]]).logits)
     with pytest.raises(InvalidInput, match="truncation = 'middle'"):
         scorer.score([fits], truncation="middle")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("prompts", "said"),
+    ("prompts", "expected"),
     [
         ("one text", "give a list"),
         ([3.5], "prompt 0 is of type float"),
@@ -101,13 +101,13 @@ def test_a_prompt_that_does_not_fit_is_named() -> None:
         ([[True, False]], "prompt 0 is of type list"),
     ],
 )
-def test_what_is_no_prompt_is_named(model: PreTrainedModel, prompts: Any, said: str) -> None:
-    with pytest.raises(InvalidInput, match=said):
+def test_what_is_no_prompt_is_named(model: PreTrainedModel, prompts: Any, expected: str) -> None:
+    with pytest.raises(InvalidInput, match=expected):
         made(model).score(prompts)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "said"),
+    ("prompt", "expected"),
     [
         ("half \ud800 a letter", "prompt 1 contains half a character"),
         ([{"role": "user", "content": "\udfff"}], "prompt 1 contains half a character"),
@@ -115,9 +115,9 @@ def test_what_is_no_prompt_is_named(model: PreTrainedModel, prompts: Any, said: 
         ([{"content": "hi"}], "prompt 1: message 0 is {'content': 'hi'}"),
     ],
 )
-def test_what_no_tokenizer_takes_is_named(nano: Complexity, prompt: Any, said: str) -> None:
+def test_what_no_tokenizer_takes_is_named(nano: Complexity, prompt: Any, expected: str) -> None:
     for ask in (nano.score, nano.generate):
-        with pytest.raises(InvalidInput, match=said):
+        with pytest.raises(InvalidInput, match=expected):
             ask(["fine", prompt])
 
 

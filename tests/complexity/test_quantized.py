@@ -61,7 +61,7 @@ def load(folder: Path, how: BitsAndBytesConfig) -> Any:
 
 
 def scorer_on(model: nn.Module) -> Complexity:
-    """A scorer that is far from knowing nothing, always the same."""
+    """A scorer with random parameters, always the same."""
     scorer = attach(model, CPXConfig())
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -80,14 +80,14 @@ def gradient(scorer: Complexity, count: int = 1) -> Tensor:
 def bits(model: nn.Module) -> dict[str, Tensor]:
     """Everything that the base is made of, scales included."""
     ours = {id(p) for adapter in attached(model).values() for p in adapter.parameters()}
-    found = {n: p.detach().clone() for n, p in model.named_parameters() if id(p) not in ours}
+    weights = {n: p.detach().clone() for n, p in model.named_parameters() if id(p) not in ours}
     for name, module in model.named_modules():
         if (state := getattr(getattr(module, "weight", None), "quant_state", None)) is not None:
-            found[f"{name} scales"] = state.absmax.clone()
+            weights[f"{name} scales"] = state.absmax.clone()
         if hasattr(state_8bit := getattr(module, "state", None), "SCB"):  # there after a forward
             scales = module.weight.SCB if state_8bit.SCB is None else state_8bit.SCB
-            found[f"{name} scales"] = scales.clone()
-    return found
+            weights[f"{name} scales"] = scales.clone()
+    return weights
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -114,11 +114,11 @@ def test_the_seeds_loop_runs(folder: Path, how: BitsAndBytesConfig, device_map: 
     assert logits.shape == (1, 1) and outputs.logits.shape[:2] == (1, 1)
     assert {p.dtype for p in model.scorer.parameters()} == {torch.float32}
     assert not any(p.requires_grad for _, p in model.scorer.base_parameters())
-    said = model.generate(inputs["input_ids"], max_new_tokens=3, do_sample=False)
+    output = model.generate(inputs["input_ids"], max_new_tokens=3, do_sample=False)
     plain = loading.load_model(folder, quantization_config=how).generate(
         inputs["input_ids"][:, :-1], max_new_tokens=3, do_sample=False
     )
-    assert said.sequences[0].tolist() == plain[0].tolist()
+    assert output.sequences[0].tolist() == plain[0].tolist()
 
 
 @quantized
@@ -154,8 +154,8 @@ def test_scores_do_not_depend_on_the_batch(folder: Path, how: BitsAndBytesConfig
     alone = torch.tensor([scorer.score([prompt]).logits[0, 0] for prompt in prompts])
     together = torch.tensor(scorer.score(prompts, batch_size=8).logits[:, 0])
     # In 8 bits, what another prompt of the batch makes large is set apart in all of them.
-    far = 0.2 if how.load_in_8bit and how.llm_int8_threshold else 1e-3
-    assert torch.allclose(alone, together, atol=far) and alone.std() > 1
+    tolerance = 0.2 if how.load_in_8bit and how.llm_int8_threshold else 1e-3
+    assert torch.allclose(alone, together, atol=tolerance) and alone.std() > 1
 
 
 @quantized

@@ -212,8 +212,8 @@ def test_batches_are_padded_on_either_side(base: Any, side: str) -> None:
     for text, ids, mask in zip(
         ["a b", "a b a b a", ""], batch["input_ids"], batch["attention_mask"], strict=True
     ):
-        kept = [number for number, seen in zip(ids, mask, strict=True) if seen]
-        assert kept == [*base(text).input_ids, ours.cpx_token_id]
+        attended = [number for number, seen in zip(ids, mask, strict=True) if seen]
+        assert attended == [*base(text).input_ids, ours.cpx_token_id]
     assert len({len(ids) for ids in batch["input_ids"]}) == 1
 
 

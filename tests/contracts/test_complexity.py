@@ -37,7 +37,7 @@ def scorer(quick: Specimen, request: pytest.FixtureRequest) -> Iterator[Complexi
 
 def test_attached_asked_and_detached_the_base_is_as_it_was(quick: Specimen) -> None:
     before = quick.run()
-    found = anatomy_of(quick.model)
+    anatomy = anatomy_of(quick.model)
     scorer = trained(attach(quick.model, CPXConfig(rows=2, lora_rank=2)))
     assert torch.equal(quick.run(), before)
     scorer.score(PROMPTS)
@@ -45,7 +45,7 @@ def test_attached_asked_and_detached_the_base_is_as_it_was(quick: Specimen) -> N
     quick.model.zero_grad(set_to_none=True)
     assert torch.equal(quick.run(), before)
     scorer.detach()
-    assert same_anatomy(anatomy_of(quick.model), found)
+    assert same_anatomy(anatomy_of(quick.model), anatomy)
 
 
 def test_scored_on_the_way_it_generates_the_bases_own_tokens(
@@ -53,11 +53,11 @@ def test_scored_on_the_way_it_generates_the_bases_own_tokens(
 ) -> None:
     batch = torch.tensor([PROMPTS[1], PROMPTS[1][::-1]])
     plain = quick.model.generate(batch, attention_mask=torch.ones_like(batch), **NEW)
-    found = scorer.generate(batch, **NEW)
-    assert torch.equal(found.outputs[0], plain)
-    assert not found.prefilled_again
+    output = scorer.generate(batch, **NEW)
+    assert torch.equal(output.outputs[0], plain)
+    assert not output.prefilled_again
     close = 1e-4 if quick.dtype == torch.float32 else 0.05
-    assert found.scores.score == pytest.approx(scorer.score(batch.tolist()).score, abs=close)
+    assert output.scores.score == pytest.approx(scorer.score(batch.tolist()).score, abs=close)
 
 
 def test_a_batch_scores_as_its_prompts_do_alone(quick: Specimen, scorer: Complexity) -> None:

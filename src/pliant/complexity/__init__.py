@@ -1,10 +1,9 @@
 """The [CPX] token: score a prompt from the prefill it needs anyway.
 
-`config` is what a user may set, `model` the scorer on its base, `generation` how it scores while
-the base generates, `training` how it learns, `export` how it leaves; `prompts` and `scores` are
-what goes in and comes out. What these are made of: `rows` runs at the [CPX] positions, `stored`
-keeps the prompts' keys and values, `leaving` serves export. `facade` is
-the interface of code that was written before.
+`config` holds the settings, `scorer` the scorer on its base, and `model` adds generation (scored
+from its own prefill) and export. `prompts` and `scores` are the input and output. `tokenizer` ends
+prompts in [CPX]; `rows`, `lora` and `active_scorer` act at its positions; `prefix_cache` stores the
+prompts' keys and values; `training` trains a scorer; `facade` is the interface of the CPX wrapper.
 """
 
 from importlib import import_module

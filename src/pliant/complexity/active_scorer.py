@@ -1,6 +1,6 @@
-"""Which scorer is active in this thread, and at which positions its rows are.
+"""The scorer that is active in this thread, and the positions of its rows.
 
-The hooks of a scorer stay on its model; they act only inside an `activated` block.
+A scorer's hooks stay on its model but act only inside an `activated` block.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ActiveRows:
         at = self.shape[1] - self.count  # Reformer pads behind them
         rows = rows[self.start : self.stop].to(device=h.device, dtype=h.dtype)
         rows = (rows if axis == 1 else rows.unsqueeze(1)).expand_as(h.narrow(axis, at, self.count))
-        if h.shape[axis] == self.count:  # the lookup is not used, and needs no gradient
+        if h.shape[axis] == self.count:  # all positions are rows
             return rows.clone()  # not the parameter itself: CTRL scales what it looked up in place
         behind = at + self.count
         parts = [h.narrow(axis, 0, at), rows, h.narrow(axis, behind, h.shape[axis] - behind)]
@@ -66,7 +66,7 @@ class ActiveRows:
         return deep.flatten(0, 1)
 
     def _axis(self, h: Tensor, module: nn.Module) -> int:
-        """The axis of positions: the last but one behind the batch, or (XLNet) the first."""
+        """The axis of positions: the last but one, or (XLNet) the first."""
         batch, length = self.shape
         for axis, of_batch in ((h.dim() - 2, 0), (0, 1)):
             if h.dim() > 2 and h.shape[of_batch] == batch and h.shape[axis] >= length:

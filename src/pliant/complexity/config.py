@@ -1,4 +1,4 @@
-"""What a user may set of a scorer: its rows, its outputs, the layer it reads, its LoRA."""
+"""The settings of a scorer: its rows, its outputs, the layer it reads, its LoRA."""
 
 from __future__ import annotations
 
@@ -19,32 +19,31 @@ SCORE, GAIN, RIGHT = "score", "gain", "right:"
 
 @dataclass(frozen=True)
 class CPXConfig:
-    """Trainable: rows * d + d * outputs, + outputs with a bias, + d for attention, + LoRA."""
+    """Trainable: rows * d + d * outputs, plus outputs for a bias, d for attention, and the LoRA."""
 
     rows: int = 1
     """How many [CPX] positions follow a prompt."""
     outputs: tuple[str, ...] = ()
-    """What each means: "score", "gain", "right:NAME" or a name of your own; all but "gain" are
-    logits of a probability. Left out: "score", or as many of label_0, ... as `num_labels` says."""
+    """The name of each output: "score", "gain", "right:NAME" or your own; all but "gain" are logits
+    of a probability. Default: "score", or `num_labels` outputs called label_0, ..."""
     num_labels: int | None = None
-    """The number of outputs, where they are not named."""
+    """The number of outputs, if they are not named."""
     aggregation: Aggregation = "last"
-    """How the hidden states of several rows become one."""
+    """How the hidden states of several rows are combined into one."""
     bias: bool = True
-    """A bias in the head; a scorer without one can leave as a stock checkpoint as it is."""
+    """A bias in the head; a stock checkpoint exported without one needs no shifted threshold."""
     layer: int | None = None
-    """Read after this many layers, and run no more; None reads the last."""
+    """Run and read this many layers; None reads the last."""
     lora_rank: int = 0
-    """Of a LoRA that acts on [CPX] positions alone; 0 is none."""
+    """The rank of a LoRA that acts on [CPX] positions only; 0 is none."""
     lora_alpha: float | None = None
     """The LoRA's scale times its rank; None is twice the rank."""
     lora_targets: tuple[str, ...] = ()
-    """Projections that take the LoRA, by the end of their names; empty is every one in the layers
+    """Projections with the LoRA, by the ends of their names; empty means every one in the layers
     that sees all positions (a routed expert does not)."""
-
     reads: Reads = "probabilities"
-    """What the outputs are: a probability each; classes, of which one is so; or numbers. A training
-    sets it by its loss: bce, ce or regression."""
+    """What the outputs are: independent probabilities, exclusive classes, or numbers. Training sets
+    it by its loss: bce, ce or regression."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outputs", self._outputs())
@@ -56,7 +55,7 @@ class CPXConfig:
 
     @property
     def scale(self) -> float:
-        """What the LoRA's product is multiplied by."""
+        """The factor of the LoRA's product."""
         if not self.lora_rank:
             return 0.0
         return (2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha) / (
@@ -82,14 +81,14 @@ class CPXConfig:
         if self.layer is not None:
             _whole("layer", self.layer, least=1)
         if self.aggregation not in AGGREGATIONS:
-            known = ", ".join(AGGREGATIONS)
-            raise InvalidInput(f"aggregation = {self.aggregation!r}: give one of {known}")
+            choices = ", ".join(AGGREGATIONS)
+            raise InvalidInput(f"aggregation = {self.aggregation!r}: give one of {choices}")
         if self.reads not in READS:
             raise InvalidInput(f"reads = {self.reads!r}: give one of {', '.join(READS)}")
         name, times = Counter(self.outputs).most_common(1)[0]
         if times > 1 or not all(isinstance(o, str) and o for o in self.outputs):
             raise InvalidInput(
-                f"outputs = {self.outputs!r}: {name!r} is there twice, or is no name"
+                f"outputs = {self.outputs!r}: {name!r} is repeated, or is not a name"
             )
 
 

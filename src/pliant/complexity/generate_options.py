@@ -1,4 +1,4 @@
-"""The options of `generate` besides the prompts: where a setting comes from, and for which prompts.
+"""The options of `generate`: resolves settings, and selects those of some of the prompts.
 
 Shapes: B prompts, T positions.
 """
@@ -16,7 +16,7 @@ from pliant.errors import InvalidInput
 
 
 def setting(model: nn.Module, options: dict[str, Any], name: str) -> Any:
-    """As `generate` finds it: in the options, in their configuration, in the model's own."""
+    """The value that `generate` uses: of the options, their configuration or the model's own."""
     own = getattr(model, "generation_config", None)
     values = [
         options.get(name),
@@ -31,7 +31,7 @@ def copies(model: nn.Module, options: dict[str, Any]) -> int:
 
 
 def needs_full_forward(model: nn.Module, options: dict[str, Any]) -> bool:
-    """Without a cache; or with some of the layers drafting for the whole model."""
+    """Whether generation runs without a cache, or with the first layers drafting for all."""
     no_cache = setting(model, options, "use_cache") is False
     return no_cache or setting(model, options, "assistant_early_exit") is not None
 
@@ -45,7 +45,7 @@ def check(options: dict[str, Any]) -> None:
 def align_options(
     options: dict[str, Any], ids_BT: Tensor, mask_BT: Tensor | None
 ) -> dict[str, Any]:
-    """The options with tensors of the prompts' shape (types, positions) moved as the padding is."""
+    """The options, with tensors of the prompts' shape (types, positions) aligned like them."""
     if mask_BT is None:
         return options
     order_BT = (mask_BT != 0).to(ids_BT).argsort(dim=1, stable=True)
@@ -58,9 +58,8 @@ def align_options(
 def select_prompts(
     model: nn.Module, options: dict[str, Any], rows: Sequence[int], lengths: Sequence[int]
 ) -> dict[str, Any]:
-    """The options for some of the prompts, which have these lengths. A tensor with one entry for
-    each prompt is reduced to theirs, and a function that takes a prompt's index in the batch is
-    called with the index that the caller knows."""
+    """The options for the prompts `rows`. A tensor with an entry for each prompt is reduced to
+    theirs, and a function of a prompt's index in the batch gets its index among all prompts."""
     count, width = len(lengths), max(lengths[row] for row in rows)
     selected = dict(options)
     for name, value in options.items():
@@ -107,7 +106,7 @@ class BufferedStreamer(BaseStreamer):
         self.streamer.end()
 
     def release(self) -> None:
-        """Stream what was buffered, and from now on everything at once."""
+        """Stream the buffer, and from now on every token at once."""
         buffer, self.buffer = self.buffer or [], None
         for value in buffer:
             self.streamer.put(value)

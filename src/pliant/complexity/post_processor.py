@@ -1,7 +1,7 @@
-"""A post-processor that writes [CPX] behind a prompt, and behind all that the base's own writes.
+"""A post-processor that appends [CPX] to a prompt and to all tokens that the base's own adds.
 
-Two templates in a row do not work (the second one takes the pieces of the first for a pair), so
-[CPX] is entered into the template that the base has, or becomes one where it has none.
+Two templates in a row do not work (the second treats the pieces of the first as a pair), so [CPX]
+is added to the base's template, or to a new one if it has none.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 from tokenizers import Tokenizer, models
 
-MARK = "[CPX]"  # its name in the template, whatever its text is
+MARK = "[CPX]"  # its name in the template, whatever its text
 
 
 def cpx_post_processor(
     own: Any, cpx_token: str, cpx_token_id: int, add_special_tokens: bool = True
 ) -> Any:
-    """A post-processor like `own` (which may be None) that writes [CPX] last.
+    """A post-processor like `own` (which may be None) that adds [CPX] last.
 
-    Without `add_special_tokens` it adds nothing else, and still trims offsets where `own` does.
+    Without `add_special_tokens` it adds nothing else, but still trims offsets as `own` does.
     """
     steps = [step for part in _parts(own) for step in _templates(part)]
     if not add_special_tokens:
@@ -28,7 +28,7 @@ def cpx_post_processor(
         steps.append(_template([]))
     last = max(i for i, step in enumerate(steps) if step["type"] == "TemplateProcessing")
     name = MARK
-    while name in steps[last]["special_tokens"]:  # of the base's own, by chance
+    while name in steps[last]["special_tokens"]:  # if the base has a token of that name
         name += "'"
     steps[last]["single"].append(_special(name))
     steps[last]["special_tokens"][name] = _entry(name, cpx_token, cpx_token_id)
@@ -43,7 +43,7 @@ def _parts(own: Any) -> list[dict[str, Any]]:
 
 
 def _templates(part: dict[str, Any]) -> list[dict[str, Any]]:
-    """The part, or the same as a template: BERT's and RoBERTa's have no place for one more."""
+    """The part; BERT's and RoBERTa's, which cannot be extended, as an equivalent template."""
     if part["type"] not in ("BertProcessing", "RobertaProcessing"):
         return [part]
     (cls, cls_id), (sep, sep_id) = part["cls"], part["sep"]
@@ -83,6 +83,6 @@ def _entry(name: str, text: str, number: int) -> dict[str, Any]:
 
 
 def _built(state: dict[str, Any]) -> Any:
-    """The library makes a post-processor from JSON as part of a tokenizer only."""
-    whole = json.loads(Tokenizer(models.WordLevel({"?": 0}, unk_token="?")).to_str())
-    return Tokenizer.from_str(json.dumps({**whole, "post_processor": state})).post_processor
+    """The library reads a post-processor from JSON only as part of a tokenizer."""
+    tokenizer = json.loads(Tokenizer(models.WordLevel({"?": 0}, unk_token="?")).to_str())
+    return Tokenizer.from_str(json.dumps({**tokenizer, "post_processor": state})).post_processor

@@ -1,15 +1,15 @@
-"""A tokenizer that ends every prompt in [CPX], the token that the scorer reads at.
+"""A tokenizer that ends every prompt in [CPX], the token at which the scorer reads.
 
-It is the base's own fast tokenizer in all else: `CPXTokenizer.of(base)` is of the base's class, and
-saves what the base saves. [CPX] is no entry of its vocabulary. Its id is the first that the base
-does not use, and only the post-processor writes it, behind all that it writes otherwise. So no text
-can contain it, and what looks like it, inside a prompt, is encoded as the text that it is.
+Otherwise it is the base's own fast tokenizer: `CPXTokenizer.of(base)` is of the base's class and
+saves the same files. [CPX] is not in the vocabulary. Its id is the first that the base does not
+use, and only the post-processor adds it, after all other tokens. So no text can contain it: [CPX]
+inside a prompt is encoded as ordinary text.
 
     "Explain tides [CPX]"  ->  the ids of "Explain tides", and the id of [CPX]
 
-A trailing [CPX] is the token, whatever white space follows; one space before it sets it apart and
-belongs to it. A prompt without one gets one. In a chat, it follows the rendered template, and what
-a message ends in is that message's text.
+A trailing [CPX] is the token, whatever white space follows; one space before it belongs to it. A
+prompt without one gets one. In a chat, it follows the rendered template, and a [CPX] at the end of
+a message is that message's text.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from pliant.errors import InvalidInput, ModelNotFound, UnsupportedModel
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast as _Fast
 else:
-    _Fast = object  # a tokenizer of ours is made with its base's class beside this one
+    _Fast = object  # `_kind` combines CPXTokenizer with the class of its base
 
 CPX = "[CPX]"
-SAVED = "cpx"  # the key in tokenizer_config.json under which the token's text is kept
+SAVED = "cpx"  # the key of the token's text in tokenizer_config.json
+PAIRS = "text pairs have no place for [CPX]: join them into one prompt"
 _SWAPPING = threading.Lock()
 
 
@@ -54,19 +55,19 @@ class CPXTokenizer(_Fast):
         """The tokenizer of a model (embedded, a folder, on the hub), of a saved scorer's base, or
         one that `save_pretrained` wrote. `options` go to `AutoTokenizer.from_pretrained`.
 
-        `cpx_token` is "[CPX]", unless the folder says otherwise.
+        `cpx_token` defaults to the one saved in the folder, or "[CPX]".
         """
         return cls.of(_load(name, options), cpx_token)
 
     @classmethod
     def of(cls, base: Any, cpx_token: str | None = None) -> CPXTokenizer:
-        """A tokenizer like `base`, which stays as it is."""
+        """A tokenizer like `base`, which is not changed."""
         if isinstance(base, CPXTokenizer):
             base = base.base
         if not isinstance(getattr(base, "_tokenizer", None), Tokenizer):
             raise UnsupportedModel(
-                f"{type(base).__name__} is no fast tokenizer (it has no backend of the tokenizers "
-                "library), so nothing can write [CPX] behind what it encodes"
+                f"{type(base).__name__} is not a fast tokenizer (it has no backend of the "
+                "tokenizers library), so no post-processor can append [CPX] to its prompts"
             )
         token = base.init_kwargs.get(SAVED, CPX) if cpx_token is None else cpx_token
         _check_token(token, base)
@@ -74,7 +75,7 @@ class CPXTokenizer(_Fast):
 
     @property
     def base(self) -> Any:
-        """The base's tokenizer, as it would be without [CPX]."""
+        """The base's tokenizer, without [CPX]."""
         kind: Any = type(self).__mro__[2]
         plain = kind.__new__(kind)
         ours = ("cpx_token", "cpx_token_id", "_endings")
@@ -92,7 +93,7 @@ class CPXTokenizer(_Fast):
     def _encode_plus(
         self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **options: Any
     ) -> Any:
-        literal = options.pop("cpx_literal", False)  # of a chat: nothing in it is the token
+        literal = options.pop("cpx_literal", False)  # a rendered chat does not contain the token
         self._refuse(text_pair, options)
         if not literal:
             text = self._without_token(text)
@@ -107,8 +108,8 @@ class CPXTokenizer(_Fast):
         tokenizer_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """As the base's; the ids end in [CPX]. So does the text, where a message ends in the
-        characters of the token and would be mistaken for it."""
+        """As the base's; the ids end in [CPX]. So does the text, if a message ends in the text of
+        the token and would be mistaken for it."""
         settings = {**(tokenizer_kwargs or {}), **({"cpx_literal": True} if tokenize else {})}
         rendered = super().apply_chat_template(
             conversation, *args, tokenize=tokenize, tokenizer_kwargs=settings, **options
@@ -123,16 +124,16 @@ class CPXTokenizer(_Fast):
         return int(super().num_special_tokens_to_add(pair)) + 1
 
     def _switch_to_target_mode(self) -> None:
-        raise InvalidInput("text_target: a tokenizer with [CPX] encodes prompts alone")
+        raise InvalidInput("text_target: a tokenizer with [CPX] encodes only prompts")
 
     def _refuse(self, text_pair: Any, options: dict[str, Any]) -> None:
         if text_pair is not None:
-            raise InvalidInput("text pairs have no place for [CPX]: join them into one prompt")
+            raise InvalidInput(PAIRS)
         if options.get("is_split_into_words"):
             raise InvalidInput("is_split_into_words=True: give the prompt as one text")
         if options.get("sanitize_control_tokens"):
             raise InvalidInput(
-                "sanitize_control_tokens=True leaves the post-processor out, which writes [CPX]"
+                "sanitize_control_tokens=True skips the post-processor, which adds [CPX]"
             )
 
     def _without_token(self, text: Any) -> Any:
@@ -140,14 +141,14 @@ class CPXTokenizer(_Fast):
             return self.prompt_of(text)
         if isinstance(text, (list, tuple)):
             if any(isinstance(part, (list, tuple)) for part in text):
-                raise InvalidInput("text pairs have no place for [CPX]: join them into one prompt")
+                raise InvalidInput(PAIRS)
             return [self.prompt_of(part) if isinstance(part, str) else part for part in text]
         return text
 
     @contextmanager
     def _writing_token(self, add_special_tokens: bool) -> Iterator[None]:
-        """With a post-processor that writes [CPX] last, and the base's tokens only if they are
-        wanted. (One lock for all: a tokenizer with a lock of its own could not be copied.)"""
+        """With a post-processor that adds [CPX] last, and the base's tokens only if requested. (All
+        tokenizers share a lock: one with a lock of its own could not be copied.)"""
         with _SWAPPING:
             own = self._tokenizer.post_processor
             self._tokenizer.post_processor = self._ending(own, add_special_tokens)
@@ -157,7 +158,7 @@ class CPXTokenizer(_Fast):
                 self._tokenizer.post_processor = own
 
     def _ending(self, own: Any, add_special_tokens: bool) -> Any:
-        """Built once for each post-processor that the base has had."""
+        """The post-processor for `own`, built once."""
         state = own.__getstate__() if own is not None else b""
         endings = self.__dict__.setdefault("_endings", {})
         if (state, add_special_tokens) not in endings:
@@ -202,7 +203,7 @@ class CPXTokenizer(_Fast):
         ]
 
     def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> str:
-        """[CPX] comes with the space that sets it apart, so that the text has these ids again."""
+        """[CPX] comes with the space before it, so that the text encodes to the same ids."""
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         parts: list[list[int]] = [[]]
         for number in ids:
@@ -222,8 +223,8 @@ class CPXTokenizer(_Fast):
         for token in new_tokens:
             if str(token) not in vocabulary:
                 raise InvalidInput(
-                    f"{str(token)!r} would take the id that is {self.cpx_token}'s: add tokens to "
-                    "the base's tokenizer, then make this one with CPXTokenizer.of(tokenizer)"
+                    f"{str(token)!r} would get the id of {self.cpx_token}: add tokens to the "
+                    "base's tokenizer, then make this one with CPXTokenizer.of(tokenizer)"
                 )
         return int(super()._add_tokens(new_tokens, special_tokens=special_tokens))
 
@@ -243,9 +244,9 @@ def prompt_of(text: str, cpx_token: str = CPX) -> str:
 
 
 def plain_ids(tokenizer: Any, text: str, *, literal: bool = False, **options: Any) -> list[int]:
-    """A prompt's ids without the [CPX] at its end, whether the tokenizer writes one or not.
+    """A prompt's ids without the [CPX] at its end, whether the tokenizer adds one or not.
 
-    A rendered chat is `literal` to a tokenizer without [CPX]: what it ends in is its own.
+    With `literal` (a rendered chat), a tokenizer without [CPX] encodes a trailing one as text.
     """
     if isinstance(tokenizer, CPXTokenizer):
         return list(tokenizer(text, **options)["input_ids"][:-1])
@@ -253,17 +254,17 @@ def plain_ids(tokenizer: Any, text: str, *, literal: bool = False, **options: An
 
 
 def free_id(base: Any) -> int:
-    """The first id that the tokenizer does not use, with none that it uses behind it."""
+    """The id after the largest that the tokenizer uses."""
     vocabulary = base._tokenizer.get_vocab(with_added_tokens=True)
     return max(vocabulary.values(), default=-1) + 1
 
 
 def _extended(base: Any, token: str) -> CPXTokenizer:
-    """`base` itself, turned into a tokenizer with [CPX]."""
+    """A tokenizer with [CPX] that shares the attributes of `base`."""
     kind = _kind(type(base))  # type: ignore[arg-type]
     tokenizer = kind.__new__(kind)
     vars(tokenizer).update(vars(base))
-    # Not by assignment: transformers takes `..._token` for an entry of the vocabulary.
+    # Not by assignment: transformers treats `..._token` as an entry of the vocabulary.
     vars(tokenizer).update(cpx_token=token, cpx_token_id=free_id(base))
     tokenizer.init_kwargs = {**tokenizer.init_kwargs, SAVED: token}
     assert isinstance(tokenizer, CPXTokenizer)
@@ -272,17 +273,17 @@ def _extended(base: Any, token: str) -> CPXTokenizer:
 
 @cache
 def _kind(base: Any) -> Any:
-    """CPXTokenizer and the base's class in one, under its name: so plain transformers loads what
-    it saves, as the base's tokenizer."""
+    """A subclass of CPXTokenizer and the base's class, under the latter's name, so that plain
+    transformers loads the saved files as the base's tokenizer."""
     return type(base.__name__, (CPXTokenizer, base), {"__module__": base.__module__})
 
 
 def _check_token(token: Any, base: Any) -> None:
     if not isinstance(token, str) or not token or token != token.strip():
-        raise InvalidInput(f"cpx_token={token!r}: give a text without white space around it")
+        raise InvalidInput(f"cpx_token={token!r}: give a text without surrounding white space")
     if token in base.get_vocab():
         raise InvalidInput(
-            f"cpx_token={token!r} is a token of {type(base).__name__}'s already, with the id "
+            f"cpx_token={token!r} is already a token of {type(base).__name__}, with the id "
             f"{base.get_vocab()[token]}: choose another text, or the tokenizer before it was added"
         )
 
@@ -293,7 +294,7 @@ def _load(name: str | Path, options: dict[str, Any]) -> Any:
         return AutoTokenizer.from_pretrained(str(folder), **options)
     try:
         return loading.load_tokenizer(name, **options)
-    except ModelNotFound:  # a scorer's folder or repository has no model: its base has
+    except ModelNotFound:  # a scorer's folder has no tokenizer; its base does
         saved = saved_scorer(name) if folder.is_dir() or "/" in str(name) else None
         if saved is None:
             raise
@@ -314,7 +315,7 @@ def base_of(folder: str | Path) -> str:
 
 
 def saved_scorer(name: str | Path) -> Path | None:
-    """The folder of a saved scorer, if the name leads to one, which its files show."""
+    """The folder of a saved scorer, if there is one at that path or hub name."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder if (folder / files.INDEX).is_file() else None
@@ -324,13 +325,13 @@ def saved_scorer(name: str | Path) -> Path | None:
 
 
 def _on_hub(name: str) -> bool:
-    """Whether a hub repository holds an adapter: as far as the cache or the hub can tell."""
+    """Whether a hub repository holds an adapter, according to the cache or the hub."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, files.INDEX), str):
         return True
     try:
         get_hf_file_metadata(hf_hub_url(name, files.INDEX))
-    except Exception:  # not there, or no network: the base's own loading says which
+    except Exception:  # missing, or no network: loading the base reports which
         return False
     return True

@@ -74,36 +74,36 @@ def test_it_unpacks_to_logits_and_the_base_s_output(trained: CPXCausalLM, tokeni
 
 
 def test_it_is_a_dictionary_still(trained: CPXCausalLM, tokenizer: Any) -> None:
-    found = trained(**batch(tokenizer), labels=torch.ones(4))
-    assert dict(found).keys() == {**found}.keys() == {"loss", "logits", "outputs"}
-    assert len(found) == 3 and "logits" in found and found.to_tuple()[1] is found.logits
-    assert [value is found[key] for key, value in found.items()] == [True] * 3
-    twin = copy.copy(found)
-    assert type(twin) is type(found) and twin.logits is found.logits
-    again = pickle.loads(pickle.dumps(type(found)(logits=found.logits.detach())))
-    assert torch.equal(again.logits, found.logits) and [*again] == [again.logits, None]
+    output = trained(**batch(tokenizer), labels=torch.ones(4))
+    assert dict(output).keys() == {**output}.keys() == {"loss", "logits", "outputs"}
+    assert len(output) == 3 and "logits" in output and output.to_tuple()[1] is output.logits
+    assert [value is output[key] for key, value in output.items()] == [True] * 3
+    twin = copy.copy(output)
+    assert type(twin) is type(output) and twin.logits is output.logits
+    again = pickle.loads(pickle.dumps(type(output)(logits=output.logits.detach())))
+    assert torch.equal(again.logits, output.logits) and [*again] == [again.logits, None]
 
 
 def test_it_passes_through_pytree_and_accelerate(trained: CPXCausalLM, tokenizer: Any) -> None:
-    found = trained(**batch(tokenizer), labels=torch.ones(4))
-    found.outputs.past_key_values = None  # a cache is no tensor: accelerate leaves it as it is
-    leaves, spec = pytree.tree_flatten(found)
-    assert any(leaf is found.logits for leaf in leaves)
+    output = trained(**batch(tokenizer), labels=torch.ones(4))
+    output.outputs.past_key_values = None  # a cache is no tensor: accelerate leaves it as it is
+    leaves, spec = pytree.tree_flatten(output)
+    assert any(leaf is output.logits for leaf in leaves)
     back = pytree.tree_unflatten(leaves, spec)
-    assert type(back) is type(found) and torch.equal(back.logits, found.logits)
+    assert type(back) is type(output) and torch.equal(back.logits, output.logits)
     for act in (
         convert_to_fp32,
         lambda data: send_to_device(data, "cpu"),
         lambda data: recursively_apply(lambda t: t.clone(), data),
     ):
-        made = act(found)
-        assert type(made) is type(found), act
-        assert made.keys() == found.keys()
-        assert torch.equal(made.logits, found.logits)
-        assert torch.equal(made.outputs.logits, found.outputs.logits)
+        made = act(output)
+        assert type(made) is type(output), act
+        assert made.keys() == output.keys()
+        assert torch.equal(made.logits, output.logits)
+        assert torch.equal(made.outputs.logits, output.outputs.logits)
         logits, outputs = made
-        assert torch.equal(logits, found.logits) and outputs is made.outputs
-    half = recursively_apply(lambda t: t.half(), found)
+        assert torch.equal(logits, output.logits) and outputs is made.outputs
+    half = recursively_apply(lambda t: t.half(), output)
     assert convert_to_fp32(half).logits.dtype == torch.float32
 
 
@@ -111,15 +111,15 @@ def test_a_plain_trainer_evaluates_it(trained: CPXCausalLM, tokenizer: Any, tmp_
     """It gathers every output, and the base's cache is none that can be."""
     ids = batch(tokenizer, texts=["1+1", "2+2"])
     rows = [{"input_ids": row, "labels": torch.tensor([1.0])} for row in ids["input_ids"]]
-    found = Trainer(
+    metrics = Trainer(
         trained,
         TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True),
         eval_dataset=rows,
-        compute_metrics=lambda said: {"logits": float(said.predictions.sum())},
+        compute_metrics=lambda evaluation: {"logits": float(evaluation.predictions.sum())},
     ).evaluate()
     with torch.no_grad():
         logits, _ = trained(**ids)
-    assert found["eval_logits"] == pytest.approx(float(logits.sum()), abs=1e-4)
+    assert metrics["eval_logits"] == pytest.approx(float(logits.sum()), abs=1e-4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -187,9 +187,9 @@ def test_the_token_inside_a_prompt_is_refused(trained: CPXCausalLM, tokenizer: A
 
 def test_a_prompt_without_a_token_is_scored(trained: CPXCausalLM, tokenizer: Any) -> None:
     with torch.no_grad():
-        found = trained(**batch(tokenizer, texts=["", "Is it so?", ""]))
-    assert found.outputs is None, "the base has nothing to say of no token"
-    torch.testing.assert_close(found.logits.double(), torch.from_numpy(
+        output = trained(**batch(tokenizer, texts=["", "Is it so?", ""]))
+    assert output.outputs is None, "the base has no output for an empty prompt"
+    torch.testing.assert_close(output.logits.double(), torch.from_numpy(
         trained.score(["", "Is it so?", ""]).logits
     ))  # fmt: skip
 
@@ -215,9 +215,9 @@ def test_stored_prefixes_give_the_same_logits(trained: CPXCausalLM, tokenizer: A
     inputs = tokenizer.base(TEXTS[1:3], return_tensors="pt", padding=True)
     prefixes = prefill(trained.base_model, **inputs).split()
     with torch.no_grad():
-        found = trained(None, prefixes=prefixes)
-        torch.testing.assert_close(found.logits, trained(**inputs).logits)
-    assert found.outputs is None
+        output = trained(None, prefixes=prefixes)
+        torch.testing.assert_close(output.logits, trained(**inputs).logits)
+    assert output.outputs is None
 
 
 def test_an_early_exit_gives_the_base_s_whole_output(tokenizer: Any) -> None:
@@ -263,9 +263,9 @@ def test_the_seeds_loop_trains_rows_and_head_alone(tokenizer: Any) -> None:
 
 def test_labels_give_the_loss(trained: CPXCausalLM, tokenizer: Any) -> None:
     inputs, labels = batch(tokenizer), torch.tensor([1, 0, 1, 0])
-    found = trained(**inputs, labels=labels)
-    assert torch.equal(found.loss, losses(found.logits, labels).mean())
-    assert found[0] is found.loss and [*found] == [found.logits, found.outputs]
+    output = trained(**inputs, labels=labels)
+    assert torch.equal(output.loss, losses(output.logits, labels).mean())
+    assert output[0] is output.loss and [*output] == [output.logits, output.outputs]
 
 
 def test_rows_can_be_frozen(tokenizer: Any) -> None:
@@ -278,8 +278,8 @@ def test_rows_can_be_frozen(tokenizer: Any) -> None:
 
 def test_several_labels_and_settings(tokenizer: Any) -> None:
     model = new(tokenizer, num_labels=3)
-    found = model(**batch(tokenizer), labels=torch.tensor([0, 2, 1, 1]))
-    assert found.logits.shape == (4, 3) and found.loss.requires_grad
+    output = model(**batch(tokenizer), labels=torch.tensor([0, 2, 1, 1]))
+    assert output.logits.shape == (4, 3) and output.loss.requires_grad
     assert model.config.num_labels == 3 and model.base_model.config.num_labels == 2
     rich = new(tokenizer, config=CPXConfig(rows=2, outputs=("a", "b"), aggregation="attention"))
     assert rich(**batch(tokenizer)).logits.shape == (4, 2)
@@ -395,7 +395,7 @@ def test_generate_is_the_base_s_own_and_scored(trained: CPXCausalLM, tokenizer: 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"cpx_token_id": 260, "tokenizer_size": 260}, "not the last id"),
         ({"cpx_token_id": 259, "tokenizer_size": 261}, "not the last id"),
@@ -406,8 +406,8 @@ def test_generate_is_the_base_s_own_and_scored(trained: CPXCausalLM, tokenizer: 
         ({"num_labels": 0}, "num_labels"),
     ],
 )
-def test_what_does_not_fit_is_said(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(InvalidInput, match=said):
+def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
         CPXCausalLM.from_pretrained("nano-s", **options)
 
 

@@ -47,13 +47,13 @@ def test_with_room_every_number_is_the_same(kind: str, rows: list[int]) -> None:
 
 def nodes(of: Any) -> set[str]:
     """The names of all that a gradient goes through."""
-    found, ahead = set(), [of.grad_fn]
+    visited, ahead = set(), [of.grad_fn]
     while ahead:
         node = ahead.pop()
-        if node is not None and node not in found:
-            found.add(node)
+        if node is not None and node not in visited:
+            visited.add(node)
             ahead += [other for other, _ in node.next_functions]
-    return {node.name() for node in found}
+    return {node.name() for node in visited}
 
 
 @pytest.mark.parametrize("rows", [[0], [2, 0, 1]])
@@ -100,10 +100,10 @@ def test_the_room_is_used_and_nothing_is_copied() -> None:
     picked = stored_by(scorer).with_capacity(2).batch([2, 1])
     before = [t.clone() for t in picked.tensors]
     scorer.logits_of(picked.to_prefilled(scorer))
-    kept = max(LENGTHS)
+    longest = max(LENGTHS)
     for now, then in zip(picked.tensors, before, strict=True):
-        assert torch.equal(now[:, :, :kept], then[:, :, :kept])
-        assert not torch.equal(now[:, :, kept:], then[:, :, kept:])
+        assert torch.equal(now[:, :, :longest], then[:, :, :longest])
+        assert not torch.equal(now[:, :, longest:], then[:, :, longest:])
 
 
 def test_a_second_step_neither_reads_nor_disturbs_the_first() -> None:
@@ -124,7 +124,7 @@ def test_a_second_step_neither_reads_nor_disturbs_the_first() -> None:
 @pytest.mark.parametrize("new", [torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 1, 4).double()])
 def test_what_does_not_fit_is_copied(new: Tensor) -> None:
     whole = torch.randn(1, 2, 7, 4)
-    kept, before = Appendable.of(whole, 5), whole.clone()
-    joined = torch.cat([kept, new], dim=-2)
+    cached, before = Appendable.of(whole, 5), whole.clone()
+    joined = torch.cat([cached, new], dim=-2)
     assert torch.equal(joined, torch.cat([before[:, :, :5], new], dim=-2))
     assert torch.equal(whole, before) and type(joined) is Tensor

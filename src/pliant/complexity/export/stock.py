@@ -21,20 +21,20 @@ from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.errors import InvalidInput, UnsupportedModel
 
 PADDING = ("pad_token", "eos_token", "bos_token", "unk_token")
-"""Tokens to pad with, the first that there is: the last token that counts is [CPX] in any case."""
+"""Tokens to pad with, in order of preference; the last unpadded token is always [CPX]."""
 PROBLEM = {
     "probabilities": "multi_label_classification",
     "classes": "single_label_classification",
     "numbers": "regression",
 }
-"""How transformers calls what the outputs are."""
+"""The name that transformers has for each kind of output."""
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 SETTINGS = ("model_max_length", "truncation_side", "clean_up_tokenization_spaces")
 
 
 @dataclass(frozen=True, eq=False)
 class Stock:
-    """A sequence classifier that is not proven yet."""
+    """A sequence classifier that is not verified yet."""
 
     model: Any
     architecture: str
@@ -42,7 +42,7 @@ class Stock:
     head: str
     """The path of its head's module."""
     left_out: Tensor
-    """What it has no place for: the bias of each output, unless the class has one."""
+    """The bias of each output, if the class has no place for one."""
     rows_added: int
 
 
@@ -54,8 +54,8 @@ def stock_model(
     table = table_of(scorer)
     if cpx.cpx_token_id > len(table):
         raise InvalidInput(
-            f"the tokenizer knows ids up to {cpx.cpx_token_id - 1}, and the base has {len(table)} "
-            "embeddings: is it another model's?"
+            f"the tokenizer has ids up to {cpx.cpx_token_id - 1}, and the base has {len(table)} "
+            "embeddings: is the tokenizer another model's?"
         )
     config = _config(scorer, cpx, table)
     model = _build(config, table.dtype)
@@ -77,10 +77,10 @@ def stock_model(
 
 
 def stock_tokenizer(cpx: CPXTokenizer, rendered: bool = False) -> PreTrainedTokenizerFast:
-    """A tokenizer of the plainest class, whose post-processor writes [CPX] behind every text.
+    """A PreTrainedTokenizerFast whose post-processor appends [CPX] to every text.
 
-    It pads on the right, where a model without position ids wants it. It has no chat template:
-    rendering one in a stock tokenizer leaves the post-processor out, and [CPX] with it.
+    It pads on the right, as a model without position ids expects. It has no chat template, because
+    a stock tokenizer skips the post-processor, and so [CPX], when it renders one.
     """
     base = cpx.base
     backend = copy.deepcopy(base._tokenizer)
@@ -113,7 +113,7 @@ def table_of(scorer: PromptScorer) -> Tensor:
     table = getattr(scorer.anatomy.embeddings, "weight", None)
     if not isinstance(table, Tensor) or table.dim() != 2:
         kind = type(scorer.anatomy.embeddings).__name__
-        raise UnsupportedModel(f"its embeddings, a {kind}, are no table that could take a row")
+        raise UnsupportedModel(f"its embeddings, a {kind}, are not a table that could gain a row")
     return table
 
 
@@ -137,7 +137,7 @@ def _config(scorer: PromptScorer, cpx: CPXTokenizer, table: Tensor) -> Any:
 
 
 def _build(config: Any, dtype: torch.dtype) -> Any:
-    """Without weights: the base's are assigned to it."""
+    """The model without weights; the base's are assigned to it later."""
     try:
         with torch.device("meta"):
             return AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()
@@ -152,7 +152,7 @@ def _build(config: Any, dtype: torch.dtype) -> Any:
 def _head_keys(
     kind: str, new: list[str], stock: dict[str, Tensor], wanted: Tensor
 ) -> tuple[str, str | None]:
-    """The head's weight and bias, if any: the class may add nothing else to the base."""
+    """The keys of the head's weight and bias, if any; the class may add no others to the base."""
     weights = [key for key in new if stock[key].shape == wanted.shape and key.endswith(".weight")]
     rest = [key for key in new if key not in weights]
     biases = [key for key in rest if weights and key == weights[0].replace(".weight", ".bias")]
@@ -171,16 +171,16 @@ def _name_of(base: nn.Module, table: Tensor) -> str:
 def _with_row(
     scorer: PromptScorer, cpx: CPXTokenizer, table: Tensor, rows: int
 ) -> tuple[Tensor, int]:
-    """The table with the [CPX] row at its id; a vocabulary that was padded has room for it."""
-    whole = torch.zeros(rows, table.shape[1], dtype=table.dtype, device=table.device)
-    whole[: len(table)] = table.detach()
-    whole[cpx.cpx_token_id] = (scorer.rows[0].detach() / _scale(scorer)).to(whole)
-    return whole, rows - len(table)
+    """The table with the [CPX] row at its id, and how many rows it gained."""
+    extended = torch.zeros(rows, table.shape[1], dtype=table.dtype, device=table.device)
+    extended[: len(table)] = table.detach()
+    extended[cpx.cpx_token_id] = (scorer.rows[0].detach() / _scale(scorer)).to(extended)
+    return extended, rows - len(table)
 
 
 @torch.no_grad()
 def _scale(scorer: PromptScorer) -> float:
-    """What the embedding module multiplies a row by: the scorer's row is what comes out of it."""
+    """The factor that the embedding module applies to a row; the scorer's row is its output."""
     table = table_of(scorer)
     ids = torch.arange(min(64, len(table)), device=table.device)
     out, rows = scorer.anatomy.embeddings(ids).float(), table[ids].float()

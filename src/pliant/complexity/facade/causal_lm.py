@@ -3,9 +3,9 @@
     model = CPXCausalLM.from_pretrained("nano-s", cpx_token_id=id, tokenizer_size=size)
     logits, outputs = model(input_ids, attention_mask)
 
-A facade: `model.scorer` does the work, attached to `model.base_model`, whose weights stay as they
-are. Nothing is resized. The base is frozen and, in train mode, stays in eval mode: its dropout
-would only blur what the scorer reads.
+A facade for `model.scorer`, which is attached to `model.base_model` and does the work. No weight of
+the base changes, and nothing is resized. The base is frozen and stays in eval mode, even in train
+mode: its dropout would only add noise to what the scorer reads.
 """
 
 from __future__ import annotations
@@ -25,45 +25,38 @@ from transformers.utils import ModelOutput
 
 from pliant import loading, prefill
 from pliant.complexity.config import CPXConfig
-from pliant.complexity.facade.arguments import (
-    check_id,
-    check_known,
-    check_same,
-    config_of,
-    prompts_in,
-    tokenizer_of,
-)
 from pliant.complexity.model import Complexity, attach
+from pliant.complexity.prompts import checked, unpadded
 from pliant.complexity.scores import Scores
-from pliant.complexity.tokenizer import base_of, saved_scorer
+from pliant.complexity.tokenizer import CPXTokenizer, base_of, saved_scorer
 from pliant.complexity.training.losses import Loss, losses
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, PliantError
 from pliant.prefill import Batch
 
 
 @dataclass
 class CPXOutput(ModelOutput):
-    """`logits, outputs = model(...)`; `loss` is there by name, and as the first by index."""
+    """`logits, outputs = model(...)`; `loss` is available by name, and by index as the first."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    """(B, labels), the scorer's."""
+    """(B, labels), of the scorer."""
     outputs: CausalLMOutputWithPast | None = None
-    """The base's own, for the prompts."""
+    """The base's output for the prompts."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.logits, self.outputs))
 
 
 class CPXCausalLM(nn.Module):
-    """Scores prompts that end in [CPX], and gives the base's own output for what comes before."""
+    """Scores prompts that end in [CPX], and returns the base's output for the text before it."""
 
     def __init__(
         self, base_model: PreTrainedModel, scorer: Complexity, cpx_token_id: int | None = None
     ) -> None:
         super().__init__()
         self.base_model = base_model
-        # A part of this module, too: so its `state_dict` holds what was trained.
+        # Registered here as well, so that `state_dict` includes what is trained.
         self.scorer = scorer
         self.cpx_token_id = cpx_token_id
         for _, parameter in scorer.base_parameters():
@@ -86,26 +79,26 @@ class CPXCausalLM(nn.Module):
     ) -> Self:
         """A new scorer on a base, or a saved scorer (its folder or hub name) on its own base.
 
-        `cpx_token_id` and `tokenizer_size` are those of a `CPXTokenizer` and only checked; left
-        out, the base's tokenizer tells. `config` sets what `num_labels` does not. A saved scorer
-        knows its base by name if it has one; else, or for a copy of it, say `base`. `options` are
-        those of `pliant.load`: dtype, device, device_map, quantization_config, revision, ...
+        `cpx_token_id` and `tokenizer_size` are those of a `CPXTokenizer` and are only checked; by
+        default the id is that of the base's tokenizer. `config` sets what `num_labels` does not. A
+        saved scorer records its base's name; pass `base` if it has none, or to use a copy.
+        `options` are those of `pliant.load`: dtype, device, device_map, quantization_config, ...
         """
-        check_id(cpx_token_id, tokenizer_size)
+        _check_id(cpx_token_id, tokenizer_size)
         saved = saved_scorer(name)
         where = name if saved is None else base or base_of(saved)
         if saved is None and base is not None:
             raise InvalidInput(
-                f"base={str(base)!r}: {str(name)!r} holds no scorer, so it is a base"
+                f"base={str(base)!r}: {str(name)!r} holds no scorer, so it is itself the base"
             )
         model = loading.load_model(where, **options)
-        tokenizer = tokenizer_of(where, options)
-        check_known(cpx_token_id, tokenizer)
+        tokenizer = _tokenizer_of(where, options)
+        _check_known(cpx_token_id, tokenizer)
         if saved is None:
-            scorer = attach(model, config_of(config, num_labels), tokenizer)
+            scorer = attach(model, _config_of(config, num_labels), tokenizer)
         else:
             scorer = Complexity.from_pretrained(model, saved, tokenizer=tokenizer, insist=insist)
-            check_same(scorer.config, config, num_labels, saved)
+            _check_same(scorer.config, config, num_labels, saved)
         scorer.rows.requires_grad_(is_cpx_token_trainable)
         if cpx_token_id is None and tokenizer is not None:
             cpx_token_id = tokenizer.cpx_token_id
@@ -124,11 +117,11 @@ class CPXCausalLM(nn.Module):
     ) -> CPXOutput:
         """The scorer's logits (B, labels), and the base's output for the prompts before [CPX].
 
-        `outputs.logits` is (B, 1, vocabulary), of each prompt's last token alone: what the first
-        new token is drawn from. `outputs.past_key_values` holds the prompts, aligned to the left,
-        and no [CPX]. With `return_outputs=False`, or for `prefixes` (from `Prefilled.split`, in
-        place of the prompts), there is none; with an early exit that saves the other layers.
-        With `labels` there is a loss: see `pliant.complexity.training.losses`.
+        `outputs.logits` is (B, 1, vocabulary), of each prompt's last token: the distribution of the
+        first new token. `outputs.past_key_values` holds the prompts, padded on the left, without
+        [CPX]. `outputs` is None with `return_outputs=False` (then an early exit skips the remaining
+        layers), or for `prefixes` (from `Prefilled.split`, instead of the prompts). With `labels`
+        there is a loss: see `pliant.complexity.training.losses`.
         """
         scorer = self.scorer
         if prefixes is not None:
@@ -145,7 +138,7 @@ class CPXCausalLM(nn.Module):
         return self.scorer.score(prompts, **options)
 
     def generate(self, prompts: Any = None, **options: Any) -> Any:
-        """See `Complexity.generate`. Ids may end in [CPX] or not; it is never generated from."""
+        """See `Complexity.generate`. A [CPX] at the end of the ids is removed first."""
         ids = options.pop("input_ids", prompts)
         if isinstance(ids, Tensor):
             mask = options.pop("attention_mask", None)
@@ -154,7 +147,7 @@ class CPXCausalLM(nn.Module):
         return self.scorer.generate(ids, **options)
 
     def save_pretrained(self, folder: str | Path, **push: Any) -> str | None:
-        """Kilobytes: the scorer alone, which names its base."""
+        """Save only the scorer, some kilobytes, with the name of its base."""
         return self.scorer.save_pretrained(folder, **push)
 
     def push_to_hub(self, repo_id: str, **push: Any) -> str:
@@ -166,8 +159,8 @@ class CPXCausalLM(nn.Module):
 
     def resize_token_embeddings(self, *args: Any, **options: Any) -> None:
         raise InvalidInput(
-            "[CPX] is no row of the vocabulary: the embeddings stay as they are, whatever the "
-            "tokenizer's length; leave the call out"
+            "[CPX] is not a row of the vocabulary, so the embeddings need no resizing, whatever "
+            "the tokenizer's length: remove the call"
         )
 
     @property
@@ -177,12 +170,12 @@ class CPXCausalLM(nn.Module):
 
     @property
     def config(self) -> Any:
-        """A copy of the base's config that knows the scorer's settings as well."""
+        """A copy of the base's config, with the scorer's settings."""
         config = copy.deepcopy(self.base_model.config)
         config.num_labels = len(self.scorer.config.outputs)
         config.cpx_token_id = self.cpx_token_id
         config.is_cpx_token_trainable = self.scorer.rows.requires_grad
-        # A Trainer that evaluates gathers what it is given, and a cache cannot be.
+        # A Trainer gathers the outputs of an evaluation, which a cache does not support.
         config.keys_to_ignore_at_inference = ["outputs"]
         return config
 
@@ -215,25 +208,85 @@ class CPXCausalLM(nn.Module):
         return logits, _base_output(ran if layer is None else ran.resume())
 
     def _prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> Batch:
-        """Where the base's embeddings are: a loop that knows only a `device_map` moves nothing."""
-        place = self.scorer.device
-        mask = None if attention_mask is None else attention_mask.to(place)
-        return prompts_in(input_ids.to(place), mask, self.cpx_token_id, self.scorer)
+        """The prompts without their trailing [CPX]; anywhere else its id is an error."""
+        rows = unpadded(input_ids, attention_mask)
+        rows = [row[:-1] if row and row[-1] == self.cpx_token_id else row for row in rows]
+        for i, row in enumerate(rows):
+            if self.cpx_token_id in row:
+                raise InvalidInput(
+                    f"prompt {i} holds [CPX] ({self.cpx_token_id}) before its end: it ends a "
+                    "prompt, once. If what follows is padding, pass the attention_mask"
+                )
+        vocabulary = getattr(self.scorer.anatomy.embeddings, "num_embeddings", None)
+        rows = self.scorer.with_beginnings(checked(rows, None, None, vocabulary))
+        return Batch.of(rows, device=self.scorer.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """The scorer is moved with the base that it is attached to, and keeps its dtype there."""
+        """Moves the base, and with it the scorer, which retains its dtype."""
         self.base_model._apply(fn, recurse)
         return self
 
 
 def _last_logits(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """So that the vocabulary is computed for the last token of each prompt alone."""
+    """The inputs, so that the head runs only on each prompt's last token."""
     takes = "logits_to_keep" in inspect.signature(model.forward).parameters
     return {**({"logits_to_keep": 1} if takes else {}), **inputs}
 
 
 def _base_output(ran: prefill.Prefilled) -> CausalLMOutputWithPast:
-    """The base's output; without a cache where the prompts had to run one length at a time."""
+    """The base's output; without a cache if the prompts had to run one length at a time."""
     assert ran.logits is not None
     cache = ran.cache if len(ran.parts) == 1 else None
     return CausalLMOutputWithPast(logits=ran.logits.unsqueeze(1), past_key_values=cache)
+
+
+def _tokenizer_of(where: str | Path, options: dict[str, Any]) -> CPXTokenizer | None:
+    """The base's tokenizer with [CPX]; None if it has none that is suitable: ids still work."""
+    passed = {k: v for k, v in options.items() if k in ("revision", "trust_remote_code")}
+    try:
+        return CPXTokenizer.from_pretrained(where, **passed)
+    except PliantError:
+        return None
+
+
+def _config_of(config: CPXConfig | None, num_labels: int | None) -> CPXConfig:
+    if config is None:
+        return CPXConfig(num_labels=num_labels)
+    if num_labels not in (None, config.num_labels):
+        raise InvalidInput(f"num_labels={num_labels}, and the config has {config.num_labels}")
+    return config
+
+
+def _check_same(
+    saved: CPXConfig, config: CPXConfig | None, num_labels: int | None, folder: Path
+) -> None:
+    if num_labels not in (None, saved.num_labels) or config not in (None, saved):
+        raise InvalidInput(
+            f"{folder} holds a scorer with {saved.num_labels} outputs and settings of its own "
+            "(pliant.json): leave num_labels and config out"
+        )
+
+
+def _check_id(cpx_token_id: Any, tokenizer_size: int | None) -> None:
+    advice = "make the tokenizer with CPXTokenizer.from_pretrained, and take both from it"
+    if cpx_token_id is None:
+        return
+    if not isinstance(cpx_token_id, int) or isinstance(cpx_token_id, bool) or cpx_token_id < 0:
+        raise InvalidInput(f"cpx_token_id={cpx_token_id!r} is not a token id: {advice}")
+    if tokenizer_size is not None and cpx_token_id != tokenizer_size - 1:
+        raise InvalidInput(
+            f"cpx_token_id={cpx_token_id} is not the last id of tokenizer_size={tokenizer_size}, "
+            f"as [CPX]'s is: {advice}"
+        )
+
+
+def _check_known(cpx_token_id: int | None, tokenizer: CPXTokenizer | None) -> None:
+    if None in (cpx_token_id, tokenizer):
+        return
+    assert tokenizer is not None and cpx_token_id is not None
+    if cpx_token_id < tokenizer.cpx_token_id:
+        raise InvalidInput(
+            f"cpx_token_id={cpx_token_id} is {tokenizer.convert_ids_to_tokens(cpx_token_id)!r} in "
+            f"the base's vocabulary; [CPX] is {tokenizer.cpx_token_id}: make the tokenizer with "
+            "CPXTokenizer.from_pretrained"
+        )

@@ -1,11 +1,10 @@
-"""Keys and values with free positions behind them: a step writes its own there and copies nothing.
+"""Keys and values with free positions at their end, so that a step appends without copying them.
 
-A layer of a cache grows by `torch.cat([cached, new])`, which copies all that is cached. The tensors
-here answer that one call by writing the new ones behind themselves, once; a second time they are
-copied as any tensor is. And attention to them on a CPU computes no gradient to the prompt, which
-nothing reads and which torch would fill with zeros first. In all else, and for autograd, they
-behave as plain tensors.
-(Both together: benchmarks/cpx_training, half of a step at 1,024 tokens.)
+A cache layer grows by `torch.cat([cached, new])`, which copies everything cached. The tensors here
+override that one call: the new positions are written into the free ones, once; a second call
+copies, as for any tensor. On a CPU, attention to them also skips the gradient of the prompt, which
+nothing reads. In all other respects, autograd included, they behave like plain tensors.
+(benchmarks/cpx_training.py: together they halve a step at 1,024 tokens.)
 
 Shapes: B prompts, H heads, G of them to a key's, T positions, r rows, K features of a head.
 """
@@ -21,14 +20,14 @@ from torch.nn import functional as F
 
 
 class Appendable(Tensor):
-    """The first positions of a (B, H, T + r, K) tensor, of which the rest may be written once."""
+    """The first positions of a (B, H, T + r, K) tensor; the rest may be written once."""
 
     whole: list[Tensor]
-    """The tensor with its free positions; empty once these are taken."""
+    """The tensor with its free positions; empty once they are used."""
 
     @classmethod
     def of(cls, whole_BHTK: Tensor, length: int) -> Tensor:
-        """The first `length` positions of `whole`; all of it where there are no more."""
+        """The first `length` positions of `whole`; a plain tensor if none are free."""
         if whole_BHTK.shape[2] <= length:
             return whole_BHTK
         appendable = whole_BHTK[:, :, :length].as_subclass(cls)
@@ -46,7 +45,7 @@ class Appendable(Tensor):
 
 
 class Joined(Tensor):
-    """What was cached, and behind it what is new; only the new has a gradient."""
+    """Cached positions followed by new ones; only the new ones have a gradient."""
 
     new_BHrK: Tensor
 
@@ -63,12 +62,12 @@ class Joined(Tensor):
 
 
 def _joined(tensors: Any, dim: int = 0, **options: Any) -> Tensor | None:
-    """The result of `torch.cat`; None where the free positions cannot hold it."""
+    """The result of `torch.cat`; None if the new tensor does not fit the free positions."""
     if options or len(tensors) != 2 or dim not in (-2, 2) or not isinstance(tensors[0], Appendable):
         return None
     cached, new_BHrK = tensors
     try:
-        whole = cached.whole.pop()  # of two threads, one gets it
+        whole = cached.whole.pop()  # only one of two threads gets it
     except IndexError:
         return None
     free = whole[:, :, cached.shape[2] :][:, :, : new_BHrK.shape[2]]
@@ -83,7 +82,7 @@ def _joined(tensors: Any, dim: int = 0, **options: Any) -> Tensor | None:
 
 
 class _Behind(torch.autograd.Function):
-    """`new` in the free positions of a tensor; its gradient is that of its own positions."""
+    """Writes `new` into the free positions; its gradient is that of its own positions."""
 
     @staticmethod
     def forward(ctx: Any, new_BHrK: Tensor, whole: list[Tensor], start: int) -> Tensor:
@@ -99,8 +98,8 @@ class _Behind(torch.autograd.Function):
 def _attended(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **how: Any
 ) -> Tensor | None:
-    """Attention as torch computes it, with a gradient to the new positions alone; None where
-    torch's own is as good (no gradients, or a device that fills memory fast) or does more."""
+    """torch's attention, with a gradient to the new positions only. None where torch's own is as
+    fast (no gradients, not a CPU) or has other options (causal, dropout)."""
     if not isinstance(key, Joined) or not isinstance(value, Joined):
         return None
     plain = not how.get("is_causal") and not how.get("dropout_p")
@@ -113,7 +112,7 @@ def _attended(
 
 
 class _Attended(torch.autograd.Function):
-    """Attention to keys and values of which the last few are new."""
+    """Attention to keys and values whose last few positions are new."""
 
     @staticmethod
     def forward(
@@ -146,8 +145,8 @@ def _gradients(
     scale: float,
     new: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one prompt: to its queries, and to the new keys and values. Queries whose heads share a
-    key's head lie behind each other."""
+    """The gradients of one prompt's queries, new keys and new values. Query heads that share a key
+    head are adjacent."""
     heads, groups = k_HTK.shape[0], q.shape[0] // k_HTK.shape[0]
     q_HrK, out_HrK, grad_HrK = (
         t.unflatten(0, (heads, groups)).flatten(1, 2) for t in (q, out, grad)
@@ -165,7 +164,7 @@ def _gradients(
 
 
 def _of(mask: Tensor | None, prompt: int) -> Tensor | None:
-    """One prompt's mask; there may be one mask for all prompts."""
+    """One prompt's mask; all prompts may share one."""
     if mask is None or mask.dim() < 4:
         return mask
     return mask[prompt if mask.shape[0] > 1 else 0]
