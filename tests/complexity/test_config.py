@@ -41,8 +41,8 @@ def test_outputs_have_names(settings: dict[str, Any], outputs: tuple[str, ...]) 
         ({"lora_rank": -1}, "lora_rank = -1"),
         ({"num_labels": 0}, "num_labels = 0"),
         ({"num_labels": 3, "outputs": ("a", "b")}, "num_labels = 3, and outputs names 2"),
-        ({"outputs": ("a", "a")}, "'a' is there twice"),
-        ({"outputs": ("a", "")}, "no name"),
+        ({"outputs": ("a", "a")}, "'a' is repeated"),
+        ({"outputs": ("a", "")}, "is not a name"),
         ({"aggregation": "first"}, "aggregation = 'first': give one of last, mean"),
     ],
 )

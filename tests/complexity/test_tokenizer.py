@@ -368,7 +368,7 @@ def test_a_base_that_has_the_token_already_is_refused() -> None:
 
 
 def test_a_tokenizer_without_a_backend_is_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="no fast tokenizer"):
+    with pytest.raises(UnsupportedModel, match="is not a fast tokenizer"):
         CPXTokenizer.of(object())
 
 

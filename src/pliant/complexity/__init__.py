@@ -2,8 +2,8 @@
 
 `config` holds the settings, `scorer` the scorer on its base, and `model` adds generation (scored
 from its own prefill) and export. `prompts` and `scores` are the input and output. `tokenizer` ends
-prompts in [CPX]; `rows`, `lora` and `active_scorer` act at its positions; `prefix_cache` stores the
-prompts' keys and values; `training` trains a scorer; `facade` is the interface of the CPX wrapper.
+prompts in [CPX]; `rows` holds what acts at its positions; `prefix_cache` stores the prompts' keys
+and values; `training` trains a scorer; `facade` is the interface of the CPX wrapper.
 """
 
 from importlib import import_module

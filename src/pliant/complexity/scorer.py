@@ -28,10 +28,8 @@ from pliant.adapters.hooks import is_off
 from pliant.adapters.quantized import differentiable
 from pliant.anatomy import Anatomy
 from pliant.anatomy.modes import without_checkpointing
-from pliant.complexity.active_scorer import ActiveRows, activated, active_rows
 from pliant.complexity.config import CPXConfig, Reads
 from pliant.complexity.generate_options import setting
-from pliant.complexity.lora import Lora, targets
 from pliant.complexity.prompts import (
     Truncation,
     alike,
@@ -41,7 +39,16 @@ from pliant.complexity.prompts import (
     padding,
     unpadded,
 )
-from pliant.complexity.rows import pooled, rows_like_embeddings, width_read
+from pliant.complexity.rows import (
+    ActiveRows,
+    Lora,
+    activated,
+    active_rows,
+    pooled,
+    rows_like_embeddings,
+    targets,
+    width_read,
+)
 from pliant.complexity.scores import Scores
 from pliant.errors import AdapterError, InvalidInput
 from pliant.prefill import Batch, Prefilled, device_of

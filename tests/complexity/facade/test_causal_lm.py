@@ -401,8 +401,8 @@ def test_generate_is_the_base_s_own_and_scored(trained: CPXCausalLM, tokenizer: 
         ({"cpx_token_id": 259, "tokenizer_size": 261}, "not the last id"),
         ({"cpx_token_id": 65, "tokenizer_size": 66}, "in the base's vocabulary"),
         ({"cpx_token_id": 65}, "in the base's vocabulary"),
-        ({"cpx_token_id": -1}, "no token's id"),
-        ({"cpx_token_id": "[CPX]"}, "no token's id"),
+        ({"cpx_token_id": -1}, "is not a token id"),
+        ({"cpx_token_id": "[CPX]"}, "is not a token id"),
         ({"num_labels": 0}, "num_labels"),
     ],
 )
@@ -413,7 +413,7 @@ def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> Non
 
 def test_nothing_is_resized(trained: CPXCausalLM) -> None:
     assert trained.base_model.get_input_embeddings().num_embeddings == 260
-    with pytest.raises(InvalidInput, match="stay as they are"):
+    with pytest.raises(InvalidInput, match="need no resizing"):
         trained.resize_token_embeddings(261)
 
 

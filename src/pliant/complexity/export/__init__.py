@@ -1,4 +1,4 @@
-"""How a scorer leaves: the stock model, the proof that it agrees, the card beside it."""
+"""Exports a scorer as a stock checkpoint, verified and with a model card."""
 
 from pliant.complexity.export.checkpoint import export
 from pliant.complexity.export.result import ExportResult
