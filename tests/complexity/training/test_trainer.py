@@ -316,7 +316,7 @@ def test_outputs_are_read_as_they_were_learned(tmp_path: Path) -> None:
     numbers = scorer_on()
     fit(numbers, asked, [30.0] * 20, loss="regression", num_epochs=60, learning_rate=0.1)
     assert numbers.score(asked)["score"] == pytest.approx([30.0] * 20, abs=3)
-    with pytest.raises(InvalidInput, match="no probability"):
+    with pytest.raises(InvalidInput, match="not a probability"):
         numbers.generate(asked, leave_above=0.5)
     classes = scorer_on(num_labels=3)
     fit(classes, asked, [1] * 20, loss="ce", num_epochs=1)
