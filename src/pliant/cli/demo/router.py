@@ -52,7 +52,7 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class Routed:
+class RoutedQuestions:
     """The results of the chapter."""
 
     seconds: float
@@ -85,7 +85,7 @@ class Routed:
         }
 
 
-def measure(measured: TwoModels) -> Routed:
+def measure(measured: TwoModels) -> RoutedQuestions:
     """Train on dev questions, choose the threshold on others, route the test questions."""
     labelled = _labelled(TRAINED + CALIBRATED, measured)
     training = labelled.select(range(TRAINED))
@@ -102,7 +102,7 @@ def measure(measured: TwoModels) -> Routed:
     share = float(large.mean())
     scoring = _scoring(scorer, measured)
     quality = np.where(large, test.strong, test.weak)
-    return Routed(
+    return RoutedQuestions(
         seconds=seconds,
         trained=sum(p.numel() for p in scorer.scorer.parameters()),
         threshold=rule,
@@ -183,7 +183,7 @@ def _scoring(scorer: Cpx, measured: TwoModels) -> Scoring:
     return Scoring(sum(to_large) / len(to_large), sum(to_small) / len(to_small))
 
 
-def section(measured: TwoModels, routed: Routed) -> Section:
+def section(measured: TwoModels, routed: RoutedQuestions) -> Section:
     """The chapter as sentences, tables and pictures."""
     return Section(
         "A router that reads the question with the small model",
@@ -193,7 +193,7 @@ def section(measured: TwoModels, routed: Routed) -> Section:
     )
 
 
-def _sentences(measured: TwoModels, routed: Routed) -> tuple[str, ...]:
+def _sentences(measured: TwoModels, routed: RoutedQuestions) -> tuple[str, ...]:
     large = measured.share(LARGE)
     to_large = routed.scoring.to_large / measured.flops[LARGE]
     to_small = routed.scoring.to_small / measured.flops[LARGE]
@@ -213,7 +213,7 @@ def _sentences(measured: TwoModels, routed: Routed) -> tuple[str, ...]:
     )
 
 
-def turns_table(routed: Routed) -> Table:
+def turns_table(routed: RoutedQuestions) -> Table:
     rows = [
         [t.prompt, f"{t.score:.2f}", f"{t.gain:+.2f}", t.model, "✓ right" if t.right else "✗"]
         for t in routed.turns
@@ -228,7 +228,7 @@ def turns_table(routed: Routed) -> Table:
     )
 
 
-def _picture(measured: TwoModels, routed: Routed) -> str:
+def _picture(measured: TwoModels, routed: RoutedQuestions) -> str:
     """Each curve from the small model alone to the large one; scoring shifts ours to the right."""
     nothing = Scoring(0, 0)
     small, large = (

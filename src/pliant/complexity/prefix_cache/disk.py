@@ -27,7 +27,7 @@ from pliant.complexity.prefix_cache.store import (
     Chunk,
     Layout,
     PrefixStore,
-    Run,
+    RunPrompts,
     batches,
     by_length,
     computed,
@@ -42,7 +42,7 @@ TOKENS = 65_536  # in a file, padded
 
 def write_files(
     folder: Path,
-    run: Run,
+    run: RunPrompts,
     ids: Sequence[Tensor],
     *,
     device: Any = None,

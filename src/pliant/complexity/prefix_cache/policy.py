@@ -22,7 +22,7 @@ from pliant.complexity.prefix_cache import disk
 from pliant.complexity.prefix_cache.store import (
     Layout,
     PrefixStore,
-    Run,
+    RunPrompts,
     by_length,
     in_memory,
     rows_of,
@@ -49,7 +49,7 @@ class Storage:
 def choose_storage(
     ids: Sequence[Tensor],
     uses: int,
-    run: Run,
+    run: RunPrompts,
     *,
     wanted: str = "auto",
     inexact: str = "",
@@ -94,7 +94,7 @@ def store(
     storage: Storage,
     scorer: PromptScorer,
     ids: Sequence[Tensor],
-    run: Run,
+    run: RunPrompts,
     *,
     folder: Path,
     device: Any = None,
@@ -128,7 +128,7 @@ def free_memory() -> int:
 
 
 def _cheapest(
-    size: int, uses: int, run: Run, batch: Batch, layout: Layout, folder: Path
+    size: int, uses: int, run: RunPrompts, batch: Batch, layout: Layout, folder: Path
 ) -> Storage:
     """Compare recomputing with a disk, by the seconds that a few prompts take."""
     full = f"{_bytes(size)} do not fit into memory"
@@ -171,7 +171,7 @@ def _bytes(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def check_fits(prefixes: PrefixStore, run: Run, ids: Sequence[Tensor], device: Any) -> None:
+def check_fits(prefixes: PrefixStore, run: RunPrompts, ids: Sequence[Tensor], device: Any) -> None:
     """Refuse prefixes of other prompts, another base or depth: runs the prompt of middle length
     again and compares."""
     if len(prefixes) != len(ids):

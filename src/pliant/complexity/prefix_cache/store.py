@@ -29,7 +29,7 @@ from pliant.prefill.prefix import EMPTY, GROWING, cache_of, kinds_of
 
 TOKENS = 8192  # run at once when a store is filled
 
-Run = Callable[[Tensor, Tensor], Prefilled]
+RunPrompts = Callable[[Tensor, Tensor], Prefilled]
 """(B, T) ids and mask -> the prefilled prompts."""
 
 
@@ -257,7 +257,7 @@ def _rows_of_part(part: Part, model: str) -> tuple[Layout, Chunk]:
 
 
 def computed(
-    run: Run, ids: Sequence[Tensor], order: Sequence[int], device: Any = None
+    run: RunPrompts, ids: Sequence[Tensor], order: Sequence[int], device: Any = None
 ) -> Iterator[tuple[Layout, Chunk]]:
     """The rows of the prompts in this order, batch by batch."""
     for rows in batches(ids, order):
@@ -266,7 +266,7 @@ def computed(
             yield rows_of(run(batch.ids_BT, batch.mask_BT))
 
 
-def in_memory(run: Run, ids: Sequence[Tensor], device: Any = None) -> PrefixStore:
+def in_memory(run: RunPrompts, ids: Sequence[Tensor], device: Any = None) -> PrefixStore:
     """All prompts in one chunk."""
     order = by_length(ids)
     layout, chunk = concatenated(computed(run, ids, order, device))
