@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "pliant"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "pliant"
 
 # From the outside in. Those that share a row do not import each other.
 ORDER = [
@@ -27,6 +28,54 @@ ORDER = [
     {"options"},
     {"errors"},
 ]
+# The same inside the parts, for the files and folders that lie in each.
+LAYERS = {
+    "adapters": [{"adapter", "saving"}, {"files"}, {"fingerprint", "hooks", "quantized"}],
+    "anatomy": [
+        {"depth"},
+        {"decoder", "trial"},
+        {"anatomy"},
+        {"find"},
+        {"blocks"},
+        {"cache_copy", "config", "intercept", "modes", "tiny", "unwrap"},
+    ],
+    "cli": [
+        {"demo", "run", "train"},
+        {"app", "doctor", "gradients", "route", "score"},
+        {"flags", "terminal"},
+    ],
+    "complexity": [
+        {"facade"},
+        {"training"},
+        {"model"},
+        {"export", "generation", "prefix_cache"},
+        {"scorer"},
+        {"prompts"},
+        {"lora", "rows", "scores", "tokenizer"},
+        {"active_scorer", "config", "generate_options", "post_processor"},
+    ],
+    "gradients": [
+        {"selective_run", "trl"},
+        {"audit", "facade", "training"},
+        {"model"},
+        {"selector", "telemetry", "trl_output"},
+        {"cautions", "engines", "schedule", "selection"},
+        {"config", "labelled_batch", "operations", "token_count"},
+    ],
+    "prefill": [{"prefilled"}, {"forward", "prefix"}, {"batch"}],
+    "routing": [
+        {"fitting", "router"},
+        {"live", "open"},
+        {"router_file"},
+        {"goals", "labels", "metrics", "scorers"},
+        {"backends", "outcomes"},
+        {"decision_rule", "prompts"},
+    ],
+    "training": [
+        {"run"},
+        {"arguments", "checkpoint", "distributed", "interrupt", "progress", "texts"},
+    ],
+}
 # The tiny models stand aside: they use little, and no part may come to depend on them.
 NANO_MAY_IMPORT = {"loading", "data", "verify", "options", "errors"}
 MAY_IMPORT_NANO = {"cli"}
@@ -50,6 +99,17 @@ def test_folders_inside_a_part_import_one_way() -> None:
     folders = [path.parent for path in SOURCE.rglob("*/__init__.py")]
     tangled = {str(path): found for path in folders if (found := list(folder_circles(path)))}
     assert [circle for found in tangled.values() for circle in found] == allowed, tangled
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks"])
+def test_every_import_leads_somewhere(folder: str) -> None:
+    """Those inside functions, too, which fail only when they are called."""
+    assert list(missing_imports(ROOT / folder, SOURCE)) == []
+
+
+@pytest.mark.parametrize("part", LAYERS)
+def test_imports_run_one_way_inside_a_part(part: str) -> None:
+    assert list(wrong_layers(SOURCE, part, LAYERS[part])) == []
 
 
 def test_core_never_imports_facade() -> None:
@@ -134,6 +194,39 @@ def test_a_circle_of_folders_is_found(tmp_path: Path) -> None:
     assert list(folder_circles(tmp_path / "structure", tmp_path)) == [{"a", "b"}]
 
 
+@pytest.mark.parametrize(
+    ("line", "faults"),
+    [
+        ("import pliant.gates", 0),
+        ("def f():\n    from pliant.gates import Gate, head", 0),
+        ("from pliant.gates import lazy, anything", 0),
+        ("from pliant.gates.head import f, g, CONSTANT", 0),
+        ("def f():\n    from pliant.doors import Door", 1),
+        ("import pliant.doors", 1),
+        ("from pliant.gates.head import h", 1),
+    ],
+)
+def test_an_import_of_nothing_is_found(tmp_path: Path, line: str, faults: int) -> None:
+    _plant(tmp_path, "gates/__init__.py", "def __getattr__(name): ...")
+    _plant(tmp_path, "gates/head.py", "from math import g\nif g:\n    CONSTANT = 1\ndef f(): ...")
+    _plant(tmp_path, "model.py", line)
+    assert len(list(missing_imports(tmp_path, tmp_path))) == faults
+
+
+def test_a_wrong_import_inside_a_part_is_found(tmp_path: Path) -> None:
+    layers = [{"model"}, {"gates", "skips"}]
+    for file in ("__init__", "model", "skips"):
+        _plant(tmp_path, f"structure/{file}.py", "from pliant.structure.gates.head import f")
+    _plant(tmp_path, "structure/gates/head.py", "from pliant.structure.gates import mlp")
+    (fault,) = wrong_layers(tmp_path, "structure", layers)  # the two of one layer
+    assert fault.endswith("skips.py:1: structure.skips may not import structure.gates.head.f")
+    _plant(tmp_path, "structure/skips.py", "from pliant.structure import model")
+    (fault,) = wrong_layers(tmp_path, "structure", layers)
+    assert fault.endswith("skips.py:1: structure.skips may not import structure.model")
+    (fault,) = wrong_layers(tmp_path, "structure", [{"model"}, {"gates"}])
+    assert "'skips' has no place in LAYERS['structure']" in fault
+
+
 def test_core_that_imports_facade_is_found(tmp_path: Path) -> None:
     _plant(tmp_path, "gradients/facade/loss.py", "from pliant.gradients.facade import steps")
     _plant(tmp_path, "cli/score.py", "from pliant.gradients.facade import loss")
@@ -201,6 +294,64 @@ def folder_circles(folder: Path, source: Path = SOURCE) -> Iterator[set[str]]:
             if target.startswith(f"{package}."):
                 targets.add(target.removeprefix(f"{package}.").split(".")[0])
     yield from _circles({child: targets - {child} for child, targets in graph.items()})
+
+
+def missing_imports(folder: Path, source: Path) -> Iterator[str]:
+    """One line for each import of a module of Pliant, or of a name in one, that is not there."""
+    files = {_module(path, source): path for path in source.rglob("*.py")}
+    names = {module: _names(path) for module, path in files.items()}
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            targets: list[str] = []
+            if isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                targets = [f"{node.module}.{alias.name}" for alias in node.names]
+            for target in targets:
+                if not target.startswith("pliant."):
+                    continue
+                home, _, name = target.removeprefix("pliant.").rpartition(".")
+                inside = names.get(home, set())
+                if (f"{home}.{name}" if home else name) in files or name in inside or "*" in inside:
+                    continue
+                yield f"{path}:{node.lineno}: there is no {target}"
+
+
+def _names(path: Path) -> set[str]:
+    """The names that a module has at its top; "*" if it may make more."""
+    names: set[str] = set()
+    ahead: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while ahead:
+        for node in ast.iter_child_nodes(ahead.pop()):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                names.add("*" if node.name == "__getattr__" else node.name)
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.Name):
+                names.add(node.id)
+            else:
+                ahead.append(node)
+    return names
+
+
+def wrong_layers(source: Path, part: str, layers: list[set[str]]) -> Iterator[str]:
+    """One line for each import inside a part that does not run down its layers."""
+    depth = {name: i for i, layer in enumerate(layers) for name in layer}
+    circles = [{name.rpartition(".")[2] for name in circle} for circle in CIRCLES]
+    for path in sorted((source / part).rglob("*.py")):
+        child = path.relative_to(source / part).with_suffix("").parts[0]
+        if child in DOORS:
+            continue
+        if child not in depth:
+            yield f"{path}: {child!r} has no place in LAYERS[{part!r}] of tests/test_imports.py"
+            continue
+        for line, target in _imports(path, source):
+            home, _, inside = target.partition(".")
+            other = inside.split(".")[0]
+            if home != part or other == child or other not in depth or {child, other} in circles:
+                continue
+            if depth[child] >= depth[other]:
+                yield f"{path}:{line}: {part}.{child} may not import {target}"
 
 
 def facade_imports(source: Path) -> Iterator[str]:

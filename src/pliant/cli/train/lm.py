@@ -44,7 +44,7 @@ def lm(options: LmOptions) -> None:
     with --resume continues there and reaches the same losses.
     """
     from pliant.gradients import selective_run
-    from pliant.gradients.biased import BiasedWarning
+    from pliant.gradients.cautions import BiasedWarning
     from pliant.loading import load
     from pliant.reports.tables import Table
     from pliant.training.arguments import training_arguments
