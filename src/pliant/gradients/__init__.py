@@ -1,10 +1,9 @@
 """Train where it matters: the tokens of a batch that are worth a gradient, and only those backward.
 
-`config` is what a user may set, `model` what attaches, `training` the same under a Trainer, and
-`audit` whether it helps. What these are made of: `batch` takes a call apart, `selecting` chooses
-its tokens (`choosing` by which rule, `schedule` how many), `engines` computes their loss alone, and
-`telemetry` keeps what was done; `runs` is what `pliant train` does. `facade` is the interface of
-code that was written before.
+`config` holds the settings, `model` what attaches, `training` the same under a Trainer, and `audit`
+whether it helps. These build on `labelled_batch` (the arguments of a call), `selector` (which
+tokens: `selection` by which rule, `schedule` how many), `engines` (their loss alone) and
+`telemetry`. `selective_run` is `pliant train lm`; `facade` is the interface of the cggr package.
 """
 
 from importlib import import_module
