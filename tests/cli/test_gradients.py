@@ -88,13 +88,16 @@ def test_the_recommended_one_is_marked_in_the_table() -> None:
     from pliant.gradients.audit.contenders import STANDARD, Contender
     from pliant.gradients.audit.result import Race, Run
 
-    def run(contender: Contender, level: float) -> Run:
+    def run(contender: Contender, level: float, steps: int = 5) -> Run:
         losses = level * np.ones((2, 6)) + 0.001 * np.arange(6)
-        return Run(contender, 5, 0.1, 1.0, (((0.0, 2.0), (1.0, level)),), losses)
+        return Run(contender, steps, 0.1, 1.0, (((0.0, 2.0), (1.0, level)),), losses)
 
     half = run(Contender("rows", share=0.5), 1.0)
     ran = Race((half, run(STANDARD, 2.0)), np.ones(6, dtype=int), None, 5)
     assert [row[-1] for row in race_table(ran).rows] == ["recommended", ""]
+    short = Race((half, run(STANDARD, 2.0, steps=1)), np.ones(6, dtype=int), None, 5)
+    assert short.sentence.startswith("Could not tell")
+    assert [row[-1] for row in race_table(short).rows] == ["", ""]
 
 
 def test_show_marks_what_would_be_trained(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def race_table(race: Race) -> Table:
                 f"{1000 * run.seconds_a_step:.1f}",
                 f"{race.loss(run):.4f}",
                 "-" if run is race.standard else band,
-                "recommended" if run is race.winner else "",
+                "recommended" if race.is_conclusive and run is race.winner else "",
             ]
         )
     title = f"A race at {race.budget}"
