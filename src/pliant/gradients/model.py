@@ -211,7 +211,7 @@ class Gradients(Adapter):
     def _alignment_of(
         self, split: SplitForward, inputs: dict[str, Any], fused: bool
     ) -> LabelAlignment:
-        """What labels mean to this model; trl and whoever shifts them himself has said so."""
+        """How labels align with positions; trl, and `shift_labels`, have shifted them already."""
         if fused or inputs.get("labels") is None:
             return LabelAlignment()
         return label_alignment(split)
