@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pliant.nano.tokenizer import ASSISTANT, END, PAD, USER, build_tokenizer
+from pliant.nano.train.batches import ASSISTANT, END, PAD, USER, build_tokenizer
 
 TOKENIZER = build_tokenizer(2048)
 

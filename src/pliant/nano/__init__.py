@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pliant.errors import ModelNotFound
-from pliant.nano.families import HELD_OUT, TRAINED
-from pliant.nano.question import DIFFICULTIES, WORDINGS, Family, Question
+from pliant.nano.families import DIFFICULTIES, HELD_OUT, TRAINED, WORDINGS, Family, Question
 from pliant.nano.world import conversations, questions, stream
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from math import exp
 from typing import Any
 
 from pliant.errors import InvalidInput
-from pliant.nano.families import BY_NAME, HELD_OUT, TRAINED
-from pliant.nano.question import DIFFICULTIES, WORDINGS, Family, Question
+from pliant.nano.families import BY_NAME, DIFFICULTIES, TRAINED, WORDINGS, Family, Question
 
 # Shares of a hash's first byte. Use dev for choices made while building (the mix, the recipe), and
 # test only once everything is chosen.
@@ -122,6 +121,3 @@ def _named(name: str) -> Family:
     if name not in BY_NAME:
         raise InvalidInput(f"no family is called {name!r}; there are {', '.join(BY_NAME)}")
     return BY_NAME[name]
-
-
-__all__ = ["HELD_OUT", "TRAINED", "conversations", "questions", "stream"]

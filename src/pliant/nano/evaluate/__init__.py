@@ -14,8 +14,8 @@ from typing import Annotated
 
 from pliant.loading import WEIGHTS, load
 from pliant.nano import HELD_OUT, NAMES, TRAINED, ask, path
+from pliant.nano.families import DIFFICULTIES, Question
 from pliant.nano.progress import Progress, no_progress
-from pliant.nano.question import DIFFICULTIES, Question
 from pliant.nano.world import questions
 from pliant.options import Flag
 

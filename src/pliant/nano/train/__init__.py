@@ -22,7 +22,7 @@ from pliant.errors import InvalidInput
 from pliant.loading import WEIGHTS, torch_device
 from pliant.nano import NAMES, path
 from pliant.nano.progress import Progress, no_progress
-from pliant.nano.tokenizer import build_tokenizer
+from pliant.nano.train.batches import build_tokenizer
 from pliant.nano.train.growth import deepen, widen
 from pliant.nano.train.trainer import Schedule, Trainer
 

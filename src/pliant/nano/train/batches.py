@@ -1,4 +1,4 @@
-"""Questions as tensors: framed as a chat, grouped by length, the same for the same seed."""
+"""Questions as tensors: a byte tokenizer, and batches of chats, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,46 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pliant.data.collate import pad_rows
-from pliant.nano.question import Question
+from pliant.nano.families import Question
 from pliant.nano.world import stream
 
+USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
+
+# One token a role and one to end: a short question must not cost more to frame than to ask.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<|assistant|>{{ message['content'] }}<|end|>"
+    "{% else %}<|user|>{{ message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
 _POOL = 8_192  # questions that are sorted by length together: little padding, yet mixed batches
+
+
+def build_tokenizer(context: int) -> PreTrainedTokenizerFast:
+    """256 bytes and four special tokens; byte-level, without merges."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: i for i, character in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(t, special=True, normalized=False) for t in (PAD, END, USER, ASSISTANT)]
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        extra_special_tokens=[USER, ASSISTANT],
+        model_max_length=context,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
 @dataclass(frozen=True)
@@ -72,7 +105,7 @@ def frame(
     tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]
 ) -> list[tuple[list[int], int]]:
     """Each question's ids, answer and end token included, and where the answer starts."""
-    user, assistant = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>"])
+    user, assistant = tokenizer.convert_tokens_to_ids([USER, ASSISTANT])
     prompts = tokenizer([q.prompt for q in questions])["input_ids"]
     answers = tokenizer([q.answer for q in questions])["input_ids"]
     framed = []
