@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Literal
 
 from pliant.errors import InvalidInput
-from pliant.reports import coloured
-from pliant.reports.coloured import Coloured
 from pliant.reports.tables import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _SHORT = 16  # letters: cells up to this length are not wrapped
 
@@ -55,7 +57,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
-<style>{_STYLE}{coloured.STYLE}</style>
+<style>{_STYLE}</style>
 </head>
 <body>
 <main>
@@ -107,6 +109,66 @@ def _table(table: Table) -> str:
     )
 
 
+# --- coloured text -------------------------------------------------------------------------------
+
+Kind = Literal["marked", "plain", "faint"]
+SHADES = ("black on #b7e4c7", "black on #74c69d", "white on #2d6a4f")
+"""From weak to strong."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A piece of text in one style, such as a token."""
+
+    text: str
+    kind: Kind = "plain"
+    strength: float = 1.0
+    """How strongly it is marked, from 0 to 1."""
+    tooltip: str = ""
+    """What a page shows while the pointer is over it."""
+
+
+@dataclass(frozen=True)
+class Coloured:
+    """A title and a text of such words."""
+
+    title: str
+    words: Sequence[Word]
+
+    def draw(self, console: Console) -> None:
+        from rich.text import Text
+
+        if console.is_terminal:
+            console.print(Text(self.title, style="bold"))
+            console.print(Text.assemble(*((w.text, _style(w)) for w in self.words)), end="\n\n")
+        else:
+            console.print(Text(f"{self.title}\n{self.plain()}\n"), soft_wrap=True)
+
+    def plain(self) -> str:
+        """The text, with marked words in brackets."""
+        return "".join(f"[{w.text}]" if w.kind == "marked" else w.text for w in self.words)
+
+    def html(self) -> str:
+        words = "".join(_span(word) for word in self.words)
+        return f'<h3>{escape(self.title)}</h3>\n<p class="coloured">{words}</p>'
+
+
+def _style(word: Word) -> str:
+    if word.kind == "marked":
+        return SHADES[min(len(SHADES) - 1, int(word.strength * len(SHADES)))]
+    return "dim" if word.kind == "faint" else ""
+
+
+def _span(word: Word) -> str:
+    tooltip = f' title="{escape(word.tooltip)}"' if word.tooltip else ""
+    style = ""
+    if word.kind == "marked":
+        style = f' style="--strength: {15 + round(40 * min(1.0, max(0.0, word.strength)))}%"'
+    return f'<span class="{word.kind}"{style}{tooltip}>{escape(word.text)}</span>'
+
+
+# --- style ---------------------------------------------------------------------------------------
+
 # Pictures are black on transparent; black becomes the page's text colour, in light and dark mode.
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #667085; --line: #d9dee5;
@@ -139,4 +201,9 @@ td { overflow-wrap: anywhere; min-width: 8rem; }
 figure svg { fill: currentColor; }
 figure svg [style*="stroke: #000000"] { stroke: currentColor !important; }
 figure svg [style*="fill: #000000"] { fill: currentColor !important; }
+.coloured { white-space: pre-wrap; overflow-wrap: anywhere; max-width: none; line-height: 1.9;
+  font-family: ui-monospace, "SFMono-Regular", Menlo, Consolas, monospace; font-size: .88rem; }
+.coloured .marked { background: color-mix(in srgb, var(--good) var(--strength), transparent);
+  border-bottom: 2px solid var(--good); border-radius: 3px 3px 0 0; padding: .12em 0; }
+.coloured .faint { color: var(--soft); }
 """

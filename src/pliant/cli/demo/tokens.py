@@ -13,8 +13,7 @@ from pliant.cli.terminal import track
 from pliant.data.collate import Collator
 from pliant.gradients import GradientConfig
 from pliant.gradients.audit import Contender, Race, race, show
-from pliant.reports.coloured import Coloured
-from pliant.reports.page import Section
+from pliant.reports.page import Coloured, Section
 from pliant.training.texts import Piece, texts
 
 FAMILY = "shift"  # unseen by the models: each letter of a word becomes the next one

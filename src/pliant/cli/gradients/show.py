@@ -14,7 +14,7 @@ from pliant.cli.gradients.options import SelectiveOptions
 
 if TYPE_CHECKING:
     from pliant.gradients.audit.preview import Shown, ShownToken
-    from pliant.reports.coloured import Coloured, Word
+    from pliant.reports.page import Coloured, Word
 
 EXAMPLE = "pliant gradients show --model nano-s --data nano --ratio 0.25"
 
@@ -71,7 +71,7 @@ LEGEND = (
 
 
 def coloured(shown: Shown, tokenizer: Any) -> list[Coloured]:
-    from pliant.reports.coloured import Coloured
+    from pliant.reports.page import Coloured
 
     highest = max((token.loss or 0.0 for row in shown for token in row), default=0.0) or 1.0
     texts = []
@@ -85,7 +85,7 @@ def coloured(shown: Shown, tokenizer: Any) -> list[Coloured]:
 
 
 def _word(token: ShownToken, tokenizer: Any, highest: float) -> Word:
-    from pliant.reports.coloured import Word
+    from pliant.reports.page import Word
 
     text = tokenizer.decode([token.id])
     if not token.labelled:
