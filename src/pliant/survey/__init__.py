@@ -6,12 +6,19 @@ them about every architecture and writes docs/architectures.md; `examine` asks a
 
 # The questions, in the order of the columns.
 from pliant.survey import foundation  # noqa: F401  isort: skip
-from pliant.survey import caching  # noqa: F401  isort: skip
 from pliant.survey import complexity  # noqa: F401  isort: skip
 from pliant.survey import gradients  # noqa: F401  isort: skip
-from pliant.survey.capability import CAPABILITIES, Capability, Verdict, ask, by_part, register
+from pliant.survey.capability import (
+    CAPABILITIES,
+    Capability,
+    Fp64Throughout,
+    Specimen,
+    Verdict,
+    ask,
+    by_part,
+    register,
+)
 from pliant.survey.examination import Estimate, Examination, Finding, Sizes, examine
-from pliant.survey.specimen import Fp64Throughout, Specimen
 
 __all__ = [
     "CAPABILITIES",

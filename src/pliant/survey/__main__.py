@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from pliant.adapters.files import write_file
+from pliant.cli.app import run_program
+from pliant.options import Flag
 from pliant.survey.matrix import Row, page, rows
 
+PROGRAM = "python -m pliant.survey"
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pliant.survey", description=__doc__)
-    parser.add_argument("page", type=Path, help="the Markdown file to write")
-    write(parser.parse_args().page, page(list(map(_report, rows()))))
+
+@dataclass(frozen=True)
+class SurveyOptions:
+    page: Annotated[Path, Flag(positional=True)]
+    """The Markdown file to write."""
+
+
+def survey(options: SurveyOptions) -> None:
+    """Measure every architecture and write the page."""
+    write(options.page, page(list(map(_report, rows()))))
 
 
 def write(path: Path, text: str) -> None:
-    """Write the text completely or not at all, by way of a temporary file."""
+    """Write the text, completely or not at all, in a folder that need not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=path.name, delete=False
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    write_file(path, text.encode())
 
 
 def _report(row: Row) -> Row:
@@ -36,4 +40,4 @@ def _report(row: Row) -> Row:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(survey, PROGRAM, f"{PROGRAM} docs/architectures.md")

@@ -1,7 +1,8 @@
-"""Questions about complexity: can a scorer score, generate, exit early, learn and be exported?"""
+"""Questions about complexity: does the cache hold, and can a scorer score, learn, be exported?"""
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,18 +21,51 @@ from pliant.complexity.export import export
 from pliant.data.collate import pad_rows
 from pliant.errors import PliantError
 from pliant.prefill import Batch, Prefilled, prefill
-from pliant.survey.caching import pad_token
-from pliant.survey.capability import YES, Verdict, register, yes_if
-from pliant.survey.specimen import Specimen
+from pliant.survey.capability import YES, Specimen, Verdict, register, yes_if
 
 LENGTHS = (13, 20, 15)
 """Longer than a tiny model's sliding window."""
 NEW_TOKENS = 3
+PADDING = 3
 CLOSE = 1e-4
 """Cached and uncached steps add numbers in different orders."""
 
-_plain: WeakKeyDictionary[Specimen, tuple[Tensor, ...]] = WeakKeyDictionary()
+_plain: WeakKeyDictionary[Specimen, Tensor] = WeakKeyDictionary()
 """The logits generated without a scorer, which more than one question needs."""
+
+
+@register("foundation", "cached", needs=["runs"])
+def cached(specimen: Specimen) -> Verdict:
+    """Does generation with the cache equal generation without?"""
+    with_cache = _generate(specimen, specimen.ids, use_cache=True)
+    without = _generate(specimen, specimen.ids, use_cache=False)
+    return _compare(with_cache, without, "with the cache", "without")
+
+
+@register("complexity", "crop", needs=["cached"])
+def crop(specimen: Specimen) -> Verdict:
+    """Can the last tokens be cropped from its cache without a trace?"""
+    cache = _filled(specimen, record=False)
+    if not hasattr(cache, "is_croppable"):
+        return Verdict(False, "its forward returns no cache of transformers' kind")
+    if _cropped(cache):
+        return _continues(specimen, cache, note="")
+    cache = _filled(specimen, record=True)
+    if _cropped(cache):
+        return _continues(specimen, cache, note="after activate_past_recording()")
+    return Verdict(False, f"not croppable: {', '.join(_not_croppable(cache))}")
+
+
+@register("complexity", "left padding", needs=["cached"])
+def left_padding(specimen: Specimen) -> Verdict:
+    """Does padding on the left leave the answers as they are?"""
+    plain = _generate(specimen, specimen.ids[:1], use_cache=True)
+    padding = torch.full((1, PADDING), _pad_token(specimen))
+    ids = torch.cat([padding, specimen.ids[:1]], dim=1)
+    mask = torch.ones_like(ids)
+    mask[:, :PADDING] = 0
+    padded = _generate(specimen, ids, use_cache=True, attention_mask=mask)
+    return _compare(padded, plain, "padded", "plain")
 
 
 @register("complexity", "scores", needs=["layers"])
@@ -98,24 +132,105 @@ def prefixes(specimen: Specimen) -> Verdict:
         return _near(scorer.logits_of(joined), alone)
 
 
-def _generates(specimen: Specimen, layer: int | None) -> Verdict:
-    options: dict[str, Any] = {
+@register("complexity", "export", needs=["layers"])
+def exports(specimen: Specimen) -> Verdict:
+    """Can a scorer be exported as an equivalent stock classifier, at full and at half depth?
+
+    Half depth makes a smaller model; if only that is impossible, it is a yes with the reason.
+    """
+    if reason := _why_not(specimen, layer=None):
+        return Verdict(False, reason)
+    reason = _why_not(specimen, layer=max(1, len(specimen.anatomy.layers) // 2))
+    return Verdict(True, f"at full depth only; at half depth, {reason}") if reason else YES
+
+
+# --- the cache alone -----------------------------------------------------------------------------
+
+
+def _generate(specimen: Specimen, ids: Tensor, **options: Any) -> Tensor:
+    """The logits of a few greedy steps, (batch, step, vocabulary)."""
+    result = specimen.model.generate(ids, **{**_greedy(specimen, ids), **options})
+    return torch.stack(result.logits, dim=1)
+
+
+def _greedy(specimen: Specimen, ids: Tensor) -> dict[str, Any]:
+    """The options of generation; the mask is explicit, since ids may equal the padding token."""
+    return {
+        "attention_mask": torch.ones_like(ids),
         "max_new_tokens": NEW_TOKENS,
         "min_new_tokens": NEW_TOKENS,
         "do_sample": False,
         "return_dict_in_generate": True,
         "output_logits": True,
-        "pad_token_id": pad_token(specimen),
+        "pad_token_id": _pad_token(specimen),
     }
+
+
+@torch.no_grad()
+def _filled(specimen: Specimen, record: bool) -> Any:
+    """A cache that holds the prompts; with `record`, it also records what it overwrites."""
+    inputs: dict[str, Any] = {"use_cache": True}
+    if record:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=specimen.anatomy.config)
+        cache.activate_past_recording()
+        inputs["past_key_values"] = cache
+    output = specimen.model(input_ids=specimen.ids, **inputs)
+    return getattr(output, "past_key_values", None)
+
+
+def _cropped(cache: Any) -> bool:
+    """Crop the last two tokens, if the cache can and still holds what came before."""
+    if not cache.is_croppable:
+        return False
+    try:
+        cache.crop(-2)
+    except RuntimeError:
+        return False
+    return True
+
+
+@torch.no_grad()
+def _continues(specimen: Specimen, cache: Any, note: str) -> Verdict:
+    """Run the last two tokens again on the cropped cache: their logits must be the same."""
+    again = specimen.model(input_ids=specimen.ids[:, -2:], past_key_values=cache, use_cache=True)
+    close = torch.allclose(again.logits[:, -2:], specimen.logits[:, -2:], atol=CLOSE)
+    return Verdict(close, note if close else "cropped, it continues to other logits")
+
+
+def _not_croppable(cache: Any) -> list[str]:
+    layers = [layer for layer in getattr(cache, "layers", []) if not layer.is_croppable]
+    return sorted({type(layer).__name__ for layer in layers}) or [type(cache).__name__]
+
+
+def _pad_token(specimen: Specimen) -> int:
+    pad = getattr(specimen.model.config, "pad_token_id", None)
+    return pad if isinstance(pad, int) and pad >= 0 else 0
+
+
+def _compare(ours: Tensor, theirs: Tensor, case: str, reference: str) -> Verdict:
+    if ours.shape != theirs.shape:
+        return Verdict(False, f"{tuple(ours.shape)} {case}, {tuple(theirs.shape)} {reference}")
+    if torch.allclose(ours, theirs, atol=CLOSE):
+        return YES
+    # Different machines agree on the order of magnitude only.
+    magnitude = 10.0 ** math.ceil(math.log10((ours - theirs).abs().max().item()))
+    return Verdict(False, f"logits differ by up to {magnitude:g} {case}")
+
+
+# --- with a scorer -------------------------------------------------------------------------------
+
+
+def _generates(specimen: Specimen, layer: int | None) -> Verdict:
     ids = _same_length()
-    mask = torch.ones_like(ids)  # explicit, since some ids may be the model's padding token
     if specimen not in _plain:
-        _plain[specimen] = specimen.model.generate(ids, attention_mask=mask, **options).logits
+        _plain[specimen] = _generate(specimen, ids)
     with _scorer(specimen, layer=layer) as scorer:
-        generated = scorer.generate(ids, attention_mask=mask, **options)
+        generated = scorer.generate(ids, **_greedy(specimen, ids))
         alone = _alone(scorer, ids.tolist())
-    pairs = zip(generated.outputs[0].logits, _plain[specimen], strict=True)
-    if not all(torch.equal(ours.nan_to_num(), theirs.nan_to_num()) for ours, theirs in pairs):
+    logits = torch.stack(generated.outputs[0].logits, dim=1)
+    if not torch.equal(logits.nan_to_num(), _plain[specimen].nan_to_num()):
         return Verdict(False, "scored in the prefill, it generates other logits")
     verdict = _near(torch.as_tensor(generated.scores.logits, dtype=alone.dtype), alone)
     note = "the prompts are run twice" if generated.prefilled_again else ""
@@ -157,21 +272,8 @@ def _same_length() -> Tensor:
 def _near(ours: Tensor, theirs: Tensor) -> Verdict:
     if not ours.isfinite().all():
         return Verdict(False, "its scores are not finite")
-    if torch.allclose(ours, theirs, atol=CLOSE, rtol=CLOSE):
-        return YES
-    return yes_if(False, "on the cache it gives other scores")
-
-
-@register("complexity", "export", needs=["layers"])
-def exports(specimen: Specimen) -> Verdict:
-    """Can a scorer be exported as an equivalent stock classifier, at full and at half depth?
-
-    Half depth makes a smaller model; if only that is impossible, it is a yes with the reason.
-    """
-    if reason := _why_not(specimen, layer=None):
-        return Verdict(False, reason)
-    reason = _why_not(specimen, layer=max(1, len(specimen.anatomy.layers) // 2))
-    return Verdict(True, f"at full depth only; at half depth, {reason}") if reason else YES
+    close = torch.allclose(ours, theirs, atol=CLOSE, rtol=CLOSE)
+    return yes_if(close, "on the cache it gives other scores")
 
 
 def _why_not(specimen: Specimen, layer: int | None) -> str:

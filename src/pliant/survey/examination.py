@@ -17,8 +17,7 @@ from pliant.anatomy.blocks import projections
 from pliant.anatomy.config import read
 from pliant.anatomy.depth import cache_name
 from pliant.errors import UnsupportedModel
-from pliant.survey.capability import ask, by_part
-from pliant.survey.specimen import Specimen
+from pliant.survey.capability import Specimen, ask, by_part
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 CPX_ROWS, CPX_LABELS = 4, 1

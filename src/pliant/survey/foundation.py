@@ -14,8 +14,7 @@ from pliant.anatomy.blocks import as_projection, projections
 from pliant.anatomy.config import read, text_config
 from pliant.anatomy.find import find_embeddings
 from pliant.errors import UnsupportedModel
-from pliant.survey.capability import YES, Verdict, register, yes_if
-from pliant.survey.specimen import Specimen
+from pliant.survey.capability import YES, Specimen, Verdict, register, yes_if
 
 
 @register("foundation", "runs")
@@ -165,17 +164,12 @@ def adaptable(specimen: Specimen) -> Verdict:
 
     An expert adapts modules that are called as such, which fused MoE weights are not.
     """
-    ran: set[int] = set()
-
-    def record(index: int) -> Callable[..., None]:
-        return lambda *_: ran.add(index)
-
-    hooks = [
-        (projection.module, record(i))
+    modules = [
+        (projection.module, i)
         for i, layer in enumerate(specimen.anatomy.layers)
         for projection in projections(layer)
     ]
-    specimen.run_hooked(*hooks)
+    ran = {index for index, _ in _calls(specimen, modules)}
     without = sorted(set(_layer_calls(specimen)) - ran)
     if not ran:
         return Verdict(False, "no layer calls a projection as a module")
@@ -202,14 +196,9 @@ def _has_widths(
     lacking = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
     if not parts:
         return Verdict(False, lacking)
-    widths: list[tuple[int, int]] = []
-
-    def record(expected: int) -> Callable[..., None]:
-        return lambda _, inputs: widths.append((inputs[0].shape[-1], expected))
-
-    specimen.run_hooked(*[(module, record(width)) for module, width in parts])
-    wrong = [f"one takes {width} features, not {due}" for width, due in widths if width != due]
-    if wrong or not widths:
+    calls = [(inputs[0].shape[-1], due) for due, inputs in _calls(specimen, parts)]
+    wrong = [f"one takes {width} features, not {due}" for width, due in calls if width != due]
+    if wrong or not calls:
         return Verdict(False, wrong[0] if wrong else "they are not called as modules")
     return Verdict(True, f"in some layers only: {lacking}" if lacking else "")
 
@@ -267,12 +256,20 @@ def _hidden_size(specimen: Specimen) -> int | None:
 
 def _layer_calls(specimen: Specimen) -> list[int]:
     """Which layers one forward runs, in order."""
-    calls: list[int] = []
+    layers = [(layer, i) for i, layer in enumerate(specimen.anatomy.layers)]
+    return [index for index, _ in _calls(specimen, layers)]
 
-    def record(index: int) -> Callable[..., None]:
-        return lambda *_: calls.append(index)
 
-    specimen.run_hooked(*[(layer, record(i)) for i, layer in enumerate(specimen.anatomy.layers)])
+def _calls(
+    specimen: Specimen, modules: Sequence[tuple[nn.Module, int]]
+) -> list[tuple[int, tuple[Any, ...]]]:
+    """What one forward calls of some modules, in order: a module's number, and its inputs."""
+    calls: list[tuple[int, tuple[Any, ...]]] = []
+
+    def record(number: int) -> Callable[..., None]:
+        return lambda _, inputs: calls.append((number, inputs))
+
+    specimen.run_hooked(*[(module, record(number)) for module, number in modules])
     return calls
 
 

@@ -14,8 +14,7 @@ from pliant.anatomy.decoder import last_hidden_state
 from pliant.gradients.engines.completion import completion
 from pliant.gradients.engines.sparse import first_pass, second_pass
 from pliant.gradients.engines.split_forward import SplitForward, rows_of
-from pliant.survey.capability import Verdict, register, yes_if
-from pliant.survey.specimen import Fp64Throughout, Specimen
+from pliant.survey.capability import Fp64Throughout, Specimen, Verdict, register, yes_if
 
 LENGTH, PADS = 20, 6
 """Longer than a tiny model's sliding window."""

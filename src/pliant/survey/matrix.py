@@ -9,8 +9,7 @@ import torch
 import transformers
 
 from pliant.anatomy.tiny import causal_lm_types, variants
-from pliant.survey.capability import Verdict, ask, by_part
-from pliant.survey.specimen import Specimen
+from pliant.survey.capability import Specimen, Verdict, ask, by_part
 
 PREAMBLE = """\
 # Architectures
