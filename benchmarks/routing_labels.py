@@ -7,7 +7,7 @@ evaluation responses of the RouteLLM repository, as rows of prompt, group, weak 
 five seeds divides a set into halves. The small set, GSM8K, has four times as many splits, and each
 half is the training half once, which averages out the differences between splits. All choices are
 made within the training half (on a fifth of it), the test half is only measured, and equal prompts
-stay in one half. Fixed beforehand: the penalties of `pair`, chosen on MMLU (scorers/few_labels.py),
+stay in one half. Fixed beforehand: the penalties of `pair`, chosen on MMLU (scorers/text.py),
 so that GSM8K is new to them and MMLU's halves are not.
 """
 

@@ -68,8 +68,9 @@ LAYERS = {
         {"live", "open"},
         {"router_file"},
         {"goals", "labels", "metrics", "scorers"},
-        {"backends", "outcomes"},
-        {"decision_rule", "prompts"},
+        {"backends", "decision_rule"},
+        {"outcomes"},
+        {"prompts"},
     ],
     "training": [
         {"run"},

@@ -19,9 +19,9 @@ from pliant.cli import app
 from pliant.cli.route import report_page, tables
 from pliant.cli.route.report_data import Measured, ReportData, fit_record
 from pliant.routing import Outcomes, router_file, scorers
-from pliant.routing.fitting import training_hashes
 from pliant.routing.fitting.evaluate import evaluate
 from pliant.routing.fitting.fit import calibrate, fit
+from pliant.routing.fitting.splits import add_hashes
 from pliant.routing.router import Router
 from pliant.routing.router_file import make
 from pliant.routing.scorers.novelty import WithNovelty
@@ -262,7 +262,7 @@ def test_bad_input_is_one_line_and_leaves_the_old_page(
     replace(world(20, 7), unit="flops").write(tmp_path / "flops.jsonl")
     known = world(2, 9)
     known.write(tmp_path / "known.jsonl")
-    training_hashes.add(router, known.prompts)
+    add_hashes(router, known.prompts)
     places = {name: tmp_path / f"{name}.jsonl" for name in ("flops", "known")}
     given = [word.format(router=router, **places) for word in words]
     out = tmp_path / "report.html"

@@ -237,7 +237,7 @@ def test_a_dead_backend_falls_over_and_is_tried_again_after_the_cooldown() -> No
 
 
 def test_when_a_cooldown_ends_one_call_is_the_trial_and_the_others_stay_away() -> None:
-    from pliant.routing.live.availability import Breakers
+    from pliant.routing.live.preference import Breakers
 
     clock = Clock()
     breakers = Breakers(30.0, clock)

@@ -24,11 +24,17 @@ from typing import Any
 from pliant.errors import InvalidInput, PliantError, did_you_mean
 from pliant.routing import router_file
 from pliant.routing.backends import Answers, Backend, BackendError, Settings
-from pliant.routing.live.availability import Breakers, ContextFit
-from pliant.routing.live.costing import Costing
-from pliant.routing.live.decision import Decision, Reply
+from pliant.routing.live.decision import Costing, Decision, Reply
 from pliant.routing.live.ledger import Ledger, Totals
-from pliant.routing.live.preference import Predict, Preference, Preferences, Session, Sessions
+from pliant.routing.live.preference import (
+    Breakers,
+    ContextFit,
+    Predict,
+    Preference,
+    Preferences,
+    Session,
+    Sessions,
+)
 from pliant.routing.live.shared_prefill import answer, backend_of
 from pliant.routing.open import is_remote, open_model, open_scorer
 from pliant.routing.prompts import Prompt, messages

@@ -21,8 +21,7 @@ from pliant.routing.backends import (
     check_names,
     open_backend,
 )
-from pliant.routing.backends.calls import Retry, seconds_from
-from pliant.routing.backends.remote import OpenAIBackend
+from pliant.routing.backends.remote import OpenAIBackend, Retry, seconds_from
 
 PLAIN = Settings()
 AT_ONCE = Retry(tries=4, first=0.0, most=0.0)

@@ -17,11 +17,11 @@ from tests.routing.labels import outcomes
 from pliant.errors import InvalidInput
 from pliant.routing import Router, router_file
 from pliant.routing.backends import Used
-from pliant.routing.fitting import ladder, training_hashes
+from pliant.routing.fitting import ladder
 from pliant.routing.fitting.evaluate import evaluate
 from pliant.routing.fitting.fit import calibrate, choose_threshold, fit
 from pliant.routing.fitting.ladder import Rung, select, ties
-from pliant.routing.fitting.splits import split
+from pliant.routing.fitting.splits import fitted_on, split
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import threshold
 from pliant.routing.labels.label import JUDGE
@@ -173,8 +173,8 @@ def test_the_threshold_keeps_the_goal_on_the_calibration_split(fitted):
 
 def test_what_it_was_made_on_is_left_out_of_a_measurement(fitted):
     used = fitted.splits.train.prompts
-    assert training_hashes.among(fitted.folder, [text.upper() for text in used]).all()
-    assert not training_hashes.among(fitted.folder, fitted.splits.test.prompts).any()
+    assert fitted_on(fitted.folder, [text.upper() for text in used]).all()
+    assert not fitted_on(fitted.folder, fitted.splits.test.prompts).any()
     result = evaluate(fitted.folder, outcomes(1500, 1))
     assert result.report.n == len(fitted.splits.test)
     assert result.left_out == 1500 - result.report.n
@@ -219,7 +219,9 @@ def test_a_stopped_fit_leaves_the_old_router_and_nothing_else(fitted, tmp_path, 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training_hashes, "write", stop)  # the scorer's files are written by then
+    monkeypatch.setattr(
+        "pliant.routing.fitting.fit.write_hashes", stop
+    )  # the scorer's files are written by then
     with pytest.raises(KeyboardInterrupt):
         fit(outcomes(400, 2), out, scorers=["length"], backends=BACKENDS)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -320,7 +322,7 @@ def test_a_new_goal_needs_no_training(fitted, tmp_path):
     assert 0.1 < done.threshold.share <= 0.4 and done.left_out == 0
     assert router_file.read(made.folder).threshold.limit == done.threshold.value
     assert (made.folder / "scorer" / "scorer.safetensors").read_bytes() == weights
-    assert training_hashes.among(made.folder, new.prompts).all()
+    assert fitted_on(made.folder, new.prompts).all()
     again = calibrate(made.folder, new, "20 % of calls")
     assert again.threshold.share <= 0.2 and again.threshold.n == 400
     own = calibrate(made.folder, made.splits.calibration, "20 % of calls")

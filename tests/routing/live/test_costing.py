@@ -7,8 +7,7 @@ from tests.routing.minimal_scorer import content
 
 from pliant.routing import router_file
 from pliant.routing.backends import Answers, Used
-from pliant.routing.live.costing import Costing
-from pliant.routing.live.decision import Decision
+from pliant.routing.live.decision import Costing, Decision
 
 FILE = router_file.make(
     **content(

@@ -12,7 +12,7 @@ from pliant.errors import CorruptFile, InvalidInput, PliantError
 from pliant.routing.fitting.evaluation import Evaluation
 from pliant.routing.fitting.fit import RECORD
 from pliant.routing.goals.goal import Goal
-from pliant.routing.live.costing import Costing
+from pliant.routing.live.decision import Costing
 from pliant.routing.live.ledger import Ledger, Totals
 from pliant.routing.router_file import RouterFile
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pliant.routing.backends.calls import Retry
 from pliant.routing.backends.protocol import (
     Answers,
     Backend,
@@ -21,6 +20,7 @@ from pliant.routing.backends.protocol import (
     Used,
     check_names,
 )
+from pliant.routing.backends.remote import Retry
 
 __all__ = [
     "Answers",

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from pliant.errors import InvalidInput
 from pliant.routing import router_file, scorers
 from pliant.routing.decision_rule import Chosen
-from pliant.routing.fitting import training_hashes
 from pliant.routing.fitting.evaluation import (
     SIDES,
     CostLine,
@@ -27,6 +26,7 @@ from pliant.routing.fitting.evaluation import (
     Reliability,
     Routed,
 )
+from pliant.routing.fitting.splits import fitted_on
 from pliant.routing.metrics import calibration as calibrations
 from pliant.routing.metrics.curves import LambdaCurve, lambda_curve, quality_cost_curve
 from pliant.routing.metrics.ranking import difference, report
@@ -50,13 +50,13 @@ def evaluate(router: str | Path, outcomes: Outcomes) -> Evaluation:
     file = router_file.read(folder)
     scorer = open_scorer(folder, file)
     outcomes = outcomes.of_models(file.names)
-    fitted_on = training_hashes.among(folder, outcomes.prompts)
-    if fitted_on.all():
+    known = fitted_on(folder, outcomes.prompts)
+    if known.all():
         raise InvalidInput(
-            f"the router was fitted on all {len(fitted_on):,} of these prompts: it can only be "
+            f"the router was fitted on all {len(known):,} of these prompts: it can only be "
             "measured on others"
         )
-    held = outcomes.select(~fitted_on)
+    held = outcomes.select(~known)
     kinds = sorted(path.name for path in (folder / BASELINES).glob("*") if path.is_dir())
     baselines = {
         kind: scorers.load(folder / BASELINES / kind).predict(held.asked, held.groups)
@@ -64,7 +64,7 @@ def evaluate(router: str | Path, outcomes: Outcomes) -> Evaluation:
         if held.groups is not None or kind != "group"
     }
     predictions = scorer.predict(held.asked, held.groups)
-    return measure(file, predictions, held, baselines, int(fitted_on.sum()))
+    return measure(file, predictions, held, baselines, int(known.sum()))
 
 
 def measure(

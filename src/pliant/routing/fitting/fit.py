@@ -23,7 +23,6 @@ from numpy.typing import ArrayLike
 from pliant.errors import InvalidInput
 from pliant.routing import router_file
 from pliant.routing.backends import Used
-from pliant.routing.fitting import training_hashes
 from pliant.routing.fitting.evaluate import measure
 from pliant.routing.fitting.evaluation import Evaluation
 from pliant.routing.fitting.ladder import (
@@ -35,7 +34,13 @@ from pliant.routing.fitting.ladder import (
     climb,
     select,
 )
-from pliant.routing.fitting.splits import Splits, split
+from pliant.routing.fitting.splits import (
+    Splits,
+    add_hashes,
+    learned_from,
+    split,
+    write_hashes,
+)
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.labels.label import JUDGE
@@ -166,7 +171,7 @@ def calibrate(
     outcomes = outcomes.of_models(file.names)
     if outcomes.unit != file.unit:
         raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
-    learned = training_hashes.learned(folder, outcomes.prompts)
+    learned = learned_from(folder, outcomes.prompts)
     if (~learned).sum() < _LEAST_NEW:
         raise InvalidInput(
             f"{(~learned).sum()} of these {len(learned):,} prompts are new to the router: "
@@ -182,7 +187,7 @@ def calibrate(
     content = file.model_dump() | {"threshold": threshold_entry(chosen, None), **new}
     changed = router_file.make(**content)
     # Before the file: if this stops in between, too many prompts are left out, not too few.
-    training_hashes.add(folder, held.prompts)
+    add_hashes(folder, held.prompts)
     changed.write(folder)
     return Calibrated(chosen, int(learned.sum()))
 
@@ -306,7 +311,7 @@ def _write(fitted: Fitted, scorer: Scorer) -> None:
                 baseline.save(aside / BASELINES / kind)
         learned = (splits.train, splits.choice, splits.ladder)
         prompts = (prompt for each in learned for prompt in each.prompts)
-        training_hashes.write(aside, prompts, splits.calibration.prompts)
+        write_hashes(aside, prompts, splits.calibration.prompts)
         record = json.dumps(fitted.as_dict(), allow_nan=False, default=_plain)
         (aside / RECORD).write_text(record + "\n", encoding="utf-8")
         fitted.file.write(aside)

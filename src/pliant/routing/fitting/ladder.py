@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pliant.errors import InvalidInput
+from pliant.routing.decision_rule import sweep
 from pliant.routing.fitting.splits import Splits
-from pliant.routing.goals.sweep import sweep
 from pliant.routing.metrics.curves import hull_area
 from pliant.routing.metrics.ranking import band, difference
 from pliant.routing.outcomes import Outcomes

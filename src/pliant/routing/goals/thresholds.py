@@ -29,10 +29,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pliant.errors import InvalidInput
-from pliant.routing.decision_rule import Chosen, DecisionRule
+from pliant.routing.decision_rule import Chosen, DecisionRule, Sweep, sweep
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.risk import proves_below
-from pliant.routing.goals.sweep import Sweep, sweep
 from pliant.routing.outcomes import Outcomes
 
 __all__ = ["GRID", "Goal", "Threshold", "by_budget", "by_quality", "by_risk", "threshold"]

@@ -10,7 +10,7 @@ from typing import Any
 from pliant.data import Journal, Row
 from pliant.errors import PliantError
 from pliant.routing.backends import Answers, Backend, Price, Settings, Used
-from pliant.routing.backends.calls import in_parallel
+from pliant.routing.backends.remote import in_parallel
 from pliant.routing.prompts import digest
 from pliant.verify import Judge, Verifier
 

@@ -1,1 +1,1 @@
-"""What the live router uses: preferences, availability, costs, the ledger, drift."""
+"""What the live router uses: preferences, decisions, the ledger, drift."""

@@ -1,15 +1,20 @@
-"""The language model that a scorer reads, loaded on first use, and prompts in its chat format."""
+"""Scorers that read a language model: the model that they share, and a linear probe on it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
 
 from pliant import loading
 from pliant.data import has_chat_template
 from pliant.errors import InvalidInput
 from pliant.routing.backends.local import own_parameters, shared_model
+from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import messages, text_of
-from pliant.routing.scorers.protocol import Prompts, Scorer
+from pliant.routing.scorers.linear import Floats, Linear, best, gain_error, logistic, together
+from pliant.routing.scorers.protocol import Groups, Predictions, Prompts, Scorer, State, gains
 
 
 class BaseLM:
@@ -69,3 +74,109 @@ class ModelScorer(Scorer):
 
     def flops(self, prompts: Prompts) -> float:
         return self.base.reading_flops(prompts)
+
+
+_LAYERS = 4  # how many layers are tried at most, spread over the depth
+
+
+class Probe(ModelScorer):
+    """A logistic regression for each model on the base model's last hidden state, at one layer."""
+
+    kind = "probe"
+    strengths: ClassVar[tuple[float, ...]] = (0.1, 1.0, 10.0)
+
+    def __init__(
+        self, base: BaseLM | str | None = None, layers: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(base)
+        self.layers = layers
+        """The candidates for the layer; None tries a few, spread over the depth."""
+        self.layer = 0
+        """How many layers run before the state is read; 0 before it is fitted."""
+        self.strength = 1.0
+        self.mean: Floats = np.zeros(0)
+        self.std: Floats = np.zeros(0)
+        self.head: Linear | None = None
+
+    def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
+        everything = together(train, choice)
+        right, n = everything.right, len(train)
+        layers = self._depths() if choice is not None else self._depths()[-1:]
+        states = {k: last_states(self.base, everything.asked, k) for k in layers}
+
+        def error(candidate: tuple[int, float]) -> float:
+            layer, strength = candidate
+            x = states[layer]
+            self._solve(x[:n], right[:n], strength)
+            assert choice is not None
+            return gain_error(gains(self._read(x[n:])), choice)
+
+        candidates = [(layer, strength) for layer in layers for strength in self.strengths]
+        self.layer = layers[-1]
+        if choice is not None:
+            (self.layer, self.strength), _ = best(candidates, error)
+        self._solve(states[self.layer], right, self.strength)
+        return self
+
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
+        right = self._read(last_states(self.base, prompts, self.layer))
+        return Predictions(right, gains(right))
+
+    def chosen(self) -> dict[str, Any]:
+        return {"base": self.base.name, "layer": self.layer, "strength": self.strength}
+
+    def state(self) -> State:
+        assert self.head is not None, "not fitted"
+        settings = {"base": self.base.name, "layer": self.layer, "strength": self.strength}
+        heads = {"weight": self.head.weight, "bias": self.head.bias}
+        arrays = {name: a.astype(np.float32) for name, a in heads.items()}
+        return State(settings, {**arrays, "mean": self.mean, "std": self.std})
+
+    def load_state(self, state: State) -> None:
+        self._base = self._base or state.settings["base"]
+        self.layer = state.settings["layer"]
+        self.strength = state.settings["strength"]
+        a = {name: value.astype(np.float64) for name, value in state.arrays.items()}
+        self.mean, self.std = a["mean"], a["std"]
+        self.head = Linear(a["weight"], a["bias"], logistic=True)
+
+    def _solve(self, x: Floats, right: Floats, strength: float) -> None:
+        self.mean, self.std = x.mean(axis=0), x.std(axis=0) + 1e-6
+        self.head = logistic((x - self.mean) / self.std, right, strength)
+
+    def _read(self, x: Floats) -> Floats:
+        assert self.head is not None, "not fitted"
+        return self.head((x - self.mean) / self.std)
+
+    def _depths(self) -> list[int]:
+        from pliant.anatomy import Anatomy
+
+        if self.layers is not None:
+            return sorted(self.layers)
+        depth = len(Anatomy.of(self.base.model).layers)
+        return sorted({round(depth * (i + 1) / _LAYERS) or 1 for i in range(_LAYERS)})
+
+
+def last_states(base: BaseLM, prompts: Prompts, layer: int) -> Floats:
+    """(n, D): each prompt's last token after `layer` layers and the final norm."""
+    import torch
+
+    from pliant.anatomy import Anatomy
+    from pliant.complexity.prompts import alike, ids_of
+    from pliant.prefill import Batch, prefill
+
+    anatomy = Anatomy.of(base.model)
+    depth = None if layer == len(anatomy.layers) else layer
+    ids = ids_of(base.chat_format(prompts), base.tokenizer)
+    states: Floats | None = None
+    for rows in alike([len(prompt) for prompt in ids], None):
+        batch = Batch.of([ids[row] for row in rows], device=base.model.device)
+        with torch.inference_mode():
+            ran = prefill(
+                anatomy, batch.ids_BT, batch.mask_BT, layers=depth, head=False, resumable=False
+            )
+        assert ran.hidden is not None
+        hidden = ran.hidden.double().cpu().numpy()
+        states = np.zeros((len(ids), hidden.shape[1])) if states is None else states
+        states[rows] = hidden
+    return np.zeros((0, 0)) if states is None else states

@@ -1,20 +1,34 @@
-"""Baselines that a scorer has to beat (chance, length, group), and the oracle as upper bound."""
+"""Baselines that a scorer has to beat, and the oracle as upper bound.
+
+Chance, length and group use next to nothing of a prompt. TF-IDF vectors, with a linear fit or
+nearest neighbours, are often as good as larger scorers.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from pliant.errors import InvalidInput
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import text_of
-from pliant.routing.scorers.linear import Floats, Linear, logistic, together
+from pliant.routing.scorers.features import TextFeatures, TextSettings
+from pliant.routing.scorers.linear import (
+    Floats,
+    Linear,
+    best,
+    gain_error,
+    logistic,
+    ridge,
+    together,
+)
 from pliant.routing.scorers.protocol import Groups, Predictions, Prompts, Scorer, State, gains
 
 _PRIOR = 10.0
 """The number of prompts that the overall mean counts for in a group's mean."""
+_ROWS_IN_MEMORY = 512  # of the table of similarities
 
 
 class Random(Scorer):
@@ -113,6 +127,160 @@ class Group(Scorer):
 
     def load_state(self, state: State) -> None:
         self.names, self.means = list(state.settings["names"]), state.arrays["means"]
+
+
+class Tfidf(Scorer):
+    """Least squares on words and pairs of words: the plainest baseline.
+
+    Least squares is linear in its targets, so the difference of two models' fits is the fit of the
+    gain.
+    """
+
+    kind = "tfidf"
+    settings: ClassVar[TextSettings] = TextSettings(shapes=False)
+    strengths: ClassVar[tuple[float, ...]] = (3.0, 10.0, 30.0)
+    """The candidates for the penalty."""
+
+    def __init__(self) -> None:
+        self.features = TextFeatures(self.settings)
+        self.strength = self.strengths[1]
+        self.head: Linear | None = None
+
+    def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
+        # The vocabulary comes from both splits, the labels from train alone.
+        everything = together(train, choice)
+        self.features = TextFeatures(self.settings).fit(everything.prompts, seed)
+        x, right = self.features.matrix(everything.prompts), everything.right
+        if choice is not None:
+            n = len(train)
+
+            def error(strength: float) -> float:
+                fitted = self._solve(x[:n], right[:n], strength)
+                return gain_error(gains(fitted(x[n:])), choice)
+
+            self.strength, _ = best(self.strengths, error)
+        self.head = self._solve(x, right, self.strength)
+        return self
+
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
+        assert self.head is not None, "not fitted"
+        right = self.head(self.features.matrix(prompts))
+        return Predictions(np.clip(right, 0.0, 1.0), gains(right))
+
+    def chosen(self) -> dict[str, Any]:
+        return {"strength": self.strength}
+
+    def state(self) -> State:
+        assert self.head is not None, "not fitted"
+        state = self.features.state()
+        state.settings["strength"] = self.strength
+        state.arrays |= self.head.arrays(weight=np.float32)
+        return state
+
+    def load_state(self, state: State) -> None:
+        self.features = TextFeatures.from_state(state)
+        self.strength = state.settings["strength"]
+        self.head = Linear.from_arrays(state.arrays, logistic=self.logistic)
+
+    logistic: ClassVar[bool] = False
+
+    def _solve(self, x: Any, right: Any, strength: float) -> Linear:
+        return ridge(x, right, strength)
+
+
+class TfidfRidge(Tfidf):
+    """Tfidf with each digit as 0, and with character n-grams."""
+
+    kind = "tfidf-ridge"
+    settings = TextSettings(words=10_000, characters=10_000)
+
+
+class TfidfLogistic(TfidfRidge):
+    """A logistic regression for each model; the gain is the difference of probabilities."""
+
+    kind = "tfidf-logistic"
+    strengths = (0.3, 1.0, 3.0)
+    logistic = True
+
+    def _solve(self, x: Any, right: Any, strength: float) -> Linear:
+        return logistic(x, right, strength)
+
+
+class Neighbours(Scorer):
+    """The mean over the k most similar training prompts, weighted by cosine similarity."""
+
+    kind = "knn"
+    settings: ClassVar[TextSettings] = TextSettings(words=10_000, characters=10_000)
+    numbers: ClassVar[tuple[int, ...]] = (10, 30, 100)
+    """The candidates for k."""
+
+    def __init__(self) -> None:
+        self.features = TextFeatures(self.settings)
+        self.k = self.numbers[1]
+        self.vectors: Any = None
+        """(n, features) of the training prompts, sparse, each of length 1."""
+        self.right: Floats = np.zeros((0, 0))
+
+    def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
+        everything = together(train, choice)
+        self.features = TextFeatures(self.settings).fit(everything.prompts, seed)
+        vectors, right = self._vectors(everything.prompts), everything.right
+        if choice is not None:
+            n = len(train)
+            self.vectors, self.right = vectors[:n], right[:n]
+
+            def error(k: int) -> float:
+                return gain_error(gains(self._mean_of_nearest(vectors[n:], k)), choice)
+
+            self.k, _ = best(self.numbers, error)
+        self.vectors, self.right = vectors, right
+        return self
+
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
+        right = self._mean_of_nearest(self._vectors(prompts), self.k)
+        return Predictions(right, gains(right))
+
+    def chosen(self) -> dict[str, Any]:
+        return {"k": self.k}
+
+    def state(self) -> State:
+        state = self.features.state()
+        state.settings |= {"k": self.k, "width": self.vectors.shape[1]}
+        state.arrays |= {
+            "data": self.vectors.data.astype(np.float16),
+            "indices": self.vectors.indices.astype(np.int32),
+            "indptr": self.vectors.indptr.astype(np.int64),
+            "right": self.right.astype(np.float32),
+        }
+        return state
+
+    def load_state(self, state: State) -> None:
+        from scipy.sparse import csr_matrix
+
+        self.features, self.k = TextFeatures.from_state(state), state.settings["k"]
+        a = state.arrays
+        shape = (len(a["indptr"]) - 1, state.settings["width"])
+        data = a["data"].astype(np.float32)
+        self.vectors = csr_matrix((data, a["indices"], a["indptr"]), shape=shape)
+        self.right = a["right"].astype(np.float64)
+
+    def _vectors(self, prompts: Prompts) -> Any:
+        from sklearn.preprocessing import normalize
+
+        return normalize(self.features.matrix(prompts).astype(np.float32))
+
+    def _mean_of_nearest(self, vectors: Any, k: int) -> Floats:
+        k, n = min(k, len(self.right)), vectors.shape[0]
+        right = np.zeros((n, self.right.shape[1]))
+        for start in range(0, n, _ROWS_IN_MEMORY):
+            near = (vectors[start : start + _ROWS_IN_MEMORY] @ self.vectors.T).toarray()
+            which = np.argpartition(-near, k - 1, axis=1)[:, :k]
+            weight = np.maximum(np.take_along_axis(near, which, axis=1), 0.0) + 1e-3
+            weight /= weight.sum(axis=1, keepdims=True)
+            right[start : start + _ROWS_IN_MEMORY] = np.einsum(
+                "nk,nkm->nm", weight, self.right[which]
+            )
+        return np.clip(right, 0.0, 1.0)
 
 
 class Oracle(Scorer):
