@@ -28,26 +28,27 @@ from pliant.errors import InvalidInput
 from pliant.gradients import cautions
 from pliant.gradients.cautions import warn_if_biased
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.engines.completion import completion
-from pliant.gradients.engines.exactness import Exactness, exactness
-from pliant.gradients.engines.label_alignment import LabelAlignment, label_alignment
 from pliant.gradients.engines.layers import exact
-from pliant.gradients.engines.sharded import is_sharded, while_head_runs
-from pliant.gradients.engines.sparse import first_pass, second_pass
-from pliant.gradients.engines.split_forward import SplitForward, rows_of
+from pliant.gradients.engines.split_forward import (
+    SplitForward,
+    is_sharded,
+    rows_of,
+    while_head_runs,
+)
+from pliant.gradients.engines.trials import Exactness, LabelAlignment, exactness, label_alignment
+from pliant.gradients.engines.two_passes import completion, first_pass, second_pass
 from pliant.gradients.labelled_batch import (
     LabelledBatch,
+    TokenCount,
     is_labelled,
     labelled_batch,
     named,
     without_extras,
 )
-from pliant.gradients.operations import TokenCost
 from pliant.gradients.schedule import version_of
 from pliant.gradients.selection.rules import Chosen
 from pliant.gradients.selector import Router, Selector, everything
-from pliant.gradients.telemetry import Telemetry
-from pliant.gradients.token_count import TokenCount
+from pliant.gradients.telemetry import Telemetry, TokenCost
 from pliant.gradients.trl_output import FLAG, trl_output
 
 OFF = GradientConfig(engine="exact", selection="all")

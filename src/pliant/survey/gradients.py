@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pliant.anatomy.decoder import last_hidden_state
-from pliant.gradients.engines.completion import completion
-from pliant.gradients.engines.sparse import first_pass, second_pass
 from pliant.gradients.engines.split_forward import SplitForward, rows_of
+from pliant.gradients.engines.two_passes import completion, first_pass, second_pass
 from pliant.survey.capability import Fp64Throughout, Specimen, Verdict, register, yes_if
 
 LENGTH, PADS = 20, 6

@@ -24,8 +24,8 @@ from pliant.gradients.audit.cost import StepCost, costs
 from pliant.gradients.audit.quality import GradientComparison, Quality
 from pliant.gradients.audit.snapshot import clear_gradients, restored, trained
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.engines.label_alignment import label_alignment
 from pliant.gradients.engines.split_forward import SplitForward
+from pliant.gradients.engines.trials import label_alignment
 from pliant.gradients.labelled_batch import labelled_batch
 from pliant.gradients.selector import Router
 from pliant.stats import Band

@@ -24,8 +24,8 @@ from pliant.anatomy.decoder import last_hidden_state
 from pliant.anatomy.unwrap import unwrap
 from pliant.errors import InvalidInput
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.engines.label_alignment import label_alignment
 from pliant.gradients.engines.split_forward import SplitForward
+from pliant.gradients.engines.trials import label_alignment
 from pliant.gradients.labelled_batch import EXTRAS, labelled_batch
 from pliant.gradients.model import Gradients, GradientsWarning
 from pliant.gradients.selection.scores import in_chunks

@@ -14,10 +14,9 @@ from pliant.gradients.audit.contenders import Batch, Contender, Field, steady
 from pliant.gradients.audit.snapshot import restored
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.labelled_batch import LabelledBatch
-from pliant.gradients.operations import OperationCount
 from pliant.gradients.selection.rules import Chosen
 from pliant.gradients.selector import Router
-from pliant.gradients.telemetry import Telemetry
+from pliant.gradients.telemetry import OperationCount, Telemetry
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ from pliant.gradients.audit.cost import operations, wait
 from pliant.gradients.audit.result import Race, Run
 from pliant.gradients.audit.snapshot import RunningAverage, SavedWeights, clear_gradients, restored
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.engines.label_alignment import label_alignment
 from pliant.gradients.engines.split_forward import SplitForward
+from pliant.gradients.engines.trials import label_alignment
 from pliant.gradients.labelled_batch import labelled_batch
 from pliant.gradients.schedule import Schedule
 from pliant.gradients.selection.scores import in_chunks

@@ -1,7 +1,5 @@
-"""Whether two passes give on this model what one gives: tried on it, a few tokens long.
-
-Dropout draws anew in each pass, some models mix positions outside of their attention, and some
-count positions differently when a batch is padded on the left.
+"""What is tried on a model, a few tokens long: whether two passes give what one gives, and which
+label its own loss compares with each position.
 """
 
 from __future__ import annotations
@@ -10,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pliant.anatomy.decoder import last_hidden_state
 from pliant.anatomy.modes import attention_among, eval_mode, without_checkpointing
 from pliant.anatomy.trial import is_close, trial_ids, verdict
-from pliant.gradients.engines.sparse import KINDS, first_pass, second_pass
+from pliant.data.collate import IGNORED
 from pliant.gradients.engines.split_forward import SplitForward
+from pliant.gradients.engines.two_passes import KINDS, first_pass, second_pass
 
 LENGTH, PADS = 16, 4
 POSITIONS = ((1, 3, 6, 7, 11), (4, 5, 8, 10, 11))
@@ -89,3 +89,56 @@ def _inputs(split: SplitForward, padding: str | None) -> dict[str, Any]:
         mask[1, slice(LENGTH - PADS, None) if padding == "right" else slice(PADS)] = 0
         inputs["attention_mask"] = mask
     return inputs
+
+
+# --- the alignment of labels ----------------------------------------------------------------------
+
+LOSS_CLOSE = 0.02
+"""Relative: of a loss that is computed in half precision."""
+
+
+@dataclass(frozen=True)
+class LabelAlignment:
+    """How labels relate to positions."""
+
+    aligned: bool = False
+    """The loss of position t compares with label t, and not with the next."""
+    other: str | None = None
+    """Why neither is this model's own loss."""
+
+
+def label_alignment(split: SplitForward) -> LabelAlignment:
+    fresh = SplitForward(split.anatomy, split.forward)  # what is tried is not counted
+    return verdict(
+        split.anatomy.model,
+        "labels",
+        lambda: _compare(fresh),
+        lambda reason: LabelAlignment(other=reason),
+    )
+
+
+def _compare(split: SplitForward) -> LabelAlignment:
+    """Compare the model's own loss on a few tokens with the two that may be meant."""
+    if getattr(getattr(split.anatomy.model, "config", None), "is_encoder_decoder", False):
+        return LabelAlignment(other="its decoder's inputs are made of its labels")
+    ids_BT = trial_ids(split.anatomy, LENGTH)
+    inputs = {"input_ids": ids_BT, "use_cache": False}
+    if getattr(split.anatomy.config, "output_router_logits", False):
+        inputs["output_router_logits"] = False  # its loss includes another one, then
+    labels_BT = ids_BT.flip(1)
+    labels_BT[0, :3] = IGNORED
+    output = split.forward(**inputs, labels=labels_BT, return_dict=True)
+    own, logits_BTV = float(output.loss), output.logits
+    if logits_BTV is None:  # some kernels compute only a loss: that of causal models
+        return LabelAlignment()
+    off_shifted = abs(_loss(logits_BTV[:, :-1], labels_BT[:, 1:]) - own)
+    off_aligned = abs(_loss(logits_BTV, labels_BT) - own)
+    if not min(off_shifted, off_aligned) <= LOSS_CLOSE * abs(own):
+        return LabelAlignment(other="it is no cross entropy of the tokens' labels")
+    return LabelAlignment(aligned=off_aligned < off_shifted)
+
+
+def _loss(logits_BTV: Tensor, labels_BT: Tensor) -> float:
+    return float(
+        F.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED)
+    )
