@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from pliant.anatomy import Anatomy as Anatomy
     from pliant.anatomy.depth import run_first as run_first
     from pliant.complexity.config import CPXConfig as CPXConfig
+    from pliant.complexity.facade import CPXCausalLM as CPXCausalLM
     from pliant.complexity.facade import CPXMistralConfig as CPXMistralConfig
-    from pliant.complexity.facade import (
-        CPXMistralDatasetConfig as CPXMistralDatasetConfig,
-    )
+    from pliant.complexity.facade import CPXMistralDatasetConfig as CPXMistralDatasetConfig
     from pliant.complexity.facade import CPXMistralTokenizer as CPXMistralTokenizer
     from pliant.complexity.facade import MistralTrainingConfig as MistralTrainingConfig
-    from pliant.complexity.facade.causal_lm import CPXCausalLM as CPXCausalLM
     from pliant.complexity.model import Complexity as Complexity
     from pliant.complexity.tokenizer import CPXTokenizer as CPXTokenizer
     from pliant.complexity.training.config import CPXDatasetConfig as CPXDatasetConfig
@@ -58,9 +56,9 @@ _HOMES = {
     "pliant.adapters": ("Adapter", "attach", "attached"),
     "pliant.anatomy": ("Anatomy",),
     "pliant.anatomy.depth": ("run_first",),
-    "pliant.complexity.facade.causal_lm": ("CPXCausalLM",),
     "pliant.complexity.config": ("CPXConfig",),
     "pliant.complexity.facade": (
+        "CPXCausalLM",
         "CPXMistralConfig",
         "CPXMistralDatasetConfig",
         "CPXMistralTokenizer",

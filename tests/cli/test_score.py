@@ -15,7 +15,7 @@ import torch
 from pliant.cli import app
 from pliant.cli.score import shown
 from pliant.complexity import CPXConfig
-from pliant.complexity.facade.causal_lm import CPXCausalLM
+from pliant.complexity.facade import CPXCausalLM
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import make
 

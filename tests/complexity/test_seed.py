@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import pliant
-from pliant.complexity.facade.causal_lm import CPXCausalLM
+from pliant.complexity.facade import CPXCausalLM
 from pliant.errors import InvalidInput
 
 BASIC_USAGE = """

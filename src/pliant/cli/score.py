@@ -93,7 +93,7 @@ def _by_scorer(
     name: str, prompts: Sequence[Any], scoring: dict[str, Any], loading: dict[str, Any]
 ) -> list[Row]:
     _check_scorer(name)
-    from pliant.complexity.facade.causal_lm import CPXCausalLM  # after what can fail at once
+    from pliant.complexity.facade import CPXCausalLM  # after what can fail at once
 
     model = CPXCausalLM.from_pretrained(name, **loading)
     return list(_rows_of(prompts, model.score(prompts, **scoring)))

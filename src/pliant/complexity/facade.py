@@ -29,9 +29,16 @@ from pliant.complexity.model import Complexity, attach
 from pliant.complexity.prompts import checked, unpadded
 from pliant.complexity.scores import Scores
 from pliant.complexity.tokenizer import CPXTokenizer, base_of, saved_scorer
+from pliant.complexity.training.config import CPXDatasetConfig, CPXTrainingConfig
 from pliant.complexity.training.losses import Loss, losses
 from pliant.errors import InvalidInput, PliantError
 from pliant.prefill import Batch
+
+# Their names from when the wrapper served Mistral alone.
+CPXMistralConfig = CPXConfig
+CPXMistralDatasetConfig = CPXDatasetConfig
+CPXMistralTokenizer = CPXTokenizer
+MistralTrainingConfig = CPXTrainingConfig
 
 
 @dataclass

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from pliant.adapters import fingerprint
 from pliant.anatomy.tiny import tiny_model
 from pliant.complexity import CPXConfig, attach
-from pliant.complexity.facade.causal_lm import CPXCausalLM
+from pliant.complexity.facade import CPXCausalLM
 from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.complexity.training.losses import losses
 from pliant.errors import InvalidInput, ModelNotFound, WrongBase
