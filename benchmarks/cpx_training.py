@@ -32,7 +32,6 @@ from pliant.complexity import CPXConfig, attach
 from pliant.complexity.prefix_cache.store import in_memory
 from pliant.complexity.training.config import CPXTrainingConfig
 from pliant.complexity.training.dataset import PromptDataset
-from pliant.complexity.training.train_module import TrainModule
 from pliant.complexity.training.trainer import CPXTrainer
 
 COMMAND = "python -m benchmarks.cpx_training"
@@ -108,7 +107,7 @@ def contestants() -> tuple[Any, SeedLoop]:
 def gradient_gap(scorer: Any, control: SeedLoop, ids: Tensor, labels: Tensor) -> float:
     """The largest difference of any entry between stored prefixes and the control's loop."""
     loss = torch.nn.functional.binary_cross_entropy_with_logits
-    stored = in_memory(TrainModule(scorer).prefilled, list(ids))
+    stored = in_memory(scorer.prefilled, list(ids))
     loss(scorer.logits_of(stored.batch(range(len(ids))).to_prefilled(scorer)), labels).backward()
     loss(control.logits(ids), labels).backward()
     pairs = [

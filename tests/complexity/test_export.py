@@ -30,9 +30,8 @@ from pliant.adapters import fingerprint
 from pliant.anatomy.config import truncated_config
 from pliant.anatomy.tiny import tiny_config, tiny_model
 from pliant.complexity import Complexity, CPXConfig, attach
-from pliant.complexity.export import export
-from pliant.complexity.export.checkpoint import BOUNDS
-from pliant.complexity.facade.causal_lm import CPXCausalLM
+from pliant.complexity.export import BOUNDS, export
+from pliant.complexity.facade import CPXCausalLM
 from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.loading import load

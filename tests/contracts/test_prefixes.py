@@ -13,7 +13,6 @@ from pliant.complexity import Complexity, CPXConfig, attach
 from pliant.complexity.prefix_cache import disk
 from pliant.complexity.prefix_cache.disk import open_files, write_files
 from pliant.complexity.prefix_cache.store import PrefixStore, in_memory
-from pliant.complexity.training.train_module import TrainModule
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.prefill import Batch
 from pliant.survey import Fp64Throughout, Specimen
@@ -81,7 +80,7 @@ def test_files_hold_what_memory_holds(
     monkeypatch.setattr(disk, "TOKENS", 12)  # so that there are several
     ids = prompts()
     stored = remembered(scorer, ids)
-    write_files(tmp_path, TrainModule(scorer).prefilled, ids)
+    write_files(tmp_path, scorer.prefilled, ids)
     mapped = open_files(tmp_path, ids)
     assert len(mapped.chunks) > 2
     assert mapped.bytes == stored.bytes
@@ -96,7 +95,7 @@ def test_files_hold_what_memory_holds(
 
 def remembered(scorer: Complexity, ids: list[Tensor]) -> PrefixStore:
     try:
-        return in_memory(TrainModule(scorer).prefilled, ids)
+        return in_memory(scorer.prefilled, ids)
     except UnsupportedModel as error:
         pytest.skip(f"its cache cannot be split: {error}")
 

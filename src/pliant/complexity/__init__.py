@@ -3,7 +3,8 @@
 `config` holds the settings, `scorer` the scorer on its base, and `model` adds generation (scored
 from its own prefill) and export. `prompts` and `scores` are the input and output. `tokenizer` ends
 prompts in [CPX]; `rows` holds what acts at its positions; `prefix_cache` stores the prompts' keys
-and values; `training` trains a scorer; `facade` is the interface of the CPX wrapper.
+and values; `training` trains a scorer; `export` writes it with its base as a `stock` model;
+`facade` is the interface of the CPX wrapper.
 """
 
 from importlib import import_module
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from pliant.complexity.config import CPXConfig
     from pliant.complexity.model import Complexity, attach
     from pliant.complexity.scores import Scores
-    from pliant.complexity.training.fit import fit, remember
+    from pliant.complexity.training.run import fit, remember
     from pliant.complexity.training.trainer import CPXTrainer
 
 __all__ = ["CPXConfig", "CPXTrainer", "Complexity", "Scores", "attach", "fit", "remember"]
@@ -24,8 +25,8 @@ _MODULES = {
     "Scores": "scores",
     "attach": "model",
     "CPXTrainer": "training.trainer",
-    "fit": "training.fit",
-    "remember": "training.fit",
+    "fit": "training.run",
+    "remember": "training.run",
 }
 """Settings need no torch, and scoring no Trainer: each takes seconds to import."""
 

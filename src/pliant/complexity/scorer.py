@@ -142,14 +142,7 @@ class PromptScorer(Adapter):
         with without_checkpointing(self.base):
             if whole or not torch.is_grad_enabled() or not all(batch.lengths):
                 return self.logits_at_once(batch)
-            ran = prefill.prefill(
-                self.anatomy,
-                batch.ids_BT,
-                batch.mask_BT,
-                layers=self.config.layer,
-                head=False,
-                resumable=False,
-            )
+            ran = self.prefilled(batch.ids_BT, batch.mask_BT)
         return self.logits_of(ran)
 
     def logits_of(self, ran: Prefilled) -> Tensor:
@@ -209,21 +202,32 @@ class PromptScorer(Adapter):
         prompts that can share a batch."""
         groups = prefill.groups(self.anatomy, batch)
         parts = [batch if rows is None else batch.select(rows) for rows in groups]
-        logits = torch.cat([self._logits_of_batch(part) for part in parts])
+        logits = torch.cat([self.read(self.hidden(part)) for part in parts])
         if groups[0] is None:
             return logits
         order = torch.tensor([row for rows in groups for row in rows or ()], device=logits.device)
         return logits[order.argsort()]
 
-    def _logits_of_batch(self, batch: Batch) -> Tensor:
-        hidden = prefill.on_top(
+    def hidden(self, batch: Batch) -> Tensor:
+        """(B, r, D): the rows' hidden states, from one forward of prompts and rows."""
+        return prefill.on_top(
             self.anatomy,
             batch,
             self.placeholders(len(batch.ids_BT)),
             layers=self.config.layer,
             step_context=self.activate,
         )
-        return self.read(hidden)
+
+    def prefilled(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Prefilled:
+        """The prompts alone, run as far as the scorer reads: without gradient, without the head."""
+        return prefill.prefill(
+            self.anatomy,
+            input_ids,
+            attention_mask,
+            layers=self.config.layer,
+            head=False,
+            resumable=False,
+        )
 
     def activate(
         self, start: int, stop: int, shape: tuple[int, int]

@@ -13,7 +13,6 @@ from pliant.anatomy.tiny import tiny_model
 from pliant.complexity import Complexity, CPXConfig, attach
 from pliant.complexity.prefix_cache.append_in_place import Appendable, Joined
 from pliant.complexity.prefix_cache.store import PrefixStore, in_memory
-from pliant.complexity.training.train_module import TrainModule
 
 LENGTHS = (7, 3, 11)
 
@@ -24,7 +23,7 @@ def scorer_on(model: Any) -> Complexity:
 
 def stored_by(scorer: Complexity) -> PrefixStore:
     ids = [torch.arange(5, 5 + length) for length in LENGTHS]
-    return in_memory(TrainModule(scorer).prefilled, ids)
+    return in_memory(scorer.prefilled, ids)
 
 
 def logits_and_gradients(scorer: Complexity, prefilled: Any) -> list[Tensor]:

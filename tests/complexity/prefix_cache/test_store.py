@@ -48,7 +48,7 @@ class Counted:
         if self.prompts >= self.dies_after:
             raise KeyboardInterrupt
         self.prompts += len(input_ids)
-        return self.module.prefilled(input_ids, mask)
+        return self.module.scorer.prefilled(input_ids, mask)
 
 
 def test_an_interrupted_store_goes_on(ids: list[Tensor], tmp_path: Path) -> None:
@@ -125,13 +125,13 @@ def test_an_edit_of_one_value_anywhere_is_another_base(ids: list[Tensor], tmp_pa
 
 def choose(ids: list[Tensor], folder: Path, uses: int = 10, **changes: Any) -> policy.Storage:
     module = TrainModule(scorer())
-    return choose_storage(ids, uses, module.prefilled, folder=folder, **changes)
+    return choose_storage(ids, uses, module.scorer.prefilled, folder=folder, **changes)
 
 
 def test_bytes_are_known_before(ids: list[Tensor], tmp_path: Path) -> None:
     storage = choose(ids, tmp_path)
     module = TrainModule(scorer())
-    prefixes = store(storage, module.scorer, ids, module.prefilled, folder=tmp_path)
+    prefixes = store(storage, module.scorer, ids, module.scorer.prefilled, folder=tmp_path)
     assert storage.where == "memory" and "fit into memory" in storage.why
     assert prefixes is not None and prefixes.bytes == storage.bytes
 

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pliant.complexity.prefix_cache.length_sampler import similar_length_order
-from pliant.complexity.training.dataset import dataset_of, labels_of
+from pliant.complexity.training.dataset import dataset_of, labels_of, similar_length_order
 from pliant.errors import InvalidInput
 
 

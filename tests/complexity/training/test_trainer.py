@@ -19,9 +19,9 @@ from transformers import LlamaForCausalLM, TrainerCallback
 
 from pliant import adapters
 from pliant.complexity import Complexity, CPXConfig, attach
-from pliant.complexity.prefix_cache.length_sampler import similar_length_order
 from pliant.complexity.training.config import CPXTrainingConfig
-from pliant.complexity.training.fit import fit, remember
+from pliant.complexity.training.dataset import similar_length_order
+from pliant.complexity.training.run import fit, remember
 from pliant.complexity.training.trainer import CPXTrainer
 from pliant.errors import AdapterError, InvalidInput
 from pliant.prefill import supports_cache, supports_padding

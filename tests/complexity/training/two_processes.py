@@ -15,9 +15,9 @@ from tests.minimal_adapter import tiny_llama
 from torch.distributed.fsdp import fully_shard
 
 from pliant.complexity import CPXConfig, attach
-from pliant.complexity.prefix_cache.length_sampler import similar_length_order
 from pliant.complexity.prefix_cache.store import in_memory
 from pliant.complexity.training.config import CPXTrainingConfig
+from pliant.complexity.training.dataset import similar_length_order
 from pliant.complexity.training.losses import loss_of
 from pliant.complexity.training.train_module import TrainModule
 from pliant.prefill import Batch
@@ -79,7 +79,7 @@ def sharded(found: dict[str, bool]) -> None:
     """FSDP version 2: base and scorer in shards, the prefixes through the root's forward."""
     ids = [torch.tensor([3, 9, 27, 21]), torch.tensor([5, 6, 7])]
     whole, cut = (attach(tiny_llama().requires_grad_(False), CPXConfig(rows=2)) for _ in range(2))
-    expected = gradients(TrainModule(whole), in_memory(TrainModule(whole).prefilled, ids))
+    expected = gradients(TrainModule(whole), in_memory(whole.prefilled, ids))
     module = TrainModule(cut)
     for layer in cut.base.model.layers:
         fully_shard(layer)

@@ -1,16 +1,16 @@
-"""The data set that a scorer learns from: the prompts' ids and a tensor of labels, checked."""
+"""The data set that a scorer learns from: prompts' ids and labels, checked; and their order."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from pliant.complexity.config import GAIN, SCORE
 from pliant.complexity.prompts import Truncation, checked
@@ -131,7 +131,7 @@ def encode(
 
 def texts_of(prompts: Iterable[Any]) -> tuple[str, ...]:
     """What duplicates are compared by: the text, or messages and ids as JSON."""
-    return tuple(p if isinstance(p, str) else json.dumps(_plain(p)) for p in prompts)
+    return tuple(p if isinstance(p, str) else json.dumps(plain(p)) for p in prompts)
 
 
 def ids_of(prompts: Iterable[Any]) -> tuple[Tensor, ...]:
@@ -188,8 +188,7 @@ def _numbers(value: Any, row: int) -> float | list[float]:
             value = json.loads(value.strip().lower())
         except ValueError:
             raise _bad(row, value, "a number, true or false, or a list of numbers") from None
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = plain(value)
     numbers = list(value) if isinstance(value, (list, tuple)) else [value]
     for number in numbers:
         if not isinstance(number, (bool, int, float)) or not _finite(number):
@@ -207,8 +206,9 @@ def _finite(number: float) -> bool:
         return False
 
 
-def _plain(prompt: Any) -> Any:
-    return prompt.tolist() if hasattr(prompt, "tolist") else prompt
+def plain(value: Any) -> Any:
+    """Without tensors and arrays: as lists and numbers."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _bad(row: int, value: Any, wanted: str) -> InvalidInput:
@@ -233,3 +233,43 @@ def _value(row: Mapping[str, Any], column: str, index: int) -> Any:
     if row.get(column) is None:
         raise InvalidInput(f"row {index + 1}: has no {column!r}")
     return row[column]
+
+
+# --- the order of a training ---------------------------------------------------------------------
+
+POOL = 50  # batches: enough for similar lengths, much less than an epoch of a large data set
+
+
+class SimilarLengthSampler(Sampler[int]):
+    """Shuffled prompts, with those of similar length in one batch, as it is as wide as its longest.
+
+    Prompts are shuffled, divided into pools of many batches, sorted by length within each pool and
+    divided into batches, which are shuffled again. So the prompts of a batch change every epoch.
+    The order is the same for one seed and epoch, so that a run resumes exactly.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch: int, seed: int, epoch: Callable[[], int]
+    ) -> None:
+        self.lengths = torch.as_tensor(lengths)
+        self.batch = batch
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(similar_length_order(self.lengths, self.batch, self.seed, self.epoch()))
+
+
+def similar_length_order(lengths: Tensor, batch: int, seed: int, epoch: int) -> list[int]:
+    """All prompts once; each run of `batch` of them is a batch, and the remainder comes last."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    shuffled = torch.randperm(len(lengths), generator=generator)
+    full = len(shuffled) // batch * batch
+    batches: list[Tensor] = []
+    for pool in shuffled[:full].split(batch * POOL):
+        batches += pool[lengths[pool].argsort(stable=True)].split(batch)
+    order = torch.randperm(len(batches), generator=generator).tolist()
+    return torch.cat([*(batches[i] for i in order), shuffled[full:]]).tolist()

@@ -9,13 +9,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pliant import prefill
 from pliant.adapters import attached
 from pliant.adapters.adapter import BRANCH
 from pliant.complexity.model import Complexity
 from pliant.complexity.prefix_cache.store import PrefixBatch
 from pliant.errors import InvalidInput
-from pliant.prefill import Prefilled
 
 
 class TrainModule(nn.Module):
@@ -52,20 +50,9 @@ class TrainModule(nn.Module):
             }
         assert input_ids is not None
         if keep:
-            return self.prefilled(input_ids, attention_mask)
+            return self.scorer.prefilled(input_ids, attention_mask)
         whole = self.trains_base  # then the prompt needs gradients as well
         return {"logits": self.scorer.logits(input_ids, attention_mask, whole=whole)}
-
-    def prefilled(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Prefilled:
-        """Runs the prompts without gradient and without the head."""
-        return prefill.prefill(
-            self.scorer.anatomy,
-            input_ids,
-            attention_mask,
-            layers=self.scorer.config.layer,
-            head=False,
-            resumable=False,
-        )
 
     def train(self, mode: bool = True) -> Self:
         """A frozen base stays in eval mode, unless its dropout is wanted. (The Trainer calls this

@@ -22,10 +22,15 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from pliant.adapters import files, saving
 from pliant.complexity.model import Complexity
 from pliant.complexity.prefix_cache import policy
-from pliant.complexity.prefix_cache.length_sampler import SimilarLengthSampler
 from pliant.complexity.prompts import Truncation
 from pliant.complexity.training.config import CPXTrainingConfig
-from pliant.complexity.training.dataset import PromptDataset, collate, dataset_of, encode
+from pliant.complexity.training.dataset import (
+    PromptDataset,
+    SimilarLengthSampler,
+    collate,
+    dataset_of,
+    encode,
+)
 from pliant.complexity.training.losses import READ_AS, loss_of
 from pliant.complexity.training.report import Clock, TrainingReport, last_evaluation
 from pliant.complexity.training.train_module import train_module_of

@@ -160,7 +160,7 @@ class Cpx(ModelScorer):
         import torch
 
         from pliant.complexity import CPXConfig, attach
-        from pliant.complexity.training.fit import fit
+        from pliant.complexity.training.run import fit
 
         model, tokenizer = self.base.model, self.base.tokenizer
         if self.scorer is not None:
@@ -198,7 +198,7 @@ class _PrefixCache:
         return None if prefixes is None else prefixes.select(rows)
 
     def _compute(self, scorer: Complexity) -> PrefixStore | None:
-        from pliant.complexity.training.fit import remember
+        from pliant.complexity.training.run import remember
 
         longest = sorted(self.prompts, key=lambda prompt: len(text_of(prompt)))[-_SAMPLE:]
         sample = remember(scorer, self.base.chat_format(longest)).bytes / len(longest)

@@ -1,4 +1,4 @@
-"""The stock model and tokenizer that a scorer is exported as.
+"""The stock model and tokenizer that a scorer is exported as, and the proof that they agree.
 
 The model shares the base's tensors: only its embeddings, if they gain a row, and its head are new.
 """
@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from pliant.anatomy.config import truncated_config
@@ -19,6 +25,7 @@ from pliant.complexity.post_processor import cpx_post_processor
 from pliant.complexity.scorer import PromptScorer
 from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.prefill import Batch
 
 PADDING = ("pad_token", "eos_token", "bos_token", "unk_token")
 """Tokens to pad with, in order of preference; the last unpadded token is always [CPX]."""
@@ -201,3 +208,89 @@ def _check_shapes(kind: str, state: dict[str, Tensor], stock: dict[str, Tensor])
                 f"{kind} wants {key} in shape {list(stock[key].shape)}, and the base has "
                 f"{list(tensor.shape)}"
             )
+
+
+# --- the proof -----------------------------------------------------------------------------------
+
+TEXTS = (
+    "What is 3 + 4?",
+    "x",
+    "[CPX] This is easy. [CPX] Or is it?",
+    "Naïve café, 日本語 🙂\n\tand a tab",
+    "The quick brown fox jumps over the lazy dog, again and again and again.",
+)
+LENGTHS = (3, 9, 21, 40, 60, 61)
+"""Lengths of prompts of random tokens, some longer than a tiny model's window. (A-X K2's sparse
+attention selects other positions in a padded batch than alone; the longer prompts detect it.)"""
+
+
+@torch.no_grad()
+def prove(
+    scorer: PromptScorer,
+    cpx: CPXTokenizer,
+    folder: Path,
+    stock: Stock,
+    scale: float,
+    rendered: bool,
+) -> float:
+    """Reload the copy with plain transformers and compare it with the live scorer: the largest
+    difference of a logit, relative to the largest logit if that is above 1.
+
+    The copy scores texts through its reloaded tokenizer, in a padded batch, with the trained head
+    and with a random one: an untrained head, all zeros, would agree with anything.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompts = [*_of_texts(cpx, tokenizer, rendered), *_random(scorer, cpx)]
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=stock.dtype, attn_implementation=scorer.anatomy.config._attn_implementation
+    ).eval()
+    model = model.to(scorer.rows.device)
+    inputs = tokenizer.pad(
+        {"input_ids": [[*ids, cpx.cpx_token_id] for ids in prompts]}, return_tensors="pt"
+    ).to(scorer.rows.device)
+    head = model.get_submodule(stock.head)
+    trained = scorer.head.weight.float() * scale
+    batches = [Batch.of([ids], device=scorer.device) for ids in prompts]
+    hidden_BD = torch.cat([scorer.hidden(batch)[:, -1] for batch in batches]).to(trained)
+    random = torch.randn(trained.shape, generator=torch.Generator().manual_seed(0))
+    random = random.to(trained) / trained.shape[1] ** 0.5
+    logits = model(**inputs).logits.float()
+    if head.bias is not None:
+        logits = logits - head.bias.float()
+        head.bias.zero_()
+    first = _difference(logits, F.linear(hidden_BD, trained))
+    head.weight.copy_(random)
+    second = _difference(model(**inputs).logits.float(), F.linear(hidden_BD, random))
+    return max(first, second)
+
+
+def _difference(ours_BL: Tensor, theirs_BL: Tensor) -> float:
+    largest = max(1.0, float(theirs_BL.abs().max()))
+    difference = float((ours_BL - theirs_BL).abs().max()) / largest
+    return difference if difference == difference else float("inf")
+
+
+def _of_texts(cpx: CPXTokenizer, tokenizer: Any, rendered: bool) -> list[list[int]]:
+    """The texts' ids without [CPX]; the reloaded tokenizer must agree on all of them."""
+    encoded = []
+    for text in TEXTS:
+        ids = cpx(text, add_special_tokens=not rendered)["input_ids"]
+        theirs = tokenizer(text)["input_ids"]
+        if ids != theirs:
+            raise UnsupportedModel(
+                f"the tokenizer, reloaded by plain transformers as a {type(tokenizer).__name__}, "
+                f"encodes {text!r} as {theirs}, and not as {ids}"
+            )
+        encoded.append(ids[:-1])
+    return [ids for ids in encoded if ids]
+
+
+def _random(scorer: PromptScorer, cpx: CPXTokenizer) -> list[list[int]]:
+    special = set(cpx.all_special_ids)
+    rows = min(len(table_of(scorer)), cpx.cpx_token_id)
+    vocabulary = [i for i in range(rows) if i not in special]
+    generator = torch.Generator().manual_seed(0)
+    longest = scorer.max_prompt_length or max(LENGTHS)
+    shapes = [(min(length, longest),) for length in LENGTHS]
+    draws = [torch.randint(len(vocabulary), shape, generator=generator) for shape in shapes]
+    return [[vocabulary[i] for i in draw.tolist()] for draw in draws]

@@ -11,23 +11,22 @@ its target. A scorer without a stock form, or whose copy disagrees, is refused w
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pliant import __version__, prefill
-from pliant.complexity.export.result import ExportResult, model_card
-from pliant.complexity.export.stock import Stock, stock_model, stock_tokenizer, table_of
+from pliant import __version__
+from pliant.complexity.config import Reads
 from pliant.complexity.scorer import PromptScorer
+from pliant.complexity.stock import Stock, prove, stock_model, stock_tokenizer
 from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.errors import AdapterError, InvalidInput, UnsupportedModel
-from pliant.prefill import Batch
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 0.04, torch.float16: 0.01}
 """The largest allowed difference from a live scorer's logit, relative to the largest logit if that
@@ -81,6 +80,52 @@ def export(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return result
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The exported model, and how closely it agrees with the scorer."""
+
+    folder: str
+    architecture: str
+    """The stock class."""
+    outputs: tuple[str, ...]
+    layers: int
+    """As many as the scorer reads; the copy has no others."""
+    dtype: str
+    difference: float
+    """The largest between the logits of the reloaded copy and of the live scorer without `shift`,
+    over probe prompts, relative to the largest logit if that is above 1."""
+    bound: float
+    shift: tuple[float, ...]
+    """What to add to each logit of the copy: the head's bias, which stock classes do not have."""
+    cpx_token: str
+    cpx_token_id: int
+    rows_added: int
+    """How many rows the copy's embeddings gained."""
+    reads: Reads = "probabilities"
+    """What the outputs are: probabilities, classes or numbers."""
+
+    def threshold(self, score: float, output: int = 0) -> float:
+        """The copy's own score that corresponds to this score of the scorer."""
+        if self.reads != "probabilities":
+            raise InvalidInput(f"the outputs are {self.reads}: add `shift` to the logits instead")
+        if not 0 <= score <= 1:
+            raise InvalidInput(f"score={score!r}: a probability, 0 to 1")
+        if score in (0, 1):
+            return float(score)
+        logit = math.log(score / (1 - score)) - self.shift[output]
+        return 1 / (1 + math.exp(-logit))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the folder, which depends on the machine and not on the model."""
+        return {name: value for name, value in asdict(self).items() if name != "folder"}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: a stock {self.architecture} of {self.layers} layers, whose logits are "
+            f"within {self.difference:.1e} of the scorer's (allowed: {self.bound:g})"
+        )
 
 
 def _result(
@@ -179,99 +224,80 @@ def _likely_cause(scorer: PromptScorer) -> str:
     return f" (its first {scorer.config.layer} layers seem to compute something else on their own)"
 
 
-# --- verification --------------------------------------------------------------------------------
+# --- the card ------------------------------------------------------------------------------------
 
-TEXTS = (
-    "What is 3 + 4?",
-    "x",
-    "[CPX] This is easy. [CPX] Or is it?",
-    "Naïve café, 日本語 🙂\n\tand a tab",
-    "The quick brown fox jumps over the lazy dog, again and again and again.",
-)
-LENGTHS = (3, 9, 21, 40, 60, 61)
-"""Lengths of prompts of random tokens, some longer than a tiny model's window. (A-X K2's sparse
-attention selects other positions in a padded batch than alone; the longer prompts detect it.)"""
+TEXT = """\
+---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [pliant]
+---
 
+# How hard is a prompt?
 
-@torch.no_grad()
-def prove(
-    scorer: PromptScorer,
-    cpx: CPXTokenizer,
-    folder: Path,
-    stock: Stock,
-    scale: float,
-    rendered: bool,
-) -> float:
-    """Reload the copy with plain transformers and compare it with the live scorer: the largest
-    difference of a logit, relative to the largest logit if that is above 1.
+A stock `{architecture}` of {layers} layers. {meaning}
 
-    The copy scores texts through its reloaded tokenizer, in a padded batch, with the trained head
-    and with a random one: an untrained head, all zeros, would agree with anything.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompts = [*_of_texts(cpx, tokenizer, rendered), *_random(scorer, cpx)]
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=stock.dtype, attn_implementation=scorer.anatomy.config._attn_implementation
-    ).eval()
-    model = model.to(scorer.rows.device)
-    inputs = tokenizer.pad(
-        {"input_ids": [[*ids, cpx.cpx_token_id] for ids in prompts]}, return_tensors="pt"
-    ).to(scorer.rows.device)
-    hidden_BD = torch.cat([_hidden(scorer, ids) for ids in prompts]).float()
-    head = model.get_submodule(stock.head)
-    trained = scorer.head.weight.float() * scale
-    random = torch.randn(trained.shape, generator=torch.Generator().manual_seed(0))
-    random = random.to(trained) / trained.shape[1] ** 0.5
-    logits = model(**inputs).logits.float()
-    if head.bias is not None:
-        logits = logits - head.bias.float()
-        head.bias.zero_()
-    first = _difference(logits, F.linear(hidden_BD, trained))
-    head.weight.copy_(random)
-    second = _difference(model(**inputs).logits.float(), F.linear(hidden_BD, random))
-    return max(first, second)
+```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("this-folder")
+model = AutoModelForSequenceClassification.from_pretrained("this-folder")
+inputs = tokenizer(["What is 3 + 4?"], return_tensors="pt", padding=True)
+{usage}
+```
+
+The tokenizer appends {cpx_token} (id {cpx_token_id}) to every text. Render a chat with the base's
+own tokenizer first, and pass the text.
+
+Reloaded with plain transformers, in {dtype}, its logits were within {difference:.1e} of the live
+scorer's (allowed: {bound:g}).
+{bias}"""
+
+BIAS = """
+**The scorer's head has a bias, and this class has no place for it.** The live scorer adds {shift}
+to these logits: {advice}.
+"""
+
+MEANING = {
+    "probabilities": "Its outputs are logits of {outputs}; the sigmoid of\n"
+    "`score` is the probability that the prompt is hard for the model that this was made from.",
+    "classes": "Its outputs are logits of the classes {outputs};\n"
+    "the softmax of them is how likely a prompt is of each.",
+    "numbers": "Its outputs are numbers, {outputs}, as they are.",
+}
+USAGE = {
+    "probabilities": "score = torch.sigmoid(model(**inputs).logits)",
+    "classes": "shares = torch.softmax(model(**inputs).logits, dim=-1)",
+    "numbers": "numbers = model(**inputs).logits",
+}
 
 
-def _difference(ours_BL: Tensor, theirs_BL: Tensor) -> float:
-    largest = max(1.0, float(theirs_BL.abs().max()))
-    difference = float((ours_BL - theirs_BL).abs().max()) / largest
-    return difference if difference == difference else float("inf")
-
-
-def _hidden(scorer: PromptScorer, ids: list[int]) -> Tensor:
-    """The hidden state that the live scorer's head reads for one prompt, (1, D)."""
-    batch = Batch.of([ids], device=scorer.device)
-    hidden = prefill.on_top(
-        scorer.anatomy,
-        batch,
-        scorer.placeholders(1),
-        layers=scorer.config.layer,
-        step_context=scorer.activate,
+def model_card(result: ExportResult) -> str:
+    bias = ""
+    if any(result.shift):
+        shift = ", ".join(f"{value:+.6g}" for value in result.shift)
+        bias = BIAS.format(shift=shift, advice=_advice(result))
+    return TEXT.format(
+        architecture=result.architecture,
+        layers=result.layers,
+        meaning=MEANING[result.reads].format(
+            outputs=", ".join(f"`{name}`" for name in result.outputs)
+        ),
+        usage=USAGE[result.reads],
+        cpx_token=result.cpx_token,
+        cpx_token_id=result.cpx_token_id,
+        dtype=result.dtype,
+        difference=result.difference,
+        bound=result.bound,
+        bias=bias,
     )
-    return hidden[:, -1].to(scorer.head.weight.device)
 
 
-def _of_texts(cpx: CPXTokenizer, tokenizer: Any, rendered: bool) -> list[list[int]]:
-    """The texts' ids without [CPX]; the reloaded tokenizer must agree on all of them."""
-    encoded = []
-    for text in TEXTS:
-        ids = cpx(text, add_special_tokens=not rendered)["input_ids"]
-        theirs = tokenizer(text)["input_ids"]
-        if ids != theirs:
-            raise UnsupportedModel(
-                f"the tokenizer, reloaded by plain transformers as a {type(tokenizer).__name__}, "
-                f"encodes {text!r} as {theirs}, and not as {ids}"
-            )
-        encoded.append(ids[:-1])
-    return [ids for ids in encoded if ids]
-
-
-def _random(scorer: PromptScorer, cpx: CPXTokenizer) -> list[list[int]]:
-    special = set(cpx.all_special_ids)
-    rows = min(len(table_of(scorer)), cpx.cpx_token_id)
-    vocabulary = [i for i in range(rows) if i not in special]
-    generator = torch.Generator().manual_seed(0)
-    longest = scorer.max_prompt_length or max(LENGTHS)
-    shapes = [(min(length, longest),) for length in LENGTHS]
-    draws = [torch.randint(len(vocabulary), shape, generator=generator) for shape in shapes]
-    return [[vocabulary[i] for i in draw.tolist()] for draw in draws]
+def _advice(result: ExportResult) -> str:
+    if result.reads != "probabilities":
+        return "add it"
+    return (
+        "compare with a threshold that is lower by as much (a score of 0.5 there is\n"
+        f"{result.threshold(0.5):.4f} here), or add it"
+    )
