@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pliant.cli import app
-from pliant.cli.gradients.report import race_table, sections, steps_table
+from pliant.cli.gradients.audit import race_table, sections, steps_table
 
 NANO = ["--model", "nano-s", "--data", "nano"]
 SMALL = ["--rows", "24", "--batch-size", "4", "--batches", "1", "--draws", "2", "--turns", "1"]

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
@@ -25,8 +26,9 @@ from pliant.cli.flags import plain_flags, typer_command, without_underscores
 from pliant.errors import PliantError
 from pliant.options import Command
 
-# Every command and its line in `pliant --help`. `pliant.cli.<name>` has a function of that name,
-# whose parameter is the dataclass of its options (`pliant.options`), and an EXAMPLE.
+# Every command and its line in `pliant --help`. `pliant.cli.<name>` has a function of that name;
+# its parameter is the dataclass of its options (`pliant.options`), and its docstring the help, with
+# an example at the end.
 COMMANDS = {
     "demo": "Two embedded models answer: who is right, and at what cost?",
     "doctor": "Show what Pliant can do with a model, from its config alone.",
@@ -36,8 +38,8 @@ COMMANDS = {
     "score": "Score how hard prompts are, with a saved scorer or router.",
     "train": "Train a language model or a scorer, in a folder that survives a kill.",
 }
-# Those that are groups: packages with HELP, EXAMPLE, a table COMMANDS like the one above and one
-# module a command. With a DEFAULT, that command runs when none is named.
+# Those that are groups: modules with HELP, a table COMMANDS like the one above, and a function for
+# each; packages have a module for each. With a DEFAULT, that command runs when none is named.
 GROUPS = ("gradients", "route", "train")
 HELP_FLAGS = ("-h", "--help")
 
@@ -49,15 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(outcome([word for word in arguments if word != "--debug"], debug))
 
 
-def run_program(
-    command: Command, name: str, example: str, arguments: Sequence[str] | None = None
-) -> None:
+def run_program(command: Command, name: str, arguments: Sequence[str] | None = None) -> None:
     """Run a program of one command, such as `python -m pliant.complexity`, like a `pliant` command.
 
     Returns if it succeeds, else ends the process with the exit code.
     """
     app = _group()
-    app.command(epilog=f"Example: {example}")(typer_command(command))
+    app.command(**_help(command.__doc__))(typer_command(command))
 
     def run() -> None:
         given = plain_flags(command, sys.argv[1:] if arguments is None else arguments)
@@ -133,7 +133,7 @@ def application(command: str | None = None, subcommand: str | None = None) -> ty
 
 def group(name: str, command: str | None) -> typer.Typer:
     """One group of commands, in which only the named command is more than a line of help."""
-    inner = _group(short_help=COMMANDS[name], help=_module(name).HELP, epilog=epilog(name))
+    inner = _group(short_help=COMMANDS[name], **_help(_module(name).HELP))
     inner.callback()(lambda: None)  # so that a group of one command is a group
     for each, line in _module(name).COMMANDS.items():
         _add(inner, each, line, real=each == command, path=f"{name} {each}")
@@ -154,10 +154,6 @@ def command_function(name: str) -> Command:
     return function
 
 
-def epilog(name: str) -> str:
-    return f"Example: {_module(name).EXAMPLE}"
-
-
 def _group(**about: Any) -> typer.Typer:
     return typer.Typer(
         add_completion=False,
@@ -173,13 +169,23 @@ def _group(**about: Any) -> typer.Typer:
 def _add(app: typer.Typer, name: str, line: str, real: bool, path: str | None = None) -> None:
     if real:
         function = command_function(path or name)
-        app.command(name, short_help=line, epilog=epilog(path or name))(typer_command(function))
+        app.command(name, short_help=line, **_help(function.__doc__))(typer_command(function))
     else:
         app.command(name, help=line)(_listed_only)
 
 
 def _module(name: str) -> Any:
-    return import_module(f"pliant.cli.{name.replace(' ', '.')}")
+    """The module of a command or a group; the commands of some groups share one."""
+    group, _, command = name.partition(" ")
+    module = import_module(f"pliant.cli.{group}")
+    in_package = command and hasattr(module, "__path__")
+    return import_module(f"pliant.cli.{group}.{command}") if in_package else module
+
+
+def _help(doc: str | None) -> dict[str, Any]:
+    """A docstring as a help and its last paragraph, which is an example, as an epilog."""
+    text, mark, example = cleandoc(doc or "").rpartition("Example: ")
+    return {"help": text, "epilog": mark + " ".join(example.split())}
 
 
 def _listed_only() -> None:

@@ -21,7 +21,6 @@ TITLES = {
     "experts": "Experts: a few numbers retune each projection",
     "gradients": "Gradients: training on selected tokens only",
 }
-EXAMPLE = "pliant doctor nano-l --json"
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ def doctor(options: DoctorOptions) -> None:
 
     No weights are read: this takes seconds and works for models that do not fit this machine. Each
     answer comes from a trial on a tiny copy of the same structure.
+
+    Example: pliant doctor nano-l --json
     """
     from pliant import loading
 

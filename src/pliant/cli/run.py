@@ -11,8 +11,6 @@ from pliant.cli import app
 from pliant.errors import InvalidInput, did_you_mean
 from pliant.options import Flag
 
-EXAMPLE = "pliant run recipes/doctor.yaml --set model=nano-l"
-
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -27,6 +25,8 @@ def run(options: RunOptions) -> None:
 
     Relative paths in a recipe are relative to the recipe. An unknown key is an error that names the
     nearest option of the command.
+
+    Example: pliant run recipes/doctor.yaml --set model=nano-l
     """
     recipe = recipes.read(options.recipe, options.set)
     commands = [name for name in app.names() if name != "run"]

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pliant.reports.tables import Table
     from pliant.routing.scorers import Predictions
 
-EXAMPLE = 'pliant score my-scorer "What is 2 + 2?" "Prove it."'
 SHOWN = 60  # characters of a prompt in the table
 TEXT = (".txt", ".text", "")
 Row = dict[str, Any]
@@ -63,6 +62,8 @@ def score(options: ScoreOptions) -> None:
     """Score how hard prompts are: the score is the probability that the model fails.
 
     A gain, where the scorer has one, is how much more often the strong model would be right.
+
+    Example: pliant score my-scorer "What is 2 + 2?" "Prove it."
     """
     prompts = read_prompts(options.prompts, options.file, options.column)
     rows = score_rows(options.scorer, prompts, options.scoring(), options.loading())

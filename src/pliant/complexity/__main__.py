@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pliant.cli.app import outcome
 from pliant.cli.flags import plain_flags
-from pliant.cli.train.scorer import scorer
+from pliant.cli.train import scorer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

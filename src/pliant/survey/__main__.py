@@ -12,8 +12,6 @@ from pliant.cli.app import run_program
 from pliant.options import Flag
 from pliant.survey.matrix import Row, page, rows
 
-PROGRAM = "python -m pliant.survey"
-
 
 @dataclass(frozen=True)
 class SurveyOptions:
@@ -22,7 +20,10 @@ class SurveyOptions:
 
 
 def survey(options: SurveyOptions) -> None:
-    """Measure every architecture and write the page."""
+    """Measure every architecture and write the page.
+
+    Example: python -m pliant.survey docs/architectures.md
+    """
     write(options.page, page(list(map(_report, rows()))))
 
 
@@ -40,4 +41,4 @@ def _report(row: Row) -> Row:
 
 
 if __name__ == "__main__":
-    run_program(survey, PROGRAM, f"{PROGRAM} docs/architectures.md")
+    run_program(survey, "python -m pliant.survey")

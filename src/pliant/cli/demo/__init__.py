@@ -14,8 +14,6 @@ from pliant.cli import terminal
 if TYPE_CHECKING:
     from pliant.reports.page import Section
 
-EXAMPLE = "pliant demo --questions 1000 --page demo.html"
-
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
@@ -38,6 +36,8 @@ def demo(options: DemoOptions) -> None:
     model something new in three ways, in the same time: which tokens should it train on?
 
     Ends with one HTML page that shows the same as pictures and needs no network.
+
+    Example: pliant demo --questions 1000 --page demo.html
     """
     from transformers.utils import logging
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pliant import nano
 from pliant.cli.demo.two_models import SMALL
-from pliant.cli.gradients.report import RACE_CAPTION, race_picture, race_table
+from pliant.cli.gradients.audit import RACE_CAPTION, race_picture, race_table
 from pliant.cli.gradients.show import coloured
 from pliant.cli.terminal import track
 from pliant.data.collate import Collator

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from pliant.cli import terminal
-from pliant.cli.gradients.inputs import load_inputs, quiet_libraries
-from pliant.cli.gradients.options import SelectiveOptions
+from pliant.cli.gradients.inputs import SelectiveOptions, load_inputs, quiet_libraries
 
 if TYPE_CHECKING:
     from pliant.gradients.audit.preview import Shown, ShownToken
     from pliant.reports.page import Coloured, Word
-
-EXAMPLE = "pliant gradients show --model nano-s --data nano --ratio 0.25"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +34,8 @@ def show(options: ShowOptions) -> None:
     """Colour texts by the tokens that would be trained: the higher a token's loss, the stronger.
 
     In a pipe, brackets mark those tokens.
+
+    Example: pliant gradients show --model nano-s --data nano --ratio 0.25
     """
     from pliant.reports.page import Section, check_writable, write
 

@@ -1,11 +1,23 @@
-"""The commands of `pliant route`, one file each: from prompts to labels to a router."""
+"""The commands of `pliant route`, one file each, and the options that several share."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge
+
+if TYPE_CHECKING:
+    from pliant.routing.outcomes import Outcomes
 
 HELP = """Send each prompt to the model that it needs.
 
 Label a file of prompts with the models that get them right, fit a router on the labels, ask
 through it.
+
+Example: pliant route label --prompts questions.jsonl --model nano-s --model nano-l
+--out labels.jsonl
 """
 # Every command of the group and its line in `pliant route --help`.
 COMMANDS = {
@@ -16,6 +28,34 @@ COMMANDS = {
     "label": "Run models over prompts: which are right, and at what cost?",
     "report": "Everything measured about a router, as one HTML page.",
 }
-EXAMPLE = (
-    "pliant route label --prompts questions.jsonl --model nano-s --model nano-l --out labels.jsonl"
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterOptions:
+    router: Path
+    """The folder that `pliant route fit` wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsOptions:
+    labels: str
+    """Labels of prompts that the router was not fitted on."""
+    model: tuple[str, ...] = ()
+    """A model's column in the labels; repeatable, cheapest first. Default: all, ordered by cost."""
+    question_column: str = "question"
+    """The column that names the question, where several prompts word the same one."""
+    limit: Annotated[int, Ge(1)] | None = None
+    """Read only the first labels."""
+    json: bool = False
+    """Print one JSON document."""
+
+    def outcomes(self) -> Outcomes:
+        """The labels, read and checked."""
+        from pliant.routing.outcomes import Outcomes
+
+        return Outcomes.read(
+            self.labels,
+            models=self.model or None,
+            question=self.question_column,
+            limit=self.limit,
+        )

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from pliant.cli import terminal
-from pliant.cli.route.options import RouterOptions
+from pliant.cli.route import RouterOptions
 from pliant.errors import InvalidInput
 from pliant.options import Flag
 
 if TYPE_CHECKING:
     from pliant.routing.live.decision import Decision, Reply
     from pliant.routing.prompts import Prompt
-
-EXAMPLE = 'pliant route ask --router my-router "What is 2 + 2?"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +52,8 @@ def ask(options: AskOptions) -> None:
     """Ask a prompt through a router: the answer, and a line with the decision and its cost.
 
     Exit code 2 if no model answered.
+
+    Example: pliant route ask --router my-router "What is 2 + 2?"
     """
     import warnings
 

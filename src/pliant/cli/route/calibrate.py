@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pliant.cli import terminal
-from pliant.cli.route.options import LabelsOptions, RouterOptions
-
-EXAMPLE = 'pliant route calibrate --router my-router --labels new.jsonl --goal "30 % of calls"'
+from pliant.cli.route import LabelsOptions, RouterOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +20,8 @@ def calibrate(options: CalibrateOptions) -> None:
     """Recompute a router's probabilities and threshold, on new labels or for a new goal.
 
     The scorer does not change. Prompts that it was fitted on are left out.
+
+    Example: pliant route calibrate --router my-router --labels new.jsonl --goal "30 % of calls"
     """
     from transformers.utils import logging
 

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pliant.cli import terminal
-from pliant.cli.route.options import LabelsOptions, RouterOptions
+from pliant.cli.route import LabelsOptions, RouterOptions
 
 if TYPE_CHECKING:
     from pliant.routing.fitting.evaluation import Evaluation
-
-EXAMPLE = "pliant route evaluate --router my-router --labels test.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +21,8 @@ def evaluate(options: EvaluateOptions) -> None:
     """Measure a router on held-out labels, beside its baselines.
 
     Prompts that the router was fitted on are left out and counted.
+
+    Example: pliant route evaluate --router my-router --labels test.jsonl
     """
     from transformers.utils import logging
 

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge, Le
 
 from pliant.cli import terminal
-from pliant.cli.route.options import LabelsOptions
+from pliant.cli.route import LabelsOptions
 from pliant.errors import InvalidInput
 from pliant.options import Flag
 
 if TYPE_CHECKING:
     from pliant.routing.fitting.fit import Fitted
-
-EXAMPLE = "pliant route fit --labels labels.jsonl --out my-router --base nano-s"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +54,8 @@ def fit(options: FitOptions) -> None:
     """Fit a router: try scorers, keep the cheapest that ties with the best, set its threshold.
 
     Ctrl-C leaves no half-written router: the folder keeps what it held before.
+
+    Example: pliant route fit --labels labels.jsonl --out my-router --base nano-s
     """
     fitted = _fitted(options)
     if options.json:

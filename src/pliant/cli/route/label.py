@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from pliant.routing.labels.label import LabelReport
     from pliant.routing.labels.table import Model
 
-EXAMPLE = (
-    "pliant route label --prompts questions.jsonl --model nano-s --model nano-l --out labels.jsonl"
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions:
@@ -84,6 +80,9 @@ def label(options: LabelOptions) -> None:
 
     After a kill or a partial failure, run the same command again: it goes on from there. Exit code
     2 if no prompt could be labelled.
+
+    Example: pliant route label --prompts questions.jsonl --model nano-s --model nano-l
+    --out labels.jsonl
     """
     from pliant.errors import PliantError
 

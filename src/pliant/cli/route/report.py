@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pliant.cli import terminal
-from pliant.cli.route.options import LabelsOptions, RouterOptions
+from pliant.cli.route import LabelsOptions, RouterOptions
 from pliant.errors import InvalidInput
 
 if TYPE_CHECKING:
     from pliant.cli.route.report_data import Measured, ReportData
     from pliant.routing.router_file import RouterFile
 
-EXAMPLE = "pliant route report --router my-router --labels test.jsonl --out report.html"
 _GROUPS = 12  # more are on the page alone
 
 
@@ -38,6 +37,8 @@ def report(options: ReportOptions) -> None:
     """One self-contained page: quality against cost, probabilities, scores, examples, the ledger.
 
     Measures the router on held-out labels; without any it shows what the fit measured.
+
+    Example: pliant route report --router my-router --labels test.jsonl --out report.html
     """
     from transformers.utils import logging
 

@@ -10,19 +10,20 @@ from pliant.cli import terminal
 from pliant.cli.app import run_program
 from pliant.nano.evaluate import EvaluateOptions, evaluate
 
-PROGRAM = "python -m pliant.nano.evaluate"
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     def command(options: EvaluateOptions) -> None:
-        """Measure the accuracy of the embedded models by family and difficulty."""
+        """Measure the accuracy of the embedded models by family and difficulty.
+
+        Example: python -m pliant.nano.evaluate nano-s
+        """
         logging.disable_progress_bar()  # over files of kilobytes
         try:
             evaluate(options, terminal.progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("no card is half-written") from None
 
-    run_program(command, PROGRAM, f"{PROGRAM} nano-s", arguments)
+    run_program(command, "python -m pliant.nano.evaluate", arguments)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from pliant.cli.app import run_program
 from pliant.errors import PliantError
 from pliant.nano.train import TrainOptions, train
 
-PROGRAM = "python -m pliant.nano.train"
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     def command(options: TrainOptions) -> None:
@@ -21,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         After a stop, the same command goes on. Then measure the models with python -m
         pliant.nano.evaluate --write.
+
+        Example: python -m pliant.nano.train --out weights --work runs/nano --threads 2
         """
         logging.disable_progress_bar()  # over files of kilobytes
         try:
@@ -30,8 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except SafetensorError as error:  # of a full disk, too
             raise PliantError(str(error)) from error
 
-    example = f"{PROGRAM} --out weights --work runs/nano --threads 2"
-    run_program(command, PROGRAM, example, arguments)
+    run_program(command, "python -m pliant.nano.train", arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""`pliant train lm`: a language model trained in a folder, on all tokens or on the useful ones."""
+"""`pliant train`: a language model or a scorer, trained in a folder that survives a kill."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -9,11 +10,28 @@ from typing import Annotated
 from annotated_types import Ge
 
 from pliant.cli import terminal
-from pliant.cli.gradients.inputs import EMBEDDED, encode, quiet_libraries, read_data
-from pliant.cli.gradients.options import SelectiveOptions
+from pliant.cli.gradients.inputs import (
+    EMBEDDED,
+    SelectiveOptions,
+    encode,
+    quiet_libraries,
+    read_data,
+)
+from pliant.complexity.training.config import CPXDatasetConfig, CPXModelConfig, CPXTrainingConfig
 from pliant.options import Flag, named_values
 
-EXAMPLE = "pliant train lm --model nano-s --data notes.txt --out mine"
+HELP = """Train a language model, on every token or on selected ones, or a scorer.
+
+Without a command: `lm`. A run that is killed is resumed by the same command with --resume.
+
+Example: pliant train --model nano-s --data notes.txt --out mine
+"""
+# Every command of the group and its line in `pliant train --help`.
+COMMANDS = {
+    "lm": "Train a language model; a short race decides on which tokens.",
+    "scorer": "Train a scorer on prompts and labels: how hard is a prompt?",
+}
+DEFAULT = "lm"
 QUESTIONS = 1000
 
 
@@ -42,6 +60,8 @@ def lm(options: LmOptions) -> None:
 
     Killed at any moment, the run loses only the steps since its last checkpoint: the same command
     with --resume continues there and reaches the same losses.
+
+    Example: pliant train lm --model nano-s --data notes.txt --out mine
     """
     from pliant.gradients import selective_run
     from pliant.gradients.cautions import BiasedWarning
@@ -92,3 +112,21 @@ def lm(options: LmOptions) -> None:
         head = ["what", "how much"]
         title = f"{options.out}: the trained model"
         Table(title, head, result.cells()).draw(terminal.console())
+
+
+def scorer(model: CPXModelConfig, training: CPXTrainingConfig, data: CPXDatasetConfig) -> None:
+    """Train a scorer: a JSONL or CSV file, or a hub data set, of prompts and labels.
+
+    `accelerate launch -m pliant.complexity` runs the same command on several devices.
+
+    Example: pliant train scorer --model-name nano-s --data labels.jsonl --output-dir my-scorer
+    """
+    from pliant.complexity.training.run import train_scorer
+
+    try:
+        report = train_scorer(model, training, data)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("--resume continues from what was saved") from None
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(report or "every step was trained before")
+        print(f"saved in {training.output_dir}")
