@@ -15,10 +15,10 @@ LINES = plots.lines(
         "main": plots.Line([0, 1], [0, 1], [-0.1, 0.9], [0.1, 1.1]),
         **{f"other {i}": plots.Line([0, 1], [i, 1], faint=True) for i in range(9)},
     },
-    {"cheap": (0, 0), "dear": (1, 1)},
-    ("$1 or $2", (0.5, 0.5)),
     "x",
     "y",
+    {"cheap": (0, 0), "dear": (1, 1)},
+    ("$1 or $2", (0.5, 0.5)),
 )
 SECTION = Section(
     "What <it> says",
@@ -30,7 +30,7 @@ SECTION = Section(
         (LINES, "many lines"),
         (plots.reliability([(0.2, 0.1, 5), (0.2, 0.3, 5), (0.9, 1, 10)], "x", "y"), "kept"),
         (plots.histograms([0, 0.5, 1], {"a": [1, 2], "b": [3, 0]}, "x", "y"), "two histograms"),
-        (plots.bands({"a": plots.Line([0, 1], [1, 0], [0, 0], [1, 1])}, "x", "y"), "a band"),
+        (plots.lines({"a": plots.Line([0, 1], [1, 0], [0, 0], [1, 1])}, "x", "y"), "a band"),
     ],
     texts=[Coloured("a <text>", [Word("<b>", "marked", 0.5, 'says "so"'), Word(" & ", "faint")])],
 )
@@ -80,8 +80,8 @@ def test_no_two_lines_look_alike_and_names_are_no_formulas():
 
 
 def test_what_is_counted_has_no_halves_on_its_axis():
-    counted = plots.lines({"a": plots.Line([1, 2, 3], [0, 5, 0])}, {}, None, "x", "y")
-    measured = plots.lines({"a": plots.Line([1.0, 2.0, 3.0], [0, 5, 0])}, {}, None, "x", "y")
+    counted = plots.lines({"a": plots.Line([1, 2, 3], [0, 5, 0])}, "x", "y")
+    measured = plots.lines({"a": plots.Line([1.0, 2.0, 3.0], [0, 5, 0])}, "x", "y")
     assert re.search(r">\d\.\d+<", measured) and not re.search(r">\d\.\d+<", counted)
 
 

@@ -70,10 +70,10 @@ def curve(
 
 def lines(
     drawn: Mapping[str, Line],
-    ends: Mapping[str, tuple[float, float]],
-    point: tuple[str, tuple[float, float]] | None,
     x: str,
     y: str,
+    ends: Mapping[str, tuple[float, float]] | None = None,
+    point: tuple[str, tuple[float, float]] | None = None,
 ) -> str:
     """Many lines in one wide picture: the main ones with bands, and faint ones for comparison.
 
@@ -82,19 +82,21 @@ def lines(
     """
     from matplotlib.ticker import MaxNLocator
 
+    main = [name for name, line in drawn.items() if not line.faint]
     faint = [name for name, line in drawn.items() if line.faint]
     with _drawing(x, y, _WIDE) as (axes, out):
         for name, line in drawn.items():
-            if name not in faint:
+            if not line.faint:
+                colour = COLOURS[(main.index(name) + 1) % len(COLOURS)]
                 if line.low is not None and line.high is not None:
-                    axes.fill_between(line.x, line.low, line.high, color=_MAIN, alpha=0.18, lw=0)
-                axes.plot(line.x, line.y, label=name, color=_MAIN, linewidth=2.4, zorder=3)
+                    axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, lw=0)
+                axes.plot(line.x, line.y, label=name, color=colour, linewidth=2.4, zorder=3)
                 continue
             # Colours and dashes repeat with different periods, so no two lines look alike.
             i = faint.index(name)
             colour, dashes = _FAINT[i % len(_FAINT)], _DASHES[i % len(_DASHES)]
             axes.plot(line.x, line.y, ls=dashes, label=name, color=colour, linewidth=1.4)
-        for name, at in ends.items():
+        for name, at in (ends or {}).items():
             axes.plot(*at, "o", color=INK, markersize=6, zorder=4)
             axes.annotate(name, at, (10, -14), textcoords="offset points", fontsize=10)
         if point is not None:
@@ -111,41 +113,17 @@ def lines(
     return out.getvalue()
 
 
-def bands(drawn: Mapping[str, Line], x: str, y: str) -> str:
-    """Lines of equal rank, each with its own colour and band; faint ones are dashed."""
-    with _drawing(x, y, _WIDE) as (axes, out):
-        for i, (name, line) in enumerate(drawn.items()):
-            colour = COLOURS[(i + 1) % len(COLOURS)]
-            if line.low is not None and line.high is not None:
-                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, lw=0)
-            dashes = "--" if line.faint else "-"
-            axes.plot(line.x, line.y, label=name, color=colour, ls=dashes, linewidth=2)
-        axes.margins(x=0.02)
-        axes.grid(alpha=0.15, color=INK)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=10)
-    return out.getvalue()
-
-
 def reliability(bins: Sequence[tuple[float, float, float]], x: str, y: str) -> str:
     """Predicted against observed shares; each bin is (prediction, share, count).
 
     The area of the bars at the bottom shows how many predictions each bin has.
     """
-    predicted = [p for p, _, _ in bins]
-    observed = [share for _, share, _ in bins]
-    total = sum(count for _, _, count in bins) or 1.0
-    constant = sum(share * count for _, share, count in bins) / total
+    predicted, observed, counts = zip(*bins, strict=True)
+    constant = sum(share * count for _, share, count in bins) / (sum(counts) or 1.0)
+    grey: Any = {"color": COLOURS[0], "alpha": 0.35}
     with _drawing(x, y) as (axes, out):
-        places = _bars_at_the_bottom(bins)
-        axes.bar(
-            [left for left, _, _ in places],
-            [height for _, _, height in places],
-            [width for _, width, _ in places],
-            align="edge",
-            color=COLOURS[0],
-            alpha=0.35,
-            label="predictions",
-        )
+        lefts, widths, heights = zip(*_bars_at_the_bottom(bins), strict=True)
+        axes.bar(lefts, heights, widths, align="edge", label="predictions", **grey)
         axes.plot([0, 1], [0, 1], color=COLOURS[0], linewidth=1.2, label="perfect")
         marks: Any = {"zorder": 3, "clip_on": False}  # uncut at the edges
         axes.plot([constant], [constant], "s", color=COLOURS[3], ms=7, label="constant", **marks)

@@ -65,7 +65,7 @@ def summary(data: ReportData) -> list[str]:
     if measured.outdated:
         return [*sentences, f"Measured on {measured.where}.", _OUTDATED]
     routed = evaluation.routed
-    shares = [f"{100 * part:.1f} % to {name}" for name, part in routed.shares.items()]
+    shares = [f"{tables.percent(part)} to {name}" for name, part in routed.shares.items()]
     sentences.append(
         f"On {measured.where} calls go {' and '.join([', '.join(shares[:-1]), shares[-1]])}: "
         f"{_share(routed.of_strong)} of the quality of {data.strong} alone, at "
@@ -173,7 +173,7 @@ def _curves(data: ReportData, measured: Measured) -> str:
         point = (f"chosen:\n{data.goal or 'by hand'}", at)
     ends = {brief(data.weak): cheap, brief(data.strong): expensive}
     x = f"cost (1 = always {brief(data.strong)})"
-    return plots.lines(drawn, ends, point, x, "share of right answers")
+    return plots.lines(drawn, x, "share of right answers", ends, point)
 
 
 def _line(curve: Curve | CostLine, always: float, faint: bool = False) -> Line:
@@ -251,7 +251,7 @@ def _ledger(data: ReportData) -> Section:
             "distance": Line(at, [window.distance for window in windows]),
             "chance stays below": Line(at, [window.bound for window in windows], faint=True),
         }
-        picture = plots.lines(drawn, {}, None, "window", "distance of the scores")
+        picture = plots.lines(drawn, "window", "distance of the scores")
         pictures.append((picture, "Drift of the scores."))
     return Section("The ledger", ledger_sentences(data), [tables.calls(data)], pictures)
 
@@ -260,5 +260,5 @@ def _share(band: Band) -> str:
     if math.isnan(band.value):
         return "an unknown share"
     if math.isnan(band.low) or math.isnan(band.high):
-        return f"{100 * band.value:.1f} %"
-    return f"{100 * band.value:.1f} % [{100 * band.low:.1f}, {100 * band.high:.1f}]"
+        return tables.percent(band.value)
+    return f"{tables.percent(band.value)} [{100 * band.low:.1f}, {100 * band.high:.1f}]"

@@ -34,7 +34,7 @@ def points(data: ReportData, measured: Measured) -> Table:
 
     router = [
         "the router",
-        _percent(routed.share),
+        percent(routed.share),
         band(routed.quality),
         band(routed.of_strong_cost),
         figures(routed.cost.value),
@@ -109,7 +109,7 @@ def probabilities(evaluation: Evaluation) -> Table:
 
 def groups(data: ReportData, measured: Measured) -> Table:
     rows = [
-        [g.name, f"{g.n:,}", *map(number, (g.weak, g.strong, g.routed)), _percent(g.share)]
+        [g.name, f"{g.n:,}", *map(number, (g.weak, g.strong, g.routed)), percent(g.share)]
         for g in measured.evaluation.groups
     ]
     weak, strong = brief(data.weak), brief(data.strong)
@@ -182,7 +182,7 @@ def calls(data: ReportData) -> Table:
         [
             name,
             f"{int(models[name]['calls']):,}",
-            _percent(models[name]["share"]),
+            percent(models[name]["share"]),
             amount(models[name]["cost"], unit),
             amount(models[name]["saved"], unit),
             count(models[name]["prompt_tokens"] + models[name]["answer_tokens"]),
@@ -211,12 +211,12 @@ def novelty(evaluation: Evaluation, goes: str = "") -> list[str]:
     sentences, same = [], evaluation.paraphrases
     if evaluation.novel is not None:
         sentences.append(
-            f"{_percent(evaluation.novel)} of the prompts are novel, unlike those that the router "
+            f"{percent(evaluation.novel)} of the prompts are novel, unlike those that the router "
             f"was fitted on{goes}."
         )
     if same is not None:
         sentences.append(
-            f"Of {same.questions:,} questions in several wordings {_percent(same.same_model)} go "
+            f"Of {same.questions:,} questions in several wordings {percent(same.same_model)} go "
             f"to one model in all of them; the predicted gain moves by {same.spread:.3f} on "
             "average."
         )
@@ -272,5 +272,5 @@ def short(prompt: str, letters: int = _PROMPT) -> str:
     return line if len(line) <= letters else line[: letters - 1] + "…"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
