@@ -48,8 +48,7 @@ def doctor(options: DoctorOptions) -> None:
     if options.json:
         terminal.print_json({"model": options.model, **examination.as_dict()})
     else:
-        for table in tables(options.model, examination):
-            table.draw(terminal.console())
+        terminal.draw(tables(options.model, examination))
 
 
 def tables(name: str, examination: Examination) -> Iterator[Table]:

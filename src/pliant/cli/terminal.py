@@ -6,13 +6,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from pliant.reports.page import Coloured
+    from pliant.reports.tables import Table
 
 Item = TypeVar("Item")
 Report = Callable[[int, str], None]
@@ -36,6 +39,19 @@ def print_text(sentence: str) -> None:
     where.print(sentence, markup=False, soft_wrap=not where.is_terminal)
 
 
+def draw(
+    tables: Iterable[Table], sentences: Iterable[str] = (), texts: Iterable[Coloured] = ()
+) -> None:
+    """Print a result: its tables, what they mean, and coloured texts."""
+    where = console()
+    for table in tables:
+        table.draw(where)
+    for sentence in sentences:
+        print_text(sentence)
+    for text in texts:
+        text.draw(where)
+
+
 def complain(message: str) -> None:
     """Print an error on stderr as one line."""
     from rich.text import Text
@@ -44,23 +60,20 @@ def complain(message: str) -> None:
     console(stderr=True).print(line, soft_wrap=True)
 
 
-def track(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """Iterate with a progress bar on a terminal, or a line for every tenth in a pipe."""
-    return track_stream(items, what, len(items))
+def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """Iterate with a progress bar on a terminal, or a line for every tenth in a pipe.
 
-
-def track_stream(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
-    """The same for an iterable of known length."""
+    The total of what has no length must be given.
+    """
+    if total is None:
+        assert isinstance(items, Sized)
+        total = len(items)
     if sys.stderr.isatty():
         from rich.progress import track as bar
 
         where = console(stderr=True)
         yield from bar(items, description=what, total=total, console=where, transient=True)
-    else:
-        yield from _track_in_lines(items, what, total)
-
-
-def _track_in_lines(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+        return
     tenths = 0
     for done, item in enumerate(items, start=1):
         yield item
@@ -122,6 +135,13 @@ def hush_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # lists kernels when imported
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def hide_loading_bars() -> None:
+    """Hide the progress bars of loading a model: those of small ones are too short to be read."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def drop_output() -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from annotated_types import Ge
 
 from pliant.cli import terminal
-
-if TYPE_CHECKING:
-    from pliant.reports.page import Section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +35,11 @@ def demo(options: DemoOptions) -> None:
 
     Example: pliant demo --questions 1000 --page demo.html
     """
-    from transformers.utils import logging
-
     from pliant.cli.demo import router, tokens, two_models
     from pliant.errors import InvalidInput
     from pliant.reports.page import check_writable, write
 
-    logging.disable_progress_bar()  # those of loading the models: too short to be read
+    terminal.hide_loading_bars()
     if options.questions < 50:
         raise InvalidInput(
             f"--questions is {options.questions}; 50 or more give each difficulty a few"
@@ -68,16 +62,6 @@ def demo(options: DemoOptions) -> None:
         }
         terminal.print_json({**chapters, "page": str(page)})
         return
-    draw(sections)
-    terminal.print_text(f"\nThe same as pictures: {page}")
-
-
-def draw(sections: Sequence[Section]) -> None:
-    console = terminal.console()
     for section in sections:
-        for table in section.tables:
-            table.draw(console)
-        for sentence in section.sentences:
-            terminal.print_text(sentence)
-        for text in section.texts:
-            text.draw(console)
+        terminal.draw(section.tables, section.sentences, section.texts)
+    terminal.print_text(f"\nThe same as pictures: {page}")

@@ -124,10 +124,8 @@ def measure(measured: TwoModels) -> RoutedQuestions:
 
 def _cost(share: float, measured: TwoModels, scoring: Scoring) -> float:
     """The cost of sending this share to the large model, relative to sending it everything."""
-    to_large, to_small = (
-        measured.flops[LARGE] + scoring.to_large,
-        measured.flops[SMALL] + scoring.to_small,
-    )
+    to_large = measured.flops[LARGE] + scoring.to_large
+    to_small = measured.flops[SMALL] + scoring.to_small
     return (share * to_large + (1 - share) * to_small) / measured.flops[LARGE]
 
 
@@ -151,18 +149,14 @@ def _outcomes(questions: Sequence[Question], right: Any, measured: TwoModels) ->
 
 def _turns(shown: Sequence[Shown], scorer: Scorer, rule: Threshold) -> list[Turn]:
     predictions = scorer.predict([s.question.prompt for s in shown])
+    gains = predictions.last_gain
     turns = []
-    for i, large in enumerate(rule.strong(predictions.last_gain)):
+    for s, score, gain, large in zip(
+        shown, predictions.score, gains, rule.strong(gains), strict=True
+    ):
         name = LARGE if large else SMALL
-        turns.append(
-            Turn(
-                shown[i].question.prompt,
-                float(predictions.score[i]),
-                float(predictions.last_gain[i]),
-                name,
-                shown[i].answers[name].right,
-            )
-        )
+        right = s.answers[name].right
+        turns.append(Turn(s.question.prompt, float(score), float(gain), name, right))
     return turns
 
 
@@ -231,10 +225,8 @@ def turns_table(routed: RoutedQuestions) -> Table:
 def _picture(measured: TwoModels, routed: RoutedQuestions) -> str:
     """Each curve from the small model alone to the large one; scoring shifts ours to the right."""
     nothing = Scoring(0, 0)
-    small, large = (
-        (_cost(0, measured, nothing), measured.share(SMALL)),
-        (1.0, measured.share(LARGE)),
-    )
+    small = (_cost(0, measured, nothing), measured.share(SMALL))
+    large = (1.0, measured.share(LARGE))
     lines = {"random": [small, large]}
     for name, curve in routed.curves.items():
         scoring = nothing if name == PERFECT else routed.scoring

@@ -91,10 +91,7 @@ def audit(options: AuditOptions) -> None:
         terminal.print_json({"audit": audited.as_dict(), "race": race})
         return
     for section in drawn:
-        for table in section.tables:
-            table.draw(terminal.console())
-        for sentence in section.sentences:
-            terminal.print_text(sentence)
+        terminal.draw(section.tables, section.sentences)
     if page is not None:
         terminal.print_text(f"The same as a page: {page}")
 
@@ -236,4 +233,4 @@ def race_picture(race: Race) -> str:
             [max(ys) for ys in heights] if banded else None,
             faint=run is race.standard,
         )
-    return plots.bands(lines, "share of the budget, %", "loss")
+    return plots.lines(lines, "share of the budget, %", "loss")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
+from pliant.cli import terminal
 from pliant.errors import InvalidInput
 from pliant.options import Flag, from_texts, named_values
 
@@ -114,13 +116,9 @@ def encode(rows: list[dict[str, Any]], model: Any, tokenizer: Any, length: int) 
 @contextmanager
 def quiet_libraries(*kinds: type[Warning]) -> Iterator[None]:
     """Print our own warnings, and those of `kinds`, as one line each; none of the libraries'."""
-    import sys
-
-    from transformers.utils import logging
-
     from pliant.gradients import GradientsWarning
 
-    logging.disable_progress_bar()
+    terminal.hide_loading_bars()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", GradientsWarning)

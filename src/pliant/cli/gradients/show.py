@@ -52,8 +52,7 @@ def show(options: ShowOptions) -> None:
     if options.json:
         terminal.print_json({"texts": plain(tokens, inputs.tokenizer)})
     else:
-        for text in texts:
-            text.draw(terminal.console())
+        terminal.draw((), texts=texts)
     if options.page is not None:
         section = Section("What would be trained", [LEGEND], texts=texts)
         title = f"{options.model} on {options.data}: which tokens train"
@@ -75,9 +74,7 @@ def coloured(shown: Shown, tokenizer: Any) -> list[Coloured]:
     highest = max((token.loss or 0.0 for row in shown for token in row), default=0.0) or 1.0
     texts = []
     for i, row in enumerate(shown, start=1):
-        labelled, trained = (
-            sum(x) for x in zip(*((t.labelled, t.trained) for t in row), strict=True)
-        )
+        trained, labelled = sum(t.trained for t in row), sum(t.labelled for t in row)
         title = f"Text {i}: {trained} of {labelled} tokens would be trained"
         texts.append(Coloured(title, [_word(token, tokenizer, highest) for token in row]))
     return texts

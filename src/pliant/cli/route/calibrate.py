@@ -23,11 +23,9 @@ def calibrate(options: CalibrateOptions) -> None:
 
     Example: pliant route calibrate --router my-router --labels new.jsonl --goal "30 % of calls"
     """
-    from transformers.utils import logging
-
     from pliant.routing.fitting.fit import calibrate as recalibrate
 
-    logging.disable_progress_bar()
+    terminal.hide_loading_bars()
     calibrated = recalibrate(options.router, options.outcomes(), options.goal, options.calibration)
     if options.json:
         terminal.print_json(calibrated.as_dict())

@@ -24,12 +24,10 @@ def evaluate(options: EvaluateOptions) -> None:
 
     Example: pliant route evaluate --router my-router --labels test.jsonl
     """
-    from transformers.utils import logging
-
     from pliant.cli.route import tables
     from pliant.routing.fitting.evaluate import evaluate as measure
 
-    logging.disable_progress_bar()
+    terminal.hide_loading_bars()
     evaluation = measure(options.router, options.outcomes())
     if options.json:
         terminal.print_json(evaluation.as_dict())
@@ -37,10 +35,7 @@ def evaluate(options: EvaluateOptions) -> None:
     shown = [tables.metrics(evaluation), tables.baselines(evaluation)]
     if evaluation.calibration:
         shown.append(tables.probabilities(evaluation))
-    for table in shown:
-        table.draw(terminal.console())
-    for sentence in sentences(evaluation):
-        terminal.print_text(sentence)
+    terminal.draw(shown, sentences(evaluation))
 
 
 def sentences(evaluation: Evaluation) -> list[str]:

@@ -66,15 +66,13 @@ def fit(options: FitOptions) -> None:
 
 def _fitted(options: FitOptions) -> Fitted:
     """The router, with the models and the cost that the labels' rows record."""
-    from transformers.utils import logging
-
     from pliant.routing.fitting.fit import GOAL
     from pliant.routing.fitting.fit import fit as fit_router
     from pliant.routing.labels.label import backend_descriptions, label_cost
 
     outcomes = options.outcomes()
     backends = dict(_pair(text) for text in options.backend)
-    logging.disable_progress_bar()
+    terminal.hide_loading_bars()
     path = Path(options.labels)
     return fit_router(
         outcomes,
@@ -109,7 +107,7 @@ def _draw(fitted: Fitted, blind: bool) -> None:
     names, evaluation = fitted.file.names, fitted.evaluation
     best = oracle_apgr(fitted.splits.ladder) if len(names) == 2 else None
     rungs = [rung.as_dict() for rung in fitted.rungs]
-    tables.ladder(rungs, names, fitted.selected.kind, best).draw(terminal.console())
+    table = tables.ladder(rungs, names, fitted.selected.kind, best)
     sizes, how = fitted.splits.sizes(), fitted.splits.how
     sentences = [
         f"Selected: {_why(fitted)}",
@@ -126,8 +124,7 @@ def _draw(fitted: Fitted, blind: bool) -> None:
         sentences.insert(1, f"Not tried: {untried}, which read a model (--base nano-s, say).")
     if not math.isfinite(evaluation.report.oracle_apgr):
         sentences.insert(0, _nothing_to_gain(fitted))
-    for sentence in sentences:
-        terminal.print_text(sentence)
+    terminal.draw([table], sentences)
 
 
 def _why(fitted: Fitted) -> str:

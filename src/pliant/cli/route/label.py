@@ -96,8 +96,6 @@ def label(options: LabelOptions) -> None:
 
 
 def _labelled(options: LabelOptions) -> LabelReport:
-    from transformers.utils import logging
-
     from pliant.data import read_rows
     from pliant.routing.labels.label import label as label_rows
     from pliant.routing.labels.table import Columns
@@ -106,7 +104,7 @@ def _labelled(options: LabelOptions) -> LabelReport:
     judge = models.pop() if options.judge else None
     grader = _grader(options, judge)
     columns = Columns(options.prompt_column, options.answer_column)
-    logging.disable_progress_bar()
+    terminal.hide_loading_bars()
     needed = [columns.prompt] + ([columns.answer] if grader.name != "function" else [])
     return label_rows(
         read_rows(options.prompts, needed, limit=options.limit),
@@ -116,7 +114,7 @@ def _labelled(options: LabelOptions) -> LabelReport:
         settings=settings,
         unit=options.cost,
         columns=columns,
-        progress=terminal.track_stream,
+        progress=terminal.track,
     )
 
 

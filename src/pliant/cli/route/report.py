@@ -40,8 +40,6 @@ def report(options: ReportOptions) -> None:
 
     Example: pliant route report --router my-router --labels test.jsonl --out report.html
     """
-    from transformers.utils import logging
-
     from pliant.cli.route import report_page as pages
     from pliant.cli.route.report_data import (
         ReportData,
@@ -52,7 +50,7 @@ def report(options: ReportOptions) -> None:
     from pliant.reports import page
     from pliant.routing import router_file
 
-    logging.disable_progress_bar()
+    terminal.hide_loading_bars()
     folder, out = options.router.expanduser(), options.out.expanduser()
     if out.is_dir():
         raise InvalidInput(f"--out {out}: a folder; name the page, as in {out / 'report.html'}")
@@ -93,7 +91,7 @@ def _draw(data: ReportData) -> None:
 
     def say(sentences: list[str]) -> None:
         for sentence in sentences:
-            console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
+            terminal.print_text(sentence)
         if sentences:
             console.print()
 

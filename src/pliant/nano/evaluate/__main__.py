@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers.utils import logging
-
 from pliant.cli import terminal
 from pliant.cli.app import run_program
 from pliant.nano.evaluate import EvaluateOptions, evaluate
@@ -17,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         Example: python -m pliant.nano.evaluate nano-s
         """
-        logging.disable_progress_bar()  # over files of kilobytes
+        terminal.hide_loading_bars()
         try:
             evaluate(options, terminal.progress)
         except KeyboardInterrupt:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from safetensors import SafetensorError
-from transformers.utils import logging
 
 from pliant.cli import terminal
 from pliant.cli.app import run_program
@@ -22,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         Example: python -m pliant.nano.train --out weights --work runs/nano --threads 2
         """
-        logging.disable_progress_bar()  # over files of kilobytes
+        terminal.hide_loading_bars()
         try:
             train(options, terminal.progress)
         except KeyboardInterrupt:
