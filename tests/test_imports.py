@@ -68,7 +68,7 @@ LAYERS = {
     "prefill": [{"prefilled"}, {"forward", "prefix"}, {"batch"}],
     "routing": [
         {"fitting", "router"},
-        {"live", "open"},
+        {"live"},
         {"router_file"},
         {"goals", "labels", "metrics", "scorers"},
         {"backends", "decision_rule"},

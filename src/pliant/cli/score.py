@@ -103,12 +103,11 @@ def _by_scorer(
 def _by_router(folder: Path, kind: str, prompts: Sequence[Any]) -> list[Row]:
     from pliant.routing import router_file, scorers
     from pliant.routing.fitting.evaluate import calibrated
-    from pliant.routing.open import open_scorer
 
     if kind == "scorer.json":
         return list(_rows_predicted(prompts, scorers.load(folder).predict(prompts)))
     file = router_file.read(folder)
-    predictions = open_scorer(folder, file).predict(prompts)
+    predictions = file.open_scorer(folder).predict(prompts)
     # The router's calibrated probabilities, which `route ask` shows for the same prompt.
     right = calibrated(file, predictions)
     return list(_rows_predicted(prompts, replace(predictions, right=right)))

@@ -136,14 +136,13 @@ class Sweep:
         return self._at(np.concatenate([[np.inf], values[::-1], [-np.inf]]))
 
     def _at(self, values: Floats) -> Steps:
-        rows, last = np.arange(len(self.outcomes)), self.rule.models - 1
-        right, cost = self.outcomes.right, self.outcomes.cost
-        steps = [self.choose(float(value)) for value in values]
+        choices = [self.choose(float(value)) for value in values]
+        routed = [self.outcomes.routed(chosen) for chosen in choices]
         return Steps(
             values,
-            np.array([(step == last).mean() for step in steps]),
-            np.array([right[rows, step].mean() for step in steps]),
-            np.array([cost[rows, step].mean() for step in steps]),
+            np.array([(chosen == self.rule.models - 1).mean() for chosen in choices]),
+            np.array([right.mean() for right, _ in routed]),
+            np.array([cost.mean() for _, cost in routed]),
         )
 
     def _gain_steps(self, gain: Floats, by_gain: NDArray[np.bool_] | bool) -> Steps:

@@ -22,6 +22,7 @@ from pliant.routing.prompts import messages as messages_of
 
 Floats = NDArray[np.float64]
 UNITS = ("tokens", "usd", "ms", "flops", "calls")
+_COLUMNS = ("prompts", "groups", "wordings", "questions", "messages")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ class Outcomes:
     def __post_init__(self) -> None:
         for name in ("right", "cost"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
-        for name in ("prompts", "models", "groups", "wordings", "questions", "messages"):
+        for name in ("models", *_COLUMNS):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
         self._refuse_wrong_sizes()
@@ -79,6 +80,15 @@ class Outcomes:
     def strong(self) -> Floats:
         """(n,) of the most expensive model."""
         return self.right[:, -1]
+
+    def routed(self, chosen: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """(n,) and (n,): how often the chosen model of each prompt is right, and what it costs."""
+        rows = np.arange(len(self))
+        return self.right[rows, chosen], self.cost[rows, chosen]
+
+    def shares(self, chosen: NDArray[np.int64]) -> Floats:
+        """(m,) the share of prompts that each model answers."""
+        return np.bincount(chosen, minlength=len(self.models)) / len(self)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -141,20 +151,12 @@ class Outcomes:
     def select(self, rows: ArrayLike) -> Outcomes:
         """The prompts at these indices, in this order, or where a mask is true."""
         index = np.arange(len(self))[np.asarray(rows)]
-
-        def of(column: tuple[Any, ...]) -> tuple[Any, ...]:
-            return tuple(column[i] for i in index)
-
-        return replace(
-            self,
-            prompts=of(self.prompts),
-            right=self.right[index],
-            cost=self.cost[index],
-            groups=None if self.groups is None else of(self.groups),
-            wordings=None if self.wordings is None else of(self.wordings),
-            questions=None if self.questions is None else of(self.questions),
-            messages=None if self.messages is None else of(self.messages),
-        )
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        selected: dict[str, Any] = {
+            name: None if column is None else tuple(column[i] for i in index)
+            for name, column in columns.items()
+        }
+        return replace(self, right=self.right[index], cost=self.cost[index], **selected)
 
     def of_models(self, models: Sequence[str]) -> Outcomes:
         """The same prompts with these models, in this order (the cheapest first)."""
@@ -208,18 +210,20 @@ class Outcomes:
         return [str(root(i)) for i in range(len(texts))]
 
     def _row(self, i: int) -> Row:
-        row: Row = {"prompt": self.prompts[i]}
-        if self.messages is not None and self.messages[i] is not None:
-            row["messages"] = self.messages[i]
-        if self.groups is not None:
-            row["group"] = self.groups[i]
-        if self.wordings is not None:
-            row["wording"] = self.wordings[i]
-        if self.questions is not None:
-            row["question"] = self.questions[i]
-        row["right"] = dict(zip(self.models, self.right[i].tolist(), strict=True))
-        row["cost"] = dict(zip(self.models, self.cost[i].tolist(), strict=True))
-        return {**row, "unit": self.unit}
+        optional = {
+            "messages": self.messages,
+            "group": self.groups,
+            "wording": self.wordings,
+            "question": self.questions,
+        }
+        present = {name: column[i] for name, column in optional.items() if column is not None}
+        return {
+            "prompt": self.prompts[i],
+            **{name: value for name, value in present.items() if value is not None},
+            "right": dict(zip(self.models, self.right[i].tolist(), strict=True)),
+            "cost": dict(zip(self.models, self.cost[i].tolist(), strict=True)),
+            "unit": self.unit,
+        }
 
     def _cheapest_first(self) -> Outcomes:
         order = np.argsort(self.cost.mean(axis=0), kind="stable")
@@ -236,7 +240,7 @@ class Outcomes:
                 raise InvalidInput(
                     f"{name} is {getattr(self, name).shape}, for {n} prompts and {m} models"
                 )
-        for name in ("groups", "wordings", "questions", "messages"):
+        for name in _COLUMNS:
             if getattr(self, name) is not None and len(getattr(self, name)) != n:
                 raise InvalidInput(f"{len(getattr(self, name))} {name} for {n} prompts")
 

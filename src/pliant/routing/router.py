@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pliant.errors import InvalidInput, PliantError, did_you_mean
@@ -36,7 +35,6 @@ from pliant.routing.live.preference import (
     Sessions,
 )
 from pliant.routing.live.shared_prefill import answer, backend_of
-from pliant.routing.open import is_remote, open_model, open_scorer
 from pliant.routing.prompts import Prompt, messages
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions, Prefilling, Scorer
@@ -71,14 +69,14 @@ class Router:
         self.file, self.scorer = file, scorer
         self.ledger = ledger or Ledger(None, prompts=file.ledger.prompts)
         self._backends = {
-            entry.name: (backends or {}).get(entry.name) or open_model(entry, device)
+            entry.name: (backends or {}).get(entry.name) or entry.open(device)
             for entry in file.models
         }
         # For prompts that fit one model only. Opening a backend sends nothing.
         self._patient = {
-            entry.name: open_model(entry, patient=True)
+            entry.name: entry.open(patient=True)
             for entry in file.models
-            if entry.name not in (backends or {}) and is_remote(entry)
+            if entry.name not in (backends or {}) and entry.is_remote
         }
         self._preferences = Preferences(file, scorer)
         self._sessions = Sessions(file.sticky.limit, file.sticky.ttl, clock)
@@ -108,7 +106,7 @@ class Router:
             place = None if file.ledger.path is None else folder / file.ledger.path
         return cls(
             file,
-            scorer or open_scorer(folder, file, options.get("device")),
+            scorer or file.open_scorer(folder, options.get("device")),
             ledger=Ledger(place, prompts=file.ledger.prompts),
             **options,
         )
@@ -176,12 +174,7 @@ class Router:
     def __enter__(self) -> Router:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # --- choosing --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     AliasChoices,
@@ -23,12 +23,16 @@ from pydantic import (
 
 from pliant import __version__
 from pliant.errors import CorruptFile, InvalidInput, did_you_mean
-from pliant.routing.backends import ModelSpec, Settings, check_names
+from pliant.routing.backends import Backend, ModelSpec, Retry, Settings, check_names, open_backend
 from pliant.routing.decision_rule import DecisionRule
 from pliant.routing.metrics.calibration import from_json
 
+if TYPE_CHECKING:
+    from pliant.routing.scorers import Scorer
+
 VERSION = 1
 NAME = "router.json"
+AT_ONCE = 64  # calls of one URL at a time
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -59,6 +63,32 @@ class ModelEntry(Part):
     """Calls of a URL for one prompt; by default 1, or 6 if no other model takes the prompt."""
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds for a call of a URL; by default 120, of which 5 to connect."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the model is behind a URL."""
+        return ModelSpec.parse(self.backend).url is not None
+
+    def open(self, device: str | None = None, *, patient: bool = False) -> Backend:
+        """The model's backend.
+
+        A call of a URL is tried once unless the entry says otherwise, because another model can
+        stand in. A `patient` one, for prompts that no other model takes, is tried as often as in
+        labelling.
+        """
+        spec = ModelSpec.parse(self.backend)
+        options: dict[str, Any] = {"device": device}
+        if spec.url is not None:
+            tries = self.tries or (None if patient else 1)
+            options = {
+                "context_tokens": self.context,
+                "concurrency": AT_ONCE,
+                "key_env": self.key_env,
+                "timeout": self.timeout,
+                "retry": None if tries is None else Retry(tries=tries),
+            }
+            options = {name: value for name, value in options.items() if value is not None}
+        return open_backend(ModelSpec(self.name, spec.model, spec.url), **options)
 
 
 class ScorerEntry(Part):
@@ -233,9 +263,28 @@ class RouterFile(Part):
         prices = self.costs if self.threshold.on == "worth" else None
         return DecisionRule(self.threshold.limit, len(self.models), prices, self.novel_to)
 
+    def open_scorer(self, folder: Path, device: str | None = None) -> Scorer:
+        """The scorer beside this file; one that reads a model reads it on the given device."""
+        from pliant.routing import scorers  # which need torch; a ledger does not
+        from pliant.routing.scorers.base_model import BaseLM
+
+        place = folder / self.scorer.folder
+        index = scorers.read_index(place)
+        kind = index["kind"]
+        if kind != self.scorer.kind:
+            raise InvalidInput(
+                f"{place}: holds a scorer of kind {kind!r}, and router.json says "
+                f"{self.scorer.kind!r}: fit the router again, or put back the scorer that belongs "
+                "to it"
+            )
+        base = index["settings"].get("base")
+        if base is not None and device is not None and kind in scorers.KINDS:
+            return scorers.load(place, base=BaseLM(base, device))
+        return scorers.load(place)
+
     def write(self, folder: Path) -> Path:
         """Write router.json, in one step."""
-        from pliant.adapters.files import write_file  # whose package needs torch; a ledger does not
+        from pliant.adapters.files import write_file  # whose package needs torch, too
 
         folder.mkdir(parents=True, exist_ok=True)
         content = self.model_dump(mode="json", exclude_defaults=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -26,26 +26,64 @@ _loaded: WeakValueDictionary[tuple[str, ...], Any] = WeakValueDictionary()
 _loading = threading.Lock()
 
 
-class LocalBackend:
-    """One model of `pliant.loading`, loaded on first use."""
+class LocalModel:
+    """A model of `pliant.loading` and its tokenizer, loaded on first use.
+
+    Those who name one model with the same options, such as a scorer and a backend, share one copy.
+    """
 
     def __init__(
         self,
-        name: str,
-        model: str,
+        source: str,
         *,
         device: str | None = None,
         dtype: str = "auto",
-        tokens_a_batch: int = 8_192,
         trust_remote_code: bool = False,
     ) -> None:
-        loading.resolve(model)  # so that an unknown name fails at once
-        self.name, self._source = name, model
-        self._options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-        self._batch_tokens = tokens_a_batch
-        self._lock = threading.Lock()  # a model generates one batch at a time
+        loading.resolve(source)  # so that an unknown name fails at once
+        self._source, self._trusted = source, trust_remote_code
+        self._options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "trust_remote_code": trust_remote_code,
+        }
         self._model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def loaded(self) -> PreTrainedModel | None:
+        """The model, if it is in memory."""
+        return self._model if self._model is not None else _loaded.get(self._key())
+
+    @property
+    def model(self) -> PreTrainedModel:
+        if self._model is None:
+            with _loading:
+                self._model = _loaded.get(self._key())
+                if self._model is None:
+                    self._model = loading.load_model(self._source, **self._options)
+                    _loaded[self._key()] = self._model
+        return self._model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        if self._tokenizer is None:
+            self._tokenizer = loading.load_tokenizer(self._source, trust_remote_code=self._trusted)
+        return self._tokenizer
+
+    def _key(self) -> tuple[str, ...]:
+        return (loading.resolve(self._source).location, *map(str, self._options.values()))
+
+
+class LocalBackend(LocalModel):
+    """A local model that answers prompts."""
+
+    def __init__(
+        self, name: str, model: str, *, tokens_a_batch: int = 8_192, **options: Any
+    ) -> None:
+        super().__init__(model, **options)
+        self.name, self._batch_tokens = name, tokens_a_batch
+        self._lock = threading.Lock()  # a model generates one batch at a time
         self._pads: bool | None = None
 
     def ask(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Result]:
@@ -58,7 +96,9 @@ class LocalBackend:
                 yield i, BackendError(f"{self.name}: {error}", "prompt refused")
                 continue
             if limit is not None and len(ids[i]) >= limit:
-                yield i, self._too_long(len(ids.pop(i)), limit)
+                tokens = f"a prompt of {len(ids.pop(i)):,} tokens"
+                message = f"{tokens} leaves no room for an answer in its context of {limit:,}"
+                yield i, BackendError(f"{self.name}: {message}", "prompt too long")
         for number, rows in enumerate(self._batches(ids, settings)):
             yield from self._batch(rows, [ids[i] for i in rows], settings, number)
 
@@ -66,9 +106,7 @@ class LocalBackend:
         return len(self.ids(prompt))
 
     def context(self) -> int | None:
-        config = loading.load_config(
-            self._source, trust_remote_code=bool(self._options["trust_remote_code"])
-        )
+        config = loading.load_config(self._source, trust_remote_code=self._trusted)
         limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
         return limit if isinstance(limit, int) and limit > 0 else None
 
@@ -90,27 +128,6 @@ class LocalBackend:
         with self._lock:
             yield
 
-    @property
-    def loaded(self) -> PreTrainedModel | None:
-        """The model, if it is in memory."""
-        return self._model if self._model is not None else in_memory(self._source, **self._options)
-
-    @property
-    def model(self) -> PreTrainedModel:
-        if self._model is None:
-            self._model = shared_model(self._source, **self._options)
-        return self._model
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        if self._tokenizer is None:
-            self._tokenizer = loading.load_tokenizer(
-                self._source, trust_remote_code=bool(self._options["trust_remote_code"])
-            )
-        return self._tokenizer
-
-    # --- one prompt ------------------------------------------------------------------------------
-
     def ids(self, prompt: Prompt) -> Ids:
         """The prompt in the model's chat template, or as plain text if it has none."""
         conversation = messages(prompt)
@@ -121,13 +138,6 @@ class LocalBackend:
         if not ids:
             raise InvalidInput("the prompt is empty: there is no token to continue from")
         return ids
-
-    def _too_long(self, tokens: int, limit: int) -> BackendError:
-        return BackendError(
-            f"{self.name}: a prompt of {tokens:,} tokens leaves no room for an answer in its "
-            f"context of {limit:,}",
-            "prompt too long",
-        )
 
     # --- batches ---------------------------------------------------------------------------------
 
@@ -196,15 +206,19 @@ class LocalBackend:
 
         longest, limit = max(map(len, ids)), self.context()
         ids_BT, mask_BT = pad_rows(ids, self._pad(), side="left")
-        new_tokens = settings.max_new_tokens
-        options = self.greedy_options()
-        if settings.temperature > 0:
+        new_tokens, sampling = settings.max_new_tokens, settings.temperature > 0
+        device, options = self.model.device, self.greedy_options()
+        if sampling:
             options |= {"do_sample": True, "temperature": settings.temperature}
             del options["top_p"], options["top_k"]  # keep the model's own
-        with torch.inference_mode(), _seeded(self.model.device, seed, settings.temperature > 0):
+        # The seed is for this call alone: the caller's random state is restored.
+        devices = [device] if device.type == "cuda" else []
+        with torch.inference_mode(), torch.random.fork_rng(devices, enabled=sampling):
+            if sampling:
+                torch.manual_seed(seed)
             out = self.model.generate(
-                input_ids=ids_BT.to(self.model.device),
-                attention_mask=mask_BT.to(self.model.device),
+                input_ids=ids_BT.to(device),
+                attention_mask=mask_BT.to(device),
                 max_new_tokens=new_tokens if limit is None else min(new_tokens, limit - longest),
                 num_return_sequences=settings.samples,
                 **options,
@@ -246,38 +260,6 @@ def own_parameters(model: Any) -> int:
 
     extra = sum(p.numel() for add_on in attached(model).values() for p in add_on.parameters())
     return int(model.num_parameters()) - extra
-
-
-def shared_model(source: str, **options: Any) -> Any:
-    """A model that its users share, such as a scorer and a backend."""
-    with _loading:
-        model = in_memory(source, **options)
-        if model is None:
-            model = loading.load_model(source, **options)
-            _loaded[_key(source, options)] = model
-        return model
-
-
-def in_memory(source: str, **options: Any) -> Any:
-    """The shared model, if it is loaded."""
-    return _loaded.get(_key(source, options))
-
-
-def _key(source: str, options: Mapping[str, Any]) -> tuple[str, ...]:
-    return (loading.resolve(source).location, *(f"{k}={options[k]}" for k in sorted(options)))
-
-
-@contextmanager
-def _seeded(device: Any, seed: int, sampling: bool) -> Iterator[None]:
-    """Seed the random numbers inside, and restore the caller's random state afterwards."""
-    import torch
-
-    if not sampling:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def out_of_memory(error: Exception) -> bool:

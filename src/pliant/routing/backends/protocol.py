@@ -7,15 +7,15 @@ that speaks OpenAI's protocol: `openai:gpt-4o@https://host/v1`.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from pliant.errors import InvalidInput, PliantError
+from pliant.loading import embedded
 from pliant.routing.prompts import Prompt
 
 # The kinds of failures, by which they are counted.
@@ -115,9 +115,9 @@ class Used:
     """From the price; None for a model without one."""
 
     def __add__(self, other: Used) -> Used:
-        return Used(
-            *(_sum(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)),
-        )
+        pairs = {name: (amount, vars(other)[name]) for name, amount in vars(self).items()}
+        sums: dict[str, Any] = {k: None if None in pair else sum(pair) for k, pair in pairs.items()}
+        return Used(**sums)
 
     def of(self, unit: str) -> float:
         """The amount in a unit of `Outcomes`: tokens, usd, ms, flops or calls."""
@@ -139,9 +139,9 @@ class Used:
     def priced(self, price: Price | None) -> Used:
         """With `usd` by this price."""
         if price is None:
-            return Used(**{**asdict(self), "usd": None})
+            return replace(self, usd=None)
         usd = (self.prompt_tokens * price.prompt + self.answer_tokens * price.answer) / 1e6
-        return Used(**{**asdict(self), "usd": usd})
+        return replace(self, usd=usd)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, without unknown quantities."""
@@ -150,10 +150,6 @@ class Used:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Used:
         return cls(**{"flops": None, "usd": None, **content})
-
-
-def _sum(a: Any, b: Any) -> Any:
-    return None if a is None or b is None else a + b
 
 
 @dataclass(frozen=True)
@@ -216,7 +212,7 @@ class ModelSpec:
                 raise InvalidInput("a model behind a URL is written openai:MODEL@https://host/v1")
             return cls(parts[1], parts[1], _checked_url(parts[2]))
         folder = Path(text).expanduser()
-        if folder.is_dir() and text not in _embedded():
+        if folder.is_dir() and text not in embedded():
             return cls(folder.resolve().name, str(folder.resolve()))
         return cls(text, text)
 
@@ -234,12 +230,6 @@ def check_names(specs: Sequence[ModelSpec]) -> None:
             )
 
 
-def _embedded() -> list[str]:
-    from pliant.loading import embedded
-
-    return embedded()
-
-
 def _checked_url(url: str) -> str:
     """Only a plain http(s) address: a password in it would be written into files."""
     parts = urlsplit(url)
@@ -253,8 +243,3 @@ def _checked_url(url: str) -> str:
             "variable, because the address is written into files"
         )
     return url.rstrip("/")
-
-
-def key_from(environment_variable: str) -> str | None:
-    """The key, read when it is used and never stored."""
-    return os.environ.get(environment_variable) or None

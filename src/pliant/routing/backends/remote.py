@@ -7,6 +7,7 @@ sent, and never appears in a file, message or error.
 
 from __future__ import annotations
 
+import os
 import queue
 import random
 import threading
@@ -24,7 +25,6 @@ from pliant.routing.backends.protocol import (
     Result,
     Settings,
     Used,
-    key_from,
 )
 from pliant.routing.prompts import Prompt, messages
 
@@ -171,7 +171,7 @@ class OpenAIBackend:
                 timeout = httpx.Timeout(self._timeout, connect=min(_CONNECT, self._timeout))
                 self._client = httpx.Client(timeout=timeout, limits=limits)
             client = self._client
-        key = key_from(self._key_env)
+        key = self._key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return client.post(f"{self.url}/chat/completions", json=body, headers=headers)
 
@@ -230,12 +230,13 @@ class OpenAIBackend:
         if status in (400, 413, 422):
             too_long = "context" in reply.text.lower() or status == 413
             return BackendError(message, "prompt too long" if too_long else "prompt refused"), False
-        return BackendError(f"{message}{self._hint(status)}", "refused", fatal=True), False
+        if status == 401 and self._key() is None:
+            message += f" (the environment variable {self._key_env} holds no key)"
+        return BackendError(message, "refused", fatal=True), False
 
-    def _hint(self, status: int) -> str:
-        if status == 401 and key_from(self._key_env) is None:
-            return f" (the environment variable {self._key_env} holds no key)"
-        return ""
+    def _key(self) -> str | None:
+        """The key, read when it is used and never stored."""
+        return os.environ.get(self._key_env) or None
 
     def _unanswered(self, error: Exception) -> BackendError:
         import httpx
@@ -249,7 +250,7 @@ class OpenAIBackend:
 
     def _summary(self, text: str) -> str:
         """The server's text on one short line, without the key, which some servers repeat."""
-        key = key_from(self._key_env)
+        key = self._key()
         line = " ".join((text.replace(key, "***") if key else text).split())
         return line if len(line) <= 200 else line[:197] + "..."
 
@@ -257,6 +258,9 @@ class OpenAIBackend:
 def _estimate_tokens(conversation: list[dict[str, str]]) -> int:
     octets = sum(len(m["content"].encode()) for m in conversation)
     return octets // _BYTES_A_TOKEN + 1 + _TEMPLATE_TOKENS * len(conversation)
+
+
+# --- several calls at a time, and when to try one again -------------------------------------------
 
 
 def in_parallel(

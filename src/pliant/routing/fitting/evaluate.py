@@ -30,7 +30,6 @@ from pliant.routing.fitting.splits import fitted_on
 from pliant.routing.metrics import calibration as calibrations
 from pliant.routing.metrics.curves import LambdaCurve, lambda_curve, quality_cost_curve
 from pliant.routing.metrics.ranking import difference, report
-from pliant.routing.open import open_scorer
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions
@@ -38,6 +37,7 @@ from pliant.stats import Band, bootstrap_counts, brier, brier_skill, ece
 
 Floats = NDArray[np.float64]
 BASELINES = "baselines"
+"""The folder of the scorers that an evaluation compares with, inside the router's."""
 _BINS, _SHOWN = 10, 5
 
 
@@ -48,7 +48,7 @@ def evaluate(router: str | Path, outcomes: Outcomes) -> Evaluation:
     """
     folder = Path(router).expanduser()
     file = router_file.read(folder)
-    scorer = open_scorer(folder, file)
+    scorer = file.open_scorer(folder)
     outcomes = outcomes.of_models(file.names)
     known = fitted_on(folder, outcomes.prompts)
     if known.all():
@@ -78,6 +78,7 @@ def measure(
     chosen = file.rule.choose(predictions.gain, predictions.novel)
     right = calibrated(file, predictions)
     gain, score = predictions.last_gain, None if right is None else 1 - right[:, 0]
+    columns = () if right is None else zip(outcomes.models, right.T, outcomes.right.T, strict=True)
     return Evaluation(
         scorer=file.scorer.kind,
         report=report(gain, outcomes, score),
@@ -88,7 +89,7 @@ def measure(
         },
         routed=_routed(chosen, outcomes, file.scorer.cost),
         threshold=file.threshold.limit,
-        calibration=() if right is None else _reliabilities(right, outcomes),
+        calibration=tuple(reliability(model, p, y) for model, p, y in columns),
         histogram=None if score is None else _histogram(score, outcomes),
         examples=_examples(gain, score, chosen, outcomes),
         novel=None if predictions.novel is None else float(predictions.novel.mean()),
@@ -132,32 +133,21 @@ def reliability(model: str, p: Floats, y: Floats) -> Reliability:
     )
 
 
-def _reliabilities(right: Floats, outcomes: Outcomes) -> tuple[Reliability, ...]:
-    columns = zip(outcomes.models, right.T, outcomes.right.T, strict=True)
-    return tuple(reliability(model, p, y) for model, p, y in columns)
-
-
 def _routed(chosen: Chosen, outcomes: Outcomes, scoring: float) -> Routed:
-    rows = np.arange(len(outcomes))
-    right, cost = outcomes.right[rows, chosen], outcomes.cost[rows, chosen] + scoring
+    right, cost = outcomes.routed(chosen)
+    cost, one = cost + scoring, np.ones(len(outcomes))
 
-    def mean(of: Floats) -> Band:
-        return bootstrap_counts(
-            lambda counts: counts @ of / counts.sum(axis=1), len(of), clusters=outcomes.questions
-        )
-
-    def share(of: Floats, total: Floats) -> Band:
+    def ratio(of: Floats, total: Floats) -> Band:
         return bootstrap_counts(
             lambda c: (c @ of) / np.maximum(c @ total, 1e-12), len(of), clusters=outcomes.questions
         )
 
-    calls = np.bincount(chosen, minlength=len(outcomes.models)) / len(outcomes)
     return Routed(
-        dict(zip(outcomes.models, calls.tolist(), strict=True)),
-        mean(right),
-        share(right, outcomes.strong),
-        mean(cost),
-        share(cost, outcomes.cost[:, -1]),
+        dict(zip(outcomes.models, outcomes.shares(chosen).tolist(), strict=True)),
+        ratio(right, one),
+        ratio(right, outcomes.strong),
+        ratio(cost, one),
+        ratio(cost, outcomes.cost[:, -1]),
     )
 
 
@@ -205,7 +195,7 @@ def _paraphrases(questions: Sequence[str], gain: Floats, chosen: Chosen) -> Para
 def _groups(outcomes: Outcomes, chosen: Chosen) -> tuple[GroupResult, ...]:
     if outcomes.groups is None:
         return ()
-    routed, strong = outcomes.right[np.arange(len(outcomes)), chosen], len(outcomes.models) - 1
+    routed, strong = outcomes.routed(chosen)[0], len(outcomes.models) - 1
     names = np.array(outcomes.groups)
 
     def group(name: str) -> GroupResult:

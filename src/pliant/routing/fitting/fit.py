@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from pliant.errors import InvalidInput
 from pliant.routing import router_file
 from pliant.routing.backends import Used
-from pliant.routing.fitting.evaluate import measure
+from pliant.routing.fitting.evaluate import BASELINES, measure
 from pliant.routing.fitting.evaluation import Evaluation
 from pliant.routing.fitting.ladder import (
     EVERY,
@@ -48,7 +48,6 @@ from pliant.routing.labels.table import BackendDescription
 from pliant.routing.live import drift
 from pliant.routing.live.ledger_file import carried
 from pliant.routing.metrics import calibration
-from pliant.routing.open import open_scorer
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions, Scorer, kind_class, make
@@ -57,7 +56,6 @@ from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 
 GOAL = "95 % of the large model's quality"
 RECORD = "fit.json"
-BASELINES = "baselines"
 _LEAST_NEW = 50  # prompts to calibrate on
 
 
@@ -178,7 +176,7 @@ def calibrate(
             f"{_LEAST_NEW} or more are needed"
         )
     held = outcomes.select(~learned)
-    predictions = open_scorer(folder, file).predict(held.asked, held.groups)
+    predictions = file.open_scorer(folder).predict(held.asked, held.groups)
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
     chosen = choose_threshold(goal, predictions, held, file.costs, file.novel_to)
     new = reference(predictions, held, kind)

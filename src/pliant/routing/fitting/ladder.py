@@ -78,7 +78,8 @@ def climb(
         kind_class(kind)  # refuses a wrong name before the work
     rungs: list[Rung] = []
     for kind in progress(kinds, "fitting"):
-        rungs.append(_rung(_scorer(kind, base), splits, seed))
+        scorer = make(kind, base=base) if kind in READS_A_MODEL else make(kind)
+        rungs.append(_rung(scorer, splits, seed))
     best = max(rungs, key=_rank)
     return [
         rung if rung is best else _compared(rung, best, splits.ladder)
@@ -128,23 +129,24 @@ def ties(rung: Rung, margin: float = MARGIN) -> bool:
     return rung.behind.high >= 0 and rung.behind.low > -margin
 
 
-def value_of(gain: Floats, outcomes: Outcomes, **how: Any) -> Band:
+def value_of(gain: Floats, outcomes: Outcomes) -> Band:
     """APGR of two models. Of more: the area under quality against cost, between all to the cheapest
     and all to the most expensive, as prompts go to the highest gain - price * cost."""
     if len(outcomes.models) == 2:
-        return band("apgr", gain[:, -1], outcomes, **how)
-    measure = _area(gain, outcomes)
-    how = {"resamples": 200, "clusters": outcomes.questions, **how}
-    return bootstrap_counts(measure, len(outcomes), **how)
+        return band("apgr", gain[:, -1], outcomes)
+    return _area_band(_area(gain, outcomes), outcomes)
 
 
-def gap(a: Floats, b: Floats, outcomes: Outcomes, **how: Any) -> Band:
+def gap(a: Floats, b: Floats, outcomes: Outcomes) -> Band:
     """How much more a is worth than b, on the same resamples."""
     if len(outcomes.models) == 2:
-        return difference("apgr", a[:, -1], b[:, -1], outcomes, **how)
+        return difference("apgr", a[:, -1], b[:, -1], outcomes)
     area_a, area_b = _area(a, outcomes), _area(b, outcomes)
-    how = {"resamples": 200, "clusters": outcomes.questions, **how}
-    return bootstrap_counts(lambda counts: area_a(counts) - area_b(counts), len(outcomes), **how)
+    return _area_band(lambda counts: area_a(counts) - area_b(counts), outcomes)
+
+
+def _area_band(measure: Callable[[Floats], Floats], outcomes: Outcomes) -> Band:
+    return bootstrap_counts(measure, len(outcomes), resamples=200, clusters=outcomes.questions)
 
 
 def _area(gain: Floats, outcomes: Outcomes) -> Callable[[Floats], Floats]:
@@ -152,10 +154,8 @@ def _area(gain: Floats, outcomes: Outcomes) -> Callable[[Floats], Floats]:
     swept = sweep(gain, outcomes)
     values = swept.steps.values[:: max(1, len(swept.steps.values) // _POINTS)]
     values = np.unique(np.concatenate([values, [-np.inf, np.inf]]))
-    rows = np.arange(len(outcomes))
-    picks = [swept.choose(float(value)) for value in values]
-    right = np.stack([outcomes.right[rows, pick] for pick in picks])
-    cost = np.stack([outcomes.cost[rows, pick] for pick in picks])
+    routed = [outcomes.routed(swept.choose(float(value))) for value in values]
+    right, cost = (np.stack(columns) for columns in zip(*routed, strict=True))
 
     def measure(counts: Floats) -> Floats:
         size = counts.sum(axis=1, keepdims=True)
@@ -169,10 +169,6 @@ def _area(gain: Floats, outcomes: Outcomes) -> Callable[[Floats], Floats]:
     return measure
 
 
-def _scorer(kind: str, base: str | None) -> Scorer:
-    return make(kind, base=base) if kind in READS_A_MODEL else make(kind)
-
-
 def _rung(scorer: Scorer, splits: Splits, seed: int) -> Rung:
     kind = scorer.kind
     begun = time.perf_counter()
@@ -184,8 +180,7 @@ def _rung(scorer: Scorer, splits: Splits, seed: int) -> Rung:
 
 
 def _compared(rung: Rung, best: Rung, outcomes: Outcomes) -> Rung:
-    behind = gap(rung.gain, best.gain, outcomes)
-    return replace(rung, behind=behind)
+    return replace(rung, behind=gap(rung.gain, best.gain, outcomes))
 
 
 def decision_ms(scorer: Scorer, splits: Splits) -> float:

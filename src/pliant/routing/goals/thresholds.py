@@ -166,7 +166,10 @@ def threshold(
             )
         return _at(goal, swept, float(steps.values[meets[0]]))
     if goal.kind == "cost":
-        _refuse_other_unit(goal, outcomes)
+        if goal.unit != outcomes.unit:
+            raise InvalidInput(
+                f"{goal}: the costs of these labels are in {outcomes.unit}, not {goal.unit}"
+            )
         (meets,) = np.nonzero(steps.costs <= goal.amount * (1 + 1e-9))
     else:
         (meets,) = np.nonzero(steps.shares <= goal.amount + 1e-12)
@@ -201,11 +204,10 @@ def by_quality(
     quality: float = 0.95,
     confidence: float | None = None,
     grid: ArrayLike | None = None,
-    prices: ArrayLike | None = None,
     **how: Any,
 ) -> Threshold:
     """The fewest strong calls with this share of the strongest model's quality."""
-    return threshold(Goal("quality", quality, confidence), gain, outcomes, grid, prices, **how)
+    return threshold(Goal("quality", quality, confidence), gain, outcomes, grid, **how)
 
 
 def by_risk(
@@ -214,14 +216,13 @@ def by_risk(
     epsilon: float = 0.02,
     delta: float = 0.05,
     grid: ArrayLike | None = None,
-    prices: ArrayLike | None = None,
     **how: Any,
 ) -> Threshold:
     """The fewest strong calls with a quality proved to be at most epsilon under the strongest's.
 
     Epsilon is a difference of qualities: .02 allows .84 where the strongest model has .86.
     """
-    return threshold(Goal("risk", epsilon, 1 - delta), gain, outcomes, grid, prices, **how)
+    return threshold(Goal("risk", epsilon, 1 - delta), gain, outcomes, grid, **how)
 
 
 # --- choosing ------------------------------------------------------------------------------------
@@ -230,16 +231,16 @@ def by_risk(
 def _at(goal: Goal, swept: Sweep, value: float) -> Threshold:
     """The threshold, and what it does on this split."""
     outcomes, rule, chosen = swept.outcomes, swept.rule, swept.choose(value)
-    rows = np.arange(len(outcomes))
+    right, cost = outcomes.routed(chosen)
     return Threshold(
         value,
         goal,
         len(outcomes),
-        tuple((np.bincount(chosen, minlength=len(outcomes.models)) / len(outcomes)).tolist()),
-        float(outcomes.right[rows, chosen].mean()),
+        tuple(outcomes.shares(chosen).tolist()),
+        float(right.mean()),
         float(outcomes.weak.mean()),
         float(outcomes.strong.mean()),
-        float(outcomes.cost[rows, chosen].mean()),
+        float(cost.mean()),
         outcomes.unit,
         outcomes.models,
         "gain" if rule.prices is None else "worth",
@@ -258,7 +259,7 @@ def _proved(goal: Goal, swept: Sweep, grid: Floats) -> Threshold:
         raise InvalidInput("grid must be a row of numbers")
     assert goal.confidence is not None
     delta = round(1 - goal.confidence, 12)
-    outcomes, rows = swept.outcomes, np.arange(len(swept.outcomes))
+    outcomes = swept.outcomes
     safest_is_sure = swept.rule.novel_to in (None, swept.rule.models - 1)
     values = np.unique(grid)  # ascending: from the most calls to the strongest model to the fewest
     if not safest_is_sure:
@@ -268,7 +269,7 @@ def _proved(goal: Goal, swept: Sweep, grid: Floats) -> Threshold:
     for value in values:
         chosen = swept.choose(float(value))
         if before is None or (chosen != before).any():  # else it is the same test as the last
-            if not _keeps(goal, outcomes.right[rows, chosen], outcomes, delta):
+            if not _keeps(goal, outcomes.routed(chosen)[0], outcomes, delta):
                 break
             before = chosen
         passed = float(value)
@@ -282,25 +283,14 @@ def _proved(goal: Goal, swept: Sweep, grid: Floats) -> Threshold:
 
 def _keeps(goal: Goal, routed: Floats, outcomes: Outcomes, delta: float) -> bool:
     if goal.kind == "risk":
-        return proves_below(_by_question(outcomes.strong - routed, outcomes), goal.amount, delta)
-    losses = goal.amount * outcomes.strong - routed
-    return proves_below(_by_question(losses, outcomes), 0.0, delta)
-
-
-def _by_question(losses: Floats, outcomes: Outcomes) -> Floats:
-    """The mean loss of each question: its wordings are no independent evidence."""
-    if outcomes.questions is None:
-        return losses
-    at = np.unique(outcomes.questions, return_inverse=True)[1]
-    mean: Floats = np.bincount(at, losses) / np.bincount(at)
-    return mean
-
-
-def _refuse_other_unit(goal: Goal, outcomes: Outcomes) -> None:
-    if goal.unit != outcomes.unit:
-        raise InvalidInput(
-            f"{goal}: the costs of these labels are in {outcomes.unit}, not {goal.unit}"
-        )
+        losses, limit = outcomes.strong - routed, goal.amount
+    else:
+        losses, limit = goal.amount * outcomes.strong - routed, 0.0
+    if outcomes.questions is not None:
+        # The mean loss of each question: its wordings are no independent evidence.
+        at = np.unique(outcomes.questions, return_inverse=True)[1]
+        losses = np.bincount(at, losses) / np.bincount(at)
+    return proves_below(losses, limit, delta)
 
 
 def _least(goal: Goal, swept: Sweep) -> str:

@@ -1,7 +1,7 @@
 """What was decided, what it cost and what it saved, in one sqlite file for threads and processes.
 
     with Ledger("ledger.sqlite") as ledger:
-        ledger.report(router.file)
+        ledger.report()
 
 A prompt is stored as a salted hash, and as text only if the router's file says so. The salt lies in
 the ledger: it prevents look-ups in tables of hashes, but whoever holds the ledger can test a guess.
@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pliant.routing.live.decision import Decision, Reply
@@ -184,12 +183,7 @@ class Ledger:
     def __enter__(self) -> Ledger:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # --- drift -----------------------------------------------------------------------------------

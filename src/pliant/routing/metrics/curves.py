@@ -113,16 +113,17 @@ def lambda_curve(
     turning = turning[turning > 0]
     if len(turning):
         turning = np.quantile(turning, np.linspace(0, 1, max(points - 2, 1)))
-    rows, m = np.arange(len(outcomes)), len(outcomes.models)
+    m = len(outcomes.models)
     price = np.unique(np.concatenate([[0.0], turning, [np.inf]]))
     choices = [
         DecisionRule(float(p), m, believed, novel_to).choose(predicted, novel) for p in price
     ]
+    routed = [outcomes.routed(chosen) for chosen in choices]
     return LambdaCurve(
         price,
-        np.array([outcomes.cost[rows, chosen].mean() for chosen in choices]),
-        np.array([outcomes.right[rows, chosen].mean() for chosen in choices]),
-        np.stack([np.bincount(chosen, minlength=m) / len(outcomes) for chosen in choices]),
+        np.array([cost.mean() for _, cost in routed]),
+        np.array([right.mean() for right, _ in routed]),
+        np.stack([outcomes.shares(chosen) for chosen in choices]),
         outcomes.models,
         outcomes.unit,
     )

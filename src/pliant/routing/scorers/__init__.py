@@ -36,7 +36,16 @@ _DROPPED = {
     "cpx+text": "Pliant dropped it, because 'cpx' was better: fit the router again with 'cpx'"
 }
 
-__all__ = ["KINDS", "Prefilling", "Predictions", "Scorer", "kind_class", "load", "make"]
+__all__ = [
+    "KINDS",
+    "Prefilling",
+    "Predictions",
+    "Scorer",
+    "kind_class",
+    "load",
+    "make",
+    "read_index",
+]
 
 
 def make(kind: str, **settings: Any) -> Scorer:

@@ -7,39 +7,21 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from pliant import loading
 from pliant.data import has_chat_template
 from pliant.errors import InvalidInput
-from pliant.routing.backends.local import own_parameters, shared_model
+from pliant.routing.backends.local import LocalModel, own_parameters
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import messages, text_of
 from pliant.routing.scorers.linear import Floats, Linear, best, gain_error, logistic, together
 from pliant.routing.scorers.protocol import Groups, Predictions, Prompts, Scorer, State, gains
 
 
-class BaseLM:
-    """A causal language model by its name; all users of one name share one copy."""
+class BaseLM(LocalModel):
+    """A causal language model by its name; a backend of that name uses the same copy."""
 
     def __init__(self, name: str, device: str | None = None) -> None:
-        loading.resolve(name)  # so that an unknown name fails at once
+        super().__init__(name, device=device)
         self.name = name
-        self._device = device
-        self._model: Any = None
-        self._tokenizer: Any = None
-
-    @property
-    def model(self) -> Any:
-        if self._model is None:
-            # The same options as a backend's, so that both share one copy.
-            options = {"device": self._device, "dtype": "auto", "trust_remote_code": False}
-            self._model = shared_model(self.name, **options)
-        return self._model
-
-    @property
-    def tokenizer(self) -> Any:
-        if self._tokenizer is None:
-            self._tokenizer = loading.load_tokenizer(self.name)
-        return self._tokenizer
 
     def chat_format(self, prompts: Prompts) -> list[Any]:
         """The prompts as messages for a chat model, as plain text for any other."""
@@ -64,12 +46,12 @@ class ModelScorer(Scorer):
     @property
     def base(self) -> BaseLM:
         """The model that it reads."""
-        kind, base = self.kind, self._base
-        if base is None:
+        if self._base is None:
             raise InvalidInput(
-                f"{kind} reads a model: name one, as in make({kind!r}, base='nano-s')"
+                f"{self.kind} reads a model: name one, as in make({self.kind!r}, base='nano-s')"
             )
-        self._base = base if isinstance(base, BaseLM) else BaseLM(base)
+        if isinstance(self._base, str):
+            self._base = BaseLM(self._base)
         return self._base
 
     def flops(self, prompts: Prompts) -> float:
@@ -127,18 +109,15 @@ class Probe(ModelScorer):
 
     def state(self) -> State:
         assert self.head is not None, "not fitted"
-        settings = {"base": self.base.name, "layer": self.layer, "strength": self.strength}
-        heads = {"weight": self.head.weight, "bias": self.head.bias}
-        arrays = {name: a.astype(np.float32) for name, a in heads.items()}
-        return State(settings, {**arrays, "mean": self.mean, "std": self.std})
+        arrays = {name: array.astype(np.float32) for name, array in self.head.arrays().items()}
+        return State(self.chosen(), {**arrays, "mean": self.mean, "std": self.std})
 
     def load_state(self, state: State) -> None:
         self._base = self._base or state.settings["base"]
         self.layer = state.settings["layer"]
         self.strength = state.settings["strength"]
-        a = {name: value.astype(np.float64) for name, value in state.arrays.items()}
-        self.mean, self.std = a["mean"], a["std"]
-        self.head = Linear(a["weight"], a["bias"], logistic=True)
+        self.mean, self.std = state.arrays["mean"], state.arrays["std"]
+        self.head = Linear.from_arrays(state.arrays, logistic=True)
 
     def _solve(self, x: Floats, right: Floats, strength: float) -> None:
         self.mean, self.std = x.mean(axis=0), x.std(axis=0) + 1e-6
