@@ -35,6 +35,12 @@ def sigmoid(x: ArrayLike) -> NDArray[Any]:
     return p
 
 
+def logit(p: ArrayLike, margin: float) -> Floats:
+    """log(p / (1 - p)), with p at least `margin` away from 0 and 1, which have no logit."""
+    inside = np.clip(np.asarray(p, dtype=np.float64), margin, 1 - margin)
+    return np.log(inside / (1 - inside))
+
+
 @dataclass(frozen=True)
 class Band:
     """A value with its confidence interval over prompts drawn in the same way.
@@ -182,7 +188,7 @@ def ece(p: ArrayLike, y: ArrayLike, bins: int = 15, debias: bool = True) -> floa
     noise is estimated a little low (.030 for .034), and a large one correctly. A result below 0
     counts as 0.
     """
-    p, y = _probabilities(p, y)
+    p, y = probabilities(p, y)
     number = _equal_mass(p, bins)
     size = np.bincount(number)
     size, bin_of = size[size > 0], np.unique(number, return_inverse=True)[1]
@@ -197,7 +203,7 @@ def ece(p: ArrayLike, y: ArrayLike, bins: int = 15, debias: bool = True) -> floa
 
 def brier(p: ArrayLike, y: ArrayLike) -> float:
     """The mean of (p - y)^2: 0 is perfect, p = 1/2 has .25."""
-    p, y = _probabilities(p, y)
+    p, y = probabilities(p, y)
     return float(np.mean((p - y) ** 2))
 
 
@@ -207,7 +213,7 @@ def brier_skill(p: ArrayLike, y: ArrayLike, base: float | None = None) -> float:
     `base` is the share of y in the split that the probability was fitted on; by default the share
     in y itself, the best of all constants. NaN if the constant is always right.
     """
-    p, y = _probabilities(p, y)
+    p, y = probabilities(p, y)
     constant = brier(np.full_like(p, y.mean() if base is None else base), y)
     return 1 - brier(p, y) / constant if constant > 0 else math.nan
 
@@ -217,8 +223,7 @@ def auc(score: ArrayLike, y: ArrayLike) -> float:
 
     A share y counts as y of a positive and 1 - y of a negative. NaN if there are none of either.
     """
-    score, y = np.asarray(score, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    _refuse_unlike(score, y)
+    score, y = vectors(score, y)
     _, block = np.unique(score, return_inverse=True)
     positive, negative = np.bincount(block, y), np.bincount(block, 1 - y)
     below = np.cumsum(negative) - negative
@@ -248,17 +253,20 @@ def _excess(gap: Floats, variance: Floats) -> Floats:
     return excess
 
 
-def _probabilities(p: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
-    p, y = np.asarray(p, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    _refuse_unlike(p, y)
+def probabilities(p: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
+    """Two vectors of equal length with values in [0, 1]."""
+    p, y = vectors(p, y)
     for name, values in (("p", p), ("y", y)):
         if not ((values >= 0) & (values <= 1)).all():
             raise InvalidInput(f"{name} has values outside [0, 1]: give probabilities or shares")
     return p, y
 
 
-def _refuse_unlike(a: Floats, b: Floats) -> None:
+def vectors(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
+    """Two vectors of equal length, without NaN."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.ndim != 1 or a.shape != b.shape or not len(a):
         raise InvalidInput(f"expected two vectors of equal length, not {a.shape} and {b.shape}")
     if np.isnan(a).any() or np.isnan(b).any():
         raise InvalidInput("NaN among the values")
+    return a, b

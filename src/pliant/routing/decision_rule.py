@@ -24,8 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pliant.errors import InvalidInput
 from pliant.routing.outcomes import Outcomes
+from pliant.stats import Floats
 
-Floats = NDArray[np.float64]
 Chosen = NDArray[np.int64]
 STEPS = 1000
 """At most so many prices are tried."""

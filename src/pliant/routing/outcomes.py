@@ -19,8 +19,8 @@ from pliant.data import Row, normalised, read_rows, splits, write_rows
 from pliant.errors import InvalidInput, did_you_mean
 from pliant.routing.prompts import Message, Prompt, text_of
 from pliant.routing.prompts import messages as messages_of
+from pliant.stats import Floats
 
-Floats = NDArray[np.float64]
 UNITS = ("tokens", "usd", "ms", "flops", "calls")
 _COLUMNS = ("prompts", "groups", "wordings", "questions", "messages")
 
@@ -142,7 +142,10 @@ class Outcomes:
             unit or stated_unit,
             conversations,
         )
-        return result if models else result._cheapest_first()
+        if models:
+            return result
+        cheapest_first = np.argsort(result.cost.mean(axis=0), kind="stable")
+        return result.of_models([named[j] for j in cheapest_first])
 
     def write(self, path: str | Path) -> None:
         """Write the table for `read`: one JSON object a prompt."""
@@ -225,10 +228,6 @@ class Outcomes:
             "unit": self.unit,
         }
 
-    def _cheapest_first(self) -> Outcomes:
-        order = np.argsort(self.cost.mean(axis=0), kind="stable")
-        return self.of_models([self.models[j] for j in order])
-
     def _refuse_wrong_sizes(self) -> None:
         n, m = len(self.prompts), len(self.models)
         if not n or m < 2:
@@ -306,10 +305,7 @@ def _number(value: Any) -> float:
 
 
 def _costs(
-    path: str | Path,
-    rows: Sequence[Row],
-    models: Sequence[str],
-    cost: str | Mapping[str, float],
+    path: str | Path, rows: Sequence[Row], models: Sequence[str], cost: str | Mapping[str, float]
 ) -> tuple[Floats, str]:
     """(n, m), and the unit that the rows state."""
     unit = str(rows[0].get("unit") or "calls")

@@ -302,7 +302,7 @@ def test_a_risk_with_three_models_is_kept() -> None:
     grid = np.linspace(-0.2, 0.6, 40) / (prices[-1] - prices[0])
     for _ in range(200):
         drawn = rng.integers(0, 30_000, 800)
-        result = by_risk(gain[drawn], population.select(drawn), 0.04, 0.1, grid, prices=prices)
+        result = by_risk(gain[drawn], population.select(drawn), 0.04, 0.1, grid, prices)
         right = population.right[rows, result.models_for(gain)].mean()
         broken += right < population.strong.mean() - 0.04
         saved += (1 - result.share) / 200

@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from pliant.errors import InvalidInput
 from pliant.routing import Outcomes
 from pliant.routing.metrics import ranking as metrics
+from pliant.routing.metrics.curves import hull_area, lambda_curve, quality_cost_curve
 from pliant.routing.metrics.ranking import aiq, apgr, cpt, oracle_apgr, within_group_apgr
 
 
@@ -141,8 +142,6 @@ def test_aiq_counted_by_hand() -> None:
 
 
 def test_a_hull_is_concave_level_after_its_best_and_ends_at_the_last_cost() -> None:
-    from pliant.routing.metrics.curves import hull_area
-
     def area(cost: list[float], quality: list[float]) -> float:
         return hull_area(np.array(cost), np.array(quality))
 
@@ -222,7 +221,7 @@ def test_a_difference_is_paired() -> None:
 
 def test_a_curve_runs_from_the_weak_to_the_strong_model() -> None:
     gain, outcomes = sample()
-    curve = metrics.quality_cost_curve(gain, outcomes, points=11, resamples=60)
+    curve = quality_cost_curve(gain, outcomes, points=11, resamples=60)
     assert curve.share.tolist() == pytest.approx([i / 10 for i in range(11)])
     assert curve.quality[[0, -1]] == pytest.approx([outcomes.weak.mean(), outcomes.strong.mean()])
     assert curve.cost[[0, -1]] == pytest.approx(outcomes.cost.mean(axis=0))
@@ -238,7 +237,7 @@ def test_many_models_on_one_curve() -> None:
     right = (rng.random((400, 3)) < [0.5, 0.7, 0.8]).astype(float)
     cost = np.tile([1.0, 2.0, 10.0], (400, 1))
     outcomes = Outcomes(tuple(map(str, range(400))), ("s", "m", "l"), right, cost)
-    curve = metrics.lambda_curve(right, outcomes)
+    curve = lambda_curve(right, outcomes)
     assert curve.price[0] == 0 and curve.price[-1] == math.inf
     assert curve.quality[0] == right.max(axis=1).mean()  # ties went to the cheaper
     assert curve.cost[-1] == 1 and curve.shares[-1].tolist() == [1, 0, 0]
@@ -251,8 +250,8 @@ def test_two_models_on_the_lambda_curve_lie_on_the_other() -> None:
     gain, outcomes = sample(200)
     flat = outcomes_of(outcomes.weak, outcomes.strong)
     value = np.stack([np.zeros(200), gain], axis=1)
-    curve = metrics.lambda_curve(value, flat, points=40)
-    at = metrics.quality_cost_curve(gain, flat, points=201, resamples=1)
+    curve = lambda_curve(value, flat, points=40)
+    at = quality_cost_curve(gain, flat, points=201, resamples=1)
     assert curve.quality == pytest.approx(np.interp(curve.cost, at.cost, at.quality))
 
 
@@ -285,4 +284,4 @@ def test_names_and_levels_are_checked() -> None:
     with pytest.raises(InvalidInput, match="no groups"):
         within_group_apgr([1, 2], outcomes)
     with pytest.raises(InvalidInput, match="value"):
-        metrics.lambda_curve([1, 2], outcomes)
+        lambda_curve([1, 2], outcomes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -83,7 +82,8 @@ class LocalBackend(LocalModel):
     ) -> None:
         super().__init__(model, **options)
         self.name, self._batch_tokens = name, tokens_a_batch
-        self._lock = threading.Lock()  # a model generates one batch at a time
+        self.exclusive = threading.Lock()
+        """While it is held, this backend generates nothing else."""
         self._pads: bool | None = None
 
     def ask(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Result]:
@@ -122,12 +122,6 @@ class LocalBackend(LocalModel):
         unset = {"temperature": None, "top_p": None, "top_k": None}
         return {"do_sample": False, "pad_token_id": self._pad(), **unset}
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Inside, this backend generates nothing else."""
-        with self._lock:
-            yield
-
     def ids(self, prompt: Prompt) -> Ids:
         """The prompt in the model's chat template, or as plain text if it has none."""
         conversation = messages(prompt)
@@ -159,7 +153,7 @@ class LocalBackend(LocalModel):
         self, rows: list[int], ids: list[Ids], settings: Settings, number: int
     ) -> Iterator[Result]:
         begun = time.perf_counter()
-        with self._lock:
+        with self.exclusive:
             generated = self._generate_halving(ids, settings, settings.seed + number)
         ms = (time.perf_counter() - begun) * 1000 / len(rows)
         for i, prompt, samples in zip(rows, ids, generated, strict=True):
@@ -246,7 +240,7 @@ class LocalBackend(LocalModel):
         from pliant.prefill.forward import supports_padding
 
         if self._pads is None:
-            with self._lock:
+            with self.exclusive:
                 try:
                     self._pads = supports_padding(Anatomy.of(self.model))
                 except UnsupportedModel:

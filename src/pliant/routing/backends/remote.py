@@ -19,13 +19,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pliant.errors import InvalidInput
-from pliant.routing.backends.protocol import (
-    Answers,
-    BackendError,
-    Result,
-    Settings,
-    Used,
-)
+from pliant.routing.backends.protocol import Answers, BackendError, Result, Settings, Used
 from pliant.routing.prompts import Prompt, messages
 
 if TYPE_CHECKING:

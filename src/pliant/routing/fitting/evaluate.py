@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pliant.errors import InvalidInput
 from pliant.routing import router_file, scorers
@@ -33,9 +32,8 @@ from pliant.routing.metrics.ranking import difference, report
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions
-from pliant.stats import Band, bootstrap_counts, brier, brier_skill, ece
+from pliant.stats import Band, Floats, bootstrap_counts, brier, brier_skill, ece
 
-Floats = NDArray[np.float64]
 BASELINES = "baselines"
 """The folder of the scorers that an evaluation compares with, inside the router's."""
 _BINS, _SHOWN = 10, 5

@@ -34,24 +34,17 @@ from pliant.routing.fitting.ladder import (
     climb,
     select,
 )
-from pliant.routing.fitting.splits import (
-    Splits,
-    add_hashes,
-    learned_from,
-    split,
-    write_hashes,
-)
+from pliant.routing.fitting.splits import Splits, add_hashes, learned_from, split, write_hashes
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.labels.label import JUDGE
 from pliant.routing.labels.table import BackendDescription
 from pliant.routing.live import drift
-from pliant.routing.live.ledger_file import carried
+from pliant.routing.live.ledger import carried
 from pliant.routing.metrics import calibration
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions, Scorer, kind_class, make
-from pliant.routing.scorers.linear import joined
 from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 
 GOAL = "95 % of the large model's quality"
@@ -121,7 +114,7 @@ def fit(
     splits = split(outcomes, seed)
     rungs = climb(splits, tried, base, seed, progress)
     selected = select(rungs, groups_known, outcomes=splits.ladder)
-    train = joined((splits.train, splits.choice)).prompts
+    train = (*splits.train.prompts, *splits.choice.prompts)
     scorer = WithNovelty(selected.scorer, NoveltyDetector.fit(train, splits.ladder.prompts))
     predictions = scorer.predict(splits.calibration.asked, splits.calibration.groups)
     costs, chosen = outcomes.cost.mean(axis=0), None
@@ -249,9 +242,7 @@ def kinds(
 
 
 def _models(
-    outcomes: Outcomes,
-    backends: Mapping[str, str],
-    descriptions: Mapping[str, BackendDescription],
+    outcomes: Outcomes, backends: Mapping[str, str], descriptions: Mapping[str, BackendDescription]
 ) -> list[dict[str, Any]]:
     for name in backends:
         if name not in outcomes.models:

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pliant.errors import InvalidInput
 from pliant.routing.decision_rule import sweep
@@ -20,9 +19,8 @@ from pliant.routing.metrics.curves import hull_area
 from pliant.routing.metrics.ranking import band, difference
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import Scorer, kind_class, make
-from pliant.stats import Band, bootstrap_counts
+from pliant.stats import Band, Floats, bootstrap_counts
 
-Floats = NDArray[np.float64]
 Progress = Callable[[Sequence[str], str], Iterable[str]]
 
 CONTROLS = ("random", "length", "group")

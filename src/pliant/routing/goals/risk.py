@@ -24,9 +24,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from pliant.stats import Floats
+
 _CELLS = 24
 # benchmarks/risk_promise.py: with 10 the bet saves more calls, with 25 the exact test does.
 _ENOUGH = 20

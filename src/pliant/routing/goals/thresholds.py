@@ -33,10 +33,10 @@ from pliant.routing.decision_rule import Chosen, DecisionRule, Sweep, sweep
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.risk import proves_below
 from pliant.routing.outcomes import Outcomes
+from pliant.stats import Floats
 
 __all__ = ["GRID", "Goal", "Threshold", "by_budget", "by_quality", "by_risk", "threshold"]
 
-Floats = NDArray[np.float64]
 GRID = np.linspace(-1, 1, 2001)
 """The gains that are tested where no others are named: all there can be, by .001."""
 
@@ -204,10 +204,11 @@ def by_quality(
     quality: float = 0.95,
     confidence: float | None = None,
     grid: ArrayLike | None = None,
+    prices: ArrayLike | None = None,
     **how: Any,
 ) -> Threshold:
     """The fewest strong calls with this share of the strongest model's quality."""
-    return threshold(Goal("quality", quality, confidence), gain, outcomes, grid, **how)
+    return threshold(Goal("quality", quality, confidence), gain, outcomes, grid, prices, **how)
 
 
 def by_risk(
@@ -216,13 +217,14 @@ def by_risk(
     epsilon: float = 0.02,
     delta: float = 0.05,
     grid: ArrayLike | None = None,
+    prices: ArrayLike | None = None,
     **how: Any,
 ) -> Threshold:
     """The fewest strong calls with a quality proved to be at most epsilon under the strongest's.
 
     Epsilon is a difference of qualities: .02 allows .84 where the strongest model has .86.
     """
-    return threshold(Goal("risk", epsilon, 1 - delta), gain, outcomes, grid, **how)
+    return threshold(Goal("risk", epsilon, 1 - delta), gain, outcomes, grid, prices, **how)
 
 
 # --- choosing ------------------------------------------------------------------------------------

@@ -22,11 +22,7 @@ class Grader:
     """A verifier, which grades all answers again in every run, at negligible cost."""
 
     def __init__(self, verifier: Verifier) -> None:
-        self._verifier = verifier
-
-    @property
-    def name(self) -> str:
-        return self._verifier.name
+        self._verifier, self.name = verifier, verifier.name
 
     def prepare(self, answers: Iterable[ToGrade], journal: Journal, shown: Any) -> Used | None:
         """Do the slow part, before `grade` is called; returns what it used."""
@@ -51,8 +47,6 @@ class Grader:
 class JudgeGrader(Grader):
     """A judge model, whose verdicts cost something: each is stored in the journal and reused."""
 
-    name = "judge"
-
     def __init__(
         self,
         backend: Backend,
@@ -65,7 +59,6 @@ class JudgeGrader(Grader):
     ) -> None:
         self._backend, self._settings, self._price = backend, settings, price
         self._nothing = Used(usd=None if price is None else 0.0)
-        self._used, self._used_lock = self._nothing, threading.Lock()
         self._verdict_used = threading.local()
         self._concurrency = concurrency
         judge = Judge(ask=self._ask, **options)
@@ -87,10 +80,10 @@ class JudgeGrader(Grader):
                 self._wasted[row["key"].removeprefix("no ")] = spent
         new = {self._key(*answer): answer for answer in answers}
         new = {key: answer for key, answer in new.items() if key not in self._verdicts}
-        keys = list(new)
+        keys, total = list(new), self._nothing
         with closing(in_parallel(self._verdict, list(new.values()), self._concurrency)) as judged:
             for at, (verdict, used) in shown(judged, "judging", len(new)):
-                key = keys[at]
+                key, total = keys[at], total + used
                 if isinstance(verdict, str):
                     self._failed[key] = verdict
                     spent = self._wasted[key] = self._wasted.get(key, self._nothing) + used
@@ -100,7 +93,7 @@ class JudgeGrader(Grader):
                     row = {"key": key, "right": verdict, "used": used.as_dict()}
                     self._store(row)
                     journal.add(row)
-        return self._used
+        return total
 
     def used(self, answers: Iterable[ToGrade]) -> Used | None:
         """The first report includes the wasted calls, whose own rows are not written."""
@@ -137,8 +130,5 @@ class JudgeGrader(Grader):
         ((_, result),) = self._backend.ask([text], self._settings)
         if not isinstance(result, Answers):
             raise result
-        used = result.used.priced(self._price)
-        self._verdict_used.total += used
-        with self._used_lock:
-            self._used += used
+        self._verdict_used.total += result.used.priced(self._price)
         return result.texts[0]

@@ -158,8 +158,9 @@ class ContextFit:
 
     def __init__(self, entries: Sequence[ModelEntry], backends: Mapping[str, Backend]) -> None:
         self._backends = backends
-        self._contexts = {e.name: e.context for e in entries if e.context is not None}
-        self._unlimited: set[str] = set()
+        self._contexts: dict[str, int | None] = {
+            entry.name: entry.context for entry in entries if entry.context is not None
+        }
 
     def fitting(self, prompt: Prompt, order: Sequence[str], answer_tokens: int) -> list[str]:
         """The models whose context fits the prompt and an answer, in this order.
@@ -189,13 +190,9 @@ class ContextFit:
         return fitting
 
     def _context(self, name: str) -> int | None:
-        if name not in self._contexts and name not in self._unlimited:
-            context = self._backends[name].context()
-            if context is None:
-                self._unlimited.add(name)
-            else:
-                self._contexts[name] = context
-        return self._contexts.get(name)
+        if name not in self._contexts:
+            self._contexts[name] = self._backends[name].context()
+        return self._contexts[name]
 
 
 class Breakers:

@@ -35,11 +35,7 @@ def backend_of(
 
 
 def answer(
-    prefilling: Prefilling,
-    backend: LocalBackend,
-    prompt: Prompt,
-    longest: int,
-    decide: Decide,
+    prefilling: Prefilling, backend: LocalBackend, prompt: Prompt, longest: int, decide: Decide
 ) -> Answers | None:
     """The answer, if `decide` chooses this model with greedy decoding; else None."""
     ids = backend.ids(prompt)
@@ -58,7 +54,7 @@ def answer(
 
     begun = time.perf_counter()
     try:
-        with backend.exclusive():
+        with backend.exclusive:
             output = prefilling.reader.generate(
                 [ids],
                 leave_above=leaves,

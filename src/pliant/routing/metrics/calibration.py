@@ -12,27 +12,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from pliant.errors import InvalidInput, did_you_mean
-from pliant.stats import sigmoid
+from pliant.stats import Floats, logit, probabilities, sigmoid, vectors
 
-Floats = NDArray[np.float64]
-_CLIP = 1e-6  # a probability of 0 or 1 has no logit
-
-
-class Calibration(Protocol):
-    kind: str
-
-    @classmethod
-    def fit(cls, p: ArrayLike, y: ArrayLike) -> Self: ...
-
-    def apply(self, p: ArrayLike) -> Floats: ...
-
-    def to_json(self) -> dict[str, Any]: ...
+_MARGIN = 1e-6  # a probability of 0 or 1 has no logit
 
 
 @dataclass(frozen=True)
@@ -48,11 +36,11 @@ class Temperature:
 
     @classmethod
     def fit(cls, p: ArrayLike, y: ArrayLike) -> Temperature:
-        slope, _ = _most_likely(*_checked(p, y), shifted=False)
+        slope, _ = _most_likely(*probabilities(p, y), shifted=False)
         return cls(1 / slope)
 
     def apply(self, p: ArrayLike) -> Floats:
-        return sigmoid(_logit(p) / self.temperature)
+        return sigmoid(logit(p, _MARGIN) / self.temperature)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "temperature": self.temperature}
@@ -77,10 +65,10 @@ class Platt:
 
     @classmethod
     def fit(cls, p: ArrayLike, y: ArrayLike) -> Platt:
-        return cls(*_most_likely(*_checked(p, y), shifted=True))
+        return cls(*_most_likely(*probabilities(p, y), shifted=True))
 
     def apply(self, p: ArrayLike) -> Floats:
-        return sigmoid(self.slope * _logit(p) + self.shift)
+        return sigmoid(self.slope * logit(p, _MARGIN) + self.shift)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "slope": self.slope, "shift": self.shift}
@@ -101,8 +89,9 @@ class Isotonic:
     def fit(cls, p: ArrayLike, y: ArrayLike) -> Isotonic:
         from sklearn.isotonic import IsotonicRegression
 
-        p, y = _finite(p, "p"), _finite(y, "y")
-        _refuse_unlike(p, y)
+        p, y = vectors(p, y)
+        if not (np.isfinite(p).all() and np.isfinite(y).all()):
+            raise InvalidInput("p and y must be finite")
         fitted = IsotonicRegression(out_of_bounds="clip").fit(p, y)
         return cls(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
 
@@ -113,19 +102,18 @@ class Isotonic:
         return {"kind": self.kind, "x": list(self.x), "y": list(self.y)}
 
 
-CALIBRATIONS: dict[str, type[Temperature] | type[Platt] | type[Isotonic]] = {
-    "temperature": Temperature,
-    "platt": Platt,
-    "isotonic": Isotonic,
+Calibration = Temperature | Platt | Isotonic
+CALIBRATIONS: dict[str, type[Calibration]] = {
+    kind.kind: kind for kind in (Temperature, Platt, Isotonic)
 }
 
 
-def fit(kind: str, p: ArrayLike, y: ArrayLike) -> Temperature | Platt | Isotonic:
+def fit(kind: str, p: ArrayLike, y: ArrayLike) -> Calibration:
     """The calibration of that name, fitted."""
     return _kind(kind).fit(p, y)
 
 
-def from_json(content: dict[str, Any]) -> Temperature | Platt | Isotonic:
+def from_json(content: dict[str, Any]) -> Calibration:
     """Read what `to_json` wrote."""
     kind = _kind(str(content.get("kind")))
     fields = {name: value for name, value in content.items() if name != "kind"}
@@ -151,7 +139,7 @@ def _most_likely(p: Floats, y: Floats, shifted: bool) -> tuple[float, float]:
     towards slope 1: its slope for separable classes depends on its tolerance, and it refuses
     outcomes that are all alike (tests/routing/metrics/test_calibration.py).
     """
-    z, pull = _logit(p), 1e-3
+    z, pull = logit(p, _MARGIN), 1e-3
     slope, shift = 1.0, 0.0
     for _ in range(100):
         predicted = sigmoid(slope * z + shift)
@@ -167,37 +155,11 @@ def _most_likely(p: Floats, y: Floats, shifted: bool) -> tuple[float, float]:
         if np.abs(step).max() < 1e-10:
             break
     if shifted and slope < 0:
-        return 0.0, float(_logit(np.array([y.mean()]))[0])
+        return 0.0, float(logit(y.mean(), _MARGIN))
     return (slope, shift) if shifted else (min(max(slope, 0.01), 100.0), 0.0)
 
 
-def _kind(name: str) -> type[Temperature] | type[Platt] | type[Isotonic]:
+def _kind(name: str) -> type[Calibration]:
     if name not in CALIBRATIONS:
         raise InvalidInput(f"no calibration {name!r}{did_you_mean(name, CALIBRATIONS)}")
     return CALIBRATIONS[name]
-
-
-def _checked(p: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
-    p, y = _finite(p, "p"), _finite(y, "y")
-    _refuse_unlike(p, y)
-    for name, values in (("p", p), ("y", y)):
-        if values.min() < 0 or values.max() > 1:
-            raise InvalidInput(f"{name} must lie in [0, 1]")
-    return p, y
-
-
-def _finite(values: ArrayLike, name: str) -> Floats:
-    row = np.asarray(values, dtype=np.float64)
-    if row.ndim != 1 or not len(row) or not np.isfinite(row).all():
-        raise InvalidInput(f"{name} must be a row of finite numbers, one or more")
-    return row
-
-
-def _refuse_unlike(p: Floats, y: Floats) -> None:
-    if len(p) != len(y):
-        raise InvalidInput(f"{len(p)} predictions for {len(y)} outcomes")
-
-
-def _logit(p: ArrayLike) -> Floats:
-    inside = np.clip(np.asarray(p, dtype=np.float64), _CLIP, 1 - _CLIP)
-    return np.log(inside / (1 - inside))

@@ -15,9 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from pliant.errors import InvalidInput
 from pliant.routing.decision_rule import DecisionRule, turning_points
 from pliant.routing.outcomes import Outcomes
-from pliant.stats import count_values
-
-Floats = NDArray[np.float64]
+from pliant.stats import Floats, count_values
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,41 +34,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from pliant.errors import InvalidInput, did_you_mean
-from pliant.routing.metrics.curves import (
-    Curve,
-    LambdaCurve,
-    Ranking,
-    blocks,
-    hull_area,
-    lambda_curve,
-    quality_cost_curve,
-)
+from pliant.routing.metrics.curves import Curve, Ranking, blocks, hull_area, quality_cost_curve
 from pliant.routing.outcomes import Outcomes
-from pliant.stats import Band, bootstrap_counts
+from pliant.stats import Band, Floats, bootstrap_counts
 from pliant.stats import auc as stats_auc
 
-__all__ = [
-    "METRICS",
-    "Curve",
-    "LambdaCurve",
-    "Report",
-    "aiq",
-    "apgr",
-    "auc",
-    "band",
-    "cpt",
-    "difference",
-    "lambda_curve",
-    "oracle_apgr",
-    "quality_cost_curve",
-    "report",
-    "within_group_apgr",
-]
-
-Floats = NDArray[np.float64]
 GRID = 200
 
 
@@ -164,11 +137,7 @@ class Report:
 
 
 def report(
-    gain: ArrayLike,
-    outcomes: Outcomes,
-    score: ArrayLike | None = None,
-    points: int = 101,
-    **how: Any,
+    gain: ArrayLike, outcomes: Outcomes, score: ArrayLike | None = None, **how: Any
 ) -> Report:
     """All metrics with their bands; AUC is that of the `score`, if there is one beside the gain.
 
@@ -183,7 +152,7 @@ def report(
         float(outcomes.strong.mean()),
         oracle_apgr(outcomes),
         {name: band(name, ranked[name], outcomes, **how) for name in names},
-        quality_cost_curve(gain, outcomes, points, **how),
+        quality_cost_curve(gain, outcomes, **how),
     )
 
 

@@ -69,18 +69,15 @@ class Cpx(ModelScorer):
         base: BaseLM | str | None = None,
         capacities: Sequence[Capacity] = CAPACITIES,
         epochs: int = 6,
-        batch_size: int = 32,
-        learning_rate: float = 1e-2,
-        weight_decay: float = 0.1,
     ) -> None:
         super().__init__(base)
         self.capacities = tuple(capacities)
         # Chosen on development questions of the nano world.
         self.training: dict[str, Any] = {
             "num_epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "weight_decay": weight_decay,
+            "batch_size": 32,
+            "learning_rate": 1e-2,
+            "weight_decay": 0.1,
         }
         self.capacity = self.capacities[-1]
         self.errors: dict[str, float] = {}

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from pliant.routing.prompts import text_of
 from pliant.routing.scorers.protocol import Prompts, State
-
-Floats = NDArray[np.float64]
+from pliant.stats import Floats
 
 _DIGIT = re.compile(r"\d")
 _NUMBER = re.compile(r"\d+")

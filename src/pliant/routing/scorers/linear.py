@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from pliant.data import splits
 from pliant.routing.outcomes import Outcomes
-from pliant.stats import sigmoid
+from pliant.stats import Floats, logit, sigmoid
 
-Floats = NDArray[np.float64]
 Candidate = TypeVar("Candidate")
 
 
@@ -61,7 +60,7 @@ def logistic(x: Any, y: Floats, c: float) -> Linear:
         rows, labels, weight = _as_labels(target)
         if len(set(labels.tolist())) < 2:  # always right or never right
             weights.append(np.zeros(x.shape[1]))
-            biases.append(_logit(float(target.mean())))
+            biases.append(float(logit(target.mean(), 1e-3)))
             continue
         fitted = LogisticRegression(C=c, max_iter=200, tol=1e-3)
         fitted.fit(x[rows], labels, sample_weight=weight)
@@ -76,11 +75,6 @@ def _as_labels(share: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64], Flo
     labels = np.concatenate([np.ones((share > 0).sum()), np.zeros((share < 1).sum())])
     weight = np.concatenate([share[share > 0], 1 - share[share < 1]])
     return rows, labels.astype(np.int64), weight
-
-
-def _logit(p: float) -> float:
-    p = min(max(p, 1e-3), 1 - 1e-3)
-    return float(np.log(p / (1 - p)))
 
 
 def folds(outcomes: Outcomes, number: int, seed: int) -> list[NDArray[np.int64]]:

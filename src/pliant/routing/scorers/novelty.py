@@ -27,7 +27,6 @@ from pliant.routing.scorers.protocol import (
     Prefilling,
     Prompts,
     Scorer,
-    State,
     read_arrays,
     write_arrays,
 )
@@ -126,9 +125,3 @@ class WithNovelty(Scorer):
     def save(self, folder: Path) -> None:
         self.scorer.save(folder)
         self.detector.save(folder)
-
-    def state(self) -> State:
-        return self.scorer.state()
-
-    def load_state(self, state: State) -> None:
-        self.scorer.load_state(state)

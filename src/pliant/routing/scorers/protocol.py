@@ -19,11 +19,11 @@ from pliant.adapters.files import write_file
 from pliant.errors import CorruptFile, InvalidInput
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt
+from pliant.stats import Floats
 
 if TYPE_CHECKING:
     from pliant.complexity import Complexity, Scores
 
-Floats = NDArray[np.float64]
 Prompts = Sequence[Prompt]
 Groups = Sequence[str] | None
 

@@ -100,7 +100,7 @@ class Text(Scorer):
         self.head = Linear.from_arrays(state.arrays)
 
     def _prepare(self, outcomes: Outcomes, seed: int) -> Any:
-        self.groups = self._group_names(outcomes)
+        self.groups = sorted(set(outcomes.groups or ())) if self.needs_groups else []
         self.features = TextFeatures(self.settings).fit(outcomes.prompts, seed)
         return self._matrix(outcomes.prompts, outcomes.groups)
 
@@ -123,11 +123,9 @@ class Text(Scorer):
         from scipy.sparse import hstack
 
         x = self.features.matrix(prompts)
-        return (
-            hstack([x, self._group_columns(len(prompts), groups)], format="csr")
-            if self.groups
-            else x
-        )
+        if not self.groups:
+            return x
+        return hstack([x, self._group_columns(len(prompts), groups)], format="csr")
 
     def _group_columns(self, n: int, groups: Groups) -> Any:
         """(n, groups) one-hot; the row of an unknown group is empty."""
@@ -138,18 +136,12 @@ class Text(Scorer):
         rows, columns = [i for i, _ in cells], [j for _, j in cells]
         return csr_matrix(([_GROUP] * len(cells), (rows, columns)), shape=(n, len(at)))
 
-    def _group_names(self, outcomes: Outcomes) -> list[str]:
-        return []
-
 
 class TextAndGroup(Text):
     """Text that also uses each prompt's group, which must be known when routing, too."""
 
     kind = "text+group"
     needs_groups = True
-
-    def _group_names(self, outcomes: Outcomes) -> list[str]:
-        return sorted(set(outcomes.groups or ()))
 
 
 class Stack:
