@@ -94,8 +94,7 @@ def measure(
         left_out=left_out,
         paraphrases=_paraphrases(outcomes.questions or (), gain, chosen),
         groups=_groups(outcomes, chosen),
-        perfect=_perfect(file, outcomes),
-        by_price=_by_price(file, predictions, outcomes),
+        **_lines(file, predictions, outcomes),
     )
 
 
@@ -204,20 +203,20 @@ def _groups(outcomes: Outcomes, chosen: Chosen) -> tuple[GroupResult, ...]:
     return tuple(group(name) for name in sorted(set(outcomes.groups)))
 
 
-def _perfect(file: RouterFile, outcomes: Outcomes) -> CostLine:
-    """Of two models by the share of calls, of more by the price of cost."""
-    gain = outcomes.right - outcomes.right[:, :1]
-    if len(file.models) > 2:
-        return _line(lambda_curve(gain, outcomes, file.costs))
-    curve = quality_cost_curve(gain[:, -1], outcomes, resamples=1)
-    return CostLine(tuple(curve.cost.tolist()), tuple(curve.quality.tolist()))
+def _lines(
+    file: RouterFile, predictions: Predictions, outcomes: Outcomes
+) -> dict[str, CostLine | None]:
+    """Perfect routing and, of more than two models, the router's own as the price of cost goes up.
 
-
-def _by_price(file: RouterFile, predictions: Predictions, outcomes: Outcomes) -> CostLine | None:
+    Of two models perfect routing goes by the share of calls, of more by the price of cost.
+    """
+    perfect = outcomes.right - outcomes.right[:, :1]
     if len(file.models) == 2:
-        return None
+        curve = quality_cost_curve(perfect[:, -1], outcomes, resamples=1)
+        return {"perfect": CostLine(tuple(curve.cost.tolist()), tuple(curve.quality.tolist()))}
     gain, novel = predictions.gain, predictions.novel
-    return _line(lambda_curve(gain, outcomes, file.costs, novel=novel, novel_to=file.novel_to))
+    own = lambda_curve(gain, outcomes, file.costs, novel=novel, novel_to=file.novel_to)
+    return {"perfect": _line(lambda_curve(perfect, outcomes, file.costs)), "by_price": _line(own)}
 
 
 def _line(curve: LambdaCurve) -> CostLine:

@@ -11,7 +11,7 @@ from pliant.data import Journal, Row
 from pliant.errors import InvalidInput
 from pliant.routing.backends import Answers, Backend, ModelSpec, Price, Used
 from pliant.routing.labels.grading import Grader, ToGrade
-from pliant.routing.prompts import Prompt, digest, messages, text_of
+from pliant.routing.prompts import digest, messages, text_of
 
 
 @dataclass(frozen=True)
@@ -105,26 +105,36 @@ class LabelTable:
         models: Sequence[Model],
         unit: str,
     ) -> None:
-        self._prompts, self._columns = prompts, columns
-        self._answers = {row["key"]: row for row in journal.rows()}
-        self._models, self._unit = models, unit
+        self._columns, self._models, self._unit = columns, models, unit
+        self._answered: list[tuple[str, Row, dict[str, Row]]] = []
+        """For each prompt that all models answered: digest, row, and the answers by model."""
+        stored = {row["key"]: row for row in journal.rows()}
+        for row in prompts:
+            try:
+                key = digest(row[columns.prompt])
+            except InvalidInput:  # not a prompt: its failure is counted already
+                continue
+            keys = {model.name: answer_key(model, key) for model in models}
+            if all(name in stored for name in keys.values()):
+                answered = {model: stored[name] for model, name in keys.items()}
+                self._answered.append((key, row, answered))
 
     def to_grade(self) -> Iterator[ToGrade]:
         """Every answer with its reference and its prompt."""
-        for row, answered in self._answered():
+        for _, row, answered in self._answered:
             yield from self._answers_to_grade(row, answered)
 
     def rows(self, grader: Grader, reports: Mapping[str, ModelReport]) -> Iterator[Row]:
         """A row for each prompt that every model answered and the verifier graded."""
         seen: set[str] = set()
-        for row, answered in self._answered():
-            prompt = row[self._columns.prompt]
-            if digest(prompt) not in seen:
+        for key, row, answered in self._answered:
+            if key not in seen:
                 self._count(answered, reports)
-            seen.add(digest(prompt))
+            seen.add(key)
+            reference, prompt = row.get(self._columns.answer), text_of(row[self._columns.prompt])
             right: dict[str, float] = {}
             for name, answers in answered.items():
-                grade = grader.grade(answers["answers"], self._reference(row), text_of(prompt))
+                grade = grader.grade(answers["answers"], reference, prompt)
                 if isinstance(grade, str):
                     reports[name].add_failure(grade, "not graded")
                 else:
@@ -135,29 +145,15 @@ class LabelTable:
                 yield self._row(row, answered, right) | {"verifier": grader.name} | judging
 
     def _answers_to_grade(self, row: Row, answered: Mapping[str, Row]) -> Iterator[ToGrade]:
+        reference, prompt = row.get(self._columns.answer), text_of(row[self._columns.prompt])
         for answers in answered.values():
             for text in answers["answers"]:
-                yield text, self._reference(row), text_of(row[self._columns.prompt])
+                yield text, reference, prompt
 
-    def _answered(self) -> Iterator[tuple[Row, dict[str, Row]]]:
-        for row in self._prompts:
-            try:
-                answered = self._answers_to(row[self._columns.prompt])
-            except InvalidInput:  # not a prompt: its failure is counted already
-                continue
-            if answered is not None:
-                yield row, answered
-
-    def _answers_to(self, prompt: Prompt) -> dict[str, Row] | None:
-        """Each model's answers to a prompt, if all models answered it."""
-        key = digest(prompt)
-        answered: dict[str, Row] = {}
+    def _count(self, answered: Mapping[str, Row], reports: Mapping[str, ModelReport]) -> None:
         for model in self._models:
-            answers = self._answers.get(answer_key(model, key))
-            if answers is None:
-                return None
-            answered[model.name] = answers
-        return answered
+            reports[model.name].used += used_by(model, answered[model.name])
+            reports[model.name].truncated += answered[model.name]["cut"]
 
     def _row(self, row: Row, answered: Mapping[str, Row], right: dict[str, float]) -> Row:
         prompt = row[self._columns.prompt]
@@ -175,14 +171,6 @@ class LabelTable:
             "used": {name: u.as_dict() for name, u in used.items()},
             "reached": {model.name: model.description.as_dict() for model in self._models},
         }
-
-    def _count(self, answered: Mapping[str, Row], reports: Mapping[str, ModelReport]) -> None:
-        for model in self._models:
-            reports[model.name].used += used_by(model, answered[model.name])
-            reports[model.name].truncated += answered[model.name]["cut"]
-
-    def _reference(self, row: Row) -> object:
-        return row.get(self._columns.answer)
 
 
 def answer_key(model: Model, prompt: str) -> str:

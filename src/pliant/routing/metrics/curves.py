@@ -160,10 +160,6 @@ class Ranking:
     def n(self) -> int:
         return len(self.order)
 
-    def drawn(self, counts: Floats) -> Floats:
-        """(resamples, blocks) the draws of each block, cumulated, with a leading 0."""
-        return self.cumulated(counts)
-
     def gained(self, counts: Floats) -> Floats:
         """The sum of the true gains at the end of each block."""
         return self.cumulated(counts * self.gain)
@@ -174,7 +170,7 @@ class Ranking:
 
     def curve(self, counts: Floats, at: Floats) -> tuple[Floats, Floats]:
         """Quality and mean cost at these shares of strong calls: (resamples, shares) both."""
-        drawn, size = self.drawn(counts), counts.sum(axis=1)
+        drawn, size = self.cumulated(counts), counts.sum(axis=1)
         lines = zip(drawn, self.gained(counts), self.paid(counts), size, strict=True)
         gained, paid = [], []
         for x, g, c, total in lines:
@@ -185,6 +181,7 @@ class Ranking:
         return weak[:, None] + np.stack(gained), base[:, None] + np.stack(paid)
 
     def cumulated(self, values: Floats) -> Floats:
+        """(resamples, 1 + blocks) the sums of the values up to the end of each block, from 0."""
         sums = np.add.reduceat(values[:, self.order], self.starts, axis=1)
         return np.cumsum(np.pad(sums, ((0, 0), (1, 0))), axis=1)
 

@@ -160,7 +160,7 @@ def report(
 
 
 def _apgr(ranking: Ranking, counts: Floats) -> Floats:
-    drawn, gained = ranking.drawn(counts), ranking.gained(counts)
+    drawn, gained = ranking.cumulated(counts), ranking.gained(counts)
     return _over(_area(drawn, gained), drawn[:, -1] * gained[:, -1], gained[:, -1])
 
 
@@ -178,14 +178,14 @@ def _within_group_apgr(ranking: Ranking, counts: Floats) -> Floats:
         rows = np.flatnonzero(number == g)
         order, starts = blocks(-place[rows].astype(np.float64))
         part = Ranking(order, starts, ranking.gain[rows], ranking.extra[rows], ranking.outcomes)
-        drawn, gained = part.drawn(counts[:, rows]), part.gained(counts[:, rows])
+        drawn, gained = part.cumulated(counts[:, rows]), part.gained(counts[:, rows])
         area += _area(drawn, gained) / np.maximum(drawn[:, -1], 1)
         total += gained[:, -1]
     return _over(area, total, total)
 
 
 def _cpt(ranking: Ranking, counts: Floats, level: float) -> Floats:
-    drawn, gained = ranking.drawn(counts), ranking.gained(counts)
+    drawn, gained = ranking.cumulated(counts), ranking.gained(counts)
     target = level * gained[:, -1]
     # The last point reaches every level; rounding must not prevent that.
     reached = gained >= target[:, None] - 1e-9 * np.abs(target[:, None])
