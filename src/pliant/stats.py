@@ -86,17 +86,9 @@ def bootstrap(
     return _band(statistic(np.arange(n)), np.asarray(values), level)
 
 
-def paired(
-    a: Statistic,
-    b: Statistic,
-    n: int,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-    clusters: Sequence[Hashable] | None = None,
-) -> Band:
-    """The difference a - b, both computed on the same resamples of the same prompts."""
-    return bootstrap(lambda rows: a(rows) - b(rows), n, resamples, seed, level, clusters)
+def paired(a: Statistic, b: Statistic, n: int, **how: Any) -> Band:
+    """The difference a - b, both on the same resamples of the prompts; `how` is `bootstrap`'s."""
+    return bootstrap(lambda rows: a(rows) - b(rows), n, **how)
 
 
 def bootstrap_counts(

@@ -165,11 +165,12 @@ def sweep(
     outcomes: Outcomes,
     prices: ArrayLike | None = None,
     novel: ArrayLike | None = None,
-    novel_to: int = -1,
+    novel_to: int | None = -1,
 ) -> Sweep:
     """The sweep over predictions (n,), or (n, m) with the price of each model's answer.
 
-    Prompts flagged as `novel` go to the model `novel_to` at every value.
+    Prompts flagged as `novel` go to the model `novel_to` at every value; None decides on them by
+    their gains as well.
     """
     predicted = np.asarray(gain, dtype=np.float64)
     n, m = outcomes.right.shape
@@ -182,14 +183,14 @@ def sweep(
         raise InvalidInput("gain holds NaN or infinity; it must be finite for every prompt")
     if predicted.ndim == 1 and m != 2:
         raise InvalidInput(f"gain: with {m} models it must be (n, m), one number for each model")
-    flags = None if novel is None else np.asarray(novel, dtype=np.bool_)
+    home = None if novel is None or novel_to is None else range(m)[novel_to]
+    flags = None if home is None else np.asarray(novel, dtype=np.bool_)
     if flags is not None and flags.shape != (n,):
         raise InvalidInput(f"novel must hold one flag for each of {n} prompts, not {flags.shape}")
     paid = None
     if predicted.ndim == 2:
         paid = _ascending(outcomes.cost.mean(axis=0) if prices is None else prices, outcomes)
-    rule = DecisionRule(np.inf, m, paid, None if novel is None else range(m)[novel_to])
-    return Sweep(rule, predicted, flags, outcomes)
+    return Sweep(DecisionRule(np.inf, m, paid, home), predicted, flags, outcomes)
 
 
 def _between(points: Floats, margin: float) -> Floats:

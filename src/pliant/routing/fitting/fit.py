@@ -170,7 +170,6 @@ def calibrate(
         )
     held = outcomes.select(~learned)
     predictions = file.open_scorer(folder).predict(held.asked, held.groups)
-    goal = Goal.parse(goal) if isinstance(goal, str) else goal
     chosen = choose_threshold(goal, predictions, held, file.costs, file.novel_to)
     new = reference(predictions, held, kind)
     if file.drift is not None and "drift" in new:  # how drift is watched is the user's choice
@@ -184,7 +183,7 @@ def calibrate(
 
 
 def choose_threshold(
-    goal: Goal,
+    goal: str | Goal,
     predictions: Predictions,
     outcomes: Outcomes,
     costs: ArrayLike | None = None,
@@ -196,8 +195,6 @@ def choose_threshold(
     decides on them by their gains.
     """
     gain = predictions.last_gain if len(outcomes.models) == 2 else predictions.gain
-    if predictions.novel is None or novel_to is None:
-        return threshold(goal, gain, outcomes, prices=costs)
     return threshold(goal, gain, outcomes, None, costs, predictions.novel, novel_to)
 
 

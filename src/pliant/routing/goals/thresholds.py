@@ -140,15 +140,15 @@ def threshold(
     grid: ArrayLike | None = None,
     prices: ArrayLike | None = None,
     novel: ArrayLike | None = None,
-    novel_to: int = -1,
+    novel_to: int | None = -1,
 ) -> Threshold:
     """The threshold that meets a goal on the calibration split; a goal with a confidence is proved.
 
     `gain` is (n,) for two models or (n, m), gains over the first one; `prices` are the expected
     costs of each model's answer, by default its mean cost in these outcomes. `novel` flags the
-    prompts that the router sends to the model `novel_to`, whatever their gain. `grid`, for goals
-    with a confidence, must not come from these predictions or labels: those of the training split
-    will do, and GRID (over the range of the prices) for gains that are differences of
+    prompts that the router sends to the model `novel_to`, if any, whatever their gain. `grid`, for
+    goals with a confidence, must not come from these predictions or labels: those of the training
+    split will do, and GRID (over the range of the prices) for gains that are differences of
     probabilities.
     """
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
