@@ -298,7 +298,7 @@ def _write(fitted: Fitted, scorer: Scorer) -> None:
         learned = (splits.train, splits.choice, splits.ladder)
         prompts = (prompt for each in learned for prompt in each.prompts)
         write_hashes(aside, prompts, splits.calibration.prompts)
-        record = json.dumps(fitted.as_dict(), allow_nan=False, default=_plain)
+        record = json.dumps(fitted.as_dict(), allow_nan=False, default=np.generic.item)
         (aside / RECORD).write_text(record + "\n", encoding="utf-8")
         fitted.file.write(aside)
         replace(folder, aside)
@@ -320,9 +320,3 @@ def replace(folder: Path, aside: Path) -> None:
             old.rename(folder)
             raise
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
