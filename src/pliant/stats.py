@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -58,10 +58,9 @@ class Band:
         """Whether `other` lies outside; False for an undefined band."""
         return other < self.low or other > self.high
 
-    def as_dict(self) -> dict[str, float | None]:
-        """For JSON, which has no NaN: undefined values are null."""
-        named = {"value": self.value, "low": self.low, "high": self.high, "level": self.level}
-        return {name: x if math.isfinite(x) else None for name, x in named.items()}
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: undefined values are null."""
+        return dict(as_json(self))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, float | None]) -> Band:
@@ -71,6 +70,19 @@ class Band:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def as_json(result: Any) -> Any:
+    """A result for JSON, which has no NaN: undefined numbers are null, and arrays are lists."""
+    if is_dataclass(result):
+        return {field.name: as_json(getattr(result, field.name)) for field in fields(result)}
+    if isinstance(result, Mapping):
+        return {name: as_json(value) for name, value in result.items()}
+    if isinstance(result, np.ndarray):
+        result = result.tolist()
+    if isinstance(result, (list, tuple)):
+        return [as_json(value) for value in result]
+    return None if isinstance(result, float) and not math.isfinite(result) else result
 
 
 def bootstrap(

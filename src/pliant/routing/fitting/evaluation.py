@@ -7,14 +7,14 @@ Evaluation.from_dict(content).routed.quality
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pliant.errors import InvalidInput
 from pliant.routing.metrics.ranking import Report
-from pliant.stats import Band
+from pliant.stats import Band, as_json
 
 SIDES = ("surely cheap", "just cheap", "just expensive", "surely expensive")
 Json = Mapping[str, Any]
@@ -38,10 +38,6 @@ class Routed:
     def share(self) -> float:
         """Of calls to the strongest model."""
         return list(self.shares.values())[-1]
-
-    def as_dict(self) -> dict[str, Any]:
-        bands = ("quality", "of_strong", "cost", "of_strong_cost")
-        return {"shares": self.shares} | {name: getattr(self, name).as_dict() for name in bands}
 
     @classmethod
     def from_dict(cls, content: Json) -> Routed:
@@ -149,26 +145,9 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; the report's own figures are not nested."""
-        return {
-            "scorer": self.scorer,
-            **self.report.as_dict(),
-            "baselines": {name: report.as_dict() for name, report in self.baselines.items()},
-            "over": {name: band.as_dict() for name, band in self.over.items()},
-            "routed": self.routed.as_dict(),
-            "threshold": self.threshold if np.isfinite(self.threshold) else str(self.threshold),
-            "calibration": [asdict(reliability) for reliability in self.calibration],
-            "histogram": None if self.histogram is None else asdict(self.histogram),
-            "examples": {
-                side: [asdict(example) for example in examples]
-                for side, examples in self.examples.items()
-            },
-            "novel": self.novel,
-            "left_out": self.left_out,
-            "paraphrases": None if self.paraphrases is None else asdict(self.paraphrases),
-            "groups": [asdict(group) for group in self.groups],
-            "perfect": None if self.perfect is None else asdict(self.perfect),
-            "by_price": None if self.by_price is None else asdict(self.by_price),
-        }
+        content = as_json(self)
+        threshold = self.threshold if np.isfinite(self.threshold) else str(self.threshold)
+        return {**content.pop("report"), **content, "threshold": threshold}
 
     @classmethod
     def from_dict(cls, content: Json) -> Evaluation:

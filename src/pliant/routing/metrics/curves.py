@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from pliant.errors import InvalidInput
 from pliant.routing.decision_rule import DecisionRule, turning_points
 from pliant.routing.outcomes import Outcomes
-from pliant.stats import Floats, count_values
+from pliant.stats import Floats, as_json, count_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,7 @@ class Curve:
     unit: str
 
     def as_dict(self) -> dict[str, Any]:
-        names = ("share", "cost", "quality", "low", "high")
-        return {name: getattr(self, name).tolist() for name in names} | {"unit": self.unit}
+        return dict(as_json(self))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Curve:
@@ -82,9 +81,8 @@ class LambdaCurve:
     unit: str
 
     def as_dict(self) -> dict[str, Any]:
-        price = [float(x) if np.isfinite(x) else None for x in self.price]
-        named = {name: getattr(self, name).tolist() for name in ("cost", "quality", "shares")}
-        return {"price": price, **named, "models": list(self.models), "unit": self.unit}
+        """For JSON; the infinite price is null."""
+        return dict(as_json(self))
 
 
 def lambda_curve(

@@ -39,7 +39,7 @@ from numpy.typing import ArrayLike
 from pliant.errors import InvalidInput, did_you_mean
 from pliant.routing.metrics.curves import Curve, Ranking, blocks, hull_area, quality_cost_curve
 from pliant.routing.outcomes import Outcomes
-from pliant.stats import Band, Floats, bootstrap_counts
+from pliant.stats import Band, Floats, as_json, bootstrap_counts
 from pliant.stats import auc as stats_auc
 
 GRID = 200
@@ -111,15 +111,7 @@ class Report:
     curve: Curve
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "n": self.n,
-            "models": list(self.models),
-            "weak_quality": self.weak_quality,
-            "strong_quality": self.strong_quality,
-            "oracle_apgr": self.oracle_apgr if np.isfinite(self.oracle_apgr) else None,
-            "metrics": {name: band.as_dict() for name, band in self.metrics.items()},
-            "curve": self.curve.as_dict(),
-        }
+        return dict(as_json(self))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Report:
