@@ -67,7 +67,7 @@ oldest: ## try the oldest supported transformers, in an environment of its own
 # The quick set of architectures, without two: DeepSeek-V4 is younger than that version, and its
 # RWKV does not run in bf16. Its Trainer cannot resume two processes on a CPU.
 oldest-tests: $(STAMP)
-	@$(TESTS) tests/adapters tests/cli tests/test_loading.py tests/training \
+	@$(TESTS) tests/adapters tests/cli tests/loading tests/training \
 	  -k 'not two_processes'
 	@$(TESTS) tests/contracts -k '(fp32 or bf16) and not deepseek_v4 and not rwkv'
 

@@ -8,7 +8,7 @@ stored for [CPX], every layer's state of the last token for the probe. Each of f
 set into halves; all choices are made within the training half. The controls are text scorers, a
 text encoder (nearest neighbors and ridge on its embeddings), the probe and the prompt's length.
 Fixed beforehand: [CPX] trains as `pliant route fit` does, except that its learning rate is the best
-of three on the first split's training half; its "best layer" is the probe's, chosen on a fifth of
+of three on the first training half of GSM8K; its "best layer" is the probe's, chosen on a fifth of
 each training half. Every split is saved when it is done; started again, the rest is measured.
 """
 
@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,9 +71,12 @@ def main(
     figures |= {"dtype": dtype, "training": TRAINING}
     for name in SETS:
         outcomes = sampled(read(data, name), limit or SAMPLE.get(name))
-        reader = Reader.of(outcomes, model, encoder, dtype, console)
+        reader = cache(partial(Reader.of, outcomes, model, encoder, dtype, console))
         place = CACHE / f"routing_real-{name}-{len(outcomes)}-{Path(model).name}"
-        figures[name] = measure(outcomes, reader, TEXT[name], seeds, place, console)
+        if "learning rate" not in figures:  # chosen on the first set and used for both
+            figures["learning rate"] = learning_rate(outcomes, reader, place)
+        rate = figures["learning rate"]
+        figures[name] = measure(outcomes, reader, rate, TEXT[name], seeds, place, console)
         draw(figures[name], name).draw(console)
     if limit is None:
         keep("routing_real", figures, "python -m benchmarks.routing_real --data FOLDER")
@@ -173,7 +176,8 @@ def embedded(encoder: str, texts: Sequence[str], size: int = 32) -> Floats:
 
 def measure(
     outcomes: Outcomes,
-    reader: Reader,
+    reader: Callable[[], Reader],
+    rate: float,
     kinds: tuple[str, ...],
     seeds: int,
     place: Path,
@@ -183,11 +187,13 @@ def measure(
     predictions: dict[str, list[Floats]] = {}
     tests: list[Rows] = []
     layers = []
-    rate = learning_rate(outcomes, reader, place)
     for seed in range(seeds):
-        split = Split.of(outcomes, reader, seed, rate)
-        tests.append(split.test)
-        layer, gain = saved(place / f"{seed}.json", partial(split.all, kinds))
+        tests.append(halves(outcomes, seed)[1])
+
+        def compute(seed: int = seed) -> Any:
+            return Split.of(outcomes, reader(), seed, rate).all(kinds)
+
+        layer, gain = saved(place / f"{seed}.json", compute)
         layers.append(layer)
         for kind, values in gain.items():
             predictions.setdefault(kind, []).append(np.asarray(values))
@@ -195,7 +201,6 @@ def measure(
     return {
         "prompts": len(outcomes),
         "right": dict(zip(("Mixtral-8x7B", "GPT-4"), outcomes.right.mean(axis=0), strict=True)),
-        "learning rate": rate,
         "best layers": layers,
         "oracle": oracle_apgr(outcomes),
         "scorers": {kind: summary(p, tests, outcomes) for kind, p in predictions.items()},
@@ -216,14 +221,14 @@ def saved(path: Path, compute: Callable[[], Any]) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def learning_rate(outcomes: Outcomes, reader: Reader, place: Path) -> float:
+def learning_rate(outcomes: Outcomes, reader: Callable[[], Reader], place: Path) -> float:
     """The best of a few on the first split's training half, at three quarters of the depth."""
 
     def choose() -> float:
-        layer = round(0.75 * reader.depth)
+        layer = round(0.75 * reader().depth)
 
         def error(rate: float) -> float:
-            split = Split.of(outcomes, reader, 0, rate)
+            split = Split.of(outcomes, reader(), 0, rate)
             return gain_error(
                 gains(split.cpx(split.fitted, split.choice, {"layer": layer})), split.held
             )

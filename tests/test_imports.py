@@ -41,7 +41,7 @@ LAYERS = {
     ],
     "cli": [
         {"demo", "run", "train"},
-        {"app", "doctor", "gradients", "route", "score"},
+        {"app", "doctor", "gradients", "models", "route", "score"},
         {"flags", "terminal"},
     ],
     "complexity": [
@@ -65,6 +65,7 @@ LAYERS = {
         {"selection"},
         {"config", "labelled_batch"},
     ],
+    "loading": [{"fetch"}, {"models"}, {"gguf"}, {"names"}, {"catalogue"}],
     "prefill": [{"prefilled"}, {"forward", "prefix"}, {"batch"}],
     "routing": [
         {"fitting", "router"},
@@ -136,7 +137,7 @@ def test_only_anatomy_asks_for_the_type_of_a_model() -> None:
         ("errors.py", "import pliant.loading"),
         ("anatomy/find.py", "from pliant import loading"),
         ("anatomy/find.py", "from pliant.adapters import attach"),
-        ("loading.py", "def f():\n    from pliant.nano import path"),
+        ("loading/models.py", "def f():\n    from pliant.nano import path"),
         ("structure/gates.py", "from ..experts import model"),
         ("structure/__init__.py", "from .. import routing"),
         ("adapters.py", "from pliant.training import train"),
@@ -159,7 +160,7 @@ def test_a_wrong_import_is_found(tmp_path: Path, file: str, line: str) -> None:
         ("structure/gates.py", "from . import config\nfrom ..anatomy import Anatomy"),
         ("nano/world.py", "from pliant.errors import PliantError\nfrom pliant.nano import path"),
         ("anatomy/__init__.py", "from .find import Anatomy"),
-        ("loading.py", "from pliant import __version__"),
+        ("loading/models.py", "from pliant import __version__"),
     ],
 )
 def test_a_right_import_passes(tmp_path: Path, file: str, line: str) -> None:
@@ -254,7 +255,7 @@ def test_core_that_imports_facade_is_found(tmp_path: Path) -> None:
     ],
 )
 def test_asking_for_the_type_of_a_model_is_found(tmp_path: Path, line: str) -> None:
-    _plant(tmp_path, "loading.py", line)
+    _plant(tmp_path, "loading/models.py", line)
     _plant(tmp_path, "anatomy/find.py", line)
     assert len(list(asks_for_model_type(tmp_path))) == 1
 

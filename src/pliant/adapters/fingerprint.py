@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +94,12 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     )
 
 
+def is_packed(model: nn.Module) -> bool:
+    """Whether any parameter of the base really holds fewer bits than it has values."""
+    base = unwrap(model)
+    return _why_no_values(base, list(_tensors(base))) == QUANTISED
+
+
 # --- tensors -------------------------------------------------------------------------------------
 
 
@@ -141,15 +146,8 @@ def _quantised_shape(module: nn.Module) -> list[int] | None:
 
 
 def _hub_name(base: nn.Module) -> str:
-    """The name that the base was loaded from, unless that is a path, which may be private.
-
-    For the folder of an embedded model it is the name of that model.
-    """
-    name = str(getattr(getattr(base, "config", None), "_name_or_path", ""))
-    if Path(name).parent == loading.WEIGHTS:
-        return Path(name).name
-    is_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) and not Path(name).exists()
-    return name if is_name else ""
+    """The name that the base was loaded from, unless that is a path, which may be private."""
+    return loading.public_name(str(getattr(getattr(base, "config", None), "_name_or_path", "")))
 
 
 def _shapes(name: str, counts: dict[str, int]) -> str:
@@ -160,7 +158,7 @@ def _shapes(name: str, counts: dict[str, int]) -> str:
 
 def _why_no_values(base: nn.Module, tensors: list[tuple[str, list[int], Tensor | None]]) -> str:
     present = [t for _, _, t in tensors if t is not None]
-    if getattr(base, "is_quantized", False) or len(present) < len(tensors):
+    if len(present) < len(tensors):  # not base.is_quantized: a dequantised GGUF has that mark, too
         return QUANTISED
     flattened = any(getattr(m, "_is_fsdp_managed_module", False) for m in base.modules())
     if flattened or any(_is_sharded(t) for t in present):

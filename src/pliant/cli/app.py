@@ -33,6 +33,7 @@ COMMANDS = {
     "demo": "Two embedded models answer: who is right, and at what cost?",
     "doctor": "Show what Pliant can do with a model, from its config alone.",
     "gradients": "Audit selective training: does it help, and which tokens train?",
+    "models": "Real models by name: list, get, path, remove.",
     "route": "Send each prompt to the model that it needs: label, fit, ask.",
     "run": "Run a command from a recipe: a YAML file with its options.",
     "score": "Score how hard prompts are, with a saved scorer or router.",
@@ -40,7 +41,7 @@ COMMANDS = {
 }
 # Those that are groups: modules with HELP, a table COMMANDS like the one above, and a function for
 # each; packages have a module for each. With a DEFAULT, that command runs when none is named.
-GROUPS = ("gradients", "route", "train")
+GROUPS = ("gradients", "models", "route", "train")
 HELP_FLAGS = ("-h", "--help")
 
 

@@ -124,6 +124,47 @@ def _bar(title: str, total: int) -> Iterator[Report]:
         yield lambda done, message: bar.update(task, completed=done, message=message)
 
 
+@contextmanager
+def transfers() -> Iterator[Callable[[str, int, int], None]]:
+    """Yields a function that takes what is transferred, and how many bytes of how many are done.
+
+    On a terminal it moves a bar with the speed; in a pipe it prints a line for every fifth.
+    """
+    if not sys.stderr.isatty():
+        yield _TransferLines()
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+class _TransferLines:
+    """A line for every fifth of a transfer."""
+
+    def __init__(self) -> None:
+        self.fifths: dict[str, int] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        fifths = done * 5 // total
+        if fifths > self.fifths.get(what, -1):
+            self.fifths[what] = fifths
+            print(f"{what}: {done:,} of {total:,} bytes", file=sys.stderr, flush=True)
+
+
 def hush_libraries() -> None:
     """Silence the notices and progress bars of libraries, unless the user has set otherwise.
 
@@ -135,6 +176,7 @@ def hush_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # lists kernels when imported
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def hide_loading_bars() -> None:

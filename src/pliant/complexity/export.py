@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pliant import __version__
+from pliant.adapters.fingerprint import is_packed
 from pliant.complexity.config import Reads
 from pliant.complexity.scorer import PromptScorer
 from pliant.complexity.stock import Stock, prove, stock_model, stock_tokenizer
@@ -176,7 +177,7 @@ def _check_form(scorer: PromptScorer) -> None:
             "weights for all positions: train one with lora_rank=0 to export it"
         )
     base: Any = scorer.base
-    if getattr(base, "is_quantized", False):
+    if is_packed(base):
         raise UnsupportedModel("its base is quantised: load the base in 16 or 32 bits to export it")
     if any(p.is_meta for p in base.parameters()):
         raise UnsupportedModel("part of its base is offloaded: load all of the base to export it")

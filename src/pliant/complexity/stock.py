@@ -140,6 +140,7 @@ def _config(scorer: PromptScorer, cpx: CPXTokenizer, table: Tensor) -> Any:
     for part in (config, config.get_text_config(decoder=True)):
         part.pad_token_id = pad
         part.vocab_size = max(table.shape[0], cpx.cpx_token_id + 1)
+    vars(config).pop("quantization_config", None)  # left over from a GGUF file: the base is dense
     return config
 
 

@@ -249,10 +249,10 @@ def hub() -> Iterator[str]:
 
 def test_each_answer_of_the_hub_has_its_own_error(hub: str, tmp_path: Path) -> None:
     program = """
-from pliant import loading
+from pliant.loading import models as loading, resolve
 for name in ("missing", "gated", "empty", "old", "down"):
     try:
-        loading._read_config(loading.resolve(f"owner/{name}"), "main")
+        loading._read_config(resolve(f"owner/{name}"), "main")
     except loading.ModelNotFound as error:
         print(error)
 """

