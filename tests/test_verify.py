@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pliant.errors import InvalidInput
 from pliant.verify import VERIFIERS, Choice, Judge, NoVerdict, Numeric, verifier
-from pliant.verify.judge import parse_verdict
+from pliant.verify.custom import parse_verdict
 from pliant.verify.numeric import numbers
 
 CHOICES = [

@@ -15,11 +15,9 @@ from dataclasses import fields
 from typing import Any, ClassVar, Protocol
 
 from pliant.errors import InvalidInput, did_you_mean
-from pliant.verify.choice import Choice
-from pliant.verify.function import Function
-from pliant.verify.judge import Judge, NoVerdict
+from pliant.verify.custom import Function, Judge, NoVerdict
 from pliant.verify.numeric import Numeric
-from pliant.verify.text import Contains, Exact, Regex
+from pliant.verify.text import Choice, Contains, Exact, Regex
 
 __all__ = [
     "VERIFIERS",
