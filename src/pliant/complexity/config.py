@@ -76,10 +76,10 @@ class CPXConfig:
         return tuple(f"label_{i}" for i in range(count))
 
     def _check(self) -> None:
-        _whole("rows", self.rows, least=1)
-        _whole("lora_rank", self.lora_rank, least=0)
+        check_whole("rows", self.rows, least=1)
+        check_whole("lora_rank", self.lora_rank, least=0)
         if self.layer is not None:
-            _whole("layer", self.layer, least=1)
+            check_whole("layer", self.layer, least=1)
         if self.aggregation not in AGGREGATIONS:
             choices = ", ".join(AGGREGATIONS)
             raise InvalidInput(f"aggregation = {self.aggregation!r}: give one of {choices}")
@@ -92,6 +92,6 @@ class CPXConfig:
             )
 
 
-def _whole(name: str, value: object, least: int) -> None:
+def check_whole(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InvalidInput(f"{name} = {value!r}: give a whole number, {least} or more")

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pliant import __version__
 from pliant.adapters.fingerprint import is_packed
@@ -56,7 +55,7 @@ def export(
     _check_form(scorer)
     cpx = _cpx(tokenizer or scorer.tokenizer)
     scale, shift = _calibrated(scorer, calibration)
-    stock = stock_model(scorer, cpx, _head(scorer, scale), shift)
+    stock = stock_model(scorer, cpx, scale, shift)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.unfinished-", dir=target.parent))
     try:
@@ -64,12 +63,7 @@ def export(
         _save_tokenizer(stock_tokenizer(cpx, rendered), unfinished)
         proof = prove(scorer, cpx, unfinished, stock, scale, rendered)
         result = _result(scorer, cpx, target, stock, proof)
-        if not proof <= result.bound:
-            raise UnsupportedModel(
-                f"the reloaded {stock.architecture} does not agree with the scorer: its logits "
-                f"differ by {proof:.2g}, and {result.bound:g} is allowed in {result.dtype}. "
-                f"Nothing was written{_likely_cause(scorer)}"
-            )
+        _check_agreement(result, scorer.config.layer)
         (unfinished / RECORD).write_text(
             json.dumps({"pliant": __version__, **result.as_dict()}, indent=2) + "\n"
         )
@@ -149,6 +143,17 @@ def _result(
     )
 
 
+def _check_agreement(result: ExportResult, layer: int | None) -> None:
+    if result.difference <= result.bound:
+        return
+    cause = f" (its first {layer} layers seem to compute something else on their own)"
+    raise UnsupportedModel(
+        f"the reloaded {result.architecture} does not agree with the scorer: its logits differ by "
+        f"{result.difference:.2g}, and {result.bound:g} is allowed in {result.dtype}. Nothing was "
+        f"written{'' if layer is None else cause}"
+    )
+
+
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Under the class's older name, which all versions of transformers know."""
     tokenizer.save_pretrained(folder)
@@ -194,13 +199,6 @@ def _cpx(tokenizer: Any) -> CPXTokenizer:
     return tokenizer if isinstance(tokenizer, CPXTokenizer) else CPXTokenizer.of(tokenizer)
 
 
-def _head(scorer: PromptScorer, scale: float) -> tuple[Tensor, Tensor]:
-    """The head's weight and bias, a calibration's slope included."""
-    weight = scorer.head.weight.detach() * scale
-    bias = scorer.head.bias
-    return weight, (torch.zeros_like(weight[:, 0]) if bias is None else bias.detach() * scale)
-
-
 def _calibrated(scorer: PromptScorer, calibration: Any) -> tuple[float, float]:
     """The slope and the shift of a calibration in logits."""
     if calibration is None:
@@ -217,12 +215,6 @@ def _calibrated(scorer: PromptScorer, calibration: Any) -> tuple[float, float]:
         f"{fitted['kind']} calibration is a table of steps, which no linear head can hold: export "
         "without it and apply it to the copy's outputs, or calibrate by temperature"
     )
-
-
-def _likely_cause(scorer: PromptScorer) -> str:
-    if scorer.config.layer is None:
-        return ""
-    return f" (its first {scorer.config.layer} layers seem to compute something else on their own)"
 
 
 # --- the card ------------------------------------------------------------------------------------
@@ -279,20 +271,9 @@ def model_card(result: ExportResult) -> str:
     if any(result.shift):
         shift = ", ".join(f"{value:+.6g}" for value in result.shift)
         bias = BIAS.format(shift=shift, advice=_advice(result))
-    return TEXT.format(
-        architecture=result.architecture,
-        layers=result.layers,
-        meaning=MEANING[result.reads].format(
-            outputs=", ".join(f"`{name}`" for name in result.outputs)
-        ),
-        usage=USAGE[result.reads],
-        cpx_token=result.cpx_token,
-        cpx_token_id=result.cpx_token_id,
-        dtype=result.dtype,
-        difference=result.difference,
-        bound=result.bound,
-        bias=bias,
-    )
+    outputs = ", ".join(f"`{name}`" for name in result.outputs)
+    meaning = MEANING[result.reads].format(outputs=outputs)
+    return TEXT.format(meaning=meaning, usage=USAGE[result.reads], bias=bias, **asdict(result))
 
 
 def _advice(result: ExportResult) -> str:

@@ -50,7 +50,9 @@ def align_options(
         return options
     order_BT = (mask_BT != 0).to(ids_BT).argsort(dim=1, stable=True)
     return {
-        name: value.gather(1, order_BT.to(value.device)) if _is_like(value, ids_BT) else value
+        name: value.gather(1, order_BT.to(value.device))
+        if isinstance(value, Tensor) and value.shape == ids_BT.shape
+        else value
         for name, value in options.items()
     }
 
@@ -110,7 +112,3 @@ class BufferedStreamer(BaseStreamer):
         buffer, self.buffer = self.buffer or [], None
         for value in buffer:
             self.streamer.put(value)
-
-
-def _is_like(value: Any, ids_BT: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == ids_BT.shape

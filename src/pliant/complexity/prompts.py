@@ -87,10 +87,13 @@ def checked(
 
 
 def alike(
-    lengths: Sequence[int], batch_size: int | None, equal: bool = False
+    lengths: Sequence[int],
+    batch_size: int | None = None,
+    equal: bool = False,
+    tokens: int = TOKENS_A_BATCH,
 ) -> Iterator[list[int]]:
     """Batches of prompts of similar (or `equal`) length, each in their order; without a size, up to
-    `TOKENS_A_BATCH` at a time."""
+    `tokens` at a time."""
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InvalidInput(f"batch_size = {batch_size!r}: give 1 or more")
     rows: list[int] = []
@@ -99,7 +102,7 @@ def alike(
         differs = bool(rows) and lengths[rows[-1]] != lengths[i]
         full = len(rows) == batch_size or (differs and (equal or lengths[rows[-1]] == 0))
         if batch_size is None:
-            full = full or (len(rows) + 1) * lengths[i] > TOKENS_A_BATCH
+            full = full or (len(rows) + 1) * lengths[i] > tokens
         if rows and full:
             yield sorted(rows)
             rows = []

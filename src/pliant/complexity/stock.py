@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
     AutoModelForSequenceClassification,
@@ -53,10 +53,9 @@ class Stock:
     rows_added: int
 
 
-def stock_model(
-    scorer: PromptScorer, cpx: CPXTokenizer, head: tuple[Tensor, Tensor], shift: float
-) -> Stock:
-    """The base's decoder, or its first layers, with [CPX] among the embeddings and the head."""
+def stock_model(scorer: PromptScorer, cpx: CPXTokenizer, scale: float, shift: float) -> Stock:
+    """The base's decoder, or its first layers, with [CPX] among the embeddings and the head, whose
+    logits are those of the scorer times `scale`, plus `shift`."""
     base: Any = scorer.base
     table = table_of(scorer)
     if cpx.cpx_token_id > len(table):
@@ -68,19 +67,21 @@ def stock_model(
     model = _build(config, table.dtype)
     own, stock = base.state_dict(), model.state_dict()
     new = sorted(stock.keys() - own.keys())
-    weight, bias = _head_keys(type(model).__name__, new, stock, head[0])
+    head = scorer.head.weight.detach() * scale
+    weight, bias = _head_keys(type(model).__name__, new, stock, head)
     state = {key: own[key] for key in stock.keys() - set(new)}
-    name = _name_of(base, table)
+    name = next(name for name, p in base.state_dict(keep_vars=True).items() if p is table)
     state[name], added = _with_row(scorer, cpx, table, stock[name].shape[0])
-    state[weight] = head[0].to(table.dtype)
-    left_out = (head[1] + shift).float().cpu()
+    state[weight] = head.to(table.dtype)
+    own_bias = torch.zeros_like(head[:, 0]) if scorer.head.bias is None else scorer.head.bias
+    left_out = own_bias.detach() * scale + shift
     if bias is not None:
-        state[bias] = (head[1] + shift).to(table.dtype)
+        state[bias] = left_out.to(table.dtype)
         left_out = torch.zeros_like(left_out)
     _check_shapes(type(model).__name__, state, stock)
     model.load_state_dict(state, assign=True)
     path = weight.removesuffix(".weight")
-    return Stock(model, type(model).__name__, table.dtype, path, left_out, added)
+    return Stock(model, type(model).__name__, table.dtype, path, left_out.float().cpu(), added)
 
 
 def stock_tokenizer(cpx: CPXTokenizer, rendered: bool = False) -> PreTrainedTokenizerFast:
@@ -170,10 +171,6 @@ def _head_keys(
             f"{', '.join(new) or 'nothing'}, and the head is a matrix of {list(wanted.shape)}"
         )
     return weights[0], biases[0] if biases else None
-
-
-def _name_of(base: nn.Module, table: Tensor) -> str:
-    return next(name for name, p in base.state_dict(keep_vars=True).items() if p is table)
 
 
 def _with_row(

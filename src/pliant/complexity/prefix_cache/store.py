@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 
 from pliant.complexity.prefix_cache.append_in_place import Appendable
+from pliant.complexity.prompts import TOKENS_A_BATCH, alike
 from pliant.complexity.scorer import PromptScorer
 from pliant.errors import UnsupportedModel
 from pliant.prefill import Batch, ForwardResult, Prefilled, Prefix, supports_padding
 from pliant.prefill.prefilled import Part
 from pliant.prefill.prefix import EMPTY, GROWING, cache_of, kinds_of
-
-TOKENS = 8192  # run at once when a store is filled
 
 RunPrompts = Callable[[Tensor, Tensor], Prefilled]
 """(B, T) ids and mask -> the prefilled prompts."""
@@ -219,17 +218,11 @@ def by_length(ids: Sequence[Tensor]) -> list[int]:
 
 
 def batches(
-    ids: Sequence[Tensor], order: Sequence[int], tokens: int = TOKENS
+    ids: Sequence[Tensor], order: Sequence[int], tokens: int = TOKENS_A_BATCH
 ) -> Iterator[list[int]]:
-    """Prompts in this order, as many at a time as `tokens` allow."""
-    batch: list[int] = []
-    for i in order:
-        if batch and max(len(ids[i]), len(ids[batch[0]])) * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+    """Prompts in this order, the shortest first, as many at a time as `tokens` allow."""
+    for rows in alike([len(ids[i]) for i in order], tokens=tokens):
+        yield [order[row] for row in rows]
 
 
 def rows_of(prefilled: Prefilled) -> tuple[Layout, Chunk]:

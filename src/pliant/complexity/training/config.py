@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pliant.complexity.config import check_whole
 from pliant.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -111,19 +112,16 @@ class CPXTrainingConfig:
     def __post_init__(self) -> None:
         _one_of("loss", self.loss, LOSSES)
         _one_of("prefixes", self.prefixes, PREFIXES)
-        if self.num_labels is not None:
-            _at_least_one("num_labels", self.num_labels)
         for name in ("batch_size", "evaluation_batch_size", "num_epochs", "logging_steps"):
-            _at_least_one(name, getattr(self, name))
-        _at_least_one("gradient_accumulation_steps", self.gradient_accumulation_steps)
+            check_whole(name, getattr(self, name), least=1)
+        check_whole("gradient_accumulation_steps", self.gradient_accumulation_steps, least=1)
+        _check_optional(self, "num_labels", "patience")
         for name in ("learning_rate", "rows_learning_rate", "lora_learning_rate"):
             _not_negative(name, getattr(self, name))
         _not_negative("weight_decay", self.weight_decay)
         _not_negative("max_grad_norm", self.max_grad_norm)
         if not 0 <= self.seed < 2**32:
             raise InvalidInput(f"seed = {self.seed!r}: a whole number from 0 up to below 2**32")
-        if self.patience is not None:
-            _at_least_one("patience", self.patience)
         if not 0 <= self.label_smoothing < 1:
             raise InvalidInput(
                 f"label_smoothing = {self.label_smoothing!r}: a share of at least 0 and below 1"
@@ -196,9 +194,7 @@ class CPXDatasetConfig:
     """Truncate longer prompts on the left instead."""
 
     def __post_init__(self) -> None:
-        for name in ("data_size", "evaluation_size", "max_length"):
-            if (value := getattr(self, name)) is not None:
-                _at_least_one(name, value)
+        _check_optional(self, "data_size", "evaluation_size", "max_length")
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
@@ -206,9 +202,10 @@ def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
         raise InvalidInput(f"{name} = {value!r}: give one of {', '.join(known)}")
 
 
-def _at_least_one(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidInput(f"{name} = {value!r}: give a whole number of at least 1")
+def _check_optional(config: Any, *names: str) -> None:
+    for name in names:
+        if (value := getattr(config, name)) is not None:
+            check_whole(name, value, least=1)
 
 
 def _not_negative(name: str, value: float | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -122,8 +122,7 @@ def encode(
     truncation: Truncation | None = None,
 ) -> list[list[int]]:
     """The ids of each prompt, without a [CPX] at its end, which is never in the vocabulary."""
-    last = getattr(tokenizer, "cpx_token_id", None)
-    ids = [row[:-1] if row[-1:] == [last] else row for row in tokenized(prompts, tokenizer)]
+    ids = tokenized(prompts, tokenizer)
     limits = [limit for limit in (max_length, scorer.max_prompt_length) if limit is not None]
     table = getattr(scorer.anatomy.embeddings, "num_embeddings", None)
     return checked(ids, min(limits, default=None), truncation, table)
@@ -190,20 +189,15 @@ def _numbers(value: Any, row: int) -> float | list[float]:
             raise _bad(row, value, "a number, true or false, or a list of numbers") from None
     value = plain(value)
     numbers = list(value) if isinstance(value, (list, tuple)) else [value]
-    for number in numbers:
-        if not isinstance(number, (bool, int, float)) or not _finite(number):
-            raise _bad(row, value, "a finite number, true or false, or a list of numbers")
-    if not numbers:
+    if not numbers or not all(map(_is_finite, numbers)):
         raise _bad(row, value, "a finite number, true or false, or a list of numbers")
     floats = [float(number) for number in numbers]
     return floats if isinstance(value, (list, tuple)) else floats[0]
 
 
-def _finite(number: float) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:  # a whole number that no float holds
-        return False
+def _is_finite(number: Any) -> bool:
+    """Also whether a float can hold a whole number."""
+    return isinstance(number, (int, float)) and abs(number) <= sys.float_info.max
 
 
 def plain(value: Any) -> Any:

@@ -111,12 +111,16 @@ def _like(logits_BL: Tensor, labels: Tensor) -> Tensor:
     return labels.to(logits_BL).reshape(logits_BL.shape)
 
 
+def check_weights(weights: Sequence[float], outputs: int, loss: Loss) -> None:
+    if weights and (loss == "regression" or len(weights) != outputs):
+        raise InvalidInput(
+            f"class_weights = {tuple(weights)}: give one for each of {outputs} outputs, and none "
+            "for a regression"
+        )
+
+
 def _weights(weights: Sequence[float], logits_BL: Tensor, loss: Loss) -> Tensor | None:
+    check_weights(weights, logits_BL.shape[1], loss)
     if not weights:
         return None
-    if loss == "regression" or len(weights) != logits_BL.shape[1]:
-        raise InvalidInput(
-            f"class_weights = {tuple(weights)}: give one for each of {logits_BL.shape[1]} outputs, "
-            "and none for a regression"
-        )
     return torch.tensor(weights, dtype=logits_BL.dtype, device=logits_BL.device)

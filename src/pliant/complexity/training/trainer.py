@@ -31,7 +31,7 @@ from pliant.complexity.training.dataset import (
     dataset_of,
     encode,
 )
-from pliant.complexity.training.losses import READ_AS, loss_of
+from pliant.complexity.training.losses import READ_AS, check_weights, loss_of
 from pliant.complexity.training.report import Clock, TrainingReport, last_evaluation
 from pliant.complexity.training.train_module import train_module_of
 from pliant.data import Duplicates
@@ -368,12 +368,7 @@ def _check_settings(scorer: Complexity, config: CPXTrainingConfig) -> None:
             f"num_labels = {config.num_labels}, and the scorer has {len(outputs)} outputs "
             f"({', '.join(outputs)}): give the same, or leave it out"
         )
-    weights = config.class_weights
-    if weights and (config.loss == "regression" or len(weights) != len(outputs)):
-        raise InvalidInput(
-            f"class_weights = {weights}: give one for each of {len(outputs)} outputs, and none for "
-            "a regression"
-        )
+    check_weights(config.class_weights, len(outputs), config.loss)
     token = getattr(scorer.tokenizer, "cpx_token", config.cpx_token)
     if token != config.cpx_token:
         raise InvalidInput(f"cpx_token = {config.cpx_token!r}, and the tokenizer's is {token!r}")
