@@ -78,7 +78,7 @@ LAYERS = {
     ],
     "training": [
         {"run"},
-        {"arguments", "checkpoint", "distributed", "interrupt", "progress", "texts"},
+        {"arguments", "checkpoint", "distributed", "terminal", "texts"},
     ],
 }
 # The tiny models stand aside: they use little, and no part may come to depend on them.

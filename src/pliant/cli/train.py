@@ -68,7 +68,7 @@ def lm(options: LmOptions) -> None:
     from pliant.loading import load
     from pliant.reports.tables import Table
     from pliant.training.arguments import training_arguments
-    from pliant.training.progress import print_to_stderr
+    from pliant.training.terminal import print_to_stderr
 
     config = options.config()
     settings = named_values(options.set, "--set")

@@ -21,7 +21,6 @@ from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import OFF, Gradients
 from pliant.gradients.training import PREFIX, attached_to, make_selective
 from pliant.training.arguments import training_arguments
-from pliant.training.progress import Say, print_to_stderr
 from pliant.training.run import (
     TrainingResult,
     TrainingRun,
@@ -29,6 +28,7 @@ from pliant.training.run import (
     save_stock_model,
     with_lora,
 )
+from pliant.training.terminal import Say, print_to_stderr
 from pliant.training.texts import Texts
 
 AUTO = "auto"

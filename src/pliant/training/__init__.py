@@ -1,7 +1,7 @@
 """What every training run shares, whatever it trains.
 
-`checkpoint` has the one layout and tells which checkpoints are complete, `interrupt` handles
-Ctrl-C, `distributed` several processes.
+`run` is the life of a run in its folder, `checkpoint` the one layout of checkpoints and which of
+them are complete, `terminal` its progress and Ctrl-C, and `distributed` several processes.
 """
 
 from pliant.training.checkpoint import AdapterCheckpoint, restore_adapters, save_adapters

@@ -42,8 +42,13 @@ from pliant.training.checkpoint import (
     restore_adapters,
 )
 from pliant.training.distributed import from_first_process
-from pliant.training.interrupt import finish_step_on_interrupt
-from pliant.training.progress import Describe, ProgressReport, Say, print_to_stderr
+from pliant.training.terminal import (
+    Describe,
+    ProgressReport,
+    Say,
+    finish_step_on_interrupt,
+    print_to_stderr,
+)
 
 T = TypeVar("T", bound=Trainer)
 RECORD = "pliant-train.json"

@@ -36,8 +36,8 @@ from pliant.complexity.training.train_module import train_module_of
 from pliant.complexity.training.trainer import CPXTrainer
 from pliant.data import read_rows
 from pliant.errors import InvalidInput
-from pliant.training.progress import print_to_stderr
 from pliant.training.run import TrainingRun
+from pliant.training.terminal import print_to_stderr
 
 OUTSIDE_THE_PLAN = (
     "output_dir",

@@ -38,7 +38,7 @@ from pliant.data import Duplicates
 from pliant.errors import AdapterError, InvalidInput
 from pliant.training.checkpoint import AdapterCheckpoint, CompleteCheckpoint, resume_path
 from pliant.training.distributed import check_sharding, from_first_process
-from pliant.training.interrupt import finish_step_on_interrupt
+from pliant.training.terminal import finish_step_on_interrupt
 
 ROWS, LORA = 18.0, 0.3
 """Learning rates as multiples of the head's, where none is set; the rows' is also multiplied by

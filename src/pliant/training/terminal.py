@@ -1,12 +1,19 @@
-"""What a run shows while it trains: a bar on a terminal, one line for each log in a pipe."""
+"""A run at a terminal: what it shows while it trains, and how Ctrl-C stops it.
+
+It shows a bar on a terminal and a line for each log in a pipe. Ctrl-C lets the Trainer finish its
+step and save a checkpoint.
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -70,3 +77,48 @@ class ProgressReport(TrainerCallback):
             self.say(f"{step}: loss {logs['loss']:.4f}{self.describe(logs)}")
         else:
             self.say(f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4f}")
+
+
+@contextmanager
+def finish_step_on_interrupt(trainer: Trainer) -> Iterator[None]:
+    """The first Ctrl-C waits for the end of the step, then raises KeyboardInterrupt; a second one
+    interrupts at once.
+
+    Does nothing outside the main thread, which alone receives signals, or where several processes
+    train: they would save at different steps.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or trainer.args.world_size > 1:
+        yield
+        return
+    stopper = _Stopper()
+    handler = signal.signal(signal.SIGINT, stopper.interrupt)
+    trainer.add_callback(stopper)
+    try:
+        yield
+    finally:
+        trainer.remove_callback(stopper)
+        signal.signal(signal.SIGINT, handler)
+    if stopper.interrupted:
+        raise KeyboardInterrupt
+
+
+class _Stopper(TrainerCallback):
+    def __init__(self) -> None:
+        self.interrupted = False
+        self.stepping = False
+
+    def interrupt(self, *_: Any) -> None:
+        if self.interrupted or not self.stepping:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.stepping = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.stepping = False
