@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from pliant.adapters import files, saving
 from pliant.adapters.fingerprint import Fingerprint, fingerprint
 from pliant.adapters.hooks import Connection, Wire, switch_off, switch_on
+from pliant.anatomy import Anatomy
 from pliant.anatomy.unwrap import unwrap
 from pliant.errors import AdapterError, InvalidInput
 
@@ -54,9 +56,18 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
     @property
     def base(self) -> nn.Module:
         """The model that it is attached to, unwrapped."""
+        return self._attached.model
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The parts of that model, found once."""
+        return self._attached.anatomy
+
+    @property
+    def _attached(self) -> _Link:
         if self._link is None:
             raise AdapterError(f"this {type(self).__name__} is not attached to a model")
-        return self._link.model
+        return self._link
 
     @property
     def name(self) -> str:
@@ -205,6 +216,10 @@ class _Link:
     name: str
     shapes: dict[str, torch.Size]
     connections: list[Connection] = field(default_factory=list)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        return Anatomy.of(self.model)
 
 
 class Branch(nn.Module):

@@ -69,9 +69,7 @@ class PromptScorer(Adapter):
 
     def __init__(self, model: nn.Module, config: CPXConfig) -> None:
         super().__init__(model, config)
-        self._described = _Description(Anatomy.of(model))
-        anatomy = self._described.anatomy
-        assert anatomy is not None
+        anatomy = Anatomy.of(model)
         _check_layer(anatomy, config.layer)
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.rows = nn.Parameter(rows_like_embeddings(anatomy, config.rows))
@@ -106,21 +104,15 @@ class PromptScorer(Adapter):
         return scorer
 
     def wire(self, model: nn.Module) -> Iterator[Wire]:
-        anatomy = self._anatomy_of(model)
         yield from differentiable(model)
-        yield After(anatomy.embeddings, self._write_rows)
+        yield After(self.anatomy.embeddings, self._write_rows)
         if self.lora:
-            for key, projection in targets(anatomy, self.config):
+            for key, projection in targets(self.anatomy, self.config):
                 yield After(projection.module, partial(self._add_lora, key))
 
     def read_as(self, reads: Reads) -> None:
         """Set what the outputs are: probabilities, classes or numbers, as they are trained."""
         self.config = replace(self.config, reads=reads)
-
-    @property
-    def anatomy(self) -> Anatomy:
-        """The base's anatomy."""
-        return self._anatomy_of(self.base)
 
     def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Those of the base and of other adapters on it, without any scorer's."""
@@ -294,31 +286,9 @@ class PromptScorer(Adapter):
     def device(self) -> torch.device:
         return device_of(self.anatomy.embeddings)
 
-    def _anatomy_of(self, model: nn.Module) -> Anatomy:
-        described = self._described
-        if described.anatomy is None or described.model is not model:
-            self._described = described = _Description(Anatomy.of(model), model)
-        assert described.anatomy is not None
-        return described.anatomy
-
-    def detach(self) -> None:
-        super().detach()
-        self._described = _Description()
-
     def _check_enabled(self) -> None:
         if is_off(self):
             raise AdapterError(f"the scorer {self.name!r} is disabled in this thread")
-
-
-class _Description:
-    """The base's anatomy, made once. A copy of a scorer does not copy the base with it."""
-
-    def __init__(self, anatomy: Anatomy | None = None, model: nn.Module | None = None) -> None:
-        self.anatomy = anatomy
-        self.model = model
-
-    def __deepcopy__(self, memo: Any) -> _Description:
-        return _Description()
 
 
 def _check_layer(anatomy: Anatomy, layer: int | None) -> None:
