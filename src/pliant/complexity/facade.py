@@ -288,9 +288,8 @@ def _check_id(cpx_token_id: Any, tokenizer_size: int | None) -> None:
 
 
 def _check_known(cpx_token_id: int | None, tokenizer: CPXTokenizer | None) -> None:
-    if None in (cpx_token_id, tokenizer):
+    if cpx_token_id is None or tokenizer is None:
         return
-    assert tokenizer is not None and cpx_token_id is not None
     if cpx_token_id < tokenizer.cpx_token_id:
         raise InvalidInput(
             f"cpx_token_id={cpx_token_id} is {tokenizer.convert_ids_to_tokens(cpx_token_id)!r} in "

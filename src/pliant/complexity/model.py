@@ -192,7 +192,8 @@ class Generated:
 
 
 class _Generation:
-    """One batch through `model.generate`, scored after its prefill."""
+    """One batch through `model.generate`, whose forward is intercepted until the prompts have run:
+    then they are scored."""
 
     def __init__(
         self,
@@ -203,10 +204,9 @@ class _Generation:
         leave_above: Leaving | None,
         options: dict[str, Any],
     ) -> None:
-        self.scorer = scorer
-        self.rows, self.lengths = rows, lengths
-        self.leave_above = leave_above
-        self.options = options
+        self.scorer, self.batch, self.lengths = scorer, batch, lengths
+        self.leave_above, self.options = leave_above, options
+        self.seen, self.complete = 0, False  # positions of the prompts that were run, and if all
         self.logits = np.zeros((len(batch.ids_BT), len(scorer.config.outputs)))
         self.left = np.zeros(len(batch.ids_BT), dtype=bool)
         self.length = batch.ids_BT.shape[1]
@@ -219,7 +219,7 @@ class _Generation:
         self.again = not cached
         try:
             if not cached:
-                self.decide(scorer.logits_at_once(batch))
+                self._decide(scorer.logits_at_once(batch))
             self.output = self._generate(batch, rows, scoring=cached)
         except _Left:
             stay = np.flatnonzero(~self.left).tolist()
@@ -239,50 +239,20 @@ class _Generation:
             return model.generate(**arguments)
         if self.leave_above is not None and (streamer := own.get("streamer")) is not None:
             arguments["streamer"] = self.buffered = generate_options.BufferedStreamer(streamer)
-        watch = _Watch(self, batch)
-        with intercept({(model, FORWARD): watch.forward}):
+        with intercept({(model, FORWARD): self._forward}):
             output = model.generate(**arguments)
-        if not watch.done:  # assisted decoding may have no forward that ends with the prompt
+        if not self.complete:  # assisted decoding may have no forward that ends with the prompt
             self.again = True
-            self.decide(self.scorer.logits_at_once(batch), leaving=False)
+            self._decide(self.scorer.logits_at_once(batch), leaving=False)
         return output
 
-    def decide(self, logits: Tensor, leaving: bool = True) -> None:
-        """Record the scores; if some prompts leave, this generation ends here."""
-        self.logits = logits.detach().double().cpu().numpy()
-        if self.leave_above is not None:
-            scores = self.scorer.scores(self.logits)
-            rule = self.leave_above
-            leaves = rule(scores) if callable(rule) else scores.score > rule
-            self.left = np.asarray(leaves, dtype=bool)
-            if self.left.shape != (len(scores),):
-                raise InvalidInput(
-                    f"leave_above returned {leaves!r}: return true or false for each of the "
-                    f"{len(scores)} prompts"
-                )
-            if leaving and self.left.any():
-                raise _Left
-        if self.buffered is not None:
-            self.buffered.release()
-
-
-class _Watch:
-    """Intercepts the model's forward until the prompt is complete."""
-
-    def __init__(self, generation: _Generation, batch: Batch) -> None:
-        self.generation = generation
-        self.scorer = generation.scorer
-        self.batch = batch
-        self.seen = 0
-        self.done = False
-
-    def forward(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self.done or args or not isinstance(ids := kwargs.get("input_ids"), Tensor):
+    def _forward(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.complete or args or not isinstance(ids := kwargs.get("input_ids"), Tensor):
             return original(*args, **kwargs)
         self.seen += ids.shape[1]
         if self.seen != self.batch.ids_BT.shape[1]:
             return original(**kwargs)
-        self.done = True
+        self.complete = True
         layer = self.scorer.config.layer
         if layer is None:
             output = original(**kwargs)
@@ -303,7 +273,25 @@ class _Watch:
         name = getattr(output, "cache_name", None) or cache_name(output)
         part = Part(None, wide, ForwardResult(None, cache, name))
         ran = Prefilled(scorer.anatomy, scorer.config.layer, wide, (part,))
-        self.generation.decide(scorer.logits_of(ran)[::copies])
+        self._decide(scorer.logits_of(ran)[::copies])
+
+    def _decide(self, logits: Tensor, leaving: bool = True) -> None:
+        """Record the scores; if some prompts leave, this generation ends here."""
+        self.logits = logits.detach().double().cpu().numpy()
+        if self.leave_above is not None:
+            scores = self.scorer.scores(self.logits)
+            rule = self.leave_above
+            leaves = rule(scores) if callable(rule) else scores.score > rule
+            self.left = np.asarray(leaves, dtype=bool)
+            if self.left.shape != (len(scores),):
+                raise InvalidInput(
+                    f"leave_above returned {leaves!r}: return true or false for each of the "
+                    f"{len(scores)} prompts"
+                )
+            if leaving and self.left.any():
+                raise _Left
+        if self.buffered is not None:
+            self.buffered.release()
 
 
 class _Left(BaseException):

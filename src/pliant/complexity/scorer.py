@@ -214,8 +214,8 @@ class PromptScorer(Adapter):
         """The prompts alone, run as far as the scorer reads: without gradient, without the head."""
         return prefill.prefill(
             self.anatomy,
-            input_ids,
-            attention_mask,
+            input_ids.to(self.device),
+            None if attention_mask is None else attention_mask.to(self.device),
             layers=self.config.layer,
             head=False,
             resumable=False,

@@ -41,19 +41,14 @@ TOKENS = 65_536  # in a file, padded
 
 
 def write_files(
-    folder: Path,
-    run: RunPrompts,
-    ids: Sequence[Tensor],
-    *,
-    device: Any = None,
-    share: tuple[int, int] = (0, 1),
+    folder: Path, run: RunPrompts, ids: Sequence[Tensor], share: tuple[int, int] = (0, 1)
 ) -> None:
     """Write the files that are missing; of n processes the i-th writes every n-th (`share`)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number, part in enumerate(parts(ids)):
             if number % share[1] == share[0] and _written(folder, number, part, ids) is None:
-                write(folder, number, *concatenated(computed(run, ids, part, device)))
+                write(folder, number, *concatenated(computed(run, ids, part)))
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
@@ -79,14 +74,12 @@ def parts(ids: Sequence[Tensor]) -> Iterator[list[int]]:
 
 
 def folder_of(root: Path, scorer: PromptScorer, ids: Sequence[Tensor]) -> Path:
-    """The folder for the prefixes of these prompts and this base as it is now."""
-    return root / fingerprint(scorer, ids)[:24]
+    """The folder for the prefixes of these prompts and this base as it is now.
 
-
-def fingerprint(scorer: PromptScorer, ids: Sequence[Tensor]) -> str:
-    """Changes with whatever the prefixes depend on: every value of every parameter and buffer but
-    a scorer's, dtypes, the depth, the attention implementation, the ids and their order. (Weights
-    that accelerate offloads are on the meta device: only their shapes count.)"""
+    Its name changes with whatever they depend on: every value of every parameter and buffer but a
+    scorer's, dtypes, the depth, the attention implementation, the ids and their order. (Weights
+    that accelerate offloads are on the meta device: only their shapes count.)
+    """
     digest = hashlib.sha256()
     config = getattr(scorer.base, "config", None)
     attention = getattr(config, "_attn_implementation", "")
@@ -98,7 +91,7 @@ def fingerprint(scorer: PromptScorer, ids: Sequence[Tensor]) -> str:
         digest.update(checksum(tensor))
     for row in ids:
         digest.update(row.to(torch.int64).cpu().numpy().tobytes() + b"|")
-    return digest.hexdigest()
+    return root / digest.hexdigest()[:24]
 
 
 BLOCK = 2**20

@@ -54,7 +54,6 @@ def choose_storage(
     wanted: str = "auto",
     inexact: str = "",
     folder: Path,
-    device: Any = None,
     processes: int = 1,
     alike: bool = False,
 ) -> Storage:
@@ -70,7 +69,7 @@ def choose_storage(
     if uses <= 1 and wanted == "auto":
         return Storage("recompute", "each prompt is used once")
     trial = by_length(ids)[len(ids) // 2 :][:SAMPLE]
-    batch = Batch.of([ids[i] for i in trial], device=device)
+    batch = Batch.of([ids[i] for i in trial])
     try:
         with torch.no_grad():
             layout, chunk = rows_of(run(batch.ids_BT, batch.mask_BT))
@@ -97,7 +96,6 @@ def store(
     run: RunPrompts,
     *,
     folder: Path,
-    device: Any = None,
     share: tuple[int, int] = (0, 1),
     barrier: Callable[[], None] = lambda: None,
 ) -> PrefixStore | None:
@@ -106,9 +104,9 @@ def store(
         return None
     rows = scorer.config.rows
     if storage.where == "memory":
-        return in_memory(run, ids, device).with_capacity(rows)
+        return in_memory(run, ids).with_capacity(rows)
     place = disk.folder_of(folder, scorer, ids)
-    disk.write_files(place, run, ids, device=device, share=share)
+    disk.write_files(place, run, ids, share)
     barrier()
     return disk.open_files(place, ids).with_capacity(rows)
 
@@ -171,13 +169,13 @@ def _bytes(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def check_fits(prefixes: PrefixStore, run: RunPrompts, ids: Sequence[Tensor], device: Any) -> None:
+def check_fits(prefixes: PrefixStore, run: RunPrompts, ids: Sequence[Tensor]) -> None:
     """Refuse prefixes of other prompts, another base or depth: runs the prompt of middle length
     again and compares."""
     if len(prefixes) != len(ids):
         raise InvalidInput(f"{len(prefixes)} prefixes are stored for {len(ids)} prompts")
     middle = by_length(ids)[len(ids) // 2]
-    batch = Batch.of([ids[middle]], device=device)
+    batch = Batch.of([ids[middle]])
     layout, chunk = rows_of(run(batch.ids_BT, batch.mask_BT))
     batch_of_one = prefixes.batch([middle])
     same = layout.kinds == prefixes.layout.kinds and batch_of_one.lengths == (len(ids[middle]),)

@@ -29,7 +29,7 @@ from pliant.prefill.prefilled import Part
 from pliant.prefill.prefix import EMPTY, GROWING, cache_of, kinds_of
 
 RunPrompts = Callable[[Tensor, Tensor], Prefilled]
-"""(B, T) ids and mask -> the prefilled prompts."""
+"""(B, T) ids and mask, on the CPU -> the prefilled prompts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,19 +250,19 @@ def _rows_of_part(part: Part, model: str) -> tuple[Layout, Chunk]:
 
 
 def computed(
-    run: RunPrompts, ids: Sequence[Tensor], order: Sequence[int], device: Any = None
+    run: RunPrompts, ids: Sequence[Tensor], order: Sequence[int]
 ) -> Iterator[tuple[Layout, Chunk]]:
     """The rows of the prompts in this order, batch by batch."""
     for rows in batches(ids, order):
-        batch = Batch.of([ids[i] for i in rows], device=device)
+        batch = Batch.of([ids[i] for i in rows])
         with torch.no_grad():
             yield rows_of(run(batch.ids_BT, batch.mask_BT))
 
 
-def in_memory(run: RunPrompts, ids: Sequence[Tensor], device: Any = None) -> PrefixStore:
+def in_memory(run: RunPrompts, ids: Sequence[Tensor]) -> PrefixStore:
     """All prompts in one chunk."""
     order = by_length(ids)
-    layout, chunk = concatenated(computed(run, ids, order, device))
+    layout, chunk = concatenated(computed(run, ids, order))
     return PrefixStore(layout, (chunk,), torch.tensor(order).argsort(), "memory")
 
 

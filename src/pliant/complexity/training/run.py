@@ -69,7 +69,7 @@ def fit(
     module = train_module_of(scorer, config.base_dropout)
     dataset = _dataset(module.scorer, prompts, labels, config)
     if prefixes is not None:
-        check_fits(prefixes, module.scorer.prefilled, dataset.ids, module.scorer.rows.device)
+        check_fits(prefixes, module.scorer.prefilled, dataset.ids)
         dataset.stored = prefixes.with_capacity(module.scorer.config.rows)
     held_out = None if evaluation is None else _dataset(module.scorer, *evaluation, config)
     with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +93,7 @@ def remember(scorer: Complexity | nn.Module, prompts: Sequence[Any]) -> PrefixSt
     """The prompts' keys and values, in memory, for `fit(..., prefixes=...)`."""
     module = train_module_of(scorer)
     ids = ids_of(encode(module.scorer, module.scorer.tokenizer, prompts))
-    return in_memory(module.scorer.prefilled, ids, module.scorer.rows.device)
+    return in_memory(module.scorer.prefilled, ids)
 
 
 def _dataset(

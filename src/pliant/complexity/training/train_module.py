@@ -21,13 +21,14 @@ class TrainModule(nn.Module):
 
     def __init__(self, scorer: Complexity, base_dropout: bool = False) -> None:
         super().__init__()
-        self.base = scorer.base  # which holds the scorer
+        self.base = base = scorer.base  # which holds the scorer
         self._scorer = [scorer]  # not registered twice
         self.base_dropout = base_dropout
         if (device_map := getattr(scorer.base, "hf_device_map", None)) is not None:
             self.hf_device_map = device_map  # the Trainer does not move such a model
-        # accelerate's FSDP shards each of these as one unit.
-        self._no_split_modules = _layers_of(self.base)
+        # accelerate's FSDP shards each of these as one unit: of those declared, the ones there are.
+        kinds = {type(module).__name__ for module in self.base.modules()}
+        self._no_split_modules = sorted(kinds & set(getattr(base, "_no_split_modules", None) or ()))
         self._saving = False
         self._mode: bool | None = None
         self.train(False)
@@ -173,9 +174,3 @@ def train_module_of(model: nn.Module, base_dropout: bool = False) -> TrainModule
             )
         scorer = scorers[0]
     return TrainModule(scorer, base_dropout)
-
-
-def _layers_of(base: nn.Module) -> list[str]:
-    """The classes of module that the model declares unsplittable, of those that it has."""
-    kinds = {type(module).__name__ for module in base.modules()}
-    return sorted(kinds & set(getattr(base, "_no_split_modules", None) or ()))

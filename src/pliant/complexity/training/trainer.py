@@ -258,7 +258,6 @@ class CPXTrainer(Trainer):
             self.storage[name] = policy.Storage(dataset.stored.where, "stored before")
             return
         folder = Path(self.config.prefix_folder or Path(self.args.output_dir) / "prefixes")
-        common: dict[str, Any] = {"folder": folder, "device": self.args.device}
         storage = policy.choose_storage(
             dataset.ids,
             uses,
@@ -267,7 +266,7 @@ class CPXTrainer(Trainer):
             inexact=self.module.why_prefixes_change(),
             processes=self.args.world_size,
             alike=self.is_fsdp_enabled,
-            **common,
+            folder=folder,
         )
         if self.args.world_size > 1:  # the others may have measured something else
             values = from_first_process(storage.where, storage.why, storage.bytes)
@@ -283,7 +282,7 @@ class CPXTrainer(Trainer):
             self._run,
             share=share,
             barrier=self.accelerator.wait_for_everyone,
-            **common,
+            folder=folder,
         )
         if dataset.stored is not None:
             self._stored_tokens += dataset.tokens
@@ -292,6 +291,7 @@ class CPXTrainer(Trainer):
         """A sharded model runs through its root; else the inner model, whose calls need not wait
         for the other processes."""
         model = self.model_wrapped if self.is_fsdp_enabled else self.module
+        ids, mask = ids.to(self.args.device), mask.to(self.args.device)
         return model(input_ids=ids, attention_mask=mask, keep=True)
 
     # --- checkpoints ---
