@@ -18,8 +18,15 @@ from pliant.data.chat import (
     has_chat_template,
 )
 from pliant.data.journal import Journal
-from pliant.data.rows import Row, read_rows, write_rows
-from pliant.data.splits import Duplicates, duplicates, normalised, splits
+from pliant.data.rows import (
+    Duplicates,
+    Row,
+    duplicates,
+    normalised,
+    read_rows,
+    splits,
+    write_rows,
+)
 
 __all__ = [
     "Duplicates",

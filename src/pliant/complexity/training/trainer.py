@@ -269,8 +269,7 @@ class CPXTrainer(Trainer):
             folder=folder,
         )
         if self.args.world_size > 1:  # the others may have measured something else
-            values = from_first_process(storage.where, storage.why, storage.bytes)
-            storage = policy.Storage(*values)
+            (storage,) = from_first_process(storage)
         self.storage[name] = storage
         share = (self.args.process_index, self.args.world_size)
         if self.is_fsdp_enabled:
