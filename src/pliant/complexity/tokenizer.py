@@ -193,14 +193,8 @@ class CPXTokenizer(_Fast):
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         if isinstance(ids, int):
             return self._convert_id_to_token(ids)
-        numbers = [int(number) for number in ids]
-        tokens = [super(CPXTokenizer, self).convert_ids_to_tokens(n) for n in numbers]
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        return [
-            self.cpx_token if n == self.cpx_token_id else token
-            for n, token in zip(numbers, tokens, strict=True)
-            if n not in skipped
-        ]
+        return [self._convert_id_to_token(n) for n in map(int, ids) if n not in skipped]
 
     def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> str:
         """[CPX] comes with the space before it, so that the text encodes to the same ids."""
