@@ -235,7 +235,7 @@ POOL = 50  # batches: enough for similar lengths, much less than an epoch of a l
 
 
 class SimilarLengthSampler(Sampler[int]):
-    """Shuffled prompts, with those of similar length in one batch, as it is as wide as its longest.
+    """A random order in which prompts of similar length share a batch: its longest is its width.
 
     Prompts are shuffled, divided into pools of many batches, sorted by length within each pool and
     divided into batches, which are shuffled again. So the prompts of a batch change every epoch.
