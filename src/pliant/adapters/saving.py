@@ -31,7 +31,7 @@ def save(adapter: Adapter, folder: Path, *, here: bool = True) -> None:
     contribute their shards.
     """
     state = adapter.state_dict()
-    tensors = {k: _gathered(v) for k, v in state.items() if not k.endswith(EXTRA)}
+    tensors = {k: gathered(v) for k, v in state.items() if not k.endswith(EXTRA)}
     _check_complete(adapter, tensors)
     if not here:
         return
@@ -189,7 +189,8 @@ def tensor_shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
     return {k: v.shape for k, v in state.items() if isinstance(v, Tensor)}
 
 
-def _gathered(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be sharded; every process must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 

@@ -23,6 +23,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from pliant.adapters.saving import gathered
 from pliant.complexity.prefix_cache.store import (
     Chunk,
     Layout,
@@ -103,9 +104,7 @@ def checksum(tensor: Tensor) -> bytes:
     forgeries."""
     if tensor.is_meta or not tensor.numel():
         return b""
-    gathered: Any = tensor.detach()
-    gathered = gathered.full_tensor() if hasattr(gathered, "full_tensor") else gathered
-    octets = gathered.contiguous().reshape(-1).view(torch.uint8)
+    octets = gathered(tensor.detach()).contiguous().reshape(-1).view(torch.uint8)
     # Through a buffer: numpy would pin the tensor's own storage, which FSDP resizes.
     buffer = torch.empty(min(BLOCK, len(octets)), dtype=torch.uint8)
     view: Any = buffer.numpy()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pliant.adapters import attached
 from pliant.adapters.adapter import BRANCH
+from pliant.adapters.saving import gathered
 from pliant.complexity.model import Complexity
 from pliant.complexity.prefix_cache.store import PrefixBatch
 from pliant.errors import InvalidInput
@@ -75,10 +76,7 @@ class TrainModule(nn.Module):
     @torch.no_grad()
     def trained_tensors(self) -> dict[str, Tensor]:
         """The trained parameters of the base, gathered from their shards."""
-        return {
-            name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu().contiguous()
-            for name, p in self.trained_base()
-        }
+        return {name: gathered(p).detach().cpu().contiguous() for name, p in self.trained_base()}
 
     def why_prefixes_change(self) -> str:
         """Why a prompt's keys and values would differ in the next epoch; empty if they do not."""
