@@ -325,9 +325,10 @@ def test_a_killed_job_has_lost_no_row_that_it_reported(tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
             reported += [int(line) for line in process.stdout if line.endswith("\n")]
         assert process.returncode == -signal.SIGKILL
-    assert reported == list(range(len(reported)))
+    assert reported == sorted(set(reported))  # the first kill may come between a row and its report
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the last write may have been torn, or not
         journal = Journal(path)
     with journal:
-        assert set(reported) <= {row["key"] for row in journal.rows()}
+        keys = {row["key"] for row in journal.rows()}
+    assert set(reported) <= keys == set(range(len(keys)))
