@@ -60,7 +60,7 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
 
     @property
     def anatomy(self) -> Anatomy:
-        """The parts of that model, found once."""
+        """The parts of that model, identified once."""
         return self._attached.anatomy
 
     @property

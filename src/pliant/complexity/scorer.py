@@ -211,7 +211,7 @@ class PromptScorer(Adapter):
         )
 
     def prefilled(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Prefilled:
-        """The prompts alone, run as far as the scorer reads: without gradient, without the head."""
+        """The prompts alone, through the layers that the scorer reads: no gradient, no head."""
         return prefill.prefill(
             self.anatomy,
             input_ids.to(self.device),
