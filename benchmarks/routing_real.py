@@ -34,7 +34,7 @@ from benchmarks.routing_labels import Floats, Rows, halves, more, read, summary
 from pliant.complexity import CPXConfig, attach, fit, remember
 from pliant.complexity.prefix_cache.store import Chunk, PrefixStore
 from pliant.loading import load
-from pliant.prefill.prefix import EMPTY
+from pliant.prefill.prefilled import EMPTY
 from pliant.reports.tables import Table
 from pliant.routing.metrics.ranking import oracle_apgr
 from pliant.routing.outcomes import Outcomes

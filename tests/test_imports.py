@@ -37,7 +37,7 @@ LAYERS = {
         {"anatomy"},
         {"find"},
         {"blocks"},
-        {"cache_copy", "config", "intercept", "modes", "tiny", "unwrap"},
+        {"cache_copy", "config", "intercept", "modes", "tiny"},
     ],
     "cli": [
         {"demo", "run", "train"},
@@ -66,7 +66,7 @@ LAYERS = {
         {"config", "labelled_batch"},
     ],
     "loading": [{"fetch"}, {"models"}, {"gguf"}, {"names"}, {"catalogue"}],
-    "prefill": [{"prefilled"}, {"forward", "prefix"}, {"batch"}],
+    "prefill": [{"prefilled"}, {"forward"}, {"batch"}],
     "routing": [
         {"fitting", "router"},
         {"live"},

@@ -14,8 +14,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from pliant import Anatomy, adapters
 from pliant.adapters.fingerprint import fingerprint
+from pliant.anatomy.find import unwrap
 from pliant.anatomy.tiny import tiny_model
-from pliant.anatomy.unwrap import unwrap
 
 
 class Engine(nn.Module):

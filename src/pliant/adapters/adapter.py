@@ -25,7 +25,7 @@ from pliant.adapters import files, saving
 from pliant.adapters.fingerprint import Fingerprint, fingerprint
 from pliant.adapters.hooks import Connection, Wire, switch_off, switch_on
 from pliant.anatomy import Anatomy
-from pliant.anatomy.unwrap import unwrap
+from pliant.anatomy.find import unwrap
 from pliant.errors import AdapterError, InvalidInput
 
 BRANCH = "pliant"  # an adapter is registered as model.pliant.<name>

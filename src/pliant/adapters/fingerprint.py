@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant import loading
-from pliant.anatomy.unwrap import unwrap
+from pliant.anatomy.find import unwrap
 
 TENSORS = 64  # sampled matrices, evenly spread over the model
 VALUES = 8  # sampled values of each matrix

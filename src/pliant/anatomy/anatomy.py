@@ -11,7 +11,7 @@ from torch import nn
 from pliant.anatomy import find
 from pliant.anatomy.blocks import Absent, Attention, Mlp, find_attention, find_mlp
 from pliant.anatomy.config import layer_configs, layer_types, text_config
-from pliant.anatomy.unwrap import unwrap
+from pliant.anatomy.find import unwrap
 from pliant.errors import UnsupportedModel
 
 

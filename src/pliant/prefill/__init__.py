@@ -6,15 +6,14 @@
     Prefilled.join(model, prefilled.split())   # the same from prefixes that were stored one by one
 
 `batch` aligns prompts to the left; `forward` runs all layers or the first ones, and tries out
-whether a model supports its cache and padding; `prefilled` is the result and what can be done with
-it; `prefix` holds the keys and values of one prompt.
+whether a model supports its cache and padding; `prefilled` is the result, what can be done with it,
+and the keys and values of one prompt.
 """
 
 from pliant.anatomy.find import device_of
 from pliant.prefill.batch import Batch, align
 from pliant.prefill.forward import ForwardResult, groups, on_top, supports_cache, supports_padding
-from pliant.prefill.prefilled import Prefilled, prefill
-from pliant.prefill.prefix import Prefix
+from pliant.prefill.prefilled import Prefilled, Prefix, prefill
 
 __all__ = [
     "Batch",

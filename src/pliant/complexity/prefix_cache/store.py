@@ -25,8 +25,7 @@ from pliant.complexity.prompts import TOKENS_A_BATCH, alike
 from pliant.complexity.scorer import PromptScorer
 from pliant.errors import UnsupportedModel
 from pliant.prefill import Batch, ForwardResult, Prefilled, Prefix, supports_padding
-from pliant.prefill.prefilled import Part
-from pliant.prefill.prefix import EMPTY, GROWING, cache_of, kinds_of
+from pliant.prefill.prefilled import EMPTY, GROWING, Part, cache_of, kinds_of
 
 RunPrompts = Callable[[Tensor, Tensor], Prefilled]
 """(B, T) ids and mask, on the CPU -> the prefilled prompts."""

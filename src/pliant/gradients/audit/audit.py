@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pliant.anatomy import Anatomy
-from pliant.anatomy.unwrap import unwrap
+from pliant.anatomy.find import unwrap
 from pliant.errors import InvalidInput
 from pliant.gradients.audit.contenders import (
     Batch,

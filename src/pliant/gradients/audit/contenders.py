@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pliant import adapters
 from pliant.anatomy import Anatomy
 from pliant.anatomy.decoder import last_hidden_state
-from pliant.anatomy.unwrap import unwrap
+from pliant.anatomy.find import unwrap
 from pliant.errors import InvalidInput
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.split_forward import SplitForward

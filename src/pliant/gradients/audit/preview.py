@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant.anatomy.unwrap import unwrap
+from pliant.anatomy.find import unwrap
 from pliant.gradients.audit.audit import placed
 from pliant.gradients.audit.contenders import Batch, Contender, Field, steady
 from pliant.gradients.audit.snapshot import restored

@@ -24,7 +24,7 @@ from torch import nn
 
 from pliant.anatomy import Anatomy
 from pliant.anatomy.decoder import last_hidden_state
-from pliant.anatomy.unwrap import unwrap
+from pliant.anatomy.find import unwrap
 from pliant.data.collate import Collator
 from pliant.errors import InvalidInput
 from pliant.gradients.audit.audit import TURNS, Progress, cost_share, no_progress, placed
