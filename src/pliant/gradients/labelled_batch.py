@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ def without_extras(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name != "loss_weights"}
 
 
-def is_labelled(inputs: dict[str, Any]) -> bool:
+def is_labelled(inputs: Mapping[str, Any]) -> bool:
     return inputs.get("labels") is not None or inputs.get("shift_labels") is not None
 
 

@@ -352,6 +352,11 @@ class Gradients(Adapter):
             warnings.warn(message, GradientsWarning, stacklevel=2)
 
 
+def all_attached_to(model: nn.Module) -> list[Gradients]:
+    """The adapters that select this model's tokens: nearly always one, or none."""
+    return [a for a in adapters.attached(model).values() if isinstance(a, Gradients)]
+
+
 def _head_of(model: Any) -> list[nn.Module]:
     """What the model itself calls its head, in a list: a module as an attribute would be registered
     as a submodule."""

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from pliant.data.collate import Collator
@@ -147,13 +146,7 @@ class EngineChoice(AuditCallback):
         self.run, self.gradients = run, gradients
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        train_dataloader: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
         if state.global_step > 0:
             return  # the checkpoint has restored the choice
@@ -164,7 +157,7 @@ class EngineChoice(AuditCallback):
             self._train_as_usual(why)
         else:
             try:
-                super().on_train_begin(args, state, control, model, train_dataloader)
+                super().on_train_begin(args, state, control, **event)
                 why = self.race.sentence if self.race is not None else ""
             except PliantError as error:
                 self._train_as_usual(why := f"the race could not be run ({error})")

@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from pliant import adapters
 from pliant.errors import InvalidInput
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.model import Gradients, attach
+from pliant.gradients.model import Gradients, all_attached_to, attach
 from pliant.gradients.selector import Router
 from pliant.training import AdapterCheckpoint
 
@@ -170,8 +170,7 @@ def _keep_columns(trainer: Trainer) -> None:
 
 def attached_to(model: nn.Module) -> Gradients | None:
     """The adapter that selects this model's tokens, if there is one."""
-    values = adapters.attached(model).values()
-    return next((adapter for adapter in values if isinstance(adapter, Gradients)), None)
+    return next(iter(all_attached_to(model)), None)
 
 
 def _refuse_smoothing(args: TrainingArguments) -> None:

@@ -18,8 +18,7 @@ from pliant.errors import InvalidInput
 from pliant.gradients import GradientConfig, attach
 from pliant.gradients.audit import audit
 from pliant.gradients.audit.contenders import STANDARD, Contender, Field, select_rows
-from pliant.gradients.audit.cost import Peak
-from pliant.gradients.audit.quality import GradientComparison
+from pliant.gradients.audit.step import GradientComparison, Peak
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@
     result = race(model, rows, held_out, GradientConfig(), seconds=20)  # the loss it leads to
     trainer.add_callback(AuditCallback(auto=True))         # both, as a training begins
 
-`contenders` are what is compared, `quality` and `cost` measure a step, `race` trains, and `result`
-is what it comes to; `preview` shows the selected tokens. The model is restored afterwards.
+`contenders` are what is compared, `step` measures a step, `race` trains, and `result` is what it
+comes to; `preview` shows the selected tokens. The model is restored afterwards.
 """
 
 from pliant.gradients.audit.audit import Audit, Finding, audit

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from pliant.anatomy import Anatomy
 from pliant.anatomy.find import unwrap
 from pliant.errors import InvalidInput
 from pliant.gradients.audit.contenders import (
@@ -18,15 +17,13 @@ from pliant.gradients.audit.contenders import (
     Field,
     contenders_for,
     rows_in,
+    split_and_labelled,
     steady,
 )
-from pliant.gradients.audit.cost import StepCost, costs
-from pliant.gradients.audit.quality import GradientComparison, Quality
 from pliant.gradients.audit.snapshot import clear_gradients, restored, trained
+from pliant.gradients.audit.step import GradientComparison, Quality, StepCost, costs
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.engines.split_forward import SplitForward
-from pliant.gradients.engines.trials import label_alignment
-from pliant.gradients.labelled_batch import labelled_batch
+from pliant.gradients.labelled_batch import is_labelled
 from pliant.gradients.selector import Router
 from pliant.stats import Band
 
@@ -169,18 +166,12 @@ def _checked(model: nn.Module, batches: Sequence[Batch], draws: int, turns: int)
     trained(model)
     for batch in batches:
         rows_in(batch)
-        if batch.get("labels") is None and batch.get("shift_labels") is None:
+        if not is_labelled(batch):
             raise InvalidInput(f"a batch has no labels, only {', '.join(batch)}")
-    tokens = sum(_labelled(model, batch) for batch in batches)
+    tokens = sum(int(split_and_labelled(model, b)[1].valid_BT.sum()) for b in batches)
     if not tokens:
         raise InvalidInput("no token of these batches is labelled: there is no gradient to compare")
     return tokens
-
-
-def _labelled(model: nn.Module, batch: Batch) -> int:
-    """With aligned labels, the first of a row counts as well."""
-    split = SplitForward(Anatomy.of(model), model.forward)
-    return int(labelled_batch(dict(batch), label_alignment(split).aligned).valid_BT.sum())
 
 
 def placed(batch: Batch, model: nn.Module) -> dict[str, Any]:

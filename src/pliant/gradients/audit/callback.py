@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pliant import adapters
 from pliant.errors import InvalidInput
 from pliant.gradients.audit.audit import DRAWS, TURNS, Audit, audit
 from pliant.gradients.audit.contenders import rows_in
@@ -23,9 +22,9 @@ from pliant.gradients.audit.race import SEEDS, race
 from pliant.gradients.audit.result import Race
 from pliant.gradients.audit.snapshot import same_randomness
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.model import OFF, Gradients, GradientsWarning
-
-Say = Callable[[str], None]
+from pliant.gradients.model import OFF, Gradients, GradientsWarning, all_attached_to
+from pliant.gradients.selector import Router
+from pliant.training.progress import Say
 
 
 class AuditCallback(TrainerCallback):
@@ -57,15 +56,9 @@ class AuditCallback(TrainerCallback):
         self.race: Race | None = None
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        train_dataloader: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
-        assert model is not None
+        model = event["model"]
         if state.global_step > 0:
             return
         if args.world_size > 1:
@@ -76,10 +69,10 @@ class AuditCallback(TrainerCallback):
         if self.auto and gradients is None:
             raise InvalidInput("nothing to switch is attached: make_selective(trainer, ...) first")
         config = gradients.config if gradients is not None else self.config or GradientConfig()
-        helps = {} if gradients is None else _helpers(gradients)
-        rows, collate = _rows_of(train_dataloader, self.held_out, args.seed)
+        router = None if gradients is None else gradients.selector.router
+        rows, collate = _rows_of(event.get("train_dataloader"), self.held_out, args.seed)
         with same_randomness(model):  # a collator may draw, too
-            self._measure(model, args, config, rows, collate, helps)
+            self._measure(model, args, config, rows, collate, router)
         if self.auto:
             assert gradients is not None and self.race is not None
             self._act(gradients, self.race)
@@ -91,13 +84,15 @@ class AuditCallback(TrainerCallback):
         config: GradientConfig,
         rows: Sequence[Any],
         collate: Callable[..., Any],
-        helps: dict[str, Any],
+        router: Router | None,
     ) -> None:
         held, size = max(1, min(self.held_out, len(rows) // 4)), args.per_device_train_batch_size
         train, rest = rows[held:], rows[:held]
         batches = [collate(list(train[i : i + size])) for i in range(0, size * self.batches, size)]
         batches = [batch for batch in batches if rows_in(batch)]
-        self.audit = audit(model, batches, config, draws=self.draws, turns=self.turns, **helps)
+        self.audit = audit(
+            model, batches, config, draws=self.draws, turns=self.turns, router=router
+        )
         self.say(self.audit.sentence)
         self.race = race(
             model,
@@ -109,8 +104,8 @@ class AuditCallback(TrainerCallback):
             lr=args.learning_rate,
             collate=collate,
             turns=self.turns,
+            router=router,
             **self.budget,
-            **helps,
         )
         self.say(self.race.sentence)
 
@@ -161,13 +156,9 @@ def _rows_of(loader: Any, held_out: int, seed: int) -> tuple[_Rows, Callable[...
 
 
 def _attached(model: nn.Module) -> Gradients | None:
-    attached = [a for a in adapters.attached(model).values() if isinstance(a, Gradients)]
+    attached = all_attached_to(model)
     if len(attached) > 1:
         warnings.warn(
             f"{len(attached)} are attached: the first is audited", GradientsWarning, stacklevel=3
         )
     return attached[0] if attached else None
-
-
-def _helpers(gradients: Gradients) -> dict[str, Any]:
-    return {"router": gradients.selector.router}

@@ -23,11 +23,12 @@ from pliant.anatomy import Anatomy
 from pliant.anatomy.decoder import last_hidden_state
 from pliant.anatomy.find import unwrap
 from pliant.errors import InvalidInput
-from pliant.gradients.config import GradientConfig
+from pliant.gradients.config import GradientConfig, Score
 from pliant.gradients.engines.split_forward import SplitForward
 from pliant.gradients.engines.trials import label_alignment
-from pliant.gradients.labelled_batch import EXTRAS, labelled_batch
-from pliant.gradients.model import Gradients, GradientsWarning
+from pliant.gradients.labelled_batch import EXTRAS, LabelledBatch, labelled_batch
+from pliant.gradients.model import Gradients, GradientsWarning, all_attached_to
+from pliant.gradients.selection.rules import wide
 from pliant.gradients.selection.scores import in_chunks
 from pliant.gradients.selector import Router, spread
 
@@ -153,7 +154,7 @@ class Field:
         """What was computed in another way than configured."""
 
     def __enter__(self) -> Self:
-        self._before = [a for a in adapters.attached(self.model).values() if is_ours(a)]
+        self._before = all_attached_to(self.model)
         try:
             for contender in self.contenders:
                 self._add(contender)
@@ -215,25 +216,12 @@ class Field:
             rows = torch.randperm(count, generator=generator)[: contender.rows_of(count)]
             batch = select_rows(batch, rows.sort().values)
         elif contender.kind == "hardest_rows":
-            rows = self._hardness(batch).argsort(descending=True)[: contender.rows_of(count)]
+            scores_B, tokens_B = row_sums(self.model, batch, "combined")
+            hardness_B = scores_B / tokens_B.clamp(min=1)
+            rows = hardness_B.argsort(descending=True)[: contender.rows_of(count)]
             batch = select_rows(batch, rows.sort().values)
         loss: Tensor = self.model(**batch).loss
         return loss
-
-    @torch.no_grad()
-    def _hardness(self, batch: Batch) -> Tensor:
-        """(B,): the mean difficulty of each row's labelled tokens, by the score "combined"."""
-        split = SplitForward(Anatomy.of(self.model), self.model.forward)
-        labelled = labelled_batch(dict(batch), label_alignment(split).aligned)
-        decoded = split.backbone(labelled.inputs)
-        scores_N = in_chunks(
-            lambda rows: split.logits(decoded, rows, labelled.inputs),
-            last_hidden_state(decoded)[labelled.valid_BT],
-            labelled.targets_BT[labelled.valid_BT],
-            "combined",
-        ).scores_N
-        count_B = labelled.valid_BT.sum(1).clamp(min=1)
-        return spread(scores_N, labelled.valid_BT).sum(1) / count_B
 
     def _note(self, contender: Contender, caught: Sequence[warnings.WarningMessage]) -> None:
         notes = self.notes.setdefault(contender, [])
@@ -245,8 +233,27 @@ class Field:
                 warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
-def is_ours(adapter: Any) -> bool:
-    return isinstance(adapter, Gradients)
+@torch.no_grad()
+def row_sums(model: nn.Module, batch: Batch, score: Score) -> tuple[Tensor, Tensor]:
+    """(B,): the scores of each row's labelled tokens, summed, and how many these are.
+
+    No logits of a whole batch exist.
+    """
+    split, labelled = split_and_labelled(model, batch)
+    decoded, valid_BT = split.backbone(labelled.inputs), labelled.valid_BT
+    scores_N = in_chunks(
+        lambda rows: split.logits(decoded, rows, labelled.inputs),
+        last_hidden_state(decoded)[valid_BT],
+        labelled.targets_BT[valid_BT],
+        score,
+    ).scores_N
+    return spread(scores_N.to(wide(scores_N)), valid_BT).sum(1), valid_BT.sum(1)
+
+
+def split_and_labelled(model: nn.Module, batch: Batch) -> tuple[SplitForward, LabelledBatch]:
+    """The model's forward in pieces, and the batch with its labels as this model means them."""
+    split = SplitForward(Anatomy.of(model), model.forward)
+    return split, labelled_batch(dict(batch), label_alignment(split).aligned)
 
 
 def rows_in(batch: Batch) -> int:

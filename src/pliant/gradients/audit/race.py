@@ -22,23 +22,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from pliant.anatomy import Anatomy
-from pliant.anatomy.decoder import last_hidden_state
 from pliant.anatomy.find import unwrap
 from pliant.data.collate import Collator
 from pliant.errors import InvalidInput
 from pliant.gradients.audit.audit import TURNS, Progress, cost_share, no_progress, placed
-from pliant.gradients.audit.contenders import STANDARD, Batch, Contender, Field, fewer_rows, steady
-from pliant.gradients.audit.cost import operations, wait
+from pliant.gradients.audit.contenders import (
+    STANDARD,
+    Batch,
+    Contender,
+    Field,
+    fewer_rows,
+    row_sums,
+    steady,
+)
 from pliant.gradients.audit.result import Race, Run
 from pliant.gradients.audit.snapshot import RunningAverage, SavedWeights, clear_gradients, restored
+from pliant.gradients.audit.step import operations, wait
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.engines.split_forward import SplitForward
-from pliant.gradients.engines.trials import label_alignment
-from pliant.gradients.labelled_batch import labelled_batch
 from pliant.gradients.schedule import Schedule
-from pliant.gradients.selection.scores import in_chunks
-from pliant.gradients.selector import Router, spread
+from pliant.gradients.selector import Router
 
 Row = Mapping[str, Any]
 Collate = Callable[[Any], Batch]
@@ -238,13 +240,13 @@ class _Course:
     def _optimizer(self, lr: float = 0.0) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.weights.parameters, lr=lr, weight_decay=0.0)
 
-    @torch.no_grad()
     def _evaluate(self) -> tuple[Any, Any]:
         """The summed loss of each held-out row, and how many tokens it has."""
         self.model.eval()
-        losses = [_row_losses(self.model, batch) for batch in self.held_out]
+        parts = [row_sums(self.model, batch, "loss") for batch in self.held_out]
         self.model.train()
-        return tuple(np.concatenate(side) for side in zip(*losses, strict=True))  # type: ignore[return-value]
+        losses, counts = (torch.cat(side).cpu().numpy() for side in zip(*parts, strict=True))
+        return losses, counts
 
 
 def step_costs(contender: Contender, cost: float, dense_cost: float, budget: float) -> list[float]:
@@ -271,21 +273,6 @@ def _dense_steps(contender: Contender) -> Iterator[bool]:
     while True:
         yield schedule.is_dense()
         schedule.forward_seen()
-
-
-def _row_losses(model: nn.Module, batch: Batch) -> tuple[Any, Any]:
-    """Each row's loss, summed over its tokens; no logits of a whole batch exist."""
-    split = SplitForward(Anatomy.of(model), model.forward)
-    labelled = labelled_batch(dict(batch), label_alignment(split).aligned)
-    decoded = split.backbone(labelled.inputs)
-    losses_N = in_chunks(
-        lambda rows: split.logits(decoded, rows, labelled.inputs),
-        last_hidden_state(decoded)[labelled.valid_BT],
-        labelled.targets_BT[labelled.valid_BT],
-        "loss",
-    ).losses_N
-    losses_B = spread(losses_N.double(), labelled.valid_BT).sum(1)
-    return losses_B.cpu().numpy(), labelled.valid_BT.sum(1).cpu().numpy()
 
 
 def _batches(rows: Sequence[Row], terms: Terms, seed: int) -> Iterator[Batch]:
