@@ -42,8 +42,8 @@ if TYPE_CHECKING:
         load_model_with_flash_attention as load_model_with_flash_attention,
     )
     from pliant.gradients.facade.loss import CGGRLoss as CGGRLoss
-    from pliant.gradients.facade.router import create_truncated_router as create_truncated_router
     from pliant.gradients.facade.scorer import CGGRScorer as CGGRScorer
+    from pliant.gradients.facade.scorer import create_truncated_router as create_truncated_router
     from pliant.loading import load as load
     from pliant.routing.live.decision import Decision as Decision
     from pliant.routing.live.decision import Reply as Reply
@@ -80,8 +80,7 @@ _HOMES = {
     "pliant.gradients.facade.causal_lm": ("CGGRModel",),
     "pliant.gradients.facade.flash": ("enable_flash_attention", "load_model_with_flash_attention"),
     "pliant.gradients.facade.loss": ("CGGRLoss",),
-    "pliant.gradients.facade.router": ("create_truncated_router",),
-    "pliant.gradients.facade.scorer": ("CGGRScorer",),
+    "pliant.gradients.facade.scorer": ("CGGRScorer", "create_truncated_router"),
     "pliant.loading": ("load",),
     "pliant.routing.live.decision": ("Decision", "Reply"),
     "pliant.routing.outcomes": ("Outcomes",),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pliant.anatomy.intercept import CALL
 from pliant.anatomy.tiny import tiny_model
 from pliant.errors import InvalidInput
-from pliant.gradients.facade.router import RouterWarning, create_truncated_router
+from pliant.gradients.facade.scorer import RouterWarning, create_truncated_router
 from pliant.survey import Specimen
 
 PAGE = (

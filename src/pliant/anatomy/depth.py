@@ -110,7 +110,7 @@ class _Memory:
     """The caches and side states that the last of them got, as they were after it."""
 
 
-class _Walk:
+class Walk:
     """Follows one forward from layer to layer; each may run once, and in order."""
 
     def __init__(self, anatomy: Anatomy) -> None:
@@ -132,7 +132,7 @@ class _Walk:
         return index
 
 
-class _FirstWalk(_Walk):
+class _FirstWalk(Walk):
     """Runs the first k layers, stores their outputs, and skips the other layers."""
 
     def __init__(self, anatomy: Anatomy, k: int, resumable: bool) -> None:
@@ -196,7 +196,7 @@ class _FirstWalk(_Walk):
         raise Stopped(output)
 
 
-class _ReplayWalk(_Walk):
+class _ReplayWalk(Walk):
     """Replaces the first layers by their stored outputs, and runs the others."""
 
     def __init__(self, memory: _Memory) -> None:

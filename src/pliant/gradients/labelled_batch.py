@@ -45,11 +45,14 @@ class LabelledBatch:
     @property
     def count(self) -> Tensor | float:
         """What the sum of the losses is divided by."""
-        if self.items is None:
-            return self.valid_BT.sum().clamp(min=1)
-        return (
-            self.items.to(self.targets_BT.device) if isinstance(self.items, Tensor) else self.items
-        )
+        return divisor(self.valid_BT, self.items)
+
+
+def divisor(valid_BT: Tensor, items: Any) -> Tensor | float:
+    """The number of labelled tokens: of the step, where it was counted, or else of this batch."""
+    if items is None:
+        return valid_BT.sum().clamp(min=1)
+    return items.to(valid_BT.device) if isinstance(items, Tensor) else items
 
 
 def named(
@@ -81,7 +84,7 @@ def labelled_batch(inputs: dict[str, Any], aligned: bool = False) -> LabelledBat
     inputs.setdefault("use_cache", False)
     if aligned and shifted is None:
         shifted = labels
-    targets_BT = _shifted(labels, IGNORED) if shifted is None else shifted
+    targets_BT = following(labels) if shifted is None else shifted
     _check_shape(targets_BT, inputs)
     valid_BT = targets_BT != IGNORED
     return LabelledBatch(
@@ -97,7 +100,8 @@ def labelled_batch(inputs: dict[str, Any], aligned: bool = False) -> LabelledBat
     )
 
 
-def _shifted(values_BT: Tensor, fill: float) -> Tensor:
+def following(values_BT: Tensor, fill: float = IGNORED) -> Tensor:
+    """What each position predicts of these: the next one's, and `fill` at the end."""
     return torch.nn.functional.pad(values_BT[:, 1:], (0, 1), value=fill)
 
 
@@ -107,7 +111,7 @@ def _weights(weights: Tensor, targets_BT: Tensor, shift: bool) -> Tensor:
     if weights.shape == targets_BT.shape[:1]:
         return weights[:, None].expand(targets_BT.shape)
     if weights.shape == targets_BT.shape:
-        return _shifted(weights, 0.0) if shift else weights
+        return following(weights, 0.0) if shift else weights
     raise InvalidInput(
         f"loss_weights of shape {tuple(weights.shape)}: give one a row, "
         f"{tuple(targets_BT.shape[:1])}, or one a token, {tuple(targets_BT.shape)}"

@@ -17,7 +17,7 @@ from pliant.data.collate import Collator
 from pliant.errors import InvalidInput
 from pliant.gradients import GradientConfig, attach
 from pliant.gradients.audit import audit
-from pliant.gradients.audit.contenders import STANDARD, Contender, Field, select_rows
+from pliant.gradients.audit.contenders import STANDARD, Contender, Field, row_sums, select_rows
 from pliant.gradients.audit.step import GradientComparison, Peak
 
 
@@ -241,8 +241,8 @@ def test_the_hardest_rows_are_those_that_the_model_finds_hard(model: Any) -> Non
         model.lm_head.weight[3] = 5 * model.model.norm(model.model(easy).last_hidden_state)[0, -1]
     batch = {"input_ids": easy.clone(), "labels": easy.clone()}
     batch["input_ids"][2] = batch["labels"][2] = torch.randint(4, 20, (16,))
-    field = Field(model, [])
-    assert int(field._hardness(batch).argmax()) == 2
+    scores, tokens = row_sums(model, batch, "combined")
+    assert int((scores / tokens).argmax()) == 2
 
 
 def test_the_peak_counts_what_is_alive_at_once() -> None:

@@ -16,7 +16,7 @@ from pliant.anatomy.tiny import tiny_model
 from pliant.errors import InvalidInput
 from pliant.gradients.cautions import BiasedWarning
 from pliant.gradients.facade.causal_lm import CGGRModel
-from pliant.gradients.facade.router import create_truncated_router
+from pliant.gradients.facade.scorer import create_truncated_router
 
 IDS = torch.randint(5, 100, (3, 12), generator=torch.Generator().manual_seed(0))
 

@@ -278,7 +278,7 @@ def test_accumulated_batches_are_one_large_one(tmp_path: Path, rows: int) -> Non
             )
         )
         assert rule.get_metrics()["step"] == 2, "optimizer steps, not batches"
-        assert rule.steps.state()["steps"] == 3
+        assert rule.get_extra_state()["steps"] == 3
     (cut, cut_losses), (whole, whole_losses) = runs
     assert cut_losses == pytest.approx(whole_losses, abs=2e-4)
     for one, other in zip(cut.parameters(), whole.parameters(), strict=True):

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.anatomy.tiny import tiny_model
-from pliant.gradients.facade.router import create_truncated_router
-from pliant.gradients.facade.scorer import CGGRScorer
+from pliant.gradients.facade.scorer import CGGRScorer, create_truncated_router
 from pliant.gradients.selection.scores import difficulty
 
 IDS = torch.randint(5, 100, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -100,9 +99,9 @@ def test_the_curriculum_is_its_own_until_somebody_steps() -> None:
     ratios = [rule(IDS)[2]["current_ratio"] for _ in range(4)]
     assert ratios[0] == 1.0 > ratios[1] > ratios[2] == ratios[3]
     rule.eval()
-    steps = rule.steps.schedule.steps
+    steps = rule.schedule.steps
     rule(IDS)
-    assert rule.steps.schedule.steps == steps, "nothing is trained in eval mode"
+    assert rule.schedule.steps == steps, "nothing is trained in eval mode"
     by_hand = scorer(warmup_steps=2)
     by_hand.step()
     assert by_hand(IDS)[2]["current_ratio"] == by_hand(IDS)[2]["current_ratio"] == 0.625

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from pliant.adapters import attached
-from pliant.gradients.config import Engine, Score, Selection
-from pliant.gradients.facade.router import TruncatedRouter
-from pliant.gradients.facade.seed import config_of, logits_of
+from pliant.gradients.config import Engine, GradientConfig, Score, Selection
+from pliant.gradients.facade.loss import logits_of
+from pliant.gradients.facade.scorer import TruncatedRouter
 from pliant.gradients.model import Gradients, attach
 from pliant.gradients.selection.scores import measured
 from pliant.gradients.selector import Router
@@ -50,16 +50,16 @@ class CGGRModel(nn.Module):
         """Scores come from the logits of `router`, called as `router(input_ids,
         attention_mask=...)`; without one from the model's own, which the forward makes anyway."""
         super().__init__()
-        config = config_of(
-            min_tokens_ratio=min_tokens_ratio,
-            warmup_steps=warmup_steps,
-            dynamic_threshold=dynamic_threshold,
-            threshold_sensitivity=threshold_sensitivity,
+        config = GradientConfig(
+            engine=engine,
+            ratio=min_tokens_ratio,
             selection=selection,
-            scoring=scoring,
+            score=scoring,
+            warmup_steps=warmup_steps,
+            dynamic=dynamic_threshold,
+            sensitivity=threshold_sensitivity,
             num_strata=num_strata,
             min_tokens_per_sequence=min_tokens_per_sequence,
-            engine=engine,
         )
         if _is_its_own(router, model) and engine == "sparse":
             # What such a router would compute, the pass without gradient comes by anyway.

@@ -12,7 +12,8 @@ Under `torch.no_grad()` and in eval mode, it is the loss of all tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,15 +23,69 @@ from torch import Tensor, nn
 from pliant.data.collate import IGNORED
 from pliant.errors import InvalidInput
 from pliant.gradients.cautions import warn_if_biased
-from pliant.gradients.config import Score, Selection
-from pliant.gradients.facade.seed import Steps, aligned, config_of, mean_where
+from pliant.gradients.config import GradientConfig, Score, Selection
+from pliant.gradients.labelled_batch import divisor, following
+from pliant.gradients.schedule import Schedule
 from pliant.gradients.selection.rules import mask_and_weights
 from pliant.gradients.selection.scores import measured
 
 BaseLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-class CGGRLoss(nn.Module):
+class TokenRule(nn.Module):
+    """Chooses tokens by their logits, at each step so many: what CGGRLoss and CGGRScorer share."""
+
+    def __init__(self, config: GradientConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.schedule = Schedule(config)
+        self.draws = 0
+        """The draws so far: each has its own seed."""
+
+    def step(self) -> None:
+        """The optimizer has stepped: the curriculum advances by this alone from now on."""
+        self.schedule.step()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {**self.schedule.state(), "draws": self.draws}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        draws = state.get("draws")
+        if not isinstance(draws, int) or draws < 0:
+            raise InvalidInput(f"draws = {draws!r} in a saved state: give a whole number")
+        self.schedule.load_state(state)
+        self.draws = draws
+
+    @torch.no_grad()
+    def choose(self, logits_BTV: Tensor, targets_BT: Tensor | None, valid_BT: Tensor) -> Choice:
+        """This step's share of the valid positions; without targets, by what the model expects."""
+        targets_N = None if targets_BT is None else targets_BT.flatten()
+        scores = measured(logits_BTV.flatten(0, 1), targets_N, self.config.score)
+        difficulty_BT, confidence_BT, entropy_BT = (x.view(valid_BT.shape) for x in scores)
+        # Only a dynamic ratio waits for the confidence.
+        sure = float(mean_where(valid_BT, confidence_BT)) if self.config.dynamic else None
+        ratio = self.schedule.ratio(sure)
+        self.draws += 1
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.draws)
+        mask_BT, weights_BT = mask_and_weights(
+            difficulty_BT, valid_BT, self.config, ratio, generator
+        )
+        return Choice(mask_BT, weights_BT, ratio, difficulty_BT, confidence_BT, entropy_BT)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The chosen positions, and what they were chosen by."""
+
+    mask_BT: Tensor
+    weights_BT: Tensor
+    ratio: float
+    difficulty_BT: Tensor
+    confidence_BT: Tensor
+    entropy_BT: Tensor
+
+
+class CGGRLoss(TokenRule):
     """The loss of the tokens that a rule chooses, and what it did, in `get_metrics()`."""
 
     def __init__(
@@ -46,20 +101,20 @@ class CGGRLoss(nn.Module):
         base_loss: BaseLoss | None = None,
     ) -> None:
         """`base_loss` gives the loss of each row of (N, V) logits; left out, a cross entropy."""
-        super().__init__()
-        self.config = config_of(
-            min_tokens_ratio=min_tokens_ratio,
-            warmup_steps=warmup_steps,
-            dynamic_threshold=dynamic_threshold,
-            threshold_sensitivity=threshold_sensitivity,
+        config = GradientConfig(
+            engine="exact",
+            ratio=min_tokens_ratio,
             selection=selection,
-            scoring=scoring,
+            score=scoring,
+            warmup_steps=warmup_steps,
+            dynamic=dynamic_threshold,
+            sensitivity=threshold_sensitivity,
             num_strata=num_strata,
             min_tokens_per_sequence=min_tokens_per_sequence,
         )
-        warn_if_biased(self.config)
+        super().__init__(config)
+        warn_if_biased(config)
         self.base_loss: BaseLoss = _cross_entropy if base_loss is None else base_loss
-        self.steps = Steps(self.config)
         self._last: dict[str, Any] = {}
 
     def forward(
@@ -77,24 +132,14 @@ class CGGRLoss(nn.Module):
         valid_BT = targets_BT != getattr(self.base_loss, "ignore_index", IGNORED)
         mask_BT, weights_BT = valid_BT, valid_BT.float()
         if self.training and torch.is_grad_enabled():
-            self.steps.begin(num_items_in_batch)
+            self.schedule.begin(num_items_in_batch)
             mask_BT, weights_BT = self._chosen(logits_BTV, targets_BT, valid_BT)
         total = self._loss(logits_BTV, targets_BT, mask_BT, weights_BT)
-        return total / _count(valid_BT, num_items_in_batch)
-
-    def step(self) -> None:
-        """The optimizer has stepped: the curriculum advances by this alone from now on."""
-        self.steps.step()
+        return total / divisor(valid_BT, num_items_in_batch)
 
     def get_metrics(self) -> dict[str, Any]:
         """Of the last training batch. (Asking waits for the device.)"""
         return {k: v.item() if isinstance(v, Tensor) else v for k, v in self._last.items()}
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return self.steps.state()
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.steps.load_state(state)
 
     @torch.no_grad()
     def _chosen(
@@ -102,22 +147,17 @@ class CGGRLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The mask of what is trained, and its weights."""
         known_BT = targets_BT.masked_fill(~valid_BT, IGNORED)
-        scores = measured(logits_BTV.flatten(0, 1), known_BT.flatten(), self.config.score)
-        difficulty_BT, confidence_BT, entropy_BT = (x.view(valid_BT.shape) for x in scores)
-        confidence = mean_where(valid_BT, confidence_BT)
-        ratio = self.steps.ratio(confidence)
-        mask_BT, weights_BT = mask_and_weights(
-            difficulty_BT, valid_BT, self.config, ratio, self.steps.generator()
-        )
+        choice = self.choose(logits_BTV, known_BT, valid_BT)
+        mask_BT, weights_BT = choice.mask_BT, choice.weights_BT
         self._last = {
-            "step": self.steps.schedule.steps,
-            "token_ratio": ratio,
+            "step": self.schedule.steps,
+            "token_ratio": choice.ratio,
             "tokens_selected": mask_BT.sum(),
             "tokens_total": valid_BT.sum(),
-            "avg_confidence": confidence,
-            "avg_entropy": mean_where(valid_BT, entropy_BT),
-            "avg_difficulty": mean_where(valid_BT, difficulty_BT),
-            "avg_difficulty_selected": mean_where(mask_BT, difficulty_BT),
+            "avg_confidence": mean_where(valid_BT, choice.confidence_BT),
+            "avg_entropy": mean_where(valid_BT, choice.entropy_BT),
+            "avg_difficulty": mean_where(valid_BT, choice.difficulty_BT),
+            "avg_difficulty_selected": mean_where(mask_BT, choice.difficulty_BT),
             "max_weight": weights_BT.masked_fill(~mask_BT, 0.0).amax(),
             "selection": self.config.selection,
             "scoring": self.config.score,
@@ -144,8 +184,45 @@ def _cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
 
 
-def _count(valid_BT: Tensor, items: Tensor | int | None) -> Tensor | int:
-    """What the losses' sum is divided by."""
-    if items is None:
-        return valid_BT.sum().clamp(min=1)
-    return items.to(valid_BT.device) if isinstance(items, Tensor) else items
+# --- logits and targets ---------------------------------------------------------------------------
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits of a tensor, a ModelOutput, a dict or a tuple (in which a loss may come first)."""
+    logits = outputs
+    if isinstance(outputs, Mapping):
+        logits = outputs.get("logits")
+    elif isinstance(outputs, (tuple, list)):
+        logits = next((x for x in outputs if isinstance(x, Tensor) and x.dim() >= 2), None)
+    elif not isinstance(outputs, Tensor):
+        logits = getattr(outputs, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise InvalidInput(f"a {type(outputs).__name__} without logits: give a model's output")
+    return logits
+
+
+def aligned(outputs: Any, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits (B, T, V) and the target of each, (B, T).
+
+    A tensor's logits are aligned with their targets already, as (B, T, V) and (B, T) or as (N, V)
+    and (N,), which is one row. A model's output is aligned with the labels of its inputs: each
+    position predicts the next label, and the last none.
+    """
+    logits = logits_of(outputs)
+    if targets is None:
+        raise InvalidInput("there are no targets: criterion(logits, targets) takes them second")
+    if logits.dim() not in (2, 3) or targets.shape != logits.shape[:-1]:
+        raise InvalidInput(
+            f"targets of shape {tuple(targets.shape)} for logits of {tuple(logits.shape)}: "
+            "give (N,) for (N, V), or (B, T) for (B, T, V)"
+        )
+    if logits.dim() == 2:
+        return logits[None], targets[None]
+    if isinstance(outputs, Tensor):
+        return logits, targets
+    return logits, following(targets)
+
+
+def mean_where(mask_BT: Tensor, values_BT: Tensor) -> Tensor:
+    """The mean of the masked; 0 if there are none."""
+    return torch.where(mask_BT, values_BT, 0.0).sum() / mask_BT.sum().clamp(min=1)

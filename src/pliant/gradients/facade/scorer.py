@@ -1,28 +1,40 @@
 """CGGRScorer: which positions are hard, as a mask of static shape, for models that route by it.
 
-    scorer = CGGRScorer(create_truncated_router(model, num_layers=4), min_tokens_ratio=0.5)
-    difficulty, mask, info = scorer(input_ids)
+    router = create_truncated_router(model, num_layers=4)
+    logits = router(input_ids, attention_mask=mask)
+    difficulty, mask, info = CGGRScorer(router, min_tokens_ratio=0.5)(input_ids)
     expert_output = expert_layer(x) * mask.unsqueeze(-1)
 
 Nothing of it is differentiated. Without labels a score looks at no later token: what the model
 expects stands in for the target's loss (which ranks are taken still depends on the whole row).
+
+A router is a model's first layers: logits for a fraction of its forward, and no weights at all. It
+is the model's own forward that runs, with its own embeddings, masks, positions, norm and head:
+after the first k layers the others hand the hidden state through. So at full depth the router is
+the model, on every architecture; and it has no parameters and no state of its own.
 """
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pliant.anatomy import Anatomy
+from pliant.anatomy.depth import Walk
+from pliant.anatomy.intercept import CALL, Handler, Target, intercept
 from pliant.data.collate import IGNORED
-from pliant.gradients.config import Score, Selection
-from pliant.gradients.facade.seed import Steps, config_of, following, logits_of, mean_where
-from pliant.gradients.selection.rules import mask_and_weights
-from pliant.gradients.selection.scores import measured
+from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.gradients.config import GradientConfig, Score, Selection
+from pliant.gradients.facade.loss import TokenRule, logits_of
+from pliant.gradients.labelled_batch import following
 
 
-class CGGRScorer(nn.Module):
+class CGGRScorer(TokenRule):
     """Scores positions by a router's logits."""
 
     def __init__(
@@ -38,19 +50,20 @@ class CGGRScorer(nn.Module):
         min_tokens_per_sequence: int = 1,
     ) -> None:
         """`router` gives logits, or an output with logits, for `input_ids`."""
-        super().__init__()
-        self.router = router
-        self.config = config_of(
-            min_tokens_ratio=min_tokens_ratio,
-            warmup_steps=warmup_steps,
-            dynamic_threshold=dynamic_threshold,
-            threshold_sensitivity=threshold_sensitivity,
-            selection=selection,
-            scoring=scoring,
-            num_strata=num_strata,
-            min_tokens_per_sequence=min_tokens_per_sequence,
+        super().__init__(
+            GradientConfig(
+                engine="exact",
+                ratio=min_tokens_ratio,
+                selection=selection,
+                score=scoring,
+                warmup_steps=warmup_steps,
+                dynamic=dynamic_threshold,
+                sensitivity=threshold_sensitivity,
+                num_strata=num_strata,
+                min_tokens_per_sequence=min_tokens_per_sequence,
+            )
         )
-        self.steps = Steps(self.config)
+        self.router = router
 
     @torch.no_grad()
     def forward(
@@ -64,34 +77,18 @@ class CGGRScorer(nn.Module):
         make the mask an unbiased sample where the rule draws one.
         """
         if self.training:
-            self.steps.begin()
+            self.schedule.begin()
         logits_BTV = logits_of(self.router(input_ids, **inputs))
         targets_BT = None if labels is None else following(labels)
-        targets_N = None if targets_BT is None else targets_BT.flatten()
-        scores = measured(logits_BTV.flatten(0, 1), targets_N, self.config.score)
-        difficulty_BT, confidence_BT, entropy_BT = (x.view(input_ids.shape) for x in scores)
         valid_BT = _valid(input_ids, targets_BT, inputs.get("attention_mask"))
-        ratio = self.steps.ratio(mean_where(valid_BT, confidence_BT))
-        mask_BT, weights_BT = mask_and_weights(
-            difficulty_BT, valid_BT, self.config, ratio, self.steps.generator()
-        )
+        choice = self.choose(logits_BTV, targets_BT, valid_BT)
         info = {
-            "confidence": confidence_BT,
-            "entropy": entropy_BT,
-            "current_ratio": ratio,
-            "weights": weights_BT.float().masked_fill(~mask_BT, 0.0),
+            "confidence": choice.confidence_BT,
+            "entropy": choice.entropy_BT,
+            "current_ratio": choice.ratio,
+            "weights": choice.weights_BT.float().masked_fill(~choice.mask_BT, 0.0),
         }
-        return difficulty_BT, mask_BT, info
-
-    def step(self) -> None:
-        """The optimizer has stepped: the curriculum advances by this alone from now on."""
-        self.steps.step()
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return self.steps.state()
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.steps.load_state(state)
+        return choice.difficulty_BT, choice.mask_BT, info
 
 
 def _valid(input_ids: Tensor, targets_BT: Tensor | None, attention_mask: Any) -> Tensor:
@@ -101,3 +98,96 @@ def _valid(input_ids: Tensor, targets_BT: Tensor | None, attention_mask: Any) ->
     if isinstance(attention_mask, Tensor) and attention_mask.shape == input_ids.shape:
         valid_BT = valid_BT & attention_mask.bool()
     return valid_BT
+
+
+# --- the router -----------------------------------------------------------------------------------
+
+
+class RouterWarning(UserWarning):
+    """A router is the whole model, and as expensive."""
+
+
+def create_truncated_router(model: nn.Module, num_layers: int = 2) -> TruncatedRouter:
+    """The first `num_layers` layers of `model`, its norm and its head, as `router(input_ids)`."""
+    return TruncatedRouter(model, num_layers)
+
+
+class TruncatedRouter(nn.Module):
+    """Gives logits (B, T, V) for what the model itself takes. Shares all with the model.
+
+    A model whose layers are not found, or not run once each and in order, is run whole, which a
+    warning says.
+    """
+
+    def __init__(self, model: nn.Module, num_layers: int = 2) -> None:
+        super().__init__()
+        # Inside a list the model is no part of it: no weights are listed or saved twice.
+        self._whole = [model]
+        self._anatomy: list[Anatomy] = []
+        self.num_layers = num_layers
+        try:
+            self._anatomy = [Anatomy.of(model)]
+        except UnsupportedModel as error:
+            self._pass_through(str(error))
+            return
+        depth = len(self._anatomy[0].layers)
+        if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
+            raise InvalidInput(f"num_layers = {num_layers!r}: give 1 to {depth}")
+        if num_layers > depth:
+            raise InvalidInput(
+                f"num_layers = {num_layers}: {type(model).__name__} has {depth}, so give 1 to "
+                f"{depth}"
+            )
+
+    @property
+    def of(self) -> nn.Module:
+        """The model whose layers these are."""
+        return self._whole[0]
+
+    @property
+    def passthrough(self) -> bool:
+        """Whether the whole model is the router."""
+        return not self._anatomy
+
+    def forward(self, input_ids: Tensor | None = None, **inputs: Any) -> Tensor:
+        model = self._whole[0]
+        if input_ids is not None:
+            inputs["input_ids"] = input_ids
+        if "use_cache" in inspect.signature(model.forward).parameters:
+            inputs.setdefault("use_cache", False)
+        if self._anatomy:
+            try:
+                with intercept(_first_layers(self._anatomy[0], self.num_layers)):
+                    return logits_of(model(**inputs))
+            except UnsupportedModel as error:
+                self._anatomy = []
+                self._pass_through(str(error))
+        return logits_of(model(**inputs))
+
+    def extra_repr(self) -> str:
+        kind = type(self._whole[0]).__name__
+        return f"the whole {kind}" if self.passthrough else f"{self.num_layers} layers of {kind}"
+
+    def _pass_through(self, reason: str) -> None:
+        warnings.warn(
+            f"the router is the whole {type(self._whole[0]).__name__}, at the cost of its whole "
+            f"forward: {reason}",
+            RouterWarning,
+            stacklevel=4,
+        )
+
+
+def _first_layers(anatomy: Anatomy, k: int) -> dict[Target, Handler]:
+    """For one forward, in which only the first k layers are computed."""
+    walk, last = Walk(anatomy), None
+
+    def call_of(layer: nn.Module) -> Handler:
+        def call(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            nonlocal last
+            if walk.step_to(layer) < k:
+                last = original(*args, **kwargs)
+            return last
+
+        return call
+
+    return {(layer, CALL): call_of(layer) for layer in anatomy.layers}
