@@ -117,17 +117,14 @@ def find_norm(
         (name, child)
         for parent in parents
         for name, child in decoder.get_submodule(parent).named_children()
-        if _is_norm(name, child) and _spans(child, hidden_size)
+        if _is_norm(name, child)
+        # As wide as the hidden state or a multiple (Reformer); OLMo's has no weight.
+        and all(p.numel() % hidden_size == 0 for p in child.parameters())
     ]
     # A LayerNorm with `emb` in its name follows the embeddings. Models with RMS norms are pre-norm
     # and end in a norm, whatever its name (LFM2 calls it embedding_norm).
     final = [m for name, m in norms if "emb" not in name or not isinstance(m, nn.LayerNorm)]
     return final[-1] if final else None
-
-
-def _spans(norm: nn.Module, hidden_size: int) -> bool:
-    """Whether it is as wide as the hidden state or a multiple (Reformer); OLMo's has no weight."""
-    return all(p.numel() % hidden_size == 0 for p in norm.parameters())
 
 
 def find_hidden_size(config: Any, layers: Sequence[nn.Module]) -> int:

@@ -49,13 +49,9 @@ def warn_if_biased(config: GradientConfig) -> None:
 def _outside() -> int:
     """The stack level of the code that called this package."""
     level, frame = 0, sys._getframe()
-    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "pliant":
         level, frame = level + 1, frame.f_back
     return level
-
-
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] == "pliant"
 
 
 # --- going past the forward ----------------------------------------------------------------------

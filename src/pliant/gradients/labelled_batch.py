@@ -65,6 +65,12 @@ def named(
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
+def source_of(inputs: Mapping[str, Any]) -> Tensor | None:
+    """What the model reads: ids, or embeddings in their place."""
+    ids = inputs.get("input_ids")
+    return inputs.get("inputs_embeds") if ids is None else ids
+
+
 def without_extras(inputs: dict[str, Any]) -> dict[str, Any]:
     """What the model itself may see of a call."""
     return {name: value for name, value in inputs.items() if name != "loss_weights"}
@@ -119,8 +125,7 @@ def _weights(weights: Tensor, targets_BT: Tensor, shift: bool) -> Tensor:
 
 
 def _check_shape(targets_BT: Tensor, inputs: dict[str, Any]) -> None:
-    source = inputs.get("input_ids")
-    source = inputs.get("inputs_embeds") if source is None else source
+    source = source_of(inputs)
     if source is None:
         raise InvalidInput("there are neither input_ids nor inputs_embeds to train on")
     if targets_BT.shape != source.shape[:2]:

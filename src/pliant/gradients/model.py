@@ -136,15 +136,15 @@ class Gradients(Adapter):
 
     def metrics(self) -> dict[str, float]:
         """Of the last step. Only this call synchronizes with the device."""
-        return self.telemetry.metrics(self.cost)
+        return self.telemetry.last.figures(self.cost)
 
     def totals(self) -> dict[str, float]:
         """Of all steps since this was attached."""
-        return self.telemetry.totals(self.cost)
+        return self.telemetry.run.figures(self.cost)
 
     def logged(self) -> dict[str, float]:
         """Of the steps since the last call: for a log."""
-        return self.telemetry.logged(self.cost)
+        return self.telemetry.take_window().figures(self.cost)
 
     @property
     def acting(self) -> GradientConfig:
@@ -237,13 +237,11 @@ class Gradients(Adapter):
             decoded = completion(split, batch.inputs, batch.valid_BT, always=alike)
             if decoded is not None:
                 return decoded, everything(batch.valid_BT), decoded
-        if engine == "sparse" and not self.selector.takes_all and self._is_worth_it():
+        ratio = 1.0 if self.selector.takes_all else self.selector.schedule.ratio()
+        if engine == "sparse" and ratio <= WORTH_IT:
             return self._sparse(split, batch)
         decoded, scored_BTD = exact(split, batch.inputs, self.acting.exit_layer)
         return decoded, self._chosen(split, batch, decoded, scored_BTD), decoded
-
-    def _is_worth_it(self) -> bool:
-        return self.selector.schedule.ratio() <= WORTH_IT
 
     def _sparse(self, split: SplitForward, batch: LabelledBatch) -> tuple[Any, Chosen, Any]:
         first = first_pass(
@@ -312,9 +310,9 @@ class Gradients(Adapter):
         reason = self._exactness.against_any if sharded else self._exactness.against(mask)
         if reason is None and batch.inputs.get("past_key_values") is not None:
             reason = "it goes on from keys and values that are there already"
-        if reason is None and self._needs_router_loss(batch):
+        if reason is None and self._asks_for("output_router_logits", batch):
             reason = "its routers' auxiliary loss would see the chosen tokens alone"
-        if reason is None and self._needs_all_positions(batch):
+        if reason is None and any(self._asks_for(name, batch) for name in OF_ALL_POSITIONS):
             reason = "what its layers make of every position was asked for"
         if reason is None and self.acting.kv_grad == "one_hop" and sharded:
             reason = (
@@ -328,18 +326,12 @@ class Gradients(Adapter):
             )
         return self.engine
 
-    def _needs_router_loss(self, batch: LabelledBatch) -> bool:
-        asked = batch.inputs.get("output_router_logits")
-        config = getattr(self.base, "config", None)
-        return bool(getattr(config, "output_router_logits", False) if asked is None else asked)
-
-    def _needs_all_positions(self, batch: LabelledBatch) -> bool:
-        config = getattr(self.base, "config", None)
-        for name in OF_ALL_POSITIONS:
-            asked = batch.inputs.get(name)
-            if getattr(config, name, False) if asked is None else asked:
-                return True
-        return False
+    def _asks_for(self, output: str, batch: LabelledBatch) -> bool:
+        """Whether the call, or else the model's config, asks for this output."""
+        asked = batch.inputs.get(output)
+        if asked is None:
+            asked = getattr(getattr(self.base, "config", None), output, False)
+        return bool(asked)
 
     def _auxiliary_share(self) -> float:
         holders = (self.base, getattr(self.base, "config", None))

@@ -166,18 +166,10 @@ class Telemetry:
         self.window.add(self.last)
         self.run.add(self.last)
 
-    def metrics(self, cost: TokenCost | None = None) -> dict[str, float]:
-        """Of the last forward pass."""
-        return self.last.figures(cost)
-
-    def totals(self, cost: TokenCost | None = None) -> dict[str, float]:
-        """Of the whole run."""
-        return self.run.figures(cost)
-
-    def logged(self, cost: TokenCost | None = None) -> dict[str, float]:
-        """Of the window since the last call; a new one begins."""
+    def take_window(self) -> Tally:
+        """The window since the last call; a new one begins."""
         window, self.window = self.window, Tally()
-        return window.figures(cost)
+        return window
 
 
 def _sums(valid_BT: Tensor, losses_N: Tensor, left: Tensor | None) -> Tensor:

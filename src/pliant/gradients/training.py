@@ -136,7 +136,8 @@ def make_selective(
     else:
         _refuse_another(gradients, config)
         put_outside(gradients)
-    _pass_token_count(gradients, trainer)
+    assert gradients.count is not None
+    gradients.count.pass_to(trainer)
     _keep_columns(trainer)
     callback = SelectiveTraining(config, router=router, resume_from=resume_from)
     handler = trainer.callback_handler
@@ -151,13 +152,9 @@ def put_outside(gradients: Gradients) -> None:
     trainers = gradients.count.trainers if gradients.count else []
     gradients.detach()
     adapters.attach(base, gradients, name)
-    for trainer in trainers:
-        _pass_token_count(gradients, trainer)
-
-
-def _pass_token_count(gradients: Gradients, trainer: Trainer) -> None:
     assert gradients.count is not None
-    gradients.count.pass_to(trainer)
+    for trainer in trainers:
+        gradients.count.pass_to(trainer)
 
 
 def _keep_columns(trainer: Trainer) -> None:

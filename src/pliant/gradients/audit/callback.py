@@ -24,7 +24,7 @@ from pliant.gradients.audit.snapshot import same_randomness
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import OFF, Gradients, GradientsWarning, all_attached_to
 from pliant.gradients.selector import Router
-from pliant.training.progress import Say
+from pliant.training.terminal import Say
 
 
 class AuditCallback(TrainerCallback):

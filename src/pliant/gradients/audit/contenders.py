@@ -26,7 +26,7 @@ from pliant.errors import InvalidInput
 from pliant.gradients.config import GradientConfig, Score
 from pliant.gradients.engines.split_forward import SplitForward
 from pliant.gradients.engines.trials import label_alignment
-from pliant.gradients.labelled_batch import EXTRAS, LabelledBatch, labelled_batch
+from pliant.gradients.labelled_batch import EXTRAS, LabelledBatch, labelled_batch, source_of
 from pliant.gradients.model import Gradients, GradientsWarning, all_attached_to
 from pliant.gradients.selection.rules import wide
 from pliant.gradients.selection.scores import in_chunks
@@ -257,8 +257,7 @@ def split_and_labelled(model: nn.Module, batch: Batch) -> tuple[SplitForward, La
 
 
 def rows_in(batch: Batch) -> int:
-    source = batch.get("input_ids")
-    source = batch.get("inputs_embeds") if source is None else source
+    source = source_of(batch)
     if not isinstance(source, Tensor):
         raise InvalidInput(f"a batch has input_ids and labels; this one {', '.join(batch) or '-'}")
     return len(source)

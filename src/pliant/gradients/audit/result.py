@@ -95,11 +95,9 @@ class Race:
         """Standard training, unless another is significantly better: then the best of those."""
         if not self.is_conclusive:
             return self.standard
-        better = [run for run in self.runs if self._is_better(run)]
+        others = (run for run in self.runs if run.contender != STANDARD)
+        better = [run for run in others if self.gain(run).low > 0]
         return min(better, key=self.loss, default=self.standard)
-
-    def _is_better(self, run: Run) -> bool:
-        return run.contender != STANDARD and self.gain(run).low > 0
 
     @property
     def budget(self) -> str:

@@ -44,7 +44,8 @@ def restored(model: nn.Module) -> Iterator[None]:
 def same_randomness(model: nn.Module) -> Iterator[None]:
     """Random numbers of torch, numpy and Python are afterwards as if none was drawn inside."""
     plain, numpys = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=_devices(model)):
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices)):
         try:
             yield
         finally:
@@ -100,7 +101,3 @@ class RunningAverage:
     def _swap(self) -> None:
         for i, p in enumerate(self.parameters):
             p.data, self.values[i] = self.values[i], p.data
-
-
-def _devices(model: nn.Module) -> list[int]:
-    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})

@@ -24,6 +24,7 @@ from pliant.anatomy.decoder import (
 )
 from pliant.anatomy.intercept import CALL, FORWARD, intercept
 from pliant.errors import UnsupportedModel
+from pliant.gradients.labelled_batch import source_of
 from pliant.gradients.telemetry import OperationCount
 
 Forward = Callable[..., Any]
@@ -101,8 +102,8 @@ class Instead(Protocol):
 
 
 def tokens_of(inputs: dict[str, Any]) -> int:
-    source = inputs.get("input_ids")
-    source = inputs["inputs_embeds"] if source is None else source
+    source = source_of(inputs)
+    assert source is not None
     return int(source.shape[:2].numel())
 
 

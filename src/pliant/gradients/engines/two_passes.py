@@ -88,7 +88,7 @@ def second_pass(
     with attention_among(anatomy.model, *KINDS), without_checkpointing(anatomy.model) as again:
         select, writing = PositionSelector(at_BK, length), Writing(pairs, at_BK, live_BK, again)
         split.ledger.backbone(at_BK.numel(), live=True, again=again)
-        eager = getattr(anatomy.config, "_attn_implementation", None) not in ("sdpa",)
+        eager = getattr(anatomy.config, "_attn_implementation", None) != "sdpa"
         plain: list[Tensor] = []
 
         def call(i: int, original: Callable[..., Any], given: Arguments) -> Any:
@@ -154,13 +154,8 @@ def completion(
     end = max(prompt, length - int(valid_BT.any(0).flip(0).int().argmax()))
     at_BK, live_BK = _from_first_on(valid_BT, first_B, end)
     first = first_pass(split, shortened(inputs, valid_BT.shape, prompt))
-    return second_pass(
-        split,
-        shortened(inputs, valid_BT.shape, end),
-        extended(first.pairs, end),
-        at_BK,
-        live_BK,
-    )
+    inputs = shortened(inputs, valid_BT.shape, end)
+    return second_pass(split, inputs, extended(first.pairs, end), at_BK, live_BK)
 
 
 def _from_first_on(valid_BT: Tensor, first_B: Tensor, end: int) -> tuple[Tensor, Tensor]:
@@ -200,13 +195,23 @@ def _truncate(value: Any, shape: tuple[int, ...], length: int) -> Any:
 Pair = tuple[Tensor, Tensor]
 
 
-class Recording(DynamicCache):
+class _Pairs(DynamicCache):
+    """Keys and values by layer."""
+
+    def __init__(self, pairs: dict[int, Pair]) -> None:
+        super().__init__()
+        self.layers = _NoStates()
+        self.pairs = pairs
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+
+class Recording(_Pairs):
     """Stores the keys and values that every layer attends to, and returns them unchanged."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.layers = _NoStates()
-        self.pairs: dict[int, Pair] = {}
+        super().__init__({})
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -214,20 +219,15 @@ class Recording(DynamicCache):
         self.pairs[layer_idx] = key_states, value_states
         return key_states, value_states
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
 
-
-class Writing(DynamicCache):
+class Writing(_Pairs):
     """All positions' keys and values: those of another pass, the live ones' written over them.
 
     The gradient goes into what is live; into the rest only if they came with a graph.
     """
 
     def __init__(self, pairs: dict[int, Pair], at_BK: Tensor, live_BK: Tensor, again: bool) -> None:
-        super().__init__()
-        self.layers = _NoStates()
-        self.pairs = pairs
+        super().__init__(pairs)
         self.at_B1K1 = at_BK[:, None, :, None]
         self.spare_B1K1 = None if bool(live_BK.all()) else ~live_BK[:, None, :, None]
         self.again = again
@@ -238,9 +238,6 @@ class Writing(DynamicCache):
     ) -> Pair:
         keys, values = self.pairs[layer_idx]
         return self._written(keys, key_states), self._written(values, value_states)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
 
     def _written(self, all_BHTE: Tensor, live_BHKE: Tensor) -> Tensor:
         if self.spare_B1K1 is not None:
