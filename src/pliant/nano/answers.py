@@ -30,7 +30,7 @@ def answers(
     texts = [chat_text([{"role": "user", "content": prompt}], tokenizer) for prompt in prompts]
     lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
     _check_lengths(lengths, getattr(model.config, "max_position_embeddings", None))
-    for rows in _by_length(lengths):
+    for rows in by_length(lengths, _TOKENS_A_BATCH):
         batch = tokenizer([texts[i] for i in rows], return_tensors="pt", padding=True)
         out = model.generate(
             **batch.to(model.device), max_new_tokens=_LONGEST_ANSWER, do_sample=False
@@ -66,10 +66,11 @@ def _check_lengths(lengths: Sequence[int], context: int | None) -> None:
         )
 
 
-def _by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+def by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """The indices in batches of similar lengths, of at most `tokens` padded tokens if it can be."""
     rows: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if rows and (len(rows) + 1) * lengths[i] > _TOKENS_A_BATCH:
+        if rows and (len(rows) + 1) * lengths[i] > tokens:
             yield rows
             rows = []
         rows.append(i)

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pliant.data.collate import pad_rows
+from pliant.nano.answers import by_length
 from pliant.nano.families import Question
 from pliant.nano.world import stream
 
@@ -93,7 +94,9 @@ def batches(
         rng = random.Random(f"{seed}/{position.pool}")
         lean = tilt(position.before)
         pool = stream("train", rng.getrandbits(48), tilt=lean, emphasis=emphasis)
-        groups = _by_length(frame(tokenizer, list(islice(pool, _POOL))), tokens)
+        framed = frame(tokenizer, list(islice(pool, _POOL)))
+        lengths = [len(ids) for ids, _ in framed]
+        groups = [[framed[i] for i in rows] for rows in by_length(lengths, tokens)]
         rng.shuffle(groups)
         for group in groups[position.used :]:
             position = replace(position, used=position.used + 1)
@@ -113,15 +116,6 @@ def frame(
         ids = [user, *prompt, assistant, *answer, tokenizer.eos_token_id]
         framed.append((ids, len(prompt) + 2))
     return framed
-
-
-def _by_length(framed: list[tuple[list[int], int]], tokens: int) -> list[list]:
-    groups: list[list] = [[]]
-    for ids, start in sorted(framed, key=lambda item: len(item[0])):
-        if (len(groups[-1]) + 1) * len(ids) > tokens and groups[-1]:
-            groups.append([])
-        groups[-1].append((ids, start))
-    return groups
 
 
 def _collate(group: list[tuple[list[int], int]], pad: int) -> Batch:
