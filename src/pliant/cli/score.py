@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as encoder
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,7 +97,7 @@ def _by_scorer(
     from pliant.complexity.facade import CPXCausalLM  # after what can fail at once
 
     model = CPXCausalLM.from_pretrained(name, **loading)
-    return list(_rows_of(prompts, model.score(prompts, **scoring)))
+    return _rows_of(prompts, model.score(prompts, **scoring))
 
 
 def _by_router(folder: Path, kind: str, prompts: Sequence[Any]) -> list[Row]:
@@ -105,12 +105,12 @@ def _by_router(folder: Path, kind: str, prompts: Sequence[Any]) -> list[Row]:
     from pliant.routing.fitting.evaluate import calibrated
 
     if kind == "scorer.json":
-        return list(_rows_predicted(prompts, scorers.load(folder).predict(prompts)))
+        return _rows_predicted(prompts, scorers.load(folder).predict(prompts))
     file = router_file.read(folder)
     predictions = file.open_scorer(folder).predict(prompts)
     # The router's calibrated probabilities, which `route ask` shows for the same prompt.
     right = calibrated(file, predictions)
-    return list(_rows_predicted(prompts, replace(predictions, right=right)))
+    return _rows_predicted(prompts, replace(predictions, right=right))
 
 
 def _check_scorer(name: str) -> None:
@@ -131,33 +131,30 @@ def _check_scorer(name: str) -> None:
         )
 
 
-def _rows_of(prompts: Sequence[Any], scores: Scores) -> Iterator[Row]:
-    hard, gain = _score_of(scores), scores.gain
-    for i, prompt in enumerate(prompts):
-        row: Row = {"prompt": prompt}
-        if hard is not None:
-            row["score"] = float(hard[i])
-        if gain is not None:
-            row["gain"] = float(gain[i])
-        yield {**row, "outputs": {name: float(scores[name][i]) for name in scores.outputs}}
-
-
-def _score_of(scores: Scores) -> Any:
+def _rows_of(prompts: Sequence[Any], scores: Scores) -> list[Row]:
     try:
-        return scores.score
+        score = scores.score
     except InvalidInput:  # its outputs mean something else, such as domains
-        return None
+        score = None
+    named = _rows({name: scores[name] for name in scores.outputs}, len(prompts))
+    rows = _rows({"score": score, "gain": scores.gain}, len(prompts))
+    return [
+        {"prompt": prompt, **row, "outputs": outputs}
+        for prompt, row, outputs in zip(prompts, rows, named, strict=True)
+    ]
 
 
-def _rows_predicted(prompts: Sequence[Any], predictions: Predictions) -> Iterator[Row]:
-    for i, prompt in enumerate(prompts):
-        row: Row = {"prompt": prompt}
-        if predictions.right is not None:
-            row["score"] = float(predictions.score[i])
-        row["gain"] = float(predictions.last_gain[i])
-        if predictions.novel is not None:
-            row["novel"] = bool(predictions.novel[i])
-        yield row
+def _rows_predicted(prompts: Sequence[Any], predictions: Predictions) -> list[Row]:
+    score = None if predictions.right is None else predictions.score
+    columns = {"score": score, "gain": predictions.last_gain, "novel": predictions.novel}
+    rows = _rows(columns, len(prompts))
+    return [{"prompt": prompt, **row} for prompt, row in zip(prompts, rows, strict=True)]
+
+
+def _rows(columns: dict[str, Any], n: int) -> list[Row]:
+    """The rows of those arrays that there are."""
+    lists = {name: values.tolist() for name, values in columns.items() if values is not None}
+    return [{name: values[i] for name, values in lists.items()} for i in range(n)]
 
 
 def table(name: str, rows: Sequence[Row]) -> Table:

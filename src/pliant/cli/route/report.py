@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from pliant.errors import InvalidInput
 
 if TYPE_CHECKING:
     from pliant.cli.route.report_data import Measured, ReportData
+    from pliant.reports.page import Section
     from pliant.routing.router_file import RouterFile
 
 _GROUPS = 12  # more are on the page alone
@@ -62,11 +64,12 @@ def report(options: ReportOptions) -> None:
     if options.labels:
         measured = _measured(folder, file, out, options)
     data = ReportData(folder, file, measured, ladder, totals)
-    written = page.write(out, pages.title(data), pages.sections(data))
+    sections = pages.sections(data)
+    written = page.write(out, pages.title(data), sections)
     if options.json:
         terminal.print_json({**data.as_dict(), "page": str(written)})
     else:
-        _draw(data)
+        _draw(data, sections[-2:])
         terminal.console().print(f"Page: {written}", markup=False, soft_wrap=True)
 
 
@@ -83,33 +86,23 @@ def _measured(folder: Path, file: RouterFile, out: Path, options: ReportOptions)
     return Measured(evaluation, f"{evaluation.report.n:,} prompts of {Path(options.labels).name}")
 
 
-def _draw(data: ReportData) -> None:
+def _draw(data: ReportData, costs: Sequence[Section]) -> None:
+    """What fits a terminal: the summary, the narrow tables, and the sections about costs."""
     from pliant.cli.route import report_page as pages
     from pliant.cli.route import tables
 
-    console = terminal.console()
-
-    def say(sentences: list[str]) -> None:
-        for sentence in sentences:
-            terminal.print_text(sentence)
-        if sentences:
-            console.print()
-
-    say(pages.summary(data))
-    measured = data.measured
+    drawn, measured = [], data.measured
     if measured is not None:
-        drawn = [tables.points(data, measured), tables.metrics(measured.evaluation)]
+        drawn += [tables.points(data, measured), tables.metrics(measured.evaluation)]
         drawn.append(tables.baselines(measured.evaluation, narrow=True))
         if not measured.outdated:
             if measured.evaluation.calibration:
                 drawn.append(tables.probabilities(measured.evaluation))
             if 0 < len(measured.evaluation.groups) <= _GROUPS:
                 drawn.append(tables.groups(data, measured))
-        for table in drawn:
-            table.draw(console)
-    if data.file.label_cost:
-        tables.labels(data).draw(console)
-    say(pages.label_sentences(data))
-    if data.totals is not None:
-        tables.calls(data).draw(console)
-    say(pages.ledger_sentences(data))
+    terminal.draw((), [*pages.summary(data), ""])
+    terminal.draw(drawn)
+    for section in costs:
+        terminal.draw(section.tables, section.sentences)
+        if section.sentences:
+            print()
