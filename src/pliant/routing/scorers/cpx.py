@@ -90,16 +90,16 @@ class Cpx(ModelScorer):
         everything = together(train, choice)
         self._cache = _PrefixCache(self.base, everything.asked)
         try:
-            if choice is not None:
-                self.choose(train, choice, seed)
-            return self.learn(everything, seed)
+            if choice is not None and len(self.capacities) > 1:
+                self._choose(train, choice, seed)
+            self.models = everything.models
+            self._train(everything, self.capacity, seed)
         finally:
             self._cache = None
+        return self
 
-    def choose(self, train: Outcomes, choice: Outcomes, seed: int = 0) -> None:
-        """Choose the capacity that, trained on `train`, is best on `choice`."""
-        if len(self.capacities) == 1:
-            return
+    def _choose(self, train: Outcomes, choice: Outcomes, seed: int) -> None:
+        """The capacity that, trained on `train`, is best on `choice`."""
         few = train.select(np.arange(min(len(train), _ROWS_FOR_CHOICE)))
 
         def error(capacity: Capacity) -> float:
@@ -107,12 +107,6 @@ class Cpx(ModelScorer):
             return gain_error(self.predict(choice.asked).gain, choice)
 
         self.capacity, self.errors = best(self.capacities, error)
-
-    def learn(self, outcomes: Outcomes, seed: int = 0) -> Self:
-        """Train with the chosen capacity."""
-        self.models = outcomes.models
-        self._train(outcomes, self.capacity, seed)
-        return self
 
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         assert self.scorer is not None, "not fitted"

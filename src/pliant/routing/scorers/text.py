@@ -11,12 +11,13 @@ to choose, because a few hundred labels are too few to choose a penalty by: both
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations_with_replacement
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers.features import TextFeatures, TextSettings
@@ -56,25 +57,18 @@ class Text(Scorer):
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         if choice is not None:
-            self.choose(train, choice, seed)
-        return self.learn(together(train, choice), seed)
+            x = self._prepare(train, seed)
+            x_choice = self._matrix(choice.prompts, choice.groups)
 
-    def choose(self, train: Outcomes, choice: Outcomes, seed: int = 0) -> None:
-        """Choose the penalty that, fitted on `train`, is best on `choice`."""
-        x = self._prepare(train, seed)
-        x_choice = self._matrix(choice.prompts, choice.groups)
+            def error(strength: float) -> float:
+                self._fit_both(x, train, strength, seed, repeats=1)
+                assert self.head is not None
+                return gain_error(self.stack(self.head(x_choice)).gain, choice)
 
-        def error(strength: float) -> float:
-            self._fit_both(x, train, strength, seed, repeats=1)
-            assert self.head is not None
-            return gain_error(self.stack(self.head(x_choice)).gain, choice)
-
-        self.strength, _ = best(self.strengths, error)
-
-    def learn(self, outcomes: Outcomes, seed: int = 0) -> Self:
-        """Fit with the chosen penalty."""
-        repeats = _REPEATS if len(outcomes) <= _FEW else 1
-        self._fit_both(self._prepare(outcomes, seed), outcomes, self.strength, seed, repeats)
+            self.strength, _ = best(self.strengths, error)
+        everything = together(train, choice)
+        repeats = _REPEATS if len(everything) <= _FEW else 1
+        self._fit_both(self._prepare(everything, seed), everything, self.strength, seed, repeats)
         return self
 
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
@@ -88,7 +82,7 @@ class Text(Scorer):
         assert self.head is not None, "not fitted"
         state = self.features.state()
         state.settings |= {"groups": self.groups, "strength": self.strength}
-        state.arrays |= self.stack.state().arrays
+        state.arrays |= self.stack.arrays()
         state.arrays |= self.head.arrays(weight=np.float32)
         return state
 
@@ -96,7 +90,7 @@ class Text(Scorer):
         self.features = TextFeatures.from_state(state)
         self.groups = list(state.settings["groups"])
         self.strength = state.settings["strength"]
-        self.stack = Stack.from_state(state)
+        self.stack = Stack.from_arrays(state.arrays)
         self.head = Linear.from_arrays(state.arrays)
 
     def _prepare(self, outcomes: Outcomes, seed: int) -> Any:
@@ -107,17 +101,11 @@ class Text(Scorer):
     def _fit_both(
         self, x: Any, outcomes: Outcomes, strength: float, seed: int, repeats: int
     ) -> None:
-        predictions = [
-            out_of_fold(
-                x,
-                outcomes.right,
-                folds(outcomes, _FOLDS, seed + _SEED_STEP * i),
-                lambda a, b: ridge(a, b, strength),
-            )
-            for i in range(repeats)
-        ]
+        solve = partial(ridge, alpha=strength)
+        partitions = [folds(outcomes, _FOLDS, seed + _SEED_STEP * i) for i in range(repeats)]
+        predictions = [out_of_fold(x, outcomes.right, parts, solve) for parts in partitions]
         self.stack = Stack().fit(np.mean(predictions, axis=0), outcomes.right)
-        self.head = ridge(x, outcomes.right, strength)
+        self.head = solve(x, outcomes.right)
 
     def _matrix(self, prompts: Prompts, groups: Groups) -> Any:
         from scipy.sparse import hstack
@@ -168,18 +156,17 @@ class Stack:
         gain = self.gain(z)
         return Predictions(self.right(z), np.hstack([np.zeros((len(gain), 1)), gain]))
 
-    def state(self) -> State:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         assert self.gain is not None and self.right is not None, "not fitted"
-        arrays = {"stack.mean": self.mean, "stack.std": self.std}
         heads = self.gain.arrays("stack.gain.") | self.right.arrays("stack.right.")
-        return State(arrays=arrays | heads)
+        return {"stack.mean": self.mean, "stack.std": self.std, **heads}
 
     @classmethod
-    def from_state(cls, state: State) -> Stack:
-        stack, a = cls(), state.arrays
-        stack.mean, stack.std = a["stack.mean"], a["stack.std"]
-        stack.gain = Linear.from_arrays(a, "stack.gain.")
-        stack.right = Linear.from_arrays(a, "stack.right.", logistic=True)
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Stack:
+        stack = cls()
+        stack.mean, stack.std = arrays["stack.mean"], arrays["stack.std"]
+        stack.gain = Linear.from_arrays(arrays, "stack.gain.")
+        stack.right = Linear.from_arrays(arrays, "stack.right.", logistic=True)
         return stack
 
 
