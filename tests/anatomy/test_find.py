@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pliant import adapters
+from pliant.adapters.fingerprint import fingerprint
 from pliant.anatomy import Anatomy
 from pliant.anatomy.blocks import as_projection
+from pliant.anatomy.find import unwrap
 from pliant.anatomy.tiny import tiny_model
 from pliant.errors import UnsupportedModel
 
@@ -228,3 +236,80 @@ def test_naming_the_right_parts_changes_nothing() -> None:
 @pytest.mark.parametrize("module", [nn.Embedding(3, 4), nn.LayerNorm(4), SimpleNamespace()])
 def test_what_maps_no_features_is_no_projection(module: Any) -> None:
     assert as_projection(module) is None
+
+
+# --- wrappers -------------------------------------------------------------------------------------
+
+
+class Engine(nn.Module):
+    """Holds a model as DeepSpeed's engine does: as its only module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.steps = 0
+
+
+def lora(model: nn.Module) -> nn.Module:
+    return get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compile": torch.compile,
+    "data_parallel": nn.DataParallel,
+    "ddp": nn.parallel.DistributedDataParallel,
+    "engine": Engine,
+    "peft": lora,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations(WRAPPERS, 2)), ids="-".join)
+def test_wrappers_in_any_order(names: tuple[str, ...]) -> None:
+    model = wrapped = tiny_model("llama")
+    for name in names:
+        wrapped = WRAPPERS[name](wrapped)
+    assert unwrap(wrapped) is model
+    assert Anatomy.of(wrapped).model is model
+    assert fingerprint(wrapped) == fingerprint(model)
+
+
+def test_all_of_them_at_once() -> None:
+    model = tiny_model("llama")
+    wrapped = Engine(nn.parallel.DistributedDataParallel(torch.compile(lora(model))))
+    assert unwrap(wrapped) is model
+    assert adapters.attached(wrapped) == {}
+
+
+def test_fsdp_version_1() -> None:
+    model = tiny_model("llama")
+    wrapped = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    assert unwrap(wrapped) is model
+    assert unwrap(torch.compile(wrapped)) is model
+
+
+def test_fsdp_version_2_wraps_nothing() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = tiny_model("llama")
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    assert unwrap(model) is model
+
+
+def test_a_prompt_tuned_model() -> None:
+    model = tiny_model("llama")
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    assert unwrap(get_peft_model(model, config)) is model
+
+
+def test_a_model_without_wrappers() -> None:
+    model = tiny_model("gpt2")
+    assert unwrap(model) is model
+    assert unwrap(nn.Sequential(nn.Linear(2, 2))) is not None

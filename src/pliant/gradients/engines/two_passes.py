@@ -108,7 +108,7 @@ def second_pass(
                 answer = given.call(original)
             # What ends the model may count on as many positions as went in.
             last = i + 1 == len(anatomy.layers)
-            return spread(answer, at_BK, live_BK, length) if last else answer
+            return scattered(answer, at_BK, live_BK, length) if last else answer
 
         return split.backbone(inputs, at_each_layer(anatomy, call))
 
@@ -123,10 +123,10 @@ def _as_now(anatomy: Anatomy, layer: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def spread(answer: Any, at_BK: Tensor, live_BK: Tensor, length: int) -> Any:
+def scattered(answer: Any, at_BK: Tensor, live_BK: Tensor, length: int) -> Any:
     """The last layer's answer at the chosen positions of (B, T, D), and zeros at the others."""
     if isinstance(answer, tuple):
-        return (spread(answer[0], at_BK, live_BK, length), *answer[1:])
+        return (scattered(answer[0], at_BK, live_BK, length), *answer[1:])
     # A spare slot repeats a position, and would get that position's gradient once more.
     answer = torch.where(live_BK.unsqueeze(-1), answer, answer.detach())
     everywhere = answer.new_zeros(answer.shape[0], length, answer.shape[-1])
