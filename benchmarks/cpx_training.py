@@ -1,6 +1,6 @@
 """Training a scorer on stored prefixes against the seeds' loop, which runs every prompt each epoch.
 
-    python -m benchmarks.cpx_training      # --rounds 3 --lengths 256 for a first look
+    python -m benchmarks.cpx_training [--model smollm2-135m] [--rounds 3] [--lengths 256]
 
 Both train the same parameters (one [CPX] row, a head with a bias) on the same random prompts with
 the same optimizer. Epochs are timed in turns, and twenty of our epochs once, including the prefill.
@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
 
+from benchmarks import real_model
 from benchmarks.harness import Times, keep
 from benchmarks.seed_loop import SeedLoop
 from pliant.complexity import CPXConfig, attach
@@ -34,10 +35,10 @@ from pliant.complexity.training.config import CPXTrainingConfig
 from pliant.complexity.training.dataset import PromptDataset
 from pliant.complexity.training.trainer import CPXTrainer
 
-COMMAND = "python -m benchmarks.cpx_training"
 EPOCHS = 20
 TARGET = {256: (45.0, 12.0), 1024: (100.0, 15.0)}
 """How many times as fast: an epoch, and twenty with the prefill."""
+REAL_TARGET = dict.fromkeys(TARGET, (30.0, 10.0))
 
 
 def main() -> None:
@@ -47,19 +48,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--whole", action="store_true", help="run all of the control's 20 epochs")
     parser.add_argument("--lengths", type=int, nargs="*", default=list(TARGET))
+    real_model.add_model_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures = {str(length): measured(length, options) for length in options.lengths}
-    Console().print(table(figures))
-    keep("cpx_training", {"model": sizes().to_diff_dict(), **figures}, COMMAND)
+    Console().print(table(figures, REAL_TARGET if options.model else TARGET))
+    keep(
+        real_model.result_name("cpx_training", options.model),
+        {"model": real_model.described(options.model, sizes(), options.dtype), **figures},
+        real_model.command("cpx_training", options.model),
+    )
 
 
 def measured(length: int, options: Any) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     prompts = max(1, options.tokens // length)
     ids = torch.randint(0, sizes().vocab_size, (prompts, length), generator=generator)
+    if options.model:
+        ids = real_model.prompts(options.model, prompts, length)
     labels = torch.randint(0, 2, (prompts, 1), generator=generator).float()
-    ours, control = contestants()
+    ours, control = contestants(options.model, options.dtype)
     gap = gradient_gap(ours, control, ids[: options.batch], labels[: options.batch])
     epochs: dict[str, list[float]] = {name: [] for name in ("ours", "control")}
     stored = PromptDataset(tuple(ids), labels)
@@ -90,10 +98,12 @@ def measured(length: int, options: Any) -> dict[str, Any]:
     }
 
 
-def contestants() -> tuple[Any, SeedLoop]:
+def contestants(name: str | None, dtype: str) -> tuple[Any, SeedLoop]:
     """Two copies of one model; the control's new vocabulary row starts as our virtual one."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(sizes()).eval()
+    model: Any = LlamaForCausalLM(sizes()).eval()
+    if name:
+        model = real_model.real_model(name, dtype)
     control = SeedLoop(copy.deepcopy(model))
     scorer = attach(model.requires_grad_(False), CPXConfig())
     with torch.no_grad():
@@ -167,11 +177,11 @@ def sizes() -> LlamaConfig:
     )
 
 
-def table(figures: dict[str, Any]) -> Table:
+def table(figures: dict[str, Any], targets: dict[int, tuple[float, float]]) -> Table:
     columns = ("prompt tokens", "an epoch", "target", "20 epochs", "target", "gradients differ by")
     rows = Table(*columns)
     for length, figure in figures.items():
-        epoch, twenty = TARGET.get(int(length), (0.0, 0.0))
+        epoch, twenty = targets.get(int(length), (0.0, 0.0))
         rows.add_row(
             length,
             f"{figure['epoch_times_as_fast']['median']:.1f}x",

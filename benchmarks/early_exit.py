@@ -1,6 +1,6 @@
 """The cost of a scorer that reads a middle layer, against one that reads the last layer.
 
-    python -m benchmarks.early_exit
+    python -m benchmarks.early_exit [--model smollm2-135m --layer 20]
 
 `cost` measures one scorer against the other on the same prompts. The table also shows the cost of a
 prompt that leaves (it is scored in the prefill and not generated from) and of a prompt that stays
@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from benchmarks import real_model
 from benchmarks.harness import Ratio, interleaved, keep
-from benchmarks.score_generate import llama, sizes
+from benchmarks.score_generate import llama
 from pliant.complexity import CPXConfig, attach
 
-COMMAND = "python -m benchmarks.early_exit"
 TARGET = 0.6
 
 
@@ -34,21 +34,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--lengths", type=int, nargs="*", default=[64, 256, 1_000])
+    parser.add_argument("--layer", type=int, help="the layer that is read; half of the depth")
+    real_model.add_model_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model = llama()
-    depth = sizes().num_hidden_layers
+    model = real_model.real_model(options.model, options.dtype) if options.model else llama()
+    depth = model.config.num_hidden_layers
+    layer = options.layer or depth // 2
     figures: dict[str, Any] = {}
     for length in options.lengths:
-        generator = torch.Generator().manual_seed(length)
-        prompts = torch.randint(0, 2_000, (4, length), generator=generator).tolist()
-        ratio = cost(model, prompts, depth // 2, rounds=options.rounds)
+        if options.model:
+            prompts = real_model.prompts(options.model, 4, length).tolist()
+        else:
+            generator = torch.Generator().manual_seed(length)
+            prompts = torch.randint(0, 2_000, (4, length), generator=generator).tolist()
+        ratio = cost(model, prompts, layer, rounds=options.rounds)
         figures[str(length)] = {
-            "score at layer 4 of 8": ratio.as_dict(),
-            **generation(model, prompts[:1], depth // 2, options.rounds),
+            f"score at layer {layer} of {depth}": ratio.as_dict(),
+            **generation(model, prompts[:1], layer, options.rounds),
         }
-    Console().print(table(figures))
-    keep("early_exit", {"model": sizes().to_diff_dict(), "batch": 4, **figures}, COMMAND)
+    Console().print(table(figures, layer, depth))
+    described = real_model.described(options.model, model.config, options.dtype)
+    command = real_model.command("early_exit", options.model)
+    keep(
+        real_model.result_name("early_exit", options.model),
+        {"model": described, "batch": 4, **figures},
+        command + f" --layer {layer}" * bool(options.model),
+    )
 
 
 def cost(
@@ -89,10 +101,10 @@ def generation(model: Any, prompts: list[list[int]], layer: int, rounds: int) ->
     }
 
 
-def table(figures: dict[str, Any]) -> Table:
-    title = f"8 layers, read after 4; target of the score: <= {TARGET}x"
+def table(figures: dict[str, Any], layer: int, depth: int) -> Table:
+    title = f"{depth} layers, read after {layer}; target of the score: <= {TARGET}x"
     columns = list(next(iter(figures.values())))
-    rows = Table("tokens", columns[0] + " / at 8", *columns[1:], title=title)
+    rows = Table("tokens", columns[0] + f" / at {depth}", *columns[1:], title=title)
     for length, figure in figures.items():
         rows.add_row(length, *(f"{figure[name]['median']:.3f}" for name in columns))
     rows.caption = "The last three: relative to a prefill and one token of plain generation."

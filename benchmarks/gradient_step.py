@@ -1,22 +1,26 @@
 """The time and memory of a step of selective training, beside standard training and others.
 
     python -m benchmarks.gradient_step [--rounds 3] [--quick]
+    python -m benchmarks.gradient_step --model smollm2-135m
 
 An 8-layer Llama (hidden 256), vocabularies of 8k and 32k, sequences of 256 and 1,024 tokens. Times
 are process time on one thread, interleaved, as ratios to standard training in the same round.
 Memory is the peak that a step adds to its own process (its resident set, with freed memory returned
-at once), gradients included.
+at once), with the parameters' gradients and without them: these are held whichever tokens train.
+A real model trains on the documentation, in rows of 512 and 1,024 tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +29,7 @@ from rich.progress import track
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks import real_model
 from benchmarks.harness import interleaved, keep
 from pliant.gradients import GradientConfig, attach
 
@@ -51,36 +56,66 @@ OTHERS = (
 )
 COMPLETION = ("completion (20 %)", "standard on the same")
 NAMES = (*OTHERS, *OURS, *COMPLETION)
+REAL_SETTINGS = ((512, 4), (1024, 2))
+"""Tokens of a sequence, sequences."""
+REAL_NAMES = (
+    "standard",
+    "a quarter of the sequences",
+    "CGGRModel",
+    "CGGRLoss",
+    "sparse .25",
+    "sparse .25, whole vocabulary",
+    "exact .25",
+)
+Setting = tuple[str, int, int]
+"""A vocabulary's size or a real model's name, the tokens of a sequence, the sequences."""
 Step = Callable[[], None]
 
 
 def main() -> None:
     options = _options()
     if options.peak:
-        print(json.dumps(peak_of(options.peak, *options.setting)))
+        model, length, rows = options.setting
+        print(json.dumps(peak_of(options.peak, (model, int(length), int(rows)))))
         return
     torch.set_num_threads(1)
-    figures: dict[str, Any] = {"switched off": switched_off()}
-    Console().print(f"{OFF}: {figures['switched off']['median']:.3f} times a standard step")
-    for setting in track(SETTINGS[:1] if options.quick else SETTINGS, "settings"):
+    figures: dict[str, Any] = {}
+    if not options.model:
+        figures["switched off"] = switched_off()
+        Console().print(f"{OFF}: {figures['switched off']['median']:.3f} times a standard step")
+    for setting in track(_settings(options), "settings"):
         figures[_title(setting)] = measured(setting, options.rounds)
         show(setting, figures[_title(setting)])
-    keep("gradient_step", figures, "python -m benchmarks.gradient_step " + " ".join(sys.argv[1:]))
+    name = real_model.result_name("gradient_step", options.model)
+    keep(name, figures, real_model.command("gradient_step", options.model))
 
 
-def measured(setting: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+def _settings(options: argparse.Namespace) -> list[Setting]:
+    settings: list[Setting] = [(str(words), *rest) for words, *rest in SETTINGS]
+    if options.model:
+        settings = [(options.model, *rest) for rest in REAL_SETTINGS]
+    return settings[:1] if options.quick else settings
+
+
+def _is_real(setting: Setting) -> bool:
+    return not setting[0].isdigit()
+
+
+def measured(setting: Setting, rounds: int) -> dict[str, Any]:
     """Every contender's time and memory, relative to standard training's."""
-    steps = {name: step_of(name, setting) for name in NAMES}
+    steps = {name: step_of(name, setting) for name in (REAL_NAMES if _is_real(setting) else NAMES)}
     usable = {name: step for name, step in steps.items() if step is not None}
     times = interleaved(usable, rounds=rounds, clock=time.process_time)
     bytes_of = {name: _peak_in_a_process(name, setting) for name in usable}
     figures = {}
+    held = _gradient_bytes(setting)
     for name in usable:
         control = COMPLETION[1] if name == COMPLETION[0] else "standard"
         figures[name] = {
             "speed": times[control].ratio_to(times[name]).as_dict(),
             "seconds": times[name].median,
             "memory": bytes_of[name] / bytes_of[control],
+            "memory without gradients": (bytes_of[name] - held) / (bytes_of[control] - held),
             "mebibytes": bytes_of[name] / 2**20,
         }
     return figures
@@ -89,13 +124,13 @@ def measured(setting: tuple[int, int, int], rounds: int) -> dict[str, Any]:
 def switched_off(rounds: int = 15) -> dict[str, float]:
     """The time of a step with the adapter attached but disabled, relative to a standard one. It is
     measured separately, because other contenders disturb such a small difference."""
-    setting = (SETTINGS[0][0], SETTINGS[0][1], 2)
+    setting = (str(SETTINGS[0][0]), SETTINGS[0][1], 2)
     steps = {"standard": step_of("standard", setting), OFF: step_of(OFF, setting)}
     times = interleaved({k: v for k, v in steps.items() if v}, rounds, clock=time.process_time)
     return times[OFF].ratio_to(times["standard"]).as_dict()
 
 
-def step_of(name: str, setting: tuple[int, int, int]) -> Step | None:
+def step_of(name: str, setting: Setting) -> Step | None:
     """Forward and backward of one batch; None if its library is not installed."""
     model = _model(setting)
     ids = _ids(setting)
@@ -119,13 +154,15 @@ def step_of(name: str, setting: tuple[int, int, int]) -> Step | None:
     return lambda: _backward(model, model(input_ids=ids, labels=labels).loss)
 
 
-def peak_of(name: str, *setting: int) -> int:
-    """Bytes that a step adds to this process, after one step on two short sequences."""
+def peak_of(name: str, setting: Setting) -> int:
+    """Bytes that a step adds to this process, after one step on short sequences."""
     torch.set_num_threads(1)
     warm = step_of(name, (setting[0], 16, 8))
     assert warm is not None
     warm()
-    step = step_of(name, (setting[0], setting[1], setting[2]))
+    del warm
+    gc.collect()
+    step = step_of(name, setting)
     assert step is not None
     before = _resident()
     with open("/proc/self/clear_refs", "w") as refs:
@@ -134,16 +171,21 @@ def peak_of(name: str, *setting: int) -> int:
     return _peak_resident() - before
 
 
-def show(setting: tuple[int, int, int], figures: dict[str, Any]) -> None:
+def _gradient_bytes(setting: Setting) -> int:
+    return sum(p.numel() * p.element_size() for p in _model(setting).parameters())
+
+
+def show(setting: Setting, figures: dict[str, Any]) -> None:
     table = Table(title=f"a step, {_title(setting)}")
-    for column in ("", "speed", "quartiles", "theory", "memory", "MiB"):
+    for column in ("", "speed", "quartiles", "theory", "memory", "less gradients", "MiB"):
         table.add_column(column, justify="left" if not column else "right")
     for name, values in figures.items():
         speed = values["speed"]
         low, high = speed.get("lower_quartile"), speed.get("upper_quartile")
         spread = f"{low:.2f}-{high:.2f}" if low is not None else ""
         row = (name, f"{speed['median']:.2f}x", spread, _theory(name))
-        table.add_row(*row, f"{values['memory']:.2f}x", f"{values['mebibytes']:.0f}")
+        memory = (f"{values[k]:.2f}x" for k in ("memory", "memory without gradients"))
+        table.add_row(*row, *memory, f"{values['mebibytes']:.0f}")
     Console().print(table)
 
 
@@ -211,10 +253,12 @@ def _fused(model: Any, ids: torch.Tensor) -> Step | None:
     return lambda: _backward(model, model(input_ids=ids, labels=ids, fused_lm_head=True).loss)
 
 
-def _model(setting: tuple[int, int, int]) -> Any:
+def _model(setting: Setting) -> Any:
+    if _is_real(setting):
+        return real_model.real_model(setting[0]).requires_grad_(True).train()
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=setting[0],
+        vocab_size=int(setting[0]),
         hidden_size=256,
         intermediate_size=688,
         num_hidden_layers=8,
@@ -225,16 +269,18 @@ def _model(setting: tuple[int, int, int]) -> Any:
     return LlamaForCausalLM(config).train()
 
 
-def _ids(setting: tuple[int, int, int]) -> torch.Tensor:
+def _ids(setting: Setting) -> torch.Tensor:
+    if _is_real(setting):
+        return real_model.prompts(setting[0], setting[2], setting[1])
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, setting[0], (setting[2], setting[1]), generator=generator)
+    return torch.randint(0, int(setting[0]), (setting[2], setting[1]), generator=generator)
 
 
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Freed memory leaves the process at once, so that the peak is that of live tensors."""
 
 
-def _peak_in_a_process(name: str, setting: tuple[int, int, int]) -> int:
+def _peak_in_a_process(name: str, setting: Setting) -> int:
     command = [sys.executable, "-m", "benchmarks.gradient_step", "--peak", name, "--setting"]
     process = subprocess.run(
         [*command, *map(str, setting)],
@@ -260,8 +306,9 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _title(setting: tuple[int, int, int]) -> str:
-    return f"vocabulary {setting[0]}, {setting[2]} x {setting[1]} tokens"
+def _title(setting: Setting) -> str:
+    what = Path(setting[0]).name if _is_real(setting) else f"vocabulary {setting[0]}"
+    return f"{what}, {setting[2]} x {setting[1]} tokens"
 
 
 def _options() -> argparse.Namespace:
@@ -269,7 +316,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the first setting alone")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
-    parser.add_argument("--setting", type=int, nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--setting", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--model", help="a real model, by name or folder")
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """The cost of a score that is read while the model generates, against generating alone.
 
-    python -m benchmarks.score_generate
+    python -m benchmarks.score_generate [--model smollm2-135m]
 
 Both run the same prompt through the same model and generate greedily; tokens are compared in every
 round. A second control computes the score in a forward pass of its own, before generating. Times
@@ -22,11 +22,11 @@ from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from benchmarks import real_model
 from benchmarks.harness import interleaved, keep
 from pliant.complexity import Complexity, CPXConfig, attach
 from pliant.prefill import prefill
 
-COMMAND = "python -m benchmarks.score_generate"
 TARGET = 1.03
 SETTINGS: dict[str, dict[str, Any]] = {
     "one row": {},
@@ -39,16 +39,23 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=1_000, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=64, help="tokens generated")
     parser.add_argument("--rounds", type=int, default=21)
+    real_model.add_model_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model = llama()
-    ids = torch.randint(0, 2_000, (1, options.prompt), generator=torch.Generator().manual_seed(0))
+    if options.model:
+        model = real_model.real_model(options.model, options.dtype)
+        ids = real_model.prompts(options.model, 1, options.prompt)
+    else:
+        model = llama()
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, 2_000, (1, options.prompt), generator=generator)
     figures = {name: measured(model, ids, options, **s) for name, s in SETTINGS.items()}
     Console().print(table(figures, options))
+    described = real_model.described(options.model, model.config, options.dtype)
     keep(
-        "score_generate",
-        {"model": sizes().to_diff_dict(), "prompt": options.prompt, "new": options.new, **figures},
-        COMMAND,
+        real_model.result_name("score_generate", options.model),
+        {"model": described, "prompt": options.prompt, "new": options.new, **figures},
+        real_model.command("score_generate", options.model),
     )
 
 
@@ -121,7 +128,8 @@ def llama() -> LlamaForCausalLM:
 
 
 def table(figures: dict[str, Any], options: Any) -> Table:
-    title = f"{options.prompt:,} prompt tokens, {options.new} new, 8 layers; target <= {TARGET}x"
+    name = options.model or "8 layers"
+    title = f"{options.prompt:,} prompt tokens, {options.new} new, {name}; target <= {TARGET}x"
     rows = Table("scorer", "run", "seconds", "x generate alone", title=title)
     for name, figure in figures.items():
         for run, seconds in figure["seconds"].items():

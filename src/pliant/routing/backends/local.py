@@ -71,7 +71,8 @@ class LocalModel:
         return self._tokenizer
 
     def _key(self) -> tuple[str, ...]:
-        return (loading.resolve(self._source).location, *map(str, self._options.values()))
+        place = loading.resolve(self._source)
+        return (place.location, place.gguf, *map(str, self._options.values()))
 
 
 class LocalBackend(LocalModel):
