@@ -35,6 +35,18 @@ demo: $(STAMP) ## two tiny language models answer questions; ends with a page to
 test: $(STAMP) ## every test, on every architecture
 	@$(TESTS)
 
+# Where benchmarks.routing_real finds its labels; without it that benchmark is left out.
+DATA :=
+
+.PHONY: real
+real: $(STAMP) ## fetch SmolLM2 and MiniLM (180 MB); the tests and benchmarks on them take hours
+	@$(RUN) models get smollm2-135m minilm
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -m real tests/real
+	@for benchmark in score_generate cpx_training early_exit gradient_step; do \
+	  $(PY) -m benchmarks.$$benchmark --model smollm2-135m || exit 1; done
+	@if [ -n "$(DATA)" ]; then $(PY) -m benchmarks.routing_real --data $(DATA); \
+	  else echo "routing_real: left out; give the folder of the labels, make real DATA=..."; fi
+
 .PHONY: lint
 lint: $(STAMP) ## ruff, the type checker and the direction of imports
 	@$(PY) -m ruff check .

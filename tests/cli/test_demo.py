@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from pliant import nano
+from pliant.cli import app
+from pliant.cli.demo import real
 from pliant.cli.demo.two_models import (
     Answer,
     Shown,
@@ -168,3 +170,32 @@ def test_a_model_that_says_html_does_no_harm_to_the_page():
     hostile = {n: replace(a, text="<script>alert(1)</script>") for n, a in shown.answers.items()}
     page = render("t", [section(replace(two, shown=(replace(shown, answers=hostile),)))])
     assert "<script" not in page and "&lt;script" in page
+
+
+# --- a real model ---------------------------------------------------------------------------------
+
+
+def test_the_real_demo_runs_its_chapters(tmp_path, monkeypatch, capsys):
+    """On an embedded model and few passages; `make real` runs it on SmolLM2."""
+    for name, value in {"MODEL": "nano-s", "TRAINING": 24, "TEST": 16, "NEW_TOKENS": 4}.items():
+        monkeypatch.setattr(real, name, value)
+    page = tmp_path / "real.html"
+    arguments = ["demo", "--real", "--json", "--seconds", "0.01", "--page", str(page)]
+    assert app.outcome(arguments) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["score + generate"]["identical"] is True
+    assert results["score + generate"]["answer"]
+    assert results["difficulty"]["passages"] == [24, 16]
+    for auroc in ("scorer", "prompt_loss"):
+        assert 0 <= results["difficulty"][auroc] <= 1
+    assert len(results["tokens"]["runs"]) == 2
+    text = page.read_text()
+    assert "the same tokens" in text and "Which passages will be hard" in text
+
+
+def test_the_real_demo_says_how_to_fetch_its_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PLIANT_MODELS", str(tmp_path))
+    page = tmp_path / "real.html"
+    assert app.outcome(["demo", "--real", "--page", str(page)]) == 2
+    assert "pliant models get smollm2-135m" in capsys.readouterr().err
+    assert not page.exists()
