@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import pliant
+from pliant import loading
 from pliant.complexity import Complexity
 from pliant.complexity.__main__ import main
 from pliant.complexity.training import run
@@ -59,6 +60,49 @@ def test_csv_with_columns_of_other_names(data: Path, tmp_path: Path, capsys: Any
     assert "60 of the 60 test rows" in capsys.readouterr().err
     assert main([*common, *out, "--prompt_column", "question", "--label_column", "had"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "dtype"), [(4.0, "float32"), (0.5, "bfloat16")], ids=["slow", "fast"]
+)
+def test_a_base_in_half_precision_is_computed_in_what_is_fastest(
+    data: Path,
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    slowdown: float,
+    dtype: str,
+) -> None:
+    model, tokenizer = pliant.load("nano-s", dtype="bfloat16")
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    out = tmp_path / "out"
+    flags = ["--model_name", str(tmp_path / "base"), "--data", str(data), "--device", "cpu"]
+    flags += ["--output_dir", str(out), "--num_epochs", "2", "--save_epochs"]
+    monkeypatch.setattr(loading, "slowdown_of", lambda dtype: slowdown)
+    assert main(flags) == 0
+    message = "bfloat16 takes 4.0 times as long as float32 on this CPU"
+    assert (message in capsys.readouterr().err) == (dtype == "float32")
+    record = out / "pliant-train.json"
+    assert json.loads(record.read_text())["base_dtype"] == dtype
+    before = (out / "pliant.json").read_bytes()
+    # Resumed where the other dtype is faster: the run goes on as it began.
+    last = max(out.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    (last / "complete.json").unlink()
+    monkeypatch.setattr(loading, "slowdown_of", lambda dtype: 1 / slowdown)
+    assert main([*flags, "--resume"]) == 0
+    assert (out / "pliant.json").read_bytes() == before
+    assert json.loads(record.read_text())["base_dtype"] == dtype
+
+
+def test_a_named_dtype_is_left_alone(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "slowdown_of", lambda dtype: 4.0)
+    out = tmp_path / "out"
+    flags = ["--data", str(data), "--device", "cpu", "--output_dir", str(out), "--num_epochs", "1"]
+    assert main([*flags, "--dtype", "bfloat16"]) == 0
+    assert json.loads((out / "pliant-train.json").read_text())["base_dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(

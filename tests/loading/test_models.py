@@ -202,6 +202,11 @@ def test_a_wrong_option_is_invalid_input(
         loading.load_model(folder, **options)  # type: ignore[arg-type]
 
 
+def test_float32_is_as_fast_as_itself_and_others_are_measured() -> None:
+    assert loading.slowdown_of(torch.float32) == 1
+    assert loading.slowdown_of(torch.bfloat16) > 0
+
+
 def test_an_unreachable_hub_is_reported() -> None:
     with pytest.raises(ModelNotFound, match="is unreachable"):
         loading.load_config("owner/model")

@@ -4,7 +4,14 @@
 dense model. `catalogue` lists real models that `fetch` brings to this machine when asked to.
 """
 
-from pliant.loading.models import load, load_config, load_model, load_tokenizer, torch_device
+from pliant.loading.models import (
+    load,
+    load_config,
+    load_model,
+    load_tokenizer,
+    slowdown_of,
+    torch_device,
+)
 from pliant.loading.names import WEIGHTS, Source, embedded, public_name, resolve
 
 __all__ = [
@@ -17,5 +24,6 @@ __all__ = [
     "load_tokenizer",
     "public_name",
     "resolve",
+    "slowdown_of",
     "torch_device",
 ]

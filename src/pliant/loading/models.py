@@ -7,6 +7,7 @@ raise the same error of one line when a name is no model.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,6 +152,23 @@ def torch_device(device: str | torch.device | None) -> torch.device | None:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidInput(f"device {str(device)!r} cannot be used: {_gist(error)}") from error
+
+
+def slowdown_of(dtype: torch.dtype) -> float:
+    """How many times as long a matrix product takes on this CPU in `dtype` as in float32.
+
+    CPUs without instructions for half precision convert every weight, every time.
+    """
+    import torch
+
+    seconds = {dtype: float("inf"), torch.float32: float("inf")}
+    for _ in range(5):  # in turns; the fastest is the least disturbed
+        for kind in seconds:
+            x, weight = torch.ones(256, 768, dtype=kind), torch.ones(768, 768, dtype=kind)
+            began = time.perf_counter()
+            x @ weight.T
+            seconds[kind] = min(seconds[kind], time.perf_counter() - began)
+    return seconds[dtype] / seconds[torch.float32]
 
 
 def _check_dtype(dtype: str | torch.dtype) -> None:

@@ -23,7 +23,8 @@ class CPXModelConfig:
     model_name: str = "nano-s"
     """An embedded model, a folder, or a name on the hub."""
     dtype: str = "auto"
-    """The weights' type: auto, float32, bfloat16, ..."""
+    """The weights' type: auto, float32, bfloat16, ...; auto: the checkpoint's own, or float32 on a
+    CPU that computes faster in it."""
     device: str | None = None
     """cpu, cuda, ...; none: the best there is."""
     rows: int = 1

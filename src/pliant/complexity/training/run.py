@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PrinterCallback
 
@@ -36,7 +39,7 @@ from pliant.complexity.training.train_module import train_module_of
 from pliant.complexity.training.trainer import CPXTrainer
 from pliant.data import read_rows
 from pliant.errors import InvalidInput
-from pliant.training.run import TrainingRun
+from pliant.training.run import TrainingRun, read_record
 from pliant.training.terminal import print_to_stderr
 
 OUTSIDE_THE_PLAN = (
@@ -48,6 +51,9 @@ OUTSIDE_THE_PLAN = (
     "logging_steps",
 )
 """Settings that change no loss beyond rounding: a resumed run may change them."""
+MUCH_SLOWER = 1.2
+"""From which slowdown a base in half precision is computed in float32. Of CPUs with bf16
+instructions .2 to .5 was measured, of those without them 2 to 8."""
 
 
 def fit(
@@ -126,6 +132,8 @@ def train_scorer(
     session; None, if nothing was left to train."""
     rows, held_out_rows = rows_of(data)
     base, tokenizer = loading.load(model.model_name, dtype=model.dtype, device=model.device)
+    if model.dtype == "auto":
+        base = _in_fastest_dtype(base, Path(training.output_dir) if training.resume else None)
     config = CPXConfig(
         rows=model.rows,
         outputs=model.outputs,
@@ -155,6 +163,7 @@ def train_scorer(
         "dtype": model.dtype,
     }
     run = TrainingRun(args, plan, resume=training.resume, shared=True)
+    run.note(base_dtype=_name_of(base.dtype))
 
     def build() -> CPXTrainer:
         trainer = CPXTrainer(
@@ -168,6 +177,31 @@ def train_scorer(
     trainer.save_model(training.output_dir)
     run.note(ended=run.result(trainer).as_dict())
     return trainer.report
+
+
+def _in_fastest_dtype(base: Any, resumed: Path | None) -> Any:
+    """The base in float32 if this CPU computes faster in it, or if the resumed run did.
+
+    The prompts' keys and values are stored in the base's dtype, so they follow.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # processes might decide differently
+    if base.device.type != "cpu" or base.dtype == torch.float32 or not alone:
+        return base
+    record = read_record(resumed) if resumed else None
+    if record and "base_dtype" in record:
+        return base if record["base_dtype"] == _name_of(base.dtype) else base.float()
+    slowdown = loading.slowdown_of(base.dtype)
+    if slowdown <= MUCH_SLOWER:
+        return base
+    print_to_stderr(
+        f"{_name_of(base.dtype)} takes {slowdown:.1f} times as long as float32 on this CPU: the "
+        f"base is computed in float32 (--dtype {_name_of(base.dtype)} leaves it as it is)"
+    )
+    return base.float()
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def rows_of(data: CPXDatasetConfig) -> tuple[list[Any], list[Any]]:
