@@ -95,19 +95,22 @@ def test_three_ways_of_training_are_raced_from_the_same_start(demo):
     assert page.count('class="coloured"') == 3 and 'class="marked"' in page
 
 
-def test_too_few_questions_and_a_folder_as_page_are_named(tmp_path):
-    few = run("--questions", "3", cwd=tmp_path)
-    assert few.returncode == 2 and "3" in few.stderr and "Traceback" not in few.stderr
-    folder = run("--page", str(tmp_path), cwd=tmp_path)
-    assert folder.returncode == 2 and "Traceback" not in folder.stderr
+def test_too_few_questions_and_a_folder_as_page_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert app.outcome(["demo", "--questions", "3"]) == 2
+    assert "--questions is 3" in capsys.readouterr().err
+    assert app.outcome(["demo", "--page", str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_page_that_cannot_be_written_is_said_before_any_model_is_asked(tmp_path):
+def test_a_page_that_cannot_be_written_is_said_before_any_model_is_asked(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    done = run("--page", "file/page.html", cwd=tmp_path)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    assert app.outcome(["demo", "--page", "file/page.html"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and "file" in line
 
 

@@ -153,8 +153,9 @@ def test_models_with_nothing_between_them_are_said(folder):
         (["--question-column", "qestion"], "no column 'qestion'"),
     ],
 )
-def test_what_is_wrong_is_one_line(folder, arguments, words):
-    done = pliant("fit", "--labels", "labels.jsonl", "--out", "other", *arguments, cwd=folder)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+def test_what_is_wrong_is_one_line(folder, arguments, words, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    fit = ["route", "fit", "--labels", "labels.jsonl", "--out", "other"]
+    assert app.outcome([*fit, *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert words in line and not (folder / "other").exists()
