@@ -15,6 +15,7 @@ each training half. Every split is saved when it is done; started again, the res
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,8 +32,10 @@ from torch import Tensor
 
 from benchmarks.harness import CACHE, keep
 from benchmarks.routing_labels import Floats, Rows, halves, more, read, summary
-from pliant.complexity import CPXConfig, attach, fit, remember
+from pliant.complexity import CPXConfig, attach, fit
+from pliant.complexity.prefix_cache import disk
 from pliant.complexity.prefix_cache.store import Chunk, PrefixStore
+from pliant.complexity.training.dataset import encode, ids_of
 from pliant.loading import load
 from pliant.prefill.prefilled import EMPTY
 from pliant.reports.tables import Table
@@ -44,7 +47,6 @@ from pliant.routing.scorers.linear import best, gain_error, logistic, ridge
 from pliant.routing.scorers.protocol import gains
 
 SETS = ("gsm8k", "mmlu")
-SAMPLE = {"mmlu": 3_000}
 TEXT = {
     "gsm8k": ("random", "length", "tfidf", "knn", "pair", "text"),
     "mmlu": ("random", "length", "tfidf", "knn", "pair", "text", "group", "text+group"),
@@ -62,6 +64,7 @@ def main(
     encoder: Annotated[str, typer.Option(help="The text encoder beside it.")] = "minilm",
     dtype: Annotated[str, typer.Option(help="The language model's dtype.")] = "bfloat16",
     seeds: Annotated[int, typer.Option(help="Splits of each set.", min=1)] = 5,
+    mmlu: Annotated[int, typer.Option(help="The prompts of MMLU's sample.", min=20)] = 3_000,
     limit: Annotated[int | None, typer.Option(help="Fewer prompts, to try it out.")] = None,
 ) -> None:
     """Print the table of each set and write the result."""
@@ -70,16 +73,17 @@ def main(
     figures: dict[str, Any] = {"model": Path(model).name, "encoder": Path(encoder).name}
     figures |= {"dtype": dtype, "training": TRAINING}
     for name in SETS:
-        outcomes = sampled(read(data, name), limit or SAMPLE.get(name))
-        reader = cache(partial(Reader.of, outcomes, model, encoder, dtype, console))
+        outcomes = sampled(read(data, name), limit or (mmlu if name == "mmlu" else None))
         place = CACHE / f"routing_real-{name}-{len(outcomes)}-{Path(model).name}"
+        reader = cache(partial(Reader.of, outcomes, model, encoder, dtype, place, console))
         if "learning rate" not in figures:  # chosen on the first set and used for both
             figures["learning rate"] = learning_rate(outcomes, reader, place)
         rate = figures["learning rate"]
         figures[name] = measure(outcomes, reader, rate, TEXT[name], seeds, place, console)
         draw(figures[name], name).draw(console)
     if limit is None:
-        keep("routing_real", figures, "python -m benchmarks.routing_real --data FOLDER")
+        command = f"python -m benchmarks.routing_real --data FOLDER --mmlu {mmlu}"
+        keep("routing_real", figures, command)
 
 
 def sampled(outcomes: Outcomes, size: int | None) -> Outcomes:
@@ -106,16 +110,18 @@ class Reader:
 
     @classmethod
     def of(
-        cls, outcomes: Outcomes, model: str, encoder: str, dtype: str, console: Console
+        cls,
+        outcomes: Outcomes,
+        model: str,
+        encoder: str,
+        dtype: str,
+        place: Path,
+        console: Console,
     ) -> Reader:
         loaded, tokenizer = load(model, dtype=dtype)
         loaded.requires_grad_(False)
         prompts = [messages(prompt) for prompt in outcomes.asked]
-        scorer = attach(loaded, CPXConfig(), tokenizer)
-        with last_states(loaded) as batches:
-            prefixes = remember(scorer, prompts)
-        scorer.detach()
-        states = torch.cat(batches)[prefixes.position].double().numpy()
+        prefixes, states = prefilled(loaded, tokenizer, prompts, place)
         embeddings = embedded(encoder, outcomes.prompts)
         size = prefixes.bytes / 1e9
         console.print(f"{len(prompts):,} prompts read once: {size:.1f} GB of keys and values")
@@ -124,6 +130,23 @@ class Reader:
     @property
     def depth(self) -> int:
         return self.states.shape[1]
+
+
+def prefilled(
+    model: Any, tokenizer: Any, prompts: list[Any], place: Path
+) -> tuple[PrefixStore, Floats]:
+    """Keys and values, in files that the next start finds, and the last tokens' states."""
+    scorer = attach(model, CPXConfig(), tokenizer)
+    ids = ids_of(encode(scorer, tokenizer, prompts))
+    states = place / "states.npy"
+    if not states.is_file():
+        shutil.rmtree(place / "prefixes", ignore_errors=True)
+        with last_states(model) as batches:
+            disk.write_files(place / "prefixes", scorer.prefilled, ids)
+        np.save(states, torch.cat(batches).numpy())
+    prefixes = disk.open_files(place / "prefixes", ids)
+    scorer.detach()
+    return prefixes, np.load(states)[prefixes.position].astype(np.float64)
 
 
 @contextmanager
