@@ -13,16 +13,18 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 from huggingface_hub import ModelCardData
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from pliant.adapters.fingerprint import Fingerprint
 from pliant.errors import AdapterError, CorruptFile
 from pliant.loading import embedded
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 FORMAT = 1
 INDEX = "pliant.json"
@@ -145,6 +147,8 @@ def _index(folder: Path) -> Index:
         )
     if content.pop("checksum", None) != _checksum(content):
         raise CorruptFile(f"{path}: damaged, or edited by hand (its checksum does not match)")
+    from pydantic import TypeAdapter, ValidationError  # not needed to attach
+
     try:
         return TypeAdapter(Index).validate_python(content)
     except ValidationError as error:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from pliant import __version__
@@ -126,6 +125,8 @@ def _config(saved: files.Saved, config_class: type) -> Any:
         raise CorruptFile(
             f"{folder}: this version knows no setting {min(unknown)!r} of {config_class.__name__}"
         )
+    from pydantic import TypeAdapter, ValidationError  # not needed to attach
+
     try:
         return TypeAdapter(config_class).validate_python(values)
     except ValidationError as error:
