@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 import transformers
-from rich.console import Console
 
 from pliant import __version__
 
@@ -113,7 +112,7 @@ def keep(name: str, figures: Mapping[str, Any], command: str) -> Path:
         "benchmark": name,
         "command": command,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "commit": commit(),
         "machine": machine(),
         "figures": figures,
     }
@@ -121,7 +120,7 @@ def keep(name: str, figures: Mapping[str, Any], command: str) -> Path:
     draft = path.with_suffix(".part")
     draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)
-    Console().print(f"kept in {path.relative_to(RESULTS.parent.parent)}")
+    print(f"kept in {path.relative_to(RESULTS.parent.parent)}")
     return path
 
 
@@ -149,7 +148,7 @@ def _cpu() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit that was measured; marked when the tree held changes besides."""
     try:
         asked = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
