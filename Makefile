@@ -47,6 +47,10 @@ real: $(STAMP) ## fetch SmolLM2 and MiniLM (180 MB); the tests and benchmarks on
 	@if [ -n "$(DATA)" ]; then $(PY) -m benchmarks.routing_real --data $(DATA); \
 	  else echo "routing_real: left out; give the folder of the labels, make real DATA=..."; fi
 
+.PHONY: gpu
+gpu: $(STAMP) ## on a machine with a GPU: checks and timings in bf16, in eight minutes
+	@$(PY) -m benchmarks.gpu --out benchmarks/results $(if $(MODEL),--model $(MODEL))
+
 .PHONY: lint
 lint: $(STAMP) ## ruff, the type checker and the direction of imports
 	@$(PY) -m ruff check .
