@@ -47,6 +47,7 @@ class Row:
 
 
 LAYERS = {"backend": "inductor", "compiled": "layers"}
+ENGINES = {"engines": ["sparse", "exact", "completion"]}
 WHOLE = {"backend": "inductor", "compiled": "model", "engines": ["sparse", "exact"]}
 SLOW = {"disable": False}
 """Tracing takes longer than all other rows of a dry run together, where it is disabled."""
@@ -72,7 +73,7 @@ FULL = (
     Row("scorer training, 1B", "prefixes.measure", 40, 90, ONE | MANY),
     Row("training step, 1B, 1 x 512", "steps.measure", 20, 60, ONE | SHORT_STEP),
     Row("score + generate, 7B", "generation.measure", 50, 100, SEVEN | ONE_ROW),
-    Row("engines, layers compiled", "engines.check", 40, 90, SMALL | LAYERS),
+    Row("engines, layers compiled", "engines.check", 45, 110, SMALL | LAYERS | ENGINES),
     Row("scorer, CUDA graph", "scorer.graph", 15, 45, ONE | GRAPH),
     Row("training step, 1B, layers compiled", "steps.measure", 60, 120, ONE | STEP | LAYERS),
     Row("scorer training, 7B", "prefixes.measure", 50, 110, SEVEN | FEW),
