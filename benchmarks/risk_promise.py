@@ -29,8 +29,9 @@ from sklearn.linear_model import Ridge
 
 from benchmarks.harness import keep
 from pliant.routing import Outcomes
+from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.risk import highest_stake
-from pliant.routing.goals.thresholds import by_risk
+from pliant.routing.goals.thresholds import threshold
 
 Floats = NDArray[np.float64]
 Test = Callable[[Floats, float, float], bool]
@@ -108,12 +109,12 @@ def measured(
 ) -> dict[str, Any]:
     """How often each way of choosing a threshold breaks the promise, and its strong calls."""
     rng = np.random.default_rng(0)
-    size = len(population.gain)
+    size, goal = len(population.gain), Goal("risk", epsilon, 1 - delta)
     values: dict[str, list[float]] = {"by_risk": [], "bet": [], "hoeffding": [], "no test": []}
     for _ in range(draws):
         rows = rng.integers(0, size, n)
         gain, sample = population.gain[rows], population.outcomes.select(rows)
-        values["by_risk"].append(by_risk(gain, sample, epsilon, delta, GRID).value)
+        values["by_risk"].append(threshold(goal, gain, sample, GRID).value)
         for name, test in (("bet", _bet), ("hoeffding", _hoeffding)):
             values[name].append(walk(gain, sample.gain, epsilon, delta, test))
         values["no test"].append(just_enough(gain, sample.gain, epsilon))

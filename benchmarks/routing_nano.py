@@ -27,7 +27,9 @@ from benchmarks.harness import CACHE, keep
 from pliant import nano
 from pliant.reports.tables import Table
 from pliant.routing.backends import ModelSpec, Settings, open_backend
-from pliant.routing.goals.thresholds import Threshold, by_quality
+from pliant.routing.goals.goal import Goal
+from pliant.routing.goals.thresholds import Threshold
+from pliant.routing.goals.thresholds import threshold as threshold_for
 from pliant.routing.labels.grading import Grader
 from pliant.routing.labels.label import label
 from pliant.routing.labels.table import Model
@@ -200,7 +202,7 @@ def threshold(
     figures: dict[str, Any] = {}
     rows = []
     for confidence in (None, 0.95):
-        chosen = by_quality(gain, split, 0.95, confidence)
+        chosen = threshold_for(Goal("quality", 0.95, confidence), gain, split)
         console.print(str(chosen), soft_wrap=True)
         results = {
             name: _result(chosen, cpx.predict(outcomes.prompts).last_gain, outcomes)

@@ -20,7 +20,7 @@ from pliant.routing import Goal, Outcomes, Router
 from pliant.routing.decision_rule import DecisionRule
 from pliant.routing.fitting.evaluate import measure
 from pliant.routing.fitting.fit import calibrate, choose_threshold, fit, threshold_entry
-from pliant.routing.goals.thresholds import by_risk
+from pliant.routing.goals.thresholds import threshold
 from pliant.routing.prompts import Prompt, text_of
 from pliant.routing.router_file import RouterFile, make
 from pliant.routing.scorers import Predictions, Scorer
@@ -173,17 +173,16 @@ def test_a_proof_counts_novel_prompts_as_they_are_routed() -> None:
     prices, grid = population.cost.mean(axis=0), np.linspace(-0.2, 0.6, 40) / 8
     broken = {"counted": 0, "forgotten": 0}
     limit, times = 0.09, 100
+    goal = Goal("risk", limit, 0.9)
     for _ in range(times):
         drawn = rng.integers(0, len(population), 800)
         some = population.select(drawn)
         for name, flags in (("counted", novel[drawn]), ("forgotten", np.zeros(800, bool))):
             try:
-                threshold = by_risk(
-                    gain[drawn], some, limit, 0.1, grid, prices, novel=flags, novel_to=0
-                )
+                result = threshold(goal, gain[drawn], some, grid, prices, flags, novel_to=0)
             except InvalidInput:  # nothing is proved, so nothing is promised
                 continue
-            chosen = threshold.models_for(gain, novel)
+            chosen = result.models_for(gain, novel)
             quality = population.right[rows, chosen].mean()
             broken[name] += bool(quality < population.strong.mean() - limit)
     assert broken["counted"] <= 10 + 3.1 * 3 < broken["forgotten"]
@@ -192,11 +191,11 @@ def test_a_proof_counts_novel_prompts_as_they_are_routed() -> None:
 def test_the_safest_threshold_is_proved_where_novel_prompts_go_elsewhere() -> None:
     """On this split no prompt is novel, so the loss of -inf is 0; 40 prompts prove little."""
     outcomes, _ = world(2, n=40)
-    gain, none = outcomes.gain, np.zeros(40, bool)
-    assert by_risk(gain, outcomes).value == -np.inf
-    assert by_risk(gain, outcomes, novel=none).value == -np.inf
+    gain, none, goal = outcomes.gain, np.zeros(40, bool), Goal("risk", 0.02)
+    assert threshold(goal, gain, outcomes).value == -np.inf
+    assert threshold(goal, gain, outcomes, novel=none).value == -np.inf
     with pytest.raises(InvalidInput, match="not proved"):
-        by_risk(gain, outcomes, novel=none, novel_to=0)
+        threshold(goal, gain, outcomes, novel=none, novel_to=0)
 
 
 def test_a_router_that_is_calibrated_anew_keeps_its_budget_at_its_own_prices(

@@ -15,7 +15,9 @@ from hypothesis.extra.numpy import arrays
 from pliant.errors import InvalidInput
 from pliant.routing import Goal, Outcomes, Threshold
 from pliant.routing.goals.risk import exact_p, highest_stake, proves_below
-from pliant.routing.goals.thresholds import by_budget, by_quality, by_risk, threshold
+from pliant.routing.goals.thresholds import threshold
+
+RISK = Goal("risk", 0.02)
 
 
 def outcomes_of(right: np.ndarray, cost: np.ndarray | None = None, unit: str = "calls") -> Outcomes:
@@ -136,7 +138,7 @@ def test_a_budget_is_kept_and_a_larger_one_never_buys_less(
     split: tuple[np.ndarray, Outcomes], a: float, b: float
 ) -> None:
     gain, outcomes = split
-    small, large = (by_budget(gain, outcomes, share=x) for x in sorted((a, b)))
+    small, large = (threshold(Goal("share", x), gain, outcomes) for x in sorted((a, b)))
     assert small.share <= min(a, b) + 1e-9
     assert large.value <= small.value and large.share >= small.share
     assert (small.strong(gain) <= large.strong(gain)).all()
@@ -147,11 +149,11 @@ def test_a_budget_is_kept_and_a_larger_one_never_buys_less(
 def test_so_with_money(split: tuple[np.ndarray, Outcomes], a: float, b: float) -> None:
     gain, outcomes = split
     try:
-        small = by_budget(gain, outcomes, cost=min(a, b))
+        small = threshold(Goal("cost", min(a, b), None, outcomes.unit), gain, outcomes)
     except InvalidInput:
         assert outcomes.cost[:, 0].mean() > min(a, b)
         return
-    large = by_budget(gain, outcomes, cost=max(a, b))
+    large = threshold(Goal("cost", max(a, b), None, outcomes.unit), gain, outcomes)
     assert small.cost <= min(a, b) * (1 + 1e-6) and large.value <= small.value
     strong = small.strong(gain)
     paid = np.where(strong, outcomes.cost[:, 1], outcomes.cost[:, 0]).mean()
@@ -163,7 +165,7 @@ def test_a_quality_is_reached_and_a_higher_one_never_costs_fewer_calls(
     split: tuple[np.ndarray, Outcomes], a: float, b: float
 ) -> None:
     gain, outcomes = split
-    low, high = (by_quality(gain, outcomes, x) for x in sorted((a, b)))
+    low, high = (threshold(Goal("quality", x), gain, outcomes) for x in sorted((a, b)))
     assert low.quality >= min(a, b) * outcomes.strong.mean() - 1e-9
     assert high.share >= low.share and high.value <= low.value
     right = np.where(low.strong(gain), outcomes.strong, outcomes.weak)
@@ -175,23 +177,23 @@ def test_all_of_the_quality_and_all_of_the_calls_can_be_had(
     split: tuple[np.ndarray, Outcomes],
 ) -> None:
     gain, outcomes = split
-    assert by_budget(gain, outcomes, share=1).value == -math.inf
-    assert by_budget(gain, outcomes, share=0).value == math.inf
-    assert by_quality(gain, outcomes, 1).quality >= outcomes.strong.mean() - 1e-9
-    assert by_quality(gain, outcomes, 0).share == 0
+    assert threshold(Goal("share", 1), gain, outcomes).value == -math.inf
+    assert threshold(Goal("share", 0), gain, outcomes).value == math.inf
+    assert threshold(Goal("quality", 1), gain, outcomes).quality >= outcomes.strong.mean() - 1e-9
+    assert threshold(Goal("quality", 0), gain, outcomes).share == 0
 
 
 def test_equal_predictions_go_together() -> None:
     gain = np.array([0.5] * 5 + [0.1] * 5)
     outcomes = outcomes_of(np.zeros((10, 2)))
-    assert by_budget(gain, outcomes, share=0.4).share == 0
-    half = by_budget(gain, outcomes, share=0.9)
+    assert threshold(Goal("share", 0.4), gain, outcomes).share == 0
+    half = threshold(Goal("share", 0.9), gain, outcomes)
     assert half.share == 0.5 and half.value == pytest.approx(0.3)
 
 
 def test_a_gain_at_the_threshold_stays_with_the_cheap_model() -> None:
     gain = np.array([0.2, 0.3, 0.3, 0.4] * 500)
-    result = by_risk(gain, outcomes_of(np.ones((2000, 2))), grid=[0.3])
+    result = threshold(RISK, gain, outcomes_of(np.ones((2000, 2))), [0.3])
     assert result.value == 0.3 and result.share == 0.25  # as where a router decides: gain > value
     assert result.strong([0.3, 0.31]).tolist() == [False, True]
     assert result.models_for([0.3, 0.31]).tolist() == [0, 1]
@@ -201,14 +203,11 @@ def test_a_budget_that_cannot_be_is_refused() -> None:
     gain, outcomes = world(20, 0)
     dear = outcomes_of(outcomes.right, np.tile([1.0, 2.0], (20, 1)), "usd")
     with pytest.raises(InvalidInput, match="no threshold costs less than 1 usd"):
-        by_budget(gain, dear, cost=0.5)
+        threshold(Goal("cost", 0.5, None, dear.unit), gain, dear)
     with pytest.raises(InvalidInput, match="are in usd, not tokens"):
         threshold("5 tokens per prompt", gain, dear)
-    for how in ({}, {"share": 0.1, "cost": 0.1}):
-        with pytest.raises(InvalidInput, match="either"):
-            by_budget(gain, outcomes, **how)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="one finite number for each of 20"):
-        by_budget(gain[:3], outcomes, share=0.1)
+        threshold(Goal("share", 0.1), gain[:3], outcomes)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +233,7 @@ def test_a_threshold_says_what_was_chosen_and_is_read_again(goal: str) -> None:
 def test_thresholds_at_both_ends_are_said_and_kept() -> None:
     gain, outcomes = world(50, 1)
     for share, words in ((0.0, "everything goes to small"), (1.0, "everything goes to large")):
-        result = by_budget(gain, outcomes, share=share)
+        result = threshold(Goal("share", share), gain, outcomes)
         assert words in str(result)
         text = json.dumps(result.to_json(), allow_nan=False)
         assert Threshold.from_json(json.loads(text)) == result
@@ -266,13 +265,13 @@ def test_two_models_with_equal_prices_are_the_same_either_way() -> None:
         assert (one.strong(gain) == two.strong(both)).all()
         assert (one.quality, one.shares) == (two.quality, two.shares)
     grid = np.linspace(-0.2, 0.6, 50)
-    proved = [by_risk(g, outcomes, 0.1, 0.1, grid) for g in (gain, both)]
+    proved = [threshold(Goal("risk", 0.1, 0.9), g, outcomes, grid) for g in (gain, both)]
     assert proved[0].value == proved[1].value and proved[0].shares == proved[1].shares
 
 
 def test_three_models_share_the_work() -> None:
     gain, outcomes = three(3000, 0)
-    result = by_quality(gain, outcomes, 0.95)
+    result = threshold(Goal("quality", 0.95), gain, outcomes)
     assert result.on == "worth" and min(result.shares) > 0.02 and sum(result.shares) == 1
     assert result.quality >= 0.95 * outcomes.strong.mean()
     chosen = result.models_for(gain)
@@ -287,10 +286,11 @@ def test_three_models_share_the_work() -> None:
 @pytest.mark.parametrize("budget", [1.1, 2.0, 4.0, 9.0])
 def test_a_budget_for_three_models_is_kept(budget: float) -> None:
     gain, outcomes = three(1000, 1)
-    result = by_budget(gain, outcomes, cost=budget)
+    result = threshold(Goal("cost", budget, None, "usd"), gain, outcomes)
     assert result.cost <= budget * (1 + 1e-6)
-    assert result.value <= by_budget(gain, outcomes, cost=budget * 0.95).value
-    share = by_budget(gain, outcomes, share=budget / 10)
+    lower = threshold(Goal("cost", budget * 0.95, None, "usd"), gain, outcomes)
+    assert result.value <= lower.value
+    share = threshold(Goal("share", budget / 10), gain, outcomes)
     assert share.share <= budget / 10
 
 
@@ -298,11 +298,11 @@ def test_a_risk_with_three_models_is_kept() -> None:
     gain, population = three(30_000, 4)
     prices = population.cost.mean(axis=0)
     rng, broken, saved = np.random.default_rng(0), 0, 0.0
-    rows = np.arange(30_000)
+    rows, goal = np.arange(30_000), Goal("risk", 0.04, 0.9)
     grid = np.linspace(-0.2, 0.6, 40) / (prices[-1] - prices[0])
     for _ in range(200):
         drawn = rng.integers(0, 30_000, 800)
-        result = by_risk(gain[drawn], population.select(drawn), 0.04, 0.1, grid, prices)
+        result = threshold(goal, gain[drawn], population.select(drawn), grid, prices)
         right = population.right[rows, result.models_for(gain)].mean()
         broken += right < population.strong.mean() - 0.04
         saved += (1 - result.share) / 200
@@ -312,11 +312,11 @@ def test_a_risk_with_three_models_is_kept() -> None:
 def test_many_models_need_a_gain_and_a_price_each() -> None:
     gain, outcomes = three(30, 0)
     with pytest.raises(InvalidInput, match="with 3 models it must be"):
-        by_budget(gain[:, 2], outcomes, share=0.3)
+        threshold(Goal("share", 0.3), gain[:, 2], outcomes)
     with pytest.raises(InvalidInput, match="must be more expensive than the one before"):
-        by_budget(gain, outcomes, share=0.3, prices=[1, 3, 2])
+        threshold(Goal("share", 0.3), gain, outcomes, prices=[1, 3, 2])
     with pytest.raises(InvalidInput, match="one number for each of 3 models"):
-        by_budget(gain, outcomes, share=0.3, prices=[1, 3])
+        threshold(Goal("share", 0.3), gain, outcomes, prices=[1, 3])
 
 
 # --- proofs --------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ def test_a_risk_is_kept_in_as_many_of_1000_draws_as_promised(
     for _ in range(1000):
         rows = rng.integers(0, len(gain), n)
         sample = population.select(rows)
-        result = by_risk(gain[rows], sample, epsilon, delta, GRID_50)
+        result = threshold(Goal("risk", epsilon, 1 - delta), gain[rows], sample, GRID_50)
         broken += breaks(result.value)
         saved += (1 - result.share) / 1000
         seen = [(sample.gain * (gain[rows] <= value)).mean() for value in GRID_50]
@@ -368,8 +368,8 @@ def test_shares_of_right_samples_and_qualities_are_proved_too() -> None:
         rows = rng.integers(0, len(gain), 500)
         sample = population.select(rows)
         for name, result in (
-            ("risk", by_risk(gain[rows], sample, 0.03, 0.1, GRID_50)),
-            ("quality", by_quality(gain[rows], sample, 0.95, 0.9, GRID_50)),
+            ("risk", threshold(Goal("risk", 0.03, 0.9), gain[rows], sample, GRID_50)),
+            ("quality", threshold(Goal("quality", 0.95, 0.9), gain[rows], sample, GRID_50)),
         ):
             routed = np.where(result.strong(gain), population.strong, population.weak).mean()
             strong = population.strong.mean()
@@ -444,14 +444,14 @@ def test_small_samples_and_certain_losses_prove_nothing() -> None:
     assert not proves_below(np.tile([1.0, 0.0], 500), 0.5, 0.05)
     assert proves_below(np.full(500, -0.5), 0.0, 0.05)
     gain, outcomes = world(30, 0)
-    assert by_risk(gain, outcomes).value == -math.inf  # 30 prompts are too few for 2 %
+    assert threshold(RISK, gain, outcomes).value == -math.inf  # 30 prompts are too few for 2 %
 
 
 def test_a_lower_delta_or_epsilon_never_saves_more() -> None:
     gain, outcomes = world(3000, 3)
-    values = [by_risk(gain, outcomes, e).value for e in (0.01, 0.02, 0.04, 0.08)]
+    values = [threshold(Goal("risk", e), gain, outcomes).value for e in (0.01, 0.02, 0.04, 0.08)]
     assert values == sorted(values) and values[-1] > values[0]
-    values = [by_risk(gain, outcomes, 0.03, d).value for d in (0.01, 0.05, 0.2)]
+    values = [threshold(Goal("risk", 0.03, 1 - d), gain, outcomes).value for d in (0.01, 0.05, 0.2)]
     assert values == sorted(values)
 
 
@@ -459,4 +459,4 @@ def test_a_lower_delta_or_epsilon_never_saves_more() -> None:
 def test_a_grid_is_checked(grid: list[float]) -> None:
     gain, outcomes = world(30, 0)
     with pytest.raises(InvalidInput, match="grid"):
-        by_risk(gain, outcomes, grid=grid)
+        threshold(RISK, gain, outcomes, grid)

@@ -35,8 +35,6 @@ from pliant.routing.goals.risk import proves_below
 from pliant.routing.outcomes import Outcomes
 from pliant.stats import Floats
 
-__all__ = ["GRID", "Goal", "Threshold", "by_budget", "by_quality", "by_risk", "threshold"]
-
 GRID = np.linspace(-1, 1, 2001)
 """The gains that are tested where no others are named: all there can be, by .001."""
 
@@ -176,55 +174,6 @@ def threshold(
     if not len(meets):
         raise InvalidInput(f"{goal}: {_least(goal, swept)}")
     return _at(goal, swept, float(steps.values[meets[-1]]))
-
-
-def by_budget(
-    gain: ArrayLike,
-    outcomes: Outcomes,
-    *,
-    share: float | None = None,
-    cost: float | None = None,
-    **how: Any,
-) -> Threshold:
-    """As many strong calls as fit into a share of calls, or into a mean cost of a prompt.
-
-    Prompts with equal predictions go together, so part of the budget may remain.
-    """
-    if (share is None) == (cost is None):
-        raise InvalidInput("by_budget takes either a share of calls or a mean cost of a prompt")
-    if share is not None:
-        return threshold(Goal("share", share), gain, outcomes, **how)
-    assert cost is not None
-    return threshold(Goal("cost", cost, None, outcomes.unit), gain, outcomes, **how)
-
-
-def by_quality(
-    gain: ArrayLike,
-    outcomes: Outcomes,
-    quality: float = 0.95,
-    confidence: float | None = None,
-    grid: ArrayLike | None = None,
-    prices: ArrayLike | None = None,
-    **how: Any,
-) -> Threshold:
-    """The fewest strong calls with this share of the strongest model's quality."""
-    return threshold(Goal("quality", quality, confidence), gain, outcomes, grid, prices, **how)
-
-
-def by_risk(
-    gain: ArrayLike,
-    outcomes: Outcomes,
-    epsilon: float = 0.02,
-    delta: float = 0.05,
-    grid: ArrayLike | None = None,
-    prices: ArrayLike | None = None,
-    **how: Any,
-) -> Threshold:
-    """The fewest strong calls with a quality proved to be at most epsilon under the strongest's.
-
-    Epsilon is a difference of qualities: .02 allows .84 where the strongest model has .86.
-    """
-    return threshold(Goal("risk", epsilon, 1 - delta), gain, outcomes, grid, prices, **how)
 
 
 # --- choosing ------------------------------------------------------------------------------------
