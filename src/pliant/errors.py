@@ -34,6 +34,19 @@ class WrongBase(AdapterError):
     """An adapter was trained on another base model than the one it is being put on."""
 
 
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuse what is not a whole number of `least` or more."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidInput(f"{name} = {value!r}: give a whole number, {least} or more")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse what is not one of these."""
+    known = tuple(choices)
+    if value not in known:
+        raise InvalidInput(f"{name} = {value!r}: give one of {', '.join(known)}")
+
+
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """The end of an error about an unknown name: the names like it, or else all that are known.
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, check_choice, check_whole
 
 Aggregation = Literal["last", "mean", "max", "attention"]
 AGGREGATIONS = ("last", "mean", "max", "attention")
@@ -80,18 +80,10 @@ class CPXConfig:
         check_whole("lora_rank", self.lora_rank, least=0)
         if self.layer is not None:
             check_whole("layer", self.layer, least=1)
-        if self.aggregation not in AGGREGATIONS:
-            choices = ", ".join(AGGREGATIONS)
-            raise InvalidInput(f"aggregation = {self.aggregation!r}: give one of {choices}")
-        if self.reads not in READS:
-            raise InvalidInput(f"reads = {self.reads!r}: give one of {', '.join(READS)}")
+        check_choice("aggregation", self.aggregation, AGGREGATIONS)
+        check_choice("reads", self.reads, READS)
         name, times = Counter(self.outputs).most_common(1)[0]
         if times > 1 or not all(isinstance(o, str) and o for o in self.outputs):
             raise InvalidInput(
                 f"outputs = {self.outputs!r}: {name!r} is repeated, or is not a name"
             )
-
-
-def check_whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidInput(f"{name} = {value!r}: give a whole number, {least} or more")

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, check_choice, check_whole
 
 Engine = Literal["sparse", "exact", "completion"]
 Selection = Literal[
@@ -69,10 +69,7 @@ class GradientConfig:
             ("score", Score),
             ("kv_grad", KvGrad),
         ):
-            value = getattr(self, name)
-            if value not in get_args(kinds):
-                known = ", ".join(get_args(kinds))
-                raise InvalidInput(f"{name} = {value!r}: give one of {known}")
+            check_choice(name, getattr(self, name), get_args(kinds))
         _share("ratio", self.ratio)
         _share("mix", self.mix)
         _share("score_share", self.score_share)
@@ -84,9 +81,9 @@ class GradientConfig:
             ("min_tokens_per_sequence", 0),
             ("seed", 0),
         ):
-            _whole(name, getattr(self, name), least)
+            check_whole(name, getattr(self, name), least)
         if self.exit_layer is not None:
-            _whole("exit_layer", self.exit_layer, 1)
+            check_whole("exit_layer", self.exit_layer, 1)
         if not isinstance(self.dynamic, bool):
             raise InvalidInput(f"dynamic = {self.dynamic!r}: give True or False")
         number = isinstance(self.sensitivity, (int, float)) and math.isfinite(self.sensitivity)
@@ -102,8 +99,3 @@ class GradientConfig:
 def _share(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise InvalidInput(f"{name} = {value!r}: give a share above 0, up to 1")
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidInput(f"{name} = {value!r}: give a whole number, {least} or more")

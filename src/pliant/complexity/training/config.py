@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pliant.complexity.config import check_whole
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, check_whole
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
