@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from pliant.gradients.audit.step import GradientComparison, Quality, StepCost, c
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.labelled_batch import is_labelled
 from pliant.gradients.selector import Router
-from pliant.stats import Band
+from pliant.stats import Band, as_json
 
 DRAWS, TURNS = 16, 9
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
@@ -47,14 +47,11 @@ class Finding:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        figures = {**asdict(self.quality), **asdict(self.cost)}
-        plain = {"cosine": self.quality.cosine.as_dict(), "speed": self.cost.speed.as_dict()}
-        config = self.contender.config
         return {
             "name": self.name,
-            "config": None if config is None else asdict(config),
-            **{k: v for k, v in figures.items() if not isinstance(v, dict)},
-            **plain,
+            "config": as_json(self.contender.config),
+            **as_json(self.quality),
+            **as_json(self.cost),
             "notes": list(self.notes),
         }
 

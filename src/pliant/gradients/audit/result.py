@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pliant.gradients.audit.contenders import STANDARD, Contender
-from pliant.stats import Band, bootstrap
+from pliant.stats import Band, as_json, bootstrap
 
 Floats = NDArray[np.float64]
 FEWEST_STEPS = 3
@@ -139,28 +139,28 @@ class Race:
         return self.sentence
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: a loss that is no number is null."""
-        return {
+        """For JSON."""
+        content = {
             "seconds": self.seconds,
             "steps": self.steps,
             "seeds": self.seeds,
             "sentence": self.sentence,
             "conclusive": self.is_conclusive,
             "winner": self.winner.name,
-            "runs": [self._plain(run) for run in self.runs],
+            "runs": [self._figures(run) for run in self.runs],
         }
+        return dict(as_json(content))
 
-    def _plain(self, run: Run) -> dict[str, Any]:
-        config = run.contender.config
+    def _figures(self, run: Run) -> dict[str, Any]:
         return {
             "name": run.name,
-            "config": None if config is None else asdict(config),
+            "config": run.contender.config,
             "steps": run.steps,
             "seconds_a_step": run.seconds_a_step,
             "operations_a_step": run.operations_a_step,
-            "loss": _finite(self.loss(run)),
-            "gain": self.gain(run).as_dict(),
-            "curves": [[[x, _finite(y)] for x, y in curve] for curve in run.curves],
+            "loss": self.loss(run),
+            "gain": self.gain(run),
+            "curves": run.curves,
         }
 
 
@@ -179,7 +179,3 @@ def _signed(band: Band) -> str:
     if math.isnan(band.low):
         return f"{band.value:+.4f}"
     return f"{band.value:+.4f} [{band.low:+.4f}, {band.high:+.4f}]"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
