@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -62,12 +63,6 @@ class Band:
         """For JSON: undefined values are null."""
         return dict(as_json(self))
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, float | None]) -> Band:
-        """Read what `as_dict` wrote."""
-        named = {name: math.nan if x is None else float(x) for name, x in content.items()}
-        return cls(**named)
-
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
@@ -83,6 +78,24 @@ def as_json(result: Any) -> Any:
     if isinstance(result, (list, tuple)):
         return [as_json(value) for value in result]
     return None if isinstance(result, float) and not math.isfinite(result) else result
+
+
+def from_json(kind: Any, content: Any) -> Any:
+    """A value of this type from what `as_json` wrote; a null is NaN where None is no value."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return None if content is None else from_json(parts[0], content)
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: from_json(hints[name], value) for name, value in content.items()})
+    if origin in (dict, Mapping):
+        return {name: from_json(parts[1], value) for name, value in content.items()}
+    if origin is tuple:
+        kinds = parts[:1] * len(content) if parts[-1] is ... else parts
+        return tuple(map(from_json, kinds, content))
+    if origin is np.ndarray:
+        return np.asarray(content, dtype=np.float64)
+    return math.nan if kind is float and content is None else kind(content)
 
 
 def bootstrap(

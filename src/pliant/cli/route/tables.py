@@ -9,7 +9,7 @@ from typing import Any
 from pliant.cli.route.report_data import Measured, ReportData
 from pliant.reports.tables import Table, count, size
 from pliant.routing.fitting.evaluation import Evaluation, Example
-from pliant.stats import Band
+from pliant.stats import Band, from_json
 
 RIGHT, WRONG = "✓", "✗"
 _PROMPT, _MODEL = 72, 20  # letters of a prompt that are shown, and of a model's name in a heading
@@ -161,8 +161,8 @@ def ladder(
         rows.append(
             [
                 str(rung["scorer"]),
-                number(Band.from_dict(rung["value"]).value),
-                "-" if behind is None else signed(Band.from_dict(behind)),
+                number(from_json(Band, rung["value"]).value),
+                "-" if behind is None else signed(from_json(Band, behind)),
                 f"{rung['ms']:.2f}",
                 size(rung["bytes"]),
                 f"{rung['fit_seconds']:.1f} s",

@@ -7,14 +7,14 @@ Evaluation.from_dict(content).routed.quality
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from pliant.errors import InvalidInput
 from pliant.routing.metrics.ranking import Report
-from pliant.stats import Band, as_json
+from pliant.stats import Band, as_json, from_json
 
 SIDES = ("surely cheap", "just cheap", "just expensive", "surely expensive")
 Json = Mapping[str, Any]
@@ -38,11 +38,6 @@ class Routed:
     def share(self) -> float:
         """Of calls to the strongest model."""
         return list(self.shares.values())[-1]
-
-    @classmethod
-    def from_dict(cls, content: Json) -> Routed:
-        bands = {name: Band.from_dict(band) for name, band in content.items() if name != "shares"}
-        return cls(dict(content["shares"]), **bands)
 
 
 @dataclass(frozen=True)
@@ -153,23 +148,16 @@ class Evaluation:
     def from_dict(cls, content: Json) -> Evaluation:
         """Read what `as_dict` wrote, now or before it had groups and lines."""
         try:
-            return cls(
-                scorer=str(content["scorer"]),
-                report=Report.from_dict(content),
-                baselines={k: Report.from_dict(v) for k, v in content["baselines"].items()},
-                over={kind: Band.from_dict(band) for kind, band in content["over"].items()},
-                routed=Routed.from_dict(content["routed"]),
-                threshold=float(content["threshold"]),
-                calibration=tuple(_read(Reliability, each) for each in content["calibration"]),
-                histogram=_read(Histogram, content["histogram"] or None),
-                examples=_examples(content["examples"]),
-                novel=content["novel"] if "novel" in content else content["far"],
-                left_out=int(content["left_out"]),
-                paraphrases=_read(Paraphrases, content["paraphrases"]),
-                groups=tuple(_read(GroupResult, each) for each in content.get("groups", ())),
-                perfect=_read(CostLine, content.get("perfect")),
-                by_price=_read(CostLine, content.get("by_price")),
-            )
+            names = [field.name for field in fields(cls)]
+            nested = {
+                **{name: content[name] for name in names if name in content},
+                "report": {field.name: content[field.name] for field in fields(Report)},
+                "histogram": content["histogram"] or None,
+                "examples": _examples(content["examples"]),
+                "novel": content["novel"] if "novel" in content else content["far"],
+            }
+            evaluation: Evaluation = from_json(cls, nested)
+            return evaluation
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInput(f"not an evaluation as Pliant writes it ({error!r})") from error
 
@@ -182,18 +170,7 @@ class Evaluation:
         )
 
 
-def _examples(content: Json) -> dict[str, tuple[Example, ...]]:
+def _examples(content: Json) -> dict[str, Any]:
     """By side; older files call the expensive model dear."""
     named = {side.replace("dear", "expensive"): examples for side, examples in content.items()}
-    return {side: tuple(_read(Example, each) for each in named[side]) for side in SIDES}
-
-
-def _read(kind: type[Any], content: Json | None) -> Any:
-    """A dataclass from its dictionary, lists as tuples."""
-    if content is None:
-        return None
-    return kind(**{name: _tuples(value) for name, value in content.items()})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return {side: named[side] for side in SIDES}

@@ -5,7 +5,7 @@ ranking.py defines what a point of a curve is; this file computes it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +32,6 @@ class Curve:
 
     def as_dict(self) -> dict[str, Any]:
         return dict(as_json(self))
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Curve:
-        """Read what `as_dict` wrote."""
-        arrays = {k: np.asarray(v, dtype=np.float64) for k, v in content.items() if k != "unit"}
-        return cls(**arrays, unit=content["unit"])
 
 
 def quality_cost_curve(

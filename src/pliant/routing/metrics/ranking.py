@@ -113,20 +113,6 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         return dict(as_json(self))
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Report:
-        """Read what `as_dict` wrote, among other keys."""
-        best = content["oracle_apgr"]
-        return cls(
-            int(content["n"]),
-            tuple(content["models"]),
-            float(content["weak_quality"]),
-            float(content["strong_quality"]),
-            np.nan if best is None else float(best),
-            {name: Band.from_dict(band) for name, band in content["metrics"].items()},
-            Curve.from_dict(content["curve"]),
-        )
-
 
 def report(
     gain: ArrayLike, outcomes: Outcomes, score: ArrayLike | None = None, **how: Any
