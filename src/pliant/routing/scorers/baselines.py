@@ -290,9 +290,7 @@ class Oracle(Scorer):
     saveable = False
 
     def __init__(self, test: Outcomes | None = None) -> None:
-        self._right: dict[str, Floats] = {}
-        for text, right in zip(*((test.prompts, test.right) if test else ((), ())), strict=True):
-            self._right[text] = right
+        self._right = dict(zip(test.prompts, test.right, strict=True)) if test else {}
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         return self
