@@ -65,6 +65,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="The language model's dtype.")] = "bfloat16",
     seeds: Annotated[int, typer.Option(help="Splits of each set.", min=1)] = 5,
     mmlu: Annotated[int, typer.Option(help="The prompts of MMLU's sample.", min=20)] = 3_000,
+    only: Annotated[str | None, typer.Option(help="One set alone: gsm8k or mmlu.")] = None,
     limit: Annotated[int | None, typer.Option(help="Fewer prompts, to try it out.")] = None,
 ) -> None:
     """Print the table of each set and write the result."""
@@ -72,7 +73,7 @@ def main(
     console = Console(highlight=False)
     figures: dict[str, Any] = {"model": Path(model).name, "encoder": Path(encoder).name}
     figures |= {"dtype": dtype, "training": TRAINING}
-    for name in SETS:
+    for name in SETS if only is None else (only,):
         outcomes = sampled(read(data, name), limit or (mmlu if name == "mmlu" else None))
         place = CACHE / f"routing_real-{name}-{len(outcomes)}-{Path(model).name}"
         reader = cache(partial(Reader.of, outcomes, model, encoder, dtype, place, console))
@@ -82,7 +83,8 @@ def main(
         figures[name] = measure(outcomes, reader, rate, TEXT[name], seeds, place, console)
         draw(figures[name], name).draw(console)
     if limit is None:
-        command = f"python -m benchmarks.routing_real --data FOLDER --mmlu {mmlu}"
+        options = f"--only {only}" if only else f"--mmlu {mmlu}"
+        command = f"python -m benchmarks.routing_real --data FOLDER {options}"
         keep("routing_real", figures, command)
 
 
