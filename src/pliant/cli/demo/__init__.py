@@ -13,7 +13,7 @@ from pliant.cli import terminal
 if TYPE_CHECKING:
     from pliant.reports.page import Section
 
-REAL_SECONDS = 20
+REAL_SECONDS = 10
 """How many times as long a real model trains as an embedded one."""
 
 
@@ -41,8 +41,8 @@ def demo(options: DemoOptions) -> None:
 
     Ends with one HTML page that shows the same as pictures and needs no network.
 
-    With --real: SmolLM2 on Python's language reference, in about five minutes. It scores a prompt
-    while it answers, learns which passages will be hard, and trains on selected tokens.
+    With --real: SmolLM2 on Python's language reference, in about ten minutes on one core. It scores
+    a prompt while it answers, learns which passages will be hard, and trains on selected tokens.
 
     Example: pliant demo --questions 1000 --page demo.html
     """

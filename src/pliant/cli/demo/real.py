@@ -32,8 +32,8 @@ from pliant.stats import Band, auc, paired
 MODEL = "smollm2-135m"
 PROMPT, NEXT = 48, 48
 """The tokens of a passage that the scorer sees, and those that follow."""
-TRAINING, TEST, BATCH = 240, 120, 8
-NEW_TOKENS, ROUNDS, SEEDS = 32, 5, 3
+TRAINING, TEST, BATCH = 160, 80, 8
+NEW_TOKENS, ROUNDS, SEEDS, HELD_OUT = 32, 3, 3, 16
 CONFIG = GradientConfig()
 QUESTION = "In one paragraph: what is a Python generator, and when is it better than a list?"
 
@@ -155,10 +155,11 @@ def train(model: Any, tokenizer: Any, passages: Tensor, seconds: float) -> tuple
     raced = race(
         model,
         rows[:TRAINING],
-        rows[TRAINING : TRAINING + 32],
+        rows[TRAINING : TRAINING + HELD_OUT],
         CONFIG,
         seconds=seconds,
         seeds=SEEDS,
+        points=2,
         batch_size=BATCH // 2,
         lr=1e-4,
         contenders=[Contender("tokens", CONFIG)],
