@@ -9,7 +9,7 @@ Nothing is measured here. Each row names its benchmark, its control and where th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,10 @@ def _real_model() -> Iterator[Gain]:
 def _real_step(benchmark: str, model: str, option: str) -> Iterator[Gain]:
     settings, fewer = list(figures(benchmark).values()), "a quarter of the sequences"
     yield Gain(
-        f"{model}A training step on a quarter of the tokens",
+        f"{model}A training step on a quarter of the tokens, 4 x 512",
         f"{_range(settings, 'sparse .25', 'speed')}, {_range(settings, 'sparse .25', 'memory')}",
-        f"training every token 1x; {fewer} {_range(settings, fewer, 'speed')}; cggr's CGGRModel "
-        f"{_range(settings, 'CGGRModel', 'speed')}",
+        f"training every token 1x; {fewer} {_range(settings, fewer, 'speed')}, "
+        f"{_range(settings, fewer, 'memory')}",
         f"gradient_step{option}",
     )
 
@@ -206,9 +206,19 @@ def _times(ratios: Iterable[float]) -> str:
 def _range(settings: Iterable[Mapping[str, Any]], way: str, what: str) -> str:
     values = [rows[way][what] for rows in settings]
     if what == "speed":
-        speeds = [value["median"] for value in values]
-        return f"{min(speeds):.1f} to {max(speeds):.1f}x as fast"
-    return f"{min(values):.0%} to {max(values):.0%} of the memory"
+        speeds = [f"{value['median']:.1f}" for value in values]
+        return f"{_span(speeds)}x as fast"
+    shares = [f"{value:.0%}" for value in values]
+    return f"{_span(shares)} of the memory"
+
+
+def _span(values: Sequence[str]) -> str:
+    low, high = min(values, key=_number), max(values, key=_number)
+    return low if low == high else f"{low} to {high}"
+
+
+def _number(text: str) -> float:
+    return float(text.rstrip("%"))
 
 
 # --- the picture ---------------------------------------------------------------------------------

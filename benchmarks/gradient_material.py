@@ -14,7 +14,7 @@ import json
 import os
 import random
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -43,6 +43,7 @@ disable_progress_bar()
 IGNORED = -100
 WORDS = 1024
 Row = dict[str, list[int]]
+Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,19 @@ def prose(length: int, words: int = WORDS) -> Material:
     return _pieces([topics[name] for name in sorted(topics)], length, words)
 
 
-def instructions(folder: Path | None, most: int, shots: int = 0) -> Material:
+def instructions(
+    folder: Path | None, most: int, shots: int = 0, encode: Encode | None = None
+) -> Material:
     """Questions and answers with labels on the answers; `shots` other examples precede each,
-    without labels."""
+    without labels. `encode` is a real model's tokenizer."""
+    encode = encode or encoded
     if folder is None:
         pairs = list(_functions())
         cut = len(pairs) * 9 // 10
         parts = [pairs[:cut], pairs[cut:]]
     else:
         parts = [_gsm8k(folder / f"gsm8k-{part}.jsonl.gz") for part in ("train", "test")]
-    train, held = ([_pair(q, a, most) for q, a in part] for part in parts)
+    train, held = ([_pair(q, a, most, encode) for q, a in part] for part in parts)
     parts = [[row for row in rows if row] for rows in (train, held)]
     return Material(*([_after(rows, at, shots) for at in range(len(rows))] for rows in parts))
 
@@ -136,8 +140,8 @@ def _pieces(texts: Sequence[str], length: int, words: int) -> Material:
     return Material(*parts)
 
 
-def _pair(prompt: str, answer: str, most: int) -> Row | None:
-    prompt_ids, answer_ids = encoded(prompt + "\n"), encoded(answer + "\n\n")
+def _pair(prompt: str, answer: str, most: int, encode: Encode) -> Row | None:
+    prompt_ids, answer_ids = encode(prompt + "\n"), encode(answer + "\n\n")
     if len(prompt_ids) + len(answer_ids) > most:
         return None
     labels = [IGNORED] * len(prompt_ids) + answer_ids

@@ -1,7 +1,7 @@
 """Which way to train reaches a validation loss first, each with the same processor time?
 
     python -m benchmarks.gradient_race --regime scratch     # or another of REGIMES
-        [--seconds 4] [--seeds 3] [--data FOLDER] [--quick]
+        [--seconds 4] [--seeds 3] [--data FOLDER] [--quick] [--model smollm2-135m]
 
 It runs `pliant.gradients.audit.race`: every contender starts from the same weights and reads the
 same rows in the same order, and the measured time of a step decides how many steps the budget buys.
@@ -34,7 +34,15 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import gradient_material as material
-from benchmarks.gradient_ways import REGIMES, Regime, contenders_for, dense_contenders, is_ours
+from benchmarks import real_model
+from benchmarks.gradient_ways import (
+    REGIMES,
+    Regime,
+    contenders_for,
+    dense_contenders,
+    is_ours,
+    real_regimes,
+)
 from benchmarks.harness import keep
 from pliant.gradients.audit import race
 from pliant.gradients.audit.contenders import STANDARD, Contender
@@ -53,12 +61,16 @@ PILOT, PILOT_SEED = 0.5, 1000
 def main() -> None:
     options = _options()
     torch.set_num_threads(1)
-    regime = REGIMES[options.regime]
+    regimes = real_regimes(options.model) if options.model else REGIMES
+    if options.regime not in regimes:
+        sys.exit(f"{options.model} has the regimes {', '.join(regimes)}")
+    regime = regimes[options.regime]
     regime = replace(regime, rates=tuple(options.rates or regime.rates))
     figures = measured(regime, regime.rows(options), options)
     show(options.regime, figures)
     name = "gradient_race_" + options.regime.replace(" ", "_")
     name += "_dense" * options.dense + "_only" * bool(options.only)
+    name = real_model.result_name(name, options.model)
     keep(name, figures, " ".join(["python -m benchmarks.gradient_race", *command_line()]))
 
 
@@ -254,6 +266,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rates", type=float, nargs="+", help="another grid of learning rates")
     parser.add_argument("--tune", choices=("two", "all"), default="two", help="whose rates")
     parser.add_argument("--data", type=Path, help="a folder with gsm8k-train.jsonl.gz")
+    parser.add_argument("--model", help="fine-tune a real model instead, by name or folder")
     parser.add_argument("--quick", action="store_true", help="one seed, one second")
     options = parser.parse_args()
     if options.quick:

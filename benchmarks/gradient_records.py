@@ -23,7 +23,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
-from benchmarks.gradient_material import Material, Row
+from benchmarks.gradient_material import Encode, Material, Row
 
 WORDS = 8192
 LAYOUTS, ASKED, A_ROW = 12, 3, 4
@@ -96,10 +96,10 @@ def _spelt(*words: str) -> list[int]:
     return [CODE[word] for word in words]
 
 
-def _together(records: list[list[int]], what: str) -> list[Row]:
+def _together(records: list[list[int]], what: str, a_row: int = A_ROW) -> list[Row]:
     """Shuffled, several records in a row."""
     random.Random(f"together/{what}").shuffle(records)
-    groups = (records[at : at + A_ROW] for at in range(0, len(records) - A_ROW + 1, A_ROW))
+    groups = (records[at : at + a_row] for at in range(0, len(records) - a_row + 1, a_row))
     rows = [sum(group, []) for group in groups]
     return [{"input_ids": row, "labels": row} for row in rows]
 
@@ -107,20 +107,24 @@ def _together(records: list[list[int]], what: str) -> list[Row]:
 # --- characters ----------------------------------------------------------------------------------
 
 
-def characters(number: int) -> Material:
-    """Characters that are new to the model: records to learn, and held-out ones."""
+def characters(number: int, encode: Encode | None = None, a_row: int = A_ROW) -> Material:
+    """Characters that are new to the model: records to learn, and held-out ones. `encode` is a real
+    model's tokenizer, whose records are longer: `a_row` go into a row."""
+    encode = encode or _byte_pair_ids
     new, _ = _split(number)
     learned, asked = (
-        [_encoded(c, layout) for i, c in enumerate(new) for layout in part(i)] for part in PARTS
+        [encode(_entry(c, layout)) for i, c in enumerate(new) for layout in part(i)]
+        for part in PARTS
     )
-    return Material(_together(learned, "learned"), _together(asked, "asked"))
+    return Material(_together(learned, "learned", a_row), _together(asked, "asked", a_row))
 
 
 def other_characters(number: int) -> Material:
     """What the model was trained on before."""
     _, old = _split(number)
     layouts = random.Random("old layouts")
-    rows = _together([_encoded(c, layouts.randrange(LAYOUTS)) for c in old], "read")
+    records = [_byte_pair_ids(_entry(c, layouts.randrange(LAYOUTS))) for c in old]
+    rows = _together(records, "read")
     return Material(rows, rows)
 
 
@@ -164,8 +168,8 @@ def _other_case(character: str, changed: str) -> str:
     return "#" if changed == character else _number(changed)
 
 
-def _encoded(character: str, layout: int) -> list[int]:
-    return list(_byte_pairs().encode(_entry(character, layout)).ids)
+def _byte_pair_ids(text: str) -> list[int]:
+    return list(_byte_pairs().encode(text).ids)
 
 
 @cache

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks import gradient_material as material
 from benchmarks import gradient_records as records
+from benchmarks import real_model
 from pliant import nano
 from pliant.data.collate import Collator
 from pliant.gradients import GradientConfig
@@ -96,6 +97,36 @@ REGIMES = {
     "questions": Regime(_nano_l, lambda options: material.questions(4000, 256), 16, FINE, held=256),
     "long prompts": Regime(_nano_l, lambda options: material.lookups(4000, 96), 8, FINE, held=96),
 }
+
+GENTLE = (3e-5, 1e-4, 3e-4)
+
+
+def real_regimes(model: str) -> dict[str, Regime]:
+    """Fine-tuning a real model: on GSM8K's answers, and on records that are new to it."""
+
+    def begin(seed: int) -> Any:
+        return real_model.real_model(model).requires_grad_(True).train()
+
+    def encode(text: str) -> list[int]:
+        return list(real_model.tokenizer(model)(text, add_special_tokens=False).input_ids)
+
+    return {
+        "instructions": Regime(
+            begin,
+            lambda options: material.instructions(options.data, 256, encode=encode),
+            4,
+            GENTLE,
+            held=16,
+        ),
+        "unicode": Regime(
+            begin,
+            lambda options: records.characters(NEW, encode, a_row=1),
+            4,
+            GENTLE,
+            held=16,
+            also=(ONE_HOP,),
+        ),
+    }
 
 
 def is_ours(contender: Contender) -> bool:

@@ -29,11 +29,15 @@ def real_model(name: str, dtype: str = "float32") -> Any:
 
 
 @cache
+def tokenizer(name: str) -> Any:
+    return load_tokenizer(name)
+
+
+@cache
 def documents(name: str) -> Tensor:
     """(N,) the documentation in the model's own tokens."""
-    tokenizer = load_tokenizer(name)
     pages = sorted(DOCUMENTS.glob("*.md"))
-    return torch.tensor(tokenizer("\n\n".join(p.read_text() for p in pages)).input_ids)
+    return torch.tensor(tokenizer(name)("\n\n".join(p.read_text() for p in pages)).input_ids)
 
 
 def prompts(name: str, count: int, length: int) -> Tensor:

@@ -69,13 +69,16 @@ def main(
     limit: Annotated[int | None, typer.Option(help="Fewer prompts, to try it out.")] = None,
 ) -> None:
     """Print the table of each set and write the result."""
+    if only is not None and only not in SETS:
+        raise typer.BadParameter(f"--only {only}: give one of {', '.join(SETS)}")
     torch.set_num_threads(1)
     console = Console(highlight=False)
     figures: dict[str, Any] = {"model": Path(model).name, "encoder": Path(encoder).name}
     figures |= {"dtype": dtype, "training": TRAINING}
     for name in SETS if only is None else (only,):
         outcomes = sampled(read(data, name), limit or (mmlu if name == "mmlu" else None))
-        place = CACHE / f"routing_real-{name}-{len(outcomes)}-{Path(model).name}"
+        parts = (name, str(len(outcomes)), Path(model).name, dtype, Path(encoder).name)
+        place = CACHE / "-".join(("routing_real", *parts))
         reader = cache(partial(Reader.of, outcomes, model, encoder, dtype, place, console))
         if "learning rate" not in figures:  # chosen on the first set and used for both
             figures["learning rate"] = learning_rate(outcomes, reader, place)

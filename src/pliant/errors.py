@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -59,3 +60,8 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     if near:
         return f"; did you mean {' or '.join(repr(folded[each]) for each in near)}?"
     return f"; there are {', '.join(names)}" if names else "; there are none"
+
+
+def without_password(text: str) -> str:
+    """A library's message without the user name and password of any address in it."""
+    return re.sub(r"//[^/@\s]+@", "//***@", text)

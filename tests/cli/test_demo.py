@@ -179,7 +179,7 @@ def test_a_model_that_says_html_does_no_harm_to_the_page():
 
 
 def test_the_real_demo_runs_its_chapters(tmp_path, monkeypatch, capsys):
-    """On an embedded model and few passages; `make real` runs it on SmolLM2."""
+    """On an embedded model and few passages."""
     for name, value in {"MODEL": "nano-s", "TRAINING": 24, "TEST": 16, "NEW_TOKENS": 4}.items():
         monkeypatch.setattr(real, name, value)
     page = tmp_path / "real.html"

@@ -21,7 +21,7 @@ def pretend(home: Path, name: str) -> Path:
     """A folder that looks like a fetched model to the catalogue."""
     folder = home / name
     folder.mkdir(parents=True)
-    (folder / catalogue.RECORD).write_text("{}")
+    (folder / catalogue.RECORD).write_text('{"files": {"config.json": ""}}')
     (folder / "config.json").write_text("{}")
     return folder
 
@@ -83,7 +83,7 @@ def test_what_is_here_is_not_fetched_again(home: Path, capsys: pytest.CaptureFix
 def test_removing_says_what_was_freed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = pretend(home, "minilm")
     assert app.outcome(["models", "remove", "minilm"]) == 0
-    assert not folder.exists() and capsys.readouterr().out == "removed minilm: 4 B freed\n"
+    assert not folder.exists() and capsys.readouterr().out == "removed minilm: 32 B freed\n"
 
 
 def test_every_command_names_the_missing_model(capsys: pytest.CaptureFixture[str]) -> None:

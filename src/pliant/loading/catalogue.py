@@ -9,13 +9,21 @@ is listed with the SHA-256 of what is downloaded; nothing is fetched unless `get
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pliant.errors import InvalidInput, ModelNotFound, did_you_mean
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock
+    fcntl = None  # type: ignore[assignment]
 
 RECORD = "pliant-model.json"
 """Written last into a fetched model's folder: it marks the folder as complete, and as ours."""
@@ -155,18 +163,65 @@ def path(name: str) -> Path:
     return home() / name
 
 
+def source_of(name: str) -> str:
+    """Where a fetched model came from: index or hub."""
+    return str(_record(home() / name).get("source", "index"))
+
+
 def remove(name: str) -> int:
     """Delete a fetched model, and what an interrupted download left; returns the bytes freed."""
-    folders = [home() / entry(name).name, partial(name)]
-    freed = 0
-    for folder in (f for f in folders if f.is_dir()):
-        if folder == folders[0] and not (folder / RECORD).is_file():
-            raise InvalidInput(f"{folder} has no {RECORD}, so it is not ours to delete")
-        freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        shutil.rmtree(folder)
-    if not freed:
+    folder = home() / entry(name).name
+    if not folder.is_dir() and not partial(name).is_dir():
         raise ModelNotFound(f"{name!r} has not been fetched: there is nothing to remove")
+    _check_ours(folder)
+    with alone():
+        if folder.is_dir():
+            # Under another name first: a model that is half deleted must not look complete.
+            shutil.rmtree(removed := home() / f".{name}.removed", ignore_errors=True)
+            folder.rename(removed)
+        leftovers = [path for path in (home() / f".{name}.removed", partial(name)) if path.is_dir()]
+        files = [file for path in leftovers for file in path.rglob("*") if file.is_file()]
+        freed = sum(file.stat().st_size for file in files)
+        for path in leftovers:
+            shutil.rmtree(path)
     return freed
+
+
+def _check_ours(folder: Path) -> None:
+    """Refuse to delete what fetching did not write."""
+    if not folder.is_dir():
+        return
+    if not (folder / RECORD).is_file():
+        raise InvalidInput(f"{folder} has no {RECORD}, so it is not ours to delete")
+    ours = {RECORD, *_record(folder).get("files", {})}
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    if foreign := [name for name in names if name not in ours]:
+        raise InvalidInput(
+            f"{folder} holds files that were not fetched ({foreign[0]}): move them away first"
+        )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One process at a time changes the folder of models; a killed one's lock ends with it."""
+    with (home() / ".lock").open("w") as lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InvalidInput(
+                    f"another process fetches or removes a model in {home()}: wait for it"
+                ) from error
+        yield
 
 
 def partial(name: str) -> Path:

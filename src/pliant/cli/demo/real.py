@@ -1,7 +1,7 @@
 """`pliant demo --real`: a real small model on real English, Python's own language reference.
 
 Three chapters: it reads a score from the prefill of its own generation, without changing a token; a
-scorer learns, on the spot, which passages the model will find hard to go on with; and the model
+scorer learns, on the spot, which passages the model will find hard to continue; and the model
 trains on the passages, on all tokens or on those that are worth a gradient.
 """
 
@@ -228,7 +228,7 @@ def sections(results: Real, name: str) -> list[Section]:
             ),
         ),
         Section(
-            "Which passages will be hard to go on with?",
+            "Which passages will be hard to continue?",
             sentences=(
                 f"Passages of Python's language reference: from the first {PROMPT} tokens, is the "
                 f"model's loss on the next {NEXT} above the median? A scorer learned it from "
@@ -260,6 +260,6 @@ def sections(results: Real, name: str) -> list[Section]:
 def _verdict(difficulty: Difficulty) -> str:
     band = difficulty.more
     if not band.excludes(0):
-        return f"More than the model's own loss on the prompt: {band}, so it cannot be told apart."
+        return f"More than the model's own loss on the prompt: {band}: not significant."
     better = "better" if band.value > 0 else "worse"
     return f"That is {better} than the model's own loss on the prompt: by {band}."
