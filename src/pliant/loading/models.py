@@ -180,7 +180,7 @@ def _check_dtype(dtype: str | torch.dtype) -> None:
     if isinstance(dtype, str) and dtype != "auto":
         names = [n for n, value in vars(torch).items() if isinstance(value, torch.dtype)]
         if dtype not in names:
-            raise InvalidInput(f"{dtype!r} is no dtype, and not 'auto'{did_you_mean(dtype, names)}")
+            raise InvalidInput(f"{dtype!r} is not a dtype, nor 'auto'{did_you_mean(dtype, names)}")
 
 
 def _read_config(source: Source, revision: str | None) -> dict[str, Any]:

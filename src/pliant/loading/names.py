@@ -85,7 +85,8 @@ def suggestion(name: str) -> str:
 def _check_gguf_file(gguf_file: str, name: str, path: str) -> None:
     if not str(gguf_file).endswith(".gguf"):
         raise InvalidInput(f"gguf_file = {str(gguf_file)!r}: name a file that ends in .gguf")
-    if name in embedded() or os.path.isfile(path) or name in catalogue.CATALOGUE:
+    fetched = name in catalogue.CATALOGUE and not os.path.isdir(path)
+    if name in embedded() or os.path.isfile(path) or fetched:
         raise InvalidInput(f"gguf_file goes with a folder or a hub name, and {name!r} is neither")
 
 

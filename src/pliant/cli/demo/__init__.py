@@ -41,8 +41,8 @@ def demo(options: DemoOptions) -> None:
 
     Ends with one HTML page that shows the same as pictures and needs no network.
 
-    With --real: SmolLM2 on Python's language reference, in about ten minutes on one core. It scores
-    a prompt while it answers, learns which passages will be hard, and trains on selected tokens.
+    With --real: SmolLM2 on Python's language reference, which takes longer. It scores a prompt
+    while it answers, learns which passages will be hard, and trains on selected tokens.
 
     Example: pliant demo --questions 1000 --page demo.html
     """
