@@ -39,7 +39,7 @@ test: $(STAMP) ## every test, on every architecture
 DATA :=
 
 .PHONY: real
-real: $(STAMP) ## fetch SmolLM2 and MiniLM (180 MB); the tests and benchmarks on them take hours
+real: $(STAMP) ## fetch SmolLM2 and MiniLM (180 MB); then the tests and benchmarks on them, an hour or more
 	@$(RUN) models get smollm2-135m minilm
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -m real tests/real
 	@for benchmark in score_generate cpx_training early_exit gradient_step; do \

@@ -120,7 +120,7 @@ def keep(name: str, figures: Mapping[str, Any], command: str) -> Path:
     draft = path.with_suffix(".part")
     draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)
-    print(f"kept in {path.relative_to(RESULTS.parent.parent)}")
+    print(f"written to {path.relative_to(RESULTS.parent.parent)}")
     return path
 
 

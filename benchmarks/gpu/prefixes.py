@@ -77,7 +77,7 @@ def many(
         f"{count} epochs",
         {
             "seconds": report.seconds,
-            "of which prefill": report.prefill_seconds,
+            "prefill alone": report.prefill_seconds,
             "stored": str(report.storage["train"].where),
             "the seeds' loop, seconds": count * epoch,
             "times as fast": count * epoch / report.seconds,
