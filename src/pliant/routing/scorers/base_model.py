@@ -66,6 +66,9 @@ class Probe(ModelScorer):
 
     kind = "probe"
     strengths: ClassVar[tuple[float, ...]] = (0.1, 1.0, 10.0)
+    mean: Floats
+    std: Floats
+    head: Linear
 
     def __init__(
         self, base: BaseLM | str | None = None, layers: Sequence[int] | None = None
@@ -75,10 +78,7 @@ class Probe(ModelScorer):
         """The candidates for the layer; None tries a few, spread over the depth."""
         self.layer = 0
         """How many layers run before the state is read; 0 before it is fitted."""
-        self.strength = 1.0
-        self.mean: Floats = np.zeros(0)
-        self.std: Floats = np.zeros(0)
-        self.head: Linear | None = None
+        self.strength = self.strengths[1]
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         everything = together(train, choice)
@@ -108,7 +108,6 @@ class Probe(ModelScorer):
         return {"base": self.base.name, "layer": self.layer, "strength": self.strength}
 
     def state(self) -> State:
-        assert self.head is not None, "not fitted"
         arrays = {name: array.astype(np.float32) for name, array in self.head.arrays().items()}
         return State(self.chosen(), {**arrays, "mean": self.mean, "std": self.std})
 
@@ -124,7 +123,6 @@ class Probe(ModelScorer):
         self.head = logistic((x - self.mean) / self.std, right, strength)
 
     def _read(self, x: Floats) -> Floats:
-        assert self.head is not None, "not fitted"
         return self.head((x - self.mean) / self.std)
 
     def _depths(self) -> list[int]:

@@ -7,6 +7,9 @@ nearest neighbours, are often as good as larger scorers.
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -35,10 +38,8 @@ class Random(Scorer):
     """A random order, in which the same prompt always has the same place."""
 
     kind = "random"
-
-    def __init__(self) -> None:
-        self.mean: Floats = np.zeros(0)
-        self.seed = 0
+    mean: Floats
+    seed: int
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         self.mean, self.seed = train.right.mean(axis=0), seed
@@ -67,9 +68,7 @@ class Length(Scorer):
     """A logistic regression on the logarithm of the number of characters."""
 
     kind = "length"
-
-    def __init__(self) -> None:
-        self.head: Linear | None = None
+    head: Linear
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         everything = together(train, choice)
@@ -77,12 +76,10 @@ class Length(Scorer):
         return self
 
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
-        assert self.head is not None, "not fitted"
         right = self.head(_lengths(prompts))
         return Predictions(right, gains(right))
 
     def state(self) -> State:
-        assert self.head is not None, "not fitted"
         return State(arrays=self.head.arrays())
 
     def load_state(self, state: State) -> None:
@@ -98,11 +95,9 @@ class Group(Scorer):
 
     kind = "group"
     needs_groups = True
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.means: Floats = np.zeros((0, 0))
-        """(1 + groups, m): the first row is for unknown groups."""
+    names: list[str]
+    means: Floats
+    """(1 + groups, m): the first row is for unknown groups."""
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         everything = together(train, choice)
@@ -129,7 +124,60 @@ class Group(Scorer):
         self.names, self.means = list(state.settings["names"]), state.arrays["means"]
 
 
-class Tfidf(Scorer):
+class OnVectors(Scorer):
+    """A fit on TF-IDF vectors, one hyperparameter of which is chosen on the choice split."""
+
+    settings: ClassVar[TextSettings]
+    tunes: ClassVar[str]
+    """The name of the hyperparameter."""
+    candidates: ClassVar[tuple[Any, ...]]
+    """Its values that are tried."""
+    features: TextFeatures
+    head: Callable[[Any], Floats]
+    """From vectors to (n, m), how likely each model is right."""
+
+    def __init__(self) -> None:
+        self.tuned = self.candidates[1]
+
+    def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
+        # The vocabulary comes from both splits, the labels from train alone.
+        everything = together(train, choice)
+        self.features = TextFeatures(self.settings).fit(everything.prompts, seed)
+        x, right, n = self._matrix(everything.prompts), everything.right, len(train)
+        if choice is not None:
+
+            def error(candidate: Any) -> float:
+                fitted = self._solve(x[:n], right[:n], candidate)
+                return gain_error(gains(fitted(x[n:])), choice)
+
+            self.tuned, _ = best(self.candidates, error)
+        self.head = self._solve(x, right, self.tuned)
+        return self
+
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
+        right = self.head(self._matrix(prompts))
+        return Predictions(np.clip(right, 0.0, 1.0), gains(right))
+
+    def chosen(self) -> dict[str, Any]:
+        return {self.tunes: self.tuned}
+
+    def state(self) -> State:
+        state = self.features.state()
+        state.settings |= self.chosen()
+        return state
+
+    def load_state(self, state: State) -> None:
+        self.features = TextFeatures.from_state(state)
+        self.tuned = state.settings[self.tunes]
+
+    def _matrix(self, prompts: Prompts) -> Any:
+        return self.features.matrix(prompts)
+
+    @abstractmethod
+    def _solve(self, x: Any, right: Floats, candidate: Any) -> Callable[[Any], Floats]: ...
+
+
+class Tfidf(OnVectors):
     """Least squares on words and pairs of words: the plainest baseline.
 
     Least squares is linear in its targets, so the difference of two models' fits is the fit of the
@@ -137,55 +185,22 @@ class Tfidf(Scorer):
     """
 
     kind = "tfidf"
-    settings: ClassVar[TextSettings] = TextSettings(shapes=False)
-    strengths: ClassVar[tuple[float, ...]] = (3.0, 10.0, 30.0)
-    """The candidates for the penalty."""
-
-    def __init__(self) -> None:
-        self.features = TextFeatures(self.settings)
-        self.strength = self.strengths[1]
-        self.head: Linear | None = None
-
-    def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
-        # The vocabulary comes from both splits, the labels from train alone.
-        everything = together(train, choice)
-        self.features = TextFeatures(self.settings).fit(everything.prompts, seed)
-        x, right = self.features.matrix(everything.prompts), everything.right
-        if choice is not None:
-            n = len(train)
-
-            def error(strength: float) -> float:
-                fitted = self._solve(x[:n], right[:n], strength)
-                return gain_error(gains(fitted(x[n:])), choice)
-
-            self.strength, _ = best(self.strengths, error)
-        self.head = self._solve(x, right, self.strength)
-        return self
-
-    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
-        assert self.head is not None, "not fitted"
-        right = self.head(self.features.matrix(prompts))
-        return Predictions(np.clip(right, 0.0, 1.0), gains(right))
-
-    def chosen(self) -> dict[str, Any]:
-        return {"strength": self.strength}
+    settings = TextSettings(shapes=False)
+    tunes, candidates = "strength", (3.0, 10.0, 30.0)
+    logistic: ClassVar[bool] = False
+    head: Linear
 
     def state(self) -> State:
-        assert self.head is not None, "not fitted"
-        state = self.features.state()
-        state.settings["strength"] = self.strength
+        state = super().state()
         state.arrays |= self.head.arrays(weight=np.float32)
         return state
 
     def load_state(self, state: State) -> None:
-        self.features = TextFeatures.from_state(state)
-        self.strength = state.settings["strength"]
+        super().load_state(state)
         self.head = Linear.from_arrays(state.arrays, logistic=self.logistic)
 
-    logistic: ClassVar[bool] = False
-
-    def _solve(self, x: Any, right: Any, strength: float) -> Linear:
-        return ridge(x, right, strength)
+    def _solve(self, x: Any, right: Floats, strength: float) -> Linear:
+        return logistic(x, right, strength) if self.logistic else ridge(x, right, strength)
 
 
 class TfidfRidge(Tfidf):
@@ -199,78 +214,21 @@ class TfidfLogistic(TfidfRidge):
     """A logistic regression for each model; the gain is the difference of probabilities."""
 
     kind = "tfidf-logistic"
-    strengths = (0.3, 1.0, 3.0)
+    candidates = (0.3, 1.0, 3.0)
     logistic = True
 
-    def _solve(self, x: Any, right: Any, strength: float) -> Linear:
-        return logistic(x, right, strength)
 
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """The weighted mean over the k most similar of `vectors`."""
 
-class Neighbours(Scorer):
-    """The mean over the k most similar training prompts, weighted by cosine similarity."""
+    vectors: Any
+    """(n, features) of the training prompts, sparse, each of length 1."""
+    right: Floats
+    k: int
 
-    kind = "knn"
-    settings: ClassVar[TextSettings] = TextSettings(words=10_000, characters=10_000)
-    numbers: ClassVar[tuple[int, ...]] = (10, 30, 100)
-    """The candidates for k."""
-
-    def __init__(self) -> None:
-        self.features = TextFeatures(self.settings)
-        self.k = self.numbers[1]
-        self.vectors: Any = None
-        """(n, features) of the training prompts, sparse, each of length 1."""
-        self.right: Floats = np.zeros((0, 0))
-
-    def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
-        everything = together(train, choice)
-        self.features = TextFeatures(self.settings).fit(everything.prompts, seed)
-        vectors, right = self._vectors(everything.prompts), everything.right
-        if choice is not None:
-            n = len(train)
-            self.vectors, self.right = vectors[:n], right[:n]
-
-            def error(k: int) -> float:
-                return gain_error(gains(self._mean_of_nearest(vectors[n:], k)), choice)
-
-            self.k, _ = best(self.numbers, error)
-        self.vectors, self.right = vectors, right
-        return self
-
-    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
-        right = self._mean_of_nearest(self._vectors(prompts), self.k)
-        return Predictions(right, gains(right))
-
-    def chosen(self) -> dict[str, Any]:
-        return {"k": self.k}
-
-    def state(self) -> State:
-        state = self.features.state()
-        state.settings |= {"k": self.k, "width": self.vectors.shape[1]}
-        state.arrays |= {
-            "data": self.vectors.data.astype(np.float16),
-            "indices": self.vectors.indices.astype(np.int32),
-            "indptr": self.vectors.indptr.astype(np.int64),
-            "right": self.right.astype(np.float32),
-        }
-        return state
-
-    def load_state(self, state: State) -> None:
-        from scipy.sparse import csr_matrix
-
-        self.features, self.k = TextFeatures.from_state(state), state.settings["k"]
-        a = state.arrays
-        shape = (len(a["indptr"]) - 1, state.settings["width"])
-        data = a["data"].astype(np.float32)
-        self.vectors = csr_matrix((data, a["indices"], a["indptr"]), shape=shape)
-        self.right = a["right"].astype(np.float64)
-
-    def _vectors(self, prompts: Prompts) -> Any:
-        from sklearn.preprocessing import normalize
-
-        return normalize(self.features.matrix(prompts).astype(np.float32))
-
-    def _mean_of_nearest(self, vectors: Any, k: int) -> Floats:
-        k, n = min(k, len(self.right)), vectors.shape[0]
+    def __call__(self, vectors: Any) -> Floats:
+        k, n = min(self.k, len(self.right)), vectors.shape[0]
         right = np.zeros((n, self.right.shape[1]))
         for start in range(0, n, _ROWS_IN_MEMORY):
             near = (vectors[start : start + _ROWS_IN_MEMORY] @ self.vectors.T).toarray()
@@ -281,6 +239,44 @@ class Neighbours(Scorer):
                 "nk,nkm->nm", weight, self.right[which]
             )
         return np.clip(right, 0.0, 1.0)
+
+
+class Neighbours(OnVectors):
+    """The mean over the k most similar training prompts, weighted by cosine similarity."""
+
+    kind = "knn"
+    settings = TextSettings(words=10_000, characters=10_000)
+    tunes, candidates = "k", (10, 30, 100)
+    head: Nearest
+
+    def state(self) -> State:
+        state, vectors = super().state(), self.head.vectors
+        state.settings["width"] = vectors.shape[1]
+        state.arrays |= {
+            "data": vectors.data.astype(np.float16),
+            "indices": vectors.indices.astype(np.int32),
+            "indptr": vectors.indptr.astype(np.int64),
+            "right": self.head.right.astype(np.float32),
+        }
+        return state
+
+    def load_state(self, state: State) -> None:
+        from scipy.sparse import csr_matrix
+
+        super().load_state(state)
+        a = state.arrays
+        shape = (len(a["indptr"]) - 1, state.settings["width"])
+        data = a["data"].astype(np.float32)
+        vectors = csr_matrix((data, a["indices"], a["indptr"]), shape=shape)
+        self.head = Nearest(vectors, a["right"].astype(np.float64), self.tuned)
+
+    def _matrix(self, prompts: Prompts) -> Any:
+        from sklearn.preprocessing import normalize
+
+        return normalize(super()._matrix(prompts).astype(np.float32))
+
+    def _solve(self, x: Any, right: Floats, k: int) -> Nearest:
+        return Nearest(x, right, k)
 
 
 class Oracle(Scorer):

@@ -12,6 +12,7 @@ to choose, because a few hundred labels are too few to choose a penalty by: both
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations_with_replacement
 from typing import Any, ClassVar, Self
@@ -48,12 +49,13 @@ class Text(Scorer):
     settings: ClassVar[TextSettings] = TextSettings(words=20_000, waves=200)
     strengths: ClassVar[tuple[float, ...]] = (5.0, 15.0, 45.0, 135.0)
 
+    features: TextFeatures
+    groups: list[str]
+    head: Linear
+    stack: Stack
+
     def __init__(self) -> None:
-        self.features = TextFeatures(self.settings)
-        self.groups: list[str] = []
         self.strength = self.strengths[1]
-        self.head: Linear | None = None
-        self.stack = Stack()
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         if choice is not None:
@@ -62,7 +64,6 @@ class Text(Scorer):
 
             def error(strength: float) -> float:
                 self._fit_both(x, train, strength, seed, repeats=1)
-                assert self.head is not None
                 return gain_error(self.stack(self.head(x_choice)).gain, choice)
 
             self.strength, _ = best(self.strengths, error)
@@ -72,14 +73,12 @@ class Text(Scorer):
         return self
 
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
-        assert self.head is not None, "not fitted"
         return self.stack(self.head(self._matrix(prompts, groups)))
 
     def chosen(self) -> dict[str, Any]:
         return {"strength": self.strength}
 
     def state(self) -> State:
-        assert self.head is not None, "not fitted"
         state = self.features.state()
         state.settings |= {"groups": self.groups, "strength": self.strength}
         state.arrays |= self.stack.arrays()
@@ -104,7 +103,7 @@ class Text(Scorer):
         solve = partial(ridge, alpha=strength)
         partitions = [folds(outcomes, _FOLDS, seed + _SEED_STEP * i) for i in range(repeats)]
         predictions = [out_of_fold(x, outcomes.right, parts, solve) for parts in partitions]
-        self.stack = Stack().fit(np.mean(predictions, axis=0), outcomes.right)
+        self.stack = Stack.fit(np.mean(predictions, axis=0), outcomes.right)
         self.head = solve(x, outcomes.right)
 
     def _matrix(self, prompts: Prompts, groups: Groups) -> Any:
@@ -132,42 +131,38 @@ class TextAndGroup(Text):
     needs_groups = True
 
 
+@dataclass(frozen=True, eq=False)
 class Stack:
     """The second stage: ridge for the gains, logistic regression for the probabilities."""
 
-    def __init__(self) -> None:
-        self.mean: Floats = np.zeros(0)
-        self.std: Floats = np.zeros(0)
-        self.gain: Linear | None = None
-        self.right: Linear | None = None
+    mean: Floats
+    std: Floats
+    gain: Linear
+    right: Linear
 
-    def fit(self, predictions: Floats, right: Floats) -> Stack:
+    @classmethod
+    def fit(cls, predictions: Floats, right: Floats) -> Stack:
         """`predictions` (n, k) out of fold; `right` (n, m)."""
         x = products(predictions)
-        self.mean, self.std = x.mean(axis=0), x.std(axis=0) + 1e-6
-        z = (x - self.mean) / self.std
-        self.gain = ridge(z, right[:, 1:] - right[:, :1], alpha=1.0)
-        self.right = logistic(z, right, c=1.0)
-        return self
+        mean, std = x.mean(axis=0), x.std(axis=0) + 1e-6
+        z = (x - mean) / std
+        gain = ridge(z, right[:, 1:] - right[:, :1], alpha=1.0)
+        return cls(mean, std, gain, logistic(z, right, c=1.0))
 
     def __call__(self, predictions: Floats) -> Predictions:
-        assert self.gain is not None and self.right is not None, "not fitted"
         z = (products(predictions) - self.mean) / self.std
         gain = self.gain(z)
         return Predictions(self.right(z), np.hstack([np.zeros((len(gain), 1)), gain]))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        assert self.gain is not None and self.right is not None, "not fitted"
         heads = self.gain.arrays("stack.gain.") | self.right.arrays("stack.right.")
         return {"stack.mean": self.mean, "stack.std": self.std, **heads}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Stack:
-        stack = cls()
-        stack.mean, stack.std = arrays["stack.mean"], arrays["stack.std"]
-        stack.gain = Linear.from_arrays(arrays, "stack.gain.")
-        stack.right = Linear.from_arrays(arrays, "stack.right.", logistic=True)
-        return stack
+        gain = Linear.from_arrays(arrays, "stack.gain.")
+        right = Linear.from_arrays(arrays, "stack.right.", logistic=True)
+        return cls(arrays["stack.mean"], arrays["stack.std"], gain, right)
 
 
 def products(x: Floats) -> Floats:
@@ -197,18 +192,18 @@ class Pair(Scorer):
     # samples of each, pair has .647 and .626, text .646 and .599, tfidf .625 and .611.
     strengths: ClassVar[dict[str, float]] = {"words": 16.0, "surface": 10.0}
 
-    def __init__(self) -> None:
-        self.features = {name: TextFeatures(which) for name, which in self.settings.items()}
-        self.heads: dict[str, Linear] = {}
-        self.spread: Floats = np.zeros((2, 0))
-        """(2, m - 1) the standard deviation of each regression's gains."""
-        self.line: Floats = np.zeros((2, 0))
-        """(2, m - 1) intercept and slope of the gain, as a function of the mean."""
-        self.right: Linear | None = None
+    features: dict[str, TextFeatures]
+    heads: dict[str, Linear]
+    spread: Floats
+    """(2, m - 1) the standard deviation of each regression's gains."""
+    line: Floats
+    """(2, m - 1) intercept and slope of the gain, as a function of the mean."""
+    right: Linear
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         outcomes = together(train, choice)
         parts, predictions = folds(outcomes, _FOLDS, seed), []
+        self.features, self.heads = {}, {}
         for name, which in self.settings.items():
             features = TextFeatures(which).fit(outcomes.prompts, seed)
             x, solve = features.matrix(outcomes.prompts), partial(ridge, alpha=self.strengths[name])
@@ -218,13 +213,11 @@ class Pair(Scorer):
         return self
 
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
-        assert self.right is not None, "not fitted"
         each = [self.heads[name](x.matrix(prompts)) for name, x in self.features.items()]
         gain = self.line[0] + self._mean_gain(each) * self.line[1]
         return Predictions(self.right(np.hstack(each)), np.hstack([np.zeros((len(gain), 1)), gain]))
 
     def state(self) -> State:
-        assert self.right is not None, "not fitted"
         state = State(arrays={"spread": self.spread, "line": self.line})
         for name, features in self.features.items():
             inner = features.state()
