@@ -18,11 +18,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pliant.errors import InvalidInput, PliantError, did_you_mean
 from pliant.routing import router_file
 from pliant.routing.backends import Answers, Backend, BackendError, Settings
+from pliant.routing.backends.local import backend_with
 from pliant.routing.live.decision import Costing, Decision, Reply
 from pliant.routing.live.ledger import Ledger, Totals
 from pliant.routing.live.preference import (
@@ -34,10 +35,12 @@ from pliant.routing.live.preference import (
     Session,
     Sessions,
 )
-from pliant.routing.live.shared_prefill import answer, backend_of
 from pliant.routing.prompts import Prompt, messages
 from pliant.routing.router_file import RouterFile
-from pliant.routing.scorers import Predictions, Prefilling, Scorer
+from pliant.routing.scorers import Prefilling, Scorer
+
+if TYPE_CHECKING:
+    from pliant.complexity import Scores
 
 COOLDOWN = 30.0  # seconds for which a model that failed is left alone
 _LOCKS = 64
@@ -266,12 +269,15 @@ class Router:
         if offer is None or self._preferences.without_scorer(prompt, session) is not None:
             return None
         prefilling: Prefilling | None = offer(prompt)
-        shared = None if prefilling is None else backend_of(prefilling, self._backends)
-        if prefilling is None or shared is None:
+        if prefilling is None:
+            return None
+        shared = backend_with(prefilling.reader.base, self._backends)
+        if shared is None:
             return None
         model, backend = shared
 
-        def decide(predictions: Predictions) -> Settings | None:
+        def decide(scores: Scores) -> Settings | None:
+            predictions = prefilling.predictions(scores)
             plan = begin(lambda: predictions)
             settings = self._settings(plan.score, options)
             goes_on = plan.decision.model == model and settings.temperature == 0
@@ -281,7 +287,7 @@ class Router:
             [Settings.max_new_tokens, *(band.max_new_tokens or 0 for band in self.file.settings)]
         )
         try:
-            answers = answer(prefilling, backend, prompt, longest, decide)
+            answers = backend.answer_after_scoring(prefilling.reader, prompt, longest, decide)
         except PliantError:  # asking step by step raises it again, and reports it
             return None
         if answers is not None:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from pliant import loading
 from pliant.data import chat_ids, has_chat_template
 from pliant.errors import InvalidInput, UnsupportedModel
-from pliant.routing.backends.protocol import Answers, BackendError, Result, Settings, Used
+from pliant.routing.backends.protocol import (
+    Answers,
+    Backend,
+    BackendError,
+    Result,
+    Settings,
+    Used,
+)
 from pliant.routing.prompts import Prompt, messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from pliant.complexity import Complexity, Scores
 
 Ids = list[int]
 Generated = list[list[Ids] | None]
@@ -83,8 +92,7 @@ class LocalBackend(LocalModel):
     ) -> None:
         super().__init__(model, **options)
         self.name, self._batch_tokens = name, tokens_a_batch
-        self.exclusive = threading.Lock()
-        """While it is held, this backend generates nothing else."""
+        self._exclusive = threading.Lock()  # while it is held, this generates nothing else
         self._pads: bool | None = None
 
     def ask(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Result]:
@@ -118,10 +126,45 @@ class LocalBackend(LocalModel):
         """Release the model; the next `ask` loads it again."""
         self._model = None
 
-    def greedy_options(self) -> dict[str, Any]:
-        """The options of `generate` for greedy decoding, without a length."""
-        unset = {"temperature": None, "top_p": None, "top_k": None}
-        return {"do_sample": False, "pad_token_id": self._pad(), **unset}
+    def answer_after_scoring(
+        self,
+        reader: Complexity,
+        prompt: Prompt,
+        longest: int,
+        decide: Callable[[Scores], Settings | None],
+    ) -> Answers | None:
+        """The answer that continues from the prefill in which `reader`, on this model, scores the
+        prompt: the first part of the answer's own cost.
+
+        `decide` is called once after scoring. It returns the settings, or None if another model
+        answers: then, and where they are not greedy, the prefill is discarded and None returned.
+        """
+        ids, limit = self.ids(prompt), self.context()
+        most = longest if limit is None else min(longest, limit - len(ids))
+        if most < 1:
+            raise InvalidInput(f"{self.name}: the prompt fills the context, so no answer fits")
+        stop = _at_most(len(ids))
+
+        def leaves(scores: Scores) -> list[bool]:
+            settings = decide(scores)
+            if settings is None or settings.temperature > 0 or settings.max_new_tokens > longest:
+                return [True]
+            stop.limit = settings.max_new_tokens
+            return [False]
+
+        options = {"max_new_tokens": most, "stopping_criteria": [stop], **self._greedy_options()}
+        begun = time.perf_counter()
+        try:
+            with self._exclusive:
+                output = reader.generate([ids], leave_above=leaves, **options)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                return None  # `ask` retries with less memory
+            raise
+        if output.left[0]:
+            return None
+        tokens: list[int] = output.sequences[0].tolist()[len(ids) :]  # type: ignore[union-attr]
+        return self._answers(ids, [tokens], (time.perf_counter() - begun) * 1000)
 
     def ids(self, prompt: Prompt) -> Ids:
         """The prompt in the model's chat template, or as plain text if it has none."""
@@ -154,7 +197,7 @@ class LocalBackend(LocalModel):
         self, rows: list[int], ids: list[Ids], settings: Settings, number: int
     ) -> Iterator[Result]:
         begun = time.perf_counter()
-        with self.exclusive:
+        with self._exclusive:
             generated = self._generate_halving(ids, settings, settings.seed + number)
         ms = (time.perf_counter() - begun) * 1000 / len(rows)
         for i, prompt, samples in zip(rows, ids, generated, strict=True):
@@ -162,9 +205,9 @@ class LocalBackend(LocalModel):
                 tokens = f"a prompt of {len(prompt):,} tokens alone"
                 yield i, BackendError(f"{self.name}: out of memory for {tokens}", "out of memory")
             else:
-                yield i, self.answers(prompt, samples, ms)
+                yield i, self._answers(prompt, samples, ms)
 
-    def answers(self, prompt: Ids, samples: list[Ids], ms: float) -> Answers:
+    def _answers(self, prompt: Ids, samples: list[Ids], ms: float) -> Answers:
         """A prompt's samples, decoded up to their end tokens, with what they used."""
         ends = self._ends()
         samples = [self._until_end(ids) for ids in samples]
@@ -202,7 +245,7 @@ class LocalBackend(LocalModel):
         longest, limit = max(map(len, ids)), self.context()
         ids_BT, mask_BT = pad_rows(ids, self._pad(), side="left")
         new_tokens, sampling = settings.max_new_tokens, settings.temperature > 0
-        device, options = self.model.device, self.greedy_options()
+        device, options = self.model.device, self._greedy_options()
         if sampling:
             options |= {"do_sample": True, "temperature": settings.temperature}
             del options["top_p"], options["top_k"]  # keep the model's own
@@ -220,6 +263,11 @@ class LocalBackend(LocalModel):
             )
         new = out[:, longest:].tolist()
         return [new[i : i + settings.samples] for i in range(0, len(new), settings.samples)]
+
+    def _greedy_options(self) -> dict[str, Any]:
+        """The options of `generate` for greedy decoding, without a length."""
+        unset = {"temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": False, "pad_token_id": self._pad(), **unset}
 
     def _until_end(self, ids: Ids) -> Ids:
         """Up to and including the first end token, since that was generated as well."""
@@ -241,12 +289,20 @@ class LocalBackend(LocalModel):
         from pliant.prefill.forward import supports_padding
 
         if self._pads is None:
-            with self.exclusive:
+            with self._exclusive:
                 try:
                     self._pads = supports_padding(Anatomy.of(self.model))
                 except UnsupportedModel:
                     self._pads = False
         return self._pads
+
+
+def backend_with(model: Any, backends: Mapping[str, Backend]) -> tuple[str, LocalBackend] | None:
+    """The backend whose copy in memory is this very model, and its name."""
+    for name, backend in backends.items():
+        if isinstance(backend, LocalBackend) and backend.loaded is model:
+            return name, backend
+    return None
 
 
 def own_parameters(model: Any) -> int:
@@ -263,3 +319,18 @@ def out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return "not enough memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _at_most(prompt: int) -> Any:
+    """A limit on the answer's length that is set after the run has begun."""
+    import torch
+    from transformers import StoppingCriteria
+
+    class AtMost(StoppingCriteria):
+        limit = 0
+
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+            done = input_ids.shape[1] - prompt >= self.limit
+            return torch.full((len(input_ids),), done, device=input_ids.device)
+
+    return AtMost()
