@@ -60,7 +60,7 @@ LAYERS = {
         {"audit", "facade", "training"},
         {"model"},
         {"selector", "trl_output"},
-        {"cautions", "engines", "schedule"},
+        {"cautions", "engines"},
         {"telemetry"},
         {"selection"},
         {"config", "labelled_batch"},

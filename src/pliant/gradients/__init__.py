@@ -2,7 +2,7 @@
 
 `config` holds the settings, `model` what attaches, `training` the same under a Trainer, and `audit`
 whether it helps. These build on `labelled_batch` (the arguments of a call), `selector` (which
-tokens: `selection` by which rule, `schedule` how many), `engines` (their loss alone) and
+tokens and how many, by the rules of `selection`), `engines` (their loss alone) and
 `telemetry`. `selective_run` is `pliant train lm`; `facade` is the interface of the cggr package.
 """
 

@@ -45,9 +45,8 @@ from pliant.gradients.labelled_batch import (
     named,
     without_extras,
 )
-from pliant.gradients.schedule import version_of
 from pliant.gradients.selection.rules import Chosen
-from pliant.gradients.selector import Router, Selector, everything
+from pliant.gradients.selector import Router, Selector, everything, version_of
 from pliant.gradients.telemetry import Telemetry, TokenCost
 from pliant.gradients.trl_output import FLAG, trl_output
 

@@ -39,8 +39,7 @@ from pliant.gradients.audit.result import Race, Run
 from pliant.gradients.audit.snapshot import RunningAverage, SavedWeights, clear_gradients, restored
 from pliant.gradients.audit.step import operations, wait
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.schedule import Schedule
-from pliant.gradients.selector import Router
+from pliant.gradients.selector import Router, Schedule
 
 Row = Mapping[str, Any]
 Collate = Callable[[Any], Batch]

@@ -25,9 +25,9 @@ from pliant.errors import InvalidInput
 from pliant.gradients.cautions import warn_if_biased
 from pliant.gradients.config import GradientConfig, Score, Selection
 from pliant.gradients.labelled_batch import divisor, following
-from pliant.gradients.schedule import Schedule
 from pliant.gradients.selection.rules import mask_and_weights
 from pliant.gradients.selection.scores import measured
+from pliant.gradients.selector import Schedule
 
 BaseLoss = Callable[[Tensor, Tensor], Tensor]
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from pliant.errors import InvalidInput
 from pliant.gradients.config import GradientConfig
-from pliant.gradients.schedule import Schedule, version_of
+from pliant.gradients.selector import Schedule, version_of
 
 
 def at(steps: int, **settings: Any) -> Schedule:
