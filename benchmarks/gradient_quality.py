@@ -34,8 +34,7 @@ from benchmarks.gradient_race import command_line
 from benchmarks.harness import keep
 from pliant import nano
 from pliant.gradients import GradientConfig
-from pliant.gradients.audit.contenders import STANDARD, Contender, Field
-from pliant.gradients.audit.snapshot import restored
+from pliant.gradients.audit.contenders import STANDARD, Contender, Field, restored
 from pliant.gradients.audit.step import GradientComparison
 from pliant.gradients.config import Score
 from pliant.gradients.selection.vocabulary_sample import MINIMUM

@@ -56,8 +56,7 @@ def measure(seconds: float) -> Tokens:
 def _contenders(model: Any, batch: dict[str, Any]) -> list[Contender]:
     """The default, and a batch of so few questions that a step costs the same."""
     from pliant.gradients.audit.audit import cost_share
-    from pliant.gradients.audit.contenders import fewer_rows
-    from pliant.gradients.audit.snapshot import restored
+    from pliant.gradients.audit.contenders import fewer_rows, restored
 
     with restored(model):
         share = cost_share(model, batch, CONFIG, None)

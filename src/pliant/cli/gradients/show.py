@@ -12,7 +12,7 @@ from pliant.cli import terminal
 from pliant.cli.gradients.inputs import SelectiveOptions, load_inputs, quiet_libraries
 
 if TYPE_CHECKING:
-    from pliant.gradients.audit.preview import Shown, ShownToken
+    from pliant.gradients.audit.audit import Shown, ShownToken
     from pliant.reports.page import Coloured, Word
 
 

@@ -17,10 +17,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pliant.errors import InvalidInput
 from pliant.gradients.audit.audit import DRAWS, TURNS, Audit, audit
-from pliant.gradients.audit.contenders import rows_in
+from pliant.gradients.audit.contenders import rows_in, same_randomness
 from pliant.gradients.audit.race import SEEDS, race
 from pliant.gradients.audit.result import Race
-from pliant.gradients.audit.snapshot import same_randomness
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import OFF, Gradients, GradientsWarning, all_attached_to
 from pliant.gradients.selector import Router

@@ -9,12 +9,14 @@ B is rows of a batch.
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -289,3 +291,55 @@ def narrowed(batch: dict[str, Any]) -> dict[str, Any]:
         else value
         for name, value in batch.items()
     }
+
+
+# --- the model is restored afterwards -------------------------------------------------------------
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Train mode inside; afterwards modes, gradients, buffers and random state are as before.
+
+    It does not restore weights: see `SavedWeights`.
+    """
+    modes = {module: module.training for module in model.modules()}
+    grads = {p: p.grad for p in model.parameters()}
+    buffers = {b: b.detach().to("cpu", copy=True) for b in model.buffers()}
+    with same_randomness(model):
+        try:
+            model.train()
+            clear_gradients(model)
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+            for p, grad in grads.items():
+                p.grad = grad
+            for buffer, before in buffers.items():
+                if not torch.equal(buffer.cpu(), before):
+                    buffer.data.copy_(before)
+
+
+@contextmanager
+def same_randomness(model: nn.Module) -> Iterator[None]:
+    """Random numbers of torch, numpy and Python are afterwards as if none was drawn inside."""
+    plain, numpys = random.getstate(), np.random.get_state()
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices)):
+        try:
+            yield
+        finally:
+            random.setstate(plain)
+            np.random.set_state(numpys)
+
+
+def clear_gradients(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.grad = None
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise InvalidInput("no parameter of this model is trained: there is nothing to compare")
+    return parameters

@@ -13,14 +13,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pliant.anatomy.find import unwrap
 from pliant.data.collate import Collator
@@ -31,12 +31,14 @@ from pliant.gradients.audit.contenders import (
     Batch,
     Contender,
     Field,
+    clear_gradients,
     fewer_rows,
+    restored,
     row_sums,
     steady,
+    trained,
 )
 from pliant.gradients.audit.result import Race, Run
-from pliant.gradients.audit.snapshot import RunningAverage, SavedWeights, clear_gradients, restored
 from pliant.gradients.audit.step import operations, wait
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.selector import Router, Schedule
@@ -47,6 +49,8 @@ SEEDS, POINTS = 3, 5
 WARMUP, CLIP = 0.05, 1.0
 """The share of the steps in which the learning rate rises (then it falls to 0), and the length that
 no step's gradient exceeds."""
+LATE = 8
+"""A running average of the weights covers about the last ninth of the steps."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +250,44 @@ class _Course:
         self.model.train()
         losses, counts = (torch.cat(side).cpu().numpy() for side in zip(*parts, strict=True))
         return losses, counts
+
+
+class SavedWeights:
+    """The values of the trained parameters, on the CPU; `restore` may be called repeatedly."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = trained(model)
+        self.values: list[Tensor] = [p.detach().to("cpu", copy=True) for p in self.parameters]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for p, value in zip(self.parameters, self.values, strict=True):
+            p.copy_(value)
+
+
+class RunningAverage:
+    """A running average of a model's weights over the late steps."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.values: list[Tensor] = [p.detach().clone() for p in parameters]
+
+    def update(self, step: int) -> None:
+        for value, p in zip(self.values, self.parameters, strict=True):
+            value.lerp_(p.detach(), (LATE + 1) / (step + 1 + LATE))
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the averaged weights inside."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for i, p in enumerate(self.parameters):
+            p.data, self.values[i] = self.values[i], p.data
 
 
 def step_costs(contender: Contender, cost: float, dense_cost: float, budget: float) -> list[float]:

@@ -21,8 +21,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pliant.gradients.audit.contenders import STANDARD, Batch, Contender, Field
-from pliant.gradients.audit.snapshot import clear_gradients, trained
+from pliant.gradients.audit.contenders import (
+    STANDARD,
+    Batch,
+    Contender,
+    Field,
+    clear_gradients,
+    trained,
+)
 from pliant.stats import Band, bootstrap
 
 
