@@ -15,9 +15,9 @@ import torch
 from tests.minimal_adapter import anatomy_of, same_anatomy
 from torch import Tensor, nn
 
-from pliant.gradients import GradientConfig, Gradients, attach
-from pliant.gradients.selection import vocabulary_sample
+from pliant.gradients import GradientConfig, Gradients, attach, selector
 from pliant.gradients.selection.scores import difficulty
+from pliant.gradients.selection.vocabulary_sample import VocabularySample
 from pliant.survey import Specimen
 
 LENGTH = 18
@@ -132,15 +132,15 @@ def test_from_all_words_one_by_one_scores_are_those_of_the_head(
     quick: Specimen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is read of a large vocabulary goes the model's own way: scaled and capped as it is."""
-    estimate, told = vocabulary_sample.estimate_scores, []
+    estimate, told = VocabularySample.scores, []
 
-    def spied(by: Any, head: Any, read: Any, rows: Tensor, targets: Tensor, score: Any) -> Any:
-        found = estimate(by, head, read, rows, targets, score)
+    def spied(read: Any, by: Any, rows: Tensor, targets: Tensor, score: Any) -> Any:
+        found = estimate(read, by, rows, targets, score)
         told.append((found.scores_N, difficulty(by(rows), targets, score)))
         return found
 
-    monkeypatch.setattr(vocabulary_sample, "sample_size", lambda head, config: head.out_features)
-    monkeypatch.setattr(vocabulary_sample, "estimate_scores", spied)
+    monkeypatch.setattr(selector, "sample_size", lambda head, config: head.out_features)
+    monkeypatch.setattr(VocabularySample, "scores", spied)
     with training(quick.model), attached(quick.model, engine="exact"):
         learned(quick.model, batch("right"))
     close = {torch.float32: 1e-4, torch.bfloat16: 0.02}[quick.dtype]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pliant.errors import InvalidInput, check_choice, check_whole
 
 Aggregation = Literal["last", "mean", "max", "attention"]
-AGGREGATIONS = ("last", "mean", "max", "attention")
 Reads = Literal["probabilities", "classes", "numbers"]
-READS = ("probabilities", "classes", "numbers")
 
 SCORE, GAIN, RIGHT = "score", "gain", "right:"
 """P(hard); P(strong right) - P(weak right); `right:NAME`, P(the model of that name is right)."""
@@ -80,8 +78,8 @@ class CPXConfig:
         check_whole("lora_rank", self.lora_rank, least=0)
         if self.layer is not None:
             check_whole("layer", self.layer, least=1)
-        check_choice("aggregation", self.aggregation, AGGREGATIONS)
-        check_choice("reads", self.reads, READS)
+        check_choice("aggregation", self.aggregation, get_args(Aggregation))
+        check_choice("reads", self.reads, get_args(Reads))
         name, times = Counter(self.outputs).most_common(1)[0]
         if times > 1 or not all(isinstance(o, str) and o for o in self.outputs):
             raise InvalidInput(

@@ -29,8 +29,8 @@ from pliant.complexity.model import Complexity, attach
 from pliant.complexity.prompts import checked, unpadded
 from pliant.complexity.scores import Scores
 from pliant.complexity.tokenizer import CPXTokenizer, base_of, saved_scorer
-from pliant.complexity.training.config import CPXDatasetConfig, CPXTrainingConfig
-from pliant.complexity.training.losses import Loss, losses
+from pliant.complexity.training.config import CPXDatasetConfig, CPXTrainingConfig, Loss
+from pliant.complexity.training.losses import losses
 from pliant.errors import InvalidInput, PliantError
 from pliant.prefill import Batch
 

@@ -5,7 +5,7 @@ Shapes: B prompts, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -71,23 +71,14 @@ def select_prompts(
                 selected[name] = selected[name][:, max(lengths) - width :]
     if (allowed := options.get("prefix_allowed_tokens_fn")) is not None:
         beams = int(setting(model, options, "num_beams") or 1)
-        selected["prefix_allowed_tokens_fn"] = _OriginalIndex(
-            allowed, rows, copies(model, options) if beams == 1 else 1
-        )
+        each = copies(model, options) if beams == 1 else 1
+
+        def allowed_here(index: int, ids: Tensor) -> Any:
+            row, copy = divmod(index, each)
+            return allowed(rows[row] * each + copy, ids)
+
+        selected["prefix_allowed_tokens_fn"] = allowed_here
     return selected
-
-
-class _OriginalIndex:
-    """Calls `allowed(index, ids)` with the indices of the full batch."""
-
-    def __init__(self, allowed: Callable[..., Any], rows: Sequence[int], each: int) -> None:
-        self.allowed = allowed
-        self.rows = rows
-        self.each = each
-
-    def __call__(self, index: int, ids: Tensor) -> Any:
-        row, copy = divmod(index, self.each)
-        return self.allowed(self.rows[row] * self.each + copy, ids)
 
 
 class BufferedStreamer(BaseStreamer):

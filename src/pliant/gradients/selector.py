@@ -15,9 +15,14 @@ from pliant.errors import InvalidInput
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.split_forward import SplitForward
 from pliant.gradients.labelled_batch import LabelledBatch
-from pliant.gradients.selection import vocabulary_sample
 from pliant.gradients.selection.rules import Chosen, choose
 from pliant.gradients.selection.scores import Scored, in_chunks
+from pliant.gradients.selection.vocabulary_sample import (
+    TRIAL_ROWS,
+    PartialHead,
+    VocabularySample,
+    sample_size,
+)
 
 Router = Callable[..., Any]
 """Gives logits (B, T, V) to score from, for `input_ids` and an `attention_mask`."""
@@ -100,25 +105,21 @@ class Selector:
     ) -> Scored | None:
         """From a vocabulary sample, where the configuration and the model allow it."""
         head, targets_N = split.anatomy.head, batch.targets_BT[batch.valid_BT]
-        size = vocabulary_sample.sample_size(head, self.config)
+        size = sample_size(head, self.config)
         if size is None or self._sample_agrees is False or not len(targets_N):
             return None
         assert isinstance(head, nn.Linear)
-        sample = vocabulary_sample.draw_sample(targets_N, head.out_features, size, generator)
+        sample = VocabularySample.draw(head, targets_N, size, generator)
 
-        def logits_by(rows: Tensor, instead: vocabulary_sample.PartialHead | None = None) -> Tensor:
+        def logits_by(rows: Tensor, instead: PartialHead | None = None) -> Tensor:
             return split.logits(decoded, rows, batch.inputs, instead)
 
         if self._sample_agrees is None:
-            trial = slice(0, vocabulary_sample.TRIAL_ROWS)
-            self._sample_agrees = vocabulary_sample.sample_agrees(
-                logits_by, head, sample, rows_ND[trial], targets_N[trial]
-            )
+            trial = slice(0, TRIAL_ROWS)
+            self._sample_agrees = sample.agrees(logits_by, rows_ND[trial], targets_N[trial])
             if not self._sample_agrees:
                 return None
-        return vocabulary_sample.estimate_scores(
-            logits_by, head, sample, rows_ND, targets_N, self.config.score
-        )
+        return sample.scores(logits_by, rows_ND, targets_N, self.config.score)
 
     def switch(self, config: GradientConfig) -> None:
         """Choose by another configuration from now on, at the same place of the schedule."""

@@ -139,7 +139,7 @@ def test_a_stream_and_a_lack_of_rows_are_named(model: Any, tmp_path: Path) -> No
     with pytest.raises(InvalidInput, match="3 rows"):
         run.train()
     with pytest.raises(InvalidInput, match="streams"):
-        module._rows_of(type("Loader", (), {"dataset": iter(ROWS)}), 1, 0)
+        module._rows_of(type("Loader", (), {"dataset": iter(ROWS)}), 0)
 
 
 def test_auto_without_anything_attached_is_refused(model: Any, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pliant.gradients import GradientConfig, attach
 from pliant.gradients.selection import vocabulary_sample
 from pliant.gradients.selection.scores import difficulty
+from pliant.gradients.selection.vocabulary_sample import VocabularySample
 
 V, D = 60, 8
 
@@ -36,8 +37,8 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @given(st.integers(1, 40), st.integers(2, V), st.integers(0, 2**32))
 def test_each_word_is_read_once_and_they_stand_for_all(n: int, some: int, seed: int) -> None:
-    targets = torch.randint(V, (n,))
-    read = vocabulary_sample.draw_sample(targets, V, some, generator(seed))
+    head, targets = nn.Linear(D, V), torch.randint(V, (n,))
+    read = VocabularySample.draw(head, targets, some, generator(seed))
     assert len(set(read.ids_C.tolist())) == len(read.ids_C) == some
     assert float(read.represents_C.sum()) == pytest.approx(V, rel=1e-5)
     assert torch.equal(read.index_V[read.ids_C], torch.arange(some))
@@ -54,25 +55,20 @@ def test_if_all_words_are_read_the_scores_are_the_whole_vocabularys(bias: bool) 
     head, hidden, targets = nn.Linear(D, V, bias=bias), torch.randn(30, D), torch.randint(V, (30,))
     with torch.no_grad():
         head.weight.mul_(8)
-    read = vocabulary_sample.draw_sample(targets, V, V, generator())
-    found = vocabulary_sample.estimate_scores(way(head), head, read, hidden, targets, "gradient")
+    read = VocabularySample.draw(head, targets, V, generator())
+    found = read.scores(way(head), hidden, targets, "gradient")
     torch.testing.assert_close(found.scores_N, difficulty(head(hidden), targets, "gradient"))
     torch.testing.assert_close(found.losses_N, difficulty(head(hidden), targets, "loss"))
-    by_loss = vocabulary_sample.estimate_scores(way(head), head, read, hidden, targets, "loss")
+    by_loss = read.scores(way(head), hidden, targets, "loss")
     assert torch.equal(by_loss.scores_N, found.losses_N)
 
 
 def test_what_all_words_add_up_to_is_estimated_without_bias() -> None:
     """exp(loss) is the sum over all words, over the target's own share of it."""
     head, hidden, targets = nn.Linear(D, V), 3 * torch.randn(5, D), torch.randint(V, (5,))
-    drawn = [vocabulary_sample.draw_sample(targets, V, 20, generator(seed)) for seed in range(600)]
+    drawn = [VocabularySample.draw(head, targets, 20, generator(seed)) for seed in range(600)]
     sums = torch.stack(
-        [
-            vocabulary_sample.estimate_scores(
-                way(head), head, read, hidden, targets, "loss"
-            ).losses_N.exp()
-            for read in drawn
-        ]
+        [read.scores(way(head), hidden, targets, "loss").losses_N.exp() for read in drawn]
     )
     error = sums.std(0) / len(drawn) ** 0.5
     true = difficulty(head(hidden), targets, "loss").exp()
@@ -84,8 +80,8 @@ def test_a_word_that_stands_for_others_alike_gives_their_gradients_length() -> N
     """Where all logits are alike, nothing is left to chance."""
     head, hidden, targets = nn.Linear(D, V, bias=False), torch.randn(6, D), torch.randint(V, (6,))
     nn.init.zeros_(head.weight)
-    read = vocabulary_sample.draw_sample(targets, V, 20, generator())
-    found = vocabulary_sample.estimate_scores(way(head), head, read, hidden, targets, "gradient")
+    read = VocabularySample.draw(head, targets, 20, generator())
+    found = read.scores(way(head), hidden, targets, "gradient")
     torch.testing.assert_close(found.scores_N, difficulty(head(hidden), targets, "gradient"))
     torch.testing.assert_close(found.losses_N, difficulty(head(hidden), targets, "loss"))
 
@@ -93,10 +89,10 @@ def test_a_word_that_stands_for_others_alike_gives_their_gradients_length() -> N
 @pytest.mark.parametrize("rows", [1, 7, 100])
 def test_chunks_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     head, hidden, targets = nn.Linear(D, V), torch.randn(30, D), torch.randint(V, (30,))
-    read = vocabulary_sample.draw_sample(targets, V, 12, generator())
-    whole = vocabulary_sample.estimate_scores(way(head), head, read, hidden, targets, "gradient")
+    read = VocabularySample.draw(head, targets, 12, generator())
+    whole = read.scores(way(head), hidden, targets, "gradient")
     monkeypatch.setattr(vocabulary_sample, "at_once", lambda device, vocabulary: rows)
-    again = vocabulary_sample.estimate_scores(way(head), head, read, hidden, targets, "gradient")
+    again = read.scores(way(head), hidden, targets, "gradient")
     torch.testing.assert_close(again.scores_N, whole.scores_N)
 
 
@@ -126,8 +122,8 @@ def closed(logits: Tensor) -> Tensor:
 )
 def test_a_way_that_tells_words_apart_is_found_out(spoil: Any, fine: bool) -> None:
     head, hidden, targets = nn.Linear(D, V), torch.randn(16, D), torch.randint(V, (16,))
-    read = vocabulary_sample.draw_sample(targets, V, 30, generator())
-    assert vocabulary_sample.sample_agrees(way(head, spoil), head, read, hidden, targets) == fine
+    read = VocabularySample.draw(head, targets, 30, generator())
+    assert read.agrees(way(head, spoil), hidden, targets) == fine
 
 
 HEAD = nn.Linear(4, 20_000, device="meta")

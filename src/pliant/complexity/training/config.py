@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pliant.errors import InvalidInput, check_whole
+from pliant.errors import InvalidInput, check_choice, check_whole
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-LOSSES = ("bce", "ce", "regression")
-PREFIXES = ("auto", "memory", "disk", "recompute")
+Loss = Literal["bce", "ce", "regression"]
+Prefixes = Literal["auto", "memory", "disk", "recompute"]
+RATES = ("learning_rate", "rows_learning_rate", "lora_learning_rate")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class CPXTrainingConfig:
     num_labels: int | None = None
     """The number of the scorer's outputs; none: as the scorer has."""
 
-    loss: Literal["bce", "ce", "regression"] = "bce"
+    loss: Loss = "bce"
     """bce: each label a probability of its own; ce: one class of several; regression: any number.
     Labels may be soft with bce (0.7) and ce (a vector of shares)."""
     class_weights: tuple[float, ...] = ()
@@ -89,7 +90,7 @@ class CPXTrainingConfig:
     seed: int = 0
     """Of the order of the rows, and of those that are held back."""
 
-    prefixes: Literal["auto", "memory", "disk", "recompute"] = "auto"
+    prefixes: Prefixes = "auto"
     """Where the prompts' keys and values are stored between epochs; auto: the cheapest, measured.
     recompute: nowhere, each epoch computes them anew (without gradient, as the base is frozen)."""
     prefix_folder: str | None = None
@@ -110,16 +111,14 @@ class CPXTrainingConfig:
     """Log the loss every so many steps."""
 
     def __post_init__(self) -> None:
-        _one_of("loss", self.loss, LOSSES)
-        _one_of("prefixes", self.prefixes, PREFIXES)
+        check_choice("loss", self.loss, get_args(Loss))
+        check_choice("prefixes", self.prefixes, get_args(Prefixes))
         for name in ("batch_size", "evaluation_batch_size", "num_epochs", "logging_steps"):
             check_whole(name, getattr(self, name), least=1)
         check_whole("gradient_accumulation_steps", self.gradient_accumulation_steps, least=1)
         _check_optional(self, "num_labels", "patience")
-        for name in ("learning_rate", "rows_learning_rate", "lora_learning_rate"):
+        for name in (*RATES, "weight_decay", "max_grad_norm"):
             _not_negative(name, getattr(self, name))
-        _not_negative("weight_decay", self.weight_decay)
-        _not_negative("max_grad_norm", self.max_grad_norm)
         if not 0 <= self.seed < 2**32:
             raise InvalidInput(f"seed = {self.seed!r}: a whole number from 0 up to below 2**32")
         if not 0 <= self.label_smoothing < 1:
@@ -195,11 +194,6 @@ class CPXDatasetConfig:
 
     def __post_init__(self) -> None:
         _check_optional(self, "data_size", "evaluation_size", "max_length")
-
-
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InvalidInput(f"{name} = {value!r}: give one of {', '.join(known)}")
 
 
 def _check_optional(config: Any, *names: str) -> None:

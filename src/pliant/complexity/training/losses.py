@@ -8,17 +8,16 @@ size and gradient accumulation add up to the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pliant.complexity.config import GAIN, Reads
-from pliant.complexity.training.config import CPXTrainingConfig
+from pliant.complexity.training.config import CPXTrainingConfig, Loss
 from pliant.errors import InvalidInput
 
-Loss = Literal["bce", "ce", "regression"]
 READ_AS: dict[str, Reads] = {"bce": "probabilities", "ce": "classes", "regression": "numbers"}
 """How outputs are read that a loss has trained."""
 

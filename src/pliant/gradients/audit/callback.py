@@ -22,7 +22,6 @@ from pliant.gradients.audit.race import SEEDS, race
 from pliant.gradients.audit.result import Race
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import OFF, Gradients, GradientsWarning, all_attached_to
-from pliant.gradients.selector import Router
 from pliant.training.terminal import Say
 
 
@@ -67,11 +66,9 @@ class AuditCallback(TrainerCallback):
         gradients = _attached(model)
         if self.auto and gradients is None:
             raise InvalidInput("nothing to switch is attached: make_selective(trainer, ...) first")
-        config = gradients.config if gradients is not None else self.config or GradientConfig()
-        router = None if gradients is None else gradients.selector.router
-        rows, collate = _rows_of(event.get("train_dataloader"), self.held_out, args.seed)
+        rows, collate = _rows_of(event.get("train_dataloader"), args.seed)
         with same_randomness(model):  # a collator may draw, too
-            self._measure(model, args, config, rows, collate, router)
+            self._measure(model, args, gradients, rows, collate)
         if self.auto:
             assert gradients is not None and self.race is not None
             self._act(gradients, self.race)
@@ -80,11 +77,12 @@ class AuditCallback(TrainerCallback):
         self,
         model: nn.Module,
         args: TrainingArguments,
-        config: GradientConfig,
+        gradients: Gradients | None,
         rows: Sequence[Any],
         collate: Callable[..., Any],
-        router: Router | None,
     ) -> None:
+        config = self.config or GradientConfig() if gradients is None else gradients.config
+        router = None if gradients is None else gradients.selector.router
         held, size = max(1, min(self.held_out, len(rows) // 4)), args.per_device_train_batch_size
         train, rest = rows[held:], rows[:held]
         batches = [collate(list(train[i : i + size])) for i in range(0, size * self.batches, size)]
@@ -141,7 +139,7 @@ class _Rows(Sequence[Any]):
         return self.data[self.order[at]]
 
 
-def _rows_of(loader: Any, held_out: int, seed: int) -> tuple[_Rows, Callable[..., Any]]:
+def _rows_of(loader: Any, seed: int) -> tuple[_Rows, Callable[..., Any]]:
     data = getattr(loader, "dataset", None)
     if data is None or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise InvalidInput(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -29,15 +29,10 @@ TRIAL_ROWS, TOLERANCE = 16, 1e-2
 differ (in bf16), relative to the largest."""
 
 
-@dataclass(frozen=True, eq=False)
-class VocabularySample:
-    """The vocabulary sample of one batch."""
+class LogitsBy(Protocol):
+    """From hidden states to logits on the model's own path, with `instead` in place of its head."""
 
-    ids_C: Tensor
-    represents_C: Tensor
-    """How many entries each represents, itself included."""
-    index_V: Tensor
-    """The index of an entry in the sample; -1 where it is not in it."""
+    def __call__(self, rows: Tensor, instead: PartialHead | None = None) -> Tensor: ...
 
 
 def sample_size(head: nn.Module | None, config: GradientConfig) -> int | None:
@@ -52,84 +47,83 @@ def sample_size(head: nn.Module | None, config: GradientConfig) -> int | None:
     return size if size < head.out_features else None
 
 
-def draw_sample(
-    targets_N: Tensor, vocabulary: int, size: int, generator: torch.Generator
-) -> VocabularySample:
-    """Half of it are the batch's own tokens, which represent themselves. Nothing waits."""
-    device, own = targets_N.device, size // 2
-    chance_2V = torch.rand(2, vocabulary, generator=generator).to(device)
-    counts_V = torch.zeros(vocabulary, device=device)
-    counts_V.index_add_(0, targets_N, torch.ones(len(targets_N), device=device))
-    own_ids = (counts_V + chance_2V[0]).topk(own).indices
-    others = chance_2V[1].index_fill(0, own_ids, -1.0).topk(size - own).indices
-    ids_C = torch.cat((own_ids, others))
-    represents_C = torch.ones(size, device=device)
-    represents_C[own:] = (vocabulary - own) / (size - own)
-    index_V = torch.full((vocabulary,), -1, device=device)
-    index_V[ids_C] = torch.arange(size, device=device)
-    return VocabularySample(ids_C, represents_C, index_V)
+@dataclass(frozen=True, eq=False)
+class VocabularySample:
+    """The vocabulary sample of one batch."""
 
+    head: nn.Linear
+    ids_C: Tensor
+    represents_C: Tensor
+    """How many entries each represents, itself included."""
+    index_V: Tensor
+    """The index of an entry in the sample; -1 where it is not in it."""
 
-class LogitsBy(Protocol):
-    """From hidden states to logits on the model's own path, with `instead` in place of its head."""
+    @classmethod
+    def draw(cls, head: nn.Linear, targets_N: Tensor, size: int, by: torch.Generator) -> Self:
+        """Half of it are the batch's own tokens, which represent themselves. Nothing waits."""
+        device, own, vocabulary = targets_N.device, size // 2, head.out_features
+        chance_2V = torch.rand(2, vocabulary, generator=by).to(device)
+        counts_V = torch.zeros(vocabulary, device=device)
+        counts_V.index_add_(0, targets_N, torch.ones(len(targets_N), device=device))
+        own_ids = (counts_V + chance_2V[0]).topk(own).indices
+        others = chance_2V[1].index_fill(0, own_ids, -1.0).topk(size - own).indices
+        ids_C = torch.cat((own_ids, others))
+        represents_C = torch.ones(size, device=device)
+        represents_C[own:] = (vocabulary - own) / (size - own)
+        index_V = torch.full((vocabulary,), -1, device=device)
+        index_V[ids_C] = torch.arange(size, device=device)
+        return cls(head, ids_C, represents_C, index_V)
 
-    def __call__(self, rows: Tensor, instead: PartialHead | None = None) -> Tensor: ...
+    @torch.no_grad()
+    def scores(
+        self, logits_by: LogitsBy, hidden_ND: Tensor, targets_N: Tensor, score: Score
+    ) -> Scored:
+        """An estimate of the scores over the full vocabulary."""
+        weight_CD, bias_C = self._rows()
+        grow_C, shrink_C = self.represents_C.log(), self.represents_C.rsqrt()
+        lengths = hidden_ND.new_zeros(len(hidden_ND), dtype=torch.float32)
+        losses = torch.zeros_like(lengths)
+        rows = at_once(hidden_ND.device, len(self.ids_C))
+        for at in range(0, len(hidden_ND), rows):
+            part = slice(at, at + rows)
+            instead = PartialHead(self.head, weight_CD, bias_C, targets_N[part])
+            logits_NC = logits_by(hidden_ND[part], instead).float()
+            logits_NC[:, :-1] += grow_C
+            _count_once(logits_NC, self.index_V[targets_N[part]].unsqueeze(-1))
+            p_NC = logits_NC.softmax(-1)
+            losses[part] = -p_NC[:, -1].clamp(min=torch.finfo(torch.float32).tiny).log()
+            # The gradient at the logits is p - 1[target]; n entries of p / n have length
+            # p / sqrt(n).
+            p_NC[:, :-1] *= shrink_C
+            p_NC[:, -1] -= 1
+            lengths[part] = p_NC.norm(dim=-1)
+        return Scored(losses if score == "loss" else lengths, losses, None)
 
+    @torch.no_grad()
+    def agrees(self, logits_by: LogitsBy, hidden_ND: Tensor, targets_N: Tensor) -> bool:
+        """Whether the sample's logits are those of the full vocabulary on these rows: a model that
+        changes single logits, or mixes them, takes another path."""
+        try:
+            instead = PartialHead(self.head, *self._rows(), targets_N)
+            sample_NC = logits_by(hidden_ND, instead).float()
+        except (PliantError, RuntimeError, IndexError, ValueError, TypeError, AssertionError):
+            return False
+        all_NV = logits_by(hidden_ND).float()
+        width = (len(self.ids_C) + 1, self.head.out_features)
+        if (sample_NC.shape[-1], all_NV.shape[-1]) != width:
+            return False
+        own_N1 = all_NV.gather(-1, targets_N[:, None])
+        expected_NC = torch.cat((all_NV[:, self.ids_C], own_N1), -1)
+        most = expected_NC.abs().max().clamp(min=1)
+        if not bool(most.isfinite()):  # masked logits: beside these, all others would seem close
+            return False
+        return bool(((sample_NC - expected_NC).abs() <= TOLERANCE * most).all())
 
-@torch.no_grad()
-def estimate_scores(
-    logits_by: LogitsBy,
-    head: nn.Linear,
-    sample: VocabularySample,
-    hidden_ND: Tensor,
-    targets_N: Tensor,
-    score: Score,
-) -> Scored:
-    """An estimate of the scores over the full vocabulary."""
-    weight_CD, bias_C = _read(head, sample.ids_C)
-    grow_C, shrink_C = sample.represents_C.log(), sample.represents_C.rsqrt()
-    lengths = hidden_ND.new_zeros(len(hidden_ND), dtype=torch.float32)
-    losses = torch.zeros_like(lengths)
-    rows = at_once(hidden_ND.device, len(sample.ids_C))
-    for at in range(0, len(hidden_ND), rows):
-        part = slice(at, at + rows)
-        instead = PartialHead(head, weight_CD, bias_C, targets_N[part])
-        logits_NC = logits_by(hidden_ND[part], instead).float()
-        logits_NC[:, :-1] += grow_C
-        _count_once(logits_NC, sample.index_V[targets_N[part]].unsqueeze(-1))
-        p_NC = logits_NC.softmax(-1)
-        losses[part] = -p_NC[:, -1].clamp(min=torch.finfo(torch.float32).tiny).log()
-        # The gradient at the logits is p - 1[target]; n entries of p / n have length p / sqrt(n).
-        p_NC[:, :-1] *= shrink_C
-        p_NC[:, -1] -= 1
-        lengths[part] = p_NC.norm(dim=-1)
-    return Scored(losses if score == "loss" else lengths, losses, None)
-
-
-@torch.no_grad()
-def sample_agrees(
-    logits_by: LogitsBy,
-    head: nn.Linear,
-    sample: VocabularySample,
-    hidden_ND: Tensor,
-    targets_N: Tensor,
-) -> bool:
-    """Whether the sample's logits are those of the full vocabulary on these rows: a model that
-    changes single logits, or mixes them, takes another path."""
-    try:
-        instead = PartialHead(head, *_read(head, sample.ids_C), targets_N)
-        sample_NC = logits_by(hidden_ND, instead).float()
-    except (PliantError, RuntimeError, IndexError, ValueError, TypeError, AssertionError):
-        return False
-    all_NV = logits_by(hidden_ND).float()
-    width = (len(sample.ids_C) + 1, head.out_features)
-    if (sample_NC.shape[-1], all_NV.shape[-1]) != width:
-        return False
-    expected_NC = torch.cat((all_NV[:, sample.ids_C], all_NV.gather(-1, targets_N[:, None])), -1)
-    most = expected_NC.abs().max().clamp(min=1)
-    if not bool(most.isfinite()):  # masked logits: beside these, all others would seem close
-        return False
-    return bool(((sample_NC - expected_NC).abs() <= TOLERANCE * most).all())
+    def _rows(self) -> tuple[Tensor, Tensor | None]:
+        """The sample's rows of the matrix, and an empty one for the target's logit."""
+        weight, bias = self.head.weight, self.head.bias
+        weight_CD = F.pad(weight[self.ids_C], (0, 0, 0, 1))
+        return weight_CD, None if bias is None else F.pad(bias[self.ids_C], (0, 1))
 
 
 class PartialHead:
@@ -151,12 +145,6 @@ class PartialHead:
         logits = F.linear(rows, self.weight_CD, self.bias_C)
         logits[..., -1] = own.reshape(logits.shape[:-1])
         return logits
-
-
-def _read(head: nn.Linear, ids_C: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The sample's rows of the matrix, and an empty one for the target's logit."""
-    weight_CD = F.pad(head.weight[ids_C], (0, 0, 0, 1))
-    return weight_CD, None if head.bias is None else F.pad(head.bias[ids_C], (0, 1))
 
 
 def _count_once(logits_NC: Tensor, index_N1: Tensor) -> None:

@@ -18,13 +18,22 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pliant.errors import InvalidInput, did_you_mean
-from pliant.stats import Floats, logit, probabilities, sigmoid, vectors
+from pliant.stats import Floats, as_json, logit, probabilities, sigmoid, vectors
 
 _MARGIN = 1e-6  # a probability of 0 or 1 has no logit
 
 
+class Saved:
+    """A calibration goes into a file as its kind and its numbers."""
+
+    kind: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, **as_json(self)}
+
+
 @dataclass(frozen=True)
-class Temperature:
+class Temperature(Saved):
     """sigmoid(logit(p) / T), with the T of the highest likelihood. 1/2 stays 1/2."""
 
     temperature: float
@@ -42,12 +51,9 @@ class Temperature:
     def apply(self, p: ArrayLike) -> Floats:
         return sigmoid(logit(p, _MARGIN) / self.temperature)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "temperature": self.temperature}
-
 
 @dataclass(frozen=True)
-class Platt:
+class Platt(Saved):
     """sigmoid(slope * logit(p) + shift), of the highest likelihood: temperature and base rate.
 
     A slope below 0 would reverse the ranking: it becomes 0, where only the base rate is left.
@@ -70,12 +76,9 @@ class Platt:
     def apply(self, p: ArrayLike) -> Floats:
         return sigmoid(self.slope * logit(p, _MARGIN) + self.shift)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "slope": self.slope, "shift": self.shift}
-
 
 @dataclass(frozen=True)
-class Isotonic:
+class Isotonic(Saved):
     """The nearest non-decreasing function, in steps joined by lines; level beyond both ends.
 
     It takes any score, and gains in [-1, 1] as well as probabilities.
@@ -97,9 +100,6 @@ class Isotonic:
 
     def apply(self, p: ArrayLike) -> Floats:
         return np.interp(np.asarray(p, dtype=np.float64), self.x, self.y)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "x": list(self.x), "y": list(self.y)}
 
 
 Calibration = Temperature | Platt | Isotonic
