@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pliant.adapters.saving import without_retired
-from pliant.anatomy.decoder import with_hidden
 from pliant.errors import InvalidInput
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.engines.split_forward import SplitForward
@@ -19,6 +18,7 @@ from pliant.gradients.selection.rules import Chosen, choose
 from pliant.gradients.selection.scores import Scored, in_chunks
 from pliant.gradients.selection.vocabulary_sample import (
     TRIAL_ROWS,
+    LogitsBy,
     PartialHead,
     VocabularySample,
     sample_size,
@@ -80,46 +80,46 @@ class Selector:
         generator: torch.Generator,
     ) -> Tensor:
         """(B, T), 0 where nothing is predicted."""
-        valid_BT, score = batch.valid_BT, self.config.score
-        targets_N = batch.targets_BT[valid_BT]
-        if self.router is None:
-            rows, logits_of = _head_on(split, batch, decoded, hidden_BTD.detach())
-            scored = self._estimated(split, batch, decoded, rows, generator)
+        valid_BT, targets_N = batch.valid_BT, batch.targets_BT[batch.valid_BT]
+
+        def on_head(rows: Tensor, instead: PartialHead | None = None) -> Tensor:
+            return split.logits(decoded, rows, batch.inputs, instead)
+
+        def in_full(logits_of: Callable[[Tensor], Tensor], rows: Tensor) -> Scored:
+            score, confidence = self.config.score, self.config.dynamic
+            return in_chunks(logits_of, rows, targets_N, score, confidence=confidence)
+
+        if self.router is not None:
+            scored = in_full(lambda logits_NV: logits_NV, _routed(self.router, batch)[valid_BT])
         else:
-            rows, logits_of = _routed(self.router, batch)
-            scored = None
-        if scored is None:
-            scored = in_chunks(logits_of, rows, targets_N, score, confidence=self.config.dynamic)
-            if self.router is None and self.config.exit_layer is None:
+            rows_ND = hidden_BTD.detach()[valid_BT]
+            estimate = self._estimated(split.anatomy.head, on_head, rows_ND, targets_N, generator)
+            scored = in_full(on_head, rows_ND) if estimate is None else estimate
+            if estimate is None and self.config.exit_layer is None:
                 self.losses_BT = spread(scored.losses_N, valid_BT)
         self._confidence = scored.confidence
         return spread(scored.scores_N, valid_BT)
 
     def _estimated(
         self,
-        split: SplitForward,
-        batch: LabelledBatch,
-        decoded: Any,
+        head: nn.Module | None,
+        on_head: LogitsBy,
         rows_ND: Tensor,
+        targets_N: Tensor,
         generator: torch.Generator,
     ) -> Scored | None:
         """From a vocabulary sample, where the configuration and the model allow it."""
-        head, targets_N = split.anatomy.head, batch.targets_BT[batch.valid_BT]
         size = sample_size(head, self.config)
         if size is None or self._sample_agrees is False or not len(targets_N):
             return None
         assert isinstance(head, nn.Linear)
         sample = VocabularySample.draw(head, targets_N, size, generator)
-
-        def logits_by(rows: Tensor, instead: PartialHead | None = None) -> Tensor:
-            return split.logits(decoded, rows, batch.inputs, instead)
-
         if self._sample_agrees is None:
             trial = slice(0, TRIAL_ROWS)
-            self._sample_agrees = sample.agrees(logits_by, rows_ND[trial], targets_N[trial])
+            self._sample_agrees = sample.agrees(on_head, rows_ND[trial], targets_N[trial])
             if not self._sample_agrees:
                 return None
-        return sample.scores(logits_by, rows_ND, targets_N, self.config.score)
+        return sample.scores(on_head, rows_ND, targets_N, self.config.score)
 
     def switch(self, config: GradientConfig) -> None:
         """Choose by another configuration from now on, at the same place of the schedule."""
@@ -166,24 +166,11 @@ def everything(valid_BT: Tensor) -> Chosen:
     return choose(None, valid_BT, _EVERY, 1.0)
 
 
-LogitsOf = Callable[[Tensor], Tensor]
-
-
-def _head_on(
-    split: SplitForward, batch: LabelledBatch, decoded: Any, hidden_BTD: Tensor
-) -> tuple[Tensor, LogitsOf]:
-    """The labelled positions' hidden states, and the model's own path from these to logits."""
-    decoded = with_hidden(decoded, hidden_BTD)
-    return hidden_BTD[batch.valid_BT], lambda rows: split.logits(decoded, rows, batch.inputs)
-
-
-def _routed(router: Router, batch: LabelledBatch) -> tuple[Tensor, LogitsOf]:
+def _routed(router: Router, batch: LabelledBatch) -> Tensor:
+    mask = batch.inputs.get("attention_mask")
     with torch.no_grad():
-        output = router(
-            batch.inputs["input_ids"], attention_mask=batch.inputs.get("attention_mask")
-        )
-    logits_BTV = output if isinstance(output, Tensor) else output[0]
-    return logits_BTV[batch.valid_BT], lambda rows: rows
+        output = router(batch.inputs["input_ids"], attention_mask=mask)
+    return output if isinstance(output, Tensor) else output[0]
 
 
 _EVERY = GradientConfig(selection="all")
