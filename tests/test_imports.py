@@ -53,7 +53,7 @@ LAYERS = {
         {"scorer"},
         {"prompts"},
         {"rows", "scores", "tokenizer"},
-        {"config", "generate_options", "post_processor"},
+        {"config", "post_processor"},
     ],
     "gradients": [
         {"selective_run", "trl"},

@@ -8,6 +8,8 @@ Scoring changes nothing in what is generated: `model.generate` runs as usual. An
 model's forward, active in this context only, waits for the forward that completes the prompt. Then
 the [CPX] rows run as one more step on a copy of its cache, and the forward's output is returned
 unchanged.
+
+Shapes: B prompts, T positions.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from pliant import adapters
 from pliant.anatomy.depth import cache_name, run_first
 from pliant.anatomy.intercept import FORWARD, intercept
-from pliant.complexity import generate_options
 from pliant.complexity.config import CPXConfig
 from pliant.complexity.export import ExportResult, export
 from pliant.complexity.prompts import Truncation, alike, ids_of, padding, unpadded
-from pliant.complexity.scorer import PromptScorer
+from pliant.complexity.scorer import PromptScorer, setting
 from pliant.complexity.scores import Scores
 from pliant.errors import InvalidInput
 from pliant.prefill import Batch, ForwardResult, Prefilled, supports_cache, supports_padding
@@ -72,12 +74,12 @@ class Complexity(PromptScorer):
         """
         self._check_enabled()
         self._check_threshold(leave_above)
-        generate_options.check(options)
+        check_options(options)
         if isinstance(prompts, Tensor):
             batch_size = batch_size or len(prompts)  # a batch is a batch
         ids, options, truncated = self._ids(prompts, chat, truncation, options)
         lengths = [len(prompt) for prompt in ids]
-        copies = generate_options.copies(self.base, options)
+        copies = returned_sequences(self.base, options)
         logits = np.zeros((len(ids), len(self.config.outputs)))
         sequences: list[Tensor | None] = [None] * (len(ids) * copies)
         answers: list[Tensor | None] = [None] * (len(ids) * copies)
@@ -129,7 +131,7 @@ class Complexity(PromptScorer):
         mask = options.pop("attention_mask", None)
         if isinstance(prompts, Tensor):
             mask = padding(prompts, *self.padding_tokens(options)) if mask is None else mask
-            options = generate_options.align_options(options, prompts, mask)
+            options = align_options(options, prompts, mask)
             rows = unpadded(prompts, mask)
         elif mask is not None:
             raise InvalidInput("attention_mask goes with a tensor of ids; lists need none")
@@ -210,12 +212,10 @@ class _Generation:
         self.logits = np.zeros((len(batch.ids_BT), len(scorer.config.outputs)))
         self.left = np.zeros(len(batch.ids_BT), dtype=bool)
         self.length = batch.ids_BT.shape[1]
-        self.buffered: generate_options.BufferedStreamer | None = None
+        self.buffered: BufferedStreamer | None = None
         self.output: Any = None
         # Where a step would change the state that generation continues from, score first.
-        cached = supports_cache(scorer.anatomy) and not generate_options.needs_full_forward(
-            scorer.base, options
-        )
+        cached = supports_cache(scorer.anatomy) and not needs_full_forward(scorer.base, options)
         self.again = not cached
         try:
             if not cached:
@@ -233,12 +233,12 @@ class _Generation:
 
     def _generate(self, batch: Batch, rows: Sequence[int], scoring: bool) -> Any:
         model: Any = self.scorer.anatomy.model
-        own = generate_options.select_prompts(self.scorer.base, self.options, rows, self.lengths)
+        own = select_prompts(self.scorer.base, self.options, rows, self.lengths)
         arguments = {"input_ids": batch.ids_BT, "attention_mask": batch.mask_BT, **own}
         if not scoring:
             return model.generate(**arguments)
         if self.leave_above is not None and (streamer := own.get("streamer")) is not None:
-            arguments["streamer"] = self.buffered = generate_options.BufferedStreamer(streamer)
+            arguments["streamer"] = self.buffered = BufferedStreamer(streamer)
         with intercept({(model, FORWARD): self._forward}):
             output = model.generate(**arguments)
         if not self.complete:  # assisted decoding may have no forward that ends with the prompt
@@ -296,3 +296,86 @@ class _Generation:
 
 class _Left(BaseException):
     """Some prompts leave. Not an Exception, so that no code in between handles it as an error."""
+
+
+# --- the options of `generate` -------------------------------------------------------------------
+
+
+def returned_sequences(model: nn.Module, options: dict[str, Any]) -> int:
+    """How many sequences each prompt gets."""
+    return int(setting(model, options, "num_return_sequences") or 1)
+
+
+def needs_full_forward(model: nn.Module, options: dict[str, Any]) -> bool:
+    """Whether generation runs without a cache, or with the first layers drafting for all."""
+    no_cache = setting(model, options, "use_cache") is False
+    return no_cache or setting(model, options, "assistant_early_exit") is not None
+
+
+def check_options(options: dict[str, Any]) -> None:
+    for name in ("input_ids", "inputs", "inputs_embeds"):
+        if name in options:
+            raise InvalidInput(f"{name}=: the prompts come first, as ids, texts or messages")
+
+
+def align_options(
+    options: dict[str, Any], ids_BT: Tensor, mask_BT: Tensor | None
+) -> dict[str, Any]:
+    """The options, with tensors of the prompts' shape (types, positions) aligned like them."""
+    if mask_BT is None:
+        return options
+    order_BT = (mask_BT != 0).to(ids_BT).argsort(dim=1, stable=True)
+    return {
+        name: value.gather(1, order_BT.to(value.device))
+        if isinstance(value, Tensor) and value.shape == ids_BT.shape
+        else value
+        for name, value in options.items()
+    }
+
+
+def select_prompts(
+    model: nn.Module, options: dict[str, Any], rows: Sequence[int], lengths: Sequence[int]
+) -> dict[str, Any]:
+    """The options for the prompts `rows`. A tensor with an entry for each prompt is reduced to
+    theirs, and a function of a prompt's index in the batch gets its index among all prompts."""
+    count, width = len(lengths), max(lengths[row] for row in rows)
+    selected = dict(options)
+    for name, value in options.items():
+        if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[0] == count:
+            selected[name] = value[torch.as_tensor(rows, device=value.device)]
+            if value.shape == (count, max(lengths)):
+                selected[name] = selected[name][:, max(lengths) - width :]
+    if (allowed := options.get("prefix_allowed_tokens_fn")) is not None:
+        beams = int(setting(model, options, "num_beams") or 1)
+        each = returned_sequences(model, options) if beams == 1 else 1
+
+        def allowed_here(index: int, ids: Tensor) -> Any:
+            row, copy = divmod(index, each)
+            return allowed(rows[row] * each + copy, ids)
+
+        selected["prefix_allowed_tokens_fn"] = allowed_here
+    return selected
+
+
+class BufferedStreamer(BaseStreamer):
+    """Buffers streamed tokens until we know which prompts stay; the others stream nothing."""
+
+    def __init__(self, streamer: BaseStreamer) -> None:
+        self.streamer = streamer
+        self.buffer: list[Tensor] | None = []
+
+    def put(self, value: Tensor) -> None:
+        if self.buffer is None:
+            self.streamer.put(value)
+        else:
+            self.buffer.append(value)
+
+    def end(self) -> None:
+        self.release()
+        self.streamer.end()
+
+    def release(self) -> None:
+        """Stream the buffer, and from now on every token at once."""
+        buffer, self.buffer = self.buffer or [], None
+        for value in buffer:
+            self.streamer.put(value)

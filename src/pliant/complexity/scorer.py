@@ -29,7 +29,6 @@ from pliant.adapters.quantized import differentiable
 from pliant.anatomy import Anatomy
 from pliant.anatomy.modes import without_checkpointing
 from pliant.complexity.config import CPXConfig, Reads
-from pliant.complexity.generate_options import setting
 from pliant.complexity.prompts import (
     Truncation,
     alike,
@@ -299,3 +298,13 @@ def _check_layer(anatomy: Anatomy, layer: int | None) -> None:
 
 def _layers(count: int | None) -> str:
     return "all layers" if count is None else f"{count} layers"
+
+
+def setting(model: nn.Module, options: dict[str, Any], name: str) -> Any:
+    """What `generate` uses: the value of the options, their configuration or the model's own."""
+    own = getattr(model, "generation_config", None)
+    values = [
+        options.get(name),
+        *(getattr(c, name, None) for c in (options.get("generation_config"), own)),
+    ]
+    return next((value for value in values if value is not None), None)
