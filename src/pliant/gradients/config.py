@@ -63,25 +63,16 @@ class GradientConfig:
     """Of the draws."""
 
     def __post_init__(self) -> None:
-        for name, kinds in (
-            ("engine", Engine),
-            ("selection", Selection),
-            ("score", Score),
-            ("kv_grad", KvGrad),
-        ):
-            check_choice(name, getattr(self, name), get_args(kinds))
-        _share("ratio", self.ratio)
-        _share("mix", self.mix)
-        _share("score_share", self.score_share)
-        for name, least in (
-            ("warmup_steps", 0),
-            ("dense_first", 0),
-            ("dense_every", 0),
-            ("num_strata", 1),
-            ("min_tokens_per_sequence", 0),
-            ("seed", 0),
-        ):
-            check_whole(name, getattr(self, name), least)
+        check_choice("engine", self.engine, get_args(Engine))
+        check_choice("selection", self.selection, get_args(Selection))
+        check_choice("score", self.score, get_args(Score))
+        check_choice("kv_grad", self.kv_grad, get_args(KvGrad))
+        for name in ("ratio", "mix", "score_share"):
+            _check_share(name, getattr(self, name))
+        for name in ("warmup_steps", "dense_first", "dense_every", "min_tokens_per_sequence"):
+            check_whole(name, getattr(self, name), 0)
+        check_whole("num_strata", self.num_strata, 1)
+        check_whole("seed", self.seed, 0)
         if self.exit_layer is not None:
             check_whole("exit_layer", self.exit_layer, 1)
         if not isinstance(self.dynamic, bool):
@@ -96,6 +87,6 @@ class GradientConfig:
         return self.engine != "completion" and self.selection not in ("uniform", "all")
 
 
-def _share(name: str, value: object) -> None:
+def _check_share(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise InvalidInput(f"{name} = {value!r}: give a share above 0, up to 1")

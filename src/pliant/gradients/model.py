@@ -191,7 +191,9 @@ class Gradients(Adapter):
         if _head_of(self.base) != self._head:  # its vocabulary was resized since
             self._anatomy, self._head = [Anatomy.of(self.base)], _head_of(self.base)
         split = SplitForward(self._anatomy[0], forward)
-        alignment = self._alignment_of(split, inputs, fused)
+        # trl, and `shift_labels`, have shifted the labels already.
+        shifted = fused or inputs.get("labels") is None
+        alignment = LabelAlignment() if shifted else label_alignment(split)
         if alignment.other is not None:
             return self._train_unselected(split, inputs, alignment.other)
         batch = labelled_batch(inputs, alignment.aligned)
@@ -207,14 +209,6 @@ class Gradients(Adapter):
         self.telemetry.trained(batch, chosen, losses_N, known_BT, split.ledger, fair=fair)
         output.move_to_end("loss", last=False)  # where a tuple has it, and `output[0]`
         return output.to_tuple() if batch.tuples else output
-
-    def _alignment_of(
-        self, split: SplitForward, inputs: dict[str, Any], fused: bool
-    ) -> LabelAlignment:
-        """How labels align with positions; trl, and `shift_labels`, have shifted them already."""
-        if fused or inputs.get("labels") is None:
-            return LabelAlignment()
-        return label_alignment(split)
 
     def _train_unselected(self, split: SplitForward, inputs: dict[str, Any], reason: str) -> Any:
         kind = type(split.anatomy.model).__name__

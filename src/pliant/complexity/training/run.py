@@ -134,15 +134,8 @@ def train_scorer(
     base, tokenizer = loading.load(model.model_name, dtype=model.dtype, device=model.device)
     if model.dtype == "auto":
         base = _in_fastest_dtype(base, Path(training.output_dir) if training.resume else None)
-    config = CPXConfig(
-        rows=model.rows,
-        outputs=model.outputs,
-        num_labels=training.num_labels,
-        aggregation=model.aggregation,  # type: ignore[arg-type]
-        layer=model.layer,
-        bias=model.bias,
-        lora_rank=model.lora_rank,
-    )
+    of_both = {k: v for k, v in vars(model).items() if k in CPXConfig.__dataclass_fields__}
+    config = CPXConfig(num_labels=training.num_labels, **of_both)
     scorer = attach(base, config, CPXTokenizer.of(tokenizer, training.cpx_token))
     limits: Any = {"max_length": data.max_length, "truncation": "left" if data.truncate else None}
     into_ids = partial(encode, scorer, scorer.tokenizer, **limits)

@@ -111,8 +111,7 @@ class Exit:
 
 class PositionSelector:
     """Selects the chosen positions of whatever has one entry for each position; once for each
-    tensor,
-    for layers share them."""
+    tensor, for layers share them."""
 
     def __init__(self, at_BK: Tensor, length: int) -> None:
         self.at_BK, self.length = at_BK, length
