@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -83,9 +83,8 @@ class TextFeatures:
                 part.idf_ = state.arrays[f"{name}.idf"].astype(np.float64)
                 features._parts[name] = part
         if features.settings.waves:
-            names = ("mean", "std", "weight", "phase")
-            arrays = [state.arrays[f"waves.{name}"].astype(np.float64) for name in names]
-            features._waves = _Waves(*arrays)
+            arrays = [state.arrays[f"waves.{each.name}"] for each in fields(_Waves)]
+            features._waves = _Waves(*(array.astype(np.float64) for array in arrays))
         return features
 
     def _vectorizer(self, name: str, **options: Any) -> Any:
@@ -130,8 +129,7 @@ class _Waves:
         return waves * np.sqrt(2 / len(self.phase))
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        named = {"mean": self.mean, "std": self.std, "weight": self.weight, "phase": self.phase}
-        return {name: value.astype(np.float32) for name, value in named.items()}
+        return {name: value.astype(np.float32) for name, value in vars(self).items()}
 
 
 def _surfaces(texts: Sequence[str]) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -124,14 +124,11 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
         return None if any(c is None for c in columns) else tuple(t for c in columns for t in c)
 
     messages = tuple(m for part in parts for m in part.messages or (None,) * len(part))
-    return Outcomes(
-        prompts=tuple(text for part in parts for text in part.prompts),
-        models=first.models,
+    columns: Any = {name: texts(name) for name in ("prompts", "groups", "wordings", "questions")}
+    return replace(
+        first,
         right=np.concatenate([part.right for part in parts]),
         cost=np.concatenate([part.cost for part in parts]),
-        groups=texts("groups"),
-        wordings=texts("wordings"),
-        questions=texts("questions"),
-        unit=first.unit,
         messages=messages if any(messages) else None,
+        **columns,
     )
