@@ -39,9 +39,13 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
     """
 
     part: ClassVar[str]
-    """The part of Pliant that it belongs to, and its default name."""
+    """The part of Pliant that it belongs to."""
+    default_name: ClassVar[str] = ""
+    """The name under which it is attached unless another is given; if empty, its part's."""
     config_class: ClassVar[type]
     """The frozen dataclass of its settings."""
+    why_no_export: ClassVar[str] = ""
+    """Why no stock checkpoint can contain what it does, for an export to raise; else empty."""
 
     def __init__(self, model: nn.Module, config: Any) -> None:
         super().__init__()
@@ -181,7 +185,7 @@ def attach(model: nn.Module, adapter: A, name: str | None = None) -> A:
     first run under torch.compile, which does not notice hooks that are added later.
     """
     model = unwrap(model)
-    name = adapter.part if name is None else name
+    name = (adapter.default_name or adapter.part) if name is None else name
     if adapter._link is not None:
         raise AdapterError(f"this {type(adapter).__name__} is already attached, as {adapter.name}")
     _check_name(model, name)

@@ -9,7 +9,15 @@ from typing import Any
 from torch import nn
 
 from pliant.anatomy import find
-from pliant.anatomy.blocks import Absent, Attention, Mlp, find_attention, find_mlp
+from pliant.anatomy.blocks import (
+    Absent,
+    Attention,
+    Mixture,
+    Mlp,
+    find_attention,
+    find_mixtures,
+    find_mlp,
+)
 from pliant.anatomy.config import layer_configs, layer_types, text_config
 from pliant.anatomy.find import unwrap
 from pliant.errors import UnsupportedModel
@@ -117,6 +125,20 @@ class Anatomy:
         """Why layer `index` has no dense MLP; None if it has one."""
         blocks = self._mlp[index]
         return blocks.reason if isinstance(blocks, Absent) else None
+
+    def mixtures(self, index: int) -> tuple[Mixture, ...]:
+        """Every mixture of experts of layer `index`."""
+        blocks = self._mixture[index]
+        return () if isinstance(blocks, Absent) else blocks
+
+    def why_no_mixture(self, index: int) -> str | None:
+        """Why layer `index` has no mixture of experts; None if it has one."""
+        blocks = self._mixture[index]
+        return blocks.reason if isinstance(blocks, Absent) else None
+
+    @cached_property
+    def _mixture(self) -> list[tuple[Mixture, ...] | Absent]:
+        return [find_mixtures(layer) for layer in self.layers]
 
     @cached_property
     def _attention(self) -> list[tuple[Attention, ...] | Absent]:

@@ -1,4 +1,4 @@
-"""A layer's attention and MLP: the projections that end them, and how heads and channels enter."""
+"""A layer's attention, MLP and mixture of experts: the modules that end them, and their units."""
 
 from __future__ import annotations
 
@@ -361,3 +361,32 @@ def _below(path: str, roots: list[str]) -> bool:
 
 def _as_mlp(projection: Projection) -> Mlp:
     return Mlp(projection.module, projection.path, projection.inputs, projection.axis)
+
+
+# --- a mixture of experts -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Experts in one module that is called with (tokens, index of the chosen, their weights).
+
+    Axis 0 of each parameter of `experts` is the expert.
+    """
+
+    experts: nn.Module
+    experts_name: str
+    count: int
+
+
+def find_mixtures(layer: nn.Module) -> tuple[Mixture, ...] | Absent:
+    """The mixtures of one layer, by their stacked weights: nearly always one, or none."""
+    mixtures = []
+    for path, module in layer.named_modules():
+        stacked = [p for p in module.parameters(recurse=False) if p.dim() == 3]
+        if len(stacked) < 2 or "expert" not in f"{path}{type(module).__name__}".lower():
+            continue  # JetMoE's two projections are modules of their own
+        # LongCat's experts that do nothing have weights in `gate_up_proj` alone.
+        count = min(p.shape[0] for p in stacked)
+        if count > 1:
+            mixtures.append(Mixture(module, path, count))
+    return tuple(mixtures) or Absent("it has no mixture of experts with stacked weights")

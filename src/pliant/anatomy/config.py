@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -48,27 +49,32 @@ def read(holder: Any, name: str) -> Any:
 
 
 def truncated_config(config: PreTrainedConfig, depth: int, k: int) -> PreTrainedConfig:
-    """A copy of the config for the first `k` of `depth` layers.
+    """A copy of the config for the first `k` of `depth` layers."""
+    return kept_layers_config(config, depth, range(k))
 
-    Truncates the number of layers, lists with an entry for each layer, and lists of layer indices.
-    The caller must check that the model type builds its own first layers from it.
+
+def kept_layers_config(config: PreTrainedConfig, depth: int, kept: Sequence[int]) -> Any:
+    """A copy of the config for some of `depth` layers, in their order.
+
+    Changes the number of layers, lists with an entry for each layer, and lists of layer indices.
+    The caller must check that the model type builds those layers from it.
     """
     config = copy.deepcopy(config)
-    if k == depth:
+    if len(kept) == depth:
         return config
     text: Any = config.get_text_config(decoder=True)
     for key, value in list(vars(text).items()):
         if key in _DEPTHS and value == depth:
-            setattr(text, key, k)
+            setattr(text, key, len(kept))
         elif isinstance(value, (list, tuple)) and not _NOT_LAYERS.fullmatch(key):
-            setattr(text, key, _truncate(key, value, depth, k))
+            setattr(text, key, _select(key, value, depth, kept))
     return config
 
 
-def _truncate(key: str, value: Any, depth: int, k: int) -> Any:
+def _select(key: str, value: Any, depth: int, kept: Sequence[int]) -> Any:
     kind = type(value)
     if len(value) == depth:
-        return kind(value[:k])
+        return kind(value[i] for i in kept)
     if _INDICES.fullmatch(key) and all(isinstance(i, int) for i in value):
-        return kind(i for i in value if i < k)
+        return kind(kept.index(i) for i in value if i in kept)
     return value

@@ -1,0 +1,96 @@
+"""The units of a model that can be scaled or removed, and the module at which each is scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from pliant.anatomy import Anatomy
+from pliant.errors import UnsupportedModel
+from pliant.structure.config import KINDS, Kind
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """The units of one kind in one block of a layer."""
+
+    kind: Kind
+    layer: int
+    block: int
+    """Which of the layer's blocks of this kind; nearly always 0, the only one."""
+    module: nn.Module
+    """For heads and channels the projection that reads them; for experts the module that holds
+    them; for a half the projection that ends it; or the layer."""
+    count: int
+    width: int = 1
+    """Features of the projection's input for each unit."""
+    axis: int = 1
+    """The axis of the projection's weight for its inputs."""
+    groups: int = 0
+    """For heads: how many KV heads share them."""
+
+    @property
+    def key(self) -> str:
+        """Its name among the sites of its kind: the layer, and the block if there are several."""
+        return f"{self.layer}_{self.block}" if self.block else str(self.layer)
+
+
+def sites_of(anatomy: Anatomy, kinds: Iterable[Kind]) -> list[Site]:
+    """Every site of these kinds, kind after kind, in the order of the layers.
+
+    A block that several layers share (Zamba's) is one site, of the first of them.
+    """
+    sites: list[Site] = []
+    for kind in kinds:
+        own = list(_without_repeats(_sites(anatomy, kind)))
+        if not own:
+            raise _no_site(anatomy, kind)
+        sites += own
+    return sites
+
+
+def _sites(anatomy: Anatomy, kind: Kind) -> Iterator[Site]:
+    for i, layer in enumerate(anatomy.layers):
+        if kind == "layers":
+            yield Site(kind, i, 0, layer, 1)
+        elif kind == "heads":
+            for j, a in enumerate(anatomy.attentions(i)):
+                yield Site(kind, i, j, a.output, a.heads, a.head_dim, a.axis, a.kv_heads)
+        elif kind == "channels":
+            for j, m in enumerate(anatomy.mlps(i)):
+                yield Site(kind, i, j, m.down, m.width, 1, m.axis)
+        elif kind == "experts":
+            for j, mixture in enumerate(anatomy.mixtures(i)):
+                yield Site(kind, i, j, mixture.experts, mixture.count)
+        elif kind == "attention":
+            for j, a in enumerate(anatomy.attentions(i)):
+                yield Site(kind, i, j, a.output, 1)
+        elif kind == "mlp":
+            ends = [m.down for m in anatomy.mlps(i)] + [m.experts for m in anatomy.mixtures(i)]
+            for j, end in enumerate(ends):
+                yield Site(kind, i, j, end, 1)
+
+
+def _without_repeats(sites: Iterable[Site]) -> Iterator[Site]:
+    seen: set[int] = set()
+    for site in sites:
+        if id(site.module) not in seen:
+            seen.add(id(site.module))
+            yield site
+
+
+def _no_site(anatomy: Anatomy, kind: Kind) -> UnsupportedModel:
+    why = {
+        "heads": anatomy.why_no_attention,
+        "attention": anatomy.why_no_attention,
+        "experts": anatomy.why_no_mixture,
+    }.get(kind, anatomy.why_no_mlp)
+    every = range(len(anatomy.layers))
+    reasons = "; ".join(dict.fromkeys(reason for i in every if (reason := why(i))))
+    others = [k for k in KINDS if k != kind and any(True for _ in _sites(anatomy, k))]
+    return UnsupportedModel(
+        f"{type(anatomy.model).__name__} has no {kind} to gate: {reasons}. It has "
+        f"{', '.join(others)}: GateConfig(units=({others[0]!r},))"
+    )
