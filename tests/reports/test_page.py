@@ -20,6 +20,9 @@ LINES = plots.lines(
     {"cheap": (0, 0), "dear": (1, 1)},
     ("$1 or $2", (0.5, 0.5)),
 )
+HEAT = plots.heat_maps(
+    {"heads": {"0": [1e-3, 2.0, 30.0], "1": [0.5]}, "layers": {"0": [-1], "1": [0]}}, "layer", "z"
+)
 SECTION = Section(
     "What <it> says",
     sentences=["a & b"],
@@ -31,6 +34,7 @@ SECTION = Section(
         (plots.reliability([(0.2, 0.1, 5), (0.2, 0.3, 5), (0.9, 1, 10)], "x", "y"), "kept"),
         (plots.histograms([0, 0.5, 1], {"a": [1, 2], "b": [3, 0]}, "x", "y"), "two histograms"),
         (plots.lines({"a": plots.Line([0, 1], [1, 0], [0, 0], [1, 1])}, "x", "y"), "a band"),
+        (HEAT, "two heat maps"),
     ],
     texts=[Coloured("a <text>", [Word("<b>", "marked", 0.5, 'says "so"'), Word(" & ", "faint")])],
 )
@@ -53,7 +57,8 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_nothing_is_fetched_and_all_text_is_escaped():
     html = render("<t>", [SECTION])
-    assert all(a.startswith("#") for a in re.findall(r'(?:href|src)="([^"]*)"', html))
+    local = ("#", "data:image/png;base64,")  # a heat map's cells are an image in the page itself
+    assert all(a.startswith(local) for a in re.findall(r'(?:href|src)="([^"]*)"', html))
     assert "url(http" not in html and "@import" not in html and "<script" not in html
     assert "What &lt;it&gt; says" in html and "a &amp; b" in html and "&lt;t&gt;" in html
 
@@ -70,6 +75,13 @@ def test_what_is_black_in_a_picture_takes_the_colour_of_the_page():
         assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) <= {plots.INK, *plots.COLOURS}
         assert "fill: #ffffff" not in svg and "background" not in svg
     assert f"stroke: {plots.INK}" in page._STYLE and f"fill: {plots.INK}" in page._STYLE
+
+
+def test_a_heat_map_has_a_row_for_each_name_and_sorts_long_rows():
+    assert all(f">{text}<" in HEAT for text in ("heads", "layers", "layer", "z", "unit"))
+    assert "highest" not in HEAT and "mathdefault" not in HEAT
+    long = plots.heat_maps({"channels": {"0": [float(i % 7) for i in range(200)]}}, "layer", "z")
+    assert ">unit, the highest of each row first<" in long
 
 
 def test_no_two_lines_look_alike_and_names_are_no_formulas():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # The page replaces it by its own text colour: see `page`.
 INK = "#000000"
@@ -148,6 +149,58 @@ def histograms(
     return out.getvalue()
 
 
+def heat_maps(
+    maps: Mapping[str, Mapping[str, Sequence[float]]], y: str, value: str, sorted_from: int = 128
+) -> str:
+    """One heat map under the other: a row for each name, a cell for each of its values.
+
+    Rows of `sorted_from` values or more are sorted, the highest first. The colours are logarithmic
+    if the values are positive and far apart, and span all but the outermost percent of them.
+    """
+    rows = sum(min(len(drawn), 40) for drawn in maps.values())
+    size = (_WIDE[0], 1.1 * len(maps) + 0.16 * rows + 0.6)
+    with _figure(size) as (figure, out):
+        for i, (title, drawn) in enumerate(maps.items()):
+            axes = figure.add_subplot(len(maps), 1, i + 1)
+            _heat_map(axes, title, drawn, value, sorted_from)
+            axes.set_ylabel(y)
+    return out.getvalue()
+
+
+def _heat_map(
+    axes: Axes, title: str, drawn: Mapping[str, Sequence[float]], value: str, sorted_from: int
+) -> None:
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+
+    longest = max(map(len, drawn.values()))
+    is_sorted = longest >= sorted_from
+    rows = [sorted(row, reverse=True) if is_sorted else list(row) for row in drawn.values()]
+    ranked = sorted(x for row in rows for x in row)
+    low, high = ranked[len(ranked) // 100], ranked[-1 - len(ranked) // 100]
+    norm: Any = Normalize(low, high, clip=True)
+    if low > 0 and high > 10 * low:
+        norm = LogNorm(low, high, clip=True)
+    floor = low if isinstance(norm, LogNorm) else ranked[0]  # a logarithm needs positive values
+    padded = [
+        [*(max(x, floor) for x in row), *[float("nan")] * (longest - len(row))] for row in rows
+    ]
+    colours = LinearSegmentedColormap.from_list("importance", ["#f2f4f7", COLOURS[1], "#101828"])
+    image = axes.imshow(padded, aspect="auto", cmap=colours, norm=norm, interpolation="nearest")
+    # No powers of ten in formulas, which `_figure` turns off.
+    bar = axes.figure.colorbar(image, ax=axes, label=value, pad=0.01, format="{x:g}")
+    assert bar.solids is not None
+    bar.solids.set_rasterized(True)
+    axes.set_title(title, loc="left", fontsize=10)
+    every = -(-len(rows) // 16)
+    axes.set_yticks(range(0, len(rows), every), list(drawn)[::every])
+    axes.tick_params(labelsize=8)
+    if longest == 1:
+        axes.set_xticks([])
+        return
+    axes.set_xlabel("unit, the highest of each row first" if is_sorted else "unit", fontsize=9)
+    axes.locator_params(axis="x", integer=True)
+
+
 def _bars_at_the_bottom(
     bins: Sequence[tuple[float, float, float]],
 ) -> list[tuple[float, float, float]]:
@@ -172,7 +225,18 @@ def _legend(axes: Axes, columns: int) -> None:
 
 @contextmanager
 def _drawing(x: str, y: str, size: tuple[float, float] = _SIZE) -> Iterator[tuple[Axes, StringIO]]:
-    """Axes, and a text that holds the picture when the block ends. No pyplot: no global state."""
+    """Axes, and a text that holds the picture when the block ends."""
+    with _figure(size) as (figure, out):
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        yield axes, out
+
+
+@contextmanager
+def _figure(size: tuple[float, float]) -> Iterator[tuple[Figure, StringIO]]:
+    """A figure, and a text that holds it when the block ends. No pyplot: no global state."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -182,9 +246,5 @@ def _drawing(x: str, y: str, size: tuple[float, float] = _SIZE) -> Iterator[tupl
     plain: Any = {"svg.hashsalt": "pliant", "svg.fonttype": "none", "text.parse_math": False}
     with rc_context({**plain, "font.family": "sans-serif"}):
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        yield axes, out
+        yield figure, out
         figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
