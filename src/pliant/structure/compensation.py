@@ -1,0 +1,104 @@
+"""New weights for the projections whose units were removed; the base keeps its own.
+
+The adapter holds a weight for each of some projections and computes with it in their place. So the
+units that stay take over what they can of what the others did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pliant import adapters
+from pliant.adapters import Adapter, Around, Wire
+from pliant.adapters.hooks import Patch
+from pliant.anatomy import Anatomy
+from pliant.errors import InvalidInput
+from pliant.structure.config import Kind
+from pliant.structure.units import Site, sites_of
+
+
+@dataclass(frozen=True)
+class CompensationConfig:
+    """Which projections get a weight of their own."""
+
+    sites: tuple[tuple[Kind, str], ...] = ()
+    """Their kind ("heads" or "channels") and key."""
+
+    def __post_init__(self) -> None:
+        sites = tuple((kind, key) for kind, key in self.sites)
+        object.__setattr__(self, "sites", sites)
+        for kind, _ in sites:
+            if kind not in ("heads", "channels"):
+                raise InvalidInput(f"{kind} end in no projection: compensate heads or channels")
+
+
+class Compensation(Adapter):
+    """Weights in place of the base's, until it is detached or exported."""
+
+    part = "structure"
+    config_class = CompensationConfig
+
+    def __init__(self, model: nn.Module, config: CompensationConfig) -> None:
+        super().__init__(model, config)
+        sites = _sites(Anatomy.of(model), config)
+        self.weights = nn.ParameterDict(
+            {name: nn.Parameter(dense_weight(site.module), False) for name, site in sites.items()}
+        )
+
+    def wire(self, model: nn.Module) -> Iterator[Wire]:
+        for name, site in _sites(self.anatomy, self.config).items():
+            yield Around(site.module, partial(self._project, name))
+
+    def weight(self, kind: Kind, key: str) -> nn.Parameter:
+        """(outputs, inputs), whatever the axis of the base's own weight."""
+        return self.weights[f"{kind}_{key}"]
+
+    def _project(self, name: str, forward: Any, x: Tensor) -> Tensor:
+        module = forward.module if isinstance(forward, Patch) else forward.__self__
+        return F.linear(x, self.weights[name].to(x.dtype), bias_of(module))
+
+
+def attach(model: nn.Module, sites: Any, name: str = "compensation") -> Compensation:
+    """Weights for these sites, equal to the base's so far."""
+    config = CompensationConfig(tuple((site.kind, site.key) for site in sites))
+    return adapters.attach(model, Compensation(model, config), name)
+
+
+def _sites(anatomy: Anatomy, config: CompensationConfig) -> dict[str, Site]:
+    kinds = list(dict.fromkeys(kind for kind, _ in config.sites))
+    own = {(site.kind, site.key): site for site in sites_of(anatomy, kinds)}
+    return {f"{kind}_{key}": own[kind, key] for kind, key in config.sites}
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    bias = getattr(_inner(module), "bias", None)
+    return bias if isinstance(bias, Tensor) else None
+
+
+@torch.no_grad()
+def dense_weight(module: nn.Module) -> Tensor:
+    """(outputs, inputs) what a projection multiplies by, also if it is quantised or has a LoRA."""
+    inner: Any = _inner(module)
+    weight = getattr(module, "weight", None)
+    if type(weight) is nn.Parameter and weight.dim() == 2 and weight.is_floating_point():
+        transposed = not hasattr(module, "in_features")  # GPT-2's Conv1D
+        return (weight.T if transposed else weight).detach().clone()
+    inputs = getattr(inner, "in_features", None) or inner.nx
+    reference = next(p for p in module.parameters() if p.is_floating_point() or p.numel())
+    dtype = reference.dtype if reference.is_floating_point() else torch.float32
+    eye = torch.eye(inputs, dtype=dtype, device=reference.device)
+    zero = module(torch.zeros_like(eye[:1]))
+    return (module(eye) - zero).T.contiguous()
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    while isinstance(wrapped := getattr(module, "base_layer", None), nn.Module):
+        module = wrapped
+    return module
