@@ -1,0 +1,105 @@
+"""Perplexity after pruning a model's channels, before any training: ours beside simple ways.
+
+    python -m benchmarks.structure_prune --model smollm2-135m --data FOLDER
+
+FOLDER holds `gsm8k-{train,test}.jsonl.gz` and `wikitext2-{valid,test}.txt.gz`: half of the
+calibration text is GSM8K's training set, half WikiText-2's validation set; perplexity is measured
+on pieces of both test sets. Every way removes the same share of channels from every layer, as a
+stock checkpoint needs. Figures are perplexities relative to the whole model's.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks.harness import keep
+from benchmarks.real_model import result_name
+from pliant.loading import load
+from pliant.reports.tables import Table
+from pliant.structure import PruneConfig, perplexity, prune
+
+LENGTH, ROWS = 512, 4
+WAYS: dict[str, dict[str, Any]] = {
+    "error, compensated": {},
+    "activation, compensated": {"score": "activation"},
+    "activation": {"score": "activation", "compensate": False},
+    "magnitude": {"score": "magnitude", "compensate": False},
+    "random": {"score": "random", "compensate": False},
+}
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="The folder of the texts.")],
+    model: Annotated[str, typer.Option(help="By name or folder.")] = "smollm2-135m",
+    dtype: Annotated[str, typer.Option(help="The model's dtype.")] = "bfloat16",
+    tokens: Annotated[int, typer.Option(help="Of calibration text.")] = 16_384,
+    test: Annotated[int, typer.Option(help="Tokens of each test text.")] = 6_144,
+    share: Annotated[list[float] | None, typer.Option(help="Of channels; repeatable.")] = None,
+) -> None:
+    """Print the table and write the result."""
+    torch.set_num_threads(1)
+    console = Console(highlight=False)
+    loaded, tokenizer = load(model, dtype=dtype)
+    loaded.requires_grad_(False)
+    fitted = [
+        *pieces(data / "gsm8k-train.jsonl.gz", tokenizer, tokens // 2),
+        *pieces(data / "wikitext2-valid.txt.gz", tokenizer, tokens // 2),
+    ]
+    tests = {
+        "gsm8k": pieces(data / "gsm8k-test.jsonl.gz", tokenizer, test),
+        "wikitext2": pieces(data / "wikitext2-test.txt.gz", tokenizer, test),
+    }
+    whole = {name: perplexity(loaded, batches) for name, batches in tests.items()}
+    figures: dict[str, Any] = {"model": Path(model).name, "dtype": dtype, "tokens": tokens}
+    figures |= {"test tokens": test, "whole": whole, "shares": {}}
+    for channels in share or [0.25, 0.5]:
+        own = figures["shares"].setdefault(f"{channels:g}", {})
+        for name, options in WAYS.items():
+            start = time.process_time()
+            pruned = prune(loaded, fitted, PruneConfig(channels=channels, **options))
+            seconds = time.process_time() - start
+            ratios = {t: perplexity(loaded, batches) / whole[t] for t, batches in tests.items()}
+            own[name] = {"ratio": ratios, "CPU seconds": round(seconds, 1)}
+            pruned.detach()
+            console.print(f"{channels:.0%} {name}: {ratios}, {seconds:.0f} s")
+    draw(figures).draw(console)
+    keep(result_name("structure_prune", model), figures, f"{COMMAND} --model {Path(model).name}")
+
+
+COMMAND = "python -m benchmarks.structure_prune --data FOLDER"
+
+
+def pieces(path: Path, tokenizer: Any, tokens: int) -> list[dict[str, torch.Tensor]]:
+    """So many tokens from the start of a text, in batches of rows of equal length."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        text = file.read()
+    if ".jsonl" in path.name:
+        rows = [json.loads(line) for line in text.splitlines()]
+        text = "\n\n".join(f"{row['question']}\n{row['answer']}" for row in rows)
+    ids = tokenizer(text[: 12 * tokens], verbose=False)["input_ids"][:tokens]
+    rows_BT = torch.tensor(ids[: len(ids) // LENGTH * LENGTH]).view(-1, LENGTH)
+    return [{"input_ids": batch} for batch in rows_BT.split(ROWS)]
+
+
+def draw(figures: dict[str, Any]) -> Table:
+    names = list(figures["whole"])
+    rows = [
+        [share, way, *(f"{result['ratio'][name]:.3f}" for name in names)]
+        for share, ways in figures["shares"].items()
+        for way, result in ways.items()
+    ]
+    head = ["channels removed", "way", *names]
+    title = f"{figures['model']}: perplexity, relative to the whole model's"
+    return Table(title, head, rows, right=frozenset(names))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,43 @@
+"""Structure: gates on heads, channels, experts of a mixture and layers; pruning that removes them.
+
+`units` lists the parts of a model that can be gated, `config` holds the settings, and `gates`
+scales them while the model stays as it is. `importance` ranks them on `calibration` text:
+`measures` has a function for each score, and `meters` the hooks that some of them set. `prune`
+closes gates and gives the rest new weights (`compensation`, by `least_squares`); `export` removes
+what is closed and writes a `smaller` stock model. `controller` learns which gates to close, within
+a `budget`; `skips` adds the outputs of early layers to those of late ones.
+"""
+
+from pliant.structure.calibration import calibration_batches
+from pliant.structure.config import GateConfig
+from pliant.structure.controller import Controller, ControllerConfig
+from pliant.structure.export import ExportResult, export
+from pliant.structure.gates import Gates, attach
+from pliant.structure.importance import Importance, ImportanceConfig, importance
+from pliant.structure.prune import PruneConfig, Pruned, perplexity, prune
+from pliant.structure.skips import SkipConfig, Skips
+from pliant.structure.skips import attach as attach_skips
+from pliant.structure.units import Site, sites_of
+
+__all__ = [
+    "Controller",
+    "ControllerConfig",
+    "GateConfig",
+    "ExportResult",
+    "Gates",
+    "Importance",
+    "ImportanceConfig",
+    "PruneConfig",
+    "Pruned",
+    "Site",
+    "SkipConfig",
+    "Skips",
+    "attach",
+    "attach_skips",
+    "calibration_batches",
+    "export",
+    "importance",
+    "perplexity",
+    "prune",
+    "sites_of",
+]
