@@ -32,7 +32,7 @@ ORDER = [
 LAYERS = {
     "adapters": [{"adapter", "saving"}, {"files"}, {"fingerprint", "hooks", "quantized"}],
     "anatomy": [
-        {"depth"},
+        {"depth", "lockstep"},
         {"decoder", "trial"},
         {"anatomy"},
         {"find"},
@@ -40,8 +40,8 @@ LAYERS = {
         {"cache_copy", "config", "intercept", "modes", "tiny"},
     ],
     "cli": [
-        {"demo", "run", "train"},
-        {"app", "doctor", "gradients", "models", "route", "score"},
+        {"demo", "prune", "run", "train"},
+        {"app", "doctor", "gradients", "importance", "models", "route", "score"},
         {"flags", "terminal"},
     ],
     "complexity": [
@@ -75,6 +75,14 @@ LAYERS = {
         {"backends", "decision_rule"},
         {"outcomes"},
         {"prompts"},
+    ],
+    "structure": [
+        {"export", "importance", "prune"},
+        {"controller", "measures", "skips"},
+        {"compensation", "gates", "meters", "smaller"},
+        {"budget"},
+        {"calibration", "units"},
+        {"config", "least_squares"},
     ],
     "training": [
         {"run"},

@@ -1,0 +1,238 @@
+"""`pliant importance MODEL`: which heads, channels, experts and layers of a model matter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge
+
+from pliant.cli import terminal
+from pliant.errors import InvalidInput
+from pliant.options import Flag
+from pliant.reports.tables import Table
+
+if TYPE_CHECKING:
+    from pliant.structure import Importance, ImportanceConfig
+
+EMBEDDED = "nano"
+TOKENS_IN_A_QUESTION = 8  # of the embedded models' world, at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceOptions:
+    model: Annotated[str, Flag(positional=True)]
+    """nano-s, nano-l, a folder, or a name on the hub."""
+    data: str | None = None
+    """Calibration text (.txt); rows with text, prompt and completion, or messages (.jsonl, ...); a
+    hub data set (name:split); or nano, the default for nano models: questions of their world."""
+    units: tuple[str, ...] = ()
+    """heads, channels, experts, layers, attention or mlp; repeatable. Default: heads."""
+    score: str = "fisher"
+    """fisher, taylor, activation, leave_one_out, entropy (heads), block_influence (layers),
+    frequency (experts), magnitude or random."""
+    tokens: Annotated[int, Ge(1)] = 8192
+    """How much calibration text is read, in tokens."""
+    length: Annotated[int, Ge(2)] = 256
+    """The longest piece of text, in tokens."""
+    batch_size: Annotated[int, Ge(1)] = 8
+    """Pieces of text per batch."""
+    rows: Annotated[int, Ge(1)] | None = None
+    """Read only this many rows of the data."""
+    seed: Annotated[int, Ge(0)] = 0
+    """For the score random."""
+    out: Path | None = None
+    """Write all scores to this file (.json)."""
+    picture: Path | None = None
+    """Write a heat map to this file (.svg)."""
+    resume: Path | None = None
+    """For leave_one_out: note each unit in this file (.jsonl), and go on from what it holds."""
+    dtype: str = "float32"
+    """The weights' type: float32, bfloat16, ..."""
+    device: str | None = None
+    """cpu, cuda, ..."""
+    json: bool = False
+    """Print one JSON document."""
+
+    def config(self) -> ImportanceConfig:
+        from pliant.structure import ImportanceConfig
+
+        return ImportanceConfig(self.units or ("heads",), self.score, self.seed)  # type: ignore[arg-type]
+
+
+def importance(options: ImportanceOptions) -> None:
+    """Score every head, channel, expert or layer of a model: the higher, the more it matters.
+
+    Gradients of gates (fisher, taylor) need one forward and one backward pass over the text,
+    leave_one_out a forward pass for each unit. The model is not changed.
+
+    Example: pliant importance nano-s --units heads --units layers --picture heads.svg
+    """
+    check_files(options)
+    config = options.config()
+    rows = calibration_rows(options)
+    terminal.hide_loading_bars()
+    from pliant.loading import load
+
+    model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
+    scores = measured(options, config, model, tokenizer, rows)
+    content = {"model": options.model, "data": data_of(options), **scores.as_dict()}
+    if options.out is not None:
+        _write(options.out, json.dumps(content, allow_nan=False) + "\n")
+    if options.picture is not None:
+        _write(options.picture, heat_map(scores))
+    if options.json:
+        terminal.print_json(content)
+    else:
+        terminal.draw(tables(scores), [f"{options.model}: {scores}"])
+
+
+def measured(
+    options: ImportanceOptions,
+    config: ImportanceConfig,
+    model: Any,
+    tokenizer: Any,
+    rows: list[dict[str, Any]],
+) -> Importance:
+    """The scores, with a progress bar for what takes a while."""
+    from pliant.structure import calibration_batches, importance
+
+    batches = (
+        calibration_batches(
+            rows,
+            tokenizer,
+            tokens=options.tokens,
+            length=fitting_length(options.length, model),
+            rows=options.batch_size,
+        )
+        if rows
+        else []
+    )
+    with Bar(options.score) as bar:
+        return importance(model, batches, config, progress=bar, resume=options.resume)
+
+
+class Bar:
+    """Opens a progress bar when the first step reports how many there are."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.opened: Any = None
+        self.report: terminal.Report | None = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.report is None:
+            self.opened = terminal.progress(self.title, total, every=max(1, total // 10))
+            self.report = self.opened.__enter__()
+        self.report(done, "")
+
+    def __exit__(self, *error: Any) -> None:
+        if self.opened is not None:
+            self.opened.__exit__(*error)
+
+
+# --- inputs --------------------------------------------------------------------------------------
+
+
+def check_files(options: ImportanceOptions) -> None:
+    """Refuse what cannot be written before the work begins."""
+    for flag, path, ending in (
+        ("--out", options.out, ".json"),
+        ("--picture", options.picture, ".svg"),
+        ("--resume", options.resume, ".jsonl"),
+    ):
+        if path is None:
+            continue
+        if path.suffix != ending:
+            raise InvalidInput(f"{flag} {path}: name a {ending} file")
+        if path.is_dir():
+            raise InvalidInput(f"{flag} {path} is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def data_of(options: ImportanceOptions) -> str | None:
+    """The calibration text by name; None if the score needs none."""
+    if options.score in ("magnitude", "random"):
+        return None
+    if options.data is None and options.model.startswith("nano-"):
+        return EMBEDDED
+    return options.data
+
+
+def calibration_rows(options: ImportanceOptions) -> list[dict[str, Any]]:
+    data = data_of(options)
+    if data is None:
+        if options.score in ("magnitude", "random"):
+            return []
+        raise InvalidInput(
+            f"the score {options.score} needs calibration text: --data notes.txt (or --data nano, "
+            "questions of the embedded models' world)"
+        )
+    if data == EMBEDDED:
+        from pliant import nano
+
+        questions = options.rows or 1 + options.tokens // TOKENS_IN_A_QUESTION
+        return nano.conversations("train", questions)
+    from pliant.data import read_rows
+
+    return read_rows(data, limit=options.rows)
+
+
+def fitting_length(length: int, model: Any) -> int:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return min(length, positions) if isinstance(positions, int) else length
+
+
+# --- output --------------------------------------------------------------------------------------
+
+
+def tables(scores: Importance) -> Iterator[Table]:
+    """For each kind a row for each layer: its mean, and its lowest and highest unit."""
+    for kind, sites in scores.units.items():
+        single = all(len(values) == 1 for values in sites.values())
+        if single:
+            head = ["layer", scores.score]
+            rows = [[_layer(key), f"{float(values):.3g}"] for key, values in sites.items()]
+        else:
+            head = ["layer", "units", "mean", "lowest", "highest"]
+            rows = [_row(key, values) for key, values in sites.items()]
+        right = frozenset(head) - {"layer"}
+        yield Table(f"{kind} by {scores.score}", head, rows, right=right)
+
+
+def _row(key: str, values: Any) -> list[str]:
+    low, high = int(values.argmin()), int(values.argmax())
+    ends = [f"{values[i]:.3g} (unit {i})" for i in (low, high)]
+    return [_layer(key), f"{len(values):,}", f"{values.mean():.3g}", *ends]
+
+
+def _layer(key: str) -> str:
+    layer, _, block = key.partition("_")
+    return f"{layer}, block {block}" if block else layer
+
+
+def heat_map(scores: Importance) -> str:
+    """One map for each kind: a row for each layer, a cell for each unit."""
+    from pliant.reports import plots
+
+    maps = {
+        str(kind): {_layer(key): values.tolist() for key, values in sites.items()}
+        for kind, sites in scores.units.items()
+    }
+    return plots.heat_maps(maps, "layer", scores.score)
+
+
+def _write(path: Path, text: str) -> None:
+    """Completely or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""`pliant prune`: bad input is refused before a model is loaded, and a smaller model comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pliant import load
+from pliant.cli.app import outcome
+
+SMALL = ["--tokens", "2000", "--length", "64", "--batch-size", "4"]
+
+
+def test_a_smaller_stock_model_comes_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "smaller"
+    assert outcome(["prune", "nano-s", "--budget", "0.2", "--out", str(out), "--json", *SMALL]) == 0
+    report = json.loads(capsys.readouterr().out)
+    again = AutoModelForCausalLM.from_pretrained(out)
+    whole = load("nano-s")[0]
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (whole, again))
+    assert 1 - after / before == pytest.approx(0.2, abs=0.02)
+    assert report["export"]["parameters"] == after
+    assert report["export"]["difference"] <= report["export"]["bound"]
+    assert AutoTokenizer.from_pretrained(out)("what is 1+1?")["input_ids"]
+    names = list(report["perplexity"])
+    assert [name.split(" by ")[-1].split(",")[0] for name in names[1:]] == [
+        "random",
+        "magnitude",
+        "error",
+    ]
+    assert len(set(report["perplexity"].values())) == 4
+    assert len(report["removed"]["channels"]) == len(whole.model.layers)
+
+
+def test_the_table_says_what_was_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(["prune", "nano-s", "--heads", "0.34", "--no-controls", *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert "the whole model" in printed and "3 heads pruned, compensated" in printed
+    assert "random" not in printed
+
+
+def test_more_is_lost_without_compensation(capsys: pytest.CaptureFixture[str]) -> None:
+    perplexities = []
+    for extra in ([], ["--no-compensate"]):
+        command = ["prune", "nano-s", "--channels", "0.5", "--json", "--no-controls"]
+        assert outcome([*command, *extra, *SMALL]) == 0
+        perplexities.append([*json.loads(capsys.readouterr().out)["perplexity"].values()])
+    assert perplexities[0][0] == perplexities[1][0]
+    assert perplexities[0][1] < perplexities[1][1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nano-s"], "give --budget, or --channels and --heads"),
+        (["nano-s", "--budget", "0.2", "--heads", "0.5"], "give --budget, or"),
+        (["nano-s", "--budget", "1.5"], "--budget 1.5"),
+        (["nano-s", "--budget", "0.2", "--parts", "tails"], "--parts tails"),
+        (["nano-s", "--budget", "0.8"], "more than channels can give"),
+        (["nano-s", "--channels", "1.5"], "channels = 1.5"),
+        (["nano-s", "--heads", "0.1", *SMALL], "heads = 0.1: of 3"),
+        (["nano-s", "--budget", "0.2", "--score", "best", *SMALL], "score = 'best'"),
+        (["my-model", "--budget", "0.2"], "needs calibration text"),
+        (["nano-s", "--budget", "0.2", "--tokens", "64"], "--tokens 64 is one batch"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outcome(["prune", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
+
+
+def test_a_folder_in_use_is_refused_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").write_text("mine")
+    assert outcome(["prune", "no-such-model", "--budget", "0.2", "--out", str(tmp_path)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_smaller_model_still_answers(tmp_path: Path) -> None:
+    out = tmp_path / "smaller"
+    assert outcome(["prune", "nano-s", "--channels", "0.1", "--out", str(out), *SMALL]) == 0
+    model, tokenizer = load(out)
+    ids = tokenizer("what is 1+1?", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        generated = model.generate(ids, max_new_tokens=3, do_sample=False)
+    assert generated.shape[1] > ids.shape[1]
