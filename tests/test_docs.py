@@ -45,6 +45,7 @@ REFERENCE = [
     "pliant.nano",
     "pliant.prefill",
     "pliant.routing",
+    "pliant.structure",
     "pliant.survey",
     "pliant.training",
     "pliant.verify",

@@ -22,8 +22,8 @@ from pliant.structure.units import Site, sites_of
 __all__ = [
     "Controller",
     "ControllerConfig",
-    "GateConfig",
     "ExportResult",
+    "GateConfig",
     "Gates",
     "Importance",
     "ImportanceConfig",
