@@ -85,7 +85,7 @@ def with_fewer(model: Any, kind: Kind, kept: Mapping[str, Tensor]) -> Iterator[S
     anatomy = Anatomy.of(model)
     sites = sites_of(anatomy, [kind])
     counts = {site.key: len(kept[site.key]) for site in sites}
-    why = "no number of its config is their count"
+    why, any_fits = "no number of its config is their count", False
     for form, config in _smaller_forms(model, sites, counts):
         try:
             config.validate()
@@ -104,11 +104,13 @@ def with_fewer(model: Any, kind: Kind, kept: Mapping[str, Tensor]) -> Iterator[S
                 index = chosen[axis.name](kept[axis.site.key])
                 state[axis.key] = state[axis.key].index_select(axis.axis, index)
             if all(state[k].shape == shape for k, shape in shapes.items()):
+                any_fits = True
                 yield Stock(config, form, state)
-    raise UnsupportedModel(
-        f"{type(model).__name__} has no stock form with {next(iter(counts.values()))} {kind} in "
-        f"every layer ({why})"
-    )
+    if not any_fits:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no stock form with {next(iter(counts.values()))} {kind} "
+            f"in every layer ({why})"
+        )
 
 
 # --- configs -------------------------------------------------------------------------------------
@@ -127,7 +129,11 @@ def _smaller_forms(
     for config in _smaller_configs(model, sites, counts):
         names = vars(MistralConfig()).keys() - {"architectures", "transformers_version"}
         same = {k: v for k, v in vars(config).items() if k in names and not k.startswith("_")}
-        yield MistralForCausalLM, MistralConfig(**{**same, "sliding_window": None})
+        try:
+            mistral = MistralConfig(**{**same, "sliding_window": None})
+        except Exception:  # a config with other kinds of numbers
+            return
+        yield MistralForCausalLM, mistral
 
 
 def _smaller_configs(model: Any, sites: list[Site], counts: Mapping[str, int]) -> Iterator[Any]:

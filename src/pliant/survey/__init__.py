@@ -7,6 +7,7 @@ them about every architecture and writes docs/architectures.md; `examine` asks a
 # The questions, in the order of the columns.
 from pliant.survey import foundation  # noqa: F401  isort: skip
 from pliant.survey import complexity  # noqa: F401  isort: skip
+from pliant.survey import structure  # noqa: F401  isort: skip
 from pliant.survey import gradients  # noqa: F401  isort: skip
 from pliant.survey.capability import (
     CAPABILITIES,

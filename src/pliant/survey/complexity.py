@@ -37,9 +37,9 @@ _plain: WeakKeyDictionary[Specimen, Tensor] = WeakKeyDictionary()
 @register("foundation", "cached", needs=["runs"])
 def cached(specimen: Specimen) -> Verdict:
     """Does generation with the cache equal generation without?"""
-    with_cache = _generate(specimen, specimen.ids, use_cache=True)
-    without = _generate(specimen, specimen.ids, use_cache=False)
-    return _compare(with_cache, without, "with the cache", "without")
+    with_cache = generate(specimen, specimen.ids, use_cache=True)
+    without = generate(specimen, specimen.ids, use_cache=False)
+    return compare(with_cache, without, "with the cache", "without")
 
 
 @register("complexity", "crop", needs=["cached"])
@@ -59,13 +59,13 @@ def crop(specimen: Specimen) -> Verdict:
 @register("complexity", "left padding", needs=["cached"])
 def left_padding(specimen: Specimen) -> Verdict:
     """Does padding on the left leave the answers as they are?"""
-    plain = _generate(specimen, specimen.ids[:1], use_cache=True)
+    plain = generate(specimen, specimen.ids[:1], use_cache=True)
     padding = torch.full((1, PADDING), _pad_token(specimen))
     ids = torch.cat([padding, specimen.ids[:1]], dim=1)
     mask = torch.ones_like(ids)
     mask[:, :PADDING] = 0
-    padded = _generate(specimen, ids, use_cache=True, attention_mask=mask)
-    return _compare(padded, plain, "padded", "plain")
+    padded = generate(specimen, ids, use_cache=True, attention_mask=mask)
+    return compare(padded, plain, "padded", "plain")
 
 
 @register("complexity", "scores", needs=["layers"])
@@ -83,7 +83,7 @@ def scores(specimen: Specimen) -> Verdict:
 
 
 @register("complexity", "score + generate", needs=["scores"])
-def score_and_generate(specimen: Specimen) -> Verdict:
+def score_andgenerate(specimen: Specimen) -> Verdict:
     """Scored in the prefill, does it generate the same logits as without a scorer?"""
     return _generates(specimen, layer=None)
 
@@ -147,7 +147,7 @@ def exports(specimen: Specimen) -> Verdict:
 # --- the cache alone -----------------------------------------------------------------------------
 
 
-def _generate(specimen: Specimen, ids: Tensor, **options: Any) -> Tensor:
+def generate(specimen: Specimen, ids: Tensor, **options: Any) -> Tensor:
     """The logits of a few greedy steps, (batch, step, vocabulary)."""
     result = specimen.model.generate(ids, **{**_greedy(specimen, ids), **options})
     return torch.stack(result.logits, dim=1)
@@ -209,7 +209,7 @@ def _pad_token(specimen: Specimen) -> int:
     return pad if isinstance(pad, int) and pad >= 0 else 0
 
 
-def _compare(ours: Tensor, theirs: Tensor, case: str, reference: str) -> Verdict:
+def compare(ours: Tensor, theirs: Tensor, case: str, reference: str) -> Verdict:
     if ours.shape != theirs.shape:
         return Verdict(False, f"{tuple(ours.shape)} {case}, {tuple(theirs.shape)} {reference}")
     if torch.allclose(ours, theirs, atol=CLOSE):
@@ -225,7 +225,7 @@ def _compare(ours: Tensor, theirs: Tensor, case: str, reference: str) -> Verdict
 def _generates(specimen: Specimen, layer: int | None) -> Verdict:
     ids = _same_length()
     if specimen not in _plain:
-        _plain[specimen] = _generate(specimen, ids)
+        _plain[specimen] = generate(specimen, ids)
     with _scorer(specimen, layer=layer) as scorer:
         generated = scorer.generate(ids, **_greedy(specimen, ids))
         alone = _alone(scorer, ids.tolist())

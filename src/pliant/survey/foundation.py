@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,41 +67,6 @@ def attention(specimen: Specimen) -> Verdict:
     """Are the output projections of attention known?"""
     parts = [(a.output, a.heads * a.head_dim) for a in _attentions(specimen)]
     return _has_widths(specimen, parts, specimen.anatomy.why_no_attention)
-
-
-@register("structure", "head gates", needs=["attention"])
-def head_gates(specimen: Specimen) -> Verdict:
-    """Do gates at 1 on every head change no bit?"""
-    hooks = [(a.output, scale_heads(a, torch.ones(a.heads))) for a in _attentions(specimen)]
-    gated = specimen.run_hooked(*hooks)
-    return yes_if(torch.equal(gated, specimen.logits), "gates at 1 change the logits")
-
-
-@register("structure", "head removal", needs=["head gates"])
-def head_removal(specimen: Specimen) -> Verdict:
-    """Does a gate at 0 equal zeroing its slice of W_o?"""
-    chosen = _attentions(specimen)[-1]
-    gates = torch.ones(chosen.heads)
-    gates[1] = 0.0
-    # Where depths share one weight (Zamba), zeroing it silences the head at all of them.
-    sharing = [a for a in _attentions(specimen) if a.output.weight is chosen.output.weight]
-    gated = specimen.run_hooked(*[(a.output, scale_heads(a, gates)) for a in sharing])
-    with _zeroed(chosen, head=1):
-        zeroed = specimen.run()
-    if torch.equal(gated, specimen.logits):
-        return Verdict(False, "the head has no effect on the logits")
-    return yes_if(torch.equal(gated, zeroed), "the two differ")
-
-
-@register("structure", "layer gates", needs=["layers"])
-def layer_gates(specimen: Specimen) -> Verdict:
-    """Can every layer have a lerp gate, neutral at 1?"""
-    run = _layer_calls(specimen)
-    neutral = _with_layer_gates(specimen, dict.fromkeys(run, 1.0))
-    if not torch.equal(neutral, specimen.logits):
-        return Verdict(False, "gates at 1 change the logits")
-    skipped = _with_layer_gates(specimen, {run[-1]: 0.0})
-    return yes_if(not torch.equal(skipped, specimen.logits), "a gate at 0 has no effect")
 
 
 @register("structure", "mlp", needs=["layers"])
@@ -176,16 +140,6 @@ def adaptable(specimen: Specimen) -> Verdict:
     return Verdict(True, f"in {len(ran)} of {len(ran) + len(without)} layers" if without else "")
 
 
-def scale_heads(attention: Attention, gates: Tensor) -> Callable[..., Any]:
-    """A pre-hook that multiplies each head's slice of the output projection's input."""
-
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = inputs[0]
-        return (x * gates.to(x).repeat_interleave(attention.head_dim), *inputs[1:])
-
-    return hook
-
-
 def _has_widths(
     specimen: Specimen,
     parts: Sequence[tuple[nn.Module, int]],
@@ -201,43 +155,6 @@ def _has_widths(
     if wrong or not calls:
         return Verdict(False, wrong[0] if wrong else "they are not called as modules")
     return Verdict(True, f"in some layers only: {lacking}" if lacking else "")
-
-
-@contextmanager
-def _zeroed(attention: Attention, head: int) -> Iterator[None]:
-    """Set the head's slice of W_o to zero, and restore it at the end."""
-    weight: Tensor = attention.output.weight.data  # type: ignore[assignment]
-    columns = weight.narrow(attention.axis, head * attention.head_dim, attention.head_dim)
-    saved = columns.clone()
-    try:
-        columns.zero_()
-        yield
-    finally:
-        columns.copy_(saved)
-
-
-def _with_layer_gates(specimen: Specimen, gates: dict[int, float]) -> Tensor:
-    with ExitStack() as stack:
-        for index, gate in gates.items():
-            layer = specimen.anatomy.layers[index]
-            stack.enter_context(layer.register_forward_hook(_layer_gate(gate), with_kwargs=True))
-        return specimen.run()
-
-
-def _layer_gate(gate: float) -> Callable[..., Any]:
-    """A hook that scales a layer's change by `gate`; x + gate * (y - x) is not exact at 1."""
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        x = args[0] if args else kwargs["hidden_states"]
-        y = output if isinstance(output, Tensor) else output[0]
-        # Mamba's first layer takes bf16 and gives fp32.
-        mixed = torch.lerp(x.to(y.dtype), y, torch.tensor(gate, dtype=y.dtype))
-        if isinstance(output, Tensor):
-            return mixed
-        rest = (mixed, *output[1:])
-        return type(output)(*rest) if hasattr(output, "_fields") else rest
-
-    return hook
 
 
 def _attentions(specimen: Specimen) -> list[Attention]:

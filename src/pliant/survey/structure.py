@@ -1,0 +1,200 @@
+"""Questions about structure: do gates hold, and is there a stock model with fewer units?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from pliant.errors import UnsupportedModel
+from pliant.structure import GateConfig, Gates, attach, sites_of
+from pliant.structure.config import Kind
+from pliant.structure.smaller import Stock, units_of, with_fewer, without_layers
+from pliant.structure.units import Site
+from pliant.survey.capability import YES, Specimen, Verdict, register, yes_if
+from pliant.survey.complexity import compare, generate
+
+CLOSE = 1e-5
+"""Sums without the terms that are zero may round otherwise."""
+
+
+@register("structure", "head gates", needs=["attention"])
+def head_gates(specimen: Specimen) -> Verdict:
+    """Do gates on heads change no bit at 1, and equal zeroing a slice of W_o at 0?"""
+    return _gates_hold(specimen, "heads")
+
+
+@register("structure", "channel gates", needs=["mlp"])
+def channel_gates(specimen: Specimen) -> Verdict:
+    """The same for channels of the MLP and the down projection."""
+    return _gates_hold(specimen, "channels")
+
+
+@register("structure", "expert gates", needs=["layers"])
+def expert_gates(specimen: Specimen) -> Verdict:
+    """The same for experts of a mixture and their weights."""
+    anatomy = specimen.anatomy
+    if all(anatomy.why_no_mixture(i) for i in range(len(anatomy.layers))):
+        return Verdict(False, str(anatomy.why_no_mixture(0)))
+    return _gates_hold(specimen, "experts")
+
+
+@register("structure", "layer gates", needs=["layers"])
+def layer_gates(specimen: Specimen) -> Verdict:
+    """Do gates on layers change no bit at 1, and act at 0?"""
+    return _gates_hold(specimen, "layers")
+
+
+@register("structure", "gate gradients", needs=["layer gates"])
+def gate_gradients(specimen: Specimen) -> Verdict:
+    """Do gates on heads and layers have gradients?"""
+    with _gated(specimen, *_heads_and_layers(specimen)) as gates:
+        logits = specimen.model(input_ids=specimen.ids, use_cache=False).logits
+        gradients = torch.autograd.grad(
+            logits.float().logsumexp(-1).sum(), list(gates.parameters()), allow_unused=True
+        )
+    reached = sum(gradient is not None and bool(gradient.any()) for gradient in gradients)
+    # A layer that runs only when there is an image has none.
+    return yes_if(2 * reached >= len(gradients), "no gradient reaches the gates")
+
+
+@register("structure", "gated cache", needs=["cached", "layer gates"])
+def gated_cache(specimen: Specimen) -> Verdict:
+    """With gates away from 1, does generation with the cache equal generation without?"""
+    with _gated(specimen, *_heads_and_layers(specimen)) as gates:
+        generator = torch.Generator().manual_seed(0)
+        for gate in gates.parameters():
+            gate.data = 0.5 + torch.rand(gate.shape, generator=generator)
+        cached, without = (generate(specimen, specimen.ids, use_cache=c) for c in (True, False))
+    return compare(cached, without, "with the cache", "without")
+
+
+@register("structure", "fewer heads", needs=["head gates"])
+def fewer_heads(specimen: Specimen) -> Verdict:
+    """Does the stock model with half of the heads (or their KV groups) equal the gated one?"""
+    return _has_smaller_form(specimen, "heads")
+
+
+@register("structure", "fewer channels", needs=["channel gates"])
+def fewer_channels(specimen: Specimen) -> Verdict:
+    """Does the stock model with half of the channels equal the gated one?"""
+    return _has_smaller_form(specimen, "channels")
+
+
+@register("structure", "fewer layers", needs=["layer gates"])
+def fewer_layers(specimen: Specimen) -> Verdict:
+    """Does the stock model without one layer equal the model with that layer's gate at 0?"""
+    depth, gone = len(specimen.anatomy.layers), 1
+    if depth < 2:
+        return Verdict(False, "it has one layer")
+    with _gated(specimen, "layers") as gates, torch.no_grad():
+        gates["layers", gone].zero_()
+        live = specimen.run()
+    try:
+        smaller = without_layers(specimen.model, [i for i in range(depth) if i != gone])
+    except UnsupportedModel:
+        return Verdict(False, "its class does not build the remaining layers")
+    return _equals(smaller, specimen, live)
+
+
+# --- gates ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _gated(specimen: Specimen, *kinds: Kind) -> Iterator[Gates]:
+    gates = attach(specimen.model, GateConfig(kinds))
+    try:
+        yield gates
+    finally:
+        gates.detach()
+
+
+def _gates_hold(specimen: Specimen, kind: Kind) -> Verdict:
+    with _gated(specimen, kind) as gates:
+        if not torch.equal(specimen.run(), specimen.logits):
+            return Verdict(False, "gates at 1 change the logits")
+        sites = gates.sites
+        site = sites[-1]
+        with torch.no_grad():
+            for same in _sharing(sites, site):
+                gates[kind, same.layer, same.block][-1] = 0
+        closed = specimen.run()
+    if torch.equal(closed, specimen.logits):
+        return Verdict(False, "a gate at 0 has no effect")
+    if kind == "layers":
+        return YES
+    with _without_weights(site):
+        zeroed = specimen.run()
+    same_outcome = torch.equal(closed, zeroed)
+    if kind == "experts":  # an expert's own outputs are added in another order
+        same_outcome = torch.allclose(closed, zeroed, atol=CLOSE)
+    return yes_if(same_outcome, "a gate at 0 differs from zeroed weights")
+
+
+def _sharing(sites: list[Site], site: Site) -> list[Site]:
+    """The sites whose modules share their weight (Zamba's layers do)."""
+    own = getattr(site.module, "weight", None)
+    return [s for s in sites if s is site or (own is not None and s.module.weight is own)]
+
+
+@contextmanager
+def _without_weights(site: Site) -> Iterator[None]:
+    """The last unit's weights set to zero, and restored at the end."""
+    slices = (
+        [p.data[site.count - 1] for p in site.module.parameters()]
+        if site.kind == "experts"
+        else [_unit(site, site.count - 1)]
+    )
+    saved = [part.clone() for part in slices]
+    try:
+        for part in slices:
+            part.zero_()
+        yield
+    finally:
+        for part, before in zip(slices, saved, strict=True):
+            part.copy_(before)
+
+
+def _unit(site: Site, unit: int) -> Tensor:
+    weight = site.module.weight
+    assert isinstance(weight, Tensor)
+    return weight.data.narrow(site.axis, unit * site.width, site.width)
+
+
+def _heads_and_layers(specimen: Specimen) -> tuple[Kind, ...]:
+    anatomy = specimen.anatomy
+    has_heads = any(anatomy.attentions(i) for i in range(len(anatomy.layers)))
+    return ("heads", "layers") if has_heads else ("layers",)
+
+
+# --- smaller models ------------------------------------------------------------------------------
+
+
+def _has_smaller_form(specimen: Specimen, kind: Kind) -> Verdict:
+    sites = sites_of(specimen.anatomy, [kind])
+    if any(units_of(site) == 1 for site in sites):
+        return Verdict(False, f"a layer has only one unit of its {kind}")
+    generator = torch.Generator().manual_seed(0)
+    kept = {}
+    with _gated(specimen, kind) as gates, torch.no_grad():
+        for site in sites:
+            units = units_of(site)
+            order = torch.randperm(units, generator=generator)
+            kept[site.key], gone = order[: units // 2].sort().values, order[units // 2 :]
+            gates[kind, site.layer, site.block].view(units, -1)[gone] = 0
+        live = specimen.run()
+    try:
+        verdicts = [_equals(s, specimen, live) for s in with_fewer(specimen.model, kind, kept)]
+    except UnsupportedModel:
+        return Verdict(False, f"no config of its class has fewer {kind} alone")
+    return next((verdict for verdict in verdicts if verdict.ok), verdicts[0])
+
+
+@torch.no_grad()
+def _equals(stock: Stock, specimen: Specimen, live: Tensor) -> Verdict:
+    logits = stock.build()(input_ids=specimen.ids, use_cache=False).logits
+    largest = max(1.0, float(live.abs().max()))
+    difference = float((logits - live).abs().max()) / largest
+    return yes_if(difference <= CLOSE, "the smaller model computes something else")
