@@ -123,7 +123,7 @@ class Gates(Adapter):
         for site in self.sites:
             gate = partial(self._gate, site.kind, site.key)
             if site.kind in ("heads", "channels"):
-                yield Before(site.module, partial(self._scale_input, gate, site.width))
+                yield Before(site.module, partial(scale_input, gate, site.width))
             elif site.kind == "experts":
                 yield Before(site.module, partial(self._scale_experts, gate, site.count))
             elif site.kind == "layers":
@@ -146,17 +146,6 @@ class Gates(Adapter):
         controlled = self.controlled_by(name, kind, key) if self.controlled_by else None
         own: Tensor = self.patterns[name][kind, key]  # type: ignore[index]
         return own if controlled is None else controlled.to(own.device)
-
-    def _scale_input(
-        self, gate: Any, width: int, module: nn.Module, args: tuple[Any, ...], kwargs: Any
-    ) -> Any:
-        name = None if args else next(iter(kwargs))
-        x = args[0] if name is None else kwargs[name]
-        scale = gate(x)
-        if width > 1:
-            scale = scale.repeat_interleave(width, dim=-1)
-        scaled = x * _beside(scale, x)
-        return ((scaled, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: scaled})
 
     def _scale_experts(
         self,
@@ -220,6 +209,23 @@ class Pattern(nn.Module):
                 f"layer {key} has no {kind} to gate{did_you_mean(key, own._parameters)}"
             )
         return gate
+
+
+def scale_input(
+    gate: Callable[[Tensor], Tensor],
+    width: int,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A hook before a projection: each unit's features, `width` of them, times `gate(input)`."""
+    name = None if args else next(iter(kwargs))
+    x = args[0] if name is None else kwargs[name]
+    scale = gate(x)
+    if width > 1:
+        scale = scale.repeat_interleave(width, dim=-1)
+    scaled = x * _beside(scale, x)
+    return ((scaled, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: scaled})
 
 
 def _device(module: nn.Module) -> torch.device:
