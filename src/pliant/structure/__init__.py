@@ -2,14 +2,16 @@
 
 `units` lists the parts of a model that can be gated, `config` holds the settings, and `gates`
 scales them while the model stays as it is. `importance` ranks them on `calibration` text:
-`measures` has a function for each score, and `meters` the hooks that some of them set. `prune`
-closes gates and gives the rest new weights (`compensation`, by `least_squares`); `export` removes
-what is closed and writes a `smaller` stock model. `controller` learns which gates to close, within
-a `budget`; `skips` adds the outputs of early layers to those of late ones.
+`measures` has a function for each score, `meters` the hooks that some of them set, and `entropy`
+how evenly heads attend. `prune` closes gates and gives the rest new weights (`compensation`, by
+`least_squares`); `export` removes what is closed and writes a `smaller` stock model. `controller`
+learns which gates to close, within a `budget`; `agency` gives heads a state and a consent; `skips`
+adds the outputs of early layers to those of late ones. `facade` is the interface of Sentinel.
 """
 
+from pliant.structure.agency import Agency, AgencyReport, attach_agency
 from pliant.structure.calibration import calibration_batches
-from pliant.structure.config import GateConfig
+from pliant.structure.config import AgencyConfig, GateConfig
 from pliant.structure.controller import Controller, ControllerConfig
 from pliant.structure.export import ExportResult, export
 from pliant.structure.gates import Gates, attach
@@ -20,6 +22,9 @@ from pliant.structure.skips import attach as attach_skips
 from pliant.structure.units import Site, sites_of
 
 __all__ = [
+    "Agency",
+    "AgencyConfig",
+    "AgencyReport",
     "Controller",
     "ControllerConfig",
     "ExportResult",
@@ -33,6 +38,7 @@ __all__ = [
     "SkipConfig",
     "Skips",
     "attach",
+    "attach_agency",
     "attach_skips",
     "calibration_batches",
     "export",

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pliant.errors import InvalidInput, check_choice
+from pliant.errors import InvalidInput, check_choice, check_whole
 
 Kind = Literal["heads", "channels", "experts", "layers", "attention", "mlp"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -39,3 +39,40 @@ class GateConfig:
 def check_pattern_name(name: str) -> None:
     if not isinstance(name, str) or not name.isidentifier():
         raise InvalidInput(f"{name!r} cannot name a pattern: use letters, digits and '_'")
+
+
+@dataclass(frozen=True)
+class AgencyConfig:
+    """When a head's state changes; the states themselves are in `pliant.structure.agency`."""
+
+    gates: str = "structure"
+    """The name under which the gates are attached whose heads have states."""
+    momentum: float = 0.9
+    """Of the running averages: this share of the old value, the rest of the new one."""
+    overload: float = 0.85
+    """An active head whose utilisation is above this becomes overloaded."""
+    recovery: int = 100
+    """After this many observations an overloaded head becomes active again."""
+    misalignment: float = 0.6
+    """A head becomes misaligned when the loss's derivative with respect to its gate, on average, is
+    above this share of the root mean square of these derivatives in its layer."""
+    derivative_momentum: float = 0.97
+    """As `momentum`, for the derivatives, whose signs change from batch to batch. On 60 batches of
+    16 questions, 3 of the 33 heads of nano-s and nano-l cross the threshold with 0.9, none with
+    0.97; all of 5 heads whose output weights were negated do."""
+    warmup: int = 20
+    """Observations before the first head can become misaligned: averages of few are noise."""
+    violation: float = 0.5
+    """A locked head whose gate is raised above this by others has been written to."""
+
+    def __post_init__(self) -> None:
+        for field in ("momentum", "derivative_momentum"):
+            value = getattr(self, field)
+            if not 0 <= value < 1:
+                raise InvalidInput(f"{field} = {value!r}: give a number in [0, 1)")
+        for field in ("overload", "misalignment", "violation"):
+            value = getattr(self, field)
+            if not 0 <= value < float("inf"):
+                raise InvalidInput(f"{field} = {value!r}: give a number, 0 or more")
+        check_whole("recovery", self.recovery, 1)
+        check_whole("warmup", self.warmup, 1)
