@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from pliant.routing.live.decision import Reply as Reply
     from pliant.routing.outcomes import Outcomes as Outcomes
     from pliant.routing.router import Router as Router
+    from pliant.structure.facade.adaptive_model import AdaptiveModel as AdaptiveModel
+    from pliant.structure.facade.adaptive_model import load_adaptive_model as load_adaptive_model
+    from pliant.structure.facade.adaptive_model import load_baseline_model as load_baseline_model
     from pliant.training import AdapterCheckpoint as AdapterCheckpoint
 
 # Which module each public name lives in.
@@ -85,6 +88,11 @@ _HOMES = {
     "pliant.routing.live.decision": ("Decision", "Reply"),
     "pliant.routing.outcomes": ("Outcomes",),
     "pliant.routing.router": ("Router",),
+    "pliant.structure.facade.adaptive_model": (
+        "AdaptiveModel",
+        "load_adaptive_model",
+        "load_baseline_model",
+    ),
     "pliant.training": ("AdapterCheckpoint",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
