@@ -82,6 +82,10 @@ LAYERS = {
         {"compensation", "gates", "meters", "smaller"},
         {"budget"},
         {"calibration", "units"},
+        {"facade"},
+        {"agency", "generation_check"},
+        {"entropy", "gates"},
+        {"units"},
         {"config", "least_squares"},
     ],
     "training": [
