@@ -57,9 +57,9 @@ class AgencyConfig:
     """A head becomes misaligned when the loss's derivative with respect to its gate, on average, is
     above this share of the root mean square of these derivatives in its layer."""
     derivative_momentum: float = 0.97
-    """As `momentum`, for the derivatives, whose signs change from batch to batch. On 60 batches of
-    16 questions, 3 of the 33 heads of nano-s and nano-l cross the threshold with 0.9, none with
-    0.97; all of 5 heads whose output weights were negated do."""
+    """As `momentum`, for the derivatives, whose signs change from batch to batch.
+    (benchmarks/structure_agency.py: no head of two sound models crosses the threshold by chance,
+    each of four heads with negated weights does.)"""
     warmup: int = 20
     """Observations before the first head can become misaligned: averages of few are noise."""
     violation: float = 0.5

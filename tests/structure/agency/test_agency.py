@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy
 from pliant.errors import AdapterError, InvalidInput, PliantError
 from pliant.structure import AgencyConfig, GateConfig, Gates, attach, attach_agency
 from pliant.structure.agency import Agency
-from pliant.structure.agency.heads import WEIGHTS
 
 BATCH = {"input_ids": IDS}
 
@@ -35,15 +34,18 @@ def gate(agency: Agency, layer: int, head: int, value: float) -> None:
 # --- states ---------------------------------------------------------------------------------------
 
 
+STATE_WEIGHTS = {"active": 1.0, "overloaded": 0.5, "misaligned": 0.7, "withdrawn": 0.0}
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_state_multiplies_the_gate_and_is_undone_exactly(name: str) -> None:
     base = model(name)
     before = logits(base)
     agency = agency_of(base)
     assert same_bits(logits(base), before), "all active: no bit changes"
-    for state, weight in WEIGHTS.items():
+    for state, weight in STATE_WEIGHTS.items():
         gate(agency, 1, 2, 0.8)
-        assert agency.set_head_state(1, 2, state)
+        assert agency.set_head_state(1, 2, state)  # type: ignore[arg-type]
         with_state = logits(base)
         assert agency.gates["heads", 1][2] == torch.tensor(0.8), "the gate keeps its value"
         assert agency.set_head_state(1, 2, "active")
@@ -231,6 +233,14 @@ def test_observing_leaves_everything_but_the_averages(name: str) -> None:
     assert all(p.grad is None and not p.requires_grad for p in base.parameters())
 
 
+def test_observing_in_train_mode_sees_no_dropout() -> None:
+    in_eval, in_train = agency_of(model("gpt2")), agency_of(model("gpt2").train())
+    for agency in (in_eval, in_train):
+        agency.observe(BATCH)
+    assert in_train.base.training
+    assert in_eval.get_agency_report() == in_train.get_agency_report()
+
+
 def test_the_models_own_forward_measures_nothing() -> None:
     agency = agency_of()
     before = {key: value.clone() for key, value in agency.named_buffers()}
@@ -249,6 +259,8 @@ def test_an_overloaded_head_recovers_after_so_many_observations() -> None:
     assert [(t.layer, t.head) for t in back] == [(t.layer, t.head) for t in first]
     assert {(t.after, t.reason) for t in back} == {("active", "3 observations have passed")}
     assert agency.transitions == [*first, *back]
+    again = [agency.observe(BATCH) for _ in range(4)]
+    assert [len(changes) for changes in again] == [len(first), 0, 0, len(first)]
 
 
 def test_a_head_against_the_loss_becomes_misaligned_and_active_when_it_helps_again() -> None:

@@ -117,7 +117,7 @@ class GatedAttention:
     @gate.setter
     @torch.no_grad()
     def gate(self, value: Tensor) -> None:
-        """Copies the values, so that the parameter of an optimizer stays the same: `gate *= 0.5`."""
+        """Copies the values: the parameter stays that of an optimizer (`gate *= 0.5`)."""
         if value is not self.gate:
             self.gate.copy_(value)
 
