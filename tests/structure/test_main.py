@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +57,3 @@ def test_what_is_wrong_is_one_line(flags: list[str], message: str, capsys: Any) 
     assert run(*flags) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
-
-
-def test_the_module_runs(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(sys, "argv", ["structure", "--help"])
-    runpy.run_module("pliant.structure", run_name="__main__")
-    assert "--strategy <random|magnitude|entropy>" in capsys.readouterr().out
