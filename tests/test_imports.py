@@ -77,15 +77,12 @@ LAYERS = {
         {"prompts"},
     ],
     "structure": [
-        {"export", "importance", "prune"},
+        {"facade", "generation_check"},
+        {"agency", "export", "importance", "prune"},
         {"controller", "measures", "skips"},
         {"compensation", "gates", "meters", "smaller"},
-        {"budget"},
+        {"budget", "entropy"},
         {"calibration", "units"},
-        {"facade"},
-        {"agency", "generation_check"},
-        {"entropy", "gates"},
-        {"units"},
         {"config", "least_squares"},
     ],
     "training": [

@@ -26,8 +26,9 @@ from pliant.survey import (
 )
 from pliant.survey.__main__ import write
 from pliant.survey.capability import PARTS, by_part, yes_if
-from pliant.survey.foundation import chosen_logits, head, head_removal
+from pliant.survey.foundation import chosen_logits, head
 from pliant.survey.matrix import Row, count, page
+from pliant.survey.structure import head_gates
 
 LLAMA_70B = LlamaConfig(
     hidden_size=8192,
@@ -130,7 +131,7 @@ def test_a_head_without_effect_is_noticed() -> None:
     specimen = Specimen("llama")
     last = specimen.anatomy.attentions(3)[0]
     last.output.weight.data.zero_()
-    assert head_removal(specimen) == Verdict(False, "the head has no effect on the logits")
+    assert head_gates(specimen) == Verdict(False, "a gate at 0 has no effect")
 
 
 def test_a_model_that_ignores_logits_to_keep_is_noticed() -> None:

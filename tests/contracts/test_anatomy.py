@@ -15,8 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from pliant.anatomy import Anatomy
 from pliant.anatomy.blocks import as_projection
 from pliant.errors import UnsupportedModel
-from pliant.survey import Specimen, Verdict
-from pliant.survey.foundation import head_gates, head_removal, layer_gates
+from pliant.survey import Specimen
 
 
 def anatomy_of(specimen: Specimen) -> Anatomy:
@@ -84,17 +83,6 @@ def test_the_norm_runs_last_of_all_before_the_head(every: Specimen) -> None:
         hook.remove()
     last_layer = len(order) - 1 - order[::-1].index("layer") if "layer" in order else -1
     assert order[last_layer + 1 :][-2:] == ["norm", "head"]
-
-
-@pytest.mark.parametrize(
-    "law", [head_gates, head_removal, layer_gates], ids=lambda law: law.__name__
-)
-def test_gates_are_exact_in_both_precisions(quick: Specimen, law: Any) -> None:
-    if law is not layer_gates and not any(
-        quick.anatomy.attentions(i) for i in range(len(quick.anatomy.layers))
-    ):
-        pytest.skip("it has no attention")
-    assert law(quick) == Verdict(True)
 
 
 def test_anatomy_changes_nothing(quick: Specimen) -> None:

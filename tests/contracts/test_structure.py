@@ -76,8 +76,8 @@ def test_gates_act_and_come_off_without_a_trace(quick: Specimen) -> None:
     ("column", "least"),
     [
         ("head gates", 175),
-        ("channel gates", 146),
-        ("expert gates", 50),
+        ("mlp", 146),
+        ("mlp gates", 178),
         ("layer gates", 183),
         ("gate gradients", 182),
         ("gated cache", 175),

@@ -26,19 +26,16 @@ def head_gates(specimen: Specimen) -> Verdict:
     return _gates_hold(specimen, "heads")
 
 
-@register("structure", "channel gates", needs=["mlp"])
-def channel_gates(specimen: Specimen) -> Verdict:
-    """The same for channels of the MLP and the down projection."""
-    return _gates_hold(specimen, "channels")
-
-
-@register("structure", "expert gates", needs=["layers"])
-def expert_gates(specimen: Specimen) -> Verdict:
-    """The same for experts of a mixture and their weights."""
-    anatomy = specimen.anatomy
-    if all(anatomy.why_no_mixture(i) for i in range(len(anatomy.layers))):
-        return Verdict(False, str(anatomy.why_no_mixture(0)))
-    return _gates_hold(specimen, "experts")
+@register("structure", "mlp gates", needs=["layers"])
+def mlp_gates(specimen: Specimen) -> Verdict:
+    """The same for channels of the MLP, experts of a mixture, or both."""
+    anatomy, every = specimen.anatomy, range(len(specimen.anatomy.layers))
+    kinds: list[Kind] = ["channels"] if any(anatomy.mlps(i) for i in every) else []
+    kinds += ["experts"] if any(anatomy.mixtures(i) for i in every) else []
+    verdicts = [_gates_hold(specimen, kind) for kind in kinds]
+    reasons = [anatomy.why_no_mlp(0), anatomy.why_no_mixture(0)]
+    nothing = Verdict(False, "; ".join(reason for reason in reasons if reason))
+    return next((v for v in verdicts if not v.ok), verdicts[0] if verdicts else nothing)
 
 
 @register("structure", "layer gates", needs=["layers"])
@@ -77,7 +74,7 @@ def fewer_heads(specimen: Specimen) -> Verdict:
     return _has_smaller_form(specimen, "heads")
 
 
-@register("structure", "fewer channels", needs=["channel gates"])
+@register("structure", "fewer channels", needs=["mlp", "mlp gates"])
 def fewer_channels(specimen: Specimen) -> Verdict:
     """Does the stock model with half of the channels equal the gated one?"""
     return _has_smaller_form(specimen, "channels")
