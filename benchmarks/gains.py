@@ -72,6 +72,7 @@ def _real_model() -> Iterator[Gain]:
         f"cpx_training_{REAL}": _trained_on_prefixes,
         f"gradient_step_{REAL}": _real_step,
         "routing_real": _real_routing,
+        f"structure_prune_{REAL}": _real_pruning,
     }
     for benchmark, row in rows.items():
         if (RESULTS / f"{benchmark}.json").is_file():
@@ -105,6 +106,24 @@ def _real_routing(benchmark: str, model: str, option: str) -> Iterator[Gain]:
             f"length {_apgr(routing, name, 'length'):.2f}",
             f"{benchmark} --data FOLDER",
         )
+
+
+def _real_pruning(benchmark: str, model: str, option: str) -> Iterator[Gain]:
+    for share, ways in figures(benchmark)["shares"].items():
+        ratio = {way: _text_ratios(result) for way, result in ways.items()}
+        yield Gain(
+            f"{model}Perplexity after removing {float(share):.0%} of the MLP's channels, untrained "
+            "(GSM8K, WikiText-2)",
+            f"{ratio['error, compensated']} of the whole model's",
+            f"activation times weight {ratio['activation']}, random units {ratio['random']}",
+            f"structure_prune --data FOLDER{option}",
+        )
+
+
+def _text_ratios(result: Mapping[str, Any]) -> str:
+    return " and ".join(
+        f"{value:.2f}x" if value < 100 else f"{value:,.0f}x" for value in result["ratio"].values()
+    )
 
 
 def _apgr(routing: Any, name: str, kind: str) -> float:
