@@ -77,10 +77,10 @@ def test_gates_act_and_come_off_without_a_trace(quick: Specimen) -> None:
     [
         ("head gates", 175),
         ("mlp", 146),
-        ("mlp gates", 178),
+        ("mlp gates", 176),
         ("layer gates", 183),
         ("gate gradients", 182),
-        ("gated cache", 175),
+        ("gated cache", 177),
         ("fewer heads", 100),
         ("fewer channels", 120),
         ("fewer layers", 158),

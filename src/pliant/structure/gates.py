@@ -164,8 +164,8 @@ class Gates(Adapter):
                 return value
             if value.shape != index.shape:
                 return value
-            scale = gate(value)
-            # Some routers choose more experts than there are weights, to choose none.
+            # LongCat's router may also choose experts without weights, which are not gated.
+            scale = nn.functional.pad(gate(value), (0, 1), value=1.0)
             chosen = index.clamp(max=scale.shape[-1] - 1)
             return value * (scale[chosen] if scale.dim() == 1 else scale.gather(1, chosen))
 

@@ -113,10 +113,10 @@ def _gates_hold(specimen: Specimen, kind: Kind) -> Verdict:
         if not torch.equal(specimen.run(), specimen.logits):
             return Verdict(False, "gates at 1 change the logits")
         sites = gates.sites
-        site = sites[-1]
+        site, first = sites[0], 0 if kind == "layers" else 1
         with torch.no_grad():
             for same in _sharing(sites, site):
-                gates[kind, same.layer, same.block][-1] = 0
+                gates[kind, same.layer, same.block][first:] = 0
         closed = specimen.run()
     if torch.equal(closed, specimen.logits):
         return Verdict(False, "a gate at 0 has no effect")
@@ -138,11 +138,11 @@ def _sharing(sites: list[Site], site: Site) -> list[Site]:
 
 @contextmanager
 def _without_weights(site: Site) -> Iterator[None]:
-    """The last unit's weights set to zero, and restored at the end."""
+    """The weights of all units but the first set to zero, and restored at the end."""
     slices = (
-        [p.data[site.count - 1] for p in site.module.parameters()]
+        [p.data[1 : site.count] for p in site.module.parameters()]
         if site.kind == "experts"
-        else [_unit(site, site.count - 1)]
+        else [_units_after_first(site)]
     )
     saved = [part.clone() for part in slices]
     try:
@@ -154,10 +154,10 @@ def _without_weights(site: Site) -> Iterator[None]:
             part.copy_(before)
 
 
-def _unit(site: Site, unit: int) -> Tensor:
+def _units_after_first(site: Site) -> Tensor:
     weight = site.module.weight
     assert isinstance(weight, Tensor)
-    return weight.data.narrow(site.axis, unit * site.width, site.width)
+    return weight.data.narrow(site.axis, site.width, (site.count - 1) * site.width)
 
 
 def _heads_and_layers(specimen: Specimen) -> tuple[Kind, ...]:
