@@ -79,6 +79,12 @@ def test_as_many_units_go_in_every_layer_as_were_asked_for() -> None:
     assert torch.equal(heads[:, 0], heads[:, 1])  # both heads of a KV group go, or none
 
 
+def test_of_many_channels_a_multiple_of_eight_stays() -> None:
+    model = llama(intermediate_size=160)
+    pruned = prune(model, text(), PruneConfig(channels=0.33))
+    assert {int((pruned.gates["channels", i] != 0).sum()) for i in range(3)} == {104}  # of 107.2
+
+
 def relative_error(model: Any, base: Tensor) -> float:
     return float((logits(model) - base).norm() / base.norm())
 

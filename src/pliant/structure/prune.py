@@ -43,6 +43,8 @@ from pliant.structure.least_squares import Statistics, remove_units
 from pliant.structure.smaller import units_of
 from pliant.structure.units import Site, sites_of
 
+MULTIPLE = 8
+"""Matrix kernels prefer such widths."""
 Score = Literal["error", "activation", "magnitude", "random"]
 Report = Callable[[str, int, int], None]
 """What is being done, how many steps of it are done, and of how many."""
@@ -245,8 +247,12 @@ class _Pass:
 
 
 def removed_of(site: Site, share: float) -> int:
-    """How many units of the site a share is, rounded."""
-    return round(share * units_of(site))
+    """How many units of the site a share is; of many channels a multiple of 8 stays."""
+    units = units_of(site)
+    kept = units - round(share * units)
+    if site.kind == "channels" and kept > MULTIPLE**2:
+        kept = round(kept / MULTIPLE) * MULTIPLE
+    return units - kept
 
 
 @torch.no_grad()
