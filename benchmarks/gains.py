@@ -82,10 +82,11 @@ def _real_model() -> Iterator[Gain]:
 def _real_step(benchmark: str, model: str, option: str) -> Iterator[Gain]:
     settings, fewer = list(figures(benchmark).values()), "a quarter of the sequences"
     yield Gain(
-        f"{model}A training step on a quarter of the tokens, 4 x 512",
+        f"{model}A training step on a quarter of the tokens (4 x 512, 2 x 1,024)",
         f"{_range(settings, 'sparse .25', 'speed')}, {_range(settings, 'sparse .25', 'memory')}",
         f"training every token 1x; {fewer} {_range(settings, fewer, 'speed')}, "
-        f"{_range(settings, fewer, 'memory')}",
+        f"{_range(settings, fewer, 'memory')}; cggr's CGGRModel "
+        f"{_range(settings, 'CGGRModel', 'speed')}, {_range(settings, 'CGGRModel', 'memory')}",
         f"gradient_step{option}",
     )
 
