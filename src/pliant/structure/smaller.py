@@ -43,15 +43,13 @@ class Stock:
     state: State
 
     def build(self) -> Any:
-        """The model, in eval mode; its tensors are those of `state`."""
-        model: Any = _on_meta(self.kind, self.config)
+        """The model, in eval mode; its tensors are those of `state`, and none is allocated."""
+        from accelerate import init_empty_weights
+
+        with init_empty_weights(include_buffers=False):  # rotary frequencies are in no state
+            model: Any = self.kind(copy.deepcopy(self.config))
         model.load_state_dict(self.state, strict=False, assign=True)
         model.tie_weights()
-        for name, buffer in self.kind(self.config).named_buffers():
-            parent, _, leaf = name.rpartition(".")
-            owner = model.get_submodule(parent)
-            if getattr(owner, leaf).is_meta:  # not in the state, such as rotary frequencies
-                setattr(owner, leaf, buffer)
         return model.eval()
 
 
