@@ -106,7 +106,7 @@ def decode(model: Any, ids: torch.Tensor) -> Callable[[], None]:
         with torch.no_grad():
             for _ in range(NEW):
                 model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
-        cache.crop(TOKENS)
+        cache.crop(-NEW)
 
     return run
 
@@ -123,7 +123,7 @@ def table(figures: dict[str, Any]) -> Table:
     rows = [
         [
             name,
-            *(f"{figures[what][name]['value']:.3f}" for what in head[1:4]),
+            *(f"{figures[what][name]['median']:.3f}" for what in head[1:4]),
             f"{figures['cache'][name]:.1f}",
         ]
         for name in figures["cache"]
