@@ -62,8 +62,8 @@ def models() -> dict[str, Any]:
 
 
 def fewer(kind: Any, count: int) -> Any:
-    kept = {str(i): torch.arange(count) for i in range(LAYERS)}
-    return next(with_fewer(llama(), kind, kept)).build()
+    remaining = {str(i): torch.arange(count) for i in range(LAYERS)}
+    return next(with_fewer(llama(), kind, remaining)).build()
 
 
 def llama() -> LlamaForCausalLM:

@@ -153,6 +153,17 @@ def test_each_row_may_have_a_pattern_of_its_own(quick: Specimen) -> None:
     assert torch.allclose(together, torch.stack(expected), atol=tolerance)
 
 
+@pytest.mark.parametrize("name", ["xlnet", "deepseek_v4", "hy_v4"])
+def test_rows_that_cannot_be_told_apart_are_refused(name: str) -> None:
+    own = specimen(name)
+    with (
+        gated(own, "layers", patterns=("a", "b")) as gates,
+        gates.rows(["b", "a"]),
+        pytest.raises(UnsupportedModel, match="cannot be told apart"),
+    ):
+        own.run()
+
+
 def test_saved_and_loaded_gates_agree(quick: Specimen, tmp_path: Path) -> None:
     with gated(quick, patterns=("a", "b")) as gates:
         scatter(gates)

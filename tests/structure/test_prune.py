@@ -249,6 +249,19 @@ def test_layers_are_removed_and_other_gates_multiplied_in(tmp_path: Path) -> Non
     assert torch.allclose(logits(again), logits(model), atol=1e-5)
 
 
+def test_heads_and_a_layer_are_removed_together(tmp_path: Path) -> None:
+    model = llama()
+    gates = attach(model, GateConfig(("heads", "layers")))
+    with torch.no_grad():
+        gates["layers", 1].zero_()
+        for i in range(3):
+            gates["heads", i][4:] = 0
+    result = export(model, tmp_path / "smaller")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "smaller").eval()
+    assert result.removed == {"heads": 12, "layers": 1}
+    assert torch.allclose(logits(again), logits(model), atol=1e-5)
+
+
 def test_a_bf16_model_is_exported_in_bf16(tmp_path: Path) -> None:
     model = llama().bfloat16()
     prune(model, text(), PruneConfig(channels=0.25))
@@ -280,6 +293,26 @@ def test_different_shares_in_each_layer_are_refused(tmp_path: Path) -> None:
         other["layers", 0].fill_(0.5)
     with pytest.raises(UnsupportedModel, match="layer 0 has a gate of 0.5"):
         export(model, tmp_path / "smaller")
+
+
+def test_lora_layers_are_to_be_merged_first(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["down_proj"]))
+    with pytest.raises(UnsupportedModel, match="merge_and_unload"):
+        export(model, tmp_path / "smaller")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_in_train_mode_is_exported_as_in_eval_mode(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, resid_pdrop=0.5)
+    model = GPT2LMHeadModel(config).train()
+    prune(model, text(), PruneConfig(channels=0.25))
+    export(model, tmp_path / "smaller")
+    assert model.training
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "smaller").eval()
+    assert torch.allclose(logits(again), logits(model.eval()), atol=1e-5)
 
 
 def test_a_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +24,7 @@ from huggingface_hub import ModelCardData
 from torch import Tensor
 
 from pliant.adapters.fingerprint import Fingerprint
-from pliant.errors import AdapterError, CorruptFile
+from pliant.errors import AdapterError, CorruptFile, InvalidInput
 from pliant.loading import embedded
 
 if TYPE_CHECKING:
@@ -99,6 +103,30 @@ def write_file(path: Path, content: bytes) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_new(target: Path) -> None:
+    """Refuse a folder that holds anything, before work begins."""
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise InvalidInput(f"{target} exists: name a new folder for the exported model")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `target` at the end; after an error it is removed."""
+    unfinished = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        name = f".{target.name}.unfinished-"
+        unfinished = Path(tempfile.mkdtemp(prefix=name, dir=target.parent))
+        yield unfinished
+        unfinished.chmod(0o755)
+        unfinished.replace(target)
+    except OSError as error:
+        raise AdapterError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def read(folder: Path) -> Saved:

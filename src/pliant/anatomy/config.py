@@ -50,31 +50,31 @@ def read(holder: Any, name: str) -> Any:
 
 def truncated_config(config: PreTrainedConfig, depth: int, k: int) -> PreTrainedConfig:
     """A copy of the config for the first `k` of `depth` layers."""
-    return kept_layers_config(config, depth, range(k))
+    return config_of_layers(config, depth, range(k))
 
 
-def kept_layers_config(config: PreTrainedConfig, depth: int, kept: Sequence[int]) -> Any:
+def config_of_layers(config: PreTrainedConfig, depth: int, remaining: Sequence[int]) -> Any:
     """A copy of the config for some of `depth` layers, in their order.
 
     Changes the number of layers, lists with an entry for each layer, and lists of layer indices.
     The caller must check that the model type builds those layers from it.
     """
     config = copy.deepcopy(config)
-    if len(kept) == depth:
+    if len(remaining) == depth:
         return config
     text: Any = config.get_text_config(decoder=True)
     for key, value in list(vars(text).items()):
         if key in _DEPTHS and value == depth:
-            setattr(text, key, len(kept))
+            setattr(text, key, len(remaining))
         elif isinstance(value, (list, tuple)) and not _NOT_LAYERS.fullmatch(key):
-            setattr(text, key, _select(key, value, depth, kept))
+            setattr(text, key, _select(key, value, depth, remaining))
     return config
 
 
-def _select(key: str, value: Any, depth: int, kept: Sequence[int]) -> Any:
+def _select(key: str, value: Any, depth: int, remaining: Sequence[int]) -> Any:
     kind = type(value)
     if len(value) == depth:
-        return kind(value[i] for i in kept)
+        return kind(value[i] for i in remaining)
     if _INDICES.fullmatch(key) and all(isinstance(i, int) for i in value):
-        return kind(kept.index(i) for i in value if i in kept)
+        return kind(remaining.index(i) for i in value if i in remaining)
     return value

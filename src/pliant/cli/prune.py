@@ -124,6 +124,11 @@ def check(options: PruneOptions) -> None:
     out = options.out
     if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         raise InvalidInput(f"--out {out}: exists already; name a new folder")
+    if not options.budget:
+        settings(options, None)
+    from pliant.structure import PruneConfig
+
+    PruneConfig(channels=0.5, score=options.score)  # type: ignore[arg-type]
 
 
 def settings(options: PruneOptions, model: Any) -> PruneConfig:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,13 @@ from typing import Any
 import torch
 
 from pliant import __version__
+from pliant.adapters.files import check_new, new_folder
 from pliant.adapters.fingerprint import is_packed
 from pliant.complexity.config import Reads
 from pliant.complexity.scorer import PromptScorer
 from pliant.complexity.stock import Stock, prove, stock_model, stock_tokenizer
 from pliant.complexity.tokenizer import CPXTokenizer
-from pliant.errors import AdapterError, InvalidInput, UnsupportedModel
+from pliant.errors import InvalidInput, UnsupportedModel
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 0.04, torch.float16: 0.01}
 """The largest allowed difference from a live scorer's logit, relative to the largest logit if that
@@ -51,14 +50,12 @@ def export(
     rendered chats, which include their own BOS token: the tokenizer then adds [CPX] alone.
     """
     target = Path(folder).expanduser()
-    _check_free(target)
+    check_new(target)
     _check_form(scorer)
     cpx = _cpx(tokenizer or scorer.tokenizer)
     scale, shift = _calibrated(scorer, calibration)
     stock = stock_model(scorer, cpx, scale, shift)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.unfinished-", dir=target.parent))
-    try:
+    with new_folder(target) as unfinished:
         stock.model.save_pretrained(unfinished)
         _save_tokenizer(stock_tokenizer(cpx, rendered), unfinished)
         proof = prove(scorer, cpx, unfinished, stock, scale, rendered)
@@ -68,12 +65,6 @@ def export(
             json.dumps({"pliant": __version__, **result.as_dict()}, indent=2) + "\n"
         )
         (unfinished / "README.md").write_text(model_card(result))
-        unfinished.chmod(0o755)
-        unfinished.replace(target)
-    except OSError as error:
-        raise AdapterError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return result
 
 
@@ -161,11 +152,6 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _check_free(target: Path) -> None:
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise InvalidInput(f"{target} exists: name a new folder for the exported model")
 
 
 def _check_form(scorer: PromptScorer) -> None:

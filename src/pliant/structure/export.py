@@ -11,9 +11,8 @@ compared with the live model, and only then renamed to its target.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,20 @@ from transformers import AutoModelForCausalLM
 
 from pliant import __version__
 from pliant.adapters import attached
-from pliant.adapters.adapter import Adapter
+from pliant.adapters.files import check_new, new_folder
 from pliant.adapters.fingerprint import is_packed
 from pliant.anatomy import Anatomy
 from pliant.anatomy.find import path_of, unwrap
+from pliant.anatomy.modes import eval_mode
 from pliant.anatomy.trial import trial_ids
-from pliant.errors import AdapterError, InvalidInput, UnsupportedModel
+from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.compensation import Compensation
-from pliant.structure.config import Kind
-from pliant.structure.gates import Gates
+from pliant.structure.config import GateConfig, Kind
+from pliant.structure.gates import Gates, attach
 from pliant.structure.smaller import Stock, units_of, with_fewer, without_layers
 from pliant.structure.units import Site
 
-BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
+BOUNDS = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
 """The largest difference of a logit from the live model's, relative to the largest logit."""
 RECORD = "pliant_export.json"
 PROBE = 24  # tokens in each of the two rows that the models are compared on
@@ -45,29 +45,21 @@ PROBE = 24  # tokens in each of the two rows that the models are compared on
 def export(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> ExportResult:
     """Write `model`, with its gates and new weights, to a new folder as a stock checkpoint."""
     target = Path(folder).expanduser()
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise InvalidInput(f"{target} exists: name a new folder for the exported model")
+    check_new(target)
     base: Any = unwrap(model)
     gates, compensation = _adapters(base)
     _check_base(base)
     probe = trial_ids(Anatomy.of(base), PROBE)
-    live = _logits(base, probe)
-    smaller, removed = _smaller(base, gates, compensation, probe, live)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.unfinished-", dir=target.parent))
-    try:
+    with eval_mode(base):
+        live = _logits(base, probe)
+        smaller, removed = _smaller(base, gates, compensation, probe, live)
+    with new_folder(target) as unfinished:
         _save(smaller, base, tokenizer, unfinished)
         difference = _proof(unfinished, base, probe, live)
         result = _result(target, base, smaller, removed, difference)
         (unfinished / RECORD).write_text(
             json.dumps({"pliant": __version__, **result.as_dict()}, indent=2) + "\n"
         )
-        unfinished.chmod(0o755)
-        unfinished.replace(target)
-    except OSError as error:
-        raise AdapterError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return result
 
 
@@ -108,12 +100,11 @@ def _adapters(base: nn.Module) -> tuple[list[Gates], Compensation | None]:
     own = attached(base)
     gates = [a for a in own.values() if isinstance(a, Gates)]
     news = [a for a in own.values() if isinstance(a, Compensation)]
-    others = [name for name, a in own.items() if a not in gates and a not in news]
-    for name in others:
-        adapter: Adapter = own[name]
-        why = getattr(adapter, "why_no_export", None)
-        if why:
-            raise UnsupportedModel(f"{name} is attached, and {why}: detach it to export the rest")
+    for name, adapter in own.items():
+        if adapter not in gates and adapter not in news and adapter.why_no_export:
+            raise UnsupportedModel(
+                f"{name} is attached, and {adapter.why_no_export}: detach it to export the rest"
+            )
     if len(news) > 1:
         raise InvalidInput("two compensations are attached: detach one")
     return gates, news[0] if news else None
@@ -122,6 +113,8 @@ def _adapters(base: nn.Module) -> tuple[list[Gates], Compensation | None]:
 def _check_base(base: Any) -> None:
     if is_packed(base):
         raise UnsupportedModel("the model is quantised: load it in 16 or 32 bits to export it")
+    if any(hasattr(module, "base_layer") for module in base.modules()):
+        raise UnsupportedModel("the model has LoRA layers: merge them (merge_and_unload) first")
     if any(p.is_meta for p in base.parameters()):
         raise UnsupportedModel("part of the model is offloaded: load all of it to export it")
 
@@ -138,15 +131,15 @@ def _smaller(
     current = Stock(base.config, type(base), own).build()
     removed: dict[str, int] = {}
     for kind in ("heads", "channels"):
-        kept = _kept(gates, kind)
-        if kept:
-            current = _closest(with_fewer(current, kind, kept), probe, live, kind, gates)
+        remaining = _remaining(gates, kind)
+        if remaining:
+            current = _closest(with_fewer(current, kind, remaining), probe, live, kind, gates)
             counts = {s.key: s for g in gates for s in g.sites if s.kind == kind}
             removed[kind] = sum(
-                (units_of(s) - len(kept[key])) * (s.count // units_of(s))
+                (units_of(s) - len(remaining[key])) * (s.count // units_of(s))
                 for key, s in counts.items()
             )
-    layers = _kept_layers(gates)
+    layers = _remaining_layers(gates)
     depth = len(Anatomy.of(base).layers)
     if len(layers) < depth:
         current = without_layers(current, layers).build()
@@ -161,7 +154,7 @@ def _closest(
     best = float("inf")
     for stock in candidates:
         model = stock.build()
-        with _same_layer_gates(model, gates):
+        with _layers_closed(model, gates):
             best = min(best, difference := _difference(_logits(model, probe), live))
         if difference <= BOUNDS.get(live.dtype, 0.05):
             return model
@@ -199,19 +192,19 @@ def _gates_of(gates: list[Gates]) -> Iterator[tuple[Site, Tensor]]:
             yield site, own[site.kind, site.layer, site.block].detach()
 
 
-def _kept(gates: list[Gates], kind: Kind) -> dict[str, Tensor]:
+def _remaining(gates: list[Gates], kind: Kind) -> dict[str, Tensor]:
     """The units with a gate above 0, by site; empty if that is all of them.
 
     Heads leave in groups that share a KV head. Every layer must lose as many.
     """
-    kept: dict[str, Tensor] = {}
+    remaining: dict[str, Tensor] = {}
     closed: dict[str, float] = {}
     for site, gate in _gates_of(gates):
         if site.kind != kind:
             continue
         open_ = gate.view(units_of(site), -1) != 0
         units = open_.any(dim=1)
-        kept[site.key] = units.nonzero().flatten().cpu()
+        remaining[site.key] = units.nonzero().flatten().cpu()
         closed[site.key] = 1 - float(units.float().mean())
     if not any(closed.values()):
         return {}
@@ -221,10 +214,10 @@ def _kept(gates: list[Gates], kind: Kind) -> dict[str, Tensor]:
             f"layers lose different shares of their {kind} ({few}, ...), and a stock config has "
             "one number for all: prune uniformly"
         )
-    return kept
+    return remaining
 
 
-def _kept_layers(gates: list[Gates]) -> list[int]:
+def _remaining_layers(gates: list[Gates]) -> list[int]:
     layers = {site.layer: float(gate) for site, gate in _gates_of(gates) if site.kind == "layers"}
     for layer, value in layers.items():
         if value not in (0.0, 1.0):
@@ -242,26 +235,21 @@ def _kept_layers(gates: list[Gates]) -> list[int]:
 # --- the proof -----------------------------------------------------------------------------------
 
 
-class _same_layer_gates:
-    """Closes the same layers of another model while inside."""
-
-    def __init__(self, model: Any, gates: list[Gates]) -> None:
-        self.model, self.closed = model, []
-        for own in gates:
-            if "layers" in own.config.units:
-                kept = _kept_layers([own])
-                self.closed = [i for i in range(len(own.anatomy.layers)) if i not in kept]
-
-    def __enter__(self) -> None:
-        from pliant.structure.gates import GateConfig, attach
-
-        self.own = attach(self.model, GateConfig(("layers",))) if self.closed else None
-        for i in self.closed:
-            self.own["layers", i].zero_()  # type: ignore[index]
-
-    def __exit__(self, *_: Any) -> None:
-        if self.own is not None:
-            self.own.detach()
+@contextmanager
+def _layers_closed(model: Any, gates: list[Gates]) -> Iterator[None]:
+    """Closes the layers of another model that these gates close."""
+    remaining = _remaining_layers(gates)
+    closed = [i for i in range(len(Anatomy.of(model).layers)) if i not in remaining]
+    if not closed:
+        yield
+        return
+    own = attach(model, GateConfig(("layers",)))
+    try:
+        for i in closed:
+            own["layers", i].zero_()
+        yield
+    finally:
+        own.detach()
 
 
 @torch.no_grad()

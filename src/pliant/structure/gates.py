@@ -25,7 +25,7 @@ from pliant import adapters
 from pliant.adapters import Adapter, After, Before, Wire
 from pliant.adapters.quantized import differentiable
 from pliant.anatomy import Anatomy
-from pliant.errors import InvalidInput, did_you_mean
+from pliant.errors import InvalidInput, UnsupportedModel, did_you_mean
 from pliant.structure.config import GateConfig, Kind, check_pattern_name
 from pliant.structure.units import Site, sites_of
 
@@ -47,6 +47,8 @@ class Gates(Adapter):
         self.patterns = nn.ModuleDict({name: Pattern(sites) for name in config.patterns})
         self._active: tuple[str, ...] = config.patterns[:1]
         """The pattern of all rows, or one for each row of the batch."""
+        self._batch = (0, 0)
+        """Rows and tokens of the batch that runs, where rows have patterns of their own."""
         self.controlled_by: Callable[[str, Kind, str], Tensor | None] | None = None
         """Gives the gates of (pattern, kind, key) in place of their own values, or None."""
 
@@ -67,6 +69,8 @@ class Gates(Adapter):
     @property
     def active(self) -> tuple[str, ...]:
         """The pattern of all rows, or one for each row of the batch."""
+        self._batch = (0, 0)
+        """Rows and tokens of the batch that runs, where rows have patterns of their own."""
         return self._active
 
     @property
@@ -120,6 +124,7 @@ class Gates(Adapter):
 
     def wire(self, model: nn.Module) -> Iterator[Wire]:
         yield from differentiable(model)
+        yield Before(model, self._note_batch)
         for site in self.sites:
             gate = partial(self._gate, site.kind, site.key)
             if site.kind in ("heads", "channels"):
@@ -131,15 +136,28 @@ class Gates(Adapter):
             else:
                 yield After(site.module, partial(self._scale_output, gate))
 
+    def _note_batch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+        if len(self._active) > 1:
+            ids = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+            self._batch = (ids.shape[0], ids.shape[1])
+
     def _gate(self, kind: Kind, key: str, like: Tensor) -> Tensor:
         """(units,), or (rows of `like`, units) where rows have patterns of their own."""
         own = [self._value(name, kind, key) for name in self._active]
         if len(own) == 1:
             return own[0].to(like.dtype)
-        rows = like.shape[max(0, like.dim() - 3)]  # Gemma 3n's layers have streams before the rows
-        copies, rest = divmod(rows, len(own))
-        if rest:
-            raise InvalidInput(f"there are patterns for {len(own)} rows, and the batch has {rows}")
+        batch, length = self._batch
+        if batch % len(own):
+            raise InvalidInput(f"there are patterns for {len(own)} rows, and the batch has {batch}")
+        axis = max(0, like.dim() - 3)  # Gemma 3n's layers have streams before the rows
+        # Tokens may be joined to one axis, row after row; XLNet has them before the rows.
+        if like.shape[axis:-1] not in ((batch, length), (batch * length,)):
+            raise UnsupportedModel(
+                f"{type(self.base).__name__} gives its {kind} a tensor of shape "
+                f"{tuple(like.shape)} for {batch} rows of {length} tokens, in which the rows "
+                "cannot be told apart: use one pattern for the whole batch"
+            )
+        copies = like.shape[axis] // len(own)
         return torch.stack(own).to(like.dtype).repeat_interleave(copies, dim=0)
 
     def _value(self, name: str, kind: Kind, key: str) -> Tensor:

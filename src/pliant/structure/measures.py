@@ -161,7 +161,7 @@ def _sequences_are_apart(job: Job, gates: Gates) -> bool:
         return True
     try:
         losses, rows = _losses_with_own_gates(job, gates, sample)
-    except InvalidInput:  # a batch that some module sees in another number of rows
+    except (InvalidInput, UnsupportedModel):  # a module in whose tensors the rows are not apart
         return False
     others = [gates.pattern(row)[s.kind, s.key] for s in job.sites for row in rows[1:]]
     return not any(g is not None and bool(g.any()) for g in _gradients_of(losses[0], others))

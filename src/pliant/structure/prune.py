@@ -96,6 +96,7 @@ class PruneConfig:
 class Pruned:
     """The adapters that prune a model, and what was measured on the way."""
 
+    config: PruneConfig
     gates: Gates
     compensation: Compensation | None
     removed: dict[str, dict[str, tuple[int, ...]]]
@@ -111,7 +112,7 @@ class Pruned:
 
     def as_dict(self) -> dict[str, Any]:
         removed = {k: {s: list(u) for s, u in sites.items()} for k, sites in self.removed.items()}
-        return {"removed": removed, "errors": self.errors, "config": asdict(self.gates.config)}
+        return {"removed": removed, "errors": self.errors, "config": asdict(self.config)}
 
     def __str__(self) -> str:
         parts = [
@@ -140,8 +141,9 @@ def prune(
     sites = sites_of(anatomy, config.kinds)
     _check_room(sites, config)
     gates = adapters.attach(model, Gates(model, GateConfig(config.kinds)))
-    own = compensation.attach(model, sites) if config.compensate else None
+    own = None
     try:
+        own = compensation.attach(model, sites) if config.compensate else None
         pass_ = _Pass(anatomy, gates, own, config, report, samples)
         if config.needs_text:
             with eval_mode(model):
@@ -149,9 +151,9 @@ def prune(
         else:
             pass_.close_gates()
     except BaseException:
-        Pruned(gates, own, {}).detach()
+        Pruned(config, gates, own, {}).detach()
         raise
-    return Pruned(gates, own, pass_.removed, pass_.errors)
+    return Pruned(config, gates, own, pass_.removed, pass_.errors)
 
 
 class _Pass:
@@ -249,10 +251,10 @@ class _Pass:
 def removed_of(site: Site, share: float) -> int:
     """How many units of the site a share is; of many channels a multiple of 8 stays."""
     units = units_of(site)
-    kept = units - round(share * units)
-    if site.kind == "channels" and kept > MULTIPLE**2:
-        kept = round(kept / MULTIPLE) * MULTIPLE
-    return units - kept
+    remaining = units - round(share * units)
+    if site.kind == "channels" and remaining > MULTIPLE**2:
+        remaining = round(remaining / MULTIPLE) * MULTIPLE
+    return units - remaining
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedConfig
 
 from pliant.anatomy import Anatomy
 from pliant.anatomy.blocks import HEAD_COUNTS, HEAD_WIDTHS, KV_COUNTS
-from pliant.anatomy.config import kept_layers_config, read
+from pliant.anatomy.config import config_of_layers, read
 from pliant.anatomy.find import path_of
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.config import Kind
@@ -50,19 +50,21 @@ class Stock:
             model: Any = self.kind(copy.deepcopy(self.config))
         model.load_state_dict(self.state, strict=False, assign=True)
         model.tie_weights()
+        if missing := [name for name, p in model.named_parameters() if p.is_meta]:
+            raise UnsupportedModel(f"{self.kind.__name__}: nothing gives it its {missing[0]}")
         return model.eval()
 
 
-def without_layers(model: Any, kept: list[int]) -> Stock:
+def without_layers(model: Any, remaining: list[int]) -> Stock:
     """The model with these layers alone."""
     anatomy = Anatomy.of(model)
     depth = len(anatomy.layers)
-    config = kept_layers_config(model.config, depth, kept)
+    config = config_of_layers(model.config, depth, remaining)
     paths = [path_of(model, layer) for layer in anatomy.layers]
     stack = {str(p).rpartition(".")[0] for p in paths}
     if len(stack) != 1 or None in paths:
         raise UnsupportedModel(f"{type(model).__name__}: its layers are no single stack")
-    new = {f"{paths[old]}.": f"{paths[i]}." for i, old in enumerate(kept)}
+    new = {f"{paths[old]}.": f"{paths[i]}." for i, old in enumerate(remaining)}
     state: State = {}
     for key, tensor in model.state_dict().items():
         old = next((f"{path}." for path in paths if key.startswith(f"{path}.")), None)
@@ -75,14 +77,14 @@ def without_layers(model: Any, kept: list[int]) -> Stock:
     return stock
 
 
-def with_fewer(model: Any, kind: Kind, kept: Mapping[str, Tensor]) -> Iterator[Stock]:
+def with_fewer(model: Any, kind: Kind, remaining: Mapping[str, Tensor]) -> Iterator[Stock]:
     """Candidates for the model with these units alone, by a site's key.
 
     For heads the units are groups that share a KV head; where all heads share one, they are heads.
     """
     anatomy = Anatomy.of(model)
     sites = sites_of(anatomy, [kind])
-    counts = {site.key: len(kept[site.key]) for site in sites}
+    counts = {site.key: len(remaining[site.key]) for site in sites}
     why, any_fits = "no number of its config is their count", False
     for form, config in _smaller_forms(model, sites, counts):
         try:
@@ -99,8 +101,9 @@ def with_fewer(model: Any, kind: Kind, kept: Mapping[str, Tensor]) -> Iterator[S
             chosen = dict(zip((name for name, _ in layouts), choice, strict=True))
             state = dict(model.state_dict())
             for axis in axes:
-                index = chosen[axis.name](kept[axis.site.key])
-                state[axis.key] = state[axis.key].index_select(axis.axis, index)
+                index = chosen[axis.name](remaining[axis.site.key])
+                old = state[axis.key]
+                state[axis.key] = old.index_select(axis.axis, index.to(old.device))
             if all(state[k].shape == shape for k, shape in shapes.items()):
                 any_fits = True
                 yield Stock(config, form, state)
@@ -229,7 +232,7 @@ def _on_meta(kind: type[nn.Module], config: Any) -> Any:
 # --- axes ----------------------------------------------------------------------------------------
 
 Layout = Callable[[Tensor], Tensor]
-"""From kept units to kept indices of an axis."""
+"""From remaining units to remaining indices of an axis."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,11 +296,11 @@ def _layouts(
 def _segments(sizes: list[int], units: int, tail: int = 0) -> Layout:
     """Segments one after the other, each with the units in order; then a `tail` that stays."""
 
-    def indices(kept: Tensor) -> Tensor:
+    def indices(remaining: Tensor) -> Tensor:
         parts, start = [], 0
         for size in sizes:
             each = size // units
-            parts.append((kept[:, None] * each + torch.arange(each)).flatten() + start)
+            parts.append((remaining[:, None] * each + torch.arange(each)).flatten() + start)
             start += size
         parts.append(torch.arange(start, start + tail))
         return torch.cat(parts)

@@ -174,16 +174,16 @@ def _has_smaller_form(specimen: Specimen, kind: Kind) -> Verdict:
     if any(units_of(site) == 1 for site in sites):
         return Verdict(False, f"a layer has only one unit of its {kind}")
     generator = torch.Generator().manual_seed(0)
-    kept = {}
+    remaining = {}
     with _gated(specimen, kind) as gates, torch.no_grad():
         for site in sites:
             units = units_of(site)
             order = torch.randperm(units, generator=generator)
-            kept[site.key], gone = order[: units // 2].sort().values, order[units // 2 :]
+            remaining[site.key], gone = order[: units // 2].sort().values, order[units // 2 :]
             gates[kind, site.layer, site.block].view(units, -1)[gone] = 0
         live = specimen.run()
     try:
-        verdicts = [_equals(s, specimen, live) for s in with_fewer(specimen.model, kind, kept)]
+        verdicts = [_equals(s, specimen, live) for s in with_fewer(specimen.model, kind, remaining)]
     except UnsupportedModel:
         return Verdict(False, f"no config of its class has fewer {kind} alone")
     return next((verdict for verdict in verdicts if verdict.ok), verdicts[0])
