@@ -8,7 +8,7 @@ import pytest
 
 from pliant import nano
 from pliant.cli.terminal import progress
-from pliant.nano import evaluate
+from pliant.nano.evaluate import __main__ as evaluate
 from pliant.nano.evaluate.__main__ import main
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pliant.nano.train.growth import _spread, deepen, widen
+from pliant.nano.train.__main__ import _spread, deepen, widen
 
 
 @pytest.fixture

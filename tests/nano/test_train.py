@@ -92,7 +92,7 @@ def test_a_stop_while_exporting_leaves_no_half_model_and_is_mended(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"pliant.nano.train.{moment}", stop)
+        patch.setattr(f"pliant.nano.train.__main__.{moment}", stop)
         with pytest.raises(SystemExit):
             main(shortest(tmp_path, "--only", "nano-s"))
     assert not list((tmp_path / "out").glob("*/config.json")), "what a name is looked up by"

@@ -10,8 +10,8 @@ from transformers import LlamaForCausalLM
 
 from pliant.errors import CorruptFile, InvalidInput
 from pliant.nano import questions
-from pliant.nano.train import CONTEXT, small_config
 from pliant.nano.train import batches as world_batches
+from pliant.nano.train.__main__ import CONTEXT, small_config
 from pliant.nano.train.batches import Position, batches, build_tokenizer, frame
 from pliant.nano.train.trainer import Schedule, Trainer, answer_loss, orthogonal
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pliant import nano
 from pliant.errors import ModelNotFound
-from pliant.nano.evaluate import Accuracy, card_questions, table
+from pliant.nano.evaluate.__main__ import Accuracy, card_questions, table
 
 SMALL, LARGE = nano.NAMES
 

@@ -336,13 +336,12 @@ def test_a_dead_address_is_fallen_over_from_at_once() -> None:
 
 def test_the_nano_models_answer_through_a_router() -> None:
     from pliant import nano
-    from pliant.nano.answers import answers
 
     r = router()
     for question in nano.questions("test", 6, seed=2):
         reply = r.ask(question.prompt, max_new_tokens=24)
         model, tokenizer = nano.load(reply.model)
-        assert [reply.text] == answers(model, tokenizer, [question.prompt])
+        assert [reply.text] == nano.ask(model, tokenizer, [question.prompt])
         assert reply.used.answer_tokens > 0 and not reply.continued
     assert r.report()["answered"] == 6
 

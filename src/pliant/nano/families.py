@@ -154,11 +154,14 @@ def order(rng: Random, difficulty: int) -> Draft:
 
 
 def largest(rng: Random, difficulty: int) -> Draft:
+    numbers, listed = _several(rng, difficulty)
+    return Draft(str(max(numbers)), (f"max {listed}", f"largest of {listed}", f"{listed} most?"))
+
+
+def _several(rng: Random, difficulty: int) -> tuple[list[int], str]:
     n, size = ((2, 2), (3, 2), (4, 2), (4, 3), (6, 4))[difficulty - 1]
     numbers = [digits(rng, size) for _ in range(n)]
-    listed = " ".join(map(str, numbers))
-    answer = str(max(numbers))
-    return Draft(answer, (f"max {listed}", f"largest of {listed}", f"{listed} most?"))
+    return numbers, " ".join(map(str, numbers))
 
 
 # --- sequences: equal steps, sums of the two before, repeating patterns ---------------------------
@@ -255,9 +258,7 @@ _RARELY_LONG = (1.2, 1.0, 0.5, 0.1, 0.03)
 
 
 def smallest(rng: Random, difficulty: int) -> Draft:
-    n, size = ((2, 2), (3, 2), (4, 2), (4, 3), (6, 4))[difficulty - 1]
-    numbers = [digits(rng, size) for _ in range(n)]
-    listed = " ".join(map(str, numbers))
+    numbers, listed = _several(rng, difficulty)
     return Draft(str(min(numbers)), (f"min {listed}", f"smallest of {listed}", f"{listed} least?"))
 
 
@@ -268,9 +269,8 @@ def double(rng: Random, difficulty: int) -> Draft:
 
 
 def shift(rng: Random, difficulty: int) -> Draft:
-    alphabet = "abcdefghijklmnopqrstuvwxyz"
-    w = word(rng, *((2, 2), (3, 4), (5, 6), (7, 9), (10, 13))[difficulty - 1], alphabet[:-1])
-    moved = "".join(alphabet[alphabet.index(c) + 1] for c in w)
+    w = word(rng, *((2, 2), (3, 4), (5, 6), (7, 9), (10, 13))[difficulty - 1], ascii_lowercase[:-1])
+    moved = "".join(chr(ord(c) + 1) for c in w)
     return Draft(moved, (f"shift {w}", f"{w} one letter on", f"next letter of each of {w}"))
 
 

@@ -35,7 +35,8 @@ def questions(
     """
     if n < 0:
         raise InvalidInput(f"n is {n}; the number of questions is 0 or more")
-    _check_wordings(wordings)
+    if wordings is not None and not (wordings and set(wordings) <= set(WORDINGS)):
+        raise InvalidInput(f"wordings is {wordings!r}; name some of {WORDINGS}")
     drawn = (
         question
         for question in stream(split, seed, families)
@@ -110,11 +111,6 @@ def _hashes(split: str) -> range:
     if split not in _SPLITS:
         raise InvalidInput(f"split is {split!r}; there are {', '.join(_SPLITS)}")
     return _SPLITS[split]
-
-
-def _check_wordings(wordings: Sequence[int] | None) -> None:
-    if wordings is not None and not (wordings and set(wordings) <= set(WORDINGS)):
-        raise InvalidInput(f"wordings is {wordings!r}; name some of {WORDINGS}")
 
 
 def _named(name: str) -> Family:

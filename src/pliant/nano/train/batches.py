@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pliant.data.collate import pad_rows
-from pliant.nano.answers import by_length
+from pliant.nano import by_length
 from pliant.nano.families import Question
 from pliant.nano.world import stream
 
