@@ -24,10 +24,9 @@ from pliant.survey import (
     examine,
     register,
 )
-from pliant.survey.__main__ import write
+from pliant.survey.__main__ import Row, count, page, write
 from pliant.survey.capability import PARTS, by_part, yes_if
 from pliant.survey.foundation import chosen_logits, head
-from pliant.survey.matrix import Row, count, page
 from pliant.survey.structure import head_gates
 
 LLAMA_70B = LlamaConfig(
