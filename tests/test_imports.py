@@ -65,7 +65,7 @@ LAYERS = {
         {"selection"},
         {"config", "labelled_batch"},
     ],
-    "loading": [{"fetch"}, {"models"}, {"gguf"}, {"names"}, {"catalogue"}],
+    "loading": [{"fetch"}, {"models"}, {"names"}, {"catalogue"}],
     "prefill": [{"prefilled"}, {"forward"}, {"batch"}],
     "routing": [
         {"fitting", "router"},

@@ -146,7 +146,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_without_the_package_it_says_what_to_install(
     quantised: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pliant.loading.gguf.find_spec", lambda name: None)
+    monkeypatch.setattr("pliant.loading.models.find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match=r"pip install 'pliant\[gguf\]'"):
         loading.load_model(quantised)
 

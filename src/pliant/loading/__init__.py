@@ -1,7 +1,7 @@
 """A name becomes a model: embedded, fetched, a folder, a GGUF file, or a name on the hub.
 
-`names` says where a name leads, `models` loads it, and `gguf` turns a GGUF file's weights into a
-dense model. `catalogue` lists real models that `fetch` brings to this machine when asked to.
+`names` says where a name leads, and `models` loads it. `catalogue` lists real models that `fetch`
+brings to this machine when asked to.
 """
 
 from pliant.loading.models import (

@@ -10,12 +10,12 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pliant.errors import InvalidInput, ModelNotFound, did_you_mean, without_password
 from pliant.loading import catalogue
-from pliant.loading.gguf import as_dense, check_readable
 from pliant.loading.names import Source, resolve, suggestion
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "*token*", "*vocab*", "*.model", "merges.txt")
+GGUF_MAGIC = b"GGUF"
+# transformers unpacks every weight of a GGUF file, but leaves these marks of a quantised model on
+# the result, which then can neither be saved nor trained.
+QUANTIZED = ("hf_quantizer", "quantization_method", "quantization_config", "_is_quantized")
 
 
 def load(
@@ -62,8 +66,7 @@ def load_model(
     **options: Any,
 ) -> PreTrainedModel:
     """Load the model alone; a checkpoint without some of its weights raises `ModelNotFound`."""
-    source = resolve(name, gguf_file)
-    check_readable(source)
+    source = _readable(name, gguf_file)
     from transformers import AutoModelForCausalLM
 
     _check_dtype(dtype)
@@ -83,7 +86,10 @@ def load_model(
         )
     _refuse_gaps(source, report)
     if source.gguf:
-        as_dense(model)
+        model.is_quantized = False
+        for holder in (model, model.config):
+            for mark in QUANTIZED:
+                vars(holder).pop(mark, None)
     if place is not None:
         model = model.to(place)
     loaded: PreTrainedModel = model.eval()
@@ -99,8 +105,7 @@ def load_tokenizer(
     **options: Any,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer alone; `options` go to `AutoTokenizer.from_pretrained`."""
-    source = resolve(name, gguf_file)
-    check_readable(source)
+    source = _readable(name, gguf_file)
     _refuse_no_tokenizer(source)
     from transformers import AutoTokenizer
 
@@ -123,8 +128,7 @@ def load_config(
     trust_remote_code: bool = False,
 ) -> PretrainedConfig:
     """Load the config of a causal language model, and nothing else."""
-    source = resolve(name, gguf_file)
-    check_readable(source)
+    source = _readable(name, gguf_file)
     if source.kind == "fetched" and (kind := catalogue.entry(source.name).kind) == "text encoder":
         raise ModelNotFound(f"{source} is a {kind}, not a causal language model")
     raw = {} if source.gguf else _read_config(source, revision)
@@ -172,6 +176,22 @@ def slowdown_of(dtype: torch.dtype) -> float:
             x @ weight.T
             seconds[kind] = min(seconds[kind], time.perf_counter() - began)
     return seconds[dtype] / seconds[torch.float32]
+
+
+def _readable(name: str | Path, gguf_file: str | None) -> Source:
+    """Where the name leads; an error if that is a GGUF file and cannot be read."""
+    source = resolve(name, gguf_file)
+    if not source.gguf:
+        return source
+    if find_spec("gguf") is None:
+        raise InvalidInput(f"{source} is a GGUF file: reading it needs pip install 'pliant[gguf]'")
+    if source.kind != "hub":
+        with (Path(source.location) / source.gguf).open("rb") as file:
+            if file.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
+                raise ModelNotFound(
+                    f"{source} is no GGUF file (it does not begin with {GGUF_MAGIC!r})"
+                )
+    return source
 
 
 def _check_dtype(dtype: str | torch.dtype) -> None:
