@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pliant.errors import InvalidInput
 from pliant.verify import VERIFIERS, Choice, Judge, NoVerdict, Numeric, verifier
 from pliant.verify.custom import parse_verdict
-from pliant.verify.numeric import numbers
+from pliant.verify.text import numbers
 
 CHOICES = [
     ("B", "B"),

@@ -16,8 +16,7 @@ from typing import Any, ClassVar, Protocol
 
 from pliant.errors import InvalidInput, did_you_mean
 from pliant.verify.custom import Function, Judge, NoVerdict
-from pliant.verify.numeric import Numeric
-from pliant.verify.text import Choice, Contains, Exact, Regex
+from pliant.verify.text import Choice, Contains, Exact, Numeric, Regex
 
 __all__ = [
     "VERIFIERS",
