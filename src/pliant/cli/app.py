@@ -42,7 +42,8 @@ COMMANDS = {
     "train": "Train a language model or a scorer, in a folder that survives a kill.",
 }
 # Those that are groups: modules with HELP, a table COMMANDS like the one above, and a function for
-# each; packages have a module for each. With a DEFAULT, that command runs when none is named.
+# each; packages have a module for each, unless MODULES names another. With a DEFAULT, that command
+# runs when none is named.
 GROUPS = ("gradients", "models", "route", "train")
 HELP_FLAGS = ("-h", "--help")
 
@@ -181,8 +182,10 @@ def _module(name: str) -> Any:
     """The module of a command or a group; the commands of some groups share one."""
     group, _, command = name.partition(" ")
     module = import_module(f"pliant.cli.{group}")
-    in_package = command and hasattr(module, "__path__")
-    return import_module(f"pliant.cli.{group}.{command}") if in_package else module
+    if not (command and hasattr(module, "__path__")):
+        return module
+    home = getattr(module, "MODULES", {}).get(command, command)
+    return import_module(f"pliant.cli.{group}.{home}")
 
 
 def _help(doc: str | None) -> dict[str, Any]:

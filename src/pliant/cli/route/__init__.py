@@ -1,4 +1,4 @@
-"""The commands of `pliant route`, one file each, and the options that several share."""
+"""The commands of `pliant route`, and the options that several share."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ COMMANDS = {
     "label": "Run models over prompts: which are right, and at what cost?",
     "report": "Everything measured about a router, as one HTML page.",
 }
+MODULES = {"calibrate": "fit", "evaluate": "fit"}
 
 
 @dataclass(frozen=True, kw_only=True)

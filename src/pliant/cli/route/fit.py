@@ -1,4 +1,4 @@
-"""`pliant route fit`: from labels to a router, by trying a ladder of scorers."""
+"""From labels to a router and its figures: `pliant route fit`, `calibrate` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge, Le
 
 from pliant.cli import terminal
-from pliant.cli.route import LabelsOptions
+from pliant.cli.route import LabelsOptions, RouterOptions
 from pliant.errors import InvalidInput
 from pliant.options import Flag
 
 if TYPE_CHECKING:
+    from pliant.routing.fitting.evaluation import Evaluation
     from pliant.routing.fitting.fit import Fitted
 
 
@@ -145,3 +146,82 @@ def _nothing_to_gain(fitted: Fitted) -> str:
         f"{report.strong_quality:.3f} and {report.weak_quality:.3f}), so routing gains nothing. "
         "Are the models in the order of their cost?"
     )
+
+
+# --- calibrate -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions(LabelsOptions, RouterOptions):
+    goal: str = "95 % of the large model's quality"
+    """A budget, a quality or a risk, in words."""
+    calibration: str = "platt"
+    """platt, temperature or isotonic."""
+
+
+def calibrate(options: CalibrateOptions) -> None:
+    """Recompute a router's probabilities and threshold, on new labels or for a new goal.
+
+    The scorer does not change. Prompts that it was fitted on are left out.
+
+    Example: pliant route calibrate --router my-router --labels new.jsonl --goal "30 % of calls"
+    """
+    from pliant.routing.fitting.fit import calibrate as recalibrate
+
+    terminal.hide_loading_bars()
+    calibrated = recalibrate(options.router, options.outcomes(), options.goal, options.calibration)
+    if options.json:
+        terminal.print_json(calibrated.as_dict())
+        return
+    if calibrated.left_out:
+        terminal.print_text(
+            f"{calibrated.left_out:,} prompts left out: the router was fitted on them"
+        )
+    terminal.print_text(str(calibrated.threshold))
+
+
+# --- evaluate ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(LabelsOptions, RouterOptions): ...
+
+
+def evaluate(options: EvaluateOptions) -> None:
+    """Measure a router on held-out labels, beside its baselines.
+
+    Prompts that the router was fitted on are left out and counted.
+
+    Example: pliant route evaluate --router my-router --labels test.jsonl
+    """
+    from pliant.cli.route import tables
+    from pliant.routing.fitting.evaluate import evaluate as measure
+
+    terminal.hide_loading_bars()
+    evaluation = measure(options.router, options.outcomes())
+    if options.json:
+        terminal.print_json(evaluation.as_dict())
+        return
+    shown = [tables.metrics(evaluation), tables.baselines(evaluation)]
+    if evaluation.calibration:
+        shown.append(tables.probabilities(evaluation))
+    terminal.draw(shown, _sentences(evaluation))
+
+
+def _sentences(evaluation: Evaluation) -> list[str]:
+    from pliant.cli.route.tables import novelty
+
+    report, sentences = evaluation.report, []
+    weak, strong = report.models[0], report.models[-1]
+    if evaluation.left_out:
+        sentences.append(
+            f"WARNING: the router was fitted on {evaluation.left_out:,} of these prompts; they are "
+            "left out of everything above."
+        )
+    return [
+        *sentences,
+        f"{report.n:,} prompts. {weak} alone {report.weak_quality:.3f}, {strong} alone "
+        f"{report.strong_quality:.3f}, the best possible APGR {report.oracle_apgr:.3f}.",
+        str(evaluation),
+        *novelty(evaluation),
+    ]
