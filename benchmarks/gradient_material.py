@@ -37,7 +37,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.harness import CACHE
 from pliant import nano
 from pliant.data.collate import Collator
-from pliant.nano.train.batches import frame
+from pliant.nano.train.trainer import frame
 
 disable_progress_bar()
 IGNORED = -100

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pliant.nano.train.batches import ASSISTANT, END, PAD, USER, build_tokenizer
+from pliant.nano.train.__main__ import build_tokenizer
+from pliant.nano.train.trainer import ASSISTANT, END, PAD, USER
 
 TOKENIZER = build_tokenizer(2048)
 

@@ -16,7 +16,7 @@ from pliant.nano.train.trainer import Trainer
 
 @pytest.fixture(autouse=True)
 def _small_pools(monkeypatch):
-    monkeypatch.setattr("pliant.nano.train.batches._POOL", 512)
+    monkeypatch.setattr("pliant.nano.train.trainer._POOL", 512)
 
 
 def shortest(folder, *more: str) -> list[str]:
@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
     """What the program makes when nothing disturbs it."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pliant.nano.train.batches._POOL", 512)
+        patch.setattr("pliant.nano.train.trainer._POOL", 512)
         main(shortest(folder))
     return folder
 
@@ -159,7 +159,7 @@ def test_a_trial_run_is_not_taken_for_the_real_one(trained, capsys):
 
 def test_a_killed_run_ends_with_the_same_weights(trained, tmp_path):
     """The real program in a process of its own, killed in the middle of the second model."""
-    program = "from pliant.nano.train import batches; batches._POOL = 512;"
+    program = "from pliant.nano.train import trainer; trainer._POOL = 512;"
     program += (
         f"from pliant.nano.train.__main__ import main; main({shortest(tmp_path, '--every', '1')})"
     )

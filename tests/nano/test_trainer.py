@@ -10,12 +10,19 @@ from transformers import LlamaForCausalLM
 
 from pliant.errors import CorruptFile, InvalidInput
 from pliant.nano import questions
-from pliant.nano.train import batches as world_batches
-from pliant.nano.train.__main__ import CONTEXT, small_config
-from pliant.nano.train.batches import Position, batches, build_tokenizer, frame
-from pliant.nano.train.trainer import Schedule, Trainer, answer_loss, orthogonal
+from pliant.nano.train import trainer as training
+from pliant.nano.train.__main__ import CONTEXT, build_tokenizer, small_config
+from pliant.nano.train.trainer import (
+    Position,
+    Schedule,
+    Trainer,
+    answer_loss,
+    batches,
+    frame,
+    orthogonal,
+)
 
-POOL = world_batches._POOL
+POOL = training._POOL
 SCHEDULE = Schedule(steps=6, tokens=512)
 
 
@@ -27,7 +34,7 @@ def tokenizer():
 @pytest.fixture(autouse=True)
 def _small_pools(monkeypatch):
     """The law is the same for a pool of hundreds as for one of thousands, and soon seen."""
-    monkeypatch.setattr("pliant.nano.train.batches._POOL", 512)
+    monkeypatch.setattr("pliant.nano.train.trainer._POOL", 512)
 
 
 def trainer(tokenizer, schedule: Schedule = SCHEDULE) -> Trainer:
@@ -112,7 +119,7 @@ def test_batches_go_on_from_any_place(tokenizer):
 
 
 def test_no_batch_is_larger_than_asked_and_little_is_padding(tokenizer, monkeypatch):
-    monkeypatch.setattr("pliant.nano.train.batches._POOL", POOL)  # padding depends on it
+    monkeypatch.setattr("pliant.nano.train.trainer._POOL", POOL)  # padding depends on it
     sizes = [batch.input_ids for _, batch in islice(batches(tokenizer, 4096, seed=0), 60)]
     assert max(ids.numel() for ids in sizes) <= 4096
     padding = sum((ids == tokenizer.pad_token_id).sum().item() for ids in sizes)

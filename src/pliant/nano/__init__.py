@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pliant import loading
 from pliant.data import chat_text, check_text
 from pliant.errors import InvalidInput, ModelNotFound
 from pliant.nano.families import DIFFICULTIES, HELD_OUT, TRAINED, WORDINGS, Family, Question
@@ -45,18 +46,14 @@ __all__ = [
 
 def path(name: str) -> Path:
     """The folder of an embedded checkpoint, for plain `AutoModelForCausalLM.from_pretrained`."""
-    from pliant.loading import WEIGHTS
-
     if name not in NAMES:
         raise ModelNotFound(f"no embedded model is called {name!r}; there are {', '.join(NAMES)}")
-    return WEIGHTS / name
+    return loading.WEIGHTS / name
 
 
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An embedded model in fp32 and eval mode, and its tokenizer."""
-    from pliant.loading import load as load_any
-
-    return load_any(path(name))
+    return loading.load(path(name))
 
 
 def ask(

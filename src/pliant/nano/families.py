@@ -81,17 +81,15 @@ def subtract(rng: Random, difficulty: int) -> Draft:
 
 
 def multiply(rng: Random, difficulty: int) -> Draft:
-    low, high, most = ((10, 99, 3), (10, 99, 6), (10, 99, 9), (100, 999, 5), (100, 999, 9))[
-        difficulty - 1
-    ]
+    ranges = ((10, 99, 3), (10, 99, 6), (10, 99, 9), (100, 999, 5), (100, 999, 9))
+    low, high, most = ranges[difficulty - 1]
     a, b = rng.randint(low, high), rng.randint(2, most)
     return Draft(str(a * b), (f"{a}*{b}", f"{a} times {b}", f"{b} times {a} is?"))
 
 
 def remainder(rng: Random, difficulty: int) -> Draft:
-    size, moduli = ((3, (2, 5, 10)), (3, (4, 20, 25)), (2, (3, 9)), (3, (3, 9)), (3, (6, 7, 8)))[
-        difficulty - 1
-    ]
+    kinds = ((3, (2, 5, 10)), (3, (4, 20, 25)), (2, (3, 9)), (3, (3, 9)), (3, (6, 7, 8)))
+    size, moduli = kinds[difficulty - 1]
     a, m = digits(rng, size), rng.choice(moduli)
     return Draft(str(a % m), (f"{a} mod {m}", f"rest of {a} by {m}", f"what is {a} mod {m}?"))
 
@@ -223,9 +221,8 @@ def find(rng: Random, difficulty: int) -> Draft:
 
 def total(rng: Random, difficulty: int) -> Draft:
     """A table with a column of names and one of numbers; some names stand in it twice or more."""
-    times, more = ((2, (0, 1)), (2, (2, 3)), (3, (2, 4)), (3, (15, 30)), (4, (90, 140)))[
-        difficulty - 1
-    ]
+    counts = ((2, (0, 1)), (2, (2, 3)), (3, (2, 4)), (3, (15, 30)), (4, (90, 140)))
+    times, more = counts[difficulty - 1]
     name, *names = rng.sample(_NAMES, 1 + rng.randint(*more))
     rows = [(name, rng.randint(1, 9 if difficulty < 3 else 20)) for _ in range(times)]
     values = [value for _, value in rows]

@@ -18,6 +18,7 @@ from tempfile import TemporaryFile
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -26,8 +27,7 @@ from pliant.cli.app import run_program
 from pliant.errors import InvalidInput, PliantError
 from pliant.loading import WEIGHTS, torch_device
 from pliant.nano import NAMES, path
-from pliant.nano.train.batches import build_tokenizer
-from pliant.nano.train.trainer import Schedule, Trainer
+from pliant.nano.train.trainer import ASSISTANT, END, PAD, USER, Schedule, Trainer
 
 CONTEXT = 2048
 SMALL = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 3, "head_dim": 16}
@@ -38,7 +38,14 @@ _NOISE = 0.5  # of a matrix's own standard deviation; without it both halves hav
 WEIGHTS_FILE = "model.safetensors"
 CARD = ("README.md", "accuracy.json")
 """What `evaluate --write` adds to a checkpoint: it describes these weights and no others."""
-
+# One token a role and one to end: a short question must not cost more to frame than to ask.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<|assistant|>{{ message['content'] }}<|end|>"
+    "{% else %}<|user|>{{ message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 SCHEDULES = {
     "nano-s": Schedule(steps=5_500),
     "nano-l": Schedule(
@@ -117,7 +124,8 @@ def _train(options: TrainOptions) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     for folder in (options.out, options.work):
-        _check_writable(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()  # fails before two hours of training, not after them
     tokenizer = build_tokenizer(CONTEXT)
     for name in (name for name in NAMES if name in (options.only or NAMES)):
         model = initial_model(name, tokenizer, options)
@@ -175,6 +183,27 @@ def small_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
+def build_tokenizer(context: int) -> PreTrainedTokenizerFast:
+    """256 bytes and four special tokens; byte-level, without merges."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: i for i, character in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(t, special=True, normalized=False) for t in (PAD, END, USER, ASSISTANT)]
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        extra_special_tokens=[USER, ASSISTANT],
+        model_max_length=context,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
 # --- growing a Llama -----------------------------------------------------------------------------
 # A larger model that computes the same function starts with all that the smaller one has learned.
 # Width doubles by stacking: the residual stream becomes [h, h], and every head and MLP channel is
@@ -186,8 +215,8 @@ def small_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 @torch.no_grad()
 def widen(small: LlamaForCausalLM, seed: int = 0) -> LlamaForCausalLM:
     """The same function with twice the width, heads and MLP channels."""
-    doubled = {name: 2 * getattr(small.config, name) for name in DOUBLED}
-    large = LlamaForCausalLM(small.config.__class__(**small.config.to_dict() | doubled))
+    sizes = {name: 2 * getattr(small.config, name) for name in DOUBLED}
+    large = LlamaForCausalLM(small.config.__class__(**small.config.to_dict() | sizes))
     generator = torch.Generator().manual_seed(seed)
     for ours, theirs in zip(large.model.layers, small.model.layers, strict=True):
         for name, matrix in theirs.named_parameters():
@@ -272,12 +301,6 @@ def _put(aside: Path, folder: Path) -> None:
     for file in sorted(aside.iterdir()):
         file.replace(folder / file.name)
     aside.rmdir()
-
-
-def _check_writable(folder: Path) -> None:
-    """Fail before two hours of training, not after them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    TemporaryFile(dir=folder).close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

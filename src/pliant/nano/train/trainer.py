@@ -1,10 +1,11 @@
-"""Training one model: schedule, optimizers, and checkpoints that a hard kill cannot corrupt."""
+"""Training one model: batches, schedule, optimizers, and checkpoints that survive a hard kill."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from pliant.data.collate import pad_rows
 from pliant.errors import CorruptFile, InvalidInput
-from pliant.nano.train.batches import Batch, Position, batches
+from pliant.nano import by_length
+from pliant.nano.families import Question
+from pliant.nano.world import stream
 
+USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
+_POOL = 8_192  # questions that are sorted by length together: little padding, yet mixed batches
 # Newton-Schulz coefficients that push every singular value to about 1 in five steps.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
@@ -203,6 +209,91 @@ def answer_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     return losses @ batch.weights.to(device)
 
 
+# --- batches -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded ids; the tokens after `positions` (in the flattened ids) are the `targets`.
+
+    `weights` make every answer count equally, however long: a reversed word is twenty tokens that
+    are soon learned, a sum three that are not.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Position:
+    """A position in the stream of batches, to continue from."""
+
+    pool: int = 0
+    """Which pool of questions."""
+    before: int = 0
+    """Batches in the pools before this one."""
+    used: int = 0
+    """Batches of this pool that were read."""
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast,
+    tokens: int,
+    seed: int,
+    position: Position = Position(),  # noqa: B008 - frozen, so one default serves all
+    tilt: Callable[[int], float] = lambda number: 0.0,
+    emphasis: Mapping[str, float] | None = None,
+) -> Iterator[tuple[Position, Batch]]:
+    """An endless stream of batches of at most `tokens` padded tokens, each with its end position.
+
+    `tilt` gives a pool's tilt towards easy questions from the number of batches before it;
+    `emphasis` is that of `stream`.
+    """
+    while True:
+        rng = random.Random(f"{seed}/{position.pool}")
+        lean = tilt(position.before)
+        pool = stream("train", rng.getrandbits(48), tilt=lean, emphasis=emphasis)
+        framed = frame(tokenizer, list(islice(pool, _POOL)))
+        lengths = [len(ids) for ids, _ in framed]
+        groups = [[framed[i] for i in rows] for rows in by_length(lengths, tokens)]
+        rng.shuffle(groups)
+        for group in groups[position.used :]:
+            position = replace(position, used=position.used + 1)
+            yield position, _collate(group, tokenizer.pad_token_id)
+        position = Position(position.pool + 1, position.before + position.used)
+
+
+def frame(
+    tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]
+) -> list[tuple[list[int], int]]:
+    """Each question's ids, answer and end token included, and where the answer starts."""
+    user, assistant = tokenizer.convert_tokens_to_ids([USER, ASSISTANT])
+    prompts = tokenizer([q.prompt for q in questions])["input_ids"]
+    answers = tokenizer([q.answer for q in questions])["input_ids"]
+    framed = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = [user, *prompt, assistant, *answer, tokenizer.eos_token_id]
+        framed.append((ids, len(prompt) + 2))
+    return framed
+
+
+def _collate(group: list[tuple[list[int], int]], pad: int) -> Batch:
+    rows_BT, _ = pad_rows([ids for ids, _ in group], pad)
+    width = rows_BT.shape[1]
+    positions, targets, weights = [], [], []
+    for row, (ids, start) in enumerate(group):
+        for at in range(start, len(ids)):
+            positions.append(row * width + at - 1)
+            targets.append(ids[at])
+            weights.append(1 / (len(ids) - start) / len(group))
+    return Batch(rows_BT, *map(torch.tensor, (positions, targets, weights)))
+
+
+# --- the optimizer of the matrices ---------------------------------------------------------------
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal, for the matrices inside a transformer.
 
@@ -212,14 +303,8 @@ class Muon(torch.optim.Optimizer):
     out: weight decay schedules, parameter groups, anything but matrices.
     """
 
-    def __init__(
-        self,
-        matrices: Iterable[Tensor],
-        lr: float,
-        momentum: float = 0.95,
-        weight_decay: float = 0.05,
-    ) -> None:
-        super().__init__(matrices, {"lr": lr, "momentum": momentum, "decay": weight_decay})
+    def __init__(self, matrices: Iterable[Tensor], lr: float) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": 0.95, "decay": 0.05})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
