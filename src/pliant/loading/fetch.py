@@ -44,7 +44,10 @@ def fetch(name: str, source: str = "index", progress: Progress = lambda *_: None
     folder, work = catalogue.home() / name, catalogue.partial(name)
     with catalogue.alone():
         if catalogue.installed(name):
-            _check_source(name, source)
+            if source != (present := catalogue.source_of(name)):
+                raise InvalidInput(
+                    f"{name!r} was fetched from the {present}: pliant models remove {name} first"
+                )
             return folder
         if folder.exists():
             raise InvalidInput(f"{folder} exists and has no {RECORD}: move it away first")
@@ -56,13 +59,6 @@ def fetch(name: str, source: str = "index", progress: Progress = lambda *_: None
         made.replace(folder)
         shutil.rmtree(work)
     return folder
-
-
-def _check_source(name: str, source: str) -> None:
-    if source != (present := catalogue.source_of(name)):
-        raise InvalidInput(
-            f"{name!r} was fetched from the {present}: pliant models remove {name} first"
-        )
 
 
 def _check_tools(entry: Entry, source: str) -> None:

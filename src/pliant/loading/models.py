@@ -46,11 +46,8 @@ def load(
     for GGUF. Further options (device_map, quantization_config, attn_implementation, ...) go to
     `AutoModelForCausalLM.from_pretrained` as they are.
     """
-    source: dict[str, Any] = {
-        "gguf_file": gguf_file,
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
-    }
+    source: dict[str, Any] = {"gguf_file": gguf_file, "revision": revision}
+    source["trust_remote_code"] = trust_remote_code
     model = load_model(name, dtype=dtype, device=device, **source, **options)
     return model, load_tokenizer(name, **source)
 
@@ -74,7 +71,7 @@ def load_model(
     config = load_config(
         name, gguf_file=gguf_file, revision=revision, trust_remote_code=trust_remote_code
     )
-    with _one_line(source, "weights"), _wrong_options(source):
+    with _one_line(source, "weights"):
         model, report = AutoModelForCausalLM.from_pretrained(
             source.location,
             config=config,
@@ -221,30 +218,22 @@ def _fetch_config(source: Source, revision: str | None) -> Path:
     from huggingface_hub import errors as hub
     from huggingface_hub import hf_hub_download
 
+    near, nowhere = suggestion(source.name), ": no such embedded model or local folder, and "
+    gated = " is gated: accept its terms on the hub, then log in with `hf auth login`"
+    unreachable = f"{nowhere}the hub is unreachable (offline?){near}"
+    reasons: list[tuple[type[Exception], str]] = [
+        (hub.GatedRepoError, gated),
+        (hub.RepositoryNotFoundError, f"{nowhere}none on the hub (or it is private){near}"),
+        (hub.RevisionNotFoundError, f" has no revision {revision!r} on the hub"),
+        (hub.LocalEntryNotFoundError, unreachable),
+        (hub.EntryNotFoundError, " is on the hub, but has no config.json"),
+    ]
+    options: Any = {"revision": revision, "local_files_only": not _hub_answers(source, revision)}
     try:
-        offline = not _hub_answers(source, revision)
-        return Path(
-            hf_hub_download(
-                source.location, "config.json", revision=revision, local_files_only=offline
-            )
-        )
-    except hub.GatedRepoError as error:
-        raise ModelNotFound(
-            f"{source} is gated: accept its terms on the hub, then log in with `hf auth login`"
-        ) from error
-    except hub.RepositoryNotFoundError as error:
-        raise ModelNotFound(
-            f"{source}: no such embedded model or local folder, and none on the hub "
-            f"(or it is private){suggestion(source.name)}"
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise ModelNotFound(f"{source} has no revision {revision!r} on the hub") from error
-    except hub.EntryNotFoundError as error:
-        if not isinstance(error, hub.LocalEntryNotFoundError):
-            raise ModelNotFound(f"{source} is on the hub, but has no config.json") from error
-        raise _unreachable(source) from error
-    except (hub.HfHubHTTPError, OSError) as error:
-        raise _unreachable(source) from error
+        return Path(hf_hub_download(source.location, "config.json", **options))
+    except (hub.HfHubHTTPError, hub.EntryNotFoundError, OSError) as error:
+        reason = next((why for kind, why in reasons if isinstance(error, kind)), unreachable)
+        raise ModelNotFound(f"{source}{reason}") from error
 
 
 def _hub_answers(source: Source, revision: str | None) -> bool:
@@ -258,13 +247,6 @@ def _hub_answers(source: Source, revision: str | None) -> bool:
     except Exception:  # the client's connection errors, and its offline mode
         return False
     return True
-
-
-def _unreachable(source: Source) -> ModelNotFound:
-    return ModelNotFound(
-        f"{source}: no such embedded model or local folder, and the hub is "
-        f"unreachable (offline?){suggestion(source.name)}"
-    )
 
 
 def _is_causal(config: PretrainedConfig, raw: dict[str, Any]) -> bool:
@@ -310,19 +292,13 @@ def _one_line(source: Source, what: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
             raise
+        # The config was valid, so a type error is about the options that were passed on, and an
+        # import error about a package that they need (bitsandbytes, for a quantized base).
+        if what == "weights" and isinstance(error, (TypeError, ImportError)):
+            raise InvalidInput(
+                f"{source} cannot be loaded with these options: {_gist(error)}"
+            ) from error
         raise ModelNotFound(f"{source} has no usable {what}: {_gist(error)}") from error
-
-
-@contextmanager
-def _wrong_options(source: Source) -> Iterator[None]:
-    """The config was valid, so a type error is about the options that were passed on, and an import
-    error about a package that they need (bitsandbytes, for a quantized base)."""
-    try:
-        yield
-    except (TypeError, ImportError) as error:
-        raise InvalidInput(
-            f"{source} cannot be loaded with these options: {_gist(error)}"
-        ) from error
 
 
 def _gist(error: BaseException) -> str:

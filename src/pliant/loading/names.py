@@ -52,7 +52,10 @@ def resolve(name: str | Path, gguf_file: str | None = None) -> Source:
     if os.path.isdir(path):
         return Source(text, path, "folder", _gguf_in(text, Path(path), gguf_file))
     if os.path.exists(path):
-        return _file(text, Path(path))
+        file = Path(path)
+        if file.suffix != ".gguf":
+            raise ModelNotFound(f"{text!r} is a file: name the folder that holds config.json")
+        return Source(text, str(file.parent), "folder", _whole(file.name))
     if isinstance(name, Path) or _looks_local(text):
         raise ModelNotFound(f"{text!r}: no such {'file' if text.endswith('.gguf') else 'folder'}")
     if text in catalogue.CATALOGUE:
@@ -110,12 +113,6 @@ def _gguf_in(name: str, folder: Path, wanted: str | None) -> str:
             f"{name!r} is a folder without a config.json or a GGUF file, so it is no model"
         )
     return _whole(files[0])
-
-
-def _file(text: str, path: Path) -> Source:
-    if path.suffix != ".gguf":
-        raise ModelNotFound(f"{text!r} is a file: name the folder that holds config.json")
-    return Source(text, str(path.parent), "folder", _whole(path.name))
 
 
 def _whole(file: str) -> str:
