@@ -156,10 +156,9 @@ class Specimen:
         return self.run()
 
     @torch.no_grad()
-    def run(self, ids: Tensor | None = None, **inputs: Any) -> Tensor:
-        """The logits on these ids, without a cache, which not every model has."""
-        inputs.setdefault("use_cache", False)
-        logits: Tensor = self.model(input_ids=self.ids if ids is None else ids, **inputs).logits
+    def run(self, **inputs: Any) -> Tensor:
+        """The logits, without a cache, which not every model has."""
+        logits: Tensor = self.model(input_ids=self.ids, use_cache=False, **inputs).logits
         return logits
 
     def run_hooked(self, *hooks: tuple[nn.Module, Callable[..., Any]]) -> Tensor:

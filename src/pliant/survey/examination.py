@@ -90,7 +90,11 @@ class Examination:
 def examine(config: PreTrainedConfig) -> Examination:
     """Examine the causal LM that this config describes, whatever its size."""
     model = without_weights(config)
-    sizes, estimates = _sizes_and_estimates(model)
+    try:
+        anatomy: Anatomy | None = Anatomy.of(model)
+    except UnsupportedModel:
+        anatomy = None
+    sizes = None if anatomy is None else sizes_of(anatomy)
     answers = ask(Specimen(config))
     return Examination(
         model_type=config.model_type,
@@ -101,17 +105,8 @@ def examine(config: PreTrainedConfig) -> Examination:
             Finding(c.part, c.name, c.question, answers[c.name].ok, answers[c.name].reason)
             for c in by_part()
         ),
-        estimates=estimates,
+        estimates=estimates_of(anatomy, sizes) if anatomy is not None and sizes is not None else (),
     )
-
-
-def _sizes_and_estimates(model: PreTrainedModel) -> tuple[Sizes | None, tuple[Estimate, ...]]:
-    try:
-        anatomy = Anatomy.of(model)
-    except UnsupportedModel:
-        return None, ()
-    sizes = sizes_of(anatomy)
-    return sizes, estimates_of(anatomy, sizes)
 
 
 def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
@@ -164,37 +159,19 @@ def estimates_of(anatomy: Anatomy, sizes: Sizes) -> tuple[Estimate, ...]:
     matrices = [p for layer in anatomy.layers for p in projections(layer)]
     ranks = [min(p.inputs, p.outputs) for p in matrices]
     rows, d, labels = CPX_ROWS, sizes.hidden_size, CPX_LABELS
+    cpx = f"({rows} rows x {d} + {d} x {labels} label) x 4 bytes"
+    gate = f"({gates - sizes.layers} heads + {sizes.layers} layers) x 4 bytes"
+    expert = f"sum of min(in, out) over {len(ranks)} projections x 4 bytes"
+    basis = f"sum of min(in, out)^2 over {len(ranks)} projections, in bf16"
+    squares = sum(rank * rank for rank in ranks)
+    stored = "stored keys and values, for each token of a batch"
+    per_token = sizes.cache_bytes_per_token
     return (
-        Estimate(
-            "complexity",
-            "the [CPX] rows and the score head",
-            4 * (rows * d + d * labels),
-            f"({rows} rows x {d} + {d} x {labels} label) x 4 bytes",
-        ),
-        Estimate(
-            "structure",
-            "a gate for every head and layer",
-            4 * gates,
-            f"({gates - sizes.layers} heads + {sizes.layers} layers) x 4 bytes",
-        ),
-        Estimate(
-            "experts",
-            "one expert on every projection",
-            4 * sum(ranks),
-            f"sum of min(in, out) over {len(ranks)} projections x 4 bytes",
-        ),
-        Estimate(
-            "experts",
-            "the bases that all experts share",
-            2 * sum(rank * rank for rank in ranks),
-            f"sum of min(in, out)^2 over {len(ranks)} projections, in bf16",
-        ),
-        Estimate(
-            "gradients",
-            "stored keys and values, for each token of a batch",
-            sizes.cache_bytes_per_token,
-            "the cache of one token, in bf16",
-        ),
+        Estimate("complexity", "the [CPX] rows and the score head", 4 * d * (rows + labels), cpx),
+        Estimate("structure", "a gate for every head and layer", 4 * gates, gate),
+        Estimate("experts", "one expert on every projection", 4 * sum(ranks), expert),
+        Estimate("experts", "the bases that all experts share", 2 * squares, basis),
+        Estimate("gradients", stored, per_token, "the cache of one token, in bf16"),
     )
 
 

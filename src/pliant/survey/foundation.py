@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant.anatomy import Attention
 from pliant.anatomy.blocks import as_projection, projections
 from pliant.anatomy.config import read, text_config
 from pliant.anatomy.find import find_embeddings
@@ -65,8 +64,10 @@ def in_order(specimen: Specimen) -> Verdict:
 @register("structure", "attention", needs=["layers"])
 def attention(specimen: Specimen) -> Verdict:
     """Are the output projections of attention known?"""
-    parts = [(a.output, a.heads * a.head_dim) for a in _attentions(specimen)]
-    return _has_widths(specimen, parts, specimen.anatomy.why_no_attention)
+    anatomy = specimen.anatomy
+    blocks = [block for i in range(len(anatomy.layers)) for block in anatomy.attentions(i)]
+    parts = [(block.output, block.heads * block.head_dim) for block in blocks]
+    return _has_widths(specimen, parts, anatomy.why_no_attention)
 
 
 @register("structure", "mlp", needs=["layers"])
@@ -113,13 +114,15 @@ def chosen_logits(specimen: Specimen) -> Verdict:
 @register("complexity", "first k", needs=["layers"])
 def first_layers(specimen: Specimen) -> Verdict:
     """Run alone, do the first layers give the model's own hidden state?"""
-    return _holds(specimen.depth.first_layers)
+    reason = specimen.depth.first_layers
+    return yes_if(reason is None, reason or "")
 
 
 @register("complexity", "resume", needs=["layers"])
 def resume(specimen: Specimen) -> Verdict:
     """Stopped at half depth and resumed, does it give the same bits?"""
-    return _holds(specimen.depth.resume)
+    reason = specimen.depth.resume
+    return yes_if(reason is None, reason or "")
 
 
 @register("experts", "projections", needs=["layers"])
@@ -155,11 +158,6 @@ def _has_widths(
     if wrong or not calls:
         return Verdict(False, wrong[0] if wrong else "they are not called as modules")
     return Verdict(True, f"in some layers only: {lacking}" if lacking else "")
-
-
-def _attentions(specimen: Specimen) -> list[Attention]:
-    anatomy = specimen.anatomy
-    return [block for i in range(len(anatomy.layers)) for block in anatomy.attentions(i)]
 
 
 def _hidden_size(specimen: Specimen) -> int | None:
@@ -200,8 +198,3 @@ def _compare_logits(ours: Tensor, theirs: Tensor) -> Verdict:
     if torch.equal(ours.argsort(-1), theirs.argsort(-1)):
         return Verdict(False, "the model caps its logits after the head")
     return Verdict(False, "more than the head lies between hidden states and logits")
-
-
-def _holds(reason: str | None) -> Verdict:
-    """Yes, or no with the reason."""
-    return yes_if(reason is None, reason or "")
