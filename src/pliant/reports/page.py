@@ -39,13 +39,10 @@ def check_writable(path: Path) -> None:
 
 def write(path: Path, title: str, sections: Sequence[Section]) -> Path:
     """Write the page, completely or not at all; returns its path."""
+    from pliant.adapters.files import write_file
+
     check_writable(path)
-    aside = path.with_name(path.name + ".writing")
-    try:
-        aside.write_text(render(title, sections), encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_file(path, render(title, sections).encode())
     return path.resolve()
 
 

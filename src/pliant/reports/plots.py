@@ -32,17 +32,15 @@ class Line:
     """Whether it is only there for comparison."""
 
 
-def bars(
-    groups: Sequence[str], series: Mapping[str, Sequence[float]], x: str, y: str, top: float = 1.0
-) -> str:
-    """Grouped bars: one group per name on the axis, one bar per series in it."""
+def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], x: str, y: str) -> str:
+    """Grouped bars of shares: one group per name on the axis, one bar per series in it."""
     width = 0.8 / len(series)
     with _drawing(x, y) as (axes, out):
         for i, (name, values) in enumerate(series.items()):
             places = [g + (i - (len(series) - 1) / 2) * width for g in range(len(groups))]
             axes.bar(places, values, width * 0.92, label=name, color=COLOURS[i % len(COLOURS)])
         axes.set_xticks(range(len(groups)), groups)
-        axes.set_ylim(0, top)
+        axes.set_ylim(0, 1)
         _legend(axes, len(series))
     return out.getvalue()
 
@@ -149,12 +147,10 @@ def histograms(
     return out.getvalue()
 
 
-def heat_maps(
-    maps: Mapping[str, Mapping[str, Sequence[float]]], y: str, value: str, sorted_from: int = 128
-) -> str:
+def heat_maps(maps: Mapping[str, Mapping[str, Sequence[float]]], y: str, value: str) -> str:
     """One heat map under the other: a row for each name, a cell for each of its values.
 
-    Rows of `sorted_from` values or more are sorted, the highest first. The colours are logarithmic
+    Rows of 128 values or more are sorted, the highest first. The colours are logarithmic
     if the values are positive and far apart, and span all but the outermost percent of them.
     """
     rows = sum(min(len(drawn), 40) for drawn in maps.values())
@@ -162,18 +158,16 @@ def heat_maps(
     with _figure(size) as (figure, out):
         for i, (title, drawn) in enumerate(maps.items()):
             axes = figure.add_subplot(len(maps), 1, i + 1)
-            _heat_map(axes, title, drawn, value, sorted_from)
+            _heat_map(axes, title, drawn, value)
             axes.set_ylabel(y)
     return out.getvalue()
 
 
-def _heat_map(
-    axes: Axes, title: str, drawn: Mapping[str, Sequence[float]], value: str, sorted_from: int
-) -> None:
+def _heat_map(axes: Axes, title: str, drawn: Mapping[str, Sequence[float]], value: str) -> None:
     from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 
     longest = max(map(len, drawn.values()))
-    is_sorted = longest >= sorted_from
+    is_sorted = longest >= 128
     rows = [sorted(row, reverse=True) if is_sorted else list(row) for row in drawn.values()]
     ranked = sorted(x for row in rows for x in row)
     low, high = ranked[len(ranked) // 100], ranked[-1 - len(ranked) // 100]

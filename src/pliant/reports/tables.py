@@ -69,21 +69,19 @@ class Table:
 
 def count(number: float) -> str:
     """A count in about three figures: 812, 4.06k, 1.24M, 70.6B."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= 0.9995 * size:
-            return f"{_three_figures(number / size)}{unit}"
-    return f"{number:,.0f}"
+    return _scaled(number, ("", "k", "M", "B", "T"))
 
 
 def size(octets: float) -> str:
     """A number of bytes: 812 B, 4.1 KB, 1.2 MB, 140 GB (powers of 1000)."""
-    for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if abs(octets) >= 0.9995 * scale:
-            return f"{_three_figures(octets / scale)} {unit}"
-    return f"{octets:,.0f} B"
+    return _scaled(octets, (" B", " KB", " MB", " GB", " TB"))
 
 
-def _three_figures(number: float) -> str:
-    if abs(number) >= 99.95:
-        return f"{number:.0f}"
-    return f"{number:.1f}" if abs(number) >= 9.995 else f"{number:.2f}"
+def _scaled(number: float, units: Sequence[str]) -> str:
+    for thousands in range(len(units) - 1, 0, -1):
+        scale = 1e3**thousands
+        if abs(number) >= 0.9995 * scale:
+            figure = number / scale
+            decimals = 0 if abs(figure) >= 99.95 else 1 if abs(figure) >= 9.995 else 2
+            return f"{figure:.{decimals}f}{units[thousands]}"
+    return f"{number:,.0f}{units[0]}"
