@@ -42,7 +42,7 @@ LAYERS = {
     "cli": [
         {"demo", "prune", "run", "train"},
         {"app", "doctor", "gradients", "importance", "models", "route", "score"},
-        {"flags", "terminal"},
+        {"terminal"},
     ],
     "complexity": [
         {"facade"},

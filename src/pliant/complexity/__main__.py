@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pliant.cli.app import outcome
-from pliant.cli.flags import plain_flags
+from pliant.cli.app import outcome, plain_flags
 from pliant.cli.train import scorer
 
 
