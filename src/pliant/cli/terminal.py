@@ -8,11 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
     from pliant.reports.page import Coloured
     from pliant.reports.tables import Table
@@ -88,38 +88,18 @@ def progress(title: str, total: int, every: int = 1) -> Iterator[Report]:
 
     On a terminal it moves a bar; in a pipe it prints a line whenever `every` more are done.
     """
-    if sys.stderr.isatty():
-        with _bar(title, total) as report:
-            yield report
-    else:
-        yield partial(_report_in_lines, title, total, every)
 
+    def print_line(done: int, message: str) -> None:
+        if done % every == 0 or done == total:
+            print(f"{title}: {done}/{total} {message}".rstrip(), file=sys.stderr, flush=True)
 
-def _report_in_lines(title: str, total: int, every: int, done: int, message: str) -> None:
-    if done % every == 0 or done == total:
-        print(f"{title}: {done}/{total} {message}".rstrip(), file=sys.stderr, flush=True)
+    if not sys.stderr.isatty():
+        yield print_line
+        return
+    from rich import progress as rich
 
-
-@contextmanager
-def _bar(title: str, total: int) -> Iterator[Report]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[message]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console(stderr=True)) as bar:
+    messages, elapsed = rich.TextColumn("{task.fields[message]}"), rich.TimeElapsedColumn()
+    with _bar(rich.MofNCompleteColumn(), messages, elapsed, rich.TimeRemainingColumn()) as bar:
         task = bar.add_task(title, total=total, message="")
         yield lambda done, message: bar.update(task, completed=done, message=message)
 
@@ -130,18 +110,20 @@ def transfers() -> Iterator[Callable[[str, int, int], None]]:
 
     On a terminal it moves a bar with the speed; in a pipe it prints a line for every fifth.
     """
-    if not sys.stderr.isatty():
-        yield _TransferLines()
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    printed: dict[str, int] = {}
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    with Progress(*columns, console=console(stderr=True)) as bar:
+    def print_line(what: str, done: int, total: int) -> None:
+        fifths = done * 5 // total
+        if fifths > printed.get(what, -1):
+            printed[what] = fifths
+            print(f"{what}: {done:,} of {total:,} bytes", file=sys.stderr, flush=True)
+
+    if not sys.stderr.isatty():
+        yield print_line
+        return
+    from rich import progress as rich
+
+    with _bar(rich.DownloadColumn(), rich.TransferSpeedColumn()) as bar:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:
@@ -152,17 +134,12 @@ def transfers() -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-class _TransferLines:
-    """A line for every fifth of a transfer."""
+def _bar(*columns: ProgressColumn) -> Progress:
+    """Bars with their titles on the left and these columns on the right."""
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    def __init__(self) -> None:
-        self.fifths: dict[str, int] = {}
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        fifths = done * 5 // total
-        if fifths > self.fifths.get(what, -1):
-            self.fifths[what] = fifths
-            print(f"{what}: {done:,} of {total:,} bytes", file=sys.stderr, flush=True)
+    title = TextColumn("{task.description}")
+    return Progress(title, BarColumn(), *columns, console=console(stderr=True))
 
 
 def hush_libraries() -> None:
