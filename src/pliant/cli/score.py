@@ -87,12 +87,6 @@ def score_rows(
                 f"--{settings[0].replace('_', '-')}: the router's folder settles this; leave it out"
             )
         return _by_router(folder, files[0], prompts)
-    return _by_scorer(name, prompts, scoring, loading)
-
-
-def _by_scorer(
-    name: str, prompts: Sequence[Any], scoring: dict[str, Any], loading: dict[str, Any]
-) -> list[Row]:
     _check_scorer(name)
     from pliant.complexity.facade import CPXCausalLM  # after what can fail at once
 

@@ -15,7 +15,7 @@ from pliant.options import Flag
 
 if TYPE_CHECKING:
     from pliant.reports.tables import Table
-    from pliant.routing.backends import ModelSpec, Price, Settings
+    from pliant.routing.backends import ModelSpec, Settings
     from pliant.routing.labels.grading import Grader
     from pliant.routing.labels.label import LabelReport
     from pliant.routing.labels.table import Model
@@ -123,39 +123,26 @@ def _labelled(options: LabelOptions) -> LabelReport:
 
 def _models(options: LabelOptions) -> list[Model]:
     """The models, and the judge last if there is one."""
-    from pliant.routing.backends import ModelSpec, Retry, check_names, open_backend
+    from pliant.routing.backends import ModelSpec, Price, Retry, check_names, open_backend
     from pliant.routing.backends.remote import KEY
     from pliant.routing.labels.table import Model
 
     judges = [options.judge] if options.judge else []
     specs = [ModelSpec.parse(text) for text in (*options.model, *judges)]
     check_names(specs)
-    prices = _prices(options.price, specs)
+    prices = _by_model(options.price, specs, "--price")
+    priced = {name: Price.parse(text) for name, text in prices.items()}
     keys = _by_model(options.api_key_env, specs, "--api-key-env", default=KEY)
-    calls = {
-        "concurrency": options.concurrency,
-        "timeout": options.timeout,
-        "retry": Retry(tries=options.tries),
-    }
-
-    def settings(spec: ModelSpec) -> dict[str, Any]:
-        if spec.url is None:
-            return {"device": options.device}
-        return {**calls, "key_env": keys[spec.name]}
-
-    def key_env(spec: ModelSpec) -> str | None:
-        return keys[spec.name] if spec.url is not None and keys[spec.name] != KEY else None
-
-    return [
-        Model(spec, open_backend(spec, **settings(spec)), prices.get(spec.name), key_env(spec))
-        for spec in specs
-    ]
-
-
-def _prices(texts: Sequence[str], specs: list[ModelSpec]) -> dict[str, Price]:
-    from pliant.routing.backends import Price
-
-    return {name: Price.parse(text) for name, text in _by_model(texts, specs, "--price").items()}
+    calls: dict[str, Any] = {"concurrency": options.concurrency, "timeout": options.timeout}
+    calls["retry"] = Retry(tries=options.tries)
+    models = []
+    for spec in specs:
+        key, local = keys[spec.name], spec.url is None
+        settings = {"device": options.device} if local else {**calls, "key_env": key}
+        backend = open_backend(spec, **settings)
+        key_env = None if local or key == KEY else key
+        models.append(Model(spec, backend, priced.get(spec.name), key_env))
+    return models
 
 
 def _by_model(

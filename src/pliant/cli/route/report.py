@@ -42,13 +42,8 @@ def report(options: ReportOptions) -> None:
 
     Example: pliant route report --router my-router --labels test.jsonl --out report.html
     """
+    from pliant.cli.route import report_data
     from pliant.cli.route import report_page as pages
-    from pliant.cli.route.report_data import (
-        ReportData,
-        fit_record,
-        ledger_totals,
-        read_evaluation,
-    )
     from pliant.reports import page
     from pliant.routing import router_file
 
@@ -57,13 +52,13 @@ def report(options: ReportOptions) -> None:
     if out.is_dir():
         raise InvalidInput(f"--out {out}: a folder; name the page, as in {out / 'report.html'}")
     file = router_file.read(folder)
-    totals = ledger_totals(folder, file, options.ledger)
-    measured, ladder = fit_record(folder, file)
+    totals = report_data.ledger_totals(folder, file, options.ledger)
+    measured, ladder = report_data.fit_record(folder, file)
     if options.evaluation is not None:
-        measured = read_evaluation(options.evaluation.expanduser(), file)
+        measured = report_data.read_evaluation(options.evaluation.expanduser(), file)
     if options.labels:
         measured = _measured(folder, file, out, options)
-    data = ReportData(folder, file, measured, ladder, totals)
+    data = report_data.ReportData(folder, file, measured, ladder, totals)
     sections = pages.sections(data)
     written = page.write(out, pages.title(data), sections)
     if options.json:

@@ -33,12 +33,8 @@ def sections(data: ReportData) -> list[Section]:
         if not measured.outdated:
             shown += [*_probabilities(measured), *_examples(data, measured)]
     if data.ladder:
-        shown.append(
-            Section(
-                "How the scorer was chosen",
-                tables=[tables.ladder(data.ladder, data.file.names, data.file.scorer.kind)],
-            )
-        )
+        tried = tables.ladder(data.ladder, data.file.names, data.file.scorer.kind)
+        shown.append(Section("How the scorer was chosen", tables=[tried]))
     return [*shown, _labels(data), _ledger(data)]
 
 
@@ -194,35 +190,25 @@ def _probabilities(measured: Measured) -> list[Section]:
     calibration, histogram = measured.evaluation.calibration, measured.evaluation.histogram
     if not calibration:
         return []
-    pictures = [
-        (
-            plots.reliability(
-                each.bins, f"predicted P({brief(each.model)} is right)", "share that was right"
-            ),
-            f"{each.model}: predicted, and what was so.",
-        )
-        for each in calibration
-    ]
+    pictures = []
+    for each in calibration:
+        x = f"predicted P({brief(each.model)} is right)"
+        picture = plots.reliability(each.bins, x, "share that was right")
+        pictures.append((picture, f"{each.model}: predicted, and what was so."))
     sentences = [
         "ECE is the mean distance between what is predicted and what is so (debiased; a constant "
         "can have none, and tells nothing). Brier is the mean squared error; skill is the part of "
         "the constant's that is gone. The grey bars show where the predictions lie."
     ]
-    shown = [
-        Section("Probabilities", sentences, [tables.probabilities(measured.evaluation)], pictures)
-    ]
+    table = tables.probabilities(measured.evaluation)
+    shown = [Section("Probabilities", sentences, [table], pictures)]
     if histogram is not None:
-        model = histogram.model
-        counts = {
-            f"{brief(model)} right": histogram.right,
-            f"{brief(model)} wrong": histogram.wrong,
-        }
-        picture = (
-            plots.histograms(histogram.edges, counts, "score", "prompts"),
-            f"Scores, by whether {model} was right.",
-        )
+        model, name = histogram.model, brief(histogram.model)
+        counts = {f"{name} right": histogram.right, f"{name} wrong": histogram.wrong}
+        picture = plots.histograms(histogram.edges, counts, "score", "prompts")
+        captioned = (picture, f"Scores, by whether {model} was right.")
         sentence = f"The score is the probability that {model} fails."
-        shown.append(Section("Scores", [sentence], pictures=[picture]))
+        shown.append(Section("Scores", [sentence], pictures=[captioned]))
     return shown
 
 
@@ -247,10 +233,9 @@ def _ledger(data: ReportData) -> Section:
     at = [window.number for window in windows]
     pictures = []
     if len(windows) > 1:
-        drawn = {
-            "distance": Line(at, [window.distance for window in windows]),
-            "chance stays below": Line(at, [window.bound for window in windows], faint=True),
-        }
+        distance = Line(at, [window.distance for window in windows])
+        bound = Line(at, [window.bound for window in windows], faint=True)
+        drawn = {"distance": distance, "chance stays below": bound}
         picture = plots.lines(drawn, "window", "distance of the scores")
         pictures.append((picture, "Drift of the scores."))
     return Section("The ledger", ledger_sentences(data), [tables.calls(data)], pictures)
