@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pliant.errors import InvalidInput, did_you_mean
+from pliant.loading.models import hub_answers
 
 Row = dict[str, Any]
 Columns = Sequence[str] | Mapping[str, str]
@@ -195,14 +196,10 @@ def _load_data_set(name: str, subset: str | None) -> Mapping[str, Iterable[Row]]
 def _offline_if_unreachable(name: str) -> Iterator[None]:
     """Ask the hub once: for an unreachable data set, `datasets` tries six times, for 30 seconds."""
     import datasets
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi
 
     before = datasets.config.HF_HUB_OFFLINE
-    try:
-        HfApi().dataset_info(name, timeout=20)
-    except errors.HfHubHTTPError:
-        pass  # the hub answered: the loader has the better error message
-    except Exception:  # the client's own connection errors, and its offline mode
+    if not hub_answers(lambda: HfApi().dataset_info(name, timeout=20)):
         datasets.config.HF_HUB_OFFLINE = True
     try:
         yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -216,7 +216,7 @@ def _read_config(source: Source, revision: str | None) -> dict[str, Any]:
 
 def _fetch_config(source: Source, revision: str | None) -> Path:
     from huggingface_hub import errors as hub
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     near, nowhere = suggestion(source.name), ": no such embedded model or local folder, and "
     gated = " is gated: accept its terms on the hub, then log in with `hf auth login`"
@@ -228,20 +228,21 @@ def _fetch_config(source: Source, revision: str | None) -> Path:
         (hub.LocalEntryNotFoundError, unreachable),
         (hub.EntryNotFoundError, " is on the hub, but has no config.json"),
     ]
-    options: Any = {"revision": revision, "local_files_only": not _hub_answers(source, revision)}
+    file: Any = {"repo_id": source.location, "filename": "config.json", "revision": revision}
+    offline = not hub_answers(lambda: get_hf_file_metadata(hf_hub_url(**file)))
     try:
-        return Path(hf_hub_download(source.location, "config.json", **options))
+        return Path(hf_hub_download(**file, local_files_only=offline))
     except (hub.HfHubHTTPError, hub.EntryNotFoundError, OSError) as error:
         reason = next((why for kind, why in reasons if isinstance(error, kind)), unreachable)
         raise ModelNotFound(f"{source}{reason}") from error
 
 
-def _hub_answers(source: Source, revision: str | None) -> bool:
-    """One request: a download retries six times, for most of a minute, before it fails."""
-    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+def hub_answers(ask: Callable[[], object]) -> bool:
+    """Asks once: a download retries six times, for most of a minute, before it fails."""
+    from huggingface_hub import errors
 
     try:
-        get_hf_file_metadata(hf_hub_url(source.location, "config.json", revision=revision))
+        ask()
     except errors.HfHubHTTPError:
         pass  # the hub answers: the download raises the specific error
     except Exception:  # the client's connection errors, and its offline mode
