@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from pliant.adapters.files import write_file
 from pliant.cli import terminal
 from pliant.cli.app import run_program
 from pliant.loading import WEIGHTS, load
@@ -72,18 +73,13 @@ def measure(
 def card_questions(seed: int = 0) -> tuple[list[Question], list[Question]]:
     """The card's questions: of the trained families, and of the held-out ones."""
     unseen = [family.name for family in HELD_OUT]
-    return (
-        questions("test", TEST_QUESTIONS, seed),
-        questions("test", HELD_OUT_QUESTIONS, seed, families=unseen),
-    )
+    trained = questions("test", TEST_QUESTIONS, seed)
+    return trained, questions("test", HELD_OUT_QUESTIONS, seed, families=unseen)
 
 
 def table(trained: Accuracy, unseen: Accuracy) -> str:
     """Accuracy by family and difficulty, as a Markdown table."""
-    lines = [
-        "| domain | family | 1 | 2 | 3 | 4 | 5 | all |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    lines = ["| domain | family | 1 | 2 | 3 | 4 | 5 | all |", "|---|---|--:|--:|--:|--:|--:|--:|"]
     for accuracy, families in ((trained, TRAINED), (unseen, HELD_OUT)):
         for domain in dict.fromkeys(family.domain for family in families):
             for family in (f for f in families if f.domain == domain):
@@ -133,7 +129,7 @@ def write(name: str, trained: Accuracy, unseen: Accuracy, folder: Path) -> None:
 
     with safe_open(folder / name / "model.safetensors", "pt") as weights:
         parameters = sum(weights.get_tensor(key).numel() for key in weights.keys())  # noqa: SIM118
-    _replace(folder / name / "README.md", card(name, parameters, trained, unseen))
+    write_file(folder / name / "README.md", card(name, parameters, trained, unseen).encode())
     figures = {
         "questions": len(trained.questions),
         "accuracy": trained.share(),
@@ -142,13 +138,7 @@ def write(name: str, trained: Accuracy, unseen: Accuracy, folder: Path) -> None:
         "by_family": {f.name: trained.share(f.name) for f in TRAINED},
         "held_out": {f.name: unseen.share(f.name) for f in HELD_OUT},
     }
-    _replace(folder / name / "accuracy.json", json.dumps(figures, indent=2) + "\n")
-
-
-def _replace(file: Path, text: str) -> None:
-    aside = file.with_name(file.name + ".writing")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(file)
+    write_file(folder / name / "accuracy.json", f"{json.dumps(figures, indent=2)}\n".encode())
 
 
 @dataclass(frozen=True, kw_only=True)
