@@ -299,34 +299,25 @@ def _parameter(option: Option) -> inspect.Parameter:
     default = inspect.Parameter.empty if option.required else option.default
     if option.optional or (option.item_type is not None and option.flag.positional):
         kind = kind | None
-    info = _argument(option) if option.flag.positional else _named(option)
+    mark = option.flag
+    argument = typer.Argument(help=option.help, metavar=mark.metavar, hidden=mark.hidden)
+    annotation = Annotated[kind, argument if mark.positional else _named(option)]
     return inspect.Parameter(
-        option.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[kind, info],
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
 
 
-def _argument(option: Option) -> Any:
-    return typer.Argument(help=option.help, metavar=option.flag.metavar, hidden=option.flag.hidden)
-
-
-def _metavar(option: Option) -> str | None:
-    """Of an option that is given several times the type of one value; else typer's own."""
-    item = option.item_type
-    return option.flag.metavar or (f"<{item.__name__}>" if item is not None else None)
-
-
 def _named(option: Option) -> Any:
-    name = _flag(option.name)
+    name, item = _flag(option.name), option.item_type
+    # Of an option that is given several times, the type of one value; else typer's own.
+    metavar = option.flag.metavar or (f"<{item.__name__}>" if item is not None else None)
     if option.type is bool and option.default is not False:
         name = f"{name}/--no-{name.removeprefix('--')}"
     return typer.Option(
         name,
         *option.flag.aliases,
         help=option.help,
-        metavar=_metavar(option),
+        metavar=metavar,
         hidden=option.flag.hidden,
         min=option.least,
         max=option.most,

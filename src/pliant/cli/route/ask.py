@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,8 +46,7 @@ class AskOptions(RouterOptions):
     def generation(self) -> dict[str, Any]:
         """The generation settings that replace the router's."""
         names = ("max_new_tokens", "temperature", "samples")
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 def ask(options: AskOptions) -> None:
@@ -55,8 +56,6 @@ def ask(options: AskOptions) -> None:
 
     Example: pliant route ask --router my-router "What is 2 + 2?"
     """
-    import warnings
-
     from pliant.routing.router import AS_THE_FILE_SAYS, DriftWarning, Router
 
     prompt = read_prompt(options.prompt, options.messages)
@@ -79,8 +78,6 @@ def ask(options: AskOptions) -> None:
 
 
 def read_prompt(text: str | None, messages: bool) -> Prompt:
-    import json
-
     if text in (None, "-"):
         if sys.stdin.isatty() and text is None:
             raise InvalidInput("no prompt: give it as an argument, or on stdin")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from pliant.cli import terminal
-from pliant.errors import InvalidInput, did_you_mean
+from pliant.errors import InvalidInput, PliantError, did_you_mean
 from pliant.options import Flag
 
 if TYPE_CHECKING:
@@ -84,15 +84,14 @@ def label(options: LabelOptions) -> None:
     Example: pliant route label --prompts questions.jsonl --model nano-s --model nano-l
     --out labels.jsonl
     """
-    from pliant.errors import PliantError
-
     labelled = _labelled(options)
     if options.json:
         terminal.print_json(labelled.as_dict())
     else:
         _draw(labelled)
     if not labelled.rows:
-        raise PliantError(f"no prompt could be labelled: {_first_failure(labelled)}")
+        messages = (message for run in labelled.models for message in run.messages.values())
+        raise PliantError(f"no prompt could be labelled: {next(messages, 'no model answered')}")
 
 
 def _labelled(options: LabelOptions) -> LabelReport:
@@ -251,8 +250,3 @@ def _table(done: LabelReport) -> Table:
     columns = ["model", "answered", "now", "failed", "truncated", "right"]
     columns += ["tokens in", "tokens out", "seconds", "flops", "usd"]
     return Table("Labels", columns, rows, right=frozenset(columns[1:]))
-
-
-def _first_failure(done: LabelReport) -> str:
-    messages = [message for run in done.models for message in run.messages.values()]
-    return messages[0] if messages else "no model answered"

@@ -32,13 +32,8 @@ def points(data: ReportData, measured: Measured) -> Table:
         part = f"{cost / always:.3f}" if always else "-"
         return [brief(model), share, f"{quality:.3f}", part, figures(cost)]
 
-    router = [
-        "the router",
-        percent(routed.share),
-        band(routed.quality),
-        band(routed.of_strong_cost),
-        figures(routed.cost.value),
-    ]
+    router = ["the router", percent(routed.share), band(routed.quality)]
+    router += [band(routed.of_strong_cost), figures(routed.cost.value)]
     rows = [
         alone(data.weak, "0 %", report.weak_quality, float(report.curve.cost[0])),
         *([] if measured.outdated else [router]),
@@ -122,12 +117,9 @@ def examples(data: ReportData, measured: Measured) -> list[Table]:
     sides = measured.evaluation.examples
     stays = [*sides["surely cheap"], *sides["just cheap"]]
     goes = [*sides["just expensive"], *sides["surely expensive"]]
-    return [
-        _examples(
-            f"Stay with {data.weak}: the surest, and the nearest to the threshold", stays, data
-        ),
-        _examples(f"Go to {data.strong}: the nearest to the threshold, and the surest", goes, data),
-    ]
+    stay = f"Stay with {data.weak}: the surest, and the nearest to the threshold"
+    go = f"Go to {data.strong}: the nearest to the threshold, and the surest"
+    return [_examples(stay, stays, data), _examples(go, goes, data)]
 
 
 def _examples(title: str, examples: Iterable[Example], data: ReportData) -> Table:
