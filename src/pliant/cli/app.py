@@ -301,9 +301,12 @@ def _parameter(option: Option) -> inspect.Parameter:
         kind = kind | None
     mark = option.flag
     argument = typer.Argument(help=option.help, metavar=mark.metavar, hidden=mark.hidden)
-    annotation = Annotated[kind, argument if mark.positional else _named(option)]
+    info = argument if mark.positional else _named(option)
     return inspect.Parameter(
-        option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, info],
     )
 
 

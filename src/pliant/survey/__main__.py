@@ -83,19 +83,8 @@ def page(table: list[Row]) -> str:
         **{name: count(table, name) for name in ("runs", "layers", "attention")},
     )
     notes = [f"{number}. {_escaped(reason)}" for reason, number in reasons.items()]
-    return "\n".join(
-        [
-            preamble,
-            *_questions(table),
-            "",
-            *_table(table, reasons),
-            "",
-            "## Reasons",
-            "",
-            *notes,
-            "",
-        ]
-    )
+    tables = [*_questions(table), "", *_table(table, reasons)]
+    return "\n".join([preamble, *tables, "", "## Reasons", "", *notes, ""])
 
 
 def count(table: list[Row], capability: str) -> int:

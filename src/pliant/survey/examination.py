@@ -90,11 +90,15 @@ class Examination:
 def examine(config: PreTrainedConfig) -> Examination:
     """Examine the causal LM that this config describes, whatever its size."""
     model = without_weights(config)
+    sizes: Sizes | None = None
+    estimates: tuple[Estimate, ...] = ()
     try:
-        anatomy: Anatomy | None = Anatomy.of(model)
+        anatomy = Anatomy.of(model)
     except UnsupportedModel:
-        anatomy = None
-    sizes = None if anatomy is None else sizes_of(anatomy)
+        pass  # the finding "layers" says why
+    else:
+        sizes = sizes_of(anatomy)
+        estimates = estimates_of(anatomy, sizes)
     answers = ask(Specimen(config))
     return Examination(
         model_type=config.model_type,
@@ -105,7 +109,7 @@ def examine(config: PreTrainedConfig) -> Examination:
             Finding(c.part, c.name, c.question, answers[c.name].ok, answers[c.name].reason)
             for c in by_part()
         ),
-        estimates=estimates_of(anatomy, sizes) if anatomy is not None and sizes is not None else (),
+        estimates=estimates,
     )
 
 
