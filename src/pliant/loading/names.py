@@ -125,11 +125,8 @@ def _whole(file: str) -> str:
 
 
 def _looks_local(text: str) -> bool:
-    return (
-        text.startswith((".", "/", "~"))
-        or text.endswith(("/", ".gguf", os.sep))
-        or text.count("/") > 1
-    )
+    no_hub_name = text.startswith((".", "/", "~")) or text.count("/") > 1
+    return no_hub_name or text.endswith(("/", ".gguf", os.sep))
 
 
 def _valid_names() -> str:

@@ -25,6 +25,7 @@ from pliant.nano.world import stream
 
 USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 _POOL = 8_192  # questions that are sorted by length together: little padding, yet mixed batches
+EMPHASIS = {"pattern": 1.6, "fibonacci": 2.0, "step": 1 / 1.5, "reverse": 0.5, "sort": 0.7}
 # Newton-Schulz coefficients that push every singular value to about 1 in five steps.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
@@ -47,15 +48,7 @@ class Schedule:
     """At first each step of difficulty is e^tilt times rarer ..."""
     tilt_until: float = 0.7
     """... and after this share of the steps all are as frequent as in the world."""
-    emphasis: dict[str, float] = field(
-        default_factory=lambda: {
-            "pattern": 1.6,
-            "fibonacci": 2.0,
-            "step": 1 / 1.5,
-            "reverse": 0.5,
-            "sort": 0.7,
-        }
-    )
+    emphasis: dict[str, float] = field(default_factory=lambda: dict(EMPHASIS))
     """Factors of the families' weights in the world: families that are soon learned and cost many
     tokens come less often, the other sequences equally often."""
     seed: int = 0
@@ -122,11 +115,8 @@ class Trainer:
         """Everything that the next step needs, in one file: written aside, then renamed."""
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(file.name + ".writing")
-        progress = {
-            "step": self.step,
-            "place": asdict(self._position),
-            "schedule": asdict(self.schedule),
-        }
+        where = {"step": self.step, "place": asdict(self._position)}
+        progress = {**where, "schedule": asdict(self.schedule)}
         save_file(self._tensors(), aside, metadata={"progress": json.dumps(progress)})
         aside.replace(file)
 
