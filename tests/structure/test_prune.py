@@ -30,7 +30,6 @@ from pliant.structure import (
     sites_of,
 )
 from pliant.structure.compensation import Compensation
-from pliant.structure.smaller import shares_for
 
 
 def llama(**changes: Any) -> LlamaForCausalLM:
@@ -178,6 +177,7 @@ def test_an_error_on_the_way_leaves_the_model_as_it_was() -> None:
         ({}, "nothing to prune"),
         ({"channels": 1.0}, "channels = 1.0"),
         ({"heads": -0.1}, "heads = -0.1"),
+        ({"layers": 1}, "layers = 1"),
         ({"channels": 0.5, "score": "best"}, "score = 'best'"),
         ({"channels": 0.5, "damping": 0}, "damping = 0"),
     ],
@@ -190,8 +190,72 @@ def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], words:
 def test_a_share_that_removes_nothing_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"heads = 0.05: of 4"):
         prune(llama(), text(), PruneConfig(heads=0.05))
+    with pytest.raises(InvalidInput, match="layers = 0.1: of 3 that can go that is 0"):
+        prune(llama(), text(), PruneConfig(layers=0.1))
     with pytest.raises(InvalidInput, match="no calibration text"):
         prune(llama(), [], PruneConfig(heads=0.5))
+
+
+# --- layers --------------------------------------------------------------------------------------
+
+
+def with_update(model: LlamaForCausalLM, layer: int, scale: float) -> None:
+    """Scale what a layer adds to the hidden states."""
+    with torch.no_grad():
+        model.model.layers[layer].self_attn.o_proj.weight.mul_(scale)
+        model.model.layers[layer].mlp.down_proj.weight.mul_(scale)
+
+
+def likely_text(model: Any) -> list[dict[str, Tensor]]:
+    """Text with the model's own predictions as labels, so that every change costs something."""
+    batches = text()
+    for batch in batches:
+        with torch.no_grad():
+            predicted = model(**batch).logits.argmax(dim=-1)
+        batch["labels"] = torch.cat([predicted[:, :1], predicted[:, :-1]], dim=1)
+    return batches
+
+
+@pytest.mark.parametrize("score", ["error", "activation", "magnitude", "leave_one_out"])
+def test_a_layer_that_does_nothing_goes_first(score: str) -> None:
+    model = llama(num_hidden_layers=4)
+    with_update(model, 2, 1e-4)
+    base = logits(model)
+    pruned = prune(model, likely_text(model), PruneConfig(layers=0.25, score=score))
+    assert pruned.removed["layers"] == {"2": (0,)}
+    assert relative_error(model, base) < 1e-2
+    pruned.detach()
+    assert torch.equal(logits(model), base)
+
+
+def test_layers_heads_and_channels_go_together(tmp_path: Path) -> None:
+    model = llama(num_hidden_layers=4)
+    pruned = prune(model, text(), PruneConfig(layers=0.25, heads=0.5, channels=0.25))
+    (gone,) = pruned.removed["layers"]
+    assert int((pruned.gates["channels", int(gone)] == 0).sum()) == 12  # as in every layer
+    result = export(model, tmp_path / "smaller")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "smaller").eval()
+    assert again.config.num_hidden_layers == 3 and result.removed["layers"] == 1
+    assert torch.allclose(logits(again), logits(model), atol=1e-5)
+
+
+def test_new_weights_before_a_layer_that_goes_are_exported(tmp_path: Path) -> None:
+    model = llama(num_hidden_layers=4)
+    prune(model, text(), PruneConfig(layers=0.5))
+    live = logits(model)
+    export(model, tmp_path / "smaller")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "smaller").eval()
+    assert torch.allclose(logits(again), live, atol=1e-5)
+
+
+@pytest.mark.parametrize("score", ["fisher", "taylor"])
+def test_units_go_by_their_importance(score: str) -> None:
+    model = llama()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight[:, :12] *= 1e-3
+    pruned = prune(model, likely_text(model), PruneConfig(channels=0.25, score=score))
+    assert all(sorted(units) == list(range(12)) for units in pruned.removed["channels"].values())
 
 
 # --- export --------------------------------------------------------------------------------------
@@ -333,14 +397,3 @@ def test_new_weights_are_saved_and_loaded(tmp_path: Path) -> None:
     type(pruned.gates).from_pretrained(model, tmp_path / "gates")
     Compensation.from_pretrained(model, tmp_path / "weights", name="compensation")
     assert torch.equal(logits(model), expected)
-
-
-def test_shares_make_up_the_budget(tmp_path: Path) -> None:
-    model = llama()
-    shares = shares_for(model, 0.2, ("heads", "channels"))
-    assert shares["heads"] == shares["channels"]
-    prune(model, text(), PruneConfig(**shares))
-    result = export(model, tmp_path / "smaller")
-    assert 1 - result.parameters / result.parameters_before == pytest.approx(0.2, abs=0.05)
-    with pytest.raises(InvalidInput, match="a budget of 0.9 is more than channels can give"):
-        shares_for(model, 0.9, ("channels",))

@@ -10,13 +10,14 @@ adds the outputs of early layers to those of late ones. `facade` is the interfac
 """
 
 from pliant.structure.agency import Agency, AgencyReport, attach_agency
-from pliant.structure.calibration import calibration_batches
-from pliant.structure.config import AgencyConfig, GateConfig
+from pliant.structure.calibration import calibration_batches, perplexity
+from pliant.structure.config import AgencyConfig, GateConfig, PruneConfig
 from pliant.structure.controller import Controller, ControllerConfig
 from pliant.structure.export import ExportResult, export
 from pliant.structure.gates import Gates, attach
 from pliant.structure.importance import Importance, ImportanceConfig, importance
-from pliant.structure.prune import PruneConfig, Pruned, perplexity, prune
+from pliant.structure.plan import Plan, PlanConfig, plan_pruning
+from pliant.structure.prune import Pruned, prune
 from pliant.structure.skips import SkipConfig, Skips
 from pliant.structure.skips import attach as attach_skips
 from pliant.structure.units import Site, sites_of
@@ -32,6 +33,8 @@ __all__ = [
     "Gates",
     "Importance",
     "ImportanceConfig",
+    "Plan",
+    "PlanConfig",
     "PruneConfig",
     "Pruned",
     "Site",
@@ -44,6 +47,7 @@ __all__ = [
     "export",
     "importance",
     "perplexity",
+    "plan_pruning",
     "prune",
     "sites_of",
 ]

@@ -8,7 +8,9 @@ B sequences of T tokens; a position predicts the next token.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
+from pliant.anatomy.find import device_of
+from pliant.anatomy.modes import eval_mode
 from pliant.data import Row
 from pliant.data.collate import IGNORED, Collator
 from pliant.errors import InvalidInput, UnsupportedModel, check_whole
@@ -134,6 +138,15 @@ def sequence_losses(model: nn.Module, sample: Sample, **options: Any) -> Tensor:
     return torch.stack(losses)
 
 
+@torch.no_grad()
+def perplexity(model: nn.Module, batches: Sequence[Batch]) -> float:
+    """Of the batches' labels, or of every token after the first."""
+    samples = samples_of(batches, device_of(model))
+    with eval_mode(model):
+        losses = sum(float(sequence_losses(model, sample).sum()) for sample in samples)
+    return math.exp(min(losses / predicted(samples), 700.0))
+
+
 def predicted(samples: Iterable[Sample]) -> int:
     """How many tokens the losses are summed over."""
     return sum(int((sample.targets_BT != IGNORED).sum()) for sample in samples)
@@ -152,6 +165,21 @@ def without_padding(x: Tensor, mask_BT: Tensor) -> Tensor:
     # Gemma 3n's layers have several streams before the sequences.
     stacked = x.reshape(-1, mask_BT.numel(), x.shape[-1])
     return stacked[:, mask_BT.flatten()].flatten(0, 1)
+
+
+@contextmanager
+def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What the module is given inside the block, a tensor for each call."""
+    seen: list[Tensor] = []
+
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((args or tuple(kwargs.values()))[0])
+
+    handle = module.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def digest(samples: Iterable[Sample]) -> str:

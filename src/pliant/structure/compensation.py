@@ -6,6 +6,7 @@ units that stay take over what they can of what the others did.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -47,18 +48,38 @@ class Compensation(Adapter):
 
     def __init__(self, model: nn.Module, config: CompensationConfig) -> None:
         super().__init__(model, config)
-        sites = _sites(Anatomy.of(model), config)
         self.weights = nn.ParameterDict(
-            {name: nn.Parameter(dense_weight(site.module), False) for name, site in sites.items()}
+            {
+                f"{kind}_{key}": nn.Parameter(dense_weight(site.module), False)
+                for (kind, key), site in _sites(Anatomy.of(model), config).items()
+            }
         )
 
     def wire(self, model: nn.Module) -> Iterator[Wire]:
-        for name, site in _sites(self.anatomy, self.config).items():
-            yield Around(site.module, partial(self._project, name))
+        for (kind, key), site in self.sites().items():
+            yield Around(site.module, partial(self._project, f"{kind}_{key}"))
+
+    def sites(self) -> dict[tuple[Kind, str], Site]:
+        """Where the weights act, by kind and key; needs the model that they are attached to."""
+        return _sites(self.anatomy, self.config)
 
     def weight(self, kind: Kind, key: str) -> nn.Parameter:
         """(outputs, inputs), whatever the axis of the base's own weight."""
         return self.weights[f"{kind}_{key}"]
+
+    def ends(self) -> dict[int, tuple[nn.Module, nn.Parameter]]:
+        """For each layer the projection that ends its MLP, and its weights here.
+
+        Without those that several layers share.
+        """
+        anatomy = self.anatomy
+        every = range(len(anatomy.layers))
+        uses = Counter(id(mlp.down) for i in every for mlp in anatomy.mlps(i))
+        return {
+            site.layer: (site.module, self.weight(kind, key))
+            for (kind, key), site in self.sites().items()
+            if kind == "channels" and uses[id(site.module)] == 1
+        }
 
     def _project(self, name: str, forward: Any, x: Tensor) -> Tensor:
         module = forward.module if isinstance(forward, Patch) else forward.__self__
@@ -71,10 +92,10 @@ def attach(model: nn.Module, sites: Any, name: str = "compensation") -> Compensa
     return adapters.attach(model, Compensation(model, config), name)
 
 
-def _sites(anatomy: Anatomy, config: CompensationConfig) -> dict[str, Site]:
+def _sites(anatomy: Anatomy, config: CompensationConfig) -> dict[tuple[Kind, str], Site]:
     kinds = list(dict.fromkeys(kind for kind, _ in config.sites))
     own = {(site.kind, site.key): site for site in sites_of(anatomy, kinds)}
-    return {f"{kind}_{key}": own[kind, key] for kind, key in config.sites}
+    return {at: own[at] for at in config.sites}
 
 
 def bias_of(module: nn.Module) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The settings of gates: which kinds of units they scale, and under which names."""
+"""The settings of gates, of pruning and of agency."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from pliant.errors import InvalidInput, check_choice, check_whole
 
 Kind = Literal["heads", "channels", "experts", "layers", "attention", "mlp"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Part = Literal["experts", "heads", "channels", "layers"]
+"""Kinds of units that a smaller stock model can be without."""
+PARTS: tuple[Part, ...] = get_args(Part)
+PruneScore = Literal[
+    "error", "fisher", "taylor", "leave_one_out", "entropy", "activation", "magnitude", "random"
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,60 @@ class GateConfig:
 def check_pattern_name(name: str) -> None:
     if not isinstance(name, str) or not name.isidentifier():
         raise InvalidInput(f"{name!r} cannot name a pattern: use letters, digits and '_'")
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """How much of each part goes; uniform over the layers, as a stock checkpoint needs."""
+
+    heads: float = 0.0
+    """The share of attention heads, in groups that share a KV head."""
+    channels: float = 0.0
+    """The share of the MLP's channels."""
+    experts: float = 0.0
+    """The share of a mixture's experts."""
+    layers: float = 0.0
+    """The share of whole layers."""
+    score: PruneScore = "error"
+    """Which units go first: those whose loss the others can best make up for ("error"), those with
+    the lowest `importance` by another score, or any ("random")."""
+    compensate: bool = True
+    """Give the projections new weights; without, the others stay as they are."""
+    damping: float = 0.01
+    """How strongly the new weights are drawn to the old ones, relative to the features."""
+    seed: int = 0
+    """Of the score "random"."""
+
+    def __post_init__(self) -> None:
+        for part in PARTS:
+            share = getattr(self, part)
+            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+                raise InvalidInput(f"{part} = {share!r}: give a share from 0 to below 1")
+        check_choice("score", self.score, get_args(PruneScore))
+        check_whole("seed", self.seed, least=0)
+        if not self.parts:
+            raise InvalidInput(f"nothing to prune: give a share of {', '.join(PARTS)}")
+        if not self.damping > 0:
+            raise InvalidInput(f"damping = {self.damping!r}: give a number above 0")
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether the choice of units or the new weights depend on the calibration text."""
+        return self.compensate or self.score not in ("magnitude", "random")
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Those that lose units, in the order in which they are pruned."""
+        return tuple(part for part in PARTS if getattr(self, part))
+
+    def share(self, kind: str) -> float:
+        """The share of units of this kind that go; 0 of kinds that are no part."""
+        return float(getattr(self, kind)) if kind in PARTS else 0.0
+
+    def __str__(self) -> str:
+        shares = " and ".join(f"{self.share(part):.0%} of {part}" for part in self.parts)
+        how = "compensated" if self.compensate else "not compensated"
+        return f"{shares} by {self.score}, {how}"
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,11 @@ def _closest(
 def _folded(base: Any, gates: list[Gates], compensation: Compensation | None) -> dict[str, Tensor]:
     """The base's tensors, with new weights, and gates of heads and channels multiplied in."""
     state = dict(base.state_dict())
+    if compensation is not None:
+        for (kind, name), site in compensation.sites().items():
+            key = f"{path_of(base, site.module)}.weight"
+            new = compensation.weight(kind, name)
+            state[key] = (new if site.axis == 1 else new.T).to(state[key])
     for site, gate in _gates_of(gates):
         if site.kind in ("layers", "attention", "mlp"):
             continue
@@ -178,9 +183,6 @@ def _folded(base: Any, gates: list[Gates], compensation: Compensation | None) ->
             continue
         key = f"{path_of(base, site.module)}.weight"
         weight = state[key]
-        if compensation is not None and (site.kind, site.key) in compensation.config.sites:
-            new = compensation.weight(site.kind, site.key)
-            weight = (new if site.axis == 1 else new.T).to(weight)
         scale = gate.to(weight).repeat_interleave(site.width)
         state[key] = weight * (scale if site.axis == 1 else scale[:, None])
     return state

@@ -47,6 +47,11 @@ class Statistics:
         return float(((difference @ self.gram_FF) * difference).sum() / total)
 
 
+def solve(statistics: Statistics, damping: float = DAMPING) -> Tensor:
+    """(outputs, features) the weights that come closest to the targets, drawn to 0 by damping."""
+    return remove_units(statistics, 0, damping=damping).weight_OF
+
+
 @dataclass(frozen=True, eq=False)
 class Removal:
     """Which units go, and the weights of the projection without them."""

@@ -7,16 +7,16 @@
 
 Layer after layer, on the activations of the already pruned model: the units of a projection are
 removed one after the other, each time the one that the others can best do without, and the
-projection gets the weights with which they come closest to what the whole model computes there.
+projection gets the weights with which they come closest to what the whole model computes there. A
+layer that goes altogether is taken over by the projection before it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,70 +26,29 @@ from pliant.anatomy import Anatomy
 from pliant.anatomy.find import device_of
 from pliant.anatomy.lockstep import LayerCall, run_in_lockstep
 from pliant.anatomy.modes import eval_mode
-from pliant.errors import InvalidInput, check_choice, check_whole
+from pliant.errors import InvalidInput
 from pliant.structure import compensation
-from pliant.structure.calibration import (
-    Batch,
-    Sample,
-    predicted,
-    samples_of,
-    sequence_losses,
-    without_padding,
-)
+from pliant.structure.calibration import Batch, Sample, inputs_of, samples_of, without_padding
 from pliant.structure.compensation import Compensation, dense_weight
-from pliant.structure.config import GateConfig, Kind
-from pliant.structure.gates import Gates
+from pliant.structure.config import GateConfig, Kind, PruneConfig, PruneScore
+from pliant.structure.gates import Gates, with_first
+from pliant.structure.importance import Importance, ImportanceConfig, importance
+from pliant.structure.layers import (
+    LayerChoice,
+    Predecessor,
+    block_influences,
+    first_of,
+    run_with_features,
+    weight_norm,
+)
 from pliant.structure.least_squares import Statistics, remove_units
-from pliant.structure.smaller import units_of
+from pliant.structure.smaller import removed_of, units_of
 from pliant.structure.units import Site, sites_of
 
-MULTIPLE = 8
-"""Matrix kernels prefer such widths."""
-Score = Literal["error", "activation", "magnitude", "random"]
+LOCAL: tuple[PruneScore, ...] = ("activation", "magnitude", "random")
+"""Measured layer after layer, on what is pruned already."""
 Report = Callable[[str, int, int], None]
 """What is being done, how many steps of it are done, and of how many."""
-
-
-@dataclass(frozen=True)
-class PruneConfig:
-    """How much of each part goes; uniform over the layers, as a stock checkpoint needs."""
-
-    heads: float = 0.0
-    """The share of attention heads, in groups that share a KV head."""
-    channels: float = 0.0
-    """The share of the MLP's channels."""
-    score: Score = "error"
-    """Which units go first: those whose loss the others can best make up for ("error"), those with
-    the smallest activation times weight, those with the smallest weight, or any."""
-    compensate: bool = True
-    """Give the projections new weights; without, the others stay as they are."""
-    damping: float = 0.01
-    """How strongly the new weights are drawn to the old ones, relative to the features."""
-    seed: int = 0
-    """Of the score "random"."""
-
-    def __post_init__(self) -> None:
-        for name in ("heads", "channels"):
-            share = getattr(self, name)
-            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
-                raise InvalidInput(f"{name} = {share!r}: give a share from 0 to below 1")
-        check_choice("score", self.score, get_args(Score))
-        check_whole("seed", self.seed, least=0)
-        if not (self.heads or self.channels):
-            raise InvalidInput("nothing to prune: give a share of heads or channels")
-        if not self.damping > 0:
-            raise InvalidInput(f"damping = {self.damping!r}: give a number above 0")
-
-    @property
-    def needs_text(self) -> bool:
-        """Whether the choice of units or the new weights depend on the calibration text."""
-        return self.compensate or self.score in ("error", "activation")
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """In the order in which a layer runs them."""
-        kinds: tuple[Kind, ...] = ("heads", "channels")
-        return tuple(kind for kind in kinds if getattr(self, kind))
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,22 +97,39 @@ def prune(
     samples = samples_of(batches, device_of(anatomy.embeddings))
     if not samples:
         raise InvalidInput("there is no calibration text")
-    sites = sites_of(anatomy, config.kinds)
+    sites = sites_of(anatomy, config.parts)
     _check_room(sites, config)
-    gates = adapters.attach(model, Gates(model, GateConfig(config.kinds)))
+    gates = adapters.attach(model, Gates(model, GateConfig(config.parts)))
     own = None
     try:
-        own = compensation.attach(model, sites) if config.compensate else None
-        pass_ = _Pass(anatomy, gates, own, config, report, samples)
-        if config.needs_text:
-            with eval_mode(model):
-                run_in_lockstep(anatomy, [sample.inputs for sample in samples], pass_.visit)
-        else:
-            pass_.close_gates()
+        own = _compensation(anatomy, config)
+        with eval_mode(model):
+            scores = _scores(model, batches, config)
+            pass_ = _Pass(anatomy, gates, own, config, scores, samples, report)
+            pass_.run()
     except BaseException:
         Pruned(config, gates, own, {}).detach()
         raise
     return Pruned(config, gates, own, pass_.removed, pass_.errors)
+
+
+def _scores(model: nn.Module, batches: Sequence[Batch], config: PruneConfig) -> Importance | None:
+    """The importance of every unit, for scores that are measured before any unit goes."""
+    if config.score == "error" or config.score in LOCAL:
+        return None
+    kinds = tuple(part for part in config.parts if part != "experts")
+    return importance(model, batches, ImportanceConfig(kinds, config.score, config.seed))
+
+
+def _compensation(anatomy: Anatomy, config: PruneConfig) -> Compensation | None:
+    """New weights for the projections that lose units, or that precede layers that go."""
+    kinds: list[Kind] = [part for part in config.parts if part in ("heads", "channels")]
+    every = range(len(anatomy.layers))
+    if config.layers and "channels" not in kinds and any(anatomy.mlps(i) for i in every):
+        kinds.append("channels")
+    if not (config.compensate and kinds):
+        return None
+    return compensation.attach(anatomy.model, sites_of(anatomy, kinds))
 
 
 class _Pass:
@@ -165,32 +141,85 @@ class _Pass:
         gates: Gates,
         own: Compensation | None,
         config: PruneConfig,
-        report: Report | None,
+        scores: Importance | None,
         samples: list[Sample],
+        report: Report | None,
     ) -> None:
         self.anatomy, self.gates, self.own = anatomy, gates, own
-        self.config, self.report, self.samples = config, report, samples
-        self.sites = gates.sites
-        self.removed: dict[str, dict[str, tuple[int, ...]]] = {k: {} for k in config.kinds}
-        self.errors: dict[str, dict[str, float]] = {k: {} for k in config.kinds}
+        self.config, self.scores, self.samples = config, scores, samples
+        self.report: Report = report or (lambda what, done, total: None)
+        self.sites = [site for site in gates.sites if site.kind in ("heads", "channels")]
+        self.ends = {} if own is None else own.ends()
+        self.layers: list[int] = []
+        self.last: Predecessor | None = None
+        self.removed: dict[str, dict[str, tuple[int, ...]]] = {k: {} for k in config.parts}
+        self.errors: dict[str, dict[str, float]] = {k: {} for k in config.parts}
 
-    def visit(self, index: int, calls: Sequence[LayerCall]) -> Iterator[Any]:
-        for kind in self.config.kinds:
-            for site in self.sites:
-                if site.layer == index and site.kind == kind:
-                    self._prune(site, calls)
-        if self.report is not None:
-            self.report("pruning layers", index + 1, len(self.anatomy.layers))
-        for call in calls:
-            yield call()
-
-    def close_gates(self) -> None:
-        """Close those that come first whatever the text is."""
+    def run(self) -> None:
+        if self.config.layers:
+            self.layers = self._choose_layers()
+            self.removed["layers"] = {str(index): (0,) for index in self.layers}
+        if self.config.needs_text and (self.sites or self.ends):
+            run_in_lockstep(self.anatomy, [s.inputs for s in self.samples], self._visit)
+            return
         for site in self.sites:
-            weight = dense_weight(site.module).float()
-            order = self._order(site, None, weight)
+            order = self._order(site, None, dense_weight(site.module).float())
             assert order is not None
-            self._close(site, order[: removed_of(site, getattr(self.config, site.kind))])
+            self._close(site, order[: removed_of(site, self.config.share(site.kind))])
+        for index in self.layers:
+            self.gates["layers", index].zero_()
+
+    def _visit(self, index: int, calls: Sequence[LayerCall]) -> Iterable[Any]:
+        own = [site for site in self.sites if site.layer == index]
+        if index in self.layers:
+            for site in own:  # as many as in other layers, no matter which
+                self._close(site, torch.arange(removed_of(site, self.config.share(site.kind))))
+            outputs: Iterable[Any] = self._leave_out(index, calls)
+        else:
+            for site in own:
+                self._prune(site, calls)
+            outputs = self._run(index, calls)
+        self.report("pruning layers", index + 1, len(self.anatomy.layers))
+        return outputs
+
+    # --- whole layers --------------------------------------------------------------------------
+
+    def _choose_layers(self) -> list[int]:
+        """Those that go, in the order of their removal."""
+        config, depth = self.config, len(self.anatomy.layers)
+        count = round(config.layers * depth)
+        if config.score == "error":
+            choice = LayerChoice(self.anatomy, self.gates, self.ends, self.samples, config.damping)
+            return choice.choose(count, partial(self.report, "choosing layers"))
+        if config.score == "random":
+            generator = torch.Generator().manual_seed(config.seed)
+            return torch.randperm(depth, generator=generator)[:count].tolist()
+        if self.scores is not None:
+            values = [float(self.scores["layers", index]) for index in range(depth)]
+        elif config.score == "magnitude":
+            values = [weight_norm(layer) for layer in self.anatomy.layers]
+        else:
+            values = block_influences(self.anatomy, self.samples)
+        return sorted(range(depth), key=lambda index: values[index])[:count]
+
+    def _run(self, index: int, calls: Sequence[LayerCall]) -> Iterable[Any]:
+        """The layer's outputs; if the next one goes, its projection is to take that over."""
+        self.last = None
+        if index + 1 not in self.layers or index not in self.ends:
+            return (call() for call in calls)
+        module, weight = self.ends[index]
+        outputs, features = run_with_features(calls, module)
+        self.last = Predecessor(weight, calls, features, self.samples)
+        return outputs
+
+    def _leave_out(self, index: int, calls: Sequence[LayerCall]) -> list[Any]:
+        outputs, hidden = [call() for call in calls], [call.hidden for call in calls]
+        if self.last is not None:
+            hidden = self.last.take_over([first_of(o) for o in outputs], self.config.damping)
+        self.gates["layers", index].zero_()
+        return [with_first(o, h.to(first_of(o))) for o, h in zip(outputs, hidden, strict=True)]
+
+    # --- heads and channels --------------------------------------------------------------------
 
     def _close(self, site: Site, removed: Tensor) -> Tensor:
         each = site.count // units_of(site)
@@ -205,7 +234,7 @@ class _Pass:
         statistics = self._statistics(site, calls, weight)
         removal = remove_units(
             statistics,
-            removed_of(site, getattr(self.config, site.kind)),
+            removed_of(site, self.config.share(site.kind)),
             width=site.width * (site.count // units_of(site)),
             damping=self.config.damping,
             prior_OF=weight,
@@ -224,6 +253,10 @@ class _Pass:
         units = units_of(site)
         if self.config.score == "error":
             return None
+        if self.scores is not None:
+            return (
+                self.scores[site.kind, site.layer, site.block].view(units, -1).sum(dim=1).argsort()
+            )
         if self.config.score == "random":
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + site.layer)
             return torch.randperm(units, generator=generator)
@@ -238,7 +271,7 @@ class _Pass:
         outputs, inputs = weight.shape
         statistics = Statistics.empty(inputs, outputs, weight.device)
         for call, sample in zip(calls, self.samples, strict=True):
-            with _inputs_of(site.module) as seen:
+            with inputs_of(site.module) as seen:
                 call()
             for x in seen:
                 statistics.add(without_padding(x, sample.mask_BT))
@@ -248,44 +281,18 @@ class _Pass:
         return statistics
 
 
-def removed_of(site: Site, share: float) -> int:
-    """How many units of the site a share is; of many channels a multiple of 8 stays."""
-    units = units_of(site)
-    remaining = units - round(share * units)
-    if site.kind == "channels" and remaining > MULTIPLE**2:
-        remaining = round(remaining / MULTIPLE) * MULTIPLE
-    return units - remaining
-
-
-@torch.no_grad()
-def perplexity(model: nn.Module, batches: Sequence[Batch]) -> float:
-    """Of the batches' labels, or of every token after the first."""
-    samples = samples_of(batches, device_of(model))
-    with eval_mode(model):
-        losses = sum(float(sequence_losses(model, sample).sum()) for sample in samples)
-    return math.exp(min(losses / predicted(samples), 700.0))
-
-
-@contextmanager
-def _inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    seen: list[Tensor] = []
-
-    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append((args or tuple(kwargs.values()))[0])
-
-    handle = module.register_forward_pre_hook(record, with_kwargs=True)
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
 def _check_room(sites: Sequence[Site], config: PruneConfig) -> None:
     for site in sites:
-        share = getattr(config, site.kind)
-        count = removed_of(site, share)
-        if not 0 < count < units_of(site):
+        units = len(_of_kind(sites, site.kind)) if site.kind == "layers" else units_of(site)
+        share = config.share(site.kind)
+        count = round(share * units) if site.kind == "layers" else removed_of(site, share)
+        if not 0 < count < units:
+            where = "" if site.kind == "layers" else f" in layer {site.layer}"
             raise InvalidInput(
-                f"{site.kind} = {share}: of {units_of(site)} that can go in layer {site.layer} "
-                f"that is {count}; give a share that removes one at least and keeps one"
+                f"{site.kind} = {share}: of {units} that can go{where} that is {count}; give a "
+                "share that removes one at least and keeps one"
             )
+
+
+def _of_kind(sites: Sequence[Site], kind: Kind) -> list[Site]:
+    return [site for site in sites if site.kind == kind]

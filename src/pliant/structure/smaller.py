@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, islice, product
@@ -24,14 +24,15 @@ from pliant.anatomy import Anatomy
 from pliant.anatomy.blocks import HEAD_COUNTS, HEAD_WIDTHS, KV_COUNTS
 from pliant.anatomy.config import config_of_layers, read
 from pliant.anatomy.find import path_of
-from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.errors import UnsupportedModel
 from pliant.structure.config import Kind
 from pliant.structure.units import Site, sites_of
 
 State = dict[str, Tensor]
 Shapes = Mapping[str, torch.Size]
 MOST_LAYOUTS = 32
-MOST_OF_A_PART = 0.9
+MULTIPLE = 8
+"""Matrix kernels prefer such widths."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +196,15 @@ def units_of(site: Site) -> int:
     return site.groups if site.kind == "heads" and site.groups > 1 else site.count
 
 
+def removed_of(site: Site, share: float) -> int:
+    """How many units of the site a share is; of many channels a multiple of 8 stays."""
+    units = units_of(site)
+    remaining = units - round(share * units)
+    if site.kind == "channels" and remaining > MULTIPLE**2:
+        remaining = round(remaining / MULTIPLE) * MULTIPLE
+    return units - remaining
+
+
 def _holding(text: Any, names: tuple[str, ...], count: int) -> list[str]:
     """Which of these numbers, or of those whose names begin so, are the count."""
     parts = [f"{n}." for n, part in vars(text).items() if isinstance(part, PreTrainedConfig)]
@@ -323,28 +333,6 @@ def parameters_with(model: Any, kind: Kind, counts: Mapping[str, int]) -> int | 
             smaller.tie_weights()
             return sum(p.numel() for p in smaller.parameters())
     return None
-
-
-def shares_for(model: Any, budget: float, parts: Sequence[Kind]) -> dict[str, float]:
-    """The share of units that each part must lose, the same for all, to remove a share of all
-    parameters."""
-    total = sum(p.numel() for p in model.parameters())
-    held: dict[str, float] = {}
-    for kind in parts:
-        sites = sites_of(Anatomy.of(model), [kind])
-        half = {site.key: units_of(site) - units_of(site) // 2 for site in sites}
-        left = parameters_with(model, kind, half)
-        if left is None:
-            raise UnsupportedModel(f"{type(model).__name__} has no stock form with fewer {kind}")
-        removed = sum(units_of(site) // 2 for site in sites) / sum(map(units_of, sites))
-        held[kind] = (total - left) / removed
-    share = budget * total / sum(held.values())
-    if share > MOST_OF_A_PART:
-        most = MOST_OF_A_PART * sum(held.values()) / total
-        raise InvalidInput(
-            f"a budget of {budget:g} is more than {' and '.join(parts)} can give, {most:.2f}"
-        )
-    return dict.fromkeys(parts, share)
 
 
 def _check_keys(stock: Stock) -> None:
