@@ -61,3 +61,22 @@ def attention_among(model: nn.Module, *allowed: str) -> Iterator[None]:
         for c, implementation in zip(configs, before, strict=True):
             if implementation is not None and c._attn_implementation != implementation:
                 c._attn_implementation = implementation
+
+
+@contextmanager
+def eager_experts(model: nn.Module) -> Iterator[None]:
+    """Run the experts of a mixture one after the other inside the block, as plain matrix products.
+
+    A grouped product is one operation, in which a counter of operations does not look.
+    """
+    config: Any = getattr(model, "config", None)
+    text: Any = config.get_text_config(decoder=True) if config is not None else None
+    before = getattr(text, "_experts_implementation", None)
+    if before is None:
+        yield
+        return
+    text._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        text._experts_implementation = before
