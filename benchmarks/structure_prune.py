@@ -1,11 +1,12 @@
-"""Perplexity after pruning a model's channels, before any training: ours beside simple ways.
+"""Perplexity after pruning, before any training: ours beside simple ways.
 
-    python -m benchmarks.structure_prune --model smollm2-135m --data FOLDER
+    python -m benchmarks.structure_prune --model smollm2-135m --data FOLDER [--part layers]
 
 FOLDER holds `gsm8k-{train,test}.jsonl.gz` and `wikitext2-{valid,test}.txt.gz`: half of the
 calibration text is GSM8K's training set, half WikiText-2's validation set; perplexity is measured
-on pieces of both test sets. Every way removes the same share of channels from every layer, as a
-stock checkpoint needs. Figures are perplexities relative to the whole model's.
+on pieces of both test sets. Every way removes the same share of channels (or heads) from every
+layer, as a stock checkpoint needs, or whole layers. Figures are perplexities relative to the whole
+model's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pliant.reports.tables import Table
 from pliant.structure import PruneConfig, perplexity, prune
 
 LENGTH, ROWS = 512, 4
+SHARES = {"channels": (0.25, 0.5), "heads": (1 / 3, 2 / 3), "layers": (0.1, 0.2)}
 WAYS: dict[str, dict[str, Any]] = {
     "error, compensated": {},
     "activation, compensated": {"score": "activation"},
@@ -34,6 +36,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "magnitude": {"score": "magnitude", "compensate": False},
     "random": {"score": "random", "compensate": False},
 }
+"""For layers, activation is Block Influence: one minus the cosine of a layer's input and output."""
 
 
 def main(
@@ -42,7 +45,8 @@ def main(
     dtype: Annotated[str, typer.Option(help="The model's dtype.")] = "bfloat16",
     tokens: Annotated[int, typer.Option(help="Of calibration text.")] = 16_384,
     test: Annotated[int, typer.Option(help="Tokens of each test text.")] = 6_144,
-    share: Annotated[list[float] | None, typer.Option(help="Of channels; repeatable.")] = None,
+    part: Annotated[str, typer.Option(help="channels, heads or layers.")] = "channels",
+    share: Annotated[list[float] | None, typer.Option(help="Of the part; repeatable.")] = None,
 ) -> None:
     """Print the table and write the result."""
     torch.set_num_threads(1)
@@ -59,19 +63,21 @@ def main(
     }
     whole = {name: perplexity(loaded, batches) for name, batches in tests.items()}
     figures: dict[str, Any] = {"model": Path(model).name, "dtype": dtype, "tokens": tokens}
-    figures |= {"test tokens": test, "whole": whole, "shares": {}}
-    for channels in share or [0.25, 0.5]:
-        own = figures["shares"].setdefault(f"{channels:g}", {})
+    figures |= {"test tokens": test, "whole": whole, "part": part, "shares": {}}
+    for removed in share or SHARES[part]:
+        own = figures["shares"].setdefault(f"{removed:.3g}", {})
         for name, options in WAYS.items():
             start = time.process_time()
-            pruned = prune(loaded, fitted, PruneConfig(channels=channels, **options))
+            pruned = prune(loaded, fitted, PruneConfig(**{part: removed}, **options))
             seconds = time.process_time() - start
             ratios = {t: perplexity(loaded, batches) / whole[t] for t, batches in tests.items()}
             own[name] = {"ratio": ratios, "CPU seconds": round(seconds, 1)}
             pruned.detach()
-            console.print(f"{channels:.0%} {name}: {ratios}, {seconds:.0f} s")
+            console.print(f"{removed:.0%} of {part}, {name}: {ratios}, {seconds:.0f} s")
     draw(figures).draw(console)
-    keep(result_name("structure_prune", model), figures, f"{COMMAND} --model {Path(model).name}")
+    name = "structure_prune" if part == "channels" else f"structure_prune_{part}"
+    command = f"{COMMAND} --model {Path(model).name} --part {part}"
+    keep(result_name(name, model), figures, command)
 
 
 COMMAND = "python -m benchmarks.structure_prune --data FOLDER"
@@ -96,7 +102,7 @@ def draw(figures: dict[str, Any]) -> Table:
         for share, ways in figures["shares"].items()
         for way, result in ways.items()
     ]
-    head = ["channels removed", "way", *names]
+    head = [f"{figures['part']} removed", "way", *names]
     title = f"{figures['model']}: perplexity, relative to the whole model's"
     return Table(title, head, rows, right=frozenset(names))
 

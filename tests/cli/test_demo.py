@@ -52,9 +52,22 @@ def test_the_page_opens_without_a_network_and_shows_the_same(demo):
     # No address is fetched: what stands in href and src, if anything, lies in the page itself.
     assert all(a.startswith("#") for a in re.findall(r'(?:href|src)="([^"]*)"', page))
     assert "@import" not in page and "<script" not in page
-    assert page.count("<svg") == 4 and page.count("<table") == 4
+    assert page.count("<svg") == 5 and page.count("<table") == 5
     accuracy = json.loads(done.stdout)["two_models"]["accuracy"]
     assert f"{accuracy['nano-s']:.2f}" in page and f"{accuracy['nano-l']:.2f}" in page
+
+
+def test_the_smaller_model_answers_too(demo):
+    done, _ = demo
+    found = json.loads(done.stdout)
+    smaller = found["smaller"]
+    assert 0.75 < smaller["parameters"]["smaller"] / smaller["parameters"]["whole"] < 0.9
+    perplexities = smaller["perplexities"]
+    assert perplexities["compensated"] < perplexities["random"]
+    assert smaller["accuracies"]["whole"] == found["two_models"]["accuracy"]["nano-l"]
+    assert smaller["accuracies"]["smaller"] > found["two_models"]["accuracy"]["nano-s"]
+    assert smaller["difference"] < 1e-5
+    assert len(smaller["answers"]) == len(found["two_models"]["shown"])
 
 
 def test_the_router_answers_for_both_and_says_what_it_saved(demo):

@@ -28,20 +28,19 @@ def test_a_smaller_stock_model_comes_out(
     assert report["export"]["parameters"] == after
     assert report["export"]["difference"] <= report["export"]["bound"]
     assert AutoTokenizer.from_pretrained(out)("what is 1+1?")["input_ids"]
-    names = list(report["perplexity"])
-    assert [name.split(" by ")[-1].split(",")[0] for name in names[1:]] == [
-        "random",
-        "magnitude",
-        "error",
-    ]
-    assert len(set(report["perplexity"].values())) == 4
-    assert len(report["removed"]["channels"]) == len(whole.model.layers)
+    points = report["plan"]["points"]
+    assert {point["config"]["score"] for point in points} == {"error", "random", "magnitude"}
+    assert {part for part in ("heads", "channels", "layers") for p in points if p["config"][part]}
+    best = [p for p in points if p["config"] == report["plan"]["config"]]
+    assert best[0]["saved"] >= 0.19
+    enough = [p for p in points if p["saved"] >= 0.19 and p["config"]["compensate"]]
+    assert best[0]["perplexity"] == min(point["perplexity"] for point in enough)
 
 
 def test_the_table_says_what_was_lost(capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome(["prune", "nano-s", "--heads", "0.34", "--no-controls", *SMALL]) == 0
     printed = capsys.readouterr().out
-    assert "the whole model" in printed and "3 heads pruned, compensated" in printed
+    assert "34% of heads by error, compensated" in printed and "saved" in printed
     assert "random" not in printed
 
 
@@ -50,7 +49,8 @@ def test_more_is_lost_without_compensation(capsys: pytest.CaptureFixture[str]) -
     for extra in ([], ["--no-compensate"]):
         command = ["prune", "nano-s", "--channels", "0.5", "--json", "--no-controls"]
         assert outcome([*command, *extra, *SMALL]) == 0
-        perplexities.append([*json.loads(capsys.readouterr().out)["perplexity"].values()])
+        plan = json.loads(capsys.readouterr().out)["plan"]
+        perplexities.append((plan["whole"], max(p["perplexity"] for p in plan["points"])))
     assert perplexities[0][0] == perplexities[1][0]
     assert perplexities[0][1] < perplexities[1][1]
 
@@ -58,11 +58,15 @@ def test_more_is_lost_without_compensation(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nano-s"], "give --budget, or --channels and --heads"),
+        (["nano-s"], "give --budget, or shares of"),
         (["nano-s", "--budget", "0.2", "--heads", "0.5"], "give --budget, or"),
-        (["nano-s", "--budget", "1.5"], "--budget 1.5"),
+        (["nano-s", "--budget", "1.5"], "budget = 1.5"),
+        (["nano-s", "--budget", "0.2", "--budget-of", "money"], "of = 'money'"),
         (["nano-s", "--budget", "0.2", "--parts", "tails"], "--parts tails"),
-        (["nano-s", "--budget", "0.8"], "more than channels can give"),
+        (["nano-s", "--channels", "0.2", "--parts", "heads"], "give a budget"),
+        (["nano-s", "--budget", "0.9", "--parts", "channels"], "more than channels can give"),
+        (["nano-s", "--budget", "0.2", "--parts", "experts"], "no experts"),
+        (["nano-s", "--channels", "0.2", "--report", "page.txt"], "name an .html file"),
         (["no-such-model", "--channels", "1.5"], "channels = 1.5"),
         (["no-such-model", "--budget", "0.2", "--score", "best"], "score = 'best'"),
         (["nano-s", "--heads", "0.1", *SMALL], "heads = 0.1: of 3"),
@@ -85,6 +89,31 @@ def test_a_folder_in_use_is_refused_first(
     assert outcome(["prune", "no-such-model", "--budget", "0.2", "--out", str(tmp_path)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_page_shows_what_was_lost_and_gained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, page = tmp_path / "smaller", tmp_path / "page.html"
+    command = ["prune", "nano-s", "--channels", "0.3", "--out", str(out), "--report", str(page)]
+    assert outcome([*command, *SMALL]) == 0
+    html = page.read_text()
+    for words in ("Quality against what is saved", "Sizes and speeds", "operations of a prompt"):
+        assert words in html
+    assert html.count("<figure>") == 4  # the curve, importance, gates, utilisation of heads
+    assert "the whole model" in html and "Of 9 heads, 9 active" in html
+    printed = capsys.readouterr()
+    assert str(page) in printed.out and "Traceback" not in printed.err
+
+
+def test_a_smaller_cache_is_planned_from_heads_and_layers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["prune", "nano-s", "--budget", "0.3", "--budget-of", "kv", "--json"]
+    assert outcome([*command, "--no-controls", *SMALL]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert plan["of"] == "kv" and not plan["config"]["channels"]
+    assert plan["config"]["heads"] or plan["config"]["layers"]
 
 
 def test_the_smaller_model_still_answers(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def demo(options: DemoOptions) -> None:
     """Ask two embedded models a range of questions: who is right, and at what cost?
 
     Then train a router between the two on the spot, and measure what it saves. Then teach the small
-    model something new in three ways, in the same time: which tokens should it train on?
+    model something new in three ways, in the same time: which tokens should it train on? In the
+    end the large model loses a quarter of its channels, and answers the same questions again.
 
     Ends with one HTML page that shows the same as pictures and needs no network.
 
@@ -69,20 +70,23 @@ def demo(options: DemoOptions) -> None:
 
 
 def _embedded(options: DemoOptions) -> tuple[dict[str, Any], list[Section]]:
-    from pliant.cli.demo import router, tokens, two_models
+    from pliant.cli.demo import router, smaller, tokens, two_models
 
     measured = two_models.measure(options.questions, options.seed)
     routed = router.measure(measured)
     trained = tokens.measure(options.seconds)
+    pruned = smaller.measure(measured)
     sections = [
         two_models.section(measured),
         router.section(measured, routed),
         tokens.section(trained),
+        smaller.section(pruned),
     ]
     chapters = {
         "two_models": measured.as_dict(),
         "router": routed.as_dict(),
         "tokens": trained.race.as_dict(),
+        "smaller": pruned.as_dict(),
     }
     return chapters, sections
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
 from pliant.cli import terminal
-from pliant.cli.importance import Bar, ImportanceOptions, calibration_rows, fitting_length
+from pliant.cli.importance import ImportanceOptions, Stages, calibration_rows, fitting_length
 from pliant.errors import InvalidInput
 from pliant.options import Flag
-from pliant.reports.tables import Table
 
 if TYPE_CHECKING:
-    from pliant.structure import PruneConfig
+    from pliant.structure import Plan, PlanConfig, PruneConfig
 
 HELD_OUT = 4  # of the batches, one in so many is kept to measure perplexity on
-CONTROLS = ("random", "magnitude")
+PARTS = ("experts", "heads", "channels", "layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +27,20 @@ class PruneOptions:
     out: Path | None = None
     """The smaller model's new folder. Left out: nothing is written, the table alone is printed."""
     budget: float | None = None
-    """The share of all parameters to remove; --parts says from what."""
+    """The share to save; what each part should lose for it is found by trying."""
+    budget_of: str = "parameters"
+    """What to save a share of: parameters, flops, kv (bytes of the cache) or latency (measured)."""
     parts: tuple[str, ...] = ()
-    """channels or heads; repeatable. Each loses the same share of its units. Default: channels."""
+    """channels, heads, experts or layers may lose units for the budget; repeatable. Default: all
+    that a smaller stock model can have fewer of."""
     channels: float = 0.0
     """Instead of a budget: the share of the MLP's channels to remove."""
     heads: float = 0.0
     """Instead of a budget: the share of the attention heads to remove."""
+    experts: float = 0.0
+    """Instead of a budget: the share of a mixture's experts to remove."""
+    layers: float = 0.0
+    """Instead of a budget: the share of the layers to remove."""
     data: str | None = None
     """Calibration text (.txt); rows with text, prompt and completion, or messages (.jsonl, ...); a
     hub data set (name:split); or nano, the default for nano models: questions of their world."""
@@ -48,11 +53,13 @@ class PruneOptions:
     rows: Annotated[int, Ge(1)] | None = None
     """Read only this many rows of the data."""
     score: str = "error"
-    """Which units go first: error, activation, magnitude or random."""
+    """Which units go first: error, or a score of `pliant importance` that ranks them."""
     compensate: bool = True
     """Give the projections new weights, so that the rest takes over."""
     controls: bool = True
     """Measure random and smallest-weight units beside it, at the same size."""
+    report: Path | None = None
+    """Write a page (.html): quality against size, heat maps, sizes and speeds, and two texts."""
     dtype: str = "float32"
     """The weights' type: float32, bfloat16, ..."""
     device: str | None = None
@@ -60,9 +67,22 @@ class PruneOptions:
     json: bool = False
     """Print one JSON document."""
 
+    def shares(self) -> dict[str, float]:
+        return {part: share for part in PARTS if (share := getattr(self, part))}
+
+    def config(self) -> PlanConfig | PruneConfig:
+        """What the options ask for."""
+        from pliant.structure import PlanConfig, PruneConfig
+
+        how: dict[str, Any] = {"score": self.score, "compensate": self.compensate}
+        if self.budget is None:
+            return PruneConfig(**{**how, **self.shares()})
+        parts: Any = self.parts or PARTS
+        return PlanConfig(self.budget, self.budget_of, parts, **how)  # type: ignore[arg-type]
+
 
 def prune(options: PruneOptions) -> None:
-    """Remove channels or heads from a model and write what remains as a stock checkpoint.
+    """Remove channels, heads, experts or layers, and write what remains as a stock checkpoint.
 
     The units that the others can best do without go, and the others take over what they can. The
     perplexity is measured on text that was not used for it, beside two simple ways to prune. The
@@ -71,97 +91,70 @@ def prune(options: PruneOptions) -> None:
     Example: pliant prune nano-l --budget 0.2 --out smaller
     """
     check(options)
+    config = options.config()
     rows = calibration_rows(_calibration(options))
     terminal.hide_loading_bars()
     from pliant.loading import load
 
     model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
-    from pliant.structure import calibration_batches, export, perplexity
+    model.requires_grad_(False)
+    from pliant.cli.prune.page import Page, curve_table
+    from pliant.structure import calibration_batches, export, plan_pruning
     from pliant.structure import prune as apply
 
-    config = settings(options, model)
+    length = fitting_length(options.length, model)
     batches = calibration_batches(
-        rows,
-        tokenizer,
-        tokens=options.tokens,
-        length=fitting_length(options.length, model),
-        rows=options.batch_size,
+        rows, tokenizer, tokens=options.tokens, length=length, rows=options.batch_size
     )
     held_out, fitted = batches[::HELD_OUT], [b for i, b in enumerate(batches) if i % HELD_OUT]
     if not fitted:
         raise InvalidInput(
             f"--tokens {options.tokens} is one batch: give more tokens or a smaller --batch-size"
         )
-    measured = {"the whole model": perplexity(model, held_out)}
-    for name, control in controls(options, config):
-        pruned = apply(model, fitted, control)
-        measured[name] = perplexity(model, held_out)
-        pruned.detach()
-    with Bar("pruning layers") as bar:
-        pruned = apply(model, fitted, config, report=lambda _, done, total: bar(done, total))
-    measured[_name(config)] = perplexity(model, held_out)
+    with Stages() as stages:
+        plan = plan_pruning(
+            model, fitted, held_out, config, controls=options.controls, report=stages
+        )
+        page = Page(options.model, model, tokenizer, held_out[0], plan) if options.report else None
+        pruned = apply(model, fitted, plan.config, report=stages)
     result = None if options.out is None else export(model, options.out, tokenizer)
-    content = {"model": options.model, "perplexity": measured, **pruned.as_dict()}
+    if page is not None and options.report is not None:
+        page.write(options.report, pruned, result)
+    content = {"model": options.model, "plan": plan.as_dict(), **pruned.as_dict()}
     content |= {"export": None if result is None else result.as_dict()}
     if options.json:
         terminal.print_json(content)
         return
-    sentences = [str(pruned), *([] if result is None else [str(result)])]
-    terminal.draw([table(options.model, measured)], sentences)
+    left_out = [f"{part} stay: {why}" for part, why in left_out_parts(options, plan).items()]
+    sentences = [*left_out, str(plan), *([] if result is None else [str(result)])]
+    sentences += [] if options.report is None else [f"The same as pictures: {options.report}"]
+    terminal.draw([curve_table(options.model, plan)], sentences)
 
 
 def check(options: PruneOptions) -> None:
     """Refuse what cannot be done before a model is loaded."""
-    shares = {"--channels": options.channels, "--heads": options.heads}
-    given = [name for name, share in shares.items() if share]
-    if (options.budget is None) == (not given):
-        raise InvalidInput("give --budget, or --channels and --heads")
-    if options.budget is not None and not 0 < options.budget < 1:
-        raise InvalidInput(f"--budget {options.budget:g}: give a share above 0 and below 1")
+    if (options.budget is None) == (not options.shares()):
+        raise InvalidInput("give --budget, or shares of --channels, --heads, --experts or --layers")
+    if options.parts and options.budget is None:
+        raise InvalidInput("--parts says what a --budget is saved from: give a budget")
     for part in options.parts:
-        if part not in ("channels", "heads"):
-            raise InvalidInput(f"--parts {part}: give channels or heads")
+        if part not in PARTS:
+            raise InvalidInput(f"--parts {part}: give {', '.join(PARTS)}")
+    options.config()
     out = options.out
     if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         raise InvalidInput(f"--out {out}: exists already; name a new folder")
-    if not options.budget:
-        settings(options, None)
-    from pliant.structure import PruneConfig
+    if options.report is not None:
+        from pliant.reports.page import check_writable
 
-    PruneConfig(channels=0.5, score=options.score)  # type: ignore[arg-type]
-
-
-def settings(options: PruneOptions, model: Any) -> PruneConfig:
-    """The shares that the options ask for, or that make up the budget."""
-    from pliant.structure import PruneConfig
-
-    shares = {"channels": options.channels, "heads": options.heads}
-    if options.budget is not None:
-        from pliant.structure.smaller import shares_for
-
-        parts: Any = options.parts or ("channels",)
-        shares = shares_for(model, options.budget, parts)
-    return PruneConfig(**shares, score=options.score, compensate=options.compensate)  # type: ignore[arg-type]
+        if options.report.suffix != ".html":
+            raise InvalidInput(f"--report {options.report}: name an .html file")
+        check_writable(options.report)
 
 
-def controls(options: PruneOptions, config: PruneConfig) -> Iterator[tuple[str, PruneConfig]]:
-    for score in CONTROLS if options.controls else ():
-        control = replace(config, score=score, compensate=False)  # type: ignore[arg-type]
-        yield _name(control), control
-
-
-def table(model: str, measured: dict[str, float]) -> Table:
-    whole = next(iter(measured.values()))
-    rows = [[name, f"{value:.4g}", f"{value / whole:.3f}"] for name, value in measured.items()]
-    head = ["which", "perplexity", "of the whole"]
-    return Table(f"{model}, on held-out text", head, rows, right=frozenset(head[1:]))
-
-
-def _name(config: PruneConfig) -> str:
-    shares = {"heads": config.heads, "channels": config.channels}
-    what = " and ".join(f"{share:.0%} of {kind}" for kind, share in shares.items() if share)
-    how = "compensated" if config.compensate else "not compensated"
-    return f"{what} removed by {config.score}, {how}"
+def left_out_parts(options: PruneOptions, plan: Plan) -> dict[str, str]:
+    """Parts that were asked for by name and have no smaller stock form."""
+    return {str(p): why for p, why in plan.costs.why_not.items() if p in options.parts}
 
 
 def _calibration(options: PruneOptions) -> ImportanceOptions:
