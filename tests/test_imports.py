@@ -77,8 +77,10 @@ LAYERS = {
         {"prompts"},
     ],
     "structure": [
-        {"facade", "generation_check"},
-        {"agency", "export", "importance", "prune"},
+        {"facade", "generation_check", "plan"},
+        {"trials"},
+        {"agency", "export", "prune"},
+        {"costs", "importance", "layers"},
         {"controller", "measures", "skips"},
         {"compensation", "gates", "meters", "smaller"},
         {"budget", "entropy"},

@@ -34,7 +34,7 @@ COMMANDS = {
     "gradients": "Audit selective training: does it help, and which tokens train?",
     "importance": "Score every head, channel, expert or layer of a model.",
     "models": "Real models by name: list, get, path, remove.",
-    "prune": "Remove channels or heads, compensate, and write a smaller stock model.",
+    "prune": "Remove what a model can spare, and write a smaller stock model.",
     "route": "Send each prompt to the model that it needs: label, fit, ask.",
     "run": "Run a command from a recipe: a YAML file with its options.",
     "score": "Score how hard prompts are, with a saved scorer or router.",
