@@ -30,12 +30,16 @@ ORDER = [
 ]
 # The same inside the parts, for the files and folders that lie in each.
 LAYERS = {
-    "adapters": [{"adapter", "saving"}, {"files"}, {"fingerprint", "hooks", "quantized"}],
+    "adapters": [
+        {"adapter", "saving"},
+        {"files", "parameters"},
+        {"fingerprint", "hooks", "quantized"},
+    ],
     "anatomy": [
         {"depth", "lockstep"},
         {"decoder", "trial"},
         {"anatomy"},
-        {"find"},
+        {"find", "recurrent", "slices"},
         {"blocks"},
         {"cache_copy", "config", "intercept", "modes", "tiny"},
     ],

@@ -7,6 +7,7 @@
 from pliant.adapters.adapter import Adapter, attach, attached
 from pliant.adapters.fingerprint import Fingerprint, fingerprint
 from pliant.adapters.hooks import After, Around, Before, Wire
+from pliant.adapters.parameters import Within
 
 __all__ = [
     "Adapter",
@@ -15,6 +16,7 @@ __all__ = [
     "Before",
     "Fingerprint",
     "Wire",
+    "Within",
     "attach",
     "attached",
     "fingerprint",

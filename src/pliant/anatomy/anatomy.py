@@ -15,11 +15,14 @@ from pliant.anatomy.blocks import (
     Mixture,
     Mlp,
     find_attention,
+    find_linear_attention,
     find_mixtures,
     find_mlp,
 )
 from pliant.anatomy.config import layer_configs, layer_types, text_config
 from pliant.anatomy.find import unwrap
+from pliant.anatomy.recurrent import Recurrent, find_recurrent
+from pliant.anatomy.slices import Slices, find_expert_channels, find_sliced_heads
 from pliant.errors import UnsupportedModel
 
 
@@ -136,6 +139,49 @@ class Anatomy:
         blocks = self._mixture[index]
         return blocks.reason if isinstance(blocks, Absent) else None
 
+    def sliced_heads(self, index: int) -> tuple[Slices, ...]:
+        """The heads of layer `index` that end in no projection of all heads; see `Slices`."""
+        return _present(self._sliced_heads[index])
+
+    def expert_channels(self, index: int) -> tuple[Slices, ...]:
+        """The channels of the experts of layer `index`."""
+        return _present(self._expert_channels[index])
+
+    def why_no_expert_channels(self, index: int) -> str | None:
+        """Why the experts of layer `index` have no channels; None if they have."""
+        return _reason(self._expert_channels[index])
+
+    def recurrent(self, index: int) -> tuple[Recurrent, ...]:
+        """The recurrent mixers of layer `index`: state spaces, linear attention, RWKV."""
+        return _present(self._recurrent[index])
+
+    def why_no_recurrent(self, index: int) -> str | None:
+        """Why layer `index` has no recurrent mixer; None if it has one."""
+        return _reason(self._recurrent[index])
+
+    @cached_property
+    def _sliced_heads(self) -> list[tuple[Slices, ...] | Absent]:
+        configs = layer_configs(self.config, len(self.layers))
+        return [
+            Absent("its heads end in a projection")
+            if self.attentions(index)
+            else find_sliced_heads(layer, self.hidden_size, configs[index])
+            for index, layer in enumerate(self.layers)
+        ]
+
+    @cached_property
+    def _expert_channels(self) -> list[tuple[Slices, ...] | Absent]:
+        return [find_expert_channels(layer, self.hidden_size) for layer in self.layers]
+
+    @cached_property
+    def _recurrent(self) -> list[tuple[Recurrent, ...] | Absent]:
+        count = len(self.layers)
+        configs, types = layer_configs(self.config, count), layer_types(self.config, count)
+        return [
+            find_recurrent(layer, find_linear_attention(layer, config, kind))
+            for layer, config, kind in zip(self.layers, configs, types, strict=True)
+        ]
+
     @cached_property
     def _mixture(self) -> list[tuple[Mixture, ...] | Absent]:
         return [find_mixtures(layer) for layer in self.layers]
@@ -202,3 +248,11 @@ class Anatomy:
             if name is not None and all(why(index) for index in every):
                 kind = type(self.model).__name__
                 raise UnsupportedModel(f"{what}={name!r} fits no layer of {kind}: {why(0)}.")
+
+
+def _present(blocks: tuple[Any, ...] | Absent) -> tuple[Any, ...]:
+    return () if isinstance(blocks, Absent) else blocks
+
+
+def _reason(blocks: tuple[Any, ...] | Absent) -> str | None:
+    return blocks.reason if isinstance(blocks, Absent) else None

@@ -132,6 +132,15 @@ def find_attention(
     return _unnamed(layer, config) or Absent(_why_none(layer))
 
 
+def find_linear_attention(
+    layer: nn.Module, config: Any, layer_type: str | None
+) -> tuple[Attention, ...] | Absent:
+    """The linear attention of a layer whose type says that it has no softmax attention."""
+    if layer_type is None or not _NO_SOFTMAX_TYPES.search(layer_type):
+        return Absent("it has no linear attention")
+    return find_attention(layer, config, None)
+
+
 def _candidates(layer: nn.Module) -> Iterator[tuple[Projection, nn.Module]]:
     """Projections with the name of an output, each with the block whose queries it belongs to."""
     blocks = {path: block for path, block in layer.named_modules() if _makes_queries(block)}
@@ -194,8 +203,8 @@ def _measure(
 ) -> Attention | Absent:
     """Heads and their width that fit the projection, from the block or else from the config."""
     configs = [c for c in (getattr(block, "config", None), config) if c is not None]
-    counts = [named_heads] if named_heads else _numbers(HEAD_COUNTS, block, configs)
-    widths = [*_numbers(HEAD_WIDTHS, block, configs), *_default_widths(configs)]
+    counts = [named_heads] if named_heads else numbers(HEAD_COUNTS, block, configs)
+    widths = [*numbers(HEAD_WIDTHS, block, configs), *_default_widths(configs)]
     if named_heads:
         widths.append(projection.inputs // named_heads)
     for heads in counts:
@@ -236,14 +245,14 @@ def _joined(block: nn.Module, width: int) -> int:
 
 
 def _kv_heads(block: nn.Module, configs: list[Any], heads: int) -> int:
-    groups = _numbers(("num_key_value_groups",), block, [])
+    groups = numbers(("num_key_value_groups",), block, [])
     if groups and heads % groups[0] == 0:
         return heads // groups[0]
-    counts = [n for n in _numbers(KV_COUNTS, block, configs) if heads % n == 0]
+    counts = [n for n in numbers(KV_COUNTS, block, configs) if heads % n == 0]
     return counts[0] if counts else heads
 
 
-def _numbers(names: tuple[str, ...], block: nn.Module, configs: list[Any]) -> list[int]:
+def numbers(names: tuple[str, ...], block: nn.Module, configs: list[Any]) -> list[int]:
     """The positive integers with these names in the block's modules, then in the configs."""
     holders = [m for m in block.modules() if not isinstance(m, nn.Linear)] + configs
     values = [read(holder, name) for holder in holders for name in names]

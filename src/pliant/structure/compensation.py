@@ -22,7 +22,7 @@ from pliant.adapters.hooks import Patch
 from pliant.anatomy import Anatomy
 from pliant.errors import InvalidInput
 from pliant.structure.config import Kind
-from pliant.structure.units import Site, sites_of
+from pliant.structure.units import Site, check_projections, sites_of
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ def attach(model: nn.Module, sites: Any, name: str = "compensation") -> Compensa
 def _sites(anatomy: Anatomy, config: CompensationConfig) -> dict[tuple[Kind, str], Site]:
     kinds = list(dict.fromkeys(kind for kind, _ in config.sites))
     own = {(site.kind, site.key): site for site in sites_of(anatomy, kinds)}
+    check_projections(own.values(), "compensation")
     return {at: own[at] for at in config.sites}
 
 

@@ -8,7 +8,16 @@ from typing import Literal, get_args
 
 from pliant.errors import InvalidInput, check_choice, check_whole
 
-Kind = Literal["heads", "channels", "experts", "layers", "attention", "mlp"]
+Kind = Literal[
+    "heads",
+    "channels",
+    "experts",
+    "layers",
+    "attention",
+    "mlp",
+    "expert_channels",
+    "recurrent_heads",
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Part = Literal["experts", "heads", "channels", "layers"]
 """Kinds of units that a smaller stock model can be without."""
@@ -23,8 +32,9 @@ class GateConfig:
     """One number for each unit of the chosen kinds, in every pattern."""
 
     units: tuple[Kind, ...] = ("heads",)
-    """What is gated: attention "heads", MLP "channels", "experts" of a mixture, whole "layers", or
-    the "attention" or "mlp" half of each layer."""
+    """What is gated: attention "heads", MLP "channels", "experts" of a mixture, whole "layers",
+    the "attention" or "mlp" half of each layer, the "expert_channels" of a mixture (those of expert
+    0, then those of expert 1, ...) or the "recurrent_heads" of Mamba and linear attention."""
     patterns: tuple[str, ...] = ("default",)
     """Sets of gates to switch between; the first is active after attaching."""
 

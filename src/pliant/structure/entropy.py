@@ -85,7 +85,9 @@ def mask_of(batch: Mapping[str, Any]) -> Tensor:
 def _around(anatomy: Anatomy, site: Site) -> Iterator[nn.Module]:
     """The modules around the attention's output projection: one of them returns the weights."""
     layer = anatomy.layers[site.layer]
-    path = anatomy.attentions(site.layer)[site.block].output_name
+    path = next(path for path, module in layer.named_modules() if module is site.module)
+    if site.slices is not None:
+        yield site.module  # which may be the attention itself
     while path:
         path = path.rpartition(".")[0]
         yield layer.get_submodule(path)

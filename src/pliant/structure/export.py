@@ -181,6 +181,10 @@ def _folded(base: Any, gates: list[Gates], compensation: Compensation | None) ->
                     "gates on experts cannot be exported: a router without an expert chooses others"
                 )
             continue
+        if site.slices is not None:  # zeroed, for no stock shape lacks them
+            key = f"{path_of(base, site.module)}.{site.slices.parameter}"
+            state[key] = site.slices.scaled(state[key], gate.to(state[key]))
+            continue
         key = f"{path_of(base, site.module)}.weight"
         weight = state[key]
         scale = gate.to(weight).repeat_interleave(site.width)

@@ -12,6 +12,8 @@ chose it; a layer's mixes its input and output.
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from pliant import adapters
-from pliant.adapters import Adapter, After, Before, Wire
+from pliant.adapters import Adapter, After, Before, Wire, Within
 from pliant.adapters.quantized import differentiable
 from pliant.anatomy import Anatomy
+from pliant.anatomy.slices import Slices
 from pliant.errors import InvalidInput, UnsupportedModel, did_you_mean
 from pliant.structure.config import GateConfig, Kind, check_pattern_name
 from pliant.structure.units import Site, sites_of
@@ -49,6 +52,7 @@ class Gates(Adapter):
         """The pattern of all rows, or one for each row of the batch."""
         self._batch = (0, 0)
         """Rows and tokens of the batch that runs, where rows have patterns of their own."""
+        self._projected = Projected()
         self.controlled_by: Callable[[str, Kind, str], Tensor | None] | None = None
         """Gives the gates of (pattern, kind, key) in place of their own values, or None."""
 
@@ -127,8 +131,11 @@ class Gates(Adapter):
         yield Before(model, self._note_batch)
         for site in self.sites:
             gate = partial(self._gate, site.kind, site.key)
-            if site.kind in ("heads", "channels"):
-                yield Before(site.module, partial(scale_input, gate, site.width))
+            if site.kind in ("heads", "channels", "expert_channels", "recurrent_heads"):
+                yield from scaling(site, gate)
+                if site.block_module is not None:
+                    yield Before(site.module, partial(self._note_projection, site.key))
+                    yield After(site.block_module, partial(self._check_projection, site.key))
             elif site.kind == "experts":
                 yield Before(site.module, partial(self._scale_experts, gate, site.count))
             elif site.kind == "layers":
@@ -141,11 +148,31 @@ class Gates(Adapter):
             ids = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
             self._batch = (ids.shape[0], ids.shape[1])
 
+    def _note_projection(self, key: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._projected.keys = (*self._projected.keys, key)
+
+    def _check_projection(
+        self, key: str, module: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> None:
+        """Raise if the mixer has used its output projection's weight without calling it."""
+        if key not in self._projected.keys:
+            raise UnsupportedModel(
+                f"the {type(module).__name__} of layer {key} ran a kernel that includes its output "
+                "projection, so that its gates had no effect: run the model in eval mode, or load "
+                "it without such kernels (use_kernels=False)"
+            )
+        self._projected.keys = tuple(k for k in self._projected.keys if k != key)
+
     def _gate(self, kind: Kind, key: str, like: Tensor) -> Tensor:
         """(units,), or (rows of `like`, units) where rows have patterns of their own."""
         own = [self._value(name, kind, key) for name in self._active]
         if len(own) == 1:
             return own[0].to(like.dtype)
+        if isinstance(like, nn.Parameter):
+            raise UnsupportedModel(
+                f"the {kind} of layer {key} are gated at their weights, which all rows share: use "
+                "one pattern for the whole batch"
+            )
         batch, length = self._batch
         if batch % len(own):
             raise InvalidInput(f"there are patterns for {len(own)} rows, and the batch has {batch}")
@@ -205,6 +232,16 @@ class Gates(Adapter):
         return with_first(output, first * _beside(gate(first), first))
 
 
+class Projected(threading.local):
+    """The recurrent mixers whose output projection has run in this thread."""
+
+    def __init__(self) -> None:
+        self.keys: tuple[str, ...] = ()
+
+    def __reduce__(self) -> Any:
+        return Projected, ()
+
+
 class Pattern(nn.Module):
     """One set of gates: a vector for each site."""
 
@@ -227,6 +264,26 @@ class Pattern(nn.Module):
                 f"layer {key} has no {kind} to gate{did_you_mean(key, own._parameters)}"
             )
         return gate
+
+
+def scaling(site: Site, gate: Callable[[Tensor], Tensor]) -> Iterator[Wire]:
+    """The hooks that scale a site's units by `gate(like)`, wherever they are read."""
+    if site.slices is not None:
+        slices = site.slices
+        scale = partial(scale_slices, gate, slices)
+        yield Within(slices.caller, slices.holder, slices.parameter, scale)
+        return
+    yield Before(site.module, partial(scale_input, gate, site.width))
+
+
+def scale_slices(gate: Callable[[Tensor], Tensor], slices: Slices, parameter: Tensor) -> Tensor:
+    """A parameter with each unit's slice times its gate."""
+    if not parameter.is_floating_point() or parameter.numel() != math.prod(slices.view):
+        raise UnsupportedModel(
+            f"{slices.path} is packed or sharded ({parameter.dtype}, {tuple(parameter.shape)}), so "
+            "its slices cannot be scaled: load the model in 16 or 32 bits, or gate other units"
+        )
+    return slices.scaled(parameter, gate(parameter))
 
 
 def scale_input(

@@ -19,6 +19,7 @@ from pliant.adapters import attached
 from pliant.adapters.fingerprint import fingerprint
 from pliant.anatomy import Anatomy
 from pliant.anatomy.modes import attention_among
+from pliant.anatomy.slices import Slices
 from pliant.data import Journal
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.calibration import Sample, digest, predicted, sequence_losses
@@ -34,7 +35,7 @@ from pliant.structure.meters import (
     column_squares,
     expert_norms,
 )
-from pliant.structure.units import Site
+from pliant.structure.units import Site, check_projections
 
 Score = Literal[
     "fisher",
@@ -260,7 +261,9 @@ def _check_same_run(job: Job, journal: Journal | None, measured: dict[str, float
 def activation(job: Job) -> Values:
     """The root mean square of a unit's features times the norms of their weights (as in Wanda);
     of an expert, the mean norm of what it adds to a token."""
-    return _metered(job, {"heads": InputMeter, "channels": InputMeter, "experts": ExpertMeter})
+    check_projections(job.sites, "the score by activation")
+    meters = dict.fromkeys(("heads", "channels", "recurrent_heads"), InputMeter)
+    return _metered(job, {**meters, "experts": ExpertMeter})
 
 
 def frequency(job: Job) -> Values:
@@ -275,6 +278,7 @@ def block_influence(job: Job) -> Values:
 
 def entropy(job: Job) -> Values:
     """One minus a head's mean attention entropy, as a share of that of uniform attention."""
+    check_projections(job.sites, "the score by entropy")
     with attention_among(job.anatomy.model, "eager"):
         return _metered(job, {"heads": EntropyMeter})
 
@@ -304,10 +308,19 @@ def magnitude(job: Job) -> Values:
     for done, site in enumerate(job.sites, start=1):
         if site.kind == "experts":
             values.append(expert_norms(site))
+        elif site.slices is not None:
+            values.append(_slice_norms(site.slices))
         else:
             values.append(column_squares(site).view(site.count, -1).sum(dim=1).sqrt())
         job.report(done, len(job.sites))
     return values
+
+
+def _slice_norms(slices: Slices) -> Tensor:
+    parameter = getattr(slices.holder, slices.parameter)
+    if not parameter.is_floating_point():
+        raise UnsupportedModel(f"{slices.path} is packed: load the model in 16 or 32 bits")
+    return slices.squares(parameter).sqrt().cpu()
 
 
 def random(job: Job) -> Values:
@@ -328,8 +341,8 @@ MEASURES: dict[Score, Callable[[Job], Values]] = {
     "random": random,
 }
 RANKS: dict[Score, tuple[Kind, ...]] = dict.fromkeys(SCORES, KINDS) | {
-    "activation": ("heads", "channels", "experts"),
-    "magnitude": ("heads", "channels", "experts"),
+    "activation": ("heads", "channels", "experts", "recurrent_heads"),
+    "magnitude": ("heads", "channels", "experts", "expert_channels", "recurrent_heads"),
     "entropy": ("heads",),
     "block_influence": ("layers",),
     "frequency": ("experts",),

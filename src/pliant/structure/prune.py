@@ -43,7 +43,7 @@ from pliant.structure.layers import (
 )
 from pliant.structure.least_squares import Statistics, remove_units
 from pliant.structure.smaller import removed_of, units_of
-from pliant.structure.units import Site, sites_of
+from pliant.structure.units import Site, check_projections, sites_of
 
 LOCAL: tuple[PruneScore, ...] = ("activation", "magnitude", "random")
 """Measured layer after layer, on what is pruned already."""
@@ -98,6 +98,7 @@ def prune(
     if not samples:
         raise InvalidInput("there is no calibration text")
     sites = sites_of(anatomy, config.parts)
+    check_projections(sites, "pruning")
     _check_room(sites, config)
     gates = adapters.attach(model, Gates(model, GateConfig(config.parts)))
     own = None

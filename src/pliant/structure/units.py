@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pliant.anatomy import Anatomy
+from pliant.anatomy.slices import Slices
 from pliant.errors import UnsupportedModel
 from pliant.structure.config import KINDS, Kind
 
@@ -22,7 +23,8 @@ class Site:
     """Which of the layer's blocks of this kind; nearly always 0, the only one."""
     module: nn.Module
     """For heads and channels the projection that reads them; for experts the module that holds
-    them; for a half the projection that ends it; or the layer."""
+    them; for a half the projection that ends it; for slices of a parameter the module that has it;
+    or the layer."""
     count: int
     width: int = 1
     """Features of the projection's input for each unit."""
@@ -30,6 +32,10 @@ class Site:
     """The axis of the projection's weight for its inputs."""
     groups: int = 0
     """For heads: how many KV heads share them."""
+    slices: Slices | None = None
+    """The parameter whose slices they are, if no projection reads them alone."""
+    block_module: nn.Module | None = None
+    """For recurrent heads the mixer, which runs `module` last."""
 
     @property
     def key(self) -> str:
@@ -58,6 +64,8 @@ def _sites(anatomy: Anatomy, kind: Kind) -> Iterator[Site]:
         elif kind == "heads":
             for j, a in enumerate(anatomy.attentions(i)):
                 yield Site(kind, i, j, a.output, a.heads, a.head_dim, a.axis, a.kv_heads)
+            for j, s in enumerate(anatomy.sliced_heads(i)):
+                yield Site(kind, i, j, s.holder, s.count, groups=s.count, slices=s)
         elif kind == "channels":
             for j, m in enumerate(anatomy.mlps(i)):
                 yield Site(kind, i, j, m.down, m.width, 1, m.axis)
@@ -71,6 +79,32 @@ def _sites(anatomy: Anatomy, kind: Kind) -> Iterator[Site]:
             ends = [m.down for m in anatomy.mlps(i)] + [m.experts for m in anatomy.mixtures(i)]
             for j, end in enumerate(ends):
                 yield Site(kind, i, j, end, 1)
+        elif kind == "expert_channels":
+            for j, s in enumerate(anatomy.expert_channels(i)):
+                yield Site(kind, i, j, s.holder, s.count, slices=s)
+        elif kind == "recurrent_heads":
+            for j, r in enumerate(anatomy.recurrent(i)):
+                yield Site(
+                    kind, i, j, r.output, r.heads, r.head_dim, r.axis, block_module=r.block
+                )
+
+
+def modules_with_heads(anatomy: Anatomy, layer: int) -> list[nn.Module]:
+    """The module of each of the layer's sites of heads, also if it is another layer's (Zamba)."""
+    return [
+        *(attention.output for attention in anatomy.attentions(layer)),
+        *(slices.holder for slices in anatomy.sliced_heads(layer)),
+    ]
+
+
+def check_projections(sites: Iterable[Site], what: str) -> None:
+    """Refuse sites whose units are slices of a parameter, for `what` needs a projection."""
+    for site in sites:
+        if site.slices is not None:
+            raise UnsupportedModel(
+                f"the {site.kind} of layer {site.layer} are slices of {site.slices.path}, which no "
+                f"projection reads alone, and {what} needs one"
+            )
 
 
 def _without_repeats(sites: Iterable[Site]) -> Iterator[Site]:
@@ -86,6 +120,8 @@ def _no_site(anatomy: Anatomy, kind: Kind) -> UnsupportedModel:
         "heads": anatomy.why_no_attention,
         "attention": anatomy.why_no_attention,
         "experts": anatomy.why_no_mixture,
+        "expert_channels": anatomy.why_no_expert_channels,
+        "recurrent_heads": anatomy.why_no_recurrent,
     }.get(kind, anatomy.why_no_mlp)
     every = range(len(anatomy.layers))
     reasons = "; ".join(dict.fromkeys(reason for i in every if (reason := why(i))))

@@ -20,7 +20,7 @@ CLOSE = 1e-5
 """Sums without the terms that are zero may round otherwise."""
 
 
-@register("structure", "head gates", needs=["attention"])
+@register("structure", "head gates", needs=["layers"])
 def head_gates(specimen: Specimen) -> Verdict:
     """Do gates on heads change no bit at 1, and equal zeroing a slice of W_o at 0?"""
     return _gates_hold(specimen, "heads")
@@ -38,6 +38,18 @@ def mlp_gates(specimen: Specimen) -> Verdict:
     return next((v for v in verdicts if not v.ok), verdicts[0] if verdicts else nothing)
 
 
+@register("structure", "expert channel gates", needs=["layers"])
+def expert_channel_gates(specimen: Specimen) -> Verdict:
+    """The same for channels of the experts of a mixture."""
+    return _gates_hold(specimen, "expert_channels")
+
+
+@register("structure", "recurrent gates", needs=["layers"])
+def recurrent_gates(specimen: Specimen) -> Verdict:
+    """The same for heads of recurrent mixers: state spaces, linear attention, RWKV."""
+    return _gates_hold(specimen, "recurrent_heads")
+
+
 @register("structure", "layer gates", needs=["layers"])
 def layer_gates(specimen: Specimen) -> Verdict:
     """Do gates on layers change no bit at 1, and act at 0?"""
@@ -46,8 +58,8 @@ def layer_gates(specimen: Specimen) -> Verdict:
 
 @register("structure", "gate gradients", needs=["layer gates"])
 def gate_gradients(specimen: Specimen) -> Verdict:
-    """Do gates on heads and layers have gradients?"""
-    with _gated(specimen, *_heads_and_layers(specimen)) as gates:
+    """Do gates on heads, channels of experts, recurrent heads and layers have gradients?"""
+    with _gated(specimen, *_gated_kinds(specimen)) as gates:
         logits = specimen.model(input_ids=specimen.ids, use_cache=False).logits
         gradients = torch.autograd.grad(
             logits.float().logsumexp(-1).sum(), list(gates.parameters()), allow_unused=True
@@ -60,7 +72,7 @@ def gate_gradients(specimen: Specimen) -> Verdict:
 @register("structure", "gated cache", needs=["cached", "layer gates"])
 def gated_cache(specimen: Specimen) -> Verdict:
     """With gates away from 1, does generation with the cache equal generation without?"""
-    with _gated(specimen, *_heads_and_layers(specimen)) as gates:
+    with _gated(specimen, *_gated_kinds(specimen)) as gates:
         generator = torch.Generator().manual_seed(0)
         for gate in gates.parameters():
             gate.data = 0.5 + torch.rand(gate.shape, generator=generator)
@@ -139,11 +151,7 @@ def _sharing(sites: list[Site], site: Site) -> list[Site]:
 @contextmanager
 def _without_weights(site: Site) -> Iterator[None]:
     """The weights of all units but the first set to zero, and restored at the end."""
-    slices = (
-        [p.data[1 : site.count] for p in site.module.parameters()]
-        if site.kind == "experts"
-        else [_units_after_first(site)]
-    )
+    slices = list(_units_after_first(site))
     saved = [part.clone() for part in slices]
     try:
         for part in slices:
@@ -154,16 +162,34 @@ def _without_weights(site: Site) -> Iterator[None]:
             part.copy_(before)
 
 
-def _units_after_first(site: Site) -> Tensor:
-    weight = site.module.weight
-    assert isinstance(weight, Tensor)
-    return weight.data.narrow(site.axis, site.width, (site.count - 1) * site.width)
+def _units_after_first(site: Site) -> Iterator[Tensor]:
+    """Their weights, as views."""
+    if site.kind == "experts":
+        yield from (p.data[1 : site.count] for p in site.module.parameters())
+    elif site.slices is not None:
+        own = site.slices
+        view = getattr(own.holder, own.parameter).data.view(own.view)
+        units = view.movedim(own.axes, tuple(range(len(own.axes))))
+        yield units[1:]
+        if len(own.axes) == 2:
+            yield units[0, 1:]
+    else:
+        weight = site.module.weight
+        assert isinstance(weight, Tensor)
+        yield weight.data.narrow(site.axis, site.width, (site.count - 1) * site.width)
 
 
-def _heads_and_layers(specimen: Specimen) -> tuple[Kind, ...]:
-    anatomy = specimen.anatomy
-    has_heads = any(anatomy.attentions(i) for i in range(len(anatomy.layers)))
-    return ("heads", "layers") if has_heads else ("layers",)
+def _gated_kinds(specimen: Specimen) -> tuple[Kind, ...]:
+    """Layers, and those of heads, channels of experts and recurrent heads that the model has."""
+    kinds: tuple[Kind, ...] = ("heads", "expert_channels", "recurrent_heads")
+    return (*(kind for kind in kinds if _has(specimen, kind)), "layers")
+
+
+def _has(specimen: Specimen, kind: Kind) -> bool:
+    try:
+        return bool(sites_of(specimen.anatomy, [kind]))
+    except UnsupportedModel:
+        return False
 
 
 # --- smaller models ------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant import adapters
-from pliant.adapters import Adapter, Before, Wire, attached
+from pliant.adapters import Adapter, Wire, attached
 from pliant.anatomy import Anatomy
 from pliant.errors import AdapterError, InvalidInput, check_choice, did_you_mean
 from pliant.structure.agency.heads import Heads
@@ -40,7 +40,7 @@ from pliant.structure.agency.report import (
     Violation,
 )
 from pliant.structure.config import AgencyConfig
-from pliant.structure.gates import Gates, scale_input
+from pliant.structure.gates import Gates, scaling
 from pliant.structure.units import Site, sites_of
 
 
@@ -85,8 +85,7 @@ class Agency(Adapter):
 
     def wire(self, model: nn.Module) -> Iterator[Wire]:
         for site in _sites(self.gates):
-            weight = partial(self._weight, site.key)
-            yield Before(site.module, partial(scale_input, weight, site.width))
+            yield from scaling(site, partial(self._weight, site.key))
 
     def _weight(self, key: str, like: Tensor) -> Tensor:
         return self._heads(key).weight.to(like.dtype)

@@ -23,9 +23,9 @@ from transformers import PreTrainedModel
 
 from pliant import loading
 from pliant.adapters import attached
-from pliant.anatomy import Anatomy
 from pliant.errors import AdapterError, UnsupportedModel
 from pliant.structure.gates import Gates, attach
+from pliant.structure.units import modules_with_heads
 
 
 def load_baseline_model(
@@ -65,8 +65,8 @@ class AdaptiveModel(nn.Module):
                 )
         gates = attach(model)
         self.blocks = tuple(_blocks(gates))
-        """For each layer a dictionary with its attention under "attn"; empty for a layer without
-        attention."""
+        """For each layer with attention a dictionary with it under "attn". Layers without (of Mamba,
+        of linear attention) are left out; `blocks[n].layer` is the number of the layer."""
         self.model = model
         self.gates = gates
         """The adapter: save it, disable it, detach it."""
@@ -125,28 +125,22 @@ class GatedAttention:
 class Block(dict[str, GatedAttention]):
     """The parts of one layer that have gates."""
 
-    def __init__(self, layer: int, why_no_attention: str | None) -> None:
+    def __init__(self, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.why_no_attention = why_no_attention
 
     def __missing__(self, name: str) -> GatedAttention:
-        if name == "attn":
-            raise UnsupportedModel(
-                f"block {self.layer} has no heads to gate: {self.why_no_attention}. Skip it: "
-                '[block for block in adaptive_model.blocks if "attn" in block]'
-            )
-        raise UnsupportedModel(f"block {self.layer} has no {name!r} to gate, only 'attn'")
+        raise UnsupportedModel(f"layer {self.layer} has no {name!r} to gate, only {', '.join(self)}")
 
 
 def _blocks(gates: Gates) -> Iterator[Block]:
-    """One for each layer. Layers that share an attention block (Zamba) share its gate."""
-    anatomy: Anatomy = gates.anatomy
+    """One for each layer with attention. Layers that share a block of it (Zamba) share its gate."""
     sites = {id(site.module): site for site in gates.sites}
-    for layer in range(len(anatomy.layers)):
-        block = Block(layer, anatomy.why_no_attention(layer))
-        for j, attention in enumerate(anatomy.attentions(layer)):
-            site = sites[id(attention.output)]
+    for layer in range(len(gates.anatomy.layers)):
+        block = Block(layer)
+        for j, module in enumerate(modules_with_heads(gates.anatomy, layer)):
+            site = sites[id(module)]
             name = f"attn_{j}" if j else "attn"
             block[name] = GatedAttention(gates, site.layer, site.block, site.count)
-        yield block
+        if block:
+            yield block

@@ -1,0 +1,88 @@
+"""The heads of recurrent mixers: state spaces (Mamba), linear attention, RWKV.
+
+Each head has a state of its own, and the output projection reads them all, as that of attention
+does. Mamba decays every channel apart, so that each channel is a head of width 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pliant.anatomy.blocks import OUTPUT_NAMES, Absent, Attention, Projection, projections
+
+_DECAYS = ("A_log", "time_decay")
+_INPUT_GATE = re.compile(r"^igate")
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """Head h is the features [h * head_dim, (h + 1) * head_dim) of the input of `output`."""
+
+    block: nn.Module
+    """The mixer, which runs `output` last."""
+    output: nn.Module
+    output_name: str
+    heads: int
+    head_dim: int
+    axis: int
+
+
+def find_recurrent(
+    layer: nn.Module, linear: tuple[Attention, ...] | Absent
+) -> tuple[Recurrent, ...] | Absent:
+    """The recurrent mixers of one layer; `linear` is its linear attention, by names."""
+    found = {r.output_name: r for r in _decaying(layer)}
+    if not found and not isinstance(linear, Absent):
+        found = {a.output_name: _of_attention(layer, a) for a in linear}
+    return tuple(found.values()) or Absent("it has no recurrent mixer with an output projection")
+
+
+def _decaying(layer: nn.Module) -> Iterator[Recurrent]:
+    for path, module in layer.named_modules():
+        heads = _heads(module)
+        # Kimi's decay is a parameter of a module in the mixer.
+        for place in (path, path.rpartition(".")[0]) if heads else ():
+            block = layer.get_submodule(place)
+            output = next(_outputs(place, block, heads), None)
+            if output is not None:
+                width = output.inputs // heads
+                name, axis = output.path, output.axis
+                yield Recurrent(block, output.module, name, heads, width, axis)
+                break
+
+
+def _heads(module: nn.Module) -> int:
+    """How many states a module decays apart, by the shape of its decay; 0 if there is none."""
+    own: dict[str, Any] = dict(module.named_parameters(recurse=False))
+    for name in _DECAYS:
+        if name in own:
+            return next((size for size in own[name].shape if size > 1), 1)
+    for name, child in module.named_children():
+        if _INPUT_GATE.search(name) and isinstance(size := getattr(child, "out_features", None), int):
+            return size
+    return 0
+
+
+def _outputs(path: str, block: nn.Module, heads: int) -> Iterator[Projection]:
+    for projection in projections(block, path):
+        direct = projection.path.rpartition(".")[0] == path
+        named = projection.names[0] in (*OUTPUT_NAMES, "output")
+        if direct and named and projection.inputs % heads == 0:
+            yield projection
+
+
+def _of_attention(layer: nn.Module, attention: Attention) -> Recurrent:
+    path = attention.output_name.rpartition(".")[0]
+    return Recurrent(
+        layer.get_submodule(path),
+        attention.output,
+        attention.output_name,
+        attention.heads,
+        attention.head_dim,
+        attention.axis,
+    )
