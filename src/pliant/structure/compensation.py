@@ -20,6 +20,7 @@ from pliant import adapters
 from pliant.adapters import Adapter, Around, Wire
 from pliant.adapters.hooks import Patch
 from pliant.anatomy import Anatomy
+from pliant.anatomy.modes import eval_mode
 from pliant.errors import InvalidInput
 from pliant.structure.config import Kind
 from pliant.structure.units import Site, check_projections, sites_of
@@ -108,7 +109,7 @@ def bias_of(module: nn.Module) -> Tensor | None:
 def dense_weight(module: nn.Module) -> Tensor:
     """(outputs, inputs) what a projection multiplies by, also if it is quantised or has a LoRA."""
     inner: Any = _inner(module)
-    weight = getattr(module, "weight", None)
+    weight = module._parameters.get("weight")  # a LoRA layer's attribute is its base's
     if type(weight) is nn.Parameter and weight.dim() == 2 and weight.is_floating_point():
         transposed = not hasattr(module, "in_features")  # GPT-2's Conv1D
         return (weight.T if transposed else weight).detach().clone()
@@ -116,8 +117,9 @@ def dense_weight(module: nn.Module) -> Tensor:
     reference = next(p for p in module.parameters() if p.is_floating_point() or p.numel())
     dtype = reference.dtype if reference.is_floating_point() else torch.float32
     eye = torch.eye(inputs, dtype=dtype, device=reference.device)
-    zero = module(torch.zeros_like(eye[:1]))
-    return (module(eye) - zero).T.contiguous()
+    with eval_mode(module):  # without dropout, and without the hooks of gates
+        zero = module.forward(torch.zeros_like(eye[:1]))
+        return (module.forward(eye) - zero).T.contiguous()
 
 
 def _inner(module: nn.Module) -> nn.Module:
