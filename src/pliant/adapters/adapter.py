@@ -106,6 +106,23 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
         if not branch._modules:
             del base._modules[BRANCH]
 
+    def in_place(self) -> bool:
+        """Whether the modules that it acts on are still where they were found."""
+        places = self._attached.places
+        return all(parent._modules.get(name) is module for parent, name, module in places)
+
+    def rewire(self) -> None:
+        """Set its hooks anew, after modules were replaced: wrapped by a LoRA, or unwrapped."""
+        link = self._attached
+        vars(link).pop("anatomy", None)
+        wires = list(self.wire(link.model))  # if this raises, the old hooks stay
+        for connection in reversed(link.connections):
+            connection.remove()
+        link.connections.clear()
+        link.places = _places(link.model, wires)
+        for wire in wires:
+            link.connections.append(wire.connect(self))
+
     def fingerprint(self) -> Fingerprint:
         """The fingerprint of its base, as of now or as of `detach`.
 
@@ -196,7 +213,9 @@ def attach(model: nn.Module, adapter: A, name: str | None = None) -> A:
     assert branch is not None
     branch._modules[name] = adapter
     try:
-        for wire in adapter.wire(model):
+        wires = list(adapter.wire(model))
+        adapter._link.places = _places(model, wires)
+        for wire in wires:
             adapter._link.connections.append(wire.connect(adapter))
     except BaseException:
         adapter.detach()
@@ -220,10 +239,22 @@ class _Link:
     name: str
     shapes: dict[str, torch.Size]
     connections: list[Connection] = field(default_factory=list)
+    places: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
+    """The modules that it acts on, each with its parent and its name there."""
 
     @cached_property
     def anatomy(self) -> Anatomy:
         return Anatomy.of(self.model)
+
+
+def _places(model: nn.Module, wires: Iterable[Wire]) -> list[tuple[nn.Module, str, nn.Module]]:
+    acted_on = {id(m) for wire in wires for m in vars(wire).values() if isinstance(m, nn.Module)}
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if child is not None and id(child) in acted_on
+    ]
 
 
 class Branch(nn.Module):

@@ -191,7 +191,7 @@ def _heads_in_groups(path: str, block: nn.Module, config: Any) -> Iterator[Slice
     widths = numbers(HEAD_WIDTHS, block, [config])
     for projection in projections(block, path):
         groups = getattr(projection.module, "n_groups", None)
-        weight = getattr(projection.module, "weight", None)
+        weight = projection.module._parameters.get("weight")  # a LoRA layer has none of its own
         direct = projection.path.rpartition(".")[0] == path
         if not (direct and isinstance(groups, int) and isinstance(weight, nn.Parameter)):
             continue

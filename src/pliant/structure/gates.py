@@ -129,6 +129,7 @@ class Gates(Adapter):
     def wire(self, model: nn.Module) -> Iterator[Wire]:
         yield from differentiable(model)
         yield Before(model, self._note_batch)
+        yield Before(self.anatomy.decoder, self._enter_decoder)
         for site in self.sites:
             gate = partial(self._gate, site.kind, site.key)
             if site.kind in ("heads", "channels", "expert_channels", "recurrent_heads"):
@@ -147,6 +148,16 @@ class Gates(Adapter):
         if len(self._active) > 1:
             ids = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
             self._batch = (ids.shape[0], ids.shape[1])
+
+    def _enter_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+        """Follow the modules that are gated; a PeftModel calls the model without its hooks."""
+        if not self.in_place():
+            self.rewire()
+        if len(self._active) > 1:
+            for name in ("input_ids", "inputs_embeds"):
+                value = kwargs.get(name)
+                if isinstance(value, Tensor):
+                    self._batch = (value.shape[0], value.shape[1])
 
     def _note_projection(self, key: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._projected.keys = (*self._projected.keys, key)

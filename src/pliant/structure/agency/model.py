@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant import adapters
-from pliant.adapters import Adapter, Wire, attached
+from pliant.adapters import Adapter, Before, Wire, attached
 from pliant.anatomy import Anatomy
 from pliant.errors import AdapterError, InvalidInput, check_choice, did_you_mean
 from pliant.structure.agency.heads import Heads
@@ -84,8 +84,13 @@ class Agency(Adapter):
         return gates
 
     def wire(self, model: nn.Module) -> Iterator[Wire]:
+        yield Before(self.anatomy.decoder, self._enter_decoder)
         for site in _sites(self.gates):
             yield from scaling(site, partial(self._weight, site.key))
+
+    def _enter_decoder(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not self.in_place():
+            self.rewire()
 
     def _weight(self, key: str, like: Tensor) -> Tensor:
         return self._heads(key).weight.to(like.dtype)
