@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pliant.adapters.hooks import Guarded
 from pliant.anatomy import Anatomy
 from pliant.anatomy.decoder import last_hidden_state
-from pliant.anatomy.intercept import FORWARD, Handler, Target
+from pliant.anatomy.intercept import CALL, FORWARD, Handler, Target
 from pliant.errors import UnsupportedModel
 from pliant.gradients.engines.split_forward import SplitForward, parameters_of
 
@@ -75,8 +76,14 @@ class Arguments:
         return forward(*self.args, **self.kwargs)
 
 
-def at_each_layer(anatomy: Anatomy, call: Call) -> dict[Target, Handler]:
-    """Handlers that pass each layer's call, with its index, through `call`."""
+def at_each_layer(
+    anatomy: Anatomy, call: Call, *, with_adapters: bool = False
+) -> dict[Target, Handler]:
+    """Handlers that pass each layer's forward, with its index, through `call`.
+
+    The layer's hooks run around it; with `with_adapters` those of layers on which adapters act run
+    inside it instead, for a gate compares a layer's input with its output.
+    """
 
     def handler(index: int, layer: nn.Module) -> Handler:
         def answer(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -84,7 +91,15 @@ def at_each_layer(anatomy: Anatomy, call: Call) -> dict[Target, Handler]:
 
         return answer
 
-    return {(layer, FORWARD): handler(i, layer) for i, layer in enumerate(anatomy.layers)}
+    return {
+        (layer, CALL if with_adapters and _has_adapters(layer) else FORWARD): handler(i, layer)
+        for i, layer in enumerate(anatomy.layers)
+    }
+
+
+def _has_adapters(layer: nn.Module) -> bool:
+    hooks = (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values())
+    return any(isinstance(hook, Guarded) for hook in hooks)
 
 
 class Exit:

@@ -110,7 +110,7 @@ def second_pass(
             last = i + 1 == len(anatomy.layers)
             return scattered(answer, at_BK, live_BK, length) if last else answer
 
-        return split.backbone(inputs, at_each_layer(anatomy, call))
+        return split.backbone(inputs, at_each_layer(anatomy, call, with_adapters=True))
 
 
 def _as_now(anatomy: Anatomy, layer: Callable[..., Any]) -> Callable[..., Any]:
