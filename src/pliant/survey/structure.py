@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,11 +10,16 @@ from torch import Tensor
 
 from pliant.errors import UnsupportedModel
 from pliant.structure import GateConfig, Gates, attach, sites_of
+from pliant.structure.agency import attach_agency
 from pliant.structure.config import Kind
+from pliant.structure.facade import load_adaptive_model
 from pliant.structure.smaller import Stock, units_of, with_fewer, without_layers
 from pliant.structure.units import Site
 from pliant.survey.capability import YES, Specimen, Verdict, register, yes_if
 from pliant.survey.complexity import compare, generate
+
+PADS, NEAR = 3, 1e-3
+"""Of logits near 1 with other tokens beside them; visible tokens change them a hundred times more."""
 
 CLOSE = 1e-5
 """Sums without the terms that are zero may round otherwise."""
@@ -73,11 +78,63 @@ def gate_gradients(specimen: Specimen) -> Verdict:
 def gated_cache(specimen: Specimen) -> Verdict:
     """With gates away from 1, does generation with the cache equal generation without?"""
     with _gated(specimen, *_gated_kinds(specimen)) as gates:
-        generator = torch.Generator().manual_seed(0)
-        for gate in gates.parameters():
-            gate.data = 0.5 + torch.rand(gate.shape, generator=generator)
+        _scatter(gates)
         cached, without = (generate(specimen, specimen.ids, use_cache=c) for c in (True, False))
     return compare(cached, without, "with the cache", "without")
+
+
+@register("structure", "gated padding", needs=["layer gates"])
+def gated_padding(specimen: Specimen) -> Verdict:
+    """With gates away from 1, are later tokens and padding on either side as invisible as without?"""
+    bare = _differences(specimen)
+    with _gated(specimen, *_gated_kinds(specimen)) as gates:
+        _scatter(gates)
+        gated = _differences(specimen)
+    worse = [name for name in bare if bare[name] <= NEAR < gated[name]]
+    if worse:
+        return Verdict(False, f"gates make {' and '.join(worse)} visible")
+    seen = [name for name in bare if bare[name] > NEAR]
+    return Verdict(True, f"without gates {' and '.join(seen)} change the logits" if seen else "")
+
+
+@register("structure", "agency", needs=["head gates"])
+def agency(specimen: Specimen) -> Verdict:
+    """Do states of heads change no bit while all are active, and can every head be observed?"""
+    with _gated(specimen, "heads") as gates:
+        states = attach_agency(gates)
+        try:
+            if not torch.equal(specimen.run(), specimen.logits):
+                return Verdict(False, "active heads change the logits")
+            states.set_head_state(gates.sites[0].layer, 0, "withdrawn")
+            if torch.equal(specimen.run(), specimen.logits):
+                return Verdict(False, "a withdrawn head has no effect")
+            states.observe({"input_ids": specimen.ids})
+        finally:
+            states.detach()
+    if not torch.equal(specimen.run(), specimen.logits):
+        return Verdict(False, "observing leaves a trace in the model")
+    return YES
+
+
+@register("structure", "blocks", needs=["head gates"])
+def blocks(specimen: Specimen) -> Verdict:
+    """Does the seed's loop over blocks and heads reach every head, and does each act?"""
+    adaptive = load_adaptive_model(specimen.model.config.model_type, specimen.model)
+    try:
+        counts = {block["attn"].num_heads for block in adaptive.blocks}
+        if len(counts) > 1:
+            return Verdict(False, f"its blocks have {sorted(counts)} heads, not as many in each")
+        if any(len(block) > 1 for block in adaptive.blocks):
+            return Verdict(False, "its blocks have two attentions: 'attn' and 'attn_1'")
+        for block in adaptive.blocks:
+            with torch.no_grad():
+                for head in range(block["attn"].num_heads):
+                    block["attn"].gate[head] = 0.001
+        changed = not torch.equal(specimen.run(), specimen.logits)
+        left = int((torch.cat(list(adaptive.gates.parameters())) != 0.001).sum())
+        return yes_if(changed and not left, f"{left} heads are in no block")
+    finally:
+        adaptive.detach()
 
 
 @register("structure", "fewer heads", needs=["head gates"])
@@ -118,6 +175,44 @@ def _gated(specimen: Specimen, *kinds: Kind) -> Iterator[Gates]:
         yield gates
     finally:
         gates.detach()
+
+
+def _scatter(gates: Gates) -> None:
+    """Every gate somewhere in [0.5, 1.5]."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for gate in gates.parameters():
+            gate.copy_(0.5 + torch.rand(gate.shape, generator=generator))
+
+
+def _differences(specimen: Specimen) -> dict[str, float]:
+    """How much the logits depend on what must not matter; infinite where the model fails on it."""
+    ids, pads = specimen.ids[:1], torch.full((1, PADS), 4)
+    changed = specimen.ids.clone()
+    changed[:, -1] = (changed[:, -1] + 7) % 90 + 5
+    left = torch.cat([torch.zeros_like(pads), torch.ones_like(ids)], 1)
+    after = {"attention_mask": left, "position_ids": (left.cumsum(1) - 1).clamp(min=0)}
+    runs: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+        "later tokens": lambda: (specimen.run()[:, :-1], specimen.run(changed)[:, :-1]),
+        "padding on the right": lambda: (
+            specimen.run(ids),
+            specimen.run(torch.cat([ids, pads], 1), attention_mask=left.flip(1))[:, :-PADS],
+        ),
+        "padding on the left": lambda: (
+            specimen.run(ids),
+            specimen.run(torch.cat([pads, ids], 1), **after)[:, PADS:],
+        ),
+    }
+    return {name: _difference(run) for name, run in runs.items()}
+
+
+def _difference(run: Callable[[], tuple[Tensor, Tensor]]) -> float:
+    try:
+        ours, theirs = run()
+    except Exception:  # some models take no mask, some no positions
+        return float("inf")
+    difference = float((ours - theirs).abs().max())
+    return difference if difference == difference else float("inf")
 
 
 def _gates_hold(specimen: Specimen, kind: Kind) -> Verdict:
