@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contracts.conftest import specimen
+from tests.contracts.conftest import DTYPES, specimen
 from tests.contracts.page import PAGE
 from tests.minimal_adapter import anatomy_of, same_anatomy
 from torch import Tensor
@@ -17,12 +17,13 @@ from torch import Tensor
 from pliant.errors import UnsupportedModel
 from pliant.structure import GateConfig, Gates, attach, sites_of
 from pliant.structure.config import KINDS, Kind
+from pliant.structure.units import Site
 from pliant.survey import Specimen
 
 
-def kinds_of(specimen: Specimen) -> tuple[Kind, ...]:
+def kinds_of(specimen: Specimen, among: tuple[Kind, ...] = KINDS) -> tuple[Kind, ...]:
     kinds = []
-    for kind in KINDS:
+    for kind in among:
         try:
             kinds += [kind] if sites_of(specimen.anatomy, [kind]) else []
         except UnsupportedModel:
@@ -75,9 +76,14 @@ def test_gates_act_and_come_off_without_a_trace(quick: Specimen) -> None:
 @pytest.mark.parametrize(
     ("column", "least"),
     [
-        ("head gates", 175),
+        ("head gates", 178),
         ("mlp", 146),
-        ("mlp gates", 176),
+        ("mlp gates", 179),
+        ("expert channel gates", 59),
+        ("recurrent gates", 23),
+        ("gated padding", 183),
+        ("agency", 168),
+        ("blocks", 177),
         ("layer gates", 183),
         ("gate gradients", 182),
         ("gated cache", 177),
@@ -89,6 +95,23 @@ def test_gates_act_and_come_off_without_a_trace(quick: Specimen) -> None:
 def test_the_reach_is_as_promised(column: str, least: int) -> None:
     """test_page.py measures every type again."""
     assert PAGE.count(column) >= least
+
+
+def test_agency_is_observed_or_says_why_not() -> None:
+    """Wherever heads have gates: a state that changes the model would say another thing."""
+    column, gated_ = PAGE.columns.index("agency"), PAGE.columns.index("head gates")
+    for name, cells in PAGE.rows.items():
+        if cells[gated_] and not cells[column]:
+            note = PAGE.notes[name][column]
+            assert note is not None
+            assert "returns no attention weights" in PAGE.reasons[note], name
+
+
+def test_every_model_with_an_mlp_has_gates_in_it() -> None:
+    """The others are Mamba's, which have none, XLM, whose layers are no stack, and DeepSeek-V4, whose
+    tiny copy sends every token to one expert."""
+    without = {n for n in PAGE.rows if PAGE.says(n, "runs") and not PAGE.says(n, "mlp gates")}
+    assert without <= {"falcon_mamba", "mamba", "mamba2", "xlm", "deepseek_v4"}
 
 
 def test_a_layer_at_zero_passes_its_input_on(quick: Specimen) -> None:
@@ -139,7 +162,8 @@ def test_gates_are_indifferent_to_padding(quick: Specimen, side: str) -> None:
 
 
 def test_each_row_may_have_a_pattern_of_its_own(quick: Specimen) -> None:
-    with gated(quick, patterns=("a", "b")) as gates:
+    of_rows = tuple(kind for kind in KINDS if kind != "expert_channels")
+    with gated(quick, *kinds_of(quick, of_rows), patterns=("a", "b")) as gates:
         scatter(gates)
         expected = []
         for row, name in enumerate(("b", "a")):
@@ -151,6 +175,108 @@ def test_each_row_may_have_a_pattern_of_its_own(quick: Specimen) -> None:
         assert not torch.allclose(quick.run()[0], expected[0], atol=1e-3)
     tolerance = 1e-5 if quick.dtype == torch.float32 else 0.05
     assert torch.allclose(together, torch.stack(expected), atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("mixtral", "expert_channels"), ("jetmoe", "heads"), ("dbrx", "expert_channels")],
+)
+def test_weights_that_all_rows_share_have_one_pattern(name: str, kind: Kind) -> None:
+    own = specimen(name)
+    with (
+        gated(own, kind, patterns=("a", "b")) as gates,
+        gates.rows(["b", "a"]),
+        pytest.raises(UnsupportedModel, match="which all rows share"),
+    ):
+        own.run()
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("jetmoe", "heads"),
+        ("xlnet", "heads"),
+        ("deepseek_v4", "heads"),
+        ("cpmant", "heads"),
+        ("mixtral", "expert_channels"),
+        ("llama4_text", "expert_channels"),
+        ("gpt_oss", "expert_channels"),
+        ("jetmoe", "expert_channels"),
+        ("dbrx", "expert_channels"),
+        ("longcat_flash", "expert_channels"),
+        ("mamba", "recurrent_heads"),
+        ("mamba2", "recurrent_heads"),
+        ("qwen3_next", "recurrent_heads"),
+        ("rwkv", "recurrent_heads"),
+        ("minimax", "recurrent_heads"),
+        ("kimi_linear", "recurrent_heads"),
+    ],
+)
+def test_units_of_every_shape_obey_the_laws(name: str, kind: Kind, dtype: torch.dtype) -> None:
+    """At 1 no bit changes, at 0 the slice of the weight is gone, bitwise; and there is a gradient.
+    With half a model's units closed, so that no other path could hide one."""
+    if name == "xlnet" and dtype == torch.bfloat16:
+        pytest.skip("the model itself does not run in bf16")
+    own = specimen(name, dtype)
+    assert own.logits.isfinite().all()  # RWKV rescales its weights in its first run
+    parts, kinds = anatomy_of(own.model), [type(m) for m in own.model.modules()]
+    with gated(own, kind) as gates:
+        assert torch.equal(bits(own.run()), bits(own.logits))
+        loss = own.model(input_ids=own.ids, use_cache=False).logits.float().logsumexp(-1).sum()
+        gradients = torch.autograd.grad(loss, list(gates.parameters()), allow_unused=True)
+        assert any(g is not None and bool(g.any()) for g in gradients)
+        closed = {}
+        with torch.no_grad():
+            for n, site in enumerate(gates.sites):
+                generator = torch.Generator().manual_seed(n)
+                closed[site.key] = torch.rand(site.count, generator=generator) < 0.5
+                gates[kind, site.layer, site.block][closed[site.key]] = 0
+        ours = own.run()
+        sites = gates.sites
+    assert same_anatomy(anatomy_of(own.model), parts)
+    assert [type(m) for m in own.model.modules()] == kinds
+    assert not torch.equal(ours, own.logits)
+    with weights_zeroed(sites, closed):
+        assert torch.equal(ours, own.run())
+
+
+@contextmanager
+def weights_zeroed(sites: list[Site], closed: dict[str, Tensor]) -> Iterator[None]:
+    """The units' slices of the weights that read them, found by their axes, not by gates."""
+    saved = []
+    for site in sites:
+        if site.slices is not None:
+            weight = getattr(site.slices.holder, site.slices.parameter)
+            axes = site.slices.axes
+            view = weight.data.view(site.slices.view).movedim(axes, tuple(range(len(axes))))
+            gone = closed[site.key].view(view.shape[: len(axes)])
+        else:
+            weight = site.module.weight
+            view = weight.data.movedim(site.axis, 0)
+            gone = closed[site.key].repeat_interleave(site.width)
+        saved.append((weight, weight.data.clone()))
+        view[gone] = 0
+    try:
+        yield
+    finally:
+        for weight, before in saved:
+            weight.data.copy_(before)
+
+
+def test_a_mixer_that_skips_its_projection_is_refused() -> None:
+    """As Mamba's fused kernels do while training: a hook before the projection never runs."""
+    own = specimen("mamba2")
+    projection: Any = own.anatomy.recurrent(0)[0].output
+    kind = type(projection)
+    with gated(own, "recurrent_heads"):
+        own.run()
+        projection.__class__ = type("Fused", (kind,), {"__call__": kind.forward})
+        try:
+            with pytest.raises(UnsupportedModel, match="kernel that includes its output"):
+                own.run()
+        finally:
+            projection.__class__ = kind
 
 
 @pytest.mark.parametrize("name", ["xlnet", "deepseek_v4", "hy_v4"])
@@ -176,14 +302,16 @@ def test_saved_and_loaded_gates_agree(quick: Specimen, tmp_path: Path) -> None:
         again.detach()
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2", "mixtral", "mamba2", "xlnet"])
 def test_a_compiled_model_runs_in_one_graph_and_sees_edits(name: str) -> None:
     own = specimen(name)
     with gated(own) as gates, torch.no_grad():
         compiled = torch.compile(own.model, fullgraph=True, backend="eager")
         inputs = {"input_ids": own.ids, "use_cache": False}
         assert torch.allclose(compiled(**inputs).logits, own.logits, atol=1e-5)
-        gates["heads", 0][0] = 0
+        for site in gates.sites:
+            if site.kind in ("heads", "expert_channels", "recurrent_heads"):
+                gates[site.kind, site.layer][: site.count // 2] = 0
         assert torch.allclose(compiled(**inputs).logits, own.run(), atol=1e-5)
         assert not torch.allclose(own.run(), own.logits, atol=1e-5)
     torch.compiler.reset()

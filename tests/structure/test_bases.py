@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 
 from pliant import complexity, gradients
 from pliant.adapters.quantized import PACKS
-from pliant.errors import UnsupportedModel
+from pliant.errors import AdapterError, UnsupportedModel
 from pliant.gradients import GradientConfig
 from pliant.structure import (
     GateConfig,
@@ -187,6 +187,22 @@ def test_a_closed_head_is_closed_to_a_lora_as_well() -> None:
     layer.lora_A["default"].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     logits(wrapped)
     assert not seen[0][..., 32:48].any() and bool(seen[0][..., :32].any())
+
+
+def test_a_gated_module_that_is_replaced_by_another_kind_is_missed() -> None:
+    model = llama()
+    gates = attach(model, GateConfig(("channels",)))
+    mlp = model.model.layers[1].mlp
+    mlp.down_proj = torch.nn.Linear(128, 64, bias=False)  # as a merge or a quantiser does
+    before = logits(model)
+    with torch.no_grad():
+        gates["channels", 1][5:] = 0
+    assert not torch.allclose(logits(model), before, atol=1e-4)
+    mlp.down_proj = torch.nn.Sequential(torch.nn.Linear(128, 96), torch.nn.Linear(96, 64))
+    with pytest.raises(AdapterError, match="channels of layer 1 are not those"):
+        logits(model)
+    with pytest.raises(AdapterError, match="channels of layer 1 are not those"):
+        logits(model)
 
 
 def test_rows_have_patterns_of_their_own_in_a_peft_model() -> None:

@@ -98,7 +98,7 @@ def _make_reader(holder: nn.Module, parameter: str) -> None:
 def _reader(parameter: str) -> Callable[[Any], Any]:
     def read(self: Any) -> Any:
         value = self.__dict__[VALUES].current.get(parameter)
-        return self._parameters[parameter] if value is None else value
+        return nn.Module.__getattr__(self, parameter) if value is None else value
 
     return read
 

@@ -28,7 +28,7 @@ from pliant.adapters import Adapter, After, Before, Wire, Within
 from pliant.adapters.quantized import differentiable
 from pliant.anatomy import Anatomy
 from pliant.anatomy.slices import Slices
-from pliant.errors import InvalidInput, UnsupportedModel, did_you_mean
+from pliant.errors import AdapterError, InvalidInput, UnsupportedModel, did_you_mean
 from pliant.structure.config import GateConfig, Kind, check_pattern_name
 from pliant.structure.units import Site, sites_of
 
@@ -127,10 +127,12 @@ class Gates(Adapter):
     # --- in the model's forward ----------------------------------------------------------------
 
     def wire(self, model: nn.Module) -> Iterator[Wire]:
+        sites = self.sites
+        self._check_units(sites)
         yield from differentiable(model)
         yield Before(model, self._note_batch)
         yield Before(self.anatomy.decoder, self._enter_decoder)
-        for site in self.sites:
+        for site in sites:
             gate = partial(self._gate, site.kind, site.key)
             if site.kind in ("heads", "channels", "expert_channels", "recurrent_heads"):
                 yield from scaling(site, gate)
@@ -143,6 +145,17 @@ class Gates(Adapter):
                 yield After(site.module, partial(self._mix_layer, gate))
             else:
                 yield After(site.module, partial(self._scale_output, gate))
+
+    def _check_units(self, sites: Sequence[Site]) -> None:
+        """A module that was replaced since gates were made for it may have other units, or none."""
+        made = {name: len(gate) for name, gate in self.pattern().named_parameters()}
+        now = {f"{site.kind}.{site.key}": site.count for site in sites}
+        if made != now:
+            kind, _, key = next(iter(sorted(made.items() ^ now.items())))[0].partition(".")
+            raise AdapterError(
+                f"the {kind} of layer {key} are not those that these gates were made for: modules "
+                "of the model were replaced. Restore them, or attach new gates"
+            )
 
     def _note_batch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         if len(self._active) > 1:

@@ -33,10 +33,11 @@ def head_gates(specimen: Specimen) -> Verdict:
 
 @register("structure", "mlp gates", needs=["layers"])
 def mlp_gates(specimen: Specimen) -> Verdict:
-    """The same for channels of the MLP, experts of a mixture, or both."""
+    """The same for channels of the MLP, experts of a mixture and their channels: all there are."""
     anatomy, every = specimen.anatomy, range(len(specimen.anatomy.layers))
     kinds: list[Kind] = ["channels"] if any(anatomy.mlps(i) for i in every) else []
     kinds += ["experts"] if any(anatomy.mixtures(i) for i in every) else []
+    kinds += ["expert_channels"] if any(anatomy.expert_channels(i) for i in every) else []
     verdicts = [_gates_hold(specimen, kind) for kind in kinds]
     reasons = [anatomy.why_no_mlp(0), anatomy.why_no_mixture(0)]
     nothing = Verdict(False, "; ".join(reason for reason in reasons if reason))

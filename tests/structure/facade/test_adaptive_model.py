@@ -70,15 +70,27 @@ def test_the_gate_can_be_assigned_and_trained() -> None:
     assert gate.grad is not None and bool(gate.grad.all())
 
 
-def test_a_block_without_attention_says_so() -> None:
-    model_ = adaptive("jamba")
-    having = [layer for layer, block in enumerate(model_.blocks) if "attn" in block]
-    assert 0 < len(having) < len(model_.blocks)
-    without = next(block for block in model_.blocks if "attn" not in block)
-    with pytest.raises(UnsupportedModel, match="no heads to gate: .*no softmax attention"):
-        without["attn"]
-    with pytest.raises(UnsupportedModel, match="no 'mlp' to gate"):
-        model_.blocks[having[0]]["mlp"]
+def test_layers_without_attention_have_no_block() -> None:
+    """So that the seed's loop over blocks runs on hybrids as on any other model."""
+    model_ = adaptive("qwen3_next")
+    layers = len(model_.gates.anatomy.layers)
+    assert [block.layer for block in model_.blocks] == [1, 3] and layers == 4
+    before = logits(model_)
+    for n in range(len(model_.blocks)):
+        for h in range(model_.blocks[0]["attn"].num_heads):
+            write(model_, n, h, 0.001)
+    assert bool((model_.gates["heads", 3] == torch.tensor(0.001)).all())
+    assert not torch.allclose(logits(model_), before, atol=1e-4)
+    with pytest.raises(UnsupportedModel, match="layer 1 has no 'mlp' to gate, only attn"):
+        model_.blocks[0]["mlp"]
+
+
+def test_a_mixture_of_attention_has_blocks_too() -> None:
+    model_ = adaptive("jetmoe")
+    before = logits(model_)
+    assert len(model_.blocks) == 4 and model_.blocks[0]["attn"].num_heads == 8
+    write(model_, 1, 3, 0)
+    assert not torch.equal(logits(model_), before)
 
 
 def test_a_model_without_attention_is_refused_and_left_as_it_is() -> None:
