@@ -87,7 +87,7 @@ LAYERS = {
         {"costs", "importance", "layers"},
         {"controller", "measures", "skips"},
         {"compensation", "gates", "meters", "smaller"},
-        {"budget", "entropy"},
+        {"budget", "entropy", "scaling"},
         {"calibration", "units"},
         {"config", "least_squares"},
     ],

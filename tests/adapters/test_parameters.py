@@ -16,7 +16,6 @@ from torch.nn.utils import parametrize
 from pliant.adapters import Adapter, Wire, Within, attach
 from pliant.errors import AdapterError
 
-
 MAY_RUN = threading.Event()
 MAY_RUN.set()
 

@@ -108,8 +108,8 @@ def test_agency_is_observed_or_says_why_not() -> None:
 
 
 def test_every_model_with_an_mlp_has_gates_in_it() -> None:
-    """The others are Mamba's, which have none, XLM, whose layers are no stack, and DeepSeek-V4, whose
-    tiny copy sends every token to one expert."""
+    """The others are Mamba's, which have none, XLM, whose layers are no stack, and DeepSeek-V4,
+    whose tiny copy sends every token to one expert."""
     without = {n for n in PAGE.rows if PAGE.says(n, "runs") and not PAGE.says(n, "mlp gates")}
     assert without <= {"falcon_mamba", "mamba", "mamba2", "xlm", "deepseek_v4"}
 

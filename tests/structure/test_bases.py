@@ -332,8 +332,12 @@ def test_selective_training_stays_sparse_beside_gates_and_skips(
         own[engine] = [output.loss.item(), *(p.grad.clone() for p in own_adapter.parameters())]
         selective.detach()
     assert own["sparse"][0] == pytest.approx(own["exact"][0], rel=1e-5)
-    # The gradient is that of the chosen tokens, so it is alike, and not through others' keys.
-    for ours, theirs in zip(own["sparse"][1:], own["exact"][1:], strict=True):
+    # What a gate of the last layer does reaches the loss through no other position's keys.
+    names = [name for name, _ in own_adapter.named_parameters()]
+    for name, ours, theirs in zip(names, own["sparse"][1:], own["exact"][1:], strict=True):
         assert bool(ours.any())
-        cosine = torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
-        assert cosine > 0.5 or ours.numel() == 1
+        if name.split(".")[-1] == "3" or name.split(".")[-2] == "3":
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+        else:
+            assert ours.shape == theirs.shape
+    assert any(name.split(".")[-1] == "3" or name.split(".")[-2] == "3" for name in names)

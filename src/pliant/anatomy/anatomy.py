@@ -15,13 +15,12 @@ from pliant.anatomy.blocks import (
     Mixture,
     Mlp,
     find_attention,
-    find_linear_attention,
     find_mixtures,
     find_mlp,
 )
 from pliant.anatomy.config import layer_configs, layer_types, text_config
 from pliant.anatomy.find import unwrap
-from pliant.anatomy.recurrent import Recurrent, find_recurrent
+from pliant.anatomy.recurrent import Recurrent, find_linear_attention, find_recurrent
 from pliant.anatomy.slices import Slices, find_expert_channels, find_sliced_heads
 from pliant.errors import UnsupportedModel
 

@@ -105,7 +105,7 @@ _INWARD = re.compile(r"(^|_)(q|k|v|kv|query|key|value|qkv|Wqkv|g|gate|gates)(_|$
 _CROSS = re.compile(r"cross|encoder_attn", re.IGNORECASE)
 # Gates of a recurrent cell: it has queries and keys, but no softmax over the past.
 _RECURRENT = re.compile(r"igate|fgate|time_decay|A_log|dt_bias")
-_NO_SOFTMAX_TYPES = re.compile(r"linear|mamba|conv|recurrent", re.IGNORECASE)
+NO_SOFTMAX_TYPES = re.compile(r"linear|mamba|conv|recurrent", re.IGNORECASE)
 
 
 def find_attention(
@@ -125,20 +125,11 @@ def find_attention(
         if not chosen:
             return Absent(f"no projection named {named}")
         return _measured([(p, _parent(layer, p.path)) for p in chosen], config, heads)
-    if layer_type is not None and _NO_SOFTMAX_TYPES.search(layer_type):
+    if layer_type is not None and NO_SOFTMAX_TYPES.search(layer_type):
         return Absent(f"a {layer_type} layer: it has no softmax attention")
     if candidates := list(_candidates(layer)):
         return _measured(candidates, config, heads)
     return _unnamed(layer, config) or Absent(_why_none(layer))
-
-
-def find_linear_attention(
-    layer: nn.Module, config: Any, layer_type: str | None
-) -> tuple[Attention, ...] | Absent:
-    """The linear attention of a layer whose type says that it has no softmax attention."""
-    if layer_type is None or not _NO_SOFTMAX_TYPES.search(layer_type):
-        return Absent("it has no linear attention")
-    return find_attention(layer, config, None)
 
 
 def _candidates(layer: nn.Module) -> Iterator[tuple[Projection, nn.Module]]:

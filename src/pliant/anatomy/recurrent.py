@@ -13,7 +13,15 @@ from typing import Any
 
 from torch import nn
 
-from pliant.anatomy.blocks import OUTPUT_NAMES, Absent, Attention, Projection, projections
+from pliant.anatomy.blocks import (
+    NO_SOFTMAX_TYPES,
+    OUTPUT_NAMES,
+    Absent,
+    Attention,
+    Projection,
+    find_attention,
+    projections,
+)
 
 _DECAYS = ("A_log", "time_decay")
 _INPUT_GATE = re.compile(r"^igate")
@@ -36,10 +44,19 @@ def find_recurrent(
     layer: nn.Module, linear: tuple[Attention, ...] | Absent
 ) -> tuple[Recurrent, ...] | Absent:
     """The recurrent mixers of one layer; `linear` is its linear attention, by names."""
-    found = {r.output_name: r for r in _decaying(layer)}
-    if not found and not isinstance(linear, Absent):
-        found = {a.output_name: _of_attention(layer, a) for a in linear}
-    return tuple(found.values()) or Absent("it has no recurrent mixer with an output projection")
+    mixers = {r.output_name: r for r in _decaying(layer)}
+    if not mixers and not isinstance(linear, Absent):
+        mixers = {a.output_name: _of_attention(layer, a) for a in linear}
+    return tuple(mixers.values()) or Absent("it has no recurrent mixer with an output projection")
+
+
+def find_linear_attention(
+    layer: nn.Module, config: Any, layer_type: str | None
+) -> tuple[Attention, ...] | Absent:
+    """The linear attention of a layer whose type says that it has no softmax attention."""
+    if layer_type is None or not NO_SOFTMAX_TYPES.search(layer_type):
+        return Absent("it has no linear attention")
+    return find_attention(layer, config, None)
 
 
 def _decaying(layer: nn.Module) -> Iterator[Recurrent]:
@@ -63,7 +80,9 @@ def _heads(module: nn.Module) -> int:
         if name in own:
             return next((size for size in own[name].shape if size > 1), 1)
     for name, child in module.named_children():
-        if _INPUT_GATE.search(name) and isinstance(size := getattr(child, "out_features", None), int):
+        if _INPUT_GATE.search(name) and isinstance(
+            size := getattr(child, "out_features", None), int
+        ):
             return size
     return 0
 

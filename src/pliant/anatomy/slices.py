@@ -58,7 +58,7 @@ class Slices:
 
 def find_expert_channels(layer: nn.Module, hidden_size: int) -> tuple[Slices, ...] | Absent:
     """The channels of the layer's experts, whose down projections are stacked in one parameter."""
-    found = [
+    channels = [
         slices
         for path, module in layer.named_modules()
         for slices in (
@@ -68,7 +68,7 @@ def find_expert_channels(layer: nn.Module, hidden_size: int) -> tuple[Slices, ..
         )
         if not _ATTENTION.search(path)
     ]
-    return tuple(found) or Absent("it has no mixture of experts with stacked weights")
+    return tuple(channels) or Absent("it has no mixture of experts with stacked weights")
 
 
 _ATTENTION = re.compile(r"att[^.]*(\.|$)", re.IGNORECASE)
@@ -105,9 +105,7 @@ def _stacked_children(parent: nn.Module) -> dict[str, Any]:
     }
 
 
-def _joined(
-    layer: nn.Module, path: str, module: nn.Module, hidden_size: int
-) -> Iterator[Slices]:
+def _joined(layer: nn.Module, path: str, module: nn.Module, hidden_size: int) -> Iterator[Slices]:
     """The experts' matrices are joined along their channels, (E F, D), for the parent to split."""
     parent = layer.get_submodule(path.rpartition(".")[0])
     experts = getattr(parent, "num_experts", None)
@@ -120,9 +118,7 @@ def _joined(
         yield Slices(parent, module, "w2", f"{path}.w2", view, (0, 1))
 
 
-def _channel_axis(
-    down: Tensor, ups: list[Any], hidden_size: int, module: nn.Module
-) -> int | None:
+def _channel_axis(down: Tensor, ups: list[Any], hidden_size: int, module: nn.Module) -> int | None:
     """The axis of `down` that another projection widens to, once or with a gate."""
     fitting = [
         axis
@@ -150,7 +146,7 @@ def find_sliced_heads(
     Those of a mixture of attention (JetMoE) are each expert's own; XLNet's output is a bare
     parameter; DeepSeek-V4 projects groups of heads apart.
     """
-    found = [
+    heads = [
         slices
         for path, module in layer.named_modules()
         for slices in (
@@ -159,7 +155,7 @@ def find_sliced_heads(
             *_heads_in_groups(path, module, config),
         )
     ]
-    return tuple(found) or Absent("its heads are no slices of a parameter")
+    return tuple(heads) or Absent("its heads are no slices of a parameter")
 
 
 def _bare_heads(path: str, module: nn.Module, hidden_size: int) -> Iterator[Slices]:

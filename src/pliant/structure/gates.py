@@ -12,7 +12,6 @@ chose it; a layer's mixes its input and output.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from pliant import adapters
-from pliant.adapters import Adapter, After, Before, Wire, Within
+from pliant.adapters import Adapter, After, Before, Wire
 from pliant.adapters.quantized import differentiable
 from pliant.anatomy import Anatomy
-from pliant.anatomy.slices import Slices
 from pliant.errors import AdapterError, InvalidInput, UnsupportedModel, did_you_mean
 from pliant.structure.config import GateConfig, Kind, check_pattern_name
+from pliant.structure.scaling import beside, scaling
 from pliant.structure.units import Site, sites_of
 
 
@@ -133,7 +132,8 @@ class Gates(Adapter):
         yield Before(model, self._note_batch)
         yield Before(self.anatomy.decoder, self._enter_decoder)
         for site in sites:
-            gate = partial(self._gate, site.kind, site.key)
+            read = self._gate if site.slices is None else self._gate_of_all_rows
+            gate = partial(read, site.kind, site.key)
             if site.kind in ("heads", "channels", "expert_channels", "recurrent_heads"):
                 yield from scaling(site, gate)
                 if site.block_module is not None:
@@ -192,11 +192,6 @@ class Gates(Adapter):
         own = [self._value(name, kind, key) for name in self._active]
         if len(own) == 1:
             return own[0].to(like.dtype)
-        if isinstance(like, nn.Parameter):
-            raise UnsupportedModel(
-                f"the {kind} of layer {key} are gated at their weights, which all rows share: use "
-                "one pattern for the whole batch"
-            )
         batch, length = self._batch
         if batch % len(own):
             raise InvalidInput(f"there are patterns for {len(own)} rows, and the batch has {batch}")
@@ -210,6 +205,15 @@ class Gates(Adapter):
             )
         copies = like.shape[axis] // len(own)
         return torch.stack(own).to(like.dtype).repeat_interleave(copies, dim=0)
+
+    def _gate_of_all_rows(self, kind: Kind, key: str, like: Tensor) -> Tensor:
+        """(units,)"""
+        if len(self._active) > 1:
+            raise UnsupportedModel(
+                f"the {kind} of layer {key} are gated at their weights, which all rows share: use "
+                "one pattern for the whole batch"
+            )
+        return self._value(self._active[0], kind, key).to(like.dtype)
 
     def _value(self, name: str, kind: Kind, key: str) -> Tensor:
         controlled = self.controlled_by(name, kind, key) if self.controlled_by else None
@@ -246,14 +250,14 @@ class Gates(Adapter):
         before = args[0] if args else kwargs["hidden_states"]
         after = output if isinstance(output, Tensor) else output[0]
         # lerp is exact at 1, where before + (after - before) is not. Mamba takes bf16, gives fp32.
-        weight = _beside(gate(after), after)
+        weight = beside(gate(after), after)
         return with_first(output, torch.lerp(before.to(after.dtype), after, weight))
 
     def _scale_output(
         self, gate: Any, module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any
     ) -> Any:
         first = output if isinstance(output, Tensor) else output[0]
-        return with_first(output, first * _beside(gate(first), first))
+        return with_first(output, first * beside(gate(first), first))
 
 
 class Projected(threading.local):
@@ -290,50 +294,8 @@ class Pattern(nn.Module):
         return gate
 
 
-def scaling(site: Site, gate: Callable[[Tensor], Tensor]) -> Iterator[Wire]:
-    """The hooks that scale a site's units by `gate(like)`, wherever they are read."""
-    if site.slices is not None:
-        slices = site.slices
-        scale = partial(scale_slices, gate, slices)
-        yield Within(slices.caller, slices.holder, slices.parameter, scale)
-        return
-    yield Before(site.module, partial(scale_input, gate, site.width))
-
-
-def scale_slices(gate: Callable[[Tensor], Tensor], slices: Slices, parameter: Tensor) -> Tensor:
-    """A parameter with each unit's slice times its gate."""
-    if not parameter.is_floating_point() or parameter.numel() != math.prod(slices.view):
-        raise UnsupportedModel(
-            f"{slices.path} is packed or sharded ({parameter.dtype}, {tuple(parameter.shape)}), so "
-            "its slices cannot be scaled: load the model in 16 or 32 bits, or gate other units"
-        )
-    return slices.scaled(parameter, gate(parameter))
-
-
-def scale_input(
-    gate: Callable[[Tensor], Tensor],
-    width: int,
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A hook before a projection: each unit's features, `width` of them, times `gate(input)`."""
-    name = None if args else next(iter(kwargs))
-    x = args[0] if name is None else kwargs[name]
-    scale = gate(x)
-    if width > 1:
-        scale = scale.repeat_interleave(width, dim=-1)
-    scaled = x * _beside(scale, x)
-    return ((scaled, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: scaled})
-
-
 def _device(module: nn.Module) -> torch.device:
     return next((p.device for p in module.parameters()), torch.device("cpu"))
-
-
-def _beside(scale: Tensor, x: Tensor) -> Tensor:
-    """(units,) as it is; (rows, units) with the tokens' axis of `x` in between."""
-    return scale if scale.dim() == 1 or x.dim() == 2 else scale[:, None]
 
 
 def with_first(output: Any, first: Tensor) -> Any:

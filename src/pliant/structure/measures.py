@@ -19,7 +19,6 @@ from pliant.adapters import attached
 from pliant.adapters.fingerprint import fingerprint
 from pliant.anatomy import Anatomy
 from pliant.anatomy.modes import attention_among
-from pliant.anatomy.slices import Slices
 from pliant.data import Journal
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.calibration import Sample, digest, predicted, sequence_losses
@@ -34,6 +33,7 @@ from pliant.structure.meters import (
     Meter,
     column_squares,
     expert_norms,
+    slice_norms,
 )
 from pliant.structure.units import Site, check_projections
 
@@ -262,8 +262,10 @@ def activation(job: Job) -> Values:
     """The root mean square of a unit's features times the norms of their weights (as in Wanda);
     of an expert, the mean norm of what it adds to a token."""
     check_projections(job.sites, "the score by activation")
-    meters = dict.fromkeys(("heads", "channels", "recurrent_heads"), InputMeter)
-    return _metered(job, {**meters, "experts": ExpertMeter})
+    meters: dict[Kind, type[Meter]] = {"experts": ExpertMeter}
+    for kind in RANKS["activation"]:
+        meters.setdefault(kind, InputMeter)
+    return _metered(job, meters)
 
 
 def frequency(job: Job) -> Values:
@@ -309,18 +311,11 @@ def magnitude(job: Job) -> Values:
         if site.kind == "experts":
             values.append(expert_norms(site))
         elif site.slices is not None:
-            values.append(_slice_norms(site.slices))
+            values.append(slice_norms(site.slices))
         else:
             values.append(column_squares(site).view(site.count, -1).sum(dim=1).sqrt())
         job.report(done, len(job.sites))
     return values
-
-
-def _slice_norms(slices: Slices) -> Tensor:
-    parameter = getattr(slices.holder, slices.parameter)
-    if not parameter.is_floating_point():
-        raise UnsupportedModel(f"{slices.path} is packed: load the model in 16 or 32 bits")
-    return slices.squares(parameter).sqrt().cpu()
 
 
 def random(job: Job) -> Values:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, one_hot
 from torch.utils.hooks import RemovableHandle
 
+from pliant.anatomy.slices import Slices
 from pliant.errors import UnsupportedModel
 from pliant.structure.calibration import without_padding
 from pliant.structure.units import Site
@@ -188,6 +189,15 @@ def expert_norms(site: Site) -> Tensor:
             own = parameter[: site.count].double().flatten(1).square().sum(dim=1)
             squares += own.cpu()
     return squares.sqrt()
+
+
+@torch.no_grad()
+def slice_norms(slices: Slices) -> Tensor:
+    """(units,) the norm of each unit's slice of the parameter."""
+    parameter = getattr(slices.holder, slices.parameter)
+    if not parameter.is_floating_point():
+        raise UnsupportedModel(f"{slices.path} is packed: load the model in 16 or 32 bits")
+    return slices.squares(parameter).sqrt().cpu()
 
 
 def _is_plain(weight: Tensor) -> bool:

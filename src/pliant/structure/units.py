@@ -84,9 +84,7 @@ def _sites(anatomy: Anatomy, kind: Kind) -> Iterator[Site]:
                 yield Site(kind, i, j, s.holder, s.count, slices=s)
         elif kind == "recurrent_heads":
             for j, r in enumerate(anatomy.recurrent(i)):
-                yield Site(
-                    kind, i, j, r.output, r.heads, r.head_dim, r.axis, block_module=r.block
-                )
+                yield Site(kind, i, j, r.output, r.heads, r.head_dim, r.axis, block_module=r.block)
 
 
 def modules_with_heads(anatomy: Anatomy, layer: int) -> list[nn.Module]:

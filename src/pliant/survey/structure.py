@@ -19,7 +19,7 @@ from pliant.survey.capability import YES, Specimen, Verdict, register, yes_if
 from pliant.survey.complexity import compare, generate
 
 PADS, NEAR = 3, 1e-3
-"""Of logits near 1 with other tokens beside them; visible tokens change them a hundred times more."""
+"""Of logits near 1 beside other tokens, which change them a hundred times more if visible."""
 
 CLOSE = 1e-5
 """Sums without the terms that are zero may round otherwise."""
@@ -86,7 +86,7 @@ def gated_cache(specimen: Specimen) -> Verdict:
 
 @register("structure", "gated padding", needs=["layer gates"])
 def gated_padding(specimen: Specimen) -> Verdict:
-    """With gates away from 1, are later tokens and padding on either side as invisible as without?"""
+    """With gates away from 1, are later tokens and padding on either side still invisible?"""
     bare = _differences(specimen)
     with _gated(specimen, *_gated_kinds(specimen)) as gates:
         _scatter(gates)

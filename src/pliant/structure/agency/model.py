@@ -40,7 +40,8 @@ from pliant.structure.agency.report import (
     Violation,
 )
 from pliant.structure.config import AgencyConfig
-from pliant.structure.gates import Gates, scaling
+from pliant.structure.gates import Gates
+from pliant.structure.scaling import scaling
 from pliant.structure.units import Site, sites_of
 
 

@@ -65,8 +65,8 @@ class AdaptiveModel(nn.Module):
                 )
         gates = attach(model)
         self.blocks = tuple(_blocks(gates))
-        """For each layer with attention a dictionary with it under "attn". Layers without (of Mamba,
-        of linear attention) are left out; `blocks[n].layer` is the number of the layer."""
+        """For each layer with attention a dictionary with it under "attn". Layers without are
+        left out, so that loops run on hybrids; `blocks[n].layer` is the layer's number."""
         self.model = model
         self.gates = gates
         """The adapter: save it, disable it, detach it."""
@@ -130,7 +130,9 @@ class Block(dict[str, GatedAttention]):
         self.layer = layer
 
     def __missing__(self, name: str) -> GatedAttention:
-        raise UnsupportedModel(f"layer {self.layer} has no {name!r} to gate, only {', '.join(self)}")
+        raise UnsupportedModel(
+            f"layer {self.layer} has no {name!r} to gate, only {', '.join(self)}"
+        )
 
 
 def _blocks(gates: Gates) -> Iterator[Block]:
