@@ -79,8 +79,7 @@ def test_gates_act_and_come_off_without_a_trace(quick: Specimen) -> None:
         ("head gates", 178),
         ("mlp", 146),
         ("mlp gates", 179),
-        ("expert channel gates", 59),
-        ("recurrent gates", 23),
+        ("other gates", 183),
         ("gated padding", 183),
         ("agency", 168),
         ("blocks", 177),
@@ -95,6 +94,17 @@ def test_gates_act_and_come_off_without_a_trace(quick: Specimen) -> None:
 def test_the_reach_is_as_promised(column: str, least: int) -> None:
     """test_page.py measures every type again."""
     assert PAGE.count(column) >= least
+
+
+@pytest.mark.parametrize(("kind", "least"), [("expert_channels", 59), ("recurrent_heads", 23)])
+def test_so_many_types_have_units_of_other_kinds(kind: str, least: int) -> None:
+    column = PAGE.columns.index("other gates")
+    notes = [
+        PAGE.reasons.get(notes[column] or 0, "")
+        for name, notes in PAGE.notes.items()
+        if "+" not in name and PAGE.rows[name][column]
+    ]
+    assert sum(kind in note for note in notes) >= least
 
 
 def test_agency_is_observed_or_says_why_not() -> None:

@@ -253,7 +253,7 @@ def _places(model: nn.Module, wires: Iterable[Wire]) -> list[tuple[nn.Module, st
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent._modules.items()
-        if child is not None and id(child) in acted_on
+        if child is not None and id(child) in acted_on and not isinstance(parent, Branch)
     ]
 
 

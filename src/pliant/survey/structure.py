@@ -18,6 +18,8 @@ from pliant.structure.units import Site
 from pliant.survey.capability import YES, Specimen, Verdict, register, yes_if
 from pliant.survey.complexity import compare, generate
 
+OTHERS: tuple[Kind, ...] = ("expert_channels", "recurrent_heads")
+
 PADS, NEAR = 3, 1e-3
 """Of logits near 1 beside other tokens, which change them a hundred times more if visible."""
 
@@ -33,27 +35,25 @@ def head_gates(specimen: Specimen) -> Verdict:
 
 @register("structure", "mlp gates", needs=["layers"])
 def mlp_gates(specimen: Specimen) -> Verdict:
-    """The same for channels of the MLP, experts of a mixture and their channels: all there are."""
+    """The same for channels of the MLP, experts of a mixture, or both."""
     anatomy, every = specimen.anatomy, range(len(specimen.anatomy.layers))
     kinds: list[Kind] = ["channels"] if any(anatomy.mlps(i) for i in every) else []
     kinds += ["experts"] if any(anatomy.mixtures(i) for i in every) else []
-    kinds += ["expert_channels"] if any(anatomy.expert_channels(i) for i in every) else []
+    if not kinds and any(anatomy.expert_channels(i) for i in every):
+        kinds = ["expert_channels"]
     verdicts = [_gates_hold(specimen, kind) for kind in kinds]
     reasons = [anatomy.why_no_mlp(0), anatomy.why_no_mixture(0)]
     nothing = Verdict(False, "; ".join(reason for reason in reasons if reason))
     return next((v for v in verdicts if not v.ok), verdicts[0] if verdicts else nothing)
 
 
-@register("structure", "expert channel gates", needs=["layers"])
-def expert_channel_gates(specimen: Specimen) -> Verdict:
-    """The same for channels of the experts of a mixture."""
-    return _gates_hold(specimen, "expert_channels")
-
-
-@register("structure", "recurrent gates", needs=["layers"])
-def recurrent_gates(specimen: Specimen) -> Verdict:
-    """The same for heads of recurrent mixers: state spaces, linear attention, RWKV."""
-    return _gates_hold(specimen, "recurrent_heads")
+@register("structure", "other gates", needs=["layers"])
+def other_gates(specimen: Specimen) -> Verdict:
+    """The same for channels of experts and for recurrent heads, where there are any."""
+    kinds = [kind for kind in OTHERS if _has(specimen, kind)]
+    verdicts = [_gates_hold(specimen, kind) for kind in kinds]
+    has = f"it has {' and '.join(kinds)}" if kinds else ""
+    return next((v for v in verdicts if not v.ok), Verdict(True, has))
 
 
 @register("structure", "layer gates", needs=["layers"])
@@ -277,8 +277,7 @@ def _units_after_first(site: Site) -> Iterator[Tensor]:
 
 def _gated_kinds(specimen: Specimen) -> tuple[Kind, ...]:
     """Layers, and those of heads, channels of experts and recurrent heads that the model has."""
-    kinds: tuple[Kind, ...] = ("heads", "expert_channels", "recurrent_heads")
-    return (*(kind for kind in kinds if _has(specimen, kind)), "layers")
+    return (*(kind for kind in ("heads", *OTHERS) if _has(specimen, kind)), "layers")
 
 
 def _has(specimen: Specimen, kind: Kind) -> bool:
