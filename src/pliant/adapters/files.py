@@ -138,6 +138,23 @@ def read(folder: Path) -> Saved:
         raise AdapterError(f"{folder}: cannot be read ({error.strerror or error})") from error
 
 
+def open_weights(folder: Path) -> tuple[Index, Path]:
+    """The index of `folder` and its weights file, whose checksum is compared but which is not
+    loaded."""
+    try:
+        index = _index(folder)
+        path = folder / index.weights
+        if path.parent != folder or not path.is_file():
+            raise CorruptFile(f"{path}: missing, although {INDEX} names it")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise AdapterError(f"{folder}: cannot be read ({error.strerror or error})") from error
+    if digest != index.sha256:
+        raise CorruptFile(f"{path}: truncated or damaged (its checksum does not match)")
+    return index, path
+
+
 def locate(source: str | Path, **hub: Any) -> Path:
     """The folder `source`, or else the download of the hub repository `source`."""
     folder = Path(source).expanduser()

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,17 @@ def fingerprint(model: nn.Module) -> Fingerprint:
         samples={name: _bits(values) for name, values in sampled.items()},
         grid=_grid(list(sampled.values())),
         why=why,
+    )
+
+
+def with_values(base: Fingerprint, values: Iterable[tuple[str, Tensor]]) -> Fingerprint:
+    """The fingerprint of a base without weights at hand, with these of its tensors."""
+    sampled = {name: _values(tensor) for name, tensor in values}
+    return replace(
+        base,
+        samples={name: _bits(own) for name, own in sampled.items()},
+        grid=_grid(list(sampled.values())),
+        why="",
     )
 
 

@@ -77,11 +77,11 @@ def _state(model: nn.Module) -> Hashable:
     return len(modules), dropout, attention, is_full_precision(model)
 
 
-def trial_ids(anatomy: Anatomy, length: int) -> Tensor:
+def trial_ids(anatomy: Anatomy, length: int, device: torch.device | None = None) -> Tensor:
     """Two rows of ordinary tokens: special ones are at either end of the vocabulary."""
     size = int(getattr(anatomy.config, "vocab_size", 0) or 64)
     ids = torch.arange(2 * length).reshape(2, -1) * 3 % max(1, size // 2) + size // 4
-    return ids.to(device_of(anatomy.embeddings))
+    return ids.to(device or device_of(anatomy.embeddings))
 
 
 def is_close(model: nn.Module, ours: Tensor, reference: Tensor) -> bool:

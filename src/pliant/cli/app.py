@@ -31,6 +31,7 @@ from pliant.options import Command, Option
 COMMANDS = {
     "demo": "Two embedded models answer: who is right, and at what cost?",
     "doctor": "Show what Pliant can do with a model, from its config alone.",
+    "export": "Write a model with saved gates as a smaller stock model.",
     "gradients": "Audit selective training: does it help, and which tokens train?",
     "importance": "Score every head, channel, expert or layer of a model.",
     "models": "Real models by name: list, get, path, remove.",

@@ -4,7 +4,9 @@
 scales them while the model stays as it is. `importance` ranks them on `calibration` text:
 `measures` has a function for each score, `meters` the hooks that some of them set, and `entropy`
 how evenly heads attend. `prune` closes gates and gives the rest new weights (`compensation`, by
-`least_squares`); `export` removes what is closed and writes a `smaller` stock model. `controller`
+`least_squares`); `export` removes what is closed and writes a `smaller` stock model; `layouts`
+say how units lie in its tensors. `disk_export` does so for a `disk_model` that is larger than
+memory, in `shards`, from `saved` gates; both make tensors on demand (`lazy_state`). `controller`
 learns which gates to close, within a `budget`; `agency` gives heads a state and a consent; `skips`
 adds the outputs of early layers to those of late ones. `facade` is the interface of Sentinel.
 """
@@ -13,6 +15,7 @@ from pliant.structure.agency import Agency, AgencyReport, attach_agency
 from pliant.structure.calibration import calibration_batches, perplexity
 from pliant.structure.config import AgencyConfig, GateConfig, PruneConfig
 from pliant.structure.controller import Controller, ControllerConfig
+from pliant.structure.disk_export import export_from_disk
 from pliant.structure.export import ExportResult, export
 from pliant.structure.gates import Gates, attach
 from pliant.structure.importance import Importance, ImportanceConfig, importance
@@ -45,6 +48,7 @@ __all__ = [
     "attach_skips",
     "calibration_batches",
     "export",
+    "export_from_disk",
     "importance",
     "perplexity",
     "plan_pruning",

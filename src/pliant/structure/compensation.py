@@ -51,17 +51,18 @@ class Compensation(Adapter):
         super().__init__(model, config)
         self.weights = nn.ParameterDict(
             {
-                f"{kind}_{key}": nn.Parameter(dense_weight(site.module), False)
-                for (kind, key), site in _sites(Anatomy.of(model), config).items()
+                f"{site.kind}_{site.key}": nn.Parameter(dense_weight(site.module), False)
+                for site in _sites(Anatomy.of(model), config)
             }
         )
 
     def wire(self, model: nn.Module) -> Iterator[Wire]:
-        for (kind, key), site in self.sites().items():
-            yield Around(site.module, partial(self._project, f"{kind}_{key}"))
+        for site in self.sites:
+            yield Around(site.module, partial(self._project, f"{site.kind}_{site.key}"))
 
-    def sites(self) -> dict[tuple[Kind, str], Site]:
-        """Where the weights act, by kind and key; needs the model that they are attached to."""
+    @property
+    def sites(self) -> list[Site]:
+        """The projections that it has weights for; needs the model that it is attached to."""
         return _sites(self.anatomy, self.config)
 
     def weight(self, kind: Kind, key: str) -> nn.Parameter:
@@ -77,9 +78,9 @@ class Compensation(Adapter):
         every = range(len(anatomy.layers))
         uses = Counter(id(mlp.down) for i in every for mlp in anatomy.mlps(i))
         return {
-            site.layer: (site.module, self.weight(kind, key))
-            for (kind, key), site in self.sites().items()
-            if kind == "channels" and uses[id(site.module)] == 1
+            site.layer: (site.module, self.weight(site.kind, site.key))
+            for site in self.sites
+            if site.kind == "channels" and uses[id(site.module)] == 1
         }
 
     def _project(self, name: str, forward: Any, x: Tensor) -> Tensor:
@@ -93,11 +94,11 @@ def attach(model: nn.Module, sites: Any, name: str = "compensation") -> Compensa
     return adapters.attach(model, Compensation(model, config), name)
 
 
-def _sites(anatomy: Anatomy, config: CompensationConfig) -> dict[tuple[Kind, str], Site]:
+def _sites(anatomy: Anatomy, config: CompensationConfig) -> list[Site]:
     kinds = list(dict.fromkeys(kind for kind, _ in config.sites))
     own = {(site.kind, site.key): site for site in sites_of(anatomy, kinds)}
     check_projections(own.values(), "compensation")
-    return {at: own[at] for at in config.sites}
+    return [own[at] for at in config.sites]
 
 
 def bias_of(module: nn.Module) -> Tensor | None:

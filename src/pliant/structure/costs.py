@@ -25,14 +25,8 @@ from pliant.anatomy.modes import eager_experts, eval_mode
 from pliant.anatomy.trial import trial_ids
 from pliant.errors import UnsupportedModel
 from pliant.structure.config import PARTS, Part
-from pliant.structure.smaller import (
-    parameters_with,
-    removed_of,
-    units_of,
-    with_fewer,
-    without_layers,
-)
-from pliant.structure.units import sites_of
+from pliant.structure.smaller import parameters_with, with_fewer, without_layers
+from pliant.structure.units import removed_of, sites_of, units_of
 
 Cost = Literal["parameters", "flops", "kv", "latency"]
 """Parameters; operations of a prompt; the bytes of its keys and values; seconds for an answer."""

@@ -11,9 +11,10 @@ compared with the live model, and only then renamed to its target.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,35 @@ from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.compensation import Compensation
 from pliant.structure.config import GateConfig, Kind
 from pliant.structure.gates import Gates, attach
-from pliant.structure.smaller import Stock, units_of, with_fewer, without_layers
-from pliant.structure.units import Site
+from pliant.structure.lazy_state import LazyState, State
+from pliant.structure.smaller import Stock, with_fewer, without_layers
+from pliant.structure.units import Site, units_of
 
 BOUNDS = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
 """The largest difference of a logit from the live model's, relative to the largest logit."""
 RECORD = "pliant_export.json"
+PARTS: tuple[Kind, ...] = ("heads", "channels")
+SHARD_SIZE = "5GB"
+STEPS = 3
+Report = Callable[[str, int, int], None]
+"""What is being done, how many steps of it are done, and of how many."""
 PROBE = 24  # tokens in each of the two rows that the models are compared on
 
 
-def export(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> ExportResult:
-    """Write `model`, with its gates and new weights, to a new folder as a stock checkpoint."""
+def export(
+    model: nn.Module,
+    folder: str | Path,
+    tokenizer: Any = None,
+    *,
+    max_shard_size: str = SHARD_SIZE,
+    report: Report | None = None,
+) -> ExportResult:
+    """Write `model`, with its gates and new weights, to a new folder as a stock checkpoint.
+
+    The smaller model shares what is not sliced with the base. For models that do not fit into
+    memory there is `export_from_disk`.
+    """
+    report = report or nothing
     target = Path(folder).expanduser()
     check_new(target)
     base: Any = unwrap(model)
@@ -51,15 +70,19 @@ def export(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> Expor
     _check_base(base)
     probe = trial_ids(Anatomy.of(base), PROBE)
     with eval_mode(base):
-        live = _logits(base, probe)
+        live = logits_of(base, probe)
+        report("building the smaller model", 0, STEPS)
         smaller, removed = _smaller(base, gates, compensation, probe, live)
     with new_folder(target) as unfinished:
-        _save(smaller, base, tokenizer, unfinished)
+        report("writing", 1, STEPS)
+        _save(smaller, base, tokenizer, unfinished, max_shard_size)
+        report("comparing", 2, STEPS)
         difference = _proof(unfinished, base, probe, live)
         result = _result(target, base, smaller, removed, difference)
         (unfinished / RECORD).write_text(
             json.dumps({"pliant": __version__, **result.as_dict()}, indent=2) + "\n"
         )
+    report("exported", STEPS, STEPS)
     return result
 
 
@@ -127,69 +150,95 @@ def _smaller(
 
     Kind after kind: after each, the model is compared with one that has gates on the rest.
     """
-    own = _folded(base, gates, compensation)
-    current = Stock(base.config, type(base), own).build()
+    current, state = base, folded(base, base.state_dict(), gates, compensation)
     removed: dict[str, int] = {}
-    for kind in ("heads", "channels"):
-        remaining = _remaining(gates, kind)
-        if remaining:
-            current = _closest(with_fewer(current, kind, remaining), probe, live, kind, gates)
-            counts = {s.key: s for g in gates for s in g.sites if s.kind == kind}
-            removed[kind] = sum(
-                (units_of(s) - len(remaining[key])) * (s.count // units_of(s))
-                for key, s in counts.items()
-            )
-    layers = _remaining_layers(gates)
+
+    def agree(model: Any) -> float:
+        with _layers_closed(model, gates):
+            return difference_of(logits_of(model, probe), live)
+
+    for kind in PARTS:
+        units = remaining_units(gates, kind)
+        if units:
+            candidates = with_fewer(current, kind, units, state=state)
+            _, current = closest(candidates, agree, kind, bound_of(live))
+            state = current.state_dict()
+            removed[kind] = removed_units(gates, kind, units)
     depth = len(Anatomy.of(base).layers)
+    layers = remaining_layers(gates, depth)
     if len(layers) < depth:
-        current = without_layers(current, layers).build()
+        current = without_layers(current, layers, state).build()
         removed["layers"] = depth - len(layers)
+    elif current is base:
+        current = Stock(base.config, type(base), state).build()
     return current, removed
 
 
-def _closest(
-    candidates: Iterable[Stock], probe: Tensor, live: Tensor, kind: str, gates: list[Gates]
-) -> Any:
-    """The first candidate that computes what the live model does, its removed layers gated."""
+def closest(
+    candidates: Iterable[Stock], agree: Callable[[Any], float], kind: Kind, bound: float
+) -> tuple[Stock, Any]:
+    """The first candidate that computes the same, and the model that it builds.
+
+    `agree` says by how much the logits of a model differ from what they should be.
+    """
     best = float("inf")
     for stock in candidates:
         model = stock.build()
-        with _layers_closed(model, gates):
-            best = min(best, difference := _difference(_logits(model, probe), live))
-        if difference <= BOUNDS.get(live.dtype, 0.05):
-            return model
+        best = min(best, difference := agree(model))
+        if difference <= bound:
+            return stock, model
     raise UnsupportedModel(
         f"a model with fewer {kind} computes something else (by {best:.2g}): their number enters "
         "elsewhere. Layers and zeroed weights can be exported"
     )
 
 
-def _folded(base: Any, gates: list[Gates], compensation: Compensation | None) -> dict[str, Tensor]:
-    """The base's tensors, with new weights, and gates of heads and channels multiplied in."""
-    state = dict(base.state_dict())
+def folded(
+    base: nn.Module,
+    state: State,
+    gates: list[Gates],
+    compensation: Compensation | None,
+    new_weight: Callable[[Kind, str], Tensor] | None = None,
+) -> LazyState:
+    """The base's tensors, with new weights, and gates of heads and channels multiplied in.
+
+    `new_weight` gives the new weights if `compensation` does not hold them itself.
+    """
+    changes: dict[str, list[Callable[[Tensor], Tensor]]] = {}
     if compensation is not None:
-        for (kind, name), site in compensation.sites().items():
-            key = f"{path_of(base, site.module)}.weight"
-            new = compensation.weight(kind, name)
-            state[key] = (new if site.axis == 1 else new.T).to(state[key])
+        give = new_weight or compensation.weight
+        for site in compensation.sites:
+            replace = partial(_replaced, site, partial(give, site.kind, site.key))
+            changes[f"{path_of(base, site.module)}.weight"] = [replace]
     for site, gate in _gates_of(gates):
-        if site.kind in ("layers", "attention", "mlp"):
+        if site.kind in ("layers", "attention", "mlp") or bool((gate == 1).all()):
             continue
         if site.kind == "experts":
-            if not bool((gate == 1).all()):
-                raise UnsupportedModel(
-                    "gates on experts cannot be exported: a router without an expert chooses others"
-                )
-            continue
-        if site.slices is not None:  # zeroed, for no stock shape lacks them
-            key = f"{path_of(base, site.module)}.{site.slices.parameter}"
-            state[key] = site.slices.scaled(state[key], gate.to(state[key]))
-            continue
-        key = f"{path_of(base, site.module)}.weight"
-        weight = state[key]
-        scale = gate.to(weight).repeat_interleave(site.width)
-        state[key] = weight * (scale if site.axis == 1 else scale[:, None])
-    return state
+            raise UnsupportedModel(
+                "gates on experts cannot be exported: a router without an expert chooses others"
+            )
+        name = "weight" if site.slices is None else site.slices.parameter
+        key = f"{path_of(base, site.module)}.{name}"
+        changes.setdefault(key, []).append(partial(_scaled, site, gate))
+    return LazyState.over(state, {key: partial(_in_turn, each) for key, each in changes.items()})
+
+
+def _replaced(site: Site, give: Callable[[], Tensor], old: Tensor) -> Tensor:
+    new = give().detach()
+    return (new if site.axis == 1 else new.T).to(old)
+
+
+def _scaled(site: Site, gate: Tensor, weight: Tensor) -> Tensor:
+    if site.slices is not None:  # zeroed, for no stock shape lacks them
+        return site.slices.scaled(weight, gate.to(weight))
+    scale = gate.to(weight).repeat_interleave(site.width)
+    return weight * (scale if site.axis == 1 else scale[:, None])
+
+
+def _in_turn(changes: list[Callable[[Tensor], Tensor]], tensor: Tensor) -> Tensor:
+    for change in changes:
+        tensor = change(tensor)
+    return tensor
 
 
 def _gates_of(gates: list[Gates]) -> Iterator[tuple[Site, Tensor]]:
@@ -198,7 +247,7 @@ def _gates_of(gates: list[Gates]) -> Iterator[tuple[Site, Tensor]]:
             yield site, own[site.kind, site.layer, site.block].detach()
 
 
-def _remaining(gates: list[Gates], kind: Kind) -> dict[str, Tensor]:
+def remaining_units(gates: list[Gates], kind: Kind) -> dict[str, Tensor]:
     """The units with a gate above 0, by site; empty if that is all of them.
 
     Heads leave in groups that share a KV head. Every layer must lose as many.
@@ -223,7 +272,17 @@ def _remaining(gates: list[Gates], kind: Kind) -> dict[str, Tensor]:
     return remaining
 
 
-def _remaining_layers(gates: list[Gates]) -> list[int]:
+def removed_units(gates: list[Gates], kind: Kind, remaining: Mapping[str, Tensor]) -> int:
+    """How many heads or channels are gone, of all layers."""
+    sites = {s.key: s for g in gates for s in g.sites if s.kind == kind}
+    return sum(
+        (units_of(site) - len(remaining[key])) * (site.count // units_of(site))
+        for key, site in sites.items()
+    )
+
+
+def remaining_layers(gates: list[Gates], depth: int) -> list[int]:
+    """The layers, of so many, with a gate at 1."""
     layers = {site.layer: float(gate) for site, gate in _gates_of(gates) if site.kind == "layers"}
     for layer, value in layers.items():
         if value not in (0.0, 1.0):
@@ -234,7 +293,6 @@ def _remaining_layers(gates: list[Gates]) -> list[int]:
     for site, gate in _gates_of(gates):
         if site.kind in ("attention", "mlp") and float(gate) != 1:
             raise UnsupportedModel(f"half a layer ({site.kind} of {site.layer}) cannot be exported")
-    depth = len(gates[0].anatomy.layers) if gates else 0
     return [i for i in range(depth) if layers.get(i, 1.0) != 0]
 
 
@@ -244,8 +302,8 @@ def _remaining_layers(gates: list[Gates]) -> list[int]:
 @contextmanager
 def _layers_closed(model: Any, gates: list[Gates]) -> Iterator[None]:
     """Closes the layers of another model that these gates close."""
-    remaining = _remaining_layers(gates)
-    closed = [i for i in range(len(Anatomy.of(model).layers)) if i not in remaining]
+    depth = len(Anatomy.of(model).layers)
+    closed = sorted(set(range(depth)) - set(remaining_layers(gates, depth)))
     if not closed:
         yield
         return
@@ -258,13 +316,18 @@ def _layers_closed(model: Any, gates: list[Gates]) -> Iterator[None]:
         own.detach()
 
 
+def bound_of(logits: Tensor) -> float:
+    """The largest difference that is allowed in this precision."""
+    return BOUNDS.get(logits.dtype, 0.05)
+
+
 @torch.no_grad()
-def _logits(model: Any, probe: Tensor) -> Tensor:
+def logits_of(model: Any, probe: Tensor) -> Tensor:
     logits: Tensor = model(input_ids=probe, use_cache=False).logits
     return logits
 
 
-def _difference(ours: Tensor, theirs: Tensor) -> float:
+def difference_of(ours: Tensor, theirs: Tensor) -> float:
     largest = max(1.0, float(theirs.abs().max()))
     difference = float((ours.to(theirs) - theirs).abs().max()) / largest
     return difference if difference == difference else float("inf")
@@ -275,20 +338,28 @@ def _proof(folder: Path, base: Any, probe: Tensor, live: Tensor) -> float:
     again = AutoModelForCausalLM.from_pretrained(
         folder, dtype=base.dtype, attn_implementation=base.config._attn_implementation
     ).eval()
-    difference = _difference(_logits(again.to(probe.device), probe), live)
-    bound = BOUNDS.get(live.dtype, 0.05)
-    if difference > bound:
-        raise UnsupportedModel(
-            f"the reloaded {type(again).__name__} does not agree with the live model: its logits "
-            f"differ by {difference:.2g}, and {bound:g} is allowed in {base.dtype}. Nothing was "
-            "written"
-        )
+    difference = difference_of(logits_of(again.to(probe.device), probe), live)
+    if difference > bound_of(live):
+        raise disagreement(again, difference, live)
     return difference
 
 
-def _save(smaller: Any, base: Any, tokenizer: Any, folder: Path) -> None:
+def disagreement(again: nn.Module, difference: float, live: Tensor) -> UnsupportedModel:
+    """The error of a reloaded model that computes something else than the live one."""
+    return UnsupportedModel(
+        f"the reloaded {type(again).__name__} does not agree with the live model: its logits "
+        f"differ by {difference:.2g}, and {bound_of(live):g} is allowed in {live.dtype}. Nothing "
+        "was written"
+    )
+
+
+def nothing(what: str, done: int, total: int) -> None:
+    """Reports nothing."""
+
+
+def _save(smaller: Any, base: Any, tokenizer: Any, folder: Path, shard_size: str) -> None:
     smaller.generation_config = base.generation_config
-    smaller.save_pretrained(folder)
+    smaller.save_pretrained(folder, max_shard_size=shard_size)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 

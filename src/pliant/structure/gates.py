@@ -295,7 +295,9 @@ class Pattern(nn.Module):
 
 
 def _device(module: nn.Module) -> torch.device:
-    return next((p.device for p in module.parameters()), torch.device("cpu"))
+    """That of its weights; the CPU for those that are not at hand."""
+    devices = (p.device for p in module.parameters() if not p.is_meta)
+    return next(devices, torch.device("cpu"))
 
 
 def with_first(output: Any, first: Tensor) -> Any:

@@ -24,9 +24,8 @@ from pliant.errors import InvalidInput, UnsupportedModel, check_choice
 from pliant.structure.calibration import Batch
 from pliant.structure.config import PARTS, Part, PruneConfig, PruneScore
 from pliant.structure.costs import COSTS, Cost, Costs, costs_of
-from pliant.structure.smaller import units_of
 from pliant.structure.trials import CONTROLS, FRACTIONS, Point, Report, Trials
-from pliant.structure.units import sites_of
+from pliant.structure.units import sites_of, units_of
 
 MOST = 0.9
 """The largest share of a part that is tried."""

@@ -13,20 +13,23 @@ layer that goes altogether is taken over by the projection before it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pliant import adapters
+from pliant.adapters.files import write_file
 from pliant.anatomy import Anatomy
 from pliant.anatomy.find import device_of
 from pliant.anatomy.lockstep import LayerCall, run_in_lockstep
 from pliant.anatomy.modes import eval_mode
-from pliant.errors import InvalidInput
+from pliant.errors import AdapterError, CorruptFile, InvalidInput
 from pliant.structure import compensation
 from pliant.structure.calibration import Batch, Sample, inputs_of, samples_of, without_padding
 from pliant.structure.compensation import Compensation, dense_weight
@@ -42,8 +45,9 @@ from pliant.structure.layers import (
     weight_norm,
 )
 from pliant.structure.least_squares import Statistics, remove_units
-from pliant.structure.smaller import removed_of, units_of
-from pliant.structure.units import Site, check_projections, sites_of
+from pliant.structure.units import Site, check_projections, removed_of, sites_of, units_of
+
+SAVED = "pruned.json"
 
 LOCAL: tuple[PruneScore, ...] = ("activation", "magnitude", "random")
 """Measured layer after layer, on what is pruned already."""
@@ -68,6 +72,33 @@ class Pruned:
         if self.compensation is not None:
             self.compensation.detach()
         self.gates.detach()
+
+    def save(self, folder: str | Path) -> None:
+        """Write gates and new weights into one folder, for `load` and `pliant export`."""
+        folder = Path(folder).expanduser()
+        self.gates.save_pretrained(folder / "gates")
+        if self.compensation is not None:
+            self.compensation.save_pretrained(folder / "compensation")
+        content = json.dumps(self.as_dict(), indent=2) + "\n"
+        write_file(folder / SAVED, content.encode())  # at last: it says that all is there
+
+    @classmethod
+    def load(cls, model: nn.Module, folder: str | Path) -> Pruned:
+        """Attach what `save` wrote; an error leaves `model` as it was."""
+        folder = Path(folder).expanduser()
+        content = _read_saved(folder / SAVED)
+        gates = Gates.from_pretrained(model, folder / "gates")
+        try:
+            own = None
+            if (folder / "compensation").is_dir():
+                own = Compensation.from_pretrained(
+                    model, folder / "compensation", name="compensation"
+                )
+        except BaseException:
+            gates.detach()
+            raise
+        removed = {k: {s: tuple(u) for s, u in sites.items()} for k, sites in content[1].items()}
+        return cls(content[0], gates, own, removed, content[2])
 
     def as_dict(self) -> dict[str, Any]:
         removed = {k: {s: list(u) for s, u in sites.items()} for k, sites in self.removed.items()}
@@ -280,6 +311,16 @@ class _Pass:
             raise InvalidInput(f"layer {site.layer}: its {site.kind} did not run")
         statistics.cross_OF = weight @ statistics.gram_FF
         return statistics
+
+
+def _read_saved(path: Path) -> tuple[PruneConfig, dict[str, Any], dict[str, Any]]:
+    try:
+        content = json.loads(path.read_bytes())
+        return PruneConfig(**content["config"]), content["removed"], content["errors"]
+    except OSError as error:
+        raise AdapterError(f"{path.parent}: no saved pruning (it has no {SAVED})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFile(f"{path}: damaged ({error})") from error
 
 
 def _check_room(sites: Sequence[Site], config: PruneConfig) -> None:

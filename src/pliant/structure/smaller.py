@@ -2,17 +2,20 @@
 
 Nothing here knows an architecture. A smaller config is one of the same class in which some numbers
 that were the old count are the new one. A model built of it shows by its shapes which axes have
-shrunk. Where an axis may be laid out in several ways (query, key and value in one matrix, one after
-the other or head by head), each way is a candidate, and the caller compares outputs.
+shrunk (`layouts`). Where an axis may be laid out in several ways, each way is a candidate, and the
+caller compares outputs.
+
+A candidate's tensors are made when they are asked for, so the model may be one without weights at
+hand: then its shapes make the plan, and `state` reads the tensors from elsewhere.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations, islice, product
 from typing import Any
 
@@ -26,13 +29,22 @@ from pliant.anatomy.config import config_of_layers, read
 from pliant.anatomy.find import path_of
 from pliant.errors import UnsupportedModel
 from pliant.structure.config import Kind
-from pliant.structure.units import Site, sites_of
+from pliant.structure.layouts import Axis, Layout, shrunk_axes
+from pliant.structure.lazy_state import LazyState, State
+from pliant.structure.units import Site, sites_of, units_of
 
-State = dict[str, Tensor]
-Shapes = Mapping[str, torch.Size]
 MOST_LAYOUTS = 32
-MULTIPLE = 8
-"""Matrix kernels prefer such widths."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of the candidates: the same description fits models that differ in depth alone."""
+
+    form: type[nn.Module]
+    change: Mapping[str, Any]
+    """Numbers of the config and their new values."""
+    layouts: Mapping[str, int]
+    """For each axis, by its name, which of its possible layouts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,23 +53,29 @@ class Stock:
 
     config: Any
     kind: type[nn.Module]
-    state: State
+    state: State = field(repr=False)
+    choice: Choice | None = None
 
-    def build(self) -> Any:
-        """The model, in eval mode; its tensors are those of `state`, and none is allocated."""
+    def skeleton(self) -> Any:
+        """The model without weights."""
         from accelerate import init_empty_weights
 
         with init_empty_weights(include_buffers=False):  # rotary frequencies are in no state
             model: Any = self.kind(copy.deepcopy(self.config))
-        model.load_state_dict(self.state, strict=False, assign=True)
+        return model.eval()
+
+    def build(self) -> Any:
+        """The model, in eval mode; its tensors are those of `state`, and none is allocated."""
+        model = self.skeleton()
+        model.load_state_dict(dict(self.state), strict=False, assign=True)
         model.tie_weights()
         if missing := [name for name, p in model.named_parameters() if p.is_meta]:
             raise UnsupportedModel(f"{self.kind.__name__}: nothing gives it its {missing[0]}")
-        return model.eval()
+        return model
 
 
-def without_layers(model: Any, remaining: list[int]) -> Stock:
-    """The model with these layers alone."""
+def without_layers(model: Any, remaining: list[int], state: State | None = None) -> Stock:
+    """The model with these layers alone; `state` has its tensors if it has none itself."""
     anatomy = Anatomy.of(model)
     depth = len(anatomy.layers)
     config = config_of_layers(model.config, depth, remaining)
@@ -66,48 +84,59 @@ def without_layers(model: Any, remaining: list[int]) -> Stock:
     if len(stack) != 1 or None in paths:
         raise UnsupportedModel(f"{type(model).__name__}: its layers are no single stack")
     new = {f"{paths[old]}.": f"{paths[i]}." for i, old in enumerate(remaining)}
-    state: State = {}
-    for key, tensor in model.state_dict().items():
+    own = model.state_dict()
+    names: dict[str, str] = {}
+    for key in own:
         old = next((f"{path}." for path in paths if key.startswith(f"{path}.")), None)
         if old is None:
-            state[key] = tensor
+            names[key] = key
         elif old in new:
-            state[new[old] + key.removeprefix(old)] = tensor
-    stock = Stock(config, type(model), state)
-    _check_keys(stock)
+            names[new[old] + key.removeprefix(old)] = key
+    source = own if state is None else state
+    lazy = LazyState({name: partial(source.__getitem__, key) for name, key in names.items()})
+    stock = Stock(config, type(model), lazy)
+    _check_shapes(stock, {name: own[key].shape for name, key in names.items()})
     return stock
 
 
-def with_fewer(model: Any, kind: Kind, remaining: Mapping[str, Tensor]) -> Iterator[Stock]:
+def with_fewer(
+    model: Any,
+    kind: Kind,
+    remaining: Mapping[str, Tensor],
+    *,
+    state: State | None = None,
+    choice: Choice | None = None,
+) -> Iterator[Stock]:
     """Candidates for the model with these units alone, by a site's key.
 
     For heads the units are groups that share a KV head; where all heads share one, they are heads.
+    `state` has the model's tensors if it has none itself. With a `choice` it is the only candidate.
     """
     anatomy = Anatomy.of(model)
     sites = sites_of(anatomy, [kind])
     counts = {site.key: len(remaining[site.key]) for site in sites}
+    own = model.state_dict()
+    before = {key: tensor.shape for key, tensor in own.items()}
     why, any_fits = "no number of its config is their count", False
-    for form, config in _smaller_forms(model, sites, counts):
+    for form, config, change in _smaller_forms(model, sites, counts):
+        if choice is not None and (form, change) != (choice.form, choice.change):
+            continue
         try:
             config.validate()
-            shapes = {k: t.shape for k, t in _on_meta(form, config).state_dict().items()}
+            after = {k: t.shape for k, t in _on_meta(form, config).state_dict().items()}
         except Exception as error:  # whatever a config or a constructor may raise
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
             continue
-        axes = list(_shrunk_axes(anatomy, model.state_dict(), shapes, sites, counts))
+        axes = list(shrunk_axes(anatomy, before, after, sites, counts))
         if not axes or any(axis.layouts is None for axis in axes):
             continue
-        layouts = list(dict.fromkeys((axis.name, axis.layouts or ()) for axis in axes))
-        for choice in islice(product(*(options for _, options in layouts)), MOST_LAYOUTS):
-            chosen = dict(zip((name for name, _ in layouts), choice, strict=True))
-            state = dict(model.state_dict())
-            for axis in axes:
-                index = chosen[axis.name](remaining[axis.site.key])
-                old = state[axis.key]
-                state[axis.key] = old.index_select(axis.axis, index.to(old.device))
-            if all(state[k].shape == shape for k, shape in shapes.items()):
+        for layouts in _layout_choices(axes, choice):
+            cuts = _cuts(axes, layouts, remaining)
+            changes = {key: partial(_cut, by_axis) for key, by_axis in cuts.items()}
+            if all(_cut_shape(before[k], cuts.get(k, {})) == after[k] for k in after):
                 any_fits = True
-                yield Stock(config, form, state)
+                lazy = LazyState.over(own if state is None else state, changes)
+                yield Stock(config, form, lazy, Choice(form, change, layouts))
     if not any_fits:
         raise UnsupportedModel(
             f"{type(model).__name__} has no stock form with {next(iter(counts.values()))} {kind} "
@@ -115,31 +144,65 @@ def with_fewer(model: Any, kind: Kind, remaining: Mapping[str, Tensor]) -> Itera
         )
 
 
+def _layout_choices(axes: list[Axis], choice: Choice | None) -> Iterator[dict[str, int]]:
+    """For each axis, by its name, which of its layouts: all combinations, or the chosen one."""
+    if choice is not None:
+        if all(axis.name in choice.layouts for axis in axes):
+            yield dict(choice.layouts)
+        return
+    options = {axis.name: range(len(axis.layouts or ())) for axis in axes}
+    for numbers in islice(product(*options.values()), MOST_LAYOUTS):
+        yield dict(zip(options, numbers, strict=True))
+
+
+def _cuts(
+    axes: list[Axis], chosen: Mapping[str, int], remaining: Mapping[str, Tensor]
+) -> dict[str, dict[int, Tensor]]:
+    """The indices that stay: by tensor and axis."""
+    cuts: dict[str, dict[int, Tensor]] = {}
+    for axis in axes:
+        layout: Layout = (axis.layouts or ())[chosen[axis.name]]
+        cuts.setdefault(axis.key, {})[axis.axis] = layout(remaining[axis.site.key])
+    return cuts
+
+
+def _cut(by_axis: dict[int, Tensor], tensor: Tensor) -> Tensor:
+    for axis, index in by_axis.items():
+        tensor = tensor.index_select(axis, index.to(tensor.device))
+    return tensor
+
+
+def _cut_shape(shape: torch.Size, by_axis: dict[int, Tensor]) -> torch.Size:
+    return torch.Size(len(by_axis[i]) if i in by_axis else n for i, n in enumerate(shape))
+
+
 # --- configs -------------------------------------------------------------------------------------
 
 
 def _smaller_forms(
     model: Any, sites: list[Site], counts: Mapping[str, int]
-) -> Iterator[tuple[type[nn.Module], Any]]:
-    """Classes with smaller configs: the model's own class, and then Mistral's.
+) -> Iterator[tuple[type[nn.Module], Any, dict[str, Any]]]:
+    """Classes with smaller configs and what changed in them: the model's own class, then Mistral's.
 
     A Llama insists that its hidden size is a multiple of its heads, and a Mistral, which computes
     the same, does not. A model that is no Llama has other tensors, or fails the comparison.
     """
-    for config in _smaller_configs(model, sites, counts):
-        yield type(model), config
-    for config in _smaller_configs(model, sites, counts):
+    for config, change in _smaller_configs(model, sites, counts):
+        yield type(model), config, change
+    for config, change in _smaller_configs(model, sites, counts):
         names = vars(MistralConfig()).keys() - {"architectures", "transformers_version"}
         same = {k: v for k, v in vars(config).items() if k in names and not k.startswith("_")}
         try:
             mistral = MistralConfig(**{**same, "sliding_window": None})
         except Exception:  # a config with other kinds of numbers
             return
-        yield MistralForCausalLM, mistral
+        yield MistralForCausalLM, mistral, change
 
 
-def _smaller_configs(model: Any, sites: list[Site], counts: Mapping[str, int]) -> Iterator[Any]:
-    """Configs in which some numbers are smaller, the likeliest first."""
+def _smaller_configs(
+    model: Any, sites: list[Site], counts: Mapping[str, int]
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Configs in which some numbers are smaller, and those numbers; the likeliest first."""
     config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)  # left over from a GGUF file
     text = config.get_text_config(decoder=True)
@@ -155,7 +218,7 @@ def _smaller_configs(model: Any, sites: list[Site], counts: Mapping[str, int]) -
         except Exception:  # a config may check what is set
             continue
         if change:
-            yield smaller
+            yield smaller, change
 
 
 def _head_changes(
@@ -189,20 +252,6 @@ def _width_changes(text: Any, site: Site, count: int) -> Iterator[dict[str, Any]
 
 
 _INNER = re.compile(r"inner|intermediate|ffn|d_ff")
-
-
-def units_of(site: Site) -> int:
-    """The units that can be removed: KV groups, or heads where one KV head serves all."""
-    return site.groups if site.kind == "heads" and site.groups > 1 else site.count
-
-
-def removed_of(site: Site, share: float) -> int:
-    """How many units of the site a share is; of many channels a multiple of 8 stays."""
-    units = units_of(site)
-    remaining = units - round(share * units)
-    if site.kind == "channels" and remaining > MULTIPLE**2:
-        remaining = round(remaining / MULTIPLE) * MULTIPLE
-    return units - remaining
 
 
 def _holding(text: Any, names: tuple[str, ...], count: int) -> list[str]:
@@ -239,103 +288,27 @@ def _on_meta(kind: type[nn.Module], config: Any) -> Any:
         return kind(copy.deepcopy(config))
 
 
-# --- axes ----------------------------------------------------------------------------------------
-
-Layout = Callable[[Tensor], Tensor]
-"""From remaining units to remaining indices of an axis."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Axis:
-    key: str
-    name: str
-    """The key without the layer, the axis, its size and units: laid out alike in such layers."""
-    axis: int
-    site: Site
-    layouts: tuple[Layout, ...] | None
-    """None if no layout fits: it shrank by something else."""
-
-
-def _shrunk_axes(
-    anatomy: Anatomy, state: State, shapes: Shapes, sites: list[Site], counts: Mapping[str, int]
-) -> Iterator[_Axis]:
-    by_layer = {site.layer: site for site in sites}
-    paths = [f"{path_of(anatomy.model, layer)}." for layer in anatomy.layers]
-    if state.keys() != shapes.keys():
-        yield _Axis("", "", 0, sites[0], None)
-        return
-    for key, shape in shapes.items():
-        old = state[key].shape
-        if old == shape:
-            continue
-        layer = next((i for i, path in enumerate(paths) if key.startswith(path)), None)
-        site = None if layer is None else by_layer.get(layer)
-        if site is None or len(old) != len(shape):
-            yield _Axis(key, key, 0, sites[0], None)
-            continue
-        for axis, (a, b) in enumerate(zip(old, shape, strict=True)):
-            if a != b:
-                name = f"{key.removeprefix(paths[site.layer])} {axis} {a} {units_of(site)}"
-                heads = site.count if site.kind == "heads" else 0
-                layouts = _layouts(units_of(site), heads, site.width, a, b, counts[site.key])
-                yield _Axis(key, name, axis, site, layouts or None)
-
-
-@cache
-def _layouts(
-    units: int, heads: int, width: int, before: int, after: int, count: int
-) -> tuple[Layout, ...]:
-    """The ways in which an axis of `before` may hold the units and shrink to `after`.
-
-    `heads` is their number in all, 0 if the units are no heads, and `width` that of one.
-    """
-    layouts: list[Layout] = []
-    if before * count == after * units:
-        each = before // units
-        group = heads // units
-        if heads and each == (group + 2) * width:  # queries, keys, values; or all three by group
-            layouts.append(_segments([units * group * width, *[units * width] * 2], units))
-        if not heads and each == 2:  # gate and up, or one of each in turn
-            layouts.append(_segments([units, units], units))
-        layouts.append(_segments([before], units))
-    elif heads and before - after == (units - count) * width:  # all queries, then what they share
-        layouts.append(_segments([units * width], units, tail=before - units * width))
-    return tuple(layouts)
-
-
-def _segments(sizes: list[int], units: int, tail: int = 0) -> Layout:
-    """Segments one after the other, each with the units in order; then a `tail` that stays."""
-
-    def indices(remaining: Tensor) -> Tensor:
-        parts, start = [], 0
-        for size in sizes:
-            each = size // units
-            parts.append((remaining[:, None] * each + torch.arange(each)).flatten() + start)
-            start += size
-        parts.append(torch.arange(start, start + tail))
-        return torch.cat(parts)
-
-    return indices
+# --- budgets ------------------------------------------------------------------------------------
 
 
 def parameters_with(model: Any, kind: Kind, counts: Mapping[str, int]) -> int | None:
     """How many parameters a stock model with so many units has; None if there is none."""
     anatomy = Anatomy.of(model)
     sites = sites_of(anatomy, [kind])
-    for form, config in _smaller_forms(model, sites, counts):
+    for form, config, _ in _smaller_forms(model, sites, counts):
         try:
             smaller = _on_meta(form, config)
         except Exception:  # whatever a config or a constructor may raise
             continue
-        shapes = {k: t.shape for k, t in smaller.state_dict().items()}
-        axes = list(_shrunk_axes(anatomy, model.state_dict(), shapes, sites, counts))
+        before, after = ({k: t.shape for k, t in m.state_dict().items()} for m in (model, smaller))
+        axes = list(shrunk_axes(anatomy, before, after, sites, counts))
         if axes and all(axis.layouts for axis in axes):
             smaller.tie_weights()
             return sum(p.numel() for p in smaller.parameters())
     return None
 
 
-def _check_keys(stock: Stock) -> None:
+def _check_shapes(stock: Stock, shapes: Shapes) -> None:
     try:
         wanted = {k: t.shape for k, t in _on_meta(stock.kind, stock.config).state_dict().items()}
     except Exception as error:
@@ -343,8 +316,8 @@ def _check_keys(stock: Stock) -> None:
             f"transformers cannot build {stock.kind.__name__} of the remaining layers: "
             f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         ) from error
-    if wanted != {k: t.shape for k, t in stock.state.items()}:
-        odd = sorted(wanted.keys() ^ stock.state.keys()) or ["shapes"]
+    if wanted != shapes:
+        odd = sorted(wanted.keys() ^ shapes.keys()) or ["shapes"]
         raise UnsupportedModel(
             f"{stock.kind.__name__} with the remaining layers has other tensors ({odd[0]})"
         )

@@ -12,6 +12,9 @@ from pliant.anatomy.slices import Slices
 from pliant.errors import UnsupportedModel
 from pliant.structure.config import KINDS, Kind
 
+MULTIPLE = 8
+"""Matrix kernels prefer such widths."""
+
 
 @dataclass(frozen=True, eq=False)
 class Site:
@@ -55,6 +58,20 @@ def sites_of(anatomy: Anatomy, kinds: Iterable[Kind]) -> list[Site]:
             raise _no_site(anatomy, kind)
         sites += own
     return sites
+
+
+def units_of(site: Site) -> int:
+    """The units that can be removed: KV groups, or heads where one KV head serves all."""
+    return site.groups if site.kind == "heads" and site.groups > 1 else site.count
+
+
+def removed_of(site: Site, share: float) -> int:
+    """How many units of the site a share is; of many channels a multiple of 8 stays."""
+    units = units_of(site)
+    remaining = units - round(share * units)
+    if site.kind == "channels" and remaining > MULTIPLE**2:
+        remaining = round(remaining / MULTIPLE) * MULTIPLE
+    return units - remaining
 
 
 def _sites(anatomy: Anatomy, kind: Kind) -> Iterator[Site]:

@@ -156,9 +156,10 @@ class Specimen:
         return self.run()
 
     @torch.no_grad()
-    def run(self, **inputs: Any) -> Tensor:
-        """The logits, without a cache, which not every model has."""
-        logits: Tensor = self.model(input_ids=self.ids, use_cache=False, **inputs).logits
+    def run(self, ids: Tensor | None = None, **inputs: Any) -> Tensor:
+        """The logits on these ids, without a cache, which not every model has."""
+        ids = self.ids if ids is None else ids
+        logits: Tensor = self.model(input_ids=ids, use_cache=False, **inputs).logits
         return logits
 
     def run_hooked(self, *hooks: tuple[nn.Module, Callable[..., Any]]) -> Tensor:
