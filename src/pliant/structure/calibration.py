@@ -23,7 +23,6 @@ from pliant.anatomy.modes import eval_mode
 from pliant.data import Row
 from pliant.data.collate import IGNORED, Collator
 from pliant.errors import InvalidInput, UnsupportedModel, check_whole
-from pliant.training.texts import texts
 
 Batch = Mapping[str, Any]
 """`input_ids`, and optionally `attention_mask`, `labels` and other inputs of the model."""
@@ -47,6 +46,8 @@ def calibration_batches(
     check_whole("rows", rows, 1)
     source = [source] if isinstance(source, str) else source
     table: list[Row] = [{"text": x} if isinstance(x, str) else x for x in source]
+    from pliant.training.texts import texts  # with a Trainer, which imports bitsandbytes
+
     pieces = texts(table, tokenizer, length).pieces
     available = sum(len(piece["input_ids"]) for piece in pieces)
     if available < tokens:
