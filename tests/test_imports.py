@@ -82,7 +82,7 @@ LAYERS = {
     ],
     "structure": [
         {"disk_export", "facade", "generation_check", "plan"},
-        {"trials"},
+        {"disk_plan", "trials"},
         {"agency", "export", "prune"},
         {"costs", "importance", "layers"},
         {"controller", "measures", "saved", "skips"},

@@ -94,7 +94,8 @@ def attach_from_disk(base: DiskModel, folders: Sequence[str | Path]) -> DiskAdap
         _check_base(base, index, folder)
         digests.append(index.sha256)
         if (index.part, index.kind) == (Gates.part, Gates.__name__):
-            gates.append(Gates.from_pretrained(base.model, folder, name=_name(number)))
+            own = Gates.from_pretrained(base.model, folder, name=_name(number))
+            gates.append(own.to(base.device))
         elif (index.part, index.kind) == (Compensation.part, Compensation.__name__):
             if compensation is not None:
                 raise InvalidInput("two adapters hold new weights: give one of them")

@@ -29,7 +29,7 @@ from pliant.anatomy.config import config_of_layers, read
 from pliant.anatomy.find import path_of
 from pliant.errors import UnsupportedModel
 from pliant.structure.config import Kind
-from pliant.structure.layouts import Axis, Layout, shrunk_axes
+from pliant.structure.layouts import Axis, Layout, Shapes, shrunk_axes
 from pliant.structure.lazy_state import LazyState, State
 from pliant.structure.units import Site, sites_of, units_of
 
