@@ -5,11 +5,11 @@ scales them while the model stays as it is. `importance` ranks them on `calibrat
 `measures` has a function for each score, `meters` the hooks that some of them set, and `entropy`
 how evenly heads attend. `prune` closes gates and gives the rest new weights (`compensation`, by
 `least_squares`); `export` removes what is closed and writes a `smaller` stock model; `layouts` say
-how units lie in its tensors. `disk_export` does so for a `disk_model` that is larger than memory, by
-a `disk_plan`, in `shards`, from `saved` gates; both make tensors on demand (`lazy_state`).
+how units lie in its tensors. `disk_export` does so for a `disk_model` that is larger than memory,
+by a `disk_plan`, in `shards`, from `saved` gates; both make tensors on demand (`lazy_state`).
 `controller` learns which gates to close, within a `budget`; `agency` gives heads a state and a
-consent; `skips` adds the outputs of early layers to those of late ones. `facade` is the interface of
-Sentinel.
+consent; `skips` adds the outputs of early layers to those of late ones. `facade` is the interface
+of Sentinel.
 """
 
 from pliant.structure.agency import Agency, AgencyReport, attach_agency
