@@ -48,7 +48,7 @@ def main() -> None:
             figures["seconds"] = time.process_time() - began
         print(json.dumps(figures))
         return
-    with tempfile.TemporaryDirectory(dir=".") as place:
+    with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         in_a_process("make", folder, options.layers)
         figures = {way: in_a_process(way, folder, options.layers) for way in WAYS}
