@@ -44,8 +44,9 @@ LAYERS = {
         {"cache_copy", "config", "intercept", "modes", "tiny"},
     ],
     "cli": [
-        {"demo", "export", "prune", "run", "train"},
+        {"demo", "export", "prune", "recover", "run", "train"},
         {"app", "doctor", "gradients", "importance", "models", "route", "score"},
+        {"training_text"},
         {"terminal"},
     ],
     "complexity": [
@@ -81,7 +82,7 @@ LAYERS = {
         {"prompts"},
     ],
     "structure": [
-        {"disk_export", "facade", "generation_check", "plan"},
+        {"disk_export", "facade", "generation_check", "plan", "recovery"},
         {"disk_plan", "trials"},
         {"agency", "export", "prune"},
         {"costs", "importance", "layers"},
@@ -89,7 +90,7 @@ LAYERS = {
         {"compensation", "disk_model", "gates", "meters", "smaller"},
         {"budget", "entropy", "layouts", "scaling", "shards"},
         {"calibration", "units"},
-        {"config", "lazy_state", "least_squares"},
+        {"config", "distillation", "lazy_state", "least_squares", "trained_weights"},
     ],
     "training": [
         {"run"},

@@ -36,6 +36,7 @@ COMMANDS = {
     "importance": "Score every head, channel, expert or layer of a model.",
     "models": "Real models by name: list, get, path, remove.",
     "prune": "Remove what a model can spare, and write a smaller stock model.",
+    "recover": "Train a smaller model until it predicts as the whole one did.",
     "route": "Send each prompt to the model that it needs: label, fit, ask.",
     "run": "Run a command from a recipe: a YAML file with its options.",
     "score": "Score how hard prompts are, with a saved scorer or router.",

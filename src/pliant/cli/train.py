@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge
 
 from pliant.cli import terminal
-from pliant.cli.gradients.inputs import (
-    EMBEDDED,
-    SelectiveOptions,
-    encode,
-    quiet_libraries,
-    read_data,
-)
+from pliant.cli.gradients.inputs import SelectiveOptions, quiet_libraries
+from pliant.cli.training_text import EMBEDDED, encode, read_data
 from pliant.complexity.training.config import CPXDatasetConfig, CPXModelConfig, CPXTrainingConfig
 from pliant.options import Flag, named_values
 
@@ -73,13 +68,12 @@ def lm(options: LmOptions) -> None:
     config = options.config()
     settings = named_values(options.set, "--set")
     training_arguments(options.out, settings)  # report mistakes before anything is loaded
-    rows = read_data(options, "train", QUESTIONS)
+    rows = read_data(options.data, "train", QUESTIONS, limit=options.rows, subset=options.subset)
     model, tokenizer = load(options.model, dtype=options.dtype)
     train_texts, evaluation = encode(rows, model, tokenizer, options.length), None
     if options.evaluate is not None:
         limit = options.rows if options.evaluate == EMBEDDED else None
-        held_out = replace(options, data=options.evaluate, subset=None, rows=limit)
-        rows = read_data(held_out, "dev", QUESTIONS)
+        rows = read_data(options.evaluate, "dev", QUESTIONS, limit=limit)
         evaluation = encode(rows, model, tokenizer, options.length)
     if train_texts.left_out:
         print_to_stderr(

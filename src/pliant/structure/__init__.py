@@ -4,12 +4,14 @@
 scales them while the model stays as it is. `importance` ranks them on `calibration` text:
 `measures` has a function for each score, `meters` the hooks that some of them set, and `entropy`
 how evenly heads attend. `prune` closes gates and gives the rest new weights (`compensation`, by
-`least_squares`); `export` removes what is closed and writes a `smaller` stock model; `layouts` say
-how units lie in its tensors. `disk_export` does so for a `disk_model` that is larger than memory,
-by a `disk_plan`, in `shards`, from `saved` gates; both make tensors on demand (`lazy_state`).
-`controller` learns which gates to close, within a `budget`; `agency` gives heads a state and a
-consent; `skips` adds the outputs of early layers to those of late ones. `facade` is the interface
-of Sentinel.
+`least_squares`, and whole `layers` by the one before); `plan` divides a budget over them by `trials`
+and what parts `cost`. `export` removes what is closed and writes a `smaller` stock model; `layouts`
+say how units lie in its tensors. `disk_export` does so for a `disk_model` that is larger than
+memory, by a `disk_plan`, in `shards`, from `saved` gates; both make tensors on demand
+(`lazy_state`). `recovery` trains the smaller model (its `trained_weights`), with `distillation` from
+the whole one. `controller` learns which gates to close, within a `budget`; `agency` gives heads a
+state and a consent; `skips` adds the outputs of early layers to those of late ones. `facade` is the
+interface of Sentinel.
 """
 
 from pliant.structure.agency import Agency, AgencyReport, attach_agency
@@ -22,6 +24,7 @@ from pliant.structure.gates import Gates, attach
 from pliant.structure.importance import Importance, ImportanceConfig, importance
 from pliant.structure.plan import Plan, PlanConfig, plan_pruning
 from pliant.structure.prune import Pruned, prune
+from pliant.structure.recovery import RecoveryConfig, RecoveryResult, recover
 from pliant.structure.skips import SkipConfig, Skips
 from pliant.structure.skips import attach as attach_skips
 from pliant.structure.units import Site, sites_of
@@ -41,6 +44,8 @@ __all__ = [
     "PlanConfig",
     "PruneConfig",
     "Pruned",
+    "RecoveryConfig",
+    "RecoveryResult",
     "Site",
     "SkipConfig",
     "Skips",
@@ -54,5 +59,6 @@ __all__ = [
     "perplexity",
     "plan_pruning",
     "prune",
+    "recover",
     "sites_of",
 ]

@@ -177,13 +177,7 @@ class TrainingRun:
 
     def _open(self, resume: bool, shared: bool) -> Path | None:
         """The checkpoint to resume from, if there is one; the folder is this run's from now on."""
-        record = read_record(self.folder)
-        if record is None and not shared:
-            _refuse_other_files(self.folder)
-        if not resume and (checkpoints(self.folder) if shared else record is not None):
-            raise InvalidInput(
-                f"{self.folder}: holds a run already: add --resume, or give another folder"
-            )
+        record = check_folder(self.folder, resume, shared=shared)
         if record is not None and resume:
             _refuse_another_plan(self.folder, record["plan"], self.record["plan"])
             self.record = {**record, "plan": self.record["plan"]}
@@ -234,6 +228,16 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise InvalidInput(f"{path}: damaged; give another folder") from error
     return dict(content)
+
+
+def check_folder(folder: Path, resume: bool, *, shared: bool = False) -> dict[str, Any] | None:
+    """Refuse a folder that no run may begin or resume in; returns the record of its run."""
+    record = read_record(folder)
+    if record is None and not shared:
+        _refuse_other_files(folder)
+    if not resume and (checkpoints(folder) if shared else record is not None):
+        raise InvalidInput(f"{folder}: holds a run already: add --resume, or give another folder")
+    return record
 
 
 def _how_it_resumes(folder: Path, record: Any, checkpoint: Path | None) -> str:

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from pliant.cli import terminal
-from pliant.errors import InvalidInput
+from pliant.cli.training_text import encode, read_data
 from pliant.options import Flag, from_texts, named_values
 
 if TYPE_CHECKING:
     from pliant.gradients.config import GradientConfig
-    from pliant.training.texts import Texts
 
-EMBEDDED = "nano"
 QUESTIONS = 400
 
 
@@ -85,32 +83,11 @@ def load_inputs(options: SelectiveOptions, device: str | None, seed: int) -> Inp
     """Read the data, which can fail at once, then load the model and cut the data into pieces."""
     from pliant.loading import load
 
-    rows = read_data(options, "dev", QUESTIONS)
+    rows = read_data(options.data, "dev", QUESTIONS, limit=options.rows, subset=options.subset)
     model, tokenizer = load(options.model, dtype=options.dtype, device=device)
     pieces = encode(rows, model, tokenizer, options.length).pieces
     random.Random(seed).shuffle(pieces)
     return Inputs(model, tokenizer, pieces)
-
-
-def read_data(options: SelectiveOptions, split: str, questions: int) -> list[dict[str, Any]]:
-    """The rows of --data; of the embedded models' world, so many questions of a split."""
-    if options.data == EMBEDDED:
-        from pliant import nano
-
-        return nano.conversations(split, options.rows or questions)
-    from pliant.data import read_rows
-
-    return read_rows(options.data, subset=options.subset, limit=options.rows)
-
-
-def encode(rows: list[dict[str, Any]], model: Any, tokenizer: Any, length: int) -> Texts:
-    """The rows in pieces of at most `length` tokens, which must fit the model's context."""
-    from pliant.training.texts import texts
-
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and length > positions:
-        raise InvalidInput(f"--length {length}: the model has {positions} positions")
-    return texts(rows, tokenizer, length)
 
 
 @contextmanager
