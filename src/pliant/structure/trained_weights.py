@@ -19,7 +19,8 @@ Train = Literal["lora", "norms", "all"]
 @contextmanager
 def trainable(model: Any, train: Train, rank: int, teacher: Any, seed: int) -> Iterator[Any]:
     """The model with the chosen weights trainable, in fp32, and in memory of their own; after the
-    block they have their dtypes again."""
+    block they have their dtypes again, and the model its mode."""
+    training, use_cache = model.training, getattr(model.config, "use_cache", None)
     required = {p: p.requires_grad for p in model.parameters()}
     dtypes: dict[nn.Parameter, torch.dtype] = {}
     try:
@@ -41,6 +42,9 @@ def trainable(model: Any, train: Train, rank: int, teacher: Any, seed: int) -> I
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         yield model
     finally:
+        model.train(training)
+        if use_cache is not None:
+            model.config.use_cache = use_cache  # gradient checkpointing turns it off
         for parameter, dtype in dtypes.items():
             parameter.grad = None
             parameter.data = parameter.data.to(dtype)
