@@ -246,9 +246,27 @@ def test_models_that_cannot_be_recovered(smaller: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="structure is attached: .* export it first"):
         recovered(model, tmp_path / "run")
     gates.detach()
+    teacher, _ = load("nano-s")
+    gates = attach(teacher, GateConfig(("channels",)))
+    with pytest.raises(UnsupportedModel, match="structure is attached to the teacher"):
+        recovered(model, tmp_path / "run", teacher=teacher)
+    with gates.disabled(), pytest.raises(InvalidInput, match="eval_strategy"):
+        settings = {"eval_strategy": "nonsense"}  # it got as far as this
+        recovered(model, tmp_path / "run", teacher=teacher, settings=settings)
     with pytest.raises(InvalidInput, match="a single piece"):
         recover(model, TOKENIZER, Texts(TEXTS.pieces[:1]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_vectors_has_no_norms_to_train(smaller: Path, tmp_path: Path) -> None:
+    model, _ = load(smaller)
+    for module in model.modules():
+        if "Norm" in type(module).__name__:
+            del module.weight
+            module.weight = 1.0
+    with pytest.raises(UnsupportedModel, match="has no vectors of norms or biases"):
+        recovered(model, tmp_path / "run", RecoveryConfig("norms"))
+    assert not (tmp_path / "run").exists() and all(p.requires_grad for p in model.parameters())
 
 
 def test_settings_that_the_trainer_refuses_leave_the_folder_free(

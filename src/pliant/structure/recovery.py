@@ -27,6 +27,7 @@ from transformers import Trainer, TrainingArguments
 from pliant.adapters import attached
 from pliant.adapters.files import write_file
 from pliant.adapters.fingerprint import fingerprint, is_packed
+from pliant.adapters.hooks import is_off
 from pliant.anatomy.find import device_of, unwrap
 from pliant.anatomy.modes import eval_mode
 from pliant.data.collate import Collator
@@ -163,6 +164,7 @@ def recover(
         "model": _identity(model),
         "teacher": None if teacher is None else _identity(teacher),
         "content": texts.digest,
+        "held-out text": held_out.digest,
         "config": asdict(config),
         "settings": config.settings(settings or {}),
     }
@@ -174,11 +176,11 @@ def recover(
         "before": _loss(model, batches),
         "teacher": None if teacher is None else _loss(teacher, batches),
     }
-    run = TrainingRun(args, plan, resume=resume, say=say)
-    run.note(losses=losses)
     half = any(p.is_floating_point() and p.element_size() == 2 for p in model.parameters())
     with trainable(model, config.train, config.rank, teacher, args.seed) as student:
         trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+        run = TrainingRun(args, plan, resume=resume, say=say)
+        run.note(losses=losses)
         trainer = run.train(
             lambda: RecoveryTrainer(
                 student,
@@ -313,6 +315,11 @@ def _check_models(model: Any, teacher: Any) -> None:
         return
     if teacher is model:
         raise InvalidInput("the teacher is the model itself: give the model before pruning")
+    if on := [name for name, adapter in attached(teacher).items() if not is_off(adapter)]:
+        raise UnsupportedModel(
+            f"{', '.join(on)} is attached to the teacher, so it is not the whole model: detach it, "
+            "or call recover inside `with adapter.disabled():`"
+        )
     models: tuple[Any, Any] = model, teacher
     check_vocabularies(*(m.config.get_text_config(decoder=True).vocab_size for m in models))
 
