@@ -8,9 +8,9 @@ smaller model for the same number of steps on the same batches. The control is t
 the same extra training, for text that the model has not seen in this form makes any model better.
 Shares are of log-perplexity on test text: 1 is all that pruning lost.
 
-The real model's FOLDER is that of `benchmarks.structure_prune`: it is trained on GSM8K's training
-set and WikiText-2's validation set, and measured on both test sets. nano-l is trained on new
-questions of its world and measured on its test questions, whose answers are checked as well.
+The real model's FOLDER is that of `benchmarks.structure_prune`: it is trained on as much of GSM8K's
+training set as of WikiText-2's validation set, and measured on both test sets. nano-l is trained on
+new questions of its world and measured on its test questions, whose answers are checked as well.
 
 Each way is a training run under `--work`, so the same command goes on where it was interrupted.
 """
@@ -48,11 +48,13 @@ WAYS = {
     for train in ("lora", "norms", "all")
     for distill in (0.0, DISTILL)
 }
-QUESTIONS, ASKED = 64_000, 6_000
+QUESTIONS, ASKED = 32_000, 6_000
 """Of nano-l's world: to train on, and to measure with."""
 LENGTH = 512
 CALIBRATION, TEST = 16_384, 6_144
 """Tokens of the real model's texts: of both together, and of each."""
+TRAINED_ON = 280_000
+"""Tokens of each of its texts to draw from: WikiText-2's validation set has no more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,18 +138,17 @@ def material(name: str, data: Path | None, steps: int | None) -> Material:
         "gsm8k": pieces(data / "gsm8k-test.jsonl.gz", tokenizer, TEST),
         "wikitext2": pieces(data / "wikitext2-test.txt.gz", tokenizer, TEST),
     }
-    whole = 10**7  # tokens: all of it
     rows = [
         {"input_ids": ids, "labels": ids}
         for file in ("gsm8k-train.jsonl.gz", "wikitext2-valid.txt.gz")
-        for batch in pieces(data / file, tokenizer, whole)
+        for batch in pieces(data / file, tokenizer, TRAINED_ON)
         for ids in batch["input_ids"].tolist()
     ]
     own = (Path(name).name, "bfloat16", model, tokenizer, calibration, Texts(rows), measured)
     return Material(*own, steps=steps or REAL_STEPS, batch=4)
 
 
-NANO_STEPS, REAL_STEPS = 1000, 100
+NANO_STEPS, REAL_STEPS = 500, 100
 NANO_RATES = {"lora": 1e-3, "norms": 3e-3, "all": 3e-4}
 
 
@@ -210,8 +211,23 @@ def trained(
 def _test_pieces(own: Material) -> Texts:
     """A few, for the run's own report."""
     few = [batch for test in own.tests.values() for batch in test[:1]]
-    rows = [ids.tolist() for batch in few for ids in batch["input_ids"][:2]]
-    return Texts([{"input_ids": ids, "labels": ids} for ids in rows])
+    return Texts(
+        [
+            {"input_ids": ids[mask.bool()].tolist(), "labels": labels[mask.bool()].tolist()}
+            for batch in few
+            for ids, labels, mask in zip(*(_column(batch, name) for name in COLUMNS), strict=True)
+        ]
+    )
+
+
+COLUMNS = ("input_ids", "labels", "attention_mask")
+
+
+def _column(batch: Any, name: str) -> torch.Tensor:
+    ids: torch.Tensor = batch["input_ids"]
+    other = torch.ones_like(ids) if name == "attention_mask" else ids
+    column: torch.Tensor = batch.get(name, other)
+    return column
 
 
 def draw(figures: dict[str, Any]) -> Table:
