@@ -154,7 +154,7 @@ def test_an_interrupted_model_has_no_lora_layers_left(smaller: Path, tmp_path: P
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        recovered(model, tmp_path / "run", say=die)
+        recovered(model, tmp_path / "run", RecoveryConfig("lora"), say=die)
     assert changed(before, state(model)) == set()
 
 
@@ -274,6 +274,7 @@ def test_settings_that_the_trainer_refuses_leave_the_folder_free(
 ) -> None:
     model, _ = load(smaller)
     with pytest.raises(InvalidInput, match="settings do not go together"):
-        recovered(model, tmp_path / "run", settings={"eval_strategy": "steps"})
+        settings = {"eval_strategy": "steps"}
+        recovered(model, tmp_path / "run", RecoveryConfig("lora"), settings=settings)
     assert not list((tmp_path / "run").iterdir())
     assert not any("lora" in name for name, _ in model.named_parameters())

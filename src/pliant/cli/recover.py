@@ -31,8 +31,8 @@ class RecoverOptions:
     """The run's folder, and in the end the recovered model's."""
     teacher: str | None = None
     """The model before pruning: its predictions are learned as well."""
-    train: str = "lora"
-    """What is trained: lora, norms or all."""
+    train: str = "all"
+    """What is trained: all weights, or lora or norms, which take less memory."""
     rank: Annotated[int, Ge(1)] = 16
     """Of the low-rank matrices."""
     distill: float | None = None

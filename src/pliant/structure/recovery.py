@@ -61,8 +61,8 @@ ROWS = 8  # pieces in a batch that the loss is measured on
 class RecoveryConfig:
     """What is trained, and by what it is taught."""
 
-    train: Train = "lora"
-    """Low-rank matrices ("lora"), the vectors of norms and biases ("norms"), or "all" weights."""
+    train: Train = "all"
+    """All weights ("all"), low-rank matrices ("lora"), or vectors of norms and biases ("norms")."""
     rank: int = 16
     """Of the low-rank matrices."""
     distill: float = 0.0
