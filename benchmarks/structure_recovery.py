@@ -149,7 +149,7 @@ def material(name: str, data: Path | None, steps: int | None) -> Material:
 
 
 NANO_STEPS, REAL_STEPS = 500, 100
-NANO_RATES = {"lora": 1e-3, "norms": 3e-3, "all": 3e-4}
+NANO_RATES = {"lora": 2e-3, "norms": 3e-3, "all": 3e-4}
 
 
 def batches(own: Texts, tokenizer: Any, rows: int) -> list[Any]:
