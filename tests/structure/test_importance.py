@@ -34,7 +34,7 @@ from pliant.structure import (
     sites_of,
 )
 from pliant.structure.config import KINDS, Kind
-from pliant.structure.measures import NEEDS_NO_TEXT, SCORES, Score, scores_for
+from pliant.structure.measures import NEEDS_NO_TEXT, RANKS, SCORES, Score, scores_for
 from pliant.structure.meters import column_squares
 
 IDS = torch.randint(0, 60, (4, 9), generator=torch.Generator().manual_seed(3))
@@ -145,6 +145,7 @@ def test_experts_by_what_they_add_and_how_often_they_are_chosen() -> None:
     model(**batch)
     handle.remove()
     ((x, index, weights),) = seen
+    after = model(**batch, output_hidden_states=True).hidden_states[2].flatten(0, 1)
     for expert in range(block.experts.num_experts):
         gate, up = (x @ block.experts.gate_up_proj[expert].T).chunk(2, dim=-1)
         output = (block.experts.act_fn(gate) * up) @ block.experts.down_proj[expert].T
@@ -152,6 +153,9 @@ def test_experts_by_what_they_add_and_how_often_they_are_chosen() -> None:
         expected = (weight * output.norm(dim=1)).mean().item()
         activation = scored(model, "experts", "activation", [batch])["experts", 1][expert]
         assert activation == pytest.approx(expected, rel=1e-4)
+        expected = (weight * output.norm(dim=1) / after.norm(dim=1)).mean().item()
+        relative = scored(model, "experts", "relative_activation", [batch])["experts", 1][expert]
+        assert relative == pytest.approx(expected, rel=1e-4)
         frequency = scored(model, "experts", "frequency", [batch])["experts", 1][expert]
         assert frequency == pytest.approx((index == expert).any(1).float().mean().item())
 
@@ -203,7 +207,7 @@ def test_the_order_of_batches_does_not_matter() -> None:
 @pytest.mark.parametrize("score", [score for score in SCORES if score not in NEEDS_NO_TEXT])
 def test_padding_counts_nowhere(score: Score, side: str) -> None:
     model = tiny_llama(initializer_range=0.3)
-    if score == "frequency":
+    if RANKS[score] == ("experts",):
         model = specimen("mixtral").model
     kinds = tuple(kind for kind in ("heads", "layers", "experts") if score in scores_for(kind))
     kinds = kinds if score == "frequency" else kinds[:1]

@@ -47,7 +47,7 @@ class ImportanceConfig:
     score: Score = "fisher"
     """By gradients: "fisher", "taylor"; by a forward pass for each unit: "leave_one_out"; by one
     forward pass: "activation", and "entropy" (heads), "block_influence" (layers), "frequency"
-    (experts); without text: "magnitude", "random"."""
+    and "relative_activation" (experts); without text: "magnitude", "random"."""
     seed: int = 0
     """For "random"."""
 

@@ -31,6 +31,7 @@ from pliant.structure.meters import (
     InfluenceMeter,
     InputMeter,
     Meter,
+    RelativeExpertMeter,
     column_squares,
     expert_norms,
     slice_norms,
@@ -41,6 +42,7 @@ Score = Literal[
     "fisher",
     "taylor",
     "activation",
+    "relative_activation",
     "leave_one_out",
     "entropy",
     "magnitude",
@@ -268,6 +270,11 @@ def activation(job: Job) -> Values:
     return _metered(job, meters)
 
 
+def relative_activation(job: Job) -> Values:
+    """The mean norm of what an expert adds to a token, relative to its hidden state."""
+    return _metered(job, {"experts": RelativeExpertMeter})
+
+
 def frequency(job: Job) -> Values:
     """The share of tokens for which the router chooses the expert."""
     return _metered(job, {"experts": ChoiceMeter})
@@ -333,6 +340,7 @@ MEASURES: dict[Score, Callable[[Job], Values]] = {
     "magnitude": magnitude,
     "block_influence": block_influence,
     "frequency": frequency,
+    "relative_activation": relative_activation,
     "random": random,
 }
 RANKS: dict[Score, tuple[Kind, ...]] = dict.fromkeys(SCORES, KINDS) | {
@@ -341,6 +349,7 @@ RANKS: dict[Score, tuple[Kind, ...]] = dict.fromkeys(SCORES, KINDS) | {
     "entropy": ("heads",),
     "block_influence": ("layers",),
     "frequency": ("experts",),
+    "relative_activation": ("experts",),
 }
 """The kinds of units that each score ranks."""
 NEEDS_NO_TEXT: tuple[Score, ...] = ("magnitude", "random")

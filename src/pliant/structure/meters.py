@@ -62,29 +62,48 @@ class ExpertMeter(Meter):
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         with torch.no_grad():
-            index = _chosen(args, kwargs)
-            if index is None:  # Llama 4 runs each expert on all tokens, weighed by the router
-                self._add_stacked(module.forward(*args, **kwargs))
-                return
-            for k in range(index.shape[1]):
-                # One choice of each token alone, by the module's own forward: no hook runs twice.
-                first = [_choice(x, index, k) for x in args]
-                named = {name: _choice(x, index, k) for name, x in kwargs.items()}
-                self._add_choices(index[:, k], module.forward(*first, **named))
-            self.tokens += int(self.mask_BT.sum())
+            self._add_norms(self._norms(module, args, kwargs))
 
-    def _add_choices(self, index: Tensor, x: Tensor) -> None:
+    def _add_norms(self, norms_TN: Tensor) -> None:
+        norms_TN = without_padding(norms_TN, self.mask_BT)
+        self._add(norms_TN.double().sum(dim=0), len(norms_TN))
+
+    def _norms(self, module: nn.Module, args: Any, kwargs: Any) -> Tensor:
+        """(tokens, experts); 0 where the router does not choose the expert."""
+        index = _chosen(args, kwargs)
+        if index is None:  # Llama 4 runs each expert on all tokens, weighed by the router
+            output: Tensor = module.forward(*args, **kwargs)
+            return output.float().view(self.site.count, -1, output.shape[-1]).norm(dim=-1).T
+        most = max(int(index.max()) + 1, self.site.count)
+        norms_TN = torch.zeros(len(index), most, device=index.device)
+        for k in range(index.shape[1]):
+            # One choice of each token alone, by the module's own forward: no hook runs twice.
+            first = [_choice(x, index, k) for x in args]
+            named = {name: _choice(x, index, k) for name, x in kwargs.items()}
+            x = module.forward(*first, **named).float().reshape(len(index), -1)
+            norms_TN.scatter_add_(1, index[:, k : k + 1].long(), x.norm(dim=1, keepdim=True))
         # Some routers choose more experts than there are weights, to choose none.
-        norms = x.float().reshape(len(index), -1).norm(dim=1) * (index < self.site.count)
-        norms = without_padding(norms[:, None], self.mask_BT)[:, 0]
-        experts = without_padding(index.clamp(max=self.site.count - 1)[:, None], self.mask_BT)
-        sums = torch.zeros(self.site.count, device=norms.device)
-        self._add(sums.index_add_(0, experts[:, 0], norms), 0)
+        return norms_TN[:, : self.site.count]
 
-    def _add_stacked(self, x: Tensor) -> None:
-        norms = x.float().view(self.site.count, -1, x.shape[-1]).norm(dim=-1)
-        norms = without_padding(norms.T, self.mask_BT)
-        self._add(norms.sum(dim=0), len(norms))
+
+class RelativeExpertMeter(ExpertMeter):
+    """The same, relative to the norm of the token's hidden state after the layer."""
+
+    norms_TN: Tensor | None = None
+
+    def connect(self, layer: nn.Module) -> list[RemovableHandle]:
+        return [*super().connect(layer), layer.register_forward_hook(self.after)]
+
+    def _add_norms(self, norms_TN: Tensor) -> None:
+        self.norms_TN = norms_TN
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.norms_TN is None:  # the layer did without its experts
+            return
+        hidden = output if isinstance(output, Tensor) else output[0]
+        norms_T = hidden.detach().float().reshape(len(self.norms_TN), -1).norm(dim=1)
+        super()._add_norms(self.norms_TN / norms_T[:, None].clamp(min=1e-12))
+        self.norms_TN = None
 
 
 class ChoiceMeter(Meter):
