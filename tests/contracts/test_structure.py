@@ -88,6 +88,7 @@ def test_gates_act_and_come_off_without_a_trace(quick: Specimen) -> None:
         ("gated cache", 177),
         ("fewer heads", 100),
         ("fewer channels", 120),
+        ("fewer experts", 55),
         ("fewer layers", 158),
     ],
 )

@@ -5,7 +5,8 @@ scales them while the model stays as it is. `importance` ranks them on `calibrat
 `measures` has a function for each score, `meters` the hooks that some of them set, and `entropy`
 how evenly heads attend. `prune` closes gates and gives the rest new weights (`compensation`, by
 `least_squares`, and whole `layers` by the one before); `plan` divides a budget over them by `trials`
-and what parts `cost`. `export` removes what is closed and writes a `smaller` stock model; `layouts`
+and what parts `cost`; `close_experts` lets routers choose among the `remaining_experts` alone.
+`export` removes what is closed and writes a `smaller` stock model; `layouts`
 say how units lie in its tensors. `disk_export` does so for a `disk_model` that is larger than
 memory, by a `disk_plan`, in `shards`, from `saved` gates; both make tensors on demand
 (`lazy_state`). `recovery` trains the smaller model (its `trained_weights`), with `distillation` from
@@ -16,6 +17,7 @@ interface of Sentinel.
 
 from pliant.structure.agency import Agency, AgencyReport, attach_agency
 from pliant.structure.calibration import calibration_batches, perplexity
+from pliant.structure.close_experts import ClosedExperts, close_experts
 from pliant.structure.config import AgencyConfig, GateConfig, PruneConfig
 from pliant.structure.controller import Controller, ControllerConfig
 from pliant.structure.disk_export import export_from_disk
@@ -25,6 +27,7 @@ from pliant.structure.importance import Importance, ImportanceConfig, importance
 from pliant.structure.plan import Plan, PlanConfig, plan_pruning
 from pliant.structure.prune import Pruned, prune
 from pliant.structure.recovery import RecoveryConfig, RecoveryResult, recover
+from pliant.structure.remaining_experts import RemainingExperts, RemainingExpertsConfig
 from pliant.structure.skips import SkipConfig, Skips
 from pliant.structure.skips import attach as attach_skips
 from pliant.structure.units import Site, sites_of
@@ -33,6 +36,7 @@ __all__ = [
     "Agency",
     "AgencyConfig",
     "AgencyReport",
+    "ClosedExperts",
     "Controller",
     "ControllerConfig",
     "ExportResult",
@@ -46,6 +50,8 @@ __all__ = [
     "Pruned",
     "RecoveryConfig",
     "RecoveryResult",
+    "RemainingExperts",
+    "RemainingExpertsConfig",
     "Site",
     "SkipConfig",
     "Skips",
@@ -53,6 +59,7 @@ __all__ = [
     "attach_agency",
     "attach_skips",
     "calibration_batches",
+    "close_experts",
     "export",
     "export_from_disk",
     "importance",

@@ -55,6 +55,9 @@ def shrunk_axes(
                 name = f"{key.removeprefix(paths[site.layer])} {axis} {a} {units_of(site)}"
                 heads = site.count if site.kind == "heads" else 0
                 layouts = _layouts(units_of(site), heads, site.width, a, b, counts[site.key])
+                if site.kind == "experts" and a - b == site.count - counts[site.key]:
+                    # LongCat's router also chooses among experts that compute nothing.
+                    layouts = (_segments([site.count], site.count, tail=a - site.count),)
                 yield Axis(key, name, axis, site, layouts or None)
 
 

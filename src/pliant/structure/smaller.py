@@ -238,6 +238,8 @@ def _head_changes(
 
 def _width_changes(text: Any, site: Site, count: int) -> Iterator[dict[str, Any]]:
     names = [name for name, value in vars(text).items() if _is_count(value, site.count, name)]
+    if site.kind == "experts":
+        names = [name for name in names if _EXPERTS.fullmatch(name)]
     sizes = range(1, len(names) + 1)
     subsets = (chosen for size in sizes for chosen in combinations(names, size))
     yield from (dict.fromkeys(chosen, count) for chosen in islice(subsets, 16))
@@ -252,6 +254,8 @@ def _width_changes(text: Any, site: Site, count: int) -> Iterator[dict[str, Any]
 
 
 _INNER = re.compile(r"inner|intermediate|ffn|d_ff")
+# Not the experts of a token, those that all tokens share, nor those that compute nothing.
+_EXPERTS = re.compile(r"(?!.*(shared|per_tok|top|zero)).*experts")
 
 
 def _holding(text: Any, names: tuple[str, ...], count: int) -> list[str]:

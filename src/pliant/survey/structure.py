@@ -13,6 +13,7 @@ from pliant.structure import GateConfig, Gates, attach, sites_of
 from pliant.structure.agency import attach_agency
 from pliant.structure.config import Kind
 from pliant.structure.facade import load_adaptive_model
+from pliant.structure.remaining_experts import attach as attach_remaining_experts
 from pliant.structure.smaller import Stock, with_fewer, without_layers
 from pliant.structure.units import Site, units_of
 from pliant.survey.capability import YES, Specimen, Verdict, register, yes_if
@@ -148,6 +149,27 @@ def fewer_heads(specimen: Specimen) -> Verdict:
 def fewer_channels(specimen: Specimen) -> Verdict:
     """Does the stock model with half of the channels equal the gated one?"""
     return _has_smaller_form(specimen, "channels")
+
+
+@register("structure", "fewer experts", needs=["mlp gates"])
+def fewer_experts(specimen: Specimen) -> Verdict:
+    """Does the stock model with three quarters of a mixture's experts equal the one whose routers
+    choose among them?"""
+    generator = torch.Generator().manual_seed(0)
+    removed = {
+        site.key: torch.randperm(site.count, generator=generator)[: site.count // 4].tolist()
+        for site in sites_of(specimen.anatomy, ["experts"])
+    }
+    adapter = attach_remaining_experts(specimen.model, removed)
+    try:
+        live = specimen.run()
+        if torch.equal(live, specimen.logits):
+            return Verdict(False, "the logits do not depend on the experts")
+        smaller = with_fewer(specimen.model, "experts", adapter.remaining)
+        verdicts = [_equals(stock, specimen, live) for stock in smaller]
+    finally:
+        adapter.detach()
+    return next((verdict for verdict in verdicts if verdict.ok), verdicts[0])
 
 
 @register("structure", "fewer layers", needs=["layer gates"])
