@@ -236,6 +236,14 @@ def test_the_exported_model_equals_the_live_one(tmp_path: Path) -> None:
     assert torch.allclose(logits(again), logits(model), atol=1e-5)
 
 
+def test_it_is_exported_without_gates(tmp_path: Path) -> None:
+    model = tiny_model("mixtral")
+    attach_remaining(model, all_lose(model, 0))
+    result = export(model, tmp_path / "smaller")
+    assert result.removed == {"experts": 4}
+    assert result.difference < 1e-5
+
+
 def test_experts_and_heads_leave_together(tmp_path: Path) -> None:
     model = tiny_model("mixtral")
     attach_remaining(model, all_lose(model, 0))

@@ -3,9 +3,9 @@
     result = export(model, "smaller", tokenizer)
     AutoModelForCausalLM.from_pretrained("smaller")
 
-Gates at 0 become removed heads, channels and layers, and closed experts are removed; other gates
-and new weights are multiplied into the projections. The copy is written to a temporary folder,
-reloaded with plain transformers, compared with the live model, and only then renamed to its target.
+Gates at 0 become removed heads, channels and layers; other gates and new weights are multiplied
+into the projections. The copy is written to a temporary folder, reloaded with plain transformers,
+compared with the live model, and only then renamed to its target.
 """
 
 from __future__ import annotations
@@ -34,16 +34,10 @@ from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.compensation import Compensation
 from pliant.structure.config import GateConfig, Kind
 from pliant.structure.gates import Gates, attach
-<<<<<<< HEAD
 from pliant.structure.lazy_state import LazyState, State
 from pliant.structure.remaining_experts import RemainingExperts
 from pliant.structure.smaller import Stock, with_fewer, without_layers
 from pliant.structure.units import Site, units_of
-=======
-from pliant.structure.remaining_experts import RemainingExperts
-from pliant.structure.smaller import Stock, units_of, with_fewer, without_layers
-from pliant.structure.units import Site
->>>>>>> a95f96d (Remove experts of a mixture for real)
 
 BOUNDS = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
 """The largest difference of a logit from the live model's, relative to the largest logit."""
@@ -100,7 +94,7 @@ class ExportResult:
     folder: str
     architecture: str
     removed: dict[str, int]
-    """How many units of each kind are gone: heads, channels, experts, layers."""
+    """How many units of each kind are gone: heads, channels, layers."""
     parameters: int
     parameters_before: int
     difference: float
@@ -159,7 +153,6 @@ def _smaller(
     """
     current, state = base, folded(base, base.state_dict(), gates, compensation)
     removed: dict[str, int] = {}
-<<<<<<< HEAD
 
     def agree(model: Any) -> float:
         with _layers_closed(model, gates):
@@ -178,23 +171,6 @@ def _smaller(
             _, current = closest(candidates, agree, kind, bound_of(live))
             state = current.state_dict()
             removed[kind] = removed_units(gates, kind, units)
-=======
-    if closed := closed_experts(base):
-        # The first of all: to the live model, whatever its other gates do, they are gone.
-        candidates = with_fewer(current, "experts", closed.remaining)
-        current = _closest(candidates, probe, live, "experts", gates)
-        removed["experts"] = sum(map(len, closed.config.removed.values()))
-    for kind in ("heads", "channels"):
-        remaining = _remaining(gates, kind)
-        if remaining:
-            current = _closest(with_fewer(current, kind, remaining), probe, live, kind, gates)
-            counts = {s.key: s for g in gates for s in g.sites if s.kind == kind}
-            removed[kind] = sum(
-                (units_of(s) - len(remaining[key])) * (s.count // units_of(s))
-                for key, s in counts.items()
-            )
-    layers = _remaining_layers(gates)
->>>>>>> a95f96d (Remove experts of a mixture for real)
     depth = len(Anatomy.of(base).layers)
     layers = remaining_layers(gates, depth)
     if len(layers) < depth:
@@ -224,7 +200,6 @@ def closest(
     )
 
 
-<<<<<<< HEAD
 def folded(
     base: nn.Module,
     state: State,
@@ -243,17 +218,10 @@ def folded(
         for site in compensation.sites:
             replace = partial(_replaced, site, partial(give, site.kind, site.key))
             changes[f"{path_of(base, site.module)}.weight"] = [replace]
-=======
-def _folded(base: Any, gates: list[Gates], compensation: Compensation | None) -> dict[str, Tensor]:
-    """The base's tensors, with new weights, and gates of heads and channels multiplied in."""
-    state = dict(base.state_dict())
-    closed = closed_experts(base)
->>>>>>> a95f96d (Remove experts of a mixture for real)
     for site, gate in _gates_of(gates):
         if site.kind in ("layers", "attention", "mlp") or bool((gate == 1).all()):
             continue
         if site.kind == "experts":
-<<<<<<< HEAD
             _check_expert_gates(site, gate, closed)
             continue
         name = "weight" if site.slices is None else site.slices.parameter
@@ -278,18 +246,6 @@ def _in_turn(changes: list[Callable[[Tensor], Tensor]], tensor: Tensor) -> Tenso
     for change in changes:
         tensor = change(tensor)
     return tensor
-=======
-            _check_expert_gates(site, gate, closed)
-            continue
-        key = f"{path_of(base, site.module)}.weight"
-        weight = state[key]
-        if compensation is not None and (site.kind, site.key) in compensation.config.sites:
-            new = compensation.weight(site.kind, site.key)
-            weight = (new if site.axis == 1 else new.T).to(weight)
-        scale = gate.to(weight).repeat_interleave(site.width)
-        state[key] = weight * (scale if site.axis == 1 else scale[:, None])
-    return state
->>>>>>> a95f96d (Remove experts of a mixture for real)
 
 
 def _check_expert_gates(site: Site, gate: Tensor, closed: RemainingExperts | None) -> None:
