@@ -85,14 +85,19 @@ COMMAND = "python -m benchmarks.structure_prune --data FOLDER"
 
 def pieces(path: Path, tokenizer: Any, tokens: int) -> list[dict[str, torch.Tensor]]:
     """So many tokens from the start of a text, in batches of rows of equal length."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        text = file.read()
-    if ".jsonl" in path.name:
-        rows = [json.loads(line) for line in text.splitlines()]
-        text = "\n\n".join(f"{row['question']}\n{row['answer']}" for row in rows)
-    ids = tokenizer(text[: 12 * tokens], verbose=False)["input_ids"][:tokens]
+    ids = tokenizer(text_of(path)[: 12 * tokens], verbose=False)["input_ids"][:tokens]
     rows_BT = torch.tensor(ids[: len(ids) // LENGTH * LENGTH]).view(-1, LENGTH)
     return [{"input_ids": batch} for batch in rows_BT.split(ROWS)]
+
+
+def text_of(path: Path) -> str:
+    """The whole text of a file, questions and answers joined."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        text = file.read()
+    if ".jsonl" not in path.name:
+        return text
+    rows = [json.loads(line) for line in text.splitlines()]
+    return "\n\n".join(f"{row['question']}\n{row['answer']}" for row in rows)
 
 
 def draw(figures: dict[str, Any]) -> Table:
