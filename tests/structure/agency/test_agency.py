@@ -154,6 +154,47 @@ def test_a_direct_write_is_counted_once_by_the_next_observation() -> None:
     assert violation.reason == "its gate was raised from 1 to 1.5, without effect"
 
 
+def locked_in_two_patterns() -> Agency:
+    """Head 0 of layer 0 is withdrawn; its gate is 0.6 in pattern "a", which is active, 1 in "b"."""
+    gates = attach(model(), GateConfig(patterns=("a", "b")))
+    agency = attach_agency(gates)
+    gate(agency, 0, 0, 0.6)
+    agency.set_head_state(0, 0, "withdrawn")
+    return agency
+
+
+def test_the_lock_holds_in_every_pattern_and_a_change_of_pattern_is_no_write() -> None:
+    agency = locked_in_two_patterns()
+    agency.gates.add_pattern("c", like="b")
+    agency.gates.use("b")
+    agency.observe(BATCH)
+    assert agency.violations == []
+    for name in ("a", "b", "c"):
+        agency.gates.use(name)
+        closed = logits(agency.base)
+        gate(agency, 0, 0, 3)
+        assert same_bits(logits(agency.base), closed)
+    with agency.gates.rows(["a", "b"]):
+        rows = logits(agency.base)
+        assert torch.allclose(rows, closed, atol=1e-6)
+
+
+def test_a_write_is_counted_in_the_pattern_that_was_written(tmp_path: Path) -> None:
+    agency = locked_in_two_patterns()
+    with torch.no_grad():
+        agency.gates.pattern("b")["heads", "0"][0] = 2.0
+    agency.save_pretrained(tmp_path)
+    agency.restore(tmp_path)
+    for _ in range(2):
+        agency.observe(BATCH)
+    (violation,) = agency.violations
+    assert violation.reason == ("its gate was raised from 1 to 2 in pattern 'b', without effect")
+    agency.set_head_state(0, 0, "active")
+    agency.set_head_state(0, 0, "withdrawn")  # from now on 2 is what it was
+    agency.observe(BATCH)
+    assert len(agency.violations) == 1
+
+
 def test_observing_changes_no_locked_head() -> None:
     agency = agency_of(overload=0.0, momentum=0.0)
     agency.set_head_state(0, 0, "withdrawn")

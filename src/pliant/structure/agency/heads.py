@@ -33,15 +33,13 @@ class Heads(nn.Module):
     """(1,): the running average of the mean square of these."""
     overloaded_for: Tensor
     """Observations since it became overloaded."""
-    gate: Tensor
-    """Of a locked head: what its gate was when it was locked."""
     weight: Tensor
     """What the state and the consent multiply the gate by."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()
         device = next((p.device for p in site.module.parameters()), torch.device("cpu"))
-        for name in ("utilisation", "derivative", "gate"):
+        for name in ("utilisation", "derivative"):
             self.register_buffer(name, torch.zeros(site.count, device=device))
         for name in ("state", "overloaded_for"):
             self.register_buffer(name, torch.zeros(site.count, dtype=torch.long, device=device))
@@ -60,14 +58,10 @@ class Heads(nn.Module):
         """The averaged derivative as a share of the root mean square of all heads' derivatives."""
         return self.derivative / self.square.sqrt().clamp(min=1e-30)
 
-    def set(self, head: int, state: State, consent: bool, gate: Tensor) -> None:
-        """Change one head; `gate` is that of the block, remembered when the head is locked."""
-        was_locked = bool(self.locked[head])
+    def set(self, head: int, state: State, consent: bool) -> None:
         self.state[head] = STATES.index(state)
         self.consent[head] = consent
         self.overloaded_for[head] = 0
-        if self.locked[head] and not was_locked:
-            self.gate[head] = gate[head].detach()
         self._refresh()
 
     def observe(self, utilisation: Tensor, derivative: Tensor, config: AgencyConfig) -> None:

@@ -44,6 +44,9 @@ from pliant.structure.gates import Gates
 from pliant.structure.scaling import scaling
 from pliant.structure.units import Site, sites_of
 
+Gate = tuple[str, str, int]
+"""A pattern, the key of a site, and the number of a head in it."""
+
 
 def attach_agency(gates: Gates, config: AgencyConfig | None = None, name: str = "agency") -> Agency:
     """States for the heads that `gates` scale, all active and with consent."""
@@ -64,6 +67,8 @@ class Agency(Adapter):
         self.observations = 0
         self.transitions: list[Transition] = []
         self.violations: list[Violation] = []
+        self._locked_gates: dict[Gate, float] = {}
+        """What the gates of locked heads were in each pattern when they were last looked at."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -164,14 +169,32 @@ class Agency(Adapter):
         return tuple(self.transitions[begin:])
 
     def _find_writes(self, key: str) -> None:
-        """Count the gates of locked heads that somebody has raised since they were locked."""
-        heads, gate = self._heads(key), self.gates.pattern()["heads", key].detach()
-        written = heads.locked & (gate > heads.gate.clamp(min=self.config.violation))
-        for head in written.nonzero().flatten().tolist():
-            before, now = float(heads.gate[head]), float(gate[head])
-            reason = f"its gate was raised from {before:.3g} to {now:.3g}, without effect"
-            self._violate(*_place(key), head, reason)
-            heads.gate[head] = now
+        """Count the gates of locked heads, in any pattern, that somebody has raised since."""
+        for head in self._heads(key).locked.nonzero().flatten().tolist():
+            for pattern, now in self._gates_of(key, head).items():
+                # A pattern that was added after the lock is seen here for the first time.
+                before = self._locked_gates.setdefault((pattern, key, head), now)
+                if now > max(before, self.config.violation):
+                    where = f" in pattern {pattern!r}" if len(self.gates.patterns) > 1 else ""
+                    raised = f"raised from {before:.3g} to {now:.3g}{where}"
+                    self._violate(*_place(key), head, f"its gate was {raised}, without effect")
+                    self._locked_gates[pattern, key, head] = now
+
+    def _gates_of(self, key: str, head: int) -> dict[str, float]:
+        """A head's gate in each pattern."""
+        names = self.gates.config.patterns
+        return {
+            name: float(self.gates.pattern(name)["heads", key].detach()[head]) for name in names
+        }
+
+    def _remember_gates(self, key: str, head: int, was_locked: bool) -> None:
+        """Note the gates of a head that is locked now, and forget those of one that is not."""
+        is_locked = bool(self._heads(key).locked[head])
+        for pattern, now in self._gates_of(key, head).items():
+            if not is_locked:
+                self._locked_gates.pop((pattern, key, head), None)
+            elif not was_locked:
+                self._locked_gates[pattern, key, head] = now
 
     def _follow(self, key: str) -> None:
         """The transitions of one site's heads, except those that are locked."""
@@ -206,7 +229,9 @@ class Agency(Adapter):
         key = _key(layer, block)
         heads = self._heads(key)
         before, had_consent = STATES[int(heads.state[head])], bool(heads.consent[head])
-        heads.set(head, state, consent, self.gates.pattern()["heads", key])
+        was_locked = bool(heads.locked[head])
+        heads.set(head, state, consent)
+        self._remember_gates(key, head, was_locked)
         if (before, had_consent) != (state, consent):
             record = (layer, block, head, before, state, consent, reason)
             self.transitions.append(Transition(self.observations, *record))
@@ -228,12 +253,16 @@ class Agency(Adapter):
             "observations": self.observations,
             "transitions": [asdict(transition) for transition in self.transitions],
             "violations": [asdict(violation) for violation in self.violations],
+            "locked_gates": [[*gate, value] for gate, value in self._locked_gates.items()],
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.observations = state["observations"]
         self.transitions = [Transition(**transition) for transition in state["transitions"]]
         self.violations = [Violation(**violation) for violation in state["violations"]]
+        self._locked_gates = {
+            (pattern, key, head): value for pattern, key, head, value in state["locked_gates"]
+        }
 
 
 def _sites(gates: Gates) -> list[Site]:
