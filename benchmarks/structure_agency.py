@@ -8,16 +8,14 @@ without agency, with its states, and with the same weights on random heads inste
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from benchmarks.harness import keep
+from benchmarks.nano_answers import Batch, answer_batches, answer_loss
 from pliant import nano
 from pliant.reports.tables import Table
 from pliant.structure import Agency, attach, attach_agency
@@ -26,7 +24,6 @@ BROKEN = {"nano-s": (None, (0, 1), (1, 0), (2, 2)), "nano-l": (None, (1, 2))}
 """For each model the head (layer, head) whose output weights are negated; None: no head's."""
 DRAWS = 3
 """Of random heads, for the control."""
-Batch = dict[str, Tensor]
 
 
 def main(
@@ -53,14 +50,14 @@ def _measure(name: str, broken: tuple[int, int] | None, batches: int, rows: int)
         weight: Any = site.module.weight
         with torch.no_grad():
             weight.narrow(site.axis, broken[1] * site.width, site.width).neg_()
-    test = list(_batches(tokenizer, "dev", 4, 64))
-    before = _loss(model, test)
+    test = list(answer_batches(tokenizer, "dev", 4, 64))
+    before = answer_loss(model, test)
     agency = attach_agency(gates)
-    for batch in _batches(tokenizer, "train", batches, rows):
+    for batch in answer_batches(tokenizer, "train", batches, rows):
         agency.observe(batch)
     report = agency.get_agency_report()
     misaligned = [(h.layer, h.head) for h in report.heads if h.state == "misaligned"]
-    with_states = _loss(model, test)
+    with_states = answer_loss(model, test)
     weights = [head.weight for head in report.heads]
     return {
         "heads": len(report.heads),
@@ -84,7 +81,7 @@ def _control(agency: Agency, weights: list[float], model: Any, test: list[Batch]
             for site in agency.gates.sites:
                 own, shuffled = shuffled[: site.count], shuffled[site.count :]
                 agency.gates["heads", site.layer].copy_(torch.tensor(own))
-            losses.append(_loss(model, test))
+            losses.append(answer_loss(model, test))
     with torch.no_grad():
         for gate in agency.gates.parameters():
             gate.fill_(1)
@@ -94,47 +91,13 @@ def _control(agency: Agency, weights: list[float], model: Any, test: list[Batch]
 
 def _without(gates: Any, heads: list[tuple[int, int]], model: Any, test: list[Batch]) -> int:
     """How many of these heads lower the loss when they alone are closed."""
-    before, lower = _loss(model, test), 0
+    before, lower = answer_loss(model, test), 0
     for layer, head in heads:
         with torch.no_grad():
             gates["heads", layer][head] = 0
-            lower += _loss(model, test) < before
+            lower += answer_loss(model, test) < before
             gates["heads", layer][head] = 1
     return lower
-
-
-@torch.no_grad()
-def _loss(model: Any, batches: list[Batch]) -> float:
-    total, count = 0.0, 0
-    for batch in batches:
-        labels = batch["labels"][:, 1:].flatten()
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        logits = model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1)
-        total += float(cross_entropy(logits, labels, reduction="sum"))
-        count += int((labels != -100).sum())
-    return total / count
-
-
-def _batches(tokenizer: Any, split: str, count: int, rows: int) -> Iterator[Batch]:
-    """Questions with their answers, which alone have labels."""
-    asked = nano.questions(split, count * rows, 1)
-    for start in range(0, len(asked), rows):
-        texts = [_tokens(tokenizer, q) for q in asked[start : start + rows]]
-        longest = max(len(ids) for ids, _ in texts)
-        padded = [(ids + [0] * (longest - len(ids)), prompt, len(ids)) for ids, prompt in texts]
-        ids = torch.tensor([row for row, _, _ in padded])
-        at = torch.arange(longest)
-        mask = at < torch.tensor([[length] for _, _, length in padded])
-        answer = mask & (at >= torch.tensor([[prompt] for _, prompt, _ in padded]))
-        labels = ids.masked_fill(~answer, -100)
-        yield {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
-
-
-def _tokens(tokenizer: Any, question: Any) -> tuple[list[int], int]:
-    turn = [{"role": "user", "content": question.prompt}]
-    prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
-    turn.append({"role": "assistant", "content": question.answer})
-    return tokenizer.apply_chat_template(turn, return_dict=False), len(prompt)
 
 
 def _name(model: str, head: tuple[int, int] | None) -> str:

@@ -82,7 +82,7 @@ LAYERS = {
         {"prompts"},
     ],
     "structure": [
-        {"disk_export", "facade", "generation_check", "plan", "recovery"},
+        {"disk_export", "facade", "generation_check", "plan", "plasticity", "recovery"},
         {"disk_plan", "trials"},
         {"agency", "export", "prune"},
         {"close_experts", "costs", "layers"},

@@ -4,15 +4,15 @@
 scales them while the model stays as it is. `importance` ranks them on `calibration` text:
 `measures` has a function for each score, `meters` the hooks that some of them set, and `entropy`
 how evenly heads attend. `prune` closes gates and gives the rest new weights (`compensation`, by
-`least_squares`, and whole `layers` by the one before); `plan` divides a budget over them by `trials`
-and what parts `cost`; `close_experts` lets routers choose among the `remaining_experts` alone.
-`export` removes what is closed and writes a `smaller` stock model; `layouts`
-say how units lie in its tensors. `disk_export` does so for a `disk_model` that is larger than
-memory, by a `disk_plan`, in `shards`, from `saved` gates; both make tensors on demand
-(`lazy_state`). `recovery` trains the smaller model (its `trained_weights`), with `distillation` from
-the whole one. `controller` learns which gates to close, within a `budget`; `agency` gives heads a
-state and a consent; `skips` adds the outputs of early layers to those of late ones. `facade` is the
-interface of Sentinel.
+`least_squares`, and whole `layers` by the one before); `plan` divides a budget over the parts by
+`trials` and their `costs`; `close_experts` lets routers choose among the `remaining_experts` alone.
+`export` removes what is closed and writes a `smaller` stock model; `layouts` say how units lie in
+its tensors. `disk_export` does so for a `disk_model` that is larger than memory, by a `disk_plan`,
+in `shards`, from `saved` gates; both make tensors on demand (`lazy_state`). `recovery` trains the
+smaller model (its `trained_weights`), with `distillation` from the whole one. `controller` learns
+which gates to close, within a `budget`; `plasticity` opens some heads again while the model trains;
+`agency` gives heads a state and a consent; `skips` adds the outputs of early layers to those of late
+ones. `facade` is the interface of Sentinel.
 """
 
 from pliant.structure.agency import Agency, AgencyReport, attach_agency
@@ -25,6 +25,18 @@ from pliant.structure.export import ExportResult, export
 from pliant.structure.gates import Gates, attach
 from pliant.structure.importance import Importance, ImportanceConfig, importance
 from pliant.structure.plan import Plan, PlanConfig, plan_pruning
+from pliant.structure.plasticity import (
+    Plasticity,
+    PlasticityConfig,
+    PlasticityResult,
+    Regrowth,
+    SleepConfig,
+    SleepResult,
+    attach_plasticity,
+    compare_regrowth,
+    make_plastic,
+    sleep,
+)
 from pliant.structure.prune import Pruned, prune
 from pliant.structure.recovery import RecoveryConfig, RecoveryResult, recover
 from pliant.structure.remaining_experts import RemainingExperts, RemainingExpertsConfig
@@ -46,26 +58,36 @@ __all__ = [
     "ImportanceConfig",
     "Plan",
     "PlanConfig",
+    "Plasticity",
+    "PlasticityConfig",
+    "PlasticityResult",
     "PruneConfig",
     "Pruned",
     "RecoveryConfig",
     "RecoveryResult",
+    "Regrowth",
     "RemainingExperts",
     "RemainingExpertsConfig",
     "Site",
+    "SleepConfig",
+    "SleepResult",
     "SkipConfig",
     "Skips",
     "attach",
     "attach_agency",
+    "attach_plasticity",
     "attach_skips",
     "calibration_batches",
     "close_experts",
+    "compare_regrowth",
     "export",
     "export_from_disk",
     "importance",
+    "make_plastic",
     "perplexity",
     "plan_pruning",
     "prune",
     "recover",
     "sites_of",
+    "sleep",
 ]
