@@ -1,6 +1,6 @@
 """What regrowth is worth: the same training with regrown heads, and without any.
 
-    python -m benchmarks.structure_regrowth [--seeds 6]
+    python -m benchmarks.structure_regrowth [--seeds 3]
 
 Half of an embedded model's heads are closed, the model trains on questions with their answers, a
 fifth of the heads grows again, and it trains on. Beside each strategy of growth, for as many steps
@@ -37,7 +37,6 @@ CONTROL, NEVER_CLOSED, WHOLE = "no regrowth", "these never closed", "nothing clo
 WAYS: dict[str, dict[str, Any]] = {
     CONTROL: {"regrow": 0.0},
     "gradient": {"growth": "gradient"},
-    "gradient, 3x the rate": {"growth": "gradient", "rate": 3.0},
     "entropy_gap": {"growth": "entropy_gap"},
     "balanced": {"growth": "balanced"},
     "random": {"growth": "random"},
@@ -46,9 +45,9 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def main(
-    seeds: Annotated[int, typer.Option(help="Orders of the training questions.")] = 6,
-    adapt: Annotated[int, typer.Option(help="Steps between pruning and regrowth.")] = 40,
-    learn: Annotated[int, typer.Option(help="Steps after regrowth.")] = 80,
+    seeds: Annotated[int, typer.Option(help="Orders of the training questions.")] = 3,
+    adapt: Annotated[int, typer.Option(help="Steps between pruning and regrowth.")] = 30,
+    learn: Annotated[int, typer.Option(help="Steps after regrowth.")] = 60,
     rate: Annotated[float, typer.Option(help="The learning rate.")] = 1e-3,
     model: Annotated[list[str] | None, typer.Option(help="nano-s, nano-l; repeatable.")] = None,
 ) -> None:
@@ -68,8 +67,9 @@ def main(
         figures["models"][name] = summary(runs, whole) | {"sleep": slept(name)}
         for way in list(WAYS)[1:]:
             console.print(f"{name}, {way}: {compare_regrowth(runs[way], runs[CONTROL])}")
+        command = f"python -m benchmarks.structure_regrowth --seeds {seeds}"
+        keep("structure_regrowth", figures, command)
     draw(figures).draw(console)
-    keep("structure_regrowth", figures, f"python -m benchmarks.structure_regrowth --seeds {seeds}")
 
 
 def run(name: str, seed: int, rate: float, config: PlasticityConfig) -> PlasticityResult:
@@ -116,11 +116,11 @@ def training(tokenizer: Any, seed: int, steps: int) -> list[Batch]:
 
 
 def calibration(tokenizer: Any) -> list[Batch]:
-    return list(answer_batches(tokenizer, "train", 4, 32, seed=1))
+    return list(answer_batches(tokenizer, "train", 2, 32, seed=1))
 
 
 def held_out(tokenizer: Any) -> list[Batch]:
-    return list(answer_batches(tokenizer, "dev", 4, 64))
+    return list(answer_batches(tokenizer, "dev", 2, 64))
 
 
 def summary(runs: dict[str, list[PlasticityResult]], whole: list[float]) -> dict[str, Any]:

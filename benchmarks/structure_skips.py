@@ -1,6 +1,6 @@
 """What U-Net skips are worth: a model trained on with skips, beside the same training without.
 
-    python -m benchmarks.structure_skips [--seeds 6]
+    python -m benchmarks.structure_skips [--seeds 3]
 
 The embedded models train on questions with their answers, on the same batches: as they are, with
 skips whose scales are 0 at first (additive and linear), and with the skips alone trained. A seed is
@@ -35,8 +35,8 @@ WAYS: dict[str, SkipConfig | None] = {
 
 
 def main(
-    seeds: Annotated[int, typer.Option(help="Orders of the training questions.")] = 6,
-    steps: Annotated[int, typer.Option(help="Of training.")] = 150,
+    seeds: Annotated[int, typer.Option(help="Orders of the training questions.")] = 3,
+    steps: Annotated[int, typer.Option(help="Of training.")] = 80,
     rate: Annotated[float, typer.Option(help="The learning rate of the model.")] = 1e-3,
     skip_rate: Annotated[float, typer.Option(help="The learning rate of the skips.")] = 1e-3,
 ) -> None:
@@ -50,11 +50,12 @@ def main(
             for way in WAYS:
                 losses[way].append(trained(name, way, seed, steps, rate, skip_rate))
         model, tokenizer = nano.load(name)
-        before = answer_loss(model, list(answer_batches(tokenizer, "dev", 4, 64)))
+        before = answer_loss(model, list(answer_batches(tokenizer, "dev", 2, 64)))
         beside = {way: difference(losses[way], losses[CONTROL]) for way in WAYS if way != CONTROL}
         figures["models"][name] = {"before": before, "losses": losses, "beside": beside}
+        command = f"python -m benchmarks.structure_skips --seeds {seeds}"
+        keep("structure_skips", figures, command)
     draw(figures).draw(Console(highlight=False))
-    keep("structure_skips", figures, f"python -m benchmarks.structure_skips --seeds {seeds}")
 
 
 def trained(name: str, way: str, seed: int, steps: int, rate: float, skip_rate: float) -> float:
@@ -76,7 +77,7 @@ def trained(name: str, way: str, seed: int, steps: int, rate: float, skip_rate: 
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
-    return answer_loss(model, list(answer_batches(tokenizer, "dev", 4, 64)))
+    return answer_loss(model, list(answer_batches(tokenizer, "dev", 2, 64)))
 
 
 def difference(losses: list[float], controls: list[float]) -> dict[str, Any]:
