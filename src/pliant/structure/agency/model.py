@@ -143,6 +143,10 @@ class Agency(Adapter):
         self.gates["heads", layer, block][head] = value
         return True
 
+    def locked(self, key: str) -> Tensor:
+        """Which heads of a site are withdrawn or without consent: no controller may open them."""
+        return self._heads(key).locked
+
     def get_agency_report(self) -> AgencyReport:
         """The state of every head, and every transition and violation so far."""
         heads = [h for key in self.heads for h in self._heads(key).report(*_place(key))]

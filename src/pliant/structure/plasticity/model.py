@@ -30,7 +30,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
@@ -41,15 +41,15 @@ from pliant.anatomy.find import device_of
 from pliant.errors import AdapterError, InvalidInput, UnsupportedModel
 from pliant.structure.agency import Agency
 from pliant.structure.calibration import Batch, Sample, samples_of
-from pliant.structure.compensation import Compensation
 from pliant.structure.gates import Gates
 from pliant.structure.importance import ImportanceConfig, importance
 from pliant.structure.plasticity.config import PlasticityConfig
 from pliant.structure.plasticity.growth import Head, head_sites, mean_loss, ranked
+from pliant.structure.plasticity.heads import CLOSED, OPEN, REGROWN, HeadStates
+from pliant.structure.plasticity.held import Held, refuse_compensated_heads
 from pliant.structure.plasticity.report import Phase, PhaseRow, PlasticityResult
-from pliant.structure.units import Site, sites_of
+from pliant.structure.units import sites_of
 
-OPEN, CLOSED, REGROWN = range(3)
 GROUP = "regrown"
 """The name of the parameter group of regrown heads."""
 
@@ -92,7 +92,7 @@ class Plasticity(Adapter):
         self.rows: list[PhaseRow] = []
         self.regrown: list[Head] = []
         self._calibration: tuple[list[Batch], list[Sample], list[Sample]] | None = None
-        self._restore: list[Callable[[], object]] = []
+        self._held = Held()
 
     @property
     def gates(self) -> Gates:
@@ -112,7 +112,7 @@ class Plasticity(Adapter):
         return gates
 
     def wire(self, model: nn.Module) -> Iterator[Wire]:
-        _refuse_compensation(model)
+        refuse_compensated_heads(model)
         gates = self.gates
         closed = 0
         for site in head_sites(gates):
@@ -171,43 +171,19 @@ class Plasticity(Adapter):
     @torch.no_grad()
     def before_update(self) -> None:
         """Call it after the backward pass, before the optimizer's step."""
-        self._restore = []
-        gates = self.gates
-        for site in head_sites(gates):
+        self._held = Held()
+        for site in head_sites(self.gates):
             states = self._states(site.key)
-            if not bool((states.state != OPEN).any()):
-                continue
-            regrown = (states.state == REGROWN).nonzero().flatten().tolist()
-            for parameter in _attention_of(self.anatomy, site).parameters():
-                if parameter.grad is not None:
-                    heads = regrown if parameter is site.module.weight else []
-                    self._hold(parameter, site, heads)
+            if bool((states.state != OPEN).any()):
+                regrown = (states.state == REGROWN).nonzero().flatten().tolist()
+                self._held.hold_attention(self.anatomy, site, regrown)
         for parameter in self.learned:
-            if parameter.grad is not None:
-                self._hold(parameter)
-
-    def _hold(
-        self, parameter: nn.Parameter, site: Site | None = None, heads: Sequence[int] = ()
-    ) -> None:
-        """Remember the entries without gradient, and those of regrown heads' output weights."""
-        if hasattr(parameter, "full_tensor"):
-            raise UnsupportedModel(
-                "the model is sharded: plasticity works where each process has all weights"
-            )
-        assert parameter.grad is not None
-        held = parameter.grad == 0
-        for head in heads:
-            assert site is not None
-            held.narrow(site.axis, head * site.width, site.width).fill_(True)
-        if bool(held.any()):
-            self._restore.append(partial(parameter.data.masked_scatter_, held, parameter[held]))
+            self._held.hold(parameter)
 
     @torch.no_grad()
     def after_update(self) -> None:
         """Call it after the optimizer's step: closed heads are as they were, gates open further."""
-        for restore in self._restore:
-            restore()
-        self._restore = []
+        self._held.restore()
         self.steps += 1
         gates = self.gates
         for key in self.sites:
@@ -306,7 +282,7 @@ class Plasticity(Adapter):
         key, number = head
         agencies = [a for a in attached(self.base).values() if isinstance(a, Agency)]
         return any(
-            bool(agency.heads[key].locked[number])
+            bool(agency.locked(key)[number])
             for agency in agencies
             if agency.config.gates == self.config.gates
         )
@@ -368,69 +344,3 @@ class Plasticity(Adapter):
         self.steps, self.done = state["steps"], state["done"]
         self.rows = [PhaseRow(**row) for row in state["rows"]]
         self.regrown = [(key, number) for key, number in state["regrown"]]
-
-
-class HeadStates(nn.Module):
-    """The heads of one site, as buffers."""
-
-    state: Tensor
-    """OPEN, CLOSED or REGROWN."""
-    since: Tensor
-    """After how many steps of training it began to grow again."""
-    gate: Tensor
-    """What its gate was when it was closed."""
-    slot: Tensor
-    """The number of the parameter that holds what it learns; -1 if it has none."""
-
-    def __init__(self, site: Site) -> None:
-        super().__init__()
-        device = device_of(site.module)
-        for name in ("state", "since"):
-            self.register_buffer(name, torch.zeros(site.count, dtype=torch.long, device=device))
-        self.register_buffer("slot", torch.full((site.count,), -1, device=device))
-        self.register_buffer("gate", torch.ones(site.count, device=device))
-        self._slots: list[tuple[int, int]] = []
-
-    def take(self, gate: Tensor) -> None:
-        """At first: heads whose gates are 0 already are closed."""
-        if not bool((self.state != OPEN).any()):
-            self.state[gate == 0] = CLOSED
-
-    def close(self, head: int, gate: float) -> None:
-        if int(self.state[head]) == OPEN:
-            self.gate[head] = gate
-        self.state[head] = CLOSED
-
-    def regrow(self, head: int, step: int, free_slot: int) -> None:
-        self.state[head] = REGROWN
-        self.since[head] = step
-        if int(self.slot[head]) < 0:
-            self.slot[head] = free_slot
-        self._list_slots()
-
-    def slots(self) -> list[tuple[int, int]]:
-        """(head, slot) of each head that has grown again."""
-        return self._slots
-
-    def _list_slots(self) -> None:
-        self._slots = [(head, slot) for head, slot in enumerate(self.slot.tolist()) if slot >= 0]
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self._list_slots()
-
-
-def _refuse_compensation(model: nn.Module) -> None:
-    for name, adapter in attached(model).items():
-        if isinstance(adapter, Compensation) and any(k == "heads" for k, _ in adapter.config.sites):
-            raise AdapterError(
-                f"{name} has new weights without those of the closed heads, so that no head can "
-                "grow again from its own: detach it, or attach plasticity to gates without it"
-            )
-
-
-def _attention_of(anatomy: Anatomy, site: Site) -> nn.Module:
-    """The module that holds the attention's projections."""
-    layer = anatomy.layers[site.layer]
-    path = anatomy.attentions(site.layer)[site.block].output_name
-    return layer.get_submodule(path.rpartition(".")[0])

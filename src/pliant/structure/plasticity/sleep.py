@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pliant.adapters import attached
 from pliant.anatomy.find import device_of
 from pliant.anatomy.modes import eval_mode
-from pliant.errors import AdapterError, InvalidInput
+from pliant.errors import InvalidInput
 from pliant.structure import compensation
 from pliant.structure.calibration import Batch, Sample, samples_of, without_padding
 from pliant.structure.compensation import Compensation, dense_weight
@@ -31,6 +31,7 @@ from pliant.structure.gates import Gates
 from pliant.structure.least_squares import Statistics, remove_units
 from pliant.structure.plasticity.config import SleepConfig
 from pliant.structure.plasticity.growth import Head, head_sites, mean_loss
+from pliant.structure.plasticity.held import refuse_compensated_heads
 from pliant.structure.units import Site
 
 
@@ -50,7 +51,7 @@ def sleep(
     if not samples or not held:
         what = "calibration" if not samples else "held-out"
         raise InvalidInput(f"there is no {what} text: give batches with input_ids")
-    _refuse_compensation(model)
+    refuse_compensated_heads(model)
     before = mean_loss(model, held)
     plans = _plans(gates, samples, config)
     changed = [plan for plan in plans if plan.closed]
@@ -262,15 +263,6 @@ def _apply(plan: _Plan, gates: Gates, own: Compensation | None, config: SleepCon
 
 def _gate(gates: Gates, site: Site) -> nn.Parameter:
     return gates.pattern()["heads", site.key]
-
-
-def _refuse_compensation(model: nn.Module) -> None:
-    for name, adapter in attached(model).items():
-        if isinstance(adapter, Compensation) and any(k == "heads" for k, _ in adapter.config.sites):
-            raise AdapterError(
-                f"{name} has output weights of its own for heads already: sleep before pruning "
-                "with compensation, or detach it"
-            )
 
 
 def _free_name(model: nn.Module) -> str:

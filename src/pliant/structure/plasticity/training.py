@@ -61,7 +61,7 @@ def _create_with_own_group(trainer: Trainer, plasticity: Plasticity) -> None:
         plasticity.own_group(optimizer, trainer.args.learning_rate)
         return optimizer
 
-    trainer.create_optimizer = create_optimizer  # type: ignore[method-assign]
+    trainer.create_optimizer = create_optimizer
 
 
 class PlasticityTraining(TrainerCallback):
