@@ -24,6 +24,7 @@ from tests.structure.plasticity.models import (
 )
 from torch import Tensor
 
+from pliant.anatomy.tiny import tiny_model
 from pliant.errors import AdapterError, InvalidInput, UnsupportedModel
 from pliant.structure import (
     AgencyConfig,
@@ -235,6 +236,28 @@ def test_folding_adds_what_was_learned_to_the_base(tmp_path: Path) -> None:
     )
     assert result.cells()[-1] == ["1", "learned", "7", f"{result.loss:.4f}", "6"]
     assert result.as_dict()["rows"][1]["open"] == 4
+
+
+def test_a_fused_projection_on_the_other_axis() -> None:
+    """GPT-2 has queries, keys and values in one matrix, and its weights the other way round."""
+    plasticity = plasticity_of(tiny_model("gpt2"), prune=0.5, regrow=0.25)
+    model: Any = plasticity.base
+    attention = model.transformer.h[0].attn
+    before = attention.c_attn.weight.detach().clone()
+    optimizer = optimizer_of(plasticity)
+    train(plasticity, optimizer, steps=3)
+    gate, width = plasticity.gates["heads", 0], attention.head_dim
+    for head, value in enumerate(gate.tolist()):
+        for part in range(3):
+            start = part * attention.embed_dim + head * width
+            own = slice(start, start + width)
+            assert torch.equal(attention.c_attn.weight[:, own], before[:, own]) == (value == 0)
+    train(plasticity, optimizer, steps=7, start=3)
+    plasticity.begin_step()
+    output = logits(model)
+    assert any(float(p.detach().abs().max()) > 0 for p in plasticity.learned)
+    plasticity.fold()
+    assert torch.allclose(logits(model), output, atol=1e-5)
 
 
 # --- under the Trainer ----------------------------------------------------------------------------
