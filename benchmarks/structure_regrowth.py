@@ -65,7 +65,7 @@ def main(
                 console.print(f"{name}, seed {seed}, {way}: {runs[way][-1]}")
             whole.append(trained_whole(name, seed, rate, adapt + learn))
         figures["models"][name] = summary(runs, whole) | {"sleep": slept(name)}
-        for way in list(WAYS)[1:]:
+        for way in set(WAYS) - {CONTROL, NEVER_CLOSED}:
             console.print(f"{name}, {way}: {compare_regrowth(runs[way], runs[CONTROL])}")
         command = f"python -m benchmarks.structure_regrowth --seeds {seeds}"
         keep("structure_regrowth", figures, command)

@@ -297,6 +297,7 @@ def test_the_same_run_without_regrowth_is_its_control() -> None:
     assert comparison.difference.value == pytest.approx(sum(differences) / 2)
     assert comparison.is_better == all(d < 0 for d in differences)
     assert ("is better" in str(comparison)) == comparison.is_better
+    assert "random; 6 heads open) and" in str(comparison) and "without (4)" in str(comparison)
     single = compare_regrowth(regrown[:1], without[:1])
     assert not single.is_better and "is not shown to be better" in str(single)
     with pytest.raises(InvalidInput, match="2 results and 1 controls"):

@@ -79,6 +79,9 @@ class Regrowth:
     growth: str
     losses: tuple[float, ...]
     controls: tuple[float, ...]
+    open: int
+    """Heads that are open at the end of the first run; the same of its control below."""
+    control_open: int
     difference: Band
     """Of the final held-out loss, with regrowth minus without."""
 
@@ -91,13 +94,16 @@ class Regrowth:
         return {**asdict(self), "difference": self.difference.as_dict(), "better": self.is_better}
 
     def __str__(self) -> str:
-        ends = f"{mean(self.losses):.4f} with regrowth ({self.growth}), {mean(self.controls):.4f}"
+        ends = (
+            f"{mean(self.losses):.4f} with regrowth ({self.growth}; {self.open} heads open) and "
+            f"{mean(self.controls):.4f} without ({self.control_open})"
+        )
         verdict = "is better" if self.is_better else "is not shown to be better"
         if len(self.losses) > 1 and self.difference.low > 0:
             verdict = "is worse"
         interval = f", a difference of {self.difference}" if len(self.losses) > 1 else ""
         pairs = "1 pair of runs" if len(self.losses) == 1 else f"{len(self.losses)} pairs of runs"
-        return f"Regrowth {verdict}: a held-out loss of {ends} without{interval}, in {pairs}"
+        return f"Regrowth {verdict}: a held-out loss of {ends}{interval}, in {pairs}"
 
 
 def compare_regrowth(
@@ -118,4 +124,5 @@ def compare_regrowth(
     without = tuple(control.loss for control in controls)
     differences = [a - b for a, b in zip(losses, without, strict=True)]
     band = bootstrap(lambda rows: mean(differences[i] for i in rows), len(differences))
-    return Regrowth(results[0].config.growth, losses, without, band)
+    opened, control_open = (runs[0].rows[-1].open for runs in (results, controls))
+    return Regrowth(results[0].config.growth, losses, without, opened, control_open, band)
