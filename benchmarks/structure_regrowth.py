@@ -40,7 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "entropy_gap": {"growth": "entropy_gap"},
     "balanced": {"growth": "balanced"},
     "random": {"growth": "random"},
-    NEVER_CLOSED: {"prune": PRUNE - REGROW, "regrow": 0.0},
+    NEVER_CLOSED: {"regrow": 0.0},
 }
 
 
@@ -61,6 +61,10 @@ def main(
         whole: list[float] = []
         for seed in range(seeds):
             for way, options in WAYS.items():
+                if way == NEVER_CLOSED:  # as many heads in the end as with regrowth
+                    gradient = runs["gradient"][-1]
+                    share = 1 - gradient.rows[-1].open / gradient.heads
+                    options = {**options, "prune": share}
                 runs[way].append(run(name, seed, rate, PlasticityConfig(**{**config, **options})))
                 console.print(f"{name}, seed {seed}, {way}: {runs[way][-1]}")
             whole.append(trained_whole(name, seed, rate, adapt + learn))
