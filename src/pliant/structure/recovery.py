@@ -32,9 +32,9 @@ from pliant.anatomy.find import device_of, unwrap
 from pliant.anatomy.modes import eval_mode
 from pliant.data.collate import Collator
 from pliant.errors import InvalidInput, UnsupportedModel, check_choice, check_whole
+from pliant.structure.calibration import perplexity
 from pliant.structure.distillation import labelled, recovery_loss
 from pliant.structure.export import RECORD
-from pliant.structure.prune import perplexity
 from pliant.structure.trained_weights import Train, take_own_memory, trainable
 from pliant.training.arguments import training_arguments
 from pliant.training.run import (
