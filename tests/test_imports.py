@@ -44,7 +44,8 @@ LAYERS = {
         {"cache_copy", "config", "intercept", "modes", "tiny"},
     ],
     "cli": [
-        {"demo", "export", "prune", "recover", "run", "train"},
+        {"demo", "export", "prune", "run", "train"},
+        {"recover"},
         {"app", "doctor", "gradients", "importance", "models", "route", "score"},
         {"training_text"},
         {"terminal"},

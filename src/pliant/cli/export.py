@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pliant.cli import terminal
-from pliant.cli.importance import Bar
+from pliant.cli.importance import Stages
 from pliant.errors import InvalidInput
 from pliant.options import Flag
 
@@ -107,26 +107,3 @@ def _streamed(options: ExportOptions, report: Stages) -> ExportResult:
         max_shard_size=options.shard_size,
         report=report,
     )
-
-
-class Stages:
-    """A progress bar for each thing that is done, one after the other."""
-
-    def __init__(self) -> None:
-        self.what = ""
-        self.bar: Bar | None = None
-
-    def __enter__(self) -> Stages:
-        return self
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what != self.what:
-            self.__exit__(None, None, None)
-            self.what, self.bar = what, Bar(what)
-        assert self.bar is not None
-        self.bar(done, total)
-
-    def __exit__(self, *error: Any) -> None:
-        if self.bar is not None:
-            self.bar.__exit__(*error)
-        self.bar = None

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from pliant.cli import terminal
+from pliant.cli.gradients.inputs import quiet_libraries
 from pliant.cli.training_text import EMBEDDED, encode, read_data
 from pliant.errors import InvalidInput
 from pliant.options import Flag, named_values
 from pliant.reports.tables import Table
 
 if TYPE_CHECKING:
-    from pliant.structure.recovery import RecoveryConfig
+    from pliant.structure.recovery import RecoveryConfig, RecoveryResult
 
 QUESTIONS = 1000
 
@@ -77,6 +78,14 @@ def recover(options: RecoverOptions) -> None:
 
     Example: pliant recover smaller --data notes.txt --teacher nano-l --out recovered
     """
+    result = recovered(options)
+    if options.json:
+        terminal.print_json({"out": str(options.out), **result.as_dict()})
+        return
+    terminal.draw([table(options.out, result)], [str(result)])
+
+
+def recovered(options: RecoverOptions) -> RecoveryResult:
     from pliant.loading import load
     from pliant.structure import recovery
 
@@ -95,23 +104,23 @@ def recover(options: RecoverOptions) -> None:
     teacher = None
     if options.teacher is not None:
         teacher, _ = load(options.teacher, dtype=options.dtype)
-    result = recovery.recover(
-        model,
-        tokenizer,
-        texts,
-        options.out,
-        config,
-        teacher,
-        options.resume,
-        held_out=held_out or None,
-        settings=settings,
-        source=Path(options.model),
-    )
-    if options.json:
-        terminal.print_json({"out": str(options.out), **result.as_dict()})
-        return
-    table = Table(f"{options.out}: the recovered model", ["what", "how much"], result.cells())
-    terminal.draw([table], [str(result)])
+    with quiet_libraries():
+        return recovery.recover(
+            model,
+            tokenizer,
+            texts,
+            options.out,
+            config,
+            teacher,
+            options.resume,
+            held_out=held_out or None,
+            settings=settings,
+            source=Path(options.model),
+        )
+
+
+def table(out: Path, result: RecoveryResult) -> Table:
+    return Table(f"{out}: the recovered model", ["what", "how much"], result.cells())
 
 
 def check(options: RecoverOptions, config: RecoveryConfig, settings: dict[str, str]) -> None:

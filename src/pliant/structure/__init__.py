@@ -11,9 +11,12 @@ its tensors. `disk_export` does so for a `disk_model` that is larger than memory
 in `shards`, from `saved` gates; both make tensors on demand (`lazy_state`). `recovery` trains the
 smaller model (its `trained_weights`), with `distillation` from the whole one. `controller` learns
 which gates to close, within a `budget`; `plasticity` opens some heads again while the model trains;
-`agency` gives heads a state and a consent; `skips` adds the outputs of early layers to those of late
-ones. `facade` is the interface of Sentinel.
+`agency` gives heads a state and a consent; `skips` adds the outputs of early layers to those of
+late ones. `facade` is the interface of Sentinel.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from pliant.structure.agency import Agency, AgencyReport, attach_agency
 from pliant.structure.calibration import calibration_batches, perplexity
@@ -25,24 +28,26 @@ from pliant.structure.export import ExportResult, export
 from pliant.structure.gates import Gates, attach
 from pliant.structure.importance import Importance, ImportanceConfig, importance
 from pliant.structure.plan import Plan, PlanConfig, plan_pruning
-from pliant.structure.plasticity import (
-    Plasticity,
-    PlasticityConfig,
-    PlasticityResult,
-    Regrowth,
-    SleepConfig,
-    SleepResult,
-    attach_plasticity,
-    compare_regrowth,
-    make_plastic,
-    sleep,
-)
 from pliant.structure.prune import Pruned, prune
-from pliant.structure.recovery import RecoveryConfig, RecoveryResult, recover
 from pliant.structure.remaining_experts import RemainingExperts, RemainingExpertsConfig
 from pliant.structure.skips import SkipConfig, Skips
 from pliant.structure.skips import attach as attach_skips
 from pliant.structure.units import Site, sites_of
+
+if TYPE_CHECKING:
+    from pliant.structure.plasticity import (
+        Plasticity,
+        PlasticityConfig,
+        PlasticityResult,
+        Regrowth,
+        SleepConfig,
+        SleepResult,
+        attach_plasticity,
+        compare_regrowth,
+        make_plastic,
+    )
+    from pliant.structure.plasticity.sleep import sleep
+    from pliant.structure.recovery import RecoveryConfig, RecoveryResult, recover
 
 __all__ = [
     "Agency",
@@ -91,3 +96,27 @@ __all__ = [
     "sites_of",
     "sleep",
 ]
+
+# They import transformers' Trainer, which takes seconds and says things about other libraries.
+_TRAINED = {
+    "pliant.structure.plasticity": (
+        "Plasticity",
+        "PlasticityConfig",
+        "PlasticityResult",
+        "Regrowth",
+        "SleepConfig",
+        "SleepResult",
+        "attach_plasticity",
+        "compare_regrowth",
+        "make_plastic",
+        "sleep",
+    ),
+    "pliant.structure.recovery": ("RecoveryConfig", "RecoveryResult", "recover"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _TRAINED.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

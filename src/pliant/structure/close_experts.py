@@ -39,6 +39,12 @@ class ClosedExperts:
     """How many experts a layer had."""
     score: Score
 
+    @classmethod
+    def of(cls, adapter: RemainingExperts, score: Score) -> ClosedExperts:
+        """An adapter that is attached already."""
+        count = sites_of(adapter.anatomy, ["experts"])[0].count
+        return cls(adapter, dict(adapter.config.removed), count, score)
+
     def detach(self) -> None:
         self.adapter.detach()
 

@@ -72,8 +72,6 @@ class Gates(Adapter):
     @property
     def active(self) -> tuple[str, ...]:
         """The pattern of all rows, or one for each row of the batch."""
-        self._batch = (0, 0)
-        """Rows and tokens of the batch that runs, where rows have patterns of their own."""
         return self._active
 
     @property

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from pliant.anatomy.modes import eval_mode
 from pliant.errors import AdapterError, CorruptFile, InvalidInput
 from pliant.structure import compensation
 from pliant.structure.calibration import Batch, Sample, inputs_of, samples_of, without_padding
+from pliant.structure.close_experts import ClosedExperts, close_experts
 from pliant.structure.compensation import Compensation, dense_weight
 from pliant.structure.config import GateConfig, Kind, PruneConfig, PruneScore
 from pliant.structure.gates import Gates, with_first
@@ -45,6 +46,8 @@ from pliant.structure.layers import (
     weight_norm,
 )
 from pliant.structure.least_squares import Statistics, remove_units
+from pliant.structure.measures import RANKS, Score, scores_for
+from pliant.structure.remaining_experts import RemainingExperts
 from pliant.structure.units import Site, check_projections, removed_of, sites_of, units_of
 
 SAVED = "pruned.json"
@@ -62,6 +65,7 @@ class Pruned:
     config: PruneConfig
     gates: Gates
     compensation: Compensation | None
+    experts: ClosedExperts | None
     removed: dict[str, dict[str, tuple[int, ...]]]
     """Units by kind and site, in the order of removal."""
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -71,6 +75,8 @@ class Pruned:
     def detach(self) -> None:
         if self.compensation is not None:
             self.compensation.detach()
+        if self.experts is not None:
+            self.experts.detach()
         self.gates.detach()
 
     def save(self, folder: str | Path) -> None:
@@ -79,6 +85,8 @@ class Pruned:
         self.gates.save_pretrained(folder / "gates")
         if self.compensation is not None:
             self.compensation.save_pretrained(folder / "compensation")
+        if self.experts is not None:
+            self.experts.adapter.save_pretrained(folder / "experts")
         content = json.dumps(self.as_dict(), indent=2) + "\n"
         write_file(folder / SAVED, content.encode())  # at last: it says that all is there
 
@@ -86,19 +94,22 @@ class Pruned:
     def load(cls, model: nn.Module, folder: str | Path) -> Pruned:
         """Attach what `save` wrote; an error leaves `model` as it was."""
         folder = Path(folder).expanduser()
-        content = _read_saved(folder / SAVED)
-        gates = Gates.from_pretrained(model, folder / "gates")
+        config, units, errors = _read_saved(folder / SAVED)
+        removed = {k: {s: tuple(u) for s, u in sites.items()} for k, sites in units.items()}
+        pruned = cls(config, Gates.from_pretrained(model, folder / "gates"), None, None, removed)
         try:
-            own = None
             if (folder / "compensation").is_dir():
                 own = Compensation.from_pretrained(
                     model, folder / "compensation", name="compensation"
                 )
+                pruned = replace(pruned, compensation=own)
+            if (folder / "experts").is_dir():
+                closed = RemainingExperts.from_pretrained(model, folder / "experts")
+                pruned = replace(pruned, experts=ClosedExperts.of(closed, expert_score(config)))
         except BaseException:
-            gates.detach()
+            pruned.detach()
             raise
-        removed = {k: {s: tuple(u) for s, u in sites.items()} for k, sites in content[1].items()}
-        return cls(content[0], gates, own, removed, content[2])
+        return replace(pruned, errors=errors)
 
     def as_dict(self) -> dict[str, Any]:
         removed = {k: {s: list(u) for s, u in sites.items()} for k, sites in self.removed.items()}
@@ -132,17 +143,37 @@ def prune(
     check_projections(sites, "pruning")
     _check_room(sites, config)
     gates = adapters.attach(model, Gates(model, GateConfig(config.parts)))
-    own = None
+    pruned = Pruned(config, gates, None, None, {})
     try:
+        if config.experts:
+            score = expert_score(config)
+            closed = close_experts(model, batches, config.experts, score, seed=config.seed)
+            pruned = replace(pruned, experts=closed)
         own = _compensation(anatomy, config)
+        pruned = replace(pruned, compensation=own)
         with eval_mode(model):
             scores = _scores(model, batches, config)
             pass_ = _Pass(anatomy, gates, own, config, scores, samples, report)
             pass_.run()
     except BaseException:
-        Pruned(config, gates, own, {}).detach()
+        pruned.detach()
         raise
-    return Pruned(config, gates, own, pass_.removed, pass_.errors)
+    if pruned.experts is not None:
+        pass_.removed["experts"] = pruned.experts.removed
+    return replace(pruned, removed=pass_.removed, errors=pass_.errors)
+
+
+def expert_score(config: PruneConfig) -> Score:
+    """How experts are ranked: nothing is known of how well others make up for one."""
+    if config.score == "error" or config.score == "activation":
+        return "relative_activation"
+    score: Score = config.score
+    if "experts" not in RANKS[score]:
+        raise InvalidInput(
+            f"score = {score!r} ranks no experts: give error, or one of "
+            f"{', '.join(scores_for('experts'))}"
+        )
+    return score
 
 
 def _scores(model: nn.Module, batches: Sequence[Batch], config: PruneConfig) -> Importance | None:
@@ -150,6 +181,8 @@ def _scores(model: nn.Module, batches: Sequence[Batch], config: PruneConfig) -> 
     if config.score == "error" or config.score in LOCAL:
         return None
     kinds = tuple(part for part in config.parts if part != "experts")
+    if not kinds:
+        return None
     return importance(model, batches, ImportanceConfig(kinds, config.score, config.seed))
 
 

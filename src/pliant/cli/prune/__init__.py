@@ -10,8 +10,12 @@ from annotated_types import Ge
 
 from pliant.cli import terminal
 from pliant.cli.importance import ImportanceOptions, Stages, calibration_rows, fitting_length
+from pliant.cli.recover import RecoverOptions, recovered
+from pliant.cli.recover import table as recovery_table
+from pliant.cli.training_text import read_data
 from pliant.errors import InvalidInput
-from pliant.options import Flag
+from pliant.options import Flag, named_values
+from pliant.reports.tables import Table
 
 if TYPE_CHECKING:
     from pliant.structure import Plan, PlanConfig, PruneConfig
@@ -58,6 +62,13 @@ class PruneOptions:
     """Give the projections new weights, so that the rest takes over."""
     controls: bool = True
     """Measure random and smallest-weight units beside it, at the same size."""
+    recover: str | None = None
+    """Data to train the smaller model on afterwards, with the whole one as its teacher. --out then
+    holds the recovered model, and OUT-pruned the one before. See `pliant recover`."""
+    set: Annotated[tuple[str, ...], Flag(metavar="NAME=VALUE")] = ()
+    """For --recover: any field of TrainingArguments; repeatable."""
+    adapters: Path | None = None
+    """Write the gates and new weights to this folder, for `pliant export`."""
     report: Path | None = None
     """Write a page (.html): quality against size, heat maps, sizes and speeds, and two texts."""
     dtype: str = "float32"
@@ -69,6 +80,12 @@ class PruneOptions:
 
     def shares(self) -> dict[str, float]:
         return {part: share for part in PARTS if (share := getattr(self, part))}
+
+    def pruned_out(self) -> Path | None:
+        """The folder of the smaller model before any training."""
+        if self.out is None or self.recover is None:
+            return self.out
+        return self.out.with_name(f"{self.out.name}-pruned")
 
     def config(self) -> PlanConfig | PruneConfig:
         """What the options ask for."""
@@ -91,6 +108,21 @@ def prune(options: PruneOptions) -> None:
     Example: pliant prune nano-l --budget 0.2 --out smaller
     """
     check(options)
+    content, tables, sentences = _prune(options)
+    if options.recover is not None:
+        result = recovered(_recovery(options))
+        content |= {"recovery": result.as_dict()}
+        assert options.out is not None
+        tables.append(recovery_table(options.out, result))
+        sentences.append(str(result))
+    if options.json:
+        terminal.print_json(content)
+    else:
+        terminal.draw(tables, sentences)
+
+
+def _prune(options: PruneOptions) -> tuple[dict[str, Any], list[Table], list[str]]:
+    """Plan, prune, measure and export; the whole model is free again when this returns."""
     config = options.config()
     rows = calibration_rows(_calibration(options))
     terminal.hide_loading_bars()
@@ -117,18 +149,30 @@ def prune(options: PruneOptions) -> None:
         )
         page = Page(options.model, model, tokenizer, held_out[0], plan) if options.report else None
         pruned = apply(model, fitted, plan.config, report=stages)
-    result = None if options.out is None else export(model, options.out, tokenizer)
+        if options.adapters is not None:
+            pruned.save(options.adapters)
+        out = options.pruned_out()
+        result = None if out is None else export(model, out, tokenizer, report=stages)
     if page is not None and options.report is not None:
         page.write(options.report, pruned, result)
     content = {"model": options.model, "plan": plan.as_dict(), **pruned.as_dict()}
     content |= {"export": None if result is None else result.as_dict()}
-    if options.json:
-        terminal.print_json(content)
-        return
     left_out = [f"{part} stay: {why}" for part, why in left_out_parts(options, plan).items()]
     sentences = [*left_out, str(plan), *([] if result is None else [str(result)])]
     sentences += [] if options.report is None else [f"The same as pictures: {options.report}"]
-    terminal.draw([curve_table(options.model, plan)], sentences)
+    return content, [curve_table(options.model, plan)], sentences
+
+
+def _recovery(options: PruneOptions) -> RecoverOptions:
+    assert options.out is not None and options.recover is not None
+    return RecoverOptions(
+        model=str(options.pruned_out()),
+        data=options.recover,
+        out=options.out,
+        teacher=options.model,
+        set=options.set,
+        length=options.length,
+    )
 
 
 def check(options: PruneOptions) -> None:
@@ -141,9 +185,23 @@ def check(options: PruneOptions) -> None:
         if part not in PARTS:
             raise InvalidInput(f"--parts {part}: give {', '.join(PARTS)}")
     options.config()
-    out = options.out
-    if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
-        raise InvalidInput(f"--out {out}: exists already; name a new folder")
+    for flag, out in (
+        ("out", options.out),
+        ("out", options.pruned_out()),
+        ("adapters", options.adapters),
+    ):
+        if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+            raise InvalidInput(f"--{flag} {out}: exists already; name a new folder")
+    if options.recover is None and options.set:
+        raise InvalidInput(
+            "--set is for the training that --recover asks for: give data to train on"
+        )
+    if options.recover is not None:
+        if options.out is None:
+            raise InvalidInput("--recover trains what is written: give --out")
+        own = _recovery(options)
+        own.config().arguments(own.out, named_values(own.set, "--set"))
+        read_data(own.data, "train", 1, limit=1)
     if options.report is not None:
         from pliant.reports.page import check_writable
 
