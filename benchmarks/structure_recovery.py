@@ -36,8 +36,8 @@ from pliant.data.collate import Collator
 from pliant.loading import load
 from pliant.reports.tables import Table
 from pliant.structure import PruneConfig, export, perplexity, prune
+from pliant.structure.costs import costs_of
 from pliant.structure.recovery import RecoveryConfig, RecoveryResult, recover
-from pliant.structure.smaller import shares_for
 from pliant.training.texts import Texts, texts
 
 BUDGET = 0.25
@@ -160,7 +160,8 @@ def batches(own: Texts, tokenizer: Any, rows: int) -> list[Any]:
 
 def prepared(own: Material, folder: Path) -> dict[str, Any]:
     """The smaller model in its folder, and the figures of both models before any training."""
-    config = PruneConfig(**shares_for(own.model, BUDGET, ["channels"]))
+    costs = costs_of(own.model, ["channels"])
+    config = PruneConfig(channels=BUDGET * costs.whole / costs.parts["channels"])
     if not (folder / "smaller").is_dir():
         pruned = prune(own.model, own.calibration, config)
         export(own.model, folder / "smaller", own.tokenizer)
