@@ -78,6 +78,8 @@ class Plan:
     costs: Costs
     whole: float
     """The perplexity of the whole model."""
+    layer_order: tuple[int, ...]
+    """In which layers go, for `prune`."""
     points: tuple[Point, ...]
     """The plan's own, those of other ways at the same cost, and those of half of each."""
 
@@ -91,6 +93,7 @@ class Plan:
             "of": self.costs.of,
             "whole": self.whole,
             "left out": dict(self.costs.why_not),
+            "layer order": list(self.layer_order),
             "points": [point.as_dict() for point in self.points],
         }
 
@@ -126,7 +129,8 @@ def plan_pruning(
     else:
         trials, chosen = Trials(model, fitted, held_out, costs, report), config
     trials.curve(chosen, CONTROLS if controls else ())
-    return Plan(chosen, costs, trials.whole, tuple(trials.points.values()))
+    points = tuple(trials.points.values())
+    return Plan(chosen, costs, trials.whole, trials.layer_order, points)
 
 
 class _Search:
@@ -142,14 +146,31 @@ class _Search:
 
     def run(self, trials: Trials) -> PruneConfig:
         for part, levels in self.levels.items():
-            for fraction in FRACTIONS:
-                enough = self.costs.saved({part: levels}) >= fraction * self.config.budget
-                if bool(enough.any()):
-                    trials.measure(self.config.with_shares({part: float(levels[enough][0])}))
+            for fraction in reversed(FRACTIONS):  # more layers first: the order holds for fewer
+                share = self._enough_of(part, levels, fraction * self.config.budget, trials)
+                if share is not None:
+                    trials.measure(self.config.with_shares({part: share}))
         if len(self.levels) > 1:
             trials.measure(self._mixture(trials))
         enough = [p for p in trials.points.values() if p.saved >= ENOUGH * self.config.budget]
+        if not enough:
+            most = max(point.saved for point in trials.points.values())
+            raise InvalidInput(
+                f"no way that was tried saves {self.config.budget:g} of the {self.config.of}: the "
+                f"most is {most:.2f}. Give a smaller budget, or more parts"
+            )
         return min(enough, key=lambda point: point.perplexity).config
+
+    def _enough_of(self, part: Part, levels: Tensor, target: float, trials: Trials) -> float | None:
+        """The smallest share of this part alone that saves so much; None if none does."""
+        enough = levels[self.costs.saved({part: levels}) >= target]
+        if self.config.of != "latency":
+            return float(enough[0]) if len(enough) else None
+        # What was measured at half of the part tells only roughly what other shares save.
+        for share in enough[:: max(1, len(enough) // CORRECTIONS)].tolist():
+            if trials.saved({part: share}) >= ENOUGH * target:
+                return float(share)
+        return None
 
     def _mixture(self, trials: Trials) -> PruneConfig:
         """What should lose least; a latency is measured, and the target corrected by it."""

@@ -50,14 +50,24 @@ class Trials:
         self.report: Report = report or (lambda what, done, total: None)
         self.whole = perplexity(model, held_out)
         self.points: dict[PruneConfig, Point] = {}
+        self.latencies: dict[tuple[tuple[Part, float], ...], float] = {}
+        self.layer_order: tuple[int, ...] = ()
+        """In which layers go by the score "error", as far as it was found out."""
 
     def measure(self, config: PruneConfig) -> Point:
         """Prune, measure, and restore the model."""
         if config not in self.points:
             what = f"way {len(self.points) + 1}, {config}"
             pruned = prune(
-                self.model, self.fitted, config, report=lambda _, *done: self.report(what, *done)
+                self.model,
+                self.fitted,
+                config,
+                layer_order=self.layer_order if config.score == "error" else (),
+                report=lambda _, *done: self.report(what, *done),
             )
+            if config.score == "error":
+                chosen = tuple(map(int, pruned.removed.get("layers", ())))
+                self.layer_order = max(self.layer_order, chosen, key=len)
             try:
                 measured = perplexity(self.model, self.held_out)
             finally:
@@ -88,9 +98,13 @@ class Trials:
         return replace(config, **smaller)  # type: ignore[arg-type]
 
     def saved(self, shares: Mapping[Part, float]) -> float:
-        if self.costs.of == "latency":
-            return 1 - latency_of(self.model, shares)
-        return float(self.costs.saved(shares))
+        """The share of the cost; a latency is measured once."""
+        if self.costs.of != "latency":
+            return float(self.costs.saved(shares))
+        key = tuple(sorted(item for item in shares.items() if item[1]))
+        if key not in self.latencies:
+            self.latencies[key] = latency_of(self.model, shares)
+        return 1 - self.latencies[key]
 
 
 def shares_of(config: PruneConfig) -> dict[Part, float]:

@@ -148,7 +148,8 @@ def _prune(options: PruneOptions) -> tuple[dict[str, Any], list[Table], list[str
             model, fitted, held_out, config, controls=options.controls, report=stages
         )
         page = Page(options.model, model, tokenizer, held_out[0], plan) if options.report else None
-        pruned = apply(model, fitted, plan.config, report=stages)
+        order = plan.layer_order if plan.config.score == "error" else ()
+        pruned = apply(model, fitted, plan.config, layer_order=order, report=stages)
         if options.adapters is not None:
             pruned.save(options.adapters)
         out = options.pruned_out()

@@ -1,0 +1,127 @@
+"""One budget over all parts of a model, beside each part alone: perplexity on test text.
+
+    python -m benchmarks.structure_budget                                  # nano-l
+    python -m benchmarks.structure_budget --model smollm2-135m --data FOLDER
+
+A fifth of the parameters, and a fifth of the measured latency, is saved by every part alone and by
+what `plan_pruning` makes of all of them. The plan chooses on held-out calibration text; the figures
+are of test text, which it has not seen, relative to the whole model's. FOLDER is that of
+`benchmarks.structure_prune`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks.harness import keep
+from benchmarks.real_model import result_name
+from benchmarks.structure_prune import pieces
+from pliant import nano
+from pliant.loading import load
+from pliant.reports.tables import Table
+from pliant.structure import (
+    PlanConfig,
+    PruneConfig,
+    calibration_batches,
+    perplexity,
+    plan_pruning,
+    prune,
+)
+
+BUDGET = 0.2
+QUESTIONS, TOKENS, LENGTH = 2_000, 12_288, 96  # of nano's world
+TEST = 6_144  # tokens of each of the real model's test texts
+
+
+def main(
+    model: Annotated[str, typer.Option(help="By name or folder.")] = "nano-l",
+    data: Annotated[Path | None, typer.Option(help="The folder of the real texts.")] = None,
+    of: Annotated[list[str] | None, typer.Option(help="parameters, latency; repeatable.")] = None,
+    tokens: Annotated[int, typer.Option(help="Of calibration text, for real models.")] = 16_384,
+) -> None:
+    """Print the table and write the result after each budget."""
+    torch.set_num_threads(1)
+    own, tokenizer = load(model, dtype="float32" if data is None else "bfloat16")
+    own.requires_grad_(False)
+    fitted, held_out, tests = texts(tokenizer, data, tokens)
+    whole = {name: perplexity(own, batches) for name, batches in tests.items()}
+    figures: dict[str, Any] = {"model": Path(model).name, "whole": whole, "budgets": {}}
+    for kind in of or ["parameters", "latency"]:
+        config = PlanConfig(BUDGET, kind)  # type: ignore[arg-type]
+        plan = plan_pruning(own, fitted, held_out, config, controls=False, report=say)
+        ways: dict[str, Any] = {}
+        for point in plan.points:
+            if point.saved < 0.97 * BUDGET:
+                continue
+            ratios = measured(own, fitted, point.config, plan.layer_order, tests, whole)
+            ways[str(point.config)] = {"saved": point.saved, "ratio": ratios}
+            ways[str(point.config)]["plan"] = point.config == plan.config
+        figures["budgets"][kind] = ways
+        keep(result_name("structure_budget", model), figures, COMMAND)
+    table(figures).draw(Console(highlight=False))
+
+
+COMMAND = "python -m benchmarks.structure_budget --model MODEL --data FOLDER"
+
+
+def texts(tokenizer: Any, data: Path | None, tokens: int) -> tuple[Any, Any, dict[str, Any]]:
+    """To fit on, to choose on, and to measure with."""
+    if data is None:
+        rows = nano.conversations("train", QUESTIONS)
+        batches = calibration_batches(rows, tokenizer, tokens=TOKENS, length=LENGTH)
+        test = nano.conversations("test", QUESTIONS)
+        tests = {"test": calibration_batches(test, tokenizer, tokens=TOKENS, length=LENGTH)}
+    else:
+        names = ("gsm8k-train.jsonl.gz", "wikitext2-valid.txt.gz")
+        batches = [b for name in names for b in pieces(data / name, tokenizer, tokens // 2)]
+        tests = {
+            "gsm8k": pieces(data / "gsm8k-test.jsonl.gz", tokenizer, TEST),
+            "wikitext2": pieces(data / "wikitext2-test.txt.gz", tokenizer, TEST),
+        }
+    return [b for i, b in enumerate(batches) if i % 4], batches[::4], tests
+
+
+def measured(
+    model: Any,
+    fitted: Any,
+    config: PruneConfig,
+    order: tuple[int, ...],
+    tests: dict[str, Any],
+    whole: dict[str, float],
+) -> dict[str, float]:
+    pruned = prune(model, fitted, config, layer_order=order)
+    ratios = {name: perplexity(model, own) / whole[name] for name, own in tests.items()}
+    pruned.detach()
+    return ratios
+
+
+def say(what: str, done: int, total: int) -> None:
+    if done == total:
+        print(what, flush=True)
+
+
+def table(figures: dict[str, Any]) -> Table:
+    names = list(figures["whole"])
+    rows = [
+        [
+            kind,
+            way,
+            f"{f['saved']:.1%}",
+            *(f"{f['ratio'][n]:.3f}" for n in names),
+            "yes" * f["plan"],
+        ]
+        for kind, ways in figures["budgets"].items()
+        for way, f in ways.items()
+    ]
+    head = ["a fifth of", "way", "saved", *names, "the plan"]
+    title = f"{figures['model']}: perplexity, relative to the whole model's"
+    return Table(title, head, rows, right=frozenset(["saved", *names]))
+
+
+if __name__ == "__main__":
+    typer.run(main)
