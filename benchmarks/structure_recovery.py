@@ -36,7 +36,7 @@ from pliant.data.collate import Collator
 from pliant.loading import load
 from pliant.reports.tables import Table
 from pliant.structure import PruneConfig, export, perplexity, prune
-from pliant.structure.costs import costs_of
+from pliant.structure.pruning.costs import costs_of
 from pliant.structure.recovery import RecoveryConfig, RecoveryResult, recover
 from pliant.training.texts import Texts, texts
 

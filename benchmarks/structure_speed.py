@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.harness import interleaved, keep
 from pliant.reports.tables import Table
 from pliant.structure import GateConfig, attach
-from pliant.structure.smaller import with_fewer, without_layers
+from pliant.structure.stock.smaller import with_fewer, without_layers
 
 LAYERS, TOKENS, NEW = 10, 1_024, 16
 

@@ -69,8 +69,8 @@ def in_a_process(way: str, folder: Path, layers: int) -> Any:
 def run(way: str, folder: Path, layers: int) -> None:
     from pliant import structure
     from pliant.loading import load_model
-    from pliant.structure import compensation
-    from pliant.structure.saved import load_adapters
+    from pliant.structure.exporting.saved import load_adapters
+    from pliant.structure.pruning import compensation
 
     if way == "make":
         torch.manual_seed(0)

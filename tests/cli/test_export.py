@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.structure.test_prune import text
+from tests.structure.pruning.test_prune import text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pliant.cli.app import outcome

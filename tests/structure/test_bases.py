@@ -30,7 +30,7 @@ from pliant.structure import (
     prune,
 )
 from pliant.structure.agency import attach_agency
-from pliant.structure.compensation import dense_weight
+from pliant.structure.pruning.compensation import dense_weight
 from pliant.structure.skips import attach as attach_skips
 
 KINDS = ("heads", "channels", "layers", "attention", "mlp")

@@ -47,7 +47,7 @@ def export(options: ExportOptions) -> None:
     """
     check(options)
     terminal.hide_loading_bars()
-    from pliant.structure.disk_export import fits_into_memory
+    from pliant.structure.exporting.disk_export import fits_into_memory
 
     with Stages() as report:
         streamed = options.stream or not fits_into_memory(options.model, options.dtype)
@@ -72,9 +72,9 @@ def check(options: ExportOptions) -> None:
     resolve(options.model)
     torch_device(options.device)
     from pliant.adapters.files import check_new
-    from pliant.structure.disk_export import check_on_disk
-    from pliant.structure.saved import adapter_folders
-    from pliant.structure.shards import bytes_of
+    from pliant.structure.exporting.disk_export import check_on_disk
+    from pliant.structure.exporting.saved import adapter_folders
+    from pliant.structure.exporting.shards import bytes_of
 
     check_new(options.out.expanduser())
     bytes_of(options.shard_size)
@@ -86,7 +86,7 @@ def check(options: ExportOptions) -> None:
 def _in_memory(options: ExportOptions, report: Stages) -> ExportResult:
     from pliant.loading import load
     from pliant.structure import export as write
-    from pliant.structure.saved import load_adapters
+    from pliant.structure.exporting.saved import load_adapters
 
     assert options.out is not None
     model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)

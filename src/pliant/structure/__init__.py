@@ -1,18 +1,14 @@
 """Structure: gates on heads, channels, experts of a mixture and layers; pruning that removes them.
 
 `units` lists the parts of a model that can be gated, `config` holds the settings, and `gates`
-scales them while the model stays as it is. `importance` ranks them on `calibration` text:
-`measures` has a function for each score, `meters` the hooks that some of them set, and `entropy`
-how evenly heads attend. `prune` closes gates and gives the rest new weights (`compensation`, by
-`least_squares`, and whole `layers` by the one before); `plan` divides a budget over the parts by
-`trials` and their `costs`; `close_experts` lets routers choose among the `remaining_experts` alone.
-`export` removes what is closed and writes a `smaller` stock model; `layouts` say how units lie in
-its tensors. `disk_export` does so for a `disk_model` that is larger than memory, by a `disk_plan`,
-in `shards`, from `saved` gates; both make tensors on demand (`lazy_state`). `recovery` trains the
-smaller model (its `trained_weights`), with `distillation` from the whole one. `controller` learns
-which gates to close, within a `budget`; `plasticity` opens some heads again while the model trains;
-`agency` gives heads a state and a consent; `skips` adds the outputs of early layers to those of
-late ones. `facade` is the interface of Sentinel.
+scales them while the model stays as it is. `ranking` measures how much each unit matters on
+`calibration` text, and `pruning` closes gates and gives the rest new weights, within a budget over
+all parts. `exporting` writes what remains as a `stock` model, and `recovery` trains that.
+
+`controller` learns which gates to close, within a `budget`; `plasticity` opens some heads again
+while the model trains; `agency` gives heads a state and a consent, from their `entropy` among other
+things; `skips` adds the outputs of early layers to those of late ones. `facade` is the interface of
+Sentinel, and `generation_check` its script.
 """
 
 from importlib import import_module
@@ -20,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from pliant.structure.agency import Agency, AgencyReport, attach_agency
 from pliant.structure.calibration import calibration_batches, perplexity
-from pliant.structure.close_experts import ClosedExperts, close_experts
 from pliant.structure.config import AgencyConfig, GateConfig, PruneConfig
 from pliant.structure.controller import Controller, ControllerConfig
-from pliant.structure.disk_export import export_from_disk
-from pliant.structure.export import ExportResult, export
+from pliant.structure.exporting.disk_export import export_from_disk
+from pliant.structure.exporting.export import ExportResult, export
 from pliant.structure.gates import Gates, attach
-from pliant.structure.importance import Importance, ImportanceConfig, importance
-from pliant.structure.plan import Plan, PlanConfig, plan_pruning
-from pliant.structure.prune import Pruned, prune
-from pliant.structure.remaining_experts import RemainingExperts, RemainingExpertsConfig
+from pliant.structure.pruning.close_experts import ClosedExperts, close_experts
+from pliant.structure.pruning.plan import Plan, PlanConfig, plan_pruning
+from pliant.structure.pruning.prune import Pruned, prune
+from pliant.structure.pruning.remaining_experts import RemainingExperts, RemainingExpertsConfig
+from pliant.structure.ranking.importance import Importance, ImportanceConfig, importance
 from pliant.structure.skips import SkipConfig, Skips
 from pliant.structure.skips import attach as attach_skips
 from pliant.structure.units import Site, sites_of

@@ -13,8 +13,8 @@ from pliant.structure import GateConfig, Gates, attach, sites_of
 from pliant.structure.agency import attach_agency
 from pliant.structure.config import Kind
 from pliant.structure.facade import load_adaptive_model
-from pliant.structure.remaining_experts import attach as attach_remaining_experts
-from pliant.structure.smaller import Stock, with_fewer, without_layers
+from pliant.structure.pruning.remaining_experts import attach as attach_remaining_experts
+from pliant.structure.stock.smaller import Stock, with_fewer, without_layers
 from pliant.structure.units import Site, units_of
 from pliant.survey.capability import YES, Specimen, Verdict, register, yes_if
 from pliant.survey.complexity import compare, generate

@@ -13,9 +13,9 @@ from pliant.anatomy import Anatomy
 from pliant.anatomy.find import device_of
 from pliant.structure import Gates, attach, importance
 from pliant.structure.calibration import samples_of
-from pliant.structure.importance import ImportanceConfig
 from pliant.structure.plasticity.config import Growth
 from pliant.structure.plasticity.growth import loss_decreases, mean_loss, ranked
+from pliant.structure.ranking.importance import ImportanceConfig
 
 EVERY = [(str(layer), head) for layer in (0, 1) for head in range(4)]
 

@@ -71,7 +71,7 @@ class Page:
     def _sizes(self, result: ExportResult) -> page.Section:
         """Sizes and speeds of the whole model and of the one that was written."""
         from pliant.loading import load
-        from pliant.structure import costs
+        from pliant.structure.pruning import costs
 
         smaller, _ = load(result.folder, dtype=str(self.model.dtype).removeprefix("torch."))
         smaller.to(self.model.device)
@@ -141,7 +141,7 @@ class Page:
     def _importance(self) -> Any:
         """By one forward pass."""
         from pliant.structure import ImportanceConfig, importance
-        from pliant.structure.measures import RANKS
+        from pliant.structure.ranking.measures import RANKS
 
         kinds = tuple(part for part in self.plan.config.parts if part in RANKS["activation"])
         if kinds:

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 
 from pliant.errors import InvalidInput, check_choice, check_whole
 from pliant.structure.config import check_pattern_name
-from pliant.structure.importance import ImportanceConfig
-from pliant.structure.measures import Score
+from pliant.structure.ranking.importance import ImportanceConfig
+from pliant.structure.ranking.measures import Score
 
 Growth = Literal["gradient", "entropy_gap", "balanced", "random"]
 

@@ -12,8 +12,8 @@ from pliant.anatomy.modes import eval_mode
 from pliant.errors import InvalidInput
 from pliant.structure.calibration import Batch, Sample, predicted, sequence_losses
 from pliant.structure.gates import Gates
-from pliant.structure.importance import ImportanceConfig, importance
 from pliant.structure.plasticity.config import Growth
+from pliant.structure.ranking.importance import ImportanceConfig, importance
 from pliant.structure.units import Site
 
 Head = tuple[str, int]

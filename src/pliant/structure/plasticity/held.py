@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pliant.adapters import attached
 from pliant.anatomy import Anatomy
 from pliant.errors import AdapterError, UnsupportedModel
-from pliant.structure.compensation import Compensation
+from pliant.structure.pruning.compensation import Compensation
 from pliant.structure.units import Site
 
 

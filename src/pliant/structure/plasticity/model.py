@@ -42,12 +42,12 @@ from pliant.errors import AdapterError, InvalidInput, UnsupportedModel
 from pliant.structure.agency import Agency
 from pliant.structure.calibration import Batch, Sample, samples_of
 from pliant.structure.gates import Gates
-from pliant.structure.importance import ImportanceConfig, importance
 from pliant.structure.plasticity.config import PlasticityConfig
 from pliant.structure.plasticity.growth import Head, head_sites, mean_loss, ranked
 from pliant.structure.plasticity.heads import CLOSED, OPEN, REGROWN, HeadStates
 from pliant.structure.plasticity.held import Held, refuse_compensated_heads
 from pliant.structure.plasticity.report import Phase, PhaseRow, PlasticityResult
+from pliant.structure.ranking.importance import ImportanceConfig, importance
 from pliant.structure.units import sites_of
 
 GROUP = "regrown"

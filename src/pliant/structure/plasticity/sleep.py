@@ -24,14 +24,14 @@ from pliant.adapters import attached
 from pliant.anatomy.find import device_of
 from pliant.anatomy.modes import eval_mode
 from pliant.errors import InvalidInput
-from pliant.structure import compensation
 from pliant.structure.calibration import Batch, Sample, samples_of, without_padding
-from pliant.structure.compensation import Compensation, dense_weight
 from pliant.structure.gates import Gates
-from pliant.structure.least_squares import Statistics, remove_units
 from pliant.structure.plasticity.config import SleepConfig
 from pliant.structure.plasticity.growth import Head, head_sites, mean_loss
 from pliant.structure.plasticity.held import refuse_compensated_heads
+from pliant.structure.pruning import compensation
+from pliant.structure.pruning.compensation import Compensation, dense_weight
+from pliant.structure.pruning.least_squares import Statistics, remove_units
 from pliant.structure.units import Site
 
 

@@ -1,0 +1,142 @@
+"""What a model on disk becomes without what its gates close, found without running all of it.
+
+Shapes make the plan, except for one question: how units lie in an axis that has shrunk. It is
+answered on a model of a few real layers, one of each kind, and the answer holds for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pliant.anatomy import Anatomy
+from pliant.anatomy.config import layer_types, text_config
+from pliant.anatomy.trial import trial_ids
+from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.structure.config import Kind
+from pliant.structure.exporting.disk_model import DiskModel
+from pliant.structure.exporting.export import PARTS
+from pliant.structure.exporting.proof import (
+    PROBE,
+    bound_of,
+    closest,
+    difference_of,
+    logits_of,
+)
+from pliant.structure.exporting.remaining import (
+    folded,
+    remaining_layers,
+    remaining_units,
+    removed_units,
+)
+from pliant.structure.exporting.saved import DiskAdapters
+from pliant.structure.stock.lazy_state import State
+from pliant.structure.stock.smaller import Choice, Stock, with_fewer, without_layers
+from pliant.structure.units import sites_of
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    stock: Stock
+    """The smaller model, whose tensors are read and sliced when they are asked for."""
+    empty: State
+    """The same tensors without values."""
+    removed: dict[str, int]
+
+
+@torch.no_grad()
+def plan_from_disk(base: DiskModel, saved: DiskAdapters) -> Plan:
+    depth = len(base.anatomy.layers)
+    kept = remaining_layers(saved.gates, depth)
+    if not kept:
+        raise InvalidInput("no layer would remain: open the gate of one at least")
+    units = {kind: own for kind in PARTS if (own := remaining_units(saved.gates, kind))}
+    state = folded(base.model, base.state, saved.gates, saved.compensation, saved.weight)
+    choices = _choices(base, kept, units, state)
+    removed = {str(kind): removed_units(saved.gates, kind, own) for kind, own in units.items()}
+    if len(kept) < depth:
+        removed["layers"] = depth - len(kept)
+    stock = _stock(base, kept, units, choices, state)
+    return Plan(stock, dict(_stock(base, kept, units, choices, base.empty).state), removed)
+
+
+def _choices(
+    base: DiskModel, kept: list[int], units: Mapping[Kind, Mapping[str, Tensor]], state: State
+) -> dict[Kind, Choice]:
+    """How fewer units of each kind are written, found on some of the layers alone."""
+    choices: dict[Kind, Choice] = {}
+    if not units:
+        return choices
+    layers, sample = _sample(base, kept, state)
+    probe = trial_ids(Anatomy.of(sample), PROBE)
+    reference = logits_of(sample, probe)
+    for kind, own in units.items():
+        remaining = _renumbered(base, kind, own, layers)
+        if not remaining:
+            continue
+        stock, sample = closest(
+            with_fewer(sample, kind, remaining),
+            lambda model: difference_of(logits_of(model, probe), reference),
+            kind,
+            bound_of(reference),
+        )
+        assert stock.choice is not None
+        choices[kind] = stock.choice
+    return choices
+
+
+def _sample(base: DiskModel, kept: list[int], state: State) -> tuple[list[int], Any]:
+    """A model of one layer of each kind, in memory; or of more, if its class cannot build those."""
+    one_of_each = _one_of_each(base, kept)
+    prefix = kept[: kept.index(one_of_each[-1]) + 1]
+    for layers in (one_of_each, prefix):
+        try:
+            model = without_layers(base.model, layers, state).build()
+        except UnsupportedModel:
+            if layers is prefix:
+                raise
+            continue
+        return layers, model.to(base.device)
+    raise AssertionError
+
+
+def _one_of_each(base: DiskModel, kept: list[int]) -> list[int]:
+    types = layer_types(text_config(base.model), len(base.anatomy.layers))
+    first: dict[Any, int] = {}
+    for i in kept:
+        shapes = {key: t.shape for key, t in base.anatomy.layers[i].state_dict().items()}
+        first.setdefault((types[i], frozenset(shapes.items())), i)
+    return sorted(first.values())
+
+
+def _renumbered(
+    base: DiskModel, kind: Kind, units: Mapping[str, Tensor], layers: list[int]
+) -> dict[str, Tensor]:
+    """The units of these layers, by the keys that they have in a model of these layers alone."""
+    return {
+        f"{layers.index(site.layer)}{site.key.removeprefix(str(site.layer))}": units[site.key]
+        for site in sites_of(base.anatomy, [kind])
+        if site.layer in layers
+    }
+
+
+def _stock(
+    base: DiskModel,
+    kept: list[int],
+    units: Mapping[Kind, Mapping[str, Tensor]],
+    choices: Mapping[Kind, Choice],
+    state: State,
+) -> Stock:
+    """The smaller model, by the choices."""
+    stock = Stock(base.model.config, type(base.model), state)
+    if len(kept) < len(base.anatomy.layers):
+        stock = without_layers(base.model, kept, state)
+    for kind, choice in choices.items():
+        remaining = _renumbered(base, kind, units[kind], kept)
+        skeleton = stock.skeleton()
+        stock = next(with_fewer(skeleton, kind, remaining, state=stock.state, choice=choice))
+    return stock

@@ -1,0 +1,144 @@
+"""What remains of a model with gates: its units, and its tensors with the gates multiplied in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+from torch import Tensor, nn
+
+from pliant.adapters import attached
+from pliant.anatomy.find import path_of
+from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.structure.config import Kind
+from pliant.structure.gates import Gates
+from pliant.structure.pruning.compensation import Compensation
+from pliant.structure.pruning.remaining_experts import RemainingExperts
+from pliant.structure.stock.lazy_state import LazyState, State
+from pliant.structure.units import Site, units_of
+
+
+def _check_expert_gates(site: Site, gate: Tensor, closed: RemainingExperts | None) -> None:
+    """Raise if experts that the router still chooses have gates other than 1."""
+    gone = () if closed is None else closed.config.removed[site.key]
+    changed = [(i, g) for i, g in enumerate(gate.tolist()) if g != 1 and i not in gone]
+    if changed:
+        expert, value = changed[0]
+        raise UnsupportedModel(
+            f"expert {expert} of layer {site.layer} has a gate of {value:.3g} and its router still "
+            "chooses it, which no stock checkpoint can contain: close it (close_experts, or "
+            "RemainingExperts), or set its gate to 1"
+        )
+
+
+def closed_experts(base: nn.Module) -> RemainingExperts | None:
+    own = [a for a in attached(base).values() if isinstance(a, RemainingExperts)]
+    if len(own) > 1:
+        raise InvalidInput("two adapters close experts: detach one")
+    return own[0] if own else None
+
+
+def _gates_of(gates: list[Gates]) -> Iterator[tuple[Site, Tensor]]:
+    for own in gates:
+        for site in own.sites:
+            yield site, own[site.kind, site.layer, site.block].detach()
+
+
+def remaining_units(gates: list[Gates], kind: Kind) -> dict[str, Tensor]:
+    """The units with a gate above 0, by site; empty if that is all of them.
+
+    Heads leave in groups that share a KV head. Every layer must lose as many.
+    """
+    remaining: dict[str, Tensor] = {}
+    closed: dict[str, float] = {}
+    for site, gate in _gates_of(gates):
+        if site.kind != kind:
+            continue
+        open_ = gate.view(units_of(site), -1) != 0
+        units = open_.any(dim=1)
+        remaining[site.key] = units.nonzero().flatten().cpu()
+        closed[site.key] = 1 - float(units.float().mean())
+    if not any(closed.values()):
+        return {}
+    if len({round(share, 6) for share in closed.values()}) > 1:
+        few = ", ".join(f"layer {k} {share:.0%}" for k, share in list(closed.items())[:3])
+        raise UnsupportedModel(
+            f"layers lose different shares of their {kind} ({few}, ...), and a stock config has "
+            "one number for all: prune uniformly"
+        )
+    return remaining
+
+
+def removed_units(gates: list[Gates], kind: Kind, remaining: Mapping[str, Tensor]) -> int:
+    """How many heads or channels are gone, of all layers."""
+    sites = {s.key: s for g in gates for s in g.sites if s.kind == kind}
+    return sum(
+        (units_of(site) - len(remaining[key])) * (site.count // units_of(site))
+        for key, site in sites.items()
+    )
+
+
+def remaining_layers(gates: list[Gates], depth: int) -> list[int]:
+    """The layers, of so many, with a gate at 1."""
+    layers = {site.layer: float(gate) for site, gate in _gates_of(gates) if site.kind == "layers"}
+    for layer, value in layers.items():
+        if value not in (0.0, 1.0):
+            raise UnsupportedModel(
+                f"layer {layer} has a gate of {value:.3g}, and a stock layer is there or not: set "
+                "it to 0 or 1"
+            )
+    for site, gate in _gates_of(gates):
+        if site.kind in ("attention", "mlp") and float(gate) != 1:
+            raise UnsupportedModel(f"half a layer ({site.kind} of {site.layer}) cannot be exported")
+    return [i for i in range(depth) if layers.get(i, 1.0) != 0]
+
+
+# --- tensors -------------------------------------------------------------------------------------
+
+
+def folded(
+    base: nn.Module,
+    state: State,
+    gates: list[Gates],
+    compensation: Compensation | None,
+    new_weight: Callable[[Kind, str], Tensor] | None = None,
+) -> LazyState:
+    """The base's tensors, with new weights, and gates of heads and channels multiplied in.
+
+    `new_weight` gives the new weights if `compensation` does not hold them itself.
+    """
+    changes: dict[str, list[Callable[[Tensor], Tensor]]] = {}
+    closed = closed_experts(base)
+    if compensation is not None:
+        give = new_weight or compensation.weight
+        for site in compensation.sites:
+            replace = partial(_replaced, site, partial(give, site.kind, site.key))
+            changes[f"{path_of(base, site.module)}.weight"] = [replace]
+    for site, gate in _gates_of(gates):
+        if site.kind in ("layers", "attention", "mlp") or bool((gate == 1).all()):
+            continue
+        if site.kind == "experts":
+            _check_expert_gates(site, gate, closed)
+            continue
+        name = "weight" if site.slices is None else site.slices.parameter
+        key = f"{path_of(base, site.module)}.{name}"
+        changes.setdefault(key, []).append(partial(_scaled, site, gate))
+    return LazyState.over(state, {key: partial(_in_turn, each) for key, each in changes.items()})
+
+
+def _replaced(site: Site, give: Callable[[], Tensor], old: Tensor) -> Tensor:
+    new = give().detach()
+    return (new if site.axis == 1 else new.T).to(old)
+
+
+def _scaled(site: Site, gate: Tensor, weight: Tensor) -> Tensor:
+    if site.slices is not None:  # zeroed, for no stock shape lacks them
+        return site.slices.scaled(weight, gate.to(weight))
+    scale = gate.to(weight).repeat_interleave(site.width)
+    return weight * (scale if site.axis == 1 else scale[:, None])
+
+
+def _in_turn(changes: list[Callable[[Tensor], Tensor]], tensor: Tensor) -> Tensor:
+    for change in changes:
+        tensor = change(tensor)
+    return tensor

@@ -1,0 +1,232 @@
+"""Divide one budget over the parts of a model, by what each part alone loses.
+
+    plan = plan_pruning(model, fitted, held_out, PlanConfig(budget=0.25))
+    print(plan)                                   # what each way costs in perplexity
+    pruned = prune(model, fitted, plan.config)
+
+Each part is pruned alone, by half of the budget and by all of it. A part's loss grows as a power of
+its share, so these two points say what a mixture should lose; the best mixture is then measured
+too, and whatever lost least is the plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pliant.anatomy import Anatomy
+from pliant.errors import InvalidInput, UnsupportedModel, check_choice
+from pliant.structure.calibration import Batch
+from pliant.structure.config import PARTS, Part, PruneConfig, PruneScore
+from pliant.structure.pruning.costs import COSTS, Cost, Costs, costs_of
+from pliant.structure.pruning.trials import CONTROLS, FRACTIONS, Point, Report, Trials
+from pliant.structure.units import sites_of, units_of
+
+MOST = 0.9
+"""The largest share of a part that is tried."""
+LEVELS = 40
+"""Shares of a part among which mixtures are sought."""
+EXPONENTS = (1.0, 4.0)
+"""Bounds of the power with which a loss grows."""
+ENOUGH = 0.97
+"""Of the budget is saved by what counts as saving it."""
+CORRECTIONS = 3
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """How much is to be saved, of what, and from which parts."""
+
+    budget: float
+    """The share to save, above 0 and below 1."""
+    of: Cost = "parameters"
+    """Of "parameters", "flops" (of a prompt), "kv" (bytes of its keys and values) or "latency"
+    (measured, of a prompt and an answer)."""
+    parts: tuple[Part, ...] = PARTS
+    """What may lose units; a part without a smaller stock form is left out."""
+    score: PruneScore = "error"
+    """As in `PruneConfig`."""
+    compensate: bool = True
+    """As in `PruneConfig`."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.budget, bool) or not 0 < self.budget < 1:
+            raise InvalidInput(f"budget = {self.budget!r}: give a share above 0 and below 1")
+        check_choice("of", self.of, COSTS)
+        check_choice("score", self.score, get_args(PruneScore))
+        if not self.parts:
+            raise InvalidInput(f"parts = {self.parts!r}: name one of {', '.join(PARTS)}")
+        for part in self.parts:
+            check_choice("parts", part, PARTS)
+        if len(set(self.parts)) < len(self.parts):
+            raise InvalidInput(f"parts = {self.parts!r}: name each part once")
+
+    def with_shares(self, shares: Mapping[Part, float]) -> PruneConfig:
+        return PruneConfig(**shares, score=self.score, compensate=self.compensate)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The shares to remove, and what was measured to find them."""
+
+    config: PruneConfig
+    costs: Costs
+    whole: float
+    """The perplexity of the whole model."""
+    layer_order: tuple[int, ...]
+    """In which layers go, for `prune`."""
+    points: tuple[Point, ...]
+    """The plan's own, those of other ways at the same cost, and those of half of each."""
+
+    @property
+    def best(self) -> Point:
+        return next(point for point in self.points if point.config == self.config)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "config": asdict(self.config),
+            "of": self.costs.of,
+            "whole": self.whole,
+            "left out": dict(self.costs.why_not),
+            "layer order": list(self.layer_order),
+            "points": [point.as_dict() for point in self.points],
+        }
+
+    def __str__(self) -> str:
+        ratio = self.best.perplexity / self.whole
+        return (
+            f"{self.config}: {self.best.saved:.1%} of {self.costs.of} saved, perplexity times "
+            f"{ratio:.3f}"
+        )
+
+
+def plan_pruning(
+    model: nn.Module,
+    fitted: Sequence[Batch],
+    held_out: Sequence[Batch],
+    config: PlanConfig | PruneConfig,
+    *,
+    controls: bool = True,
+    report: Report | None = None,
+) -> Plan:
+    """Choose the shares that lose least of those that save the budget, and measure their curve.
+
+    Units are chosen and compensated for on the `fitted` batches, and the perplexity is that of the
+    `held_out` ones. With the shares of a `PruneConfig` there is nothing to choose. `controls`
+    measures random units and those of the smallest weights beside it.
+    """
+    of: Cost = config.of if isinstance(config, PlanConfig) else "parameters"
+    costs = costs_of(model, config.parts, of)
+    if isinstance(config, PlanConfig):
+        search = _Search(model, costs, config)
+        trials = Trials(model, fitted, held_out, costs, report)
+        chosen = search.run(trials)
+    else:
+        trials, chosen = Trials(model, fitted, held_out, costs, report), config
+    trials.curve(chosen, CONTROLS if controls else ())
+    points = tuple(trials.points.values())
+    return Plan(chosen, costs, trials.whole, trials.layer_order, points)
+
+
+class _Search:
+    """Finds the shares that lose least, from what each part loses alone."""
+
+    def __init__(self, model: nn.Module, costs: Costs, config: PlanConfig) -> None:
+        self.costs, self.config = costs, config
+        self.levels = {part: levels_of(model, part) for part in costs.parts}
+        if not self.levels:
+            raise UnsupportedModel("; ".join(costs.why_not.values()))
+        if self._most() < config.budget:
+            raise self._too_much()
+
+    def run(self, trials: Trials) -> PruneConfig:
+        for part, levels in self.levels.items():
+            for fraction in reversed(FRACTIONS):  # more layers first: the order holds for fewer
+                share = self._enough_of(part, levels, fraction * self.config.budget, trials)
+                if share is not None:
+                    trials.measure(self.config.with_shares({part: share}))
+        if len(self.levels) > 1:
+            trials.measure(self._mixture(trials))
+        enough = [p for p in trials.points.values() if p.saved >= ENOUGH * self.config.budget]
+        if not enough:
+            most = max(point.saved for point in trials.points.values())
+            raise InvalidInput(
+                f"no way that was tried saves {self.config.budget:g} of the {self.config.of}: the "
+                f"most is {most:.2f}. Give a smaller budget, or more parts"
+            )
+        return min(enough, key=lambda point: point.perplexity).config
+
+    def _enough_of(self, part: Part, levels: Tensor, target: float, trials: Trials) -> float | None:
+        """The smallest share of this part alone that saves so much; None if none does."""
+        enough = levels[self.costs.saved({part: levels}) >= target]
+        if self.config.of != "latency":
+            return float(enough[0]) if len(enough) else None
+        # What was measured at half of the part tells only roughly what other shares save.
+        for share in enough[:: max(1, len(enough) // CORRECTIONS)].tolist():
+            if trials.saved({part: share}) >= ENOUGH * target:
+                return float(share)
+        return None
+
+    def _mixture(self, trials: Trials) -> PruneConfig:
+        """What should lose least; a latency is measured, and the target corrected by it."""
+        target = self.config.budget
+        for _ in range(CORRECTIONS if self.config.of == "latency" else 1):
+            shares = self._best_mixture(target, trials)
+            saved = trials.saved(shares)
+            if saved >= ENOUGH * self.config.budget:
+                break
+            target = min(target * self.config.budget / max(saved, 1e-3), self._most())
+        return self.config.with_shares({part: share for part, share in shares.items() if share})
+
+    def _best_mixture(self, target: float, trials: Trials) -> dict[Part, float]:
+        parts = list(self.levels)
+        zero = torch.zeros(1, dtype=torch.float64)
+        grids = torch.meshgrid(
+            *(torch.cat([zero, self.levels[part]]) for part in parts), indexing="ij"
+        )
+        shares = dict(zip(parts, grids, strict=True))
+        lost = sum(self._lost(part, share, trials) for part, share in shares.items())
+        enough = self.costs.saved(shares) >= target
+        if not bool(enough.any()):
+            raise self._too_much()
+        best = int(torch.where(enough, lost, torch.inf).argmin())
+        return {part: float(share.flatten()[best]) for part, share in shares.items()}
+
+    def _lost(self, part: Part, share: Tensor, trials: Trials) -> Tensor:
+        """How much of the log-perplexity this share of the part alone should cost."""
+        measured = sorted(
+            (own, max(math.log(point.perplexity / trials.whole), 1e-4))
+            for config, point in trials.points.items()
+            if config.parts == (part,) and (own := config.share(part))
+        )
+        if not measured:  # not even half of the budget can come of it
+            return torch.where(share > 0, torch.inf, 0.0).to(share)
+        (least, low), (most, high) = measured[0], measured[-1]
+        power = 2.0
+        if most > least:
+            power = math.log(high / low) / math.log(most / least)
+        low_power, high_power = EXPONENTS
+        return high * (share / most) ** min(max(power, low_power), high_power)
+
+    def _most(self) -> float:
+        return float(self.costs.saved({part: float(own[-1]) for part, own in self.levels.items()}))
+
+    def _too_much(self) -> InvalidInput:
+        return InvalidInput(
+            f"a budget of {self.config.budget:g} of {self.config.of} is more than "
+            f"{' and '.join(self.levels)} can give, {self._most():.2f}"
+        )
+
+
+def levels_of(model: Any, part: Part) -> Tensor:
+    """Shares of a part that can be removed, from the smallest upwards; at most LEVELS of them."""
+    sites = sites_of(Anatomy.of(model), [part])
+    units = len(sites) if part == "layers" else min(units_of(site) for site in sites)
+    most = min(units - 1, int(MOST * units))
+    counts = torch.linspace(1, max(most, 1), min(LEVELS, max(most, 1)), dtype=torch.float64)
+    return counts.round().unique() / units

@@ -1,0 +1,376 @@
+"""Prune a model: choose the units that go, and let those that stay make up for them.
+
+    pruned = prune(model, batches, PruneConfig(channels=0.25))
+    pruned.gates          # 0 for what is removed; the base is as it was
+    pruned.detach()       # all of it is again in use
+    export(model, "smaller")
+
+Layer after layer, on the activations of the already pruned model: the units of a projection are
+removed one after the other, each time the one that the others can best do without, and the
+projection gets the weights with which they come closest to what the whole model computes there. A
+layer that goes altogether is taken over by the projection before it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant import adapters
+from pliant.adapters.files import write_file
+from pliant.anatomy import Anatomy
+from pliant.anatomy.find import device_of
+from pliant.anatomy.lockstep import LayerCall, run_in_lockstep
+from pliant.anatomy.modes import eval_mode
+from pliant.errors import AdapterError, CorruptFile, InvalidInput
+from pliant.structure.calibration import Batch, Sample, inputs_of, samples_of, without_padding
+from pliant.structure.config import GateConfig, Kind, PruneConfig, PruneScore
+from pliant.structure.gates import Gates, with_first
+from pliant.structure.pruning import compensation
+from pliant.structure.pruning.close_experts import ClosedExperts, close_experts
+from pliant.structure.pruning.compensation import Compensation, dense_weight
+from pliant.structure.pruning.layers import (
+    LayerChoice,
+    Predecessor,
+    block_influences,
+    first_of,
+    run_with_features,
+    weight_norm,
+)
+from pliant.structure.pruning.least_squares import Statistics, remove_units
+from pliant.structure.pruning.remaining_experts import RemainingExperts
+from pliant.structure.ranking.importance import Importance, ImportanceConfig, importance
+from pliant.structure.ranking.measures import RANKS, Score, scores_for
+from pliant.structure.units import Site, check_projections, removed_of, sites_of, units_of
+
+SAVED = "pruned.json"
+
+LOCAL: tuple[PruneScore, ...] = ("activation", "magnitude", "random")
+"""Measured layer after layer, on what is pruned already."""
+Report = Callable[[str, int, int], None]
+"""What is being done, how many steps of it are done, and of how many."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """The adapters that prune a model, and what was measured on the way."""
+
+    config: PruneConfig
+    gates: Gates
+    compensation: Compensation | None
+    experts: ClosedExperts | None
+    removed: dict[str, dict[str, tuple[int, ...]]]
+    """Units by kind and site, in the order of removal."""
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    """For each projection the squared error of its output on the calibration text, relative to the
+    output; with compensation as the text was fitted, so it is a little too good."""
+
+    def detach(self) -> None:
+        if self.compensation is not None:
+            self.compensation.detach()
+        if self.experts is not None:
+            self.experts.detach()
+        self.gates.detach()
+
+    def save(self, folder: str | Path) -> None:
+        """Write gates and new weights into one folder, for `load` and `pliant export`."""
+        folder = Path(folder).expanduser()
+        self.gates.save_pretrained(folder / "gates")
+        if self.compensation is not None:
+            self.compensation.save_pretrained(folder / "compensation")
+        if self.experts is not None:
+            self.experts.adapter.save_pretrained(folder / "experts")
+        content = json.dumps(self.as_dict(), indent=2) + "\n"
+        write_file(folder / SAVED, content.encode())  # at last: it says that all is there
+
+    @classmethod
+    def load(cls, model: nn.Module, folder: str | Path) -> Pruned:
+        """Attach what `save` wrote; an error leaves `model` as it was."""
+        folder = Path(folder).expanduser()
+        config, units, errors = _read_saved(folder / SAVED)
+        removed = {k: {s: tuple(u) for s, u in sites.items()} for k, sites in units.items()}
+        pruned = cls(config, Gates.from_pretrained(model, folder / "gates"), None, None, removed)
+        try:
+            if (folder / "compensation").is_dir():
+                own = Compensation.from_pretrained(
+                    model, folder / "compensation", name="compensation"
+                )
+                pruned = replace(pruned, compensation=own)
+            if (folder / "experts").is_dir():
+                closed = RemainingExperts.from_pretrained(model, folder / "experts")
+                pruned = replace(pruned, experts=ClosedExperts.of(closed, expert_score(config)))
+        except BaseException:
+            pruned.detach()
+            raise
+        return replace(pruned, errors=errors)
+
+    def as_dict(self) -> dict[str, Any]:
+        removed = {k: {s: list(u) for s, u in sites.items()} for k, sites in self.removed.items()}
+        return {"removed": removed, "errors": self.errors, "config": asdict(self.config)}
+
+    def __str__(self) -> str:
+        parts = [
+            f"{sum(map(len, sites.values())):,} {kind}" for kind, sites in self.removed.items()
+        ]
+        how = "compensated" if self.compensation is not None else "not compensated"
+        return f"{' and '.join(parts)} pruned, {how}"
+
+
+@torch.no_grad()
+def prune(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    config: PruneConfig,
+    *,
+    layer_order: Sequence[int] = (),
+    report: Report | None = None,
+) -> Pruned:
+    """Gate units of `model` off, chosen and compensated for on calibration `batches`.
+
+    The batches are those of `calibration_batches`; the base keeps its weights. If it is known in
+    which order layers should go, which takes a while to find out, `layer_order` gives it.
+    """
+    anatomy = Anatomy.of(model)
+    samples = samples_of(batches, device_of(anatomy.embeddings))
+    if not samples:
+        raise InvalidInput("there is no calibration text")
+    sites = sites_of(anatomy, config.parts)
+    check_projections(sites, "pruning")
+    _check_room(sites, config)
+    gates = adapters.attach(model, Gates(model, GateConfig(config.parts)))
+    pruned = Pruned(config, gates, None, None, {})
+    try:
+        if config.experts:
+            score = expert_score(config)
+            closed = close_experts(model, batches, config.experts, score, seed=config.seed)
+            pruned = replace(pruned, experts=closed)
+        own = _compensation(anatomy, config)
+        pruned = replace(pruned, compensation=own)
+        with eval_mode(model):
+            scores = _scores(model, batches, config)
+            pass_ = _Pass(anatomy, gates, own, config, scores, samples, report)
+            pass_.run(layer_order)
+    except BaseException:
+        pruned.detach()
+        raise
+    if pruned.experts is not None:
+        pass_.removed["experts"] = pruned.experts.removed
+    return replace(pruned, removed=pass_.removed, errors=pass_.errors)
+
+
+def expert_score(config: PruneConfig) -> Score:
+    """How experts are ranked: nothing is known of how well others make up for one."""
+    if config.score == "error" or config.score == "activation":
+        return "relative_activation"
+    score: Score = config.score
+    if "experts" not in RANKS[score]:
+        raise InvalidInput(
+            f"score = {score!r} ranks no experts: give error, or one of "
+            f"{', '.join(scores_for('experts'))}"
+        )
+    return score
+
+
+def _scores(model: nn.Module, batches: Sequence[Batch], config: PruneConfig) -> Importance | None:
+    """The importance of every unit, for scores that are measured before any unit goes."""
+    if config.score == "error" or config.score in LOCAL:
+        return None
+    kinds = tuple(part for part in config.parts if part != "experts")
+    if not kinds:
+        return None
+    return importance(model, batches, ImportanceConfig(kinds, config.score, config.seed))
+
+
+def _compensation(anatomy: Anatomy, config: PruneConfig) -> Compensation | None:
+    """New weights for the projections that lose units, or that precede layers that go."""
+    kinds: list[Kind] = [part for part in config.parts if part in ("heads", "channels")]
+    every = range(len(anatomy.layers))
+    if config.layers and "channels" not in kinds and any(anatomy.mlps(i) for i in every):
+        kinds.append("channels")
+    if not (config.compensate and kinds):
+        return None
+    return compensation.attach(anatomy.model, sites_of(anatomy, kinds))
+
+
+class _Pass:
+    """One walk through the layers, which prunes each of them before the next one runs."""
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        gates: Gates,
+        own: Compensation | None,
+        config: PruneConfig,
+        scores: Importance | None,
+        samples: list[Sample],
+        report: Report | None,
+    ) -> None:
+        self.anatomy, self.gates, self.own = anatomy, gates, own
+        self.config, self.scores, self.samples = config, scores, samples
+        self.report: Report = report or (lambda what, done, total: None)
+        self.sites = [site for site in gates.sites if site.kind in ("heads", "channels")]
+        self.ends = {} if own is None else own.ends()
+        self.layers: list[int] = []
+        self.last: Predecessor | None = None
+        self.removed: dict[str, dict[str, tuple[int, ...]]] = {k: {} for k in config.parts}
+        self.errors: dict[str, dict[str, float]] = {k: {} for k in config.parts}
+
+    def run(self, layer_order: Sequence[int]) -> None:
+        if self.config.layers:
+            count = round(self.config.layers * len(self.anatomy.layers))
+            known = len(layer_order) >= count
+            self.layers = list(layer_order[:count]) if known else self._choose_layers(count)
+            self.removed["layers"] = {str(index): (0,) for index in self.layers}
+        if self.config.needs_text and (self.sites or self.ends):
+            run_in_lockstep(self.anatomy, [s.inputs for s in self.samples], self._visit)
+            return
+        for site in self.sites:
+            order = self._order(site, None, dense_weight(site.module).float())
+            assert order is not None
+            self._close(site, order[: removed_of(site, self.config.share(site.kind))])
+        for index in self.layers:
+            self.gates["layers", index].zero_()
+
+    def _visit(self, index: int, calls: Sequence[LayerCall]) -> Iterable[Any]:
+        own = [site for site in self.sites if site.layer == index]
+        if index in self.layers:
+            for site in own:  # as many as in other layers, no matter which
+                self._close(site, torch.arange(removed_of(site, self.config.share(site.kind))))
+            outputs: Iterable[Any] = self._leave_out(index, calls)
+        else:
+            for site in own:
+                self._prune(site, calls)
+            outputs = self._run(index, calls)
+        self.report("pruning layers", index + 1, len(self.anatomy.layers))
+        return outputs
+
+    # --- whole layers --------------------------------------------------------------------------
+
+    def _choose_layers(self, count: int) -> list[int]:
+        """Those that go, in the order of their removal."""
+        config, depth = self.config, len(self.anatomy.layers)
+        if config.score == "error":
+            choice = LayerChoice(self.anatomy, self.gates, self.ends, self.samples, config.damping)
+            return choice.choose(count, partial(self.report, "choosing layers"))
+        if config.score == "random":
+            generator = torch.Generator().manual_seed(config.seed)
+            return torch.randperm(depth, generator=generator)[:count].tolist()
+        if self.scores is not None:
+            values = [float(self.scores["layers", index]) for index in range(depth)]
+        elif config.score == "magnitude":
+            values = [weight_norm(layer) for layer in self.anatomy.layers]
+        else:
+            values = block_influences(self.anatomy, self.samples)
+        return sorted(range(depth), key=lambda index: values[index])[:count]
+
+    def _run(self, index: int, calls: Sequence[LayerCall]) -> Iterable[Any]:
+        """The layer's outputs; if the next one goes, its projection is to take that over."""
+        self.last = None
+        if index + 1 not in self.layers or index not in self.ends:
+            return (call() for call in calls)
+        module, weight = self.ends[index]
+        outputs, features = run_with_features(calls, module)
+        self.last = Predecessor(weight, calls, features, self.samples)
+        return outputs
+
+    def _leave_out(self, index: int, calls: Sequence[LayerCall]) -> list[Any]:
+        outputs, hidden = [call() for call in calls], [call.hidden for call in calls]
+        if self.last is not None:
+            hidden = self.last.take_over([first_of(o) for o in outputs], self.config.damping)
+        self.gates["layers", index].zero_()
+        return [with_first(o, h.to(first_of(o))) for o, h in zip(outputs, hidden, strict=True)]
+
+    # --- heads and channels --------------------------------------------------------------------
+
+    def _close(self, site: Site, removed: Tensor) -> Tensor:
+        each = site.count // units_of(site)
+        gate = self.gates[site.kind, site.layer, site.block]
+        for unit in removed.tolist():
+            gate[unit * each : (unit + 1) * each] = 0
+        self.removed[site.kind][site.key] = tuple(removed.tolist())
+        return gate
+
+    def _prune(self, site: Site, calls: Sequence[LayerCall]) -> None:
+        weight = dense_weight(site.module).float()
+        statistics = self._statistics(site, calls, weight)
+        removal = remove_units(
+            statistics,
+            removed_of(site, self.config.share(site.kind)),
+            width=site.width * (site.count // units_of(site)),
+            damping=self.config.damping,
+            prior_OF=weight,
+            order=self._order(site, statistics, weight),
+        )
+        gate = self._close(site, removal.removed)
+        new = removal.weight_OF
+        if self.own is None:
+            new = weight * gate.repeat_interleave(site.width)
+        else:
+            self.own.weight(site.kind, site.key).copy_(new)
+        self.errors[site.kind][site.key] = statistics.error(new, weight)
+
+    def _order(self, site: Site, statistics: Statistics | None, weight: Tensor) -> Tensor | None:
+        """The units from the least important to the most; None for "error", which finds it."""
+        units = units_of(site)
+        if self.config.score == "error":
+            return None
+        if self.scores is not None:
+            return (
+                self.scores[site.kind, site.layer, site.block].view(units, -1).sum(dim=1).argsort()
+            )
+        if self.config.score == "random":
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + site.layer)
+            return torch.randperm(units, generator=generator)
+        columns = weight.square().sum(dim=0)
+        if self.config.score == "activation":
+            assert statistics is not None
+            columns = columns * statistics.gram_FF.diagonal()
+        return columns.view(units, -1).sum(dim=1).argsort()
+
+    def _statistics(self, site: Site, calls: Sequence[LayerCall], weight: Tensor) -> Statistics:
+        """Of what the projection sees; it should give what the whole weight makes of it."""
+        outputs, inputs = weight.shape
+        statistics = Statistics.empty(inputs, outputs, weight.device)
+        for call, sample in zip(calls, self.samples, strict=True):
+            with inputs_of(site.module) as seen:
+                call()
+            for x in seen:
+                statistics.add(without_padding(x, sample.mask_BT))
+        if not statistics.tokens:
+            raise InvalidInput(f"layer {site.layer}: its {site.kind} did not run")
+        statistics.cross_OF = weight @ statistics.gram_FF
+        return statistics
+
+
+def _read_saved(path: Path) -> tuple[PruneConfig, dict[str, Any], dict[str, Any]]:
+    try:
+        content = json.loads(path.read_bytes())
+        return PruneConfig(**content["config"]), content["removed"], content["errors"]
+    except OSError as error:
+        raise AdapterError(f"{path.parent}: no saved pruning (it has no {SAVED})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFile(f"{path}: damaged ({error})") from error
+
+
+def _check_room(sites: Sequence[Site], config: PruneConfig) -> None:
+    for site in sites:
+        units = len(_of_kind(sites, site.kind)) if site.kind == "layers" else units_of(site)
+        share = config.share(site.kind)
+        count = round(share * units) if site.kind == "layers" else removed_of(site, share)
+        if not 0 < count < units:
+            where = "" if site.kind == "layers" else f" in layer {site.layer}"
+            raise InvalidInput(
+                f"{site.kind} = {share}: of {units} that can go{where} that is {count}; give a "
+                "share that removes one at least and keeps one"
+            )
+
+
+def _of_kind(sites: Sequence[Site], kind: Kind) -> list[Site]:
+    return [site for site in sites if site.kind == kind]

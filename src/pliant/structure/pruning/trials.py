@@ -1,0 +1,111 @@
+"""Quality against what is saved: a model pruned in several ways, each measured on held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from pliant.errors import InvalidInput
+from pliant.structure.calibration import Batch, perplexity
+from pliant.structure.config import Part, PruneConfig, PruneScore
+from pliant.structure.pruning.costs import Costs, latency_of
+from pliant.structure.pruning.prune import prune
+
+FRACTIONS = (0.5, 1.0)
+"""Of the shares that go, or of a budget, at which a way of pruning is measured."""
+NEARLY = 0.15
+"""Shares this close count as the same point of a curve."""
+CONTROLS: tuple[PruneScore, ...] = ("random", "magnitude")
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way of pruning, and what it comes to."""
+
+    config: PruneConfig
+    saved: float
+    """The share of the cost that it saves."""
+    perplexity: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Trials:
+    """Prunes a model in one way after another, and measures each once."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        fitted: Sequence[Batch],
+        held_out: Sequence[Batch],
+        costs: Costs,
+        report: Report | None = None,
+    ) -> None:
+        self.model, self.fitted, self.held_out, self.costs = model, fitted, held_out, costs
+        self.report: Report = report or (lambda what, done, total: None)
+        self.whole = perplexity(model, held_out)
+        self.points: dict[PruneConfig, Point] = {}
+        self.latencies: dict[tuple[tuple[Part, float], ...], float] = {}
+        self.layer_order: tuple[int, ...] = ()
+        """In which layers go by the score "error", as far as it was found out."""
+
+    def measure(self, config: PruneConfig) -> Point:
+        """Prune, measure, and restore the model."""
+        if config not in self.points:
+            what = f"way {len(self.points) + 1}, {config}"
+            pruned = prune(
+                self.model,
+                self.fitted,
+                config,
+                layer_order=self.layer_order if config.score == "error" else (),
+                report=lambda _, *done: self.report(what, *done),
+            )
+            if config.score == "error":
+                chosen = tuple(map(int, pruned.removed.get("layers", ())))
+                self.layer_order = max(self.layer_order, chosen, key=len)
+            try:
+                measured = perplexity(self.model, self.held_out)
+            finally:
+                pruned.detach()
+            self.points[config] = Point(config, self.saved(shares_of(config)), measured)
+        return self.points[config]
+
+    def curve(self, config: PruneConfig, controls: Sequence[PruneScore] = CONTROLS) -> None:
+        """Measure fractions of the shares that go, and beside each the simple ways to choose."""
+        for fraction in FRACTIONS:
+            part = self._fraction(config, fraction)
+            for own in (part, *(replace(part, score=s, compensate=False) for s in controls)):
+                try:
+                    self.measure(own)
+                except InvalidInput:  # half of the shares may be less than a unit
+                    if fraction == 1:
+                        raise
+
+    def _fraction(self, config: PruneConfig, fraction: float) -> PruneConfig:
+        """The same with smaller shares, or what is nearly that and measured already."""
+        smaller = {part: share * fraction for part, share in shares_of(config).items()}
+        for own in self.points:
+            alike = own.parts == config.parts and own.score == config.score
+            if alike and all(
+                abs(own.share(part) - share) <= NEARLY * share for part, share in smaller.items()
+            ):
+                return own
+        return replace(config, **smaller)  # type: ignore[arg-type]
+
+    def saved(self, shares: Mapping[Part, float]) -> float:
+        """The share of the cost; a latency is measured once."""
+        if self.costs.of != "latency":
+            return float(self.costs.saved(shares))
+        key = tuple(sorted(item for item in shares.items() if item[1]))
+        if key not in self.latencies:
+            self.latencies[key] = latency_of(self.model, shares)
+        return 1 - self.latencies[key]
+
+
+def shares_of(config: PruneConfig) -> dict[Part, float]:
+    return {part: config.share(part) for part in config.parts}

@@ -1,0 +1,1 @@
+"""How much each unit matters: `importance`, by functions in `measures`, some with `meters`."""

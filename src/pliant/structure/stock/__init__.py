@@ -1,0 +1,1 @@
+"""Stock models with fewer units: a `smaller` config, the `layouts` of its tensors, `lazy_state`."""
