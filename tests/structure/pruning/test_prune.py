@@ -228,6 +228,38 @@ def test_a_layer_that_does_nothing_goes_first(score: str) -> None:
     assert torch.equal(logits(model), base)
 
 
+@pytest.mark.parametrize(
+    ("name", "new_weights"),
+    [("gpt2", 4), ("gemma2", 4), ("olmo2", 4), ("gpt_neox", 4), ("mixtral", 0), ("mamba", 0)],
+)
+def test_layers_go_on_every_kind_of_architecture(
+    name: str, new_weights: int, tmp_path: Path
+) -> None:
+    """Also where a norm follows the projection, or no projection ends the layer."""
+    model = tiny_model(name)
+    before, base = anatomy_of(model), logits(model)
+    pruned = prune(model, text(), PruneConfig(layers=0.25))
+    own = pruned.compensation
+    assert (0 if own is None else len(own.sites)) == new_weights
+    live = logits(model)
+    assert not torch.equal(live, base)
+    export(model, tmp_path / "smaller")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "smaller").eval()
+    assert torch.allclose(logits(again), live, atol=1e-5)
+    pruned.detach()
+    assert torch.equal(logits(model), base)
+    assert same_anatomy(anatomy_of(model), before)
+
+
+def test_a_model_with_several_states_for_each_token_loses_layers_too() -> None:
+    model = tiny_model("gemma3n_text")
+    base = logits(model)
+    pruned = prune(model, text(), PruneConfig(layers=0.25))
+    assert not torch.equal(logits(model), base)
+    pruned.detach()
+    assert torch.equal(logits(model), base)
+
+
 def test_layers_heads_and_channels_go_together(tmp_path: Path) -> None:
     model = llama(num_hidden_layers=4)
     pruned = prune(model, text(), PruneConfig(layers=0.25, heads=0.5, channels=0.25))
