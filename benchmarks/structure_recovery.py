@@ -106,7 +106,7 @@ def main(
     own = material(model, data, steps)
     folder = work / f"{Path(model).name}-{own.steps}"
     figures = prepared(own, folder)
-    for name in [CONTROL, *(way or WAYS)]:
+    for name in [*(way or WAYS), CONTROL]:
         config = WAYS["all"] if name == CONTROL else WAYS[name]
         figures["ways"][name], result = trained(own, folder, name, config)
         console.print(f"{name}: {result}")

@@ -64,6 +64,8 @@ ONE_ROW = {"prompt": 1_000, "new": 64, "rounds": 5, "scorers": ["one row"]}
 MANY = {"prompts": 32, "length": 1024, "batch": 8, "rounds": 3, "epochs": 20}
 FEW = {"prompts": 16, "length": 1024, "batch": 2, "rounds": 2, "epochs": 8}
 GRAPH = {"batch": 1, "length": 1_000}
+REMOVAL = {"prompt": 1_024, "new": 32, "rounds": 9, "training": True}
+BIG_REMOVAL = {"prompt": 1_024, "new": 32, "rounds": 5, "training": False}
 
 FULL = (
     Row("engines in bf16", "engines.check", 25, 75, SMALL),
@@ -73,6 +75,8 @@ FULL = (
     Row("scorer training, 1B", "prefixes.measure", 40, 90, ONE | MANY),
     Row("training step, 1B, 1 x 512", "steps.measure", 20, 60, ONE | SHORT_STEP),
     Row("score + generate, 7B", "generation.measure", 50, 100, SEVEN | ONE_ROW),
+    Row("gates and removal, 1B", "structure.measure", 40, 90, ONE | REMOVAL),
+    Row("gates and removal, 7B", "structure.measure", 50, 110, SEVEN | BIG_REMOVAL),
     Row("engines, layers compiled", "engines.check", 45, 110, SMALL | LAYERS | ENGINES),
     Row("scorer, CUDA graph", "scorer.graph", 15, 45, ONE | GRAPH),
     Row("training step, 1B, layers compiled", "steps.measure", 60, 120, ONE | STEP | LAYERS),
