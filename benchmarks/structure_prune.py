@@ -5,8 +5,9 @@
 FOLDER holds `gsm8k-{train,test}.jsonl.gz` and `wikitext2-{valid,test}.txt.gz`: half of the
 calibration text is GSM8K's training set, half WikiText-2's validation set; perplexity is measured
 on pieces of both test sets. Every way removes the same share of channels (or heads) from every
-layer, as a stock checkpoint needs, or whole layers. Figures are perplexities relative to the whole
-model's.
+layer, as a stock checkpoint needs, or whole layers. Where Torch-Pruning is installed, it removes
+channels as well (`--others` adds it alone to a result that is there). Figures are perplexities
+relative to the whole model's.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.harness import keep
+from benchmarks import torch_pruning_control
+from benchmarks.harness import RESULTS, keep
 from benchmarks.real_model import result_name
 from pliant.loading import load
 from pliant.reports.tables import Table
@@ -47,6 +49,7 @@ def main(
     test: Annotated[int, typer.Option(help="Tokens of each test text.")] = 6_144,
     part: Annotated[str, typer.Option(help="channels, heads or layers.")] = "channels",
     share: Annotated[list[float] | None, typer.Option(help="Of the part; repeatable.")] = None,
+    others: Annotated[bool, typer.Option(help="Torch-Pruning alone, beside what is kept.")] = False,
 ) -> None:
     """Print the table and write the result."""
     torch.set_num_threads(1)
@@ -64,20 +67,31 @@ def main(
     whole = {name: perplexity(loaded, batches) for name, batches in tests.items()}
     figures: dict[str, Any] = {"model": Path(model).name, "dtype": dtype, "tokens": tokens}
     figures |= {"test tokens": test, "whole": whole, "part": part, "shares": {}}
+    name = "structure_prune" if part == "channels" else f"structure_prune_{part}"
+    result = result_name(name, model)
+    if others:
+        figures = json.loads((RESULTS / f"{result}.json").read_text())["figures"]
     for removed in share or SHARES[part]:
         own = figures["shares"].setdefault(f"{removed:.3g}", {})
-        for name, options in WAYS.items():
+        if part == "channels" and torch_pruning_control.is_installed():
+            for importance in torch_pruning_control.IMPORTANCES:
+                smaller = torch_pruning_control.without_channels(
+                    loaded, removed, importance, fitted
+                )
+                ratios = {t: perplexity(smaller, b) / whole[t] for t, b in tests.items()}
+                own[f"torch-pruning, {importance}"] = {"ratio": ratios}
+                console.print(f"{removed:.0%} of {part}, torch-pruning, {importance}: {ratios}")
+        for way, options in ({} if others else WAYS).items():
             start = time.process_time()
             pruned = prune(loaded, fitted, PruneConfig(**{part: removed}, **options))
             seconds = time.process_time() - start
             ratios = {t: perplexity(loaded, batches) / whole[t] for t, batches in tests.items()}
-            own[name] = {"ratio": ratios, "CPU seconds": round(seconds, 1)}
+            own[way] = {"ratio": ratios, "CPU seconds": round(seconds, 1)}
             pruned.detach()
-            console.print(f"{removed:.0%} of {part}, {name}: {ratios}, {seconds:.0f} s")
+            console.print(f"{removed:.0%} of {part}, {way}: {ratios}, {seconds:.0f} s")
     draw(figures).draw(console)
-    name = "structure_prune" if part == "channels" else f"structure_prune_{part}"
     command = f"{COMMAND} --model {Path(model).name} --part {part}"
-    keep(result_name(name, model), figures, command)
+    keep(result, figures, command)
 
 
 COMMAND = "python -m benchmarks.structure_prune --data FOLDER"
