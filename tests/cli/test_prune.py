@@ -67,6 +67,22 @@ def test_more_is_lost_without_compensation(capsys: pytest.CaptureFixture[str]) -
         (["nano-s", "--budget", "0.9", "--parts", "channels"], "more than channels can give"),
         (["nano-s", "--budget", "0.2", "--parts", "experts"], "no experts"),
         (["nano-s", "--channels", "0.2", "--report", "page.txt"], "name an .html file"),
+        (["no-such-model", "--channels", "0.2", "--recover", "nano"], "give --out"),
+        (["no-such-model", "--channels", "0.2", "--set", "max_steps=3"], "give data to train on"),
+        (
+            [
+                "no-such-model",
+                "--channels",
+                "0.2",
+                "--recover",
+                "nano",
+                "--out",
+                "x",
+                "--set",
+                "a=1",
+            ],
+            "TrainingArguments has none",
+        ),
         (["no-such-model", "--channels", "1.5"], "channels = 1.5"),
         (["no-such-model", "--budget", "0.2", "--score", "best"], "score = 'best'"),
         (["nano-s", "--heads", "0.1", *SMALL], "heads = 0.1: of 3"),
@@ -104,6 +120,27 @@ def test_the_page_shows_what_was_lost_and_gained(
     assert "the whole model" in html and "Of 9 heads, 9 active" in html
     printed = capsys.readouterr()
     assert str(page) in printed.out and "Traceback" not in printed.err
+
+
+def test_the_smaller_model_is_recovered_in_the_same_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, adapters = tmp_path / "mine", tmp_path / "adapters"
+    command = ["prune", "nano-s", "--channels", "0.5", "--out", str(out), "--no-controls", "--json"]
+    training = ["--recover", "nano", "--set", "max_steps=3", "--adapters", str(adapters)]
+    assert outcome([*command, *training, *SMALL]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["recovery"]["steps"] == 3
+    assert report["recovery"]["before"] > report["recovery"]["teacher"]
+    pruned, recovered = (AutoModelForCausalLM.from_pretrained(f"{out}{s}") for s in ("-pruned", ""))
+    assert recovered.config.intermediate_size == pruned.config.intermediate_size
+    weights = [m.model.layers[0].mlp.up_proj.weight for m in (pruned, recovered)]
+    assert not torch.equal(*weights)
+    again = tmp_path / "again"
+    exported = ["export", "nano-s", "--adapters", str(adapters), "--out", str(again)]
+    assert outcome(exported) == 0
+    whole = AutoModelForCausalLM.from_pretrained(again)
+    assert torch.equal(whole.model.layers[0].mlp.up_proj.weight, weights[0])
 
 
 def test_a_smaller_cache_is_planned_from_heads_and_layers(

@@ -108,20 +108,30 @@ def prune(options: PruneOptions) -> None:
     Example: pliant prune nano-l --budget 0.2 --out smaller
     """
     check(options)
-    content, tables, sentences = _prune(options)
+    content, table, sentences = _prune(options)
+    if not options.json:
+        terminal.draw([table], sentences)
     if options.recover is not None:
-        result = recovered(_recovery(options))
-        content |= {"recovery": result.as_dict()}
-        assert options.out is not None
-        tables.append(recovery_table(options.out, result))
-        sentences.append(str(result))
+        content |= {"recovery": _recover(options)}
     if options.json:
         terminal.print_json(content)
-    else:
-        terminal.draw(tables, sentences)
 
 
-def _prune(options: PruneOptions) -> tuple[dict[str, Any], list[Table], list[str]]:
+def _recover(options: PruneOptions) -> dict[str, Any]:
+    own = _recovery(options)
+    try:
+        result = recovered(own)
+    except KeyboardInterrupt:
+        again = f"pliant recover {own.model} --data {own.data} --teacher {own.teacher}"
+        settings = "".join(f" --set {each}" for each in own.set)
+        again += f" --length {own.length}{settings} --out {own.out} --resume"
+        raise KeyboardInterrupt(f"{again} continues from what was saved") from None
+    if not options.json:
+        terminal.draw([recovery_table(own.out, result)], [str(result)])
+    return result.as_dict()
+
+
+def _prune(options: PruneOptions) -> tuple[dict[str, Any], Table, list[str]]:
     """Plan, prune, measure and export; the whole model is free again when this returns."""
     config = options.config()
     rows = calibration_rows(_calibration(options))
@@ -161,7 +171,7 @@ def _prune(options: PruneOptions) -> tuple[dict[str, Any], list[Table], list[str
     left_out = [f"{part} stay: {why}" for part, why in left_out_parts(options, plan).items()]
     sentences = [*left_out, str(plan), *([] if result is None else [str(result)])]
     sentences += [] if options.report is None else [f"The same as pictures: {options.report}"]
-    return content, [curve_table(options.model, plan)], sentences
+    return content, curve_table(options.model, plan), sentences
 
 
 def _recovery(options: PruneOptions) -> RecoverOptions:

@@ -31,7 +31,9 @@ class Page:
         self.agency = self._agency()
 
     def write(self, path: Path, pruned: Pruned, result: ExportResult | None) -> None:
+        """Write the page; the model is whole again after it, so that its speed is the whole's."""
         sections = [self._quality(), self._units(pruned), self._texts()]
+        pruned.detach()
         if result is not None:
             sections.insert(1, self._sizes(result))
         page.write(path, f"{self.name}, pruned", sections)
