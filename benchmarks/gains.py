@@ -73,6 +73,7 @@ def _real_model() -> Iterator[Gain]:
         f"gradient_step_{REAL}": _real_step,
         "routing_real": _real_routing,
         f"structure_prune_{REAL}": _real_pruning,
+        f"structure_prune_layers_{REAL}": _real_layers,
     }
     for benchmark, row in rows.items():
         if (RESULTS / f"{benchmark}.json").is_file():
@@ -118,6 +119,18 @@ def _real_pruning(benchmark: str, model: str, option: str) -> Iterator[Gain]:
             f"{ratio['error, compensated']} of the whole model's",
             f"activation times weight {ratio['activation']}, random units {ratio['random']}",
             f"structure_prune --data FOLDER{option}",
+        )
+
+
+def _real_layers(benchmark: str, model: str, option: str) -> Iterator[Gain]:
+    for share, ways in figures(benchmark)["shares"].items():
+        ratio = {way: _text_ratios(result) for way, result in ways.items()}
+        yield Gain(
+            f"{model}Perplexity after removing {float(share):.0%} of the layers, untrained "
+            "(GSM8K, WikiText-2)",
+            f"{ratio['error, compensated']} of the whole model's",
+            f"Block Influence {ratio['activation']}, random layers {ratio['random']}",
+            f"structure_prune --part layers --data FOLDER{option}",
         )
 
 
