@@ -66,6 +66,7 @@ def test_more_is_lost_without_compensation(capsys: pytest.CaptureFixture[str]) -
         (["nano-s", "--channels", "0.2", "--parts", "heads"], "give a budget"),
         (["nano-s", "--budget", "0.9", "--parts", "channels"], "more than channels can give"),
         (["nano-s", "--budget", "0.2", "--parts", "experts"], "no experts"),
+        (["nano-s", "--channels", "0.2", "--budget-of", "flops"], "give a budget"),
         (["nano-s", "--channels", "0.2", "--report", "page.txt"], "name an .html file"),
         (["no-such-model", "--channels", "0.2", "--recover", "nano"], "give --out"),
         (["no-such-model", "--channels", "0.2", "--set", "max_steps=3"], "give data to train on"),
@@ -83,6 +84,8 @@ def test_more_is_lost_without_compensation(capsys: pytest.CaptureFixture[str]) -
             ],
             "TrainingArguments has none",
         ),
+        (["no-such-model", "--channels", "0.2", "--score", "entropy"], "prune heads alone"),
+        (["no-such-model", "--budget", "0.2", "--score", "entropy"], "prune heads alone"),
         (["no-such-model", "--channels", "1.5"], "channels = 1.5"),
         (["no-such-model", "--budget", "0.2", "--score", "best"], "score = 'best'"),
         (["nano-s", "--heads", "0.1", *SMALL], "heads = 0.1: of 3"),
@@ -105,6 +108,44 @@ def test_a_folder_in_use_is_refused_first(
     assert outcome(["prune", "no-such-model", "--budget", "0.2", "--out", str(tmp_path)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", "FILE/child"], "cannot be written"),
+        (["--adapters", "FILE/child"], "cannot be written"),
+        (["--report", "FILE/page.html"], "cannot be written"),
+        (["--out", "OUT", "--adapters", "OUT"], "a place of its own"),
+        (["--out", "OUT", "--adapters", "OUT/inside"], "a place of its own"),
+        (["--out", "OUT", "--adapters", "OUT-pruned", "--recover", "nano"], "a place of its own"),
+        (["--out", "OUT", "--report", "OUT/p.html", "--recover", "nano"], "a place of its own"),
+        (["--out", "USED", "--recover", "nano"], "USED-pruned exists already"),
+        (["--out", "/", "--recover", "nano"], "/ exists already"),
+        (["--out", "OUT", "--recover", "EMPTY.txt"], "the text is empty"),
+        (["--out", "OUT", "--recover", "SHORT.txt"], "a single piece"),
+        (["--out", "OUT", "--recover", "nano", "--set", "lerning_rate=1"], "lerning_rate"),
+        (["--report", "new/page.html", "--dtype", "banana"], "banana"),
+    ],
+)
+def test_what_cannot_end_well_is_refused_before_the_work(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").touch()
+    Path("EMPTY.txt").touch()
+    Path("SHORT.txt").write_text("a word")
+    Path("USED-pruned").mkdir()
+    Path("USED-pruned/thesis.tex").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert outcome(["prune", "nano-s", "--channels", "0.2", *SMALL, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1  # no progress before it: no work was done
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_page_shows_what_was_lost_and_gained(

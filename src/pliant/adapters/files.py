@@ -106,9 +106,21 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def check_new(target: Path) -> None:
-    """Refuse a folder that holds anything, before work begins."""
+    """Refuse a folder that holds anything or cannot be made, before work begins."""
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise InvalidInput(f"{target} exists: name a new folder for the exported model")
+        raise InvalidInput(f"{target} exists already: name a new folder")
+    check_writable(target)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file or folder that cannot be made; nothing is."""
+    place = next(each for each in path.absolute().parents if each.exists())
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise InvalidInput(
+            f"{path}: cannot be written ({place}: {error.strerror or error})"
+        ) from error
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def measured(
             rows,
             tokenizer,
             tokens=options.tokens,
-            length=fitting_length(options.length, model),
+            length=fitting_length(options.length, model.config),
             rows=options.batch_size,
         )
         if rows
@@ -207,8 +207,9 @@ def calibration_rows(options: ImportanceOptions) -> list[dict[str, Any]]:
     return read_rows(data, limit=options.rows)
 
 
-def fitting_length(length: int, model: Any) -> int:
-    positions = getattr(model.config, "max_position_embeddings", None)
+def fitting_length(length: int, config: Any) -> int:
+    """No longer than the model's context."""
+    positions = getattr(config, "max_position_embeddings", None)
     return min(length, positions) if isinstance(positions, int) else length
 
 

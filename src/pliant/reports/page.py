@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Literal
 
 from pliant.errors import InvalidInput
@@ -31,10 +30,11 @@ class Section:
 
 def check_writable(path: Path) -> None:
     """Raise an error, before the work begins, if no page can be written there."""
+    from pliant.adapters import files
+
     if path.is_dir():
         raise InvalidInput(f"{path} is a folder; name the page, as in {path / 'report.html'}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    TemporaryFile(dir=path.parent).close()
+    files.check_writable(path)
 
 
 def write(path: Path, title: str, sections: Sequence[Section]) -> Path:
@@ -42,6 +42,7 @@ def write(path: Path, title: str, sections: Sequence[Section]) -> Path:
     from pliant.adapters.files import write_file
 
     check_writable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, render(title, sections).encode())
     return path.resolve()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ from annotated_types import Ge
 
 from pliant.cli import terminal
 from pliant.cli.importance import ImportanceOptions, Stages, calibration_rows, fitting_length
-from pliant.cli.recover import RecoverOptions, recovered
+from pliant.cli.recover import QUESTIONS, RecoverOptions, recovered
 from pliant.cli.recover import table as recovery_table
 from pliant.cli.training_text import read_data
 from pliant.errors import InvalidInput
@@ -85,7 +86,7 @@ class PruneOptions:
         """The folder of the smaller model before any training."""
         if self.out is None or self.recover is None:
             return self.out
-        return self.out.with_name(f"{self.out.name}-pruned")
+        return self.out.parent / f"{self.out.name}-pruned"
 
     def config(self) -> PlanConfig | PruneConfig:
         """What the options ask for."""
@@ -108,33 +109,26 @@ def prune(options: PruneOptions) -> None:
     Example: pliant prune nano-l --budget 0.2 --out smaller
     """
     check(options)
-    content, table, sentences = _prune(options)
-    if not options.json:
+    rows = calibration_rows(_calibration(options))
+    check_inputs(options)
+    content, table, sentences = _prune(options, rows)
+    if not options.json:  # now, for a recovery takes a while and may be interrupted
         terminal.draw([table], sentences)
     if options.recover is not None:
-        content |= {"recovery": _recover(options)}
+        result = recovered(_recovery(options))
+        content |= {"recovery": result.as_dict()}
+        if not options.json:
+            assert options.out is not None
+            terminal.draw([recovery_table(options.out, result)], [str(result)])
     if options.json:
         terminal.print_json(content)
 
 
-def _recover(options: PruneOptions) -> dict[str, Any]:
-    own = _recovery(options)
-    try:
-        result = recovered(own)
-    except KeyboardInterrupt:
-        again = f"pliant recover {own.model} --data {own.data} --teacher {own.teacher}"
-        settings = "".join(f" --set {each}" for each in own.set)
-        again += f" --length {own.length}{settings} --out {own.out} --resume"
-        raise KeyboardInterrupt(f"{again} continues from what was saved") from None
-    if not options.json:
-        terminal.draw([recovery_table(own.out, result)], [str(result)])
-    return result.as_dict()
-
-
-def _prune(options: PruneOptions) -> tuple[dict[str, Any], Table, list[str]]:
+def _prune(
+    options: PruneOptions, rows: list[dict[str, Any]]
+) -> tuple[dict[str, Any], Table, list[str]]:
     """Plan, prune, measure and export; the whole model is free again when this returns."""
     config = options.config()
-    rows = calibration_rows(_calibration(options))
     terminal.hide_loading_bars()
     from pliant.loading import load
 
@@ -144,7 +138,7 @@ def _prune(options: PruneOptions) -> tuple[dict[str, Any], Table, list[str]]:
     from pliant.structure import calibration_batches, export, plan_pruning
     from pliant.structure import prune as apply
 
-    length = fitting_length(options.length, model)
+    length = fitting_length(options.length, model.config)
     batches = calibration_batches(
         rows, tokenizer, tokens=options.tokens, length=length, rows=options.batch_size
     )
@@ -175,6 +169,8 @@ def _prune(options: PruneOptions) -> tuple[dict[str, Any], Table, list[str]]:
 
 
 def _recovery(options: PruneOptions) -> RecoverOptions:
+    from pliant.loading import load_config
+
     assert options.out is not None and options.recover is not None
     return RecoverOptions(
         model=str(options.pruned_out()),
@@ -182,43 +178,70 @@ def _recovery(options: PruneOptions) -> RecoverOptions:
         out=options.out,
         teacher=options.model,
         set=options.set,
-        length=options.length,
+        length=fitting_length(options.length, load_config(options.model)),
     )
 
 
 def check(options: PruneOptions) -> None:
-    """Refuse what cannot be done before a model is loaded."""
+    """Refuse what makes no sense, whatever the model and the data are."""
     if (options.budget is None) == (not options.shares()):
         raise InvalidInput("give --budget, or shares of --channels, --heads, --experts or --layers")
     if options.parts and options.budget is None:
         raise InvalidInput("--parts says what a --budget is saved from: give a budget")
+    if options.budget_of != "parameters" and options.budget is None:
+        raise InvalidInput("--budget-of says what a --budget is a share of: give a budget")
     for part in options.parts:
         if part not in PARTS:
             raise InvalidInput(f"--parts {part}: give {', '.join(PARTS)}")
-    options.config()
-    for flag, out in (
-        ("out", options.out),
-        ("out", options.pruned_out()),
-        ("adapters", options.adapters),
-    ):
-        if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
-            raise InvalidInput(f"--{flag} {out}: exists already; name a new folder")
+    config = options.config()
+    from pliant.structure.pruning.prune import check_score
+
+    check_score(config.parts, config.score)
     if options.recover is None and options.set:
         raise InvalidInput(
             "--set is for the training that --recover asks for: give data to train on"
         )
-    if options.recover is not None:
-        if options.out is None:
-            raise InvalidInput("--recover trains what is written: give --out")
-        own = _recovery(options)
-        own.config().arguments(own.out, named_values(own.set, "--set"))
-        read_data(own.data, "train", 1, limit=1)
-    if options.report is not None:
-        from pliant.reports.page import check_writable
+    if options.recover is not None and options.out is None:
+        raise InvalidInput("--recover trains what is written: give --out")
+    _check_places(options)
 
+
+def _check_places(options: PruneOptions) -> None:
+    """Refuse folders that are in use or lie in each other, and a page that cannot be written."""
+    from pliant.adapters.files import check_new
+    from pliant.reports.page import check_writable
+
+    folders = {"--out": options.out, "--adapters": options.adapters}
+    if options.recover is not None:
+        folders["--out before --recover"] = options.pruned_out()
+    places = {flag: path for flag, path in folders.items() if path is not None}
+    for path in places.values():
+        check_new(path.expanduser())
+    if options.report is not None:
         if options.report.suffix != ".html":
             raise InvalidInput(f"--report {options.report}: name an .html file")
         check_writable(options.report)
+        if options.recover is not None:  # a run begins in an empty folder
+            places["--report"] = options.report
+    for (flag, path), (other, inner) in permutations(places.items(), 2):
+        if path.absolute() in (inner.absolute(), *inner.absolute().parents):
+            raise InvalidInput(f"{flag} {path} and {other} {inner}: give each a place of its own")
+
+
+def check_inputs(options: PruneOptions) -> None:
+    """Refuse an unknown model, and data that no recovery can be trained on."""
+    from pliant.loading import load_config, load_tokenizer
+
+    load_config(options.model)
+    if options.recover is None:
+        return
+    from pliant.structure.recovery import split
+    from pliant.training.texts import texts
+
+    own = _recovery(options)
+    own.config().arguments(own.out, named_values(own.set, "--set"))
+    rows = read_data(own.data, "train", QUESTIONS)
+    split(texts(rows, load_tokenizer(options.model), own.length))
 
 
 def left_out_parts(options: PruneOptions, plan: Plan) -> dict[str, str]:

@@ -24,6 +24,7 @@ from pliant.errors import InvalidInput, UnsupportedModel, check_choice
 from pliant.structure.calibration import Batch
 from pliant.structure.config import PARTS, Part, PruneConfig, PruneScore
 from pliant.structure.pruning.costs import COSTS, Cost, Costs, costs_of
+from pliant.structure.pruning.prune import check_score
 from pliant.structure.pruning.trials import CONTROLS, FRACTIONS, Point, Report, Trials
 from pliant.structure.units import sites_of, units_of
 
@@ -120,6 +121,7 @@ def plan_pruning(
     `held_out` ones. With the shares of a `PruneConfig` there is nothing to choose. `controls`
     measures random units and those of the smallest weights beside it.
     """
+    check_score(config.parts, config.score)
     of: Cost = config.of if isinstance(config, PlanConfig) else "parameters"
     costs = costs_of(model, config.parts, of)
     if isinstance(config, PlanConfig):

@@ -31,7 +31,7 @@ from pliant.anatomy.lockstep import LayerCall, run_in_lockstep
 from pliant.anatomy.modes import eval_mode
 from pliant.errors import AdapterError, CorruptFile, InvalidInput
 from pliant.structure.calibration import Batch, Sample, inputs_of, samples_of, without_padding
-from pliant.structure.config import GateConfig, Kind, PruneConfig, PruneScore
+from pliant.structure.config import GateConfig, Kind, Part, PruneConfig, PruneScore
 from pliant.structure.gates import Gates, with_first
 from pliant.structure.pruning import compensation
 from pliant.structure.pruning.close_experts import ClosedExperts, close_experts
@@ -47,7 +47,7 @@ from pliant.structure.pruning.layers import (
 from pliant.structure.pruning.least_squares import Statistics, remove_units
 from pliant.structure.pruning.remaining_experts import RemainingExperts
 from pliant.structure.ranking.importance import Importance, ImportanceConfig, importance
-from pliant.structure.ranking.measures import RANKS, Score, scores_for
+from pliant.structure.ranking.measures import RANKS, Score
 from pliant.structure.units import Site, check_projections, removed_of, sites_of, units_of
 
 SAVED = "pruned.json"
@@ -137,6 +137,7 @@ def prune(
     The batches are those of `calibration_batches`; the base keeps its weights. If it is known in
     which order layers should go, which takes a while to find out, `layer_order` gives it.
     """
+    check_score(config.parts, config.score)
     anatomy = Anatomy.of(model)
     samples = samples_of(batches, device_of(anatomy.embeddings))
     if not samples:
@@ -165,17 +166,24 @@ def prune(
     return replace(pruned, removed=pass_.removed, errors=pass_.errors)
 
 
+def check_score(parts: Sequence[Part], score: PruneScore) -> None:
+    """Refuse a score that does not rank units of all these parts."""
+    if score == "error" or score in LOCAL:
+        return
+    for part in parts:
+        if part not in RANKS[score]:
+            ranked = " and ".join(RANKS[score])
+            raise InvalidInput(
+                f"score = {score!r} ranks {ranked}, not {part}: prune {ranked} alone, or give "
+                "another score"
+            )
+
+
 def expert_score(config: PruneConfig) -> Score:
     """How experts are ranked: nothing is known of how well others make up for one."""
     if config.score == "error" or config.score == "activation":
         return "relative_activation"
-    score: Score = config.score
-    if "experts" not in RANKS[score]:
-        raise InvalidInput(
-            f"score = {score!r} ranks no experts: give error, or one of "
-            f"{', '.join(scores_for('experts'))}"
-        )
-    return score
+    return config.score
 
 
 def _scores(model: nn.Module, batches: Sequence[Batch], config: PruneConfig) -> Importance | None:

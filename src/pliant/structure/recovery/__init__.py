@@ -11,6 +11,7 @@ from pliant.structure.recovery.training import (
     check_teacher,
     check_vocabularies,
     recover,
+    split,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "check_teacher",
     "check_vocabularies",
     "recover",
+    "split",
 ]
