@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from tests.structure.pruning.test_prune import gpt2, llama
+from tests.structure.pruning.test_prune import gpt2, llama, text
 
 from pliant.anatomy.tiny import tiny_model
-from pliant.structure.pruning.costs import COSTS, Cost, cost, costs_of, latency_of, sketch
+from pliant.structure import PruneConfig, export, plan_pruning, prune
+from pliant.structure.pruning.costs import COSTS, Cost, cost, costs_of, latency_of, rounded, sketch
+from pliant.structure.pruning.plan import levels_of
 
 
 @pytest.mark.parametrize("of", ["parameters", "flops", "kv"])
@@ -55,3 +59,20 @@ def test_a_sketch_is_a_model_that_runs() -> None:
     smaller = sketch(llama(), {"heads": 0.5, "channels": 0.5, "layers": 0.34})
     assert smaller.config.num_hidden_layers == 2
     assert smaller(input_ids=torch.ones(1, 3, dtype=torch.long)).logits.shape == (1, 3, 64)
+
+
+def test_a_plan_saves_what_the_exported_model_does(tmp_path: Path) -> None:
+    """Units are whole, and of many channels a multiple of eight stays."""
+    model = llama(num_hidden_layers=5, intermediate_size=90)
+    config = PruneConfig(channels=0.2, heads=0.3, layers=0.25, score="magnitude", compensate=False)
+    plan = plan_pruning(model, text(), text(1), config, controls=False)
+    prune(model, text(), config)
+    result = export(model, tmp_path / "smaller")
+    saved = 1 - result.parameters / result.parameters_before
+    assert plan.best.saved == pytest.approx(saved, rel=1e-9)
+
+
+def test_levels_are_shares_that_really_go() -> None:
+    model = llama(intermediate_size=200)
+    for share in levels_of(model, "channels").tolist():
+        assert rounded(model, {"channels": share}) == {"channels": pytest.approx(share)}

@@ -81,6 +81,8 @@ def test_a_part_without_a_smaller_form_stays() -> None:
     plan = plan_pruning(gpt2(), text(), text(1), PlanConfig(0.1, parts=("heads", "channels")))
     assert plan.config.parts == ("channels",)
     with pytest.raises(UnsupportedModel, match="no stock form of fewer heads"):
+        plan_pruning(gpt2(), text(), text(1), PruneConfig(heads=0.25))
+    with pytest.raises(UnsupportedModel, match="no stock form of fewer heads"):
         plan_pruning(gpt2(), text(), text(1), PlanConfig(0.1, parts=("heads",)))
 
 

@@ -26,7 +26,7 @@ from pliant.anatomy.trial import trial_ids
 from pliant.errors import UnsupportedModel
 from pliant.structure.config import PARTS, Part
 from pliant.structure.stock.smaller import parameters_with, with_fewer, without_layers
-from pliant.structure.units import removed_of, sites_of, units_of
+from pliant.structure.units import Site, removed_of, sites_of, units_of
 
 Cost = Literal["parameters", "flops", "kv", "latency"]
 """Parameters; operations of a prompt; the bytes of its keys and values; seconds for an answer."""
@@ -98,6 +98,14 @@ def latency_of(model: Any, shares: Mapping[Part, float]) -> float:
     return latency_ratio(sketch(model, shares), model)
 
 
+def rounded(model: Any, shares: Mapping[Part, float]) -> dict[Part, float]:
+    """The shares that really go, for units are whole."""
+    anatomy = Anatomy.of(model)
+    return {
+        part: _rounded(sites_of(anatomy, [part]), share) for part, share in shares.items() if share
+    }
+
+
 def sketch(model: Any, shares: Mapping[Part, float]) -> Any:
     """A stock model of the size that remains; which units it has does not matter."""
     for part in PARTS:
@@ -115,21 +123,23 @@ def sketch(model: Any, shares: Mapping[Part, float]) -> Any:
 def _of_half(model: Any, part: Part, of: Cost) -> tuple[float, float]:
     """What the model costs without half of a part, and which share of it that is exactly."""
     sites = sites_of(Anatomy.of(model), [part])
-    if part == "layers":
-        share = round(0.5 * len(sites)) / len(sites)
-    else:
-        removed = {site.key: removed_of(site, 0.5) for site in sites}
-        share = sum(removed.values()) / sum(map(units_of, sites))
+    share = _rounded(sites, 0.5)
     if not share:
         raise UnsupportedModel(f"{type(model).__name__} has no {part} to spare")
     if of == "parameters" and part != "layers":  # no tensor is needed to count them
-        counts = {site.key: units_of(site) - removed[site.key] for site in sites}
+        counts = {site.key: units_of(site) - removed_of(site, 0.5) for site in sites}
         left = parameters_with(model, part, counts)
         if left is None:
             raise UnsupportedModel(f"{type(model).__name__} has no stock form of fewer {part}")
         return float(left), share
     smaller = sketch(model, {part: 0.5})
     return latency_ratio(smaller, model) if of == "latency" else cost(smaller, of), share
+
+
+def _rounded(sites: Sequence[Site], share: float) -> float:
+    if sites[0].kind == "layers":
+        return round(share * len(sites)) / len(sites)
+    return sum(removed_of(site, share) for site in sites) / sum(map(units_of, sites))
 
 
 # --- measures ------------------------------------------------------------------------------------

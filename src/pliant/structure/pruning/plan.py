@@ -26,7 +26,7 @@ from pliant.structure.config import PARTS, Part, PruneConfig, PruneScore
 from pliant.structure.pruning.costs import COSTS, Cost, Costs, costs_of
 from pliant.structure.pruning.prune import check_score
 from pliant.structure.pruning.trials import CONTROLS, FRACTIONS, Point, Report, Trials
-from pliant.structure.units import sites_of, units_of
+from pliant.structure.units import removed_of, sites_of, units_of
 
 MOST = 0.9
 """The largest share of a part that is tried."""
@@ -118,8 +118,9 @@ def plan_pruning(
     """Choose the shares that lose least of those that save the budget, and measure their curve.
 
     Units are chosen and compensated for on the `fitted` batches, and the perplexity is that of the
-    `held_out` ones. With the shares of a `PruneConfig` there is nothing to choose. `controls`
-    measures random units and those of the smallest weights beside it.
+    `held_out` ones. With the shares of a `PruneConfig` there is nothing to choose, and each part
+    must have a smaller stock form. `controls` measures random units and those of the smallest
+    weights beside it.
     """
     check_score(config.parts, config.score)
     of: Cost = config.of if isinstance(config, PlanConfig) else "parameters"
@@ -129,6 +130,8 @@ def plan_pruning(
         trials = Trials(model, fitted, held_out, costs, report)
         chosen = search.run(trials)
     else:
+        if costs.why_not:
+            raise UnsupportedModel("; ".join(costs.why_not.values()))
         trials, chosen = Trials(model, fitted, held_out, costs, report), config
     trials.curve(chosen, CONTROLS if controls else ())
     points = tuple(trials.points.values())
@@ -231,4 +234,8 @@ def levels_of(model: Any, part: Part) -> Tensor:
     units = len(sites) if part == "layers" else min(units_of(site) for site in sites)
     most = min(units - 1, int(MOST * units))
     counts = torch.linspace(1, max(most, 1), min(LEVELS, max(most, 1)), dtype=torch.float64)
-    return counts.round().unique() / units
+    if part == "layers":
+        return counts.round().unique() / units
+    smallest = min(sites, key=units_of)
+    removed = {removed_of(smallest, round(count) / units) for count in counts.tolist()}
+    return torch.tensor(sorted(removed - {0}), dtype=torch.float64) / units

@@ -11,7 +11,7 @@ from torch import nn
 from pliant.errors import InvalidInput
 from pliant.structure.calibration import Batch, perplexity
 from pliant.structure.config import Part, PruneConfig, PruneScore
-from pliant.structure.pruning.costs import Costs, latency_of
+from pliant.structure.pruning.costs import Costs, latency_of, rounded
 from pliant.structure.pruning.prune import prune
 
 FRACTIONS = (0.5, 1.0)
@@ -100,7 +100,7 @@ class Trials:
     def saved(self, shares: Mapping[Part, float]) -> float:
         """The share of the cost; a latency is measured once."""
         if self.costs.of != "latency":
-            return float(self.costs.saved(shares))
+            return float(self.costs.saved(rounded(self.model, shares)))
         key = tuple(sorted(item for item in shares.items() if item[1]))
         if key not in self.latencies:
             self.latencies[key] = latency_of(self.model, shares)
