@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from transformers import (
 )
 
 from pliant.anatomy.tiny import tiny_model
-from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.errors import CorruptFile, InvalidInput, UnsupportedModel
 from pliant.structure import (
     GateConfig,
     PruneConfig,
+    Pruned,
     attach,
     export,
     perplexity,
@@ -429,3 +432,29 @@ def test_new_weights_are_saved_and_loaded(tmp_path: Path) -> None:
     type(pruned.gates).from_pretrained(model, tmp_path / "gates")
     Compensation.from_pretrained(model, tmp_path / "weights", name="compensation")
     assert torch.equal(logits(model), expected)
+
+
+def test_pruning_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Gates alone would be exported as another model."""
+    pruned = prune(llama(), text(), PruneConfig(channels=0.25))
+    broken = replace(pruned, errors={"channels": {"0": object()}})  # type: ignore[dict-item]
+    with pytest.raises(TypeError):
+        broken.save(tmp_path / "pruned")
+    assert not list(tmp_path.iterdir())
+    pruned.save(tmp_path / "pruned")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InvalidInput, match="name a new folder"):
+        pruned.save(tmp_path / "pruned")
+    assert sorted(tmp_path.rglob("*")) == before
+    pruned.detach()
+    again = Pruned.load(llama(), tmp_path / "pruned")
+    assert again.as_dict() == pruned.as_dict()
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    pruned = prune(llama(), text(), PruneConfig(channels=0.25))
+    pruned.save(tmp_path / "pruned")
+    record = tmp_path / "pruned" / "pruned.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "removed": [1]}))
+    with pytest.raises(CorruptFile, match=r"pruned\.json: damaged"):
+        Pruned.load(llama(), tmp_path / "pruned")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant import adapters
-from pliant.adapters.files import write_file
+from pliant.adapters.files import check_new, new_folder
 from pliant.anatomy import Anatomy
 from pliant.anatomy.find import device_of
 from pliant.anatomy.lockstep import LayerCall, run_in_lockstep
@@ -80,22 +80,25 @@ class Pruned:
         self.gates.detach()
 
     def save(self, folder: str | Path) -> None:
-        """Write gates and new weights into one folder, for `load` and `pliant export`."""
-        folder = Path(folder).expanduser()
-        self.gates.save_pretrained(folder / "gates")
-        if self.compensation is not None:
-            self.compensation.save_pretrained(folder / "compensation")
-        if self.experts is not None:
-            self.experts.adapter.save_pretrained(folder / "experts")
-        content = json.dumps(self.as_dict(), indent=2) + "\n"
-        write_file(folder / SAVED, content.encode())  # at last: it says that all is there
+        """Write gates and new weights to a new folder, for `load` and `pliant export`.
+
+        All of it or nothing: gates alone would be another model.
+        """
+        target = Path(folder).expanduser()
+        check_new(target)
+        with new_folder(target) as unfinished:
+            self.gates.save_pretrained(unfinished / "gates")
+            if self.compensation is not None:
+                self.compensation.save_pretrained(unfinished / "compensation")
+            if self.experts is not None:
+                self.experts.adapter.save_pretrained(unfinished / "experts")
+            (unfinished / SAVED).write_text(json.dumps(self.as_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, model: nn.Module, folder: str | Path) -> Pruned:
         """Attach what `save` wrote; an error leaves `model` as it was."""
         folder = Path(folder).expanduser()
-        config, units, errors = _read_saved(folder / SAVED)
-        removed = {k: {s: tuple(u) for s, u in sites.items()} for k, sites in units.items()}
+        config, removed, errors = _read_saved(folder / SAVED)
         pruned = cls(config, Gates.from_pretrained(model, folder / "gates"), None, None, removed)
         try:
             if (folder / "compensation").is_dir():
@@ -360,10 +363,14 @@ class _Pass:
 def _read_saved(path: Path) -> tuple[PruneConfig, dict[str, Any], dict[str, Any]]:
     try:
         content = json.loads(path.read_bytes())
-        return PruneConfig(**content["config"]), content["removed"], content["errors"]
+        removed = {
+            kind: {site: tuple(units) for site, units in sites.items()}
+            for kind, sites in content["removed"].items()
+        }
+        return PruneConfig(**content["config"]), removed, content["errors"]
     except OSError as error:
         raise AdapterError(f"{path.parent}: no saved pruning (it has no {SAVED})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptFile(f"{path}: damaged ({error})") from error
 
 
