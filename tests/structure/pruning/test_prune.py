@@ -263,6 +263,18 @@ def test_a_model_with_several_states_for_each_token_loses_layers_too() -> None:
     assert torch.equal(logits(model), base)
 
 
+@pytest.mark.parametrize("name", ["jamba", "deepseek_v3", "zamba2"])
+@pytest.mark.parametrize("score", ["error", "random", "magnitude", "activation"])
+def test_those_layers_go_without_which_a_stock_model_remains(
+    name: str, score: Any, tmp_path: Path
+) -> None:
+    """In a Jamba what a layer is follows from its place, so only the last one can go."""
+    model = tiny_model(name)
+    prune(model, text(), PruneConfig(layers=0.25, score=score, seed=1, compensate=False))
+    result = export(model, tmp_path / "smaller")
+    assert result.removed == {"layers": 1}
+
+
 def test_layers_heads_and_channels_go_together(tmp_path: Path) -> None:
     model = llama(num_hidden_layers=4)
     pruned = prune(model, text(), PruneConfig(layers=0.25, heads=0.5, channels=0.25))

@@ -28,6 +28,7 @@ from pliant.structure.calibration import (
 from pliant.structure.gates import Gates, with_first
 from pliant.structure.pruning.least_squares import Statistics, solve
 from pliant.structure.ranking.meters import InfluenceMeter
+from pliant.structure.stock.smaller import has_stock_form_without
 from pliant.structure.units import sites_of
 
 TRIAL_TOKENS = 2048
@@ -131,6 +132,24 @@ def weight_norm(layer: nn.Module) -> float:
 # --- which layers go -----------------------------------------------------------------------------
 
 
+def removable(
+    anatomy: Anatomy, ranked: Sequence[int], count: int, chosen: Sequence[int] = ()
+) -> list[int]:
+    """`chosen` and the first of the `ranked` layers, so many together, without which a stock model
+    remains; in a Jamba the layers' kinds follow from their places.
+
+    Where the stock model allows no such choice, the first of all.
+    """
+    taken, rest = list(chosen), [layer for layer in ranked if layer not in chosen]
+    while len(taken) < count:
+        fitting = (i for i in rest if has_stock_form_without(anatomy.model, {*taken, i}))
+        if (layer := next(fitting, None)) is None:
+            return [*chosen, *(i for i in ranked if i not in chosen)][:count]
+        taken.append(layer)
+        rest.remove(layer)
+    return taken
+
+
 @dataclass(eq=False)
 class LayerChoice:
     """Chooses layers by the loss without each of them, after the one before has taken over."""
@@ -161,7 +180,8 @@ class LayerChoice:
                     if progress is not None:
                         progress(done, total)
                 ranked = sorted(losses, key=lambda layer: losses[layer])
-                chosen += ranked[: (count - len(chosen)) // (rounds - i)]
+                more = (count - len(chosen)) // (rounds - i)
+                chosen = removable(self.anatomy, ranked, len(chosen) + more, chosen)
         return chosen
 
     def _changes(self, chosen: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:

@@ -41,6 +41,7 @@ from pliant.structure.pruning.layers import (
     Predecessor,
     block_influences,
     first_of,
+    removable,
     run_with_features,
     weight_norm,
 )
@@ -272,14 +273,16 @@ class _Pass:
             return choice.choose(count, partial(self.report, "choosing layers"))
         if config.score == "random":
             generator = torch.Generator().manual_seed(config.seed)
-            return torch.randperm(depth, generator=generator)[:count].tolist()
+            order = torch.randperm(depth, generator=generator).tolist()
+            return removable(self.anatomy, order, count)
         if self.scores is not None:
             values = [float(self.scores["layers", index]) for index in range(depth)]
         elif config.score == "magnitude":
             values = [weight_norm(layer) for layer in self.anatomy.layers]
         else:
             values = block_influences(self.anatomy, self.samples)
-        return sorted(range(depth), key=lambda index: values[index])[:count]
+        order = sorted(range(depth), key=lambda index: values[index])
+        return removable(self.anatomy, order, count)
 
     def _run(self, index: int, calls: Sequence[LayerCall]) -> Iterable[Any]:
         """The layer's outputs; if the next one goes, its projection is to take that over."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, islice, product
@@ -97,6 +97,16 @@ def without_layers(model: Any, remaining: list[int], state: State | None = None)
     stock = Stock(config, type(model), lazy)
     _check_shapes(stock, {name: own[key].shape for name, key in names.items()})
     return stock
+
+
+def has_stock_form_without(model: Any, layers: Collection[int]) -> bool:
+    """Whether the other layers make a stock model; it has the shapes for it, at least."""
+    depth = len(Anatomy.of(model).layers)
+    try:
+        without_layers(model, [index for index in range(depth) if index not in layers])
+    except UnsupportedModel:
+        return False
+    return True
 
 
 def with_fewer(
