@@ -72,6 +72,18 @@ def test_a_plan_saves_what_the_exported_model_does(tmp_path: Path) -> None:
     assert plan.best.saved == pytest.approx(saved, rel=1e-9)
 
 
+def test_layers_of_different_sizes_save_what_they_hold(tmp_path: Path) -> None:
+    """The first layer of a DeepSeek has an MLP, and the others have mixtures."""
+    model = tiny_model("deepseek_v3")
+    shares = {"heads": 0.5, "experts": 0.5, "layers": 0.25}
+    config = PruneConfig(**shares, score="magnitude", compensate=False)  # type: ignore[arg-type]
+    plan = plan_pruning(model, text(), text(1), config, controls=False)
+    prune(model, text(), config)
+    result = export(model, tmp_path / "smaller")
+    saved = 1 - result.parameters / result.parameters_before
+    assert plan.best.saved == pytest.approx(saved, rel=1e-9)
+
+
 def test_levels_are_shares_that_really_go() -> None:
     model = llama(intermediate_size=200)
     for share in levels_of(model, "channels").tolist():

@@ -10,7 +10,7 @@ Parameters, operations and bytes are counted; latency is measured, in turns with
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal, get_args
@@ -104,6 +104,26 @@ def rounded(model: Any, shares: Mapping[Part, float]) -> dict[Part, float]:
     return {
         part: _rounded(sites_of(anatomy, [part]), share) for part, share in shares.items() if share
     }
+
+
+def saved_parameters(model: Any, shares: Mapping[Part, float], layers: Collection[int]) -> float:
+    """The share of all parameters that these shares are, if these layers go.
+
+    Layers may differ in size, and `Costs` takes them for equal.
+    """
+    whole, depth = cost(model, "parameters"), len(Anatomy.of(model).layers)
+    smaller = without_layers(model, [i for i in range(depth) if i not in layers]).skeleton()
+    smaller.tie_weights()
+    left = every = cost(smaller, "parameters")
+    for part, share in shares.items():
+        if share and part != "layers":
+            sites = sites_of(Anatomy.of(smaller), [part])
+            counts = {site.key: units_of(site) - removed_of(site, share) for site in sites}
+            remaining = parameters_with(smaller, part, counts)
+            if remaining is None:
+                raise UnsupportedModel(f"{type(model).__name__} has no such form of {part}")
+            left -= every - remaining
+    return 1 - left / whole
 
 
 def sketch(model: Any, shares: Mapping[Part, float]) -> Any:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.calibration import Batch, perplexity
 from pliant.structure.config import Part, PruneConfig, PruneScore
-from pliant.structure.pruning.costs import Costs, latency_of, rounded
+from pliant.structure.pruning.costs import Costs, latency_of, rounded, saved_parameters
 from pliant.structure.pruning.prune import prune
 
 FRACTIONS = (0.5, 1.0)
@@ -65,14 +66,14 @@ class Trials:
                 layer_order=self.layer_order if config.score == "error" else (),
                 report=lambda _, *done: self.report(what, *done),
             )
+            layers = tuple(map(int, pruned.removed.get("layers", ())))
             if config.score == "error":
-                chosen = tuple(map(int, pruned.removed.get("layers", ())))
-                self.layer_order = max(self.layer_order, chosen, key=len)
+                self.layer_order = max(self.layer_order, layers, key=len)
             try:
                 measured = perplexity(self.model, self.held_out)
             finally:
                 pruned.detach()
-            self.points[config] = Point(config, self.saved(shares_of(config)), measured)
+            self.points[config] = Point(config, self.saved(shares_of(config), layers), measured)
         return self.points[config]
 
     def curve(self, config: PruneConfig, controls: Sequence[PruneScore] = CONTROLS) -> None:
@@ -97,8 +98,12 @@ class Trials:
                 return own
         return replace(config, **smaller)  # type: ignore[arg-type]
 
-    def saved(self, shares: Mapping[Part, float]) -> float:
-        """The share of the cost; a latency is measured once."""
+    def saved(self, shares: Mapping[Part, float], layers: Collection[int] = ()) -> float:
+        """The share of the cost; of parameters exactly, if it is known which layers go. A latency
+        is measured once."""
+        if self.costs.of == "parameters" and layers:
+            with suppress(UnsupportedModel):  # such layers have no stock form
+                return saved_parameters(self.model, shares, layers)
         if self.costs.of != "latency":
             return float(self.costs.saved(rounded(self.model, shares)))
         key = tuple(sorted(item for item in shares.items() if item[1]))
