@@ -50,8 +50,7 @@ class Smaller:
     importance: Importance
 
     def as_dict(self) -> dict[str, Any]:
-        content = asdict(self) | {"importance": None}
-        return {name: value for name, value in content.items() if name != "importance"}
+        return {name: value for name, value in asdict(self).items() if name != "importance"}
 
 
 def measure(measured: TwoModels) -> Smaller:
