@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,6 +151,32 @@ def test_what_cannot_end_well_is_refused_before_the_work(
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1  # no progress before it: no work was done
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_interrupted_recovery_says_how_it_goes_on(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ["max_steps=8", "logging_steps=1", "save_steps=4", "use_cpu=true"]
+    command = ["prune", "nano-s", "--channels", "0.2", "--out", "out", "--recover", "nano"]
+    command += ["--no-controls", *SMALL, *(word for s in settings for word in ("--set", s))]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src")}
+    running = subprocess.Popen(
+        [sys.executable, "-m", "pliant", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert running.stderr is not None
+    next(line for line in running.stderr if line.startswith("step 2 of"))
+    running.send_signal(signal.SIGINT)
+    printed, rest = running.communicate(timeout=60)
+    assert running.returncode == 130, rest
+    assert "perplexity" in printed  # what was measured before is not lost
+    way = rest.strip().partition("go on with: pliant ")[2]
+    assert outcome(shlex.split(way)) == 0
+    assert AutoModelForCausalLM.from_pretrained("out").config.num_hidden_layers == 3
 
 
 def test_the_page_shows_what_was_lost_and_gained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -20,6 +21,7 @@ from pliant.reports.tables import Table
 
 if TYPE_CHECKING:
     from pliant.structure import Plan, PlanConfig, PruneConfig
+    from pliant.structure.recovery import RecoveryResult
 
 HELD_OUT = 4  # of the batches, one in so many is kept to measure perplexity on
 PARTS = ("experts", "heads", "channels", "layers")
@@ -115,7 +117,7 @@ def prune(options: PruneOptions) -> None:
     if not options.json:  # now, for a recovery takes a while and may be interrupted
         terminal.draw([table], sentences)
     if options.recover is not None:
-        result = recovered(_recovery(options))
+        result = _recovered(options)
         content |= {"recovery": result.as_dict()}
         if not options.json:
             assert options.out is not None
@@ -166,6 +168,19 @@ def _prune(
     sentences = [*left_out, str(plan), *([] if result is None else [str(result)])]
     sentences += [] if options.report is None else [f"The same as pictures: {options.report}"]
     return content, curve_table(options.model, plan), sentences
+
+
+def _recovered(options: PruneOptions) -> RecoveryResult:
+    own = _recovery(options)
+    try:
+        return recovered(own)
+    except KeyboardInterrupt as stop:
+        words = ["pliant", "recover", own.model, "--data", own.data, "--teacher", str(own.teacher)]
+        words += ["--out", str(own.out), "--length", str(own.length)]
+        words += [word for each in own.set for word in ("--set", each)]
+        raise KeyboardInterrupt(
+            f"{own.model} holds the pruned model; go on with: {shlex.join(words)} --resume"
+        ) from stop
 
 
 def _recovery(options: PruneOptions) -> RecoverOptions:
