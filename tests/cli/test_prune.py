@@ -106,6 +106,26 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert words in error and "Traceback" not in error
 
 
+def test_a_model_without_a_smaller_form_or_sense_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = load("nano-s")
+    for name in ("quantised", "damaged"):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        if name == "quantised":
+            file = tmp_path / name / "config.json"
+            how = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": how}))
+            model.model.layers[0].mlp.down_proj.weight.data[0, 0] = torch.nan
+    for name, words in (("quantised", "is quantised"), ("damaged", "perplexity is nan")):
+        place, out = str(tmp_path / name), tmp_path / "out"
+        assert outcome(["prune", place, "--channels", "0.2", "--data", "nano", *SMALL]) == 2
+        assert words in capsys.readouterr().err
+        assert outcome(["recover", place, "--data", "nano", "--rows", "40", "--out", str(out)]) == 2
+        assert name in capsys.readouterr().err and not (out / "config.json").exists()
+
+
 def test_a_folder_in_use_is_refused_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

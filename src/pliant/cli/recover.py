@@ -11,7 +11,7 @@ from annotated_types import Ge
 from pliant.cli import terminal
 from pliant.cli.gradients.inputs import quiet_libraries
 from pliant.cli.training_text import EMBEDDED, encode, read_data
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.options import Flag, named_values
 from pliant.reports.tables import Table
 
@@ -132,7 +132,7 @@ def check(options: RecoverOptions, config: RecoveryConfig, settings: dict[str, s
     recovery.check_teacher(config, options.teacher is not None)
     config.arguments(options.out, settings)
     check_folder(options.out, options.resume)
-    load_config(options.model)
+    check_model(options.model)
     if options.teacher is None:
         return
     sizes = [_vocabulary_size(load_config(name)) for name in (options.model, options.teacher)]
@@ -142,6 +142,17 @@ def check(options: RecoverOptions, config: RecoveryConfig, settings: dict[str, s
         raise InvalidInput(
             f"--teacher {options.teacher}: its tokenizer has another vocabulary than the model's: "
             "give the model before pruning"
+        )
+
+
+def check_model(name: str) -> None:
+    """Refuse an unknown model, and a quantised one; a GGUF file is converted when it is loaded."""
+    from pliant.loading import load_config, resolve
+
+    config = load_config(name)
+    if getattr(config, "quantization_config", None) and not resolve(name).gguf:
+        raise UnsupportedModel(
+            f"{name} is quantised: give the model of 16 or 32 bits that it was made of"
         )
 
 

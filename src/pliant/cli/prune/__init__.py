@@ -12,7 +12,7 @@ from annotated_types import Ge
 
 from pliant.cli import terminal
 from pliant.cli.importance import ImportanceOptions, Stages, calibration_rows, fitting_length
-from pliant.cli.recover import QUESTIONS, RecoverOptions, recovered
+from pliant.cli.recover import QUESTIONS, RecoverOptions, check_model, recovered
 from pliant.cli.recover import table as recovery_table
 from pliant.cli.training_text import read_data
 from pliant.errors import InvalidInput
@@ -244,10 +244,10 @@ def _check_places(options: PruneOptions) -> None:
 
 
 def check_inputs(options: PruneOptions) -> None:
-    """Refuse an unknown model, and data that no recovery can be trained on."""
-    from pliant.loading import load_config, load_tokenizer
+    """Refuse an unknown or quantised model, and data that no recovery can be trained on."""
+    from pliant.loading import load_tokenizer
 
-    load_config(options.model)
+    check_model(options.model)
     if options.recover is None:
         return
     from pliant.structure.recovery import split

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -50,6 +51,11 @@ class Trials:
         self.model, self.fitted, self.held_out, self.costs = model, fitted, held_out, costs
         self.report: Report = report or (lambda what, done, total: None)
         self.whole = perplexity(model, held_out)
+        if not math.isfinite(self.whole):
+            raise UnsupportedModel(
+                f"the whole model's perplexity is {self.whole}: its weights are damaged, or need "
+                "another dtype"
+            )
         self.points: dict[PruneConfig, Point] = {}
         self.latencies: dict[tuple[tuple[Part, float], ...], float] = {}
         self.layer_order: tuple[int, ...] = ()

@@ -176,6 +176,10 @@ def recover(
         "before": _loss(model, batches),
         "teacher": None if teacher is None else _loss(teacher, batches),
     }
+    if not math.isfinite(losses["before"]):
+        raise UnsupportedModel(
+            f"the model's loss is {losses['before']} before any training: its weights are damaged"
+        )
     half = any(p.is_floating_point() and p.element_size() == 2 for p in model.parameters())
     with trainable(model, config.train, config.rank, teacher, args.seed) as student:
         trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
