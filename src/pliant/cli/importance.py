@@ -138,9 +138,13 @@ class Bar:
 
 
 class Stages:
-    """A bar for each thing that is done, one after the other: `stages("pruning", 3, 30)`."""
+    """A bar for each thing that is done, one after the other: `stages("pruning", 3, 30)`.
 
-    def __init__(self) -> None:
+    In a pipe, each prints so many `lines` as it goes on.
+    """
+
+    def __init__(self, lines: int = 10) -> None:
+        self.lines = lines
         self.bar: Bar | None = None
         self.done = 0
 
@@ -150,7 +154,7 @@ class Stages:
     def __call__(self, what: str, done: int, total: int) -> None:
         if self.bar is None or self.bar.title != what or done < self.done:
             self.__exit__(None, None, None)
-            self.bar = Bar(what, lines=1)
+            self.bar = Bar(what, self.lines)
         self.done = done
         self.bar(done, total)
 

@@ -149,7 +149,7 @@ def _prune(
         raise InvalidInput(
             f"--tokens {options.tokens} is one batch: give more tokens or a smaller --batch-size"
         )
-    with Stages() as stages:
+    with Stages(lines=1) as stages:
         plan = plan_pruning(
             model, fitted, held_out, config, controls=options.controls, report=stages
         )
