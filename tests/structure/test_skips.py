@@ -313,14 +313,19 @@ def test_layers_that_see_different_positions_are_refused(model: LlamaForCausalLM
         logits(model)
 
 
-def test_selective_training_takes_the_engine_that_is_exact(model: LlamaForCausalLM) -> None:
-    """The sparse engine's second pass runs layers on different positions."""
-    gradients = selective.attach(model, selective.GradientConfig(engine="sparse", ratio=0.25))
+def test_selective_training_stays_sparse_and_exact(model: LlamaForCausalLM) -> None:
+    """The sparse engine's second pass runs layers, and so skips, on the chosen positions alone."""
     trained(attach(model))
     model.train()
-    with pytest.warns(selective.GradientsWarning, match="not exact here"):
-        loss_of(model).backward()
-    assert gradients.engine == "exact"
+    loss_of(model).backward()
+    dense = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    gradients = selective.attach(model, selective.GradientConfig(engine="sparse", ratio=1.0))
+    loss_of(model).backward()
+    assert gradients.engine == "sparse" and len(dense) > 20
+    for name, p in model.named_parameters():
+        if name in dense:
+            assert p.grad is not None and torch.allclose(p.grad, dense[name], atol=1e-5), name
 
 
 # --- refusals ------------------------------------------------------------------------------------
