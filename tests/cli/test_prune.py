@@ -76,17 +76,7 @@ def test_more_is_lost_without_compensation(capsys: pytest.CaptureFixture[str]) -
         (["no-such-model", "--channels", "0.2", "--recover", "nano"], "give --out"),
         (["no-such-model", "--channels", "0.2", "--set", "max_steps=3"], "give data to train on"),
         (
-            [
-                "no-such-model",
-                "--channels",
-                "0.2",
-                "--recover",
-                "nano",
-                "--out",
-                "x",
-                "--set",
-                "a=1",
-            ],
+            ["nano-s", "--channels", "0.2", "--recover", "nano", "--out", "x", "--set", "a=1"],
             "TrainingArguments has none",
         ),
         (["no-such-model", "--channels", "0.2", "--score", "entropy"], "prune heads alone"),
