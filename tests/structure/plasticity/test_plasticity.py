@@ -230,8 +230,8 @@ def test_folding_adds_what_was_learned_to_the_base(tmp_path: Path) -> None:
     result = plasticity.fold()
     assert torch.allclose(logits(model), before, atol=1e-5)
     assert str(result) == (
-        "6 of 8 heads are open after 7 steps, 2 of them regrown (gradient): the held-out loss was "
-        f"{result.rows[0].loss:.4f}, {result.rows[1].loss:.4f} after pruning and "
+        "6 of 8 heads are open after 7 steps, 2 of them regrown (entropy_gap): the held-out loss "
+        f"was {result.rows[0].loss:.4f}, {result.rows[1].loss:.4f} after pruning and "
         f"{result.loss:.4f} at the end"
     )
     assert result.cells()[-1] == ["1", "learned", "7", f"{result.loss:.4f}", "6"]
