@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.structure.pruning.test_prune import text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pliant import load
+from pliant.anatomy.tiny import tiny_model
 from pliant.cli.app import outcome
+from pliant.cli.prune.page import gates_of
+from pliant.structure import PruneConfig, prune
 
 SMALL = ["--tokens", "2000", "--length", "64", "--batch-size", "4"]
 
@@ -84,7 +88,7 @@ def test_more_is_lost_without_compensation(capsys: pytest.CaptureFixture[str]) -
         (["no-such-model", "--channels", "1.5"], "channels = 1.5"),
         (["no-such-model", "--budget", "0.2", "--score", "best"], "score = 'best'"),
         (["nano-s", "--heads", "0.1", *SMALL], "heads = 0.1: of 3"),
-        (["my-model", "--budget", "0.2"], "needs calibration text"),
+        (["my-model", "--budget", "0.2"], "calibration text is needed: --data"),
         (["nano-s", "--budget", "0.2", "--tokens", "64"], "--tokens 64 is one batch"),
     ],
 )
@@ -202,6 +206,13 @@ def test_the_page_shows_what_was_lost_and_gained(
     assert "the whole model" in html and "Of 9 heads, 9 active" in html
     printed = capsys.readouterr()
     assert str(page) in printed.out and "Traceback" not in printed.err
+
+
+def test_the_page_shows_closed_experts() -> None:
+    """Their gates stay at 1, for the router no longer chooses them."""
+    pruned = prune(tiny_model("mixtral"), text(), PruneConfig(experts=0.5))
+    closed = [gates.count(0.0) for gates in gates_of(pruned)["experts"].values()]
+    assert closed == [2, 2, 2, 2]
 
 
 def test_the_smaller_model_is_recovered_in_the_same_command(

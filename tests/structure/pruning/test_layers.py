@@ -52,6 +52,18 @@ def test_a_change_that_does_not_help_is_taken_back() -> None:
     )
 
 
+def test_an_error_counts_relative_to_the_state_of_its_token() -> None:
+    """Some models give the first token a state a thousand times as long as the others'."""
+    weight = torch.randn(OUTPUTS, INPUTS)
+    own = predecessor(weight, lambda x: x)
+    before, change = weight.clone(), torch.randn(OUTPUTS, INPUTS)
+    wanted = [x @ (before + change).T for x in own.features]
+    for aim in wanted:
+        aim[:, 0] = 1000 * torch.randn(B, OUTPUTS)  # nothing linear
+    own.take_over(wanted, damping=1e-6)
+    assert float((weight - before - change).norm() / change.norm()) < 0.5
+
+
 def test_padding_does_not_count() -> None:
     weights = []
     for noise in (0.0, 100.0):

@@ -9,7 +9,7 @@ import torch
 from tests.structure.pruning.test_prune import gpt2, likely_text, llama, text
 
 from pliant.errors import InvalidInput, UnsupportedModel
-from pliant.structure import PlanConfig, PruneConfig, plan_pruning
+from pliant.structure import PlanConfig, PruneConfig, perplexity, plan_pruning, prune
 from pliant.structure.pruning.plan import levels_of
 
 
@@ -33,7 +33,32 @@ def test_the_plan_takes_what_the_model_can_spare(of: Any) -> None:
     assert plan.best.perplexity == min(point.perplexity for point in enough)
 
 
-def test_every_part_is_tried_alone_and_a_mixture_too() -> None:
+def test_a_mixture_of_parts_wins_where_each_can_spare_a_little() -> None:
+    """A quarter of the channels and of the heads do next to nothing, and neither is enough."""
+    model = llama(num_hidden_layers=4, intermediate_size=64)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for weight in (layer.mlp.up_proj, layer.mlp.down_proj, layer.self_attn.o_proj):
+                weight.weight.mul_(10)
+            layer.mlp.down_proj.weight[:, ::4] *= 1e-5
+            layer.self_attn.o_proj.weight[:, :16] *= 1e-5
+    own = likely_text(model)
+    config = PlanConfig(0.2, parts=("channels", "heads"), score="activation", compensate=False)
+    plan = plan_pruning(model, own[1:], own[:1], config, controls=False)
+    assert plan.config.parts == ("heads", "channels") and plan.best.saved >= 0.2
+    assert plan.best.perplexity < 1.0001 * plan.whole
+    alone = [point for point in plan.points if len(point.config.parts) == 1 and point.saved >= 0.2]
+    assert len(alone) == 2 and all(p.perplexity > 1.005 * plan.whole for p in alone)
+
+
+def test_what_is_planned_is_what_is_pruned() -> None:
+    model = llama(num_hidden_layers=4)
+    plan = plan_pruning(model, text(), text(1), PlanConfig(0.3, parts=("layers",)))
+    prune(model, text(), plan.config, layer_order=plan.layer_order)
+    assert perplexity(model, text(1)) == plan.best.perplexity
+
+
+def test_every_part_is_tried_alone() -> None:
     plan = plan_pruning(llama(), text(), text(1), PlanConfig(0.2, parts=("channels", "heads")))
     tried = {point.config.parts for point in plan.points}
     assert {("channels",), ("heads",)} <= tried

@@ -275,6 +275,11 @@ def test_those_layers_go_without_which_a_stock_model_remains(
     assert result.removed == {"layers": 1}
 
 
+def test_layers_go_in_the_order_that_is_known() -> None:
+    pruned = prune(llama(num_hidden_layers=4), text(), PruneConfig(layers=0.5), layer_order=(0, 2))
+    assert list(pruned.removed["layers"]) == ["0", "2"]
+
+
 def test_layers_heads_and_channels_go_together(tmp_path: Path) -> None:
     model = llama(num_hidden_layers=4)
     pruned = prune(model, text(), PruneConfig(layers=0.25, heads=0.5, channels=0.25))

@@ -103,13 +103,8 @@ class Page:
             }
             caption = f"Importance by {self.importance.score}, before anything was removed."
             pictures.append((plots.heat_maps(maps, "layer", self.importance.score), caption))
-        gates: dict[str, dict[str, list[float]]] = {}
-        for site in pruned.gates.sites:
-            own = pruned.gates[site.kind, site.layer, site.block].tolist()
-            gates.setdefault(str(site.kind), {})[site.key] = own
-        pictures.append(
-            (plots.heat_maps(gates, "layer", "gate"), "Gates: at 0 the unit is removed.")
-        )
+        gates = plots.heat_maps(gates_of(pruned), "layer", "gate")
+        pictures.append((gates, "Gates: at 0 the unit is removed."))
         sentences = [str(pruned)]
         if self.agency is not None:
             heads: dict[str, list[float]] = {}
@@ -168,6 +163,18 @@ class Page:
             for adapter in (agency, gates):
                 if adapter is not None:
                     adapter.detach()
+
+
+def gates_of(pruned: Pruned) -> dict[str, dict[str, list[float]]]:
+    """By kind and site; experts are closed in the router's choice, and their gates stay at 1."""
+    gates: dict[str, dict[str, list[float]]] = {}
+    for site in pruned.gates.sites:
+        own = pruned.gates[site.kind, site.layer, site.block].tolist()
+        if site.kind == "experts":
+            for unit in pruned.removed["experts"][site.key]:
+                own[unit] = 0.0
+        gates.setdefault(str(site.kind), {})[site.key] = own
+    return gates
 
 
 def curve_table(model: str, plan: Plan) -> Table:
