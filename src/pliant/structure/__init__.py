@@ -23,7 +23,8 @@ from pliant.structure.exporting.export import ExportResult, export
 from pliant.structure.gates import Gates, attach
 from pliant.structure.pruning.close_experts import ClosedExperts, close_experts
 from pliant.structure.pruning.plan import Plan, PlanConfig, plan_pruning
-from pliant.structure.pruning.prune import Pruned, prune
+from pliant.structure.pruning.prune import prune
+from pliant.structure.pruning.pruned import Pruned
 from pliant.structure.pruning.remaining_experts import RemainingExperts, RemainingExpertsConfig
 from pliant.structure.ranking.importance import Importance, ImportanceConfig, importance
 from pliant.structure.skips import SkipConfig, Skips

@@ -37,6 +37,17 @@ def attach(model: nn.Module, config: GateConfig | None = None, name: str | None 
     return adapters.attach(model, Gates(model, config or GateConfig()), name)
 
 
+def gates_on_heads(base: nn.Module, name: str, whose: str) -> Gates:
+    """The gates on heads that are attached to `base` under this name."""
+    gates = adapters.attached(base).get(name)
+    if not isinstance(gates, Gates) or "heads" not in gates.config.units:
+        raise AdapterError(
+            f"{whose} needs gates on heads attached as {name!r}, and there are none: call "
+            "pliant.structure.attach(model) before"
+        )
+    return gates
+
+
 class Gates(Adapter):
     """Gates on a model's units; `gates[kind, layer]` is a parameter to read, write or train."""
 

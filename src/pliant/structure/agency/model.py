@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from pliant import adapters
-from pliant.adapters import Adapter, Before, Wire, attached
+from pliant.adapters import Adapter, Before, Wire
 from pliant.anatomy import Anatomy
-from pliant.errors import AdapterError, InvalidInput, check_choice, did_you_mean
+from pliant.errors import InvalidInput, check_choice, did_you_mean
 from pliant.structure.agency.heads import Heads
 from pliant.structure.agency.measure import measure
 from pliant.structure.agency.report import (
@@ -40,7 +40,7 @@ from pliant.structure.agency.report import (
     Violation,
 )
 from pliant.structure.config import AgencyConfig
-from pliant.structure.gates import Gates
+from pliant.structure.gates import Gates, gates_on_heads
 from pliant.structure.scaling import scaling
 from pliant.structure.units import Site, sites_of
 
@@ -80,14 +80,7 @@ class Agency(Adapter):
     @property
     def gates(self) -> Gates:
         """The gates whose heads have states."""
-        name = self.config.gates
-        gates = attached(self.base).get(name)
-        if not isinstance(gates, Gates) or "heads" not in gates.config.units:
-            raise AdapterError(
-                f"Agency needs gates on heads attached as {name!r}, and there are none: call "
-                "pliant.structure.attach(model) before"
-            )
-        return gates
+        return gates_on_heads(self.base, self.config.gates, "Agency")
 
     def wire(self, model: nn.Module) -> Iterator[Wire]:
         yield Before(self.anatomy.decoder, self._enter_decoder)

@@ -51,27 +51,30 @@ class Plan:
 @torch.no_grad()
 def plan_from_disk(base: DiskModel, saved: DiskAdapters) -> Plan:
     depth = len(base.anatomy.layers)
-    kept = remaining_layers(saved.gates, depth)
-    if not kept:
+    open_layers = remaining_layers(saved.gates, depth)
+    if not open_layers:
         raise InvalidInput("no layer would remain: open the gate of one at least")
     units = {kind: own for kind in PARTS if (own := remaining_units(saved.gates, kind))}
     state = folded(base.model, base.state, saved.gates, saved.compensation, saved.weight)
-    choices = _choices(base, kept, units, state)
+    choices = _choices(base, open_layers, units, state)
     removed = {str(kind): removed_units(saved.gates, kind, own) for kind, own in units.items()}
-    if len(kept) < depth:
-        removed["layers"] = depth - len(kept)
-    stock = _stock(base, kept, units, choices, state)
-    return Plan(stock, dict(_stock(base, kept, units, choices, base.empty).state), removed)
+    if len(open_layers) < depth:
+        removed["layers"] = depth - len(open_layers)
+    stock = _stock(base, open_layers, units, choices, state)
+    return Plan(stock, dict(_stock(base, open_layers, units, choices, base.empty).state), removed)
 
 
 def _choices(
-    base: DiskModel, kept: list[int], units: Mapping[Kind, Mapping[str, Tensor]], state: State
+    base: DiskModel,
+    open_layers: list[int],
+    units: Mapping[Kind, Mapping[str, Tensor]],
+    state: State,
 ) -> dict[Kind, Choice]:
     """How fewer units of each kind are written, found on some of the layers alone."""
     choices: dict[Kind, Choice] = {}
     if not units:
         return choices
-    layers, sample = _sample(base, kept, state)
+    layers, sample = _sample(base, open_layers, state)
     probe = trial_ids(Anatomy.of(sample), PROBE)
     reference = logits_of(sample, probe)
     for kind, own in units.items():
@@ -89,10 +92,10 @@ def _choices(
     return choices
 
 
-def _sample(base: DiskModel, kept: list[int], state: State) -> tuple[list[int], Any]:
+def _sample(base: DiskModel, open_layers: list[int], state: State) -> tuple[list[int], Any]:
     """A model of one layer of each kind, in memory; or of more, if its class cannot build those."""
-    one_of_each = _one_of_each(base, kept)
-    prefix = kept[: kept.index(one_of_each[-1]) + 1]
+    one_of_each = _one_of_each(base, open_layers)
+    prefix = open_layers[: open_layers.index(one_of_each[-1]) + 1]
     for layers in (one_of_each, prefix):
         try:
             model = without_layers(base.model, layers, state).build()
@@ -104,10 +107,10 @@ def _sample(base: DiskModel, kept: list[int], state: State) -> tuple[list[int], 
     raise AssertionError
 
 
-def _one_of_each(base: DiskModel, kept: list[int]) -> list[int]:
+def _one_of_each(base: DiskModel, open_layers: list[int]) -> list[int]:
     types = layer_types(text_config(base.model), len(base.anatomy.layers))
     first: dict[Any, int] = {}
-    for i in kept:
+    for i in open_layers:
         shapes = {key: t.shape for key, t in base.anatomy.layers[i].state_dict().items()}
         first.setdefault((types[i], frozenset(shapes.items())), i)
     return sorted(first.values())
@@ -126,17 +129,17 @@ def _renumbered(
 
 def _stock(
     base: DiskModel,
-    kept: list[int],
+    open_layers: list[int],
     units: Mapping[Kind, Mapping[str, Tensor]],
     choices: Mapping[Kind, Choice],
     state: State,
 ) -> Stock:
     """The smaller model, by the choices."""
     stock = Stock(base.model.config, type(base.model), state)
-    if len(kept) < len(base.anatomy.layers):
-        stock = without_layers(base.model, kept, state)
+    if len(open_layers) < len(base.anatomy.layers):
+        stock = without_layers(base.model, open_layers, state)
     for kind, choice in choices.items():
-        remaining = _renumbered(base, kind, units[kind], kept)
+        remaining = _renumbered(base, kind, units[kind], open_layers)
         skeleton = stock.skeleton()
         stock = next(with_fewer(skeleton, kind, remaining, state=stock.state, choice=choice))
     return stock

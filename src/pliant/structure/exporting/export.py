@@ -11,7 +11,6 @@ compared with the live model, and only then renamed to its target.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,14 +46,13 @@ from pliant.structure.exporting.remaining import (
 )
 from pliant.structure.gates import Gates
 from pliant.structure.pruning.compensation import Compensation
+from pliant.structure.pruning.prune import Report
 from pliant.structure.stock.smaller import Stock, with_fewer, without_layers
 
 RECORD = "pliant_export.json"
 PARTS: tuple[Kind, ...] = ("heads", "channels")
 SHARD_SIZE = "5GB"
 STEPS = 3
-Report = Callable[[str, int, int], None]
-"""What is being done, how many steps of it are done, and of how many."""
 
 
 def export(

@@ -41,7 +41,7 @@ from pliant.anatomy.find import device_of
 from pliant.errors import AdapterError, InvalidInput, UnsupportedModel
 from pliant.structure.agency import Agency
 from pliant.structure.calibration import Batch, Sample, samples_of
-from pliant.structure.gates import Gates
+from pliant.structure.gates import Gates, gates_on_heads
 from pliant.structure.plasticity.config import PlasticityConfig
 from pliant.structure.plasticity.growth import Head, head_sites, mean_loss, ranked
 from pliant.structure.plasticity.heads import CLOSED, OPEN, REGROWN, HeadStates
@@ -97,13 +97,7 @@ class Plasticity(Adapter):
     @property
     def gates(self) -> Gates:
         """The gates that the cycle sets."""
-        name = self.config.gates
-        gates = attached(self.base).get(name)
-        if not isinstance(gates, Gates) or "heads" not in gates.config.units:
-            raise AdapterError(
-                f"Plasticity needs gates on heads attached as {name!r}, and there are none: call "
-                "pliant.structure.attach(model) before"
-            )
+        gates = gates_on_heads(self.base, self.config.gates, "Plasticity")
         if gates.active != (self.config.pattern,):
             raise AdapterError(
                 f"the active pattern is {gates.active}, and the cycle is that of "

@@ -7,7 +7,7 @@ projection's weights, it takes the place of the layer that goes, and costs nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ from pliant.structure.calibration import (
 )
 from pliant.structure.gates import Gates, with_first
 from pliant.structure.pruning.least_squares import Statistics, solve
+from pliant.structure.ranking.measures import Progress
 from pliant.structure.ranking.meters import InfluenceMeter
 from pliant.structure.stock.smaller import has_stock_form_without
 from pliant.structure.units import sites_of
@@ -35,7 +36,6 @@ TRIAL_TOKENS = 2048
 """Tokens on which the removal of each layer is tried out."""
 ROUNDS = 3
 """In which layers are chosen; what is left after each is measured anew."""
-Progress = Callable[[int, int], None]
 
 
 @dataclass(eq=False)

@@ -13,28 +13,25 @@ layer that goes altogether is taken over by the projection before it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pliant import adapters
-from pliant.adapters.files import check_new, new_folder
 from pliant.anatomy import Anatomy
 from pliant.anatomy.find import device_of
 from pliant.anatomy.lockstep import LayerCall, run_in_lockstep
 from pliant.anatomy.modes import eval_mode
-from pliant.errors import AdapterError, CorruptFile, InvalidInput
+from pliant.errors import InvalidInput
 from pliant.structure.calibration import Batch, Sample, inputs_of, samples_of, without_padding
 from pliant.structure.config import GateConfig, Kind, Part, PruneConfig, PruneScore
 from pliant.structure.gates import Gates, with_first
 from pliant.structure.pruning import compensation
-from pliant.structure.pruning.close_experts import ClosedExperts, close_experts
+from pliant.structure.pruning.close_experts import close_experts
 from pliant.structure.pruning.compensation import Compensation, dense_weight
 from pliant.structure.pruning.layers import (
     LayerChoice,
@@ -46,85 +43,15 @@ from pliant.structure.pruning.layers import (
     weight_norm,
 )
 from pliant.structure.pruning.least_squares import Statistics, remove_units
-from pliant.structure.pruning.remaining_experts import RemainingExperts
+from pliant.structure.pruning.pruned import Pruned, expert_score
 from pliant.structure.ranking.importance import Importance, ImportanceConfig, importance
-from pliant.structure.ranking.measures import RANKS, Score
+from pliant.structure.ranking.measures import RANKS
 from pliant.structure.units import Site, check_projections, removed_of, sites_of, units_of
-
-SAVED = "pruned.json"
 
 LOCAL: tuple[PruneScore, ...] = ("activation", "magnitude", "random")
 """Measured layer after layer, on what is pruned already."""
 Report = Callable[[str, int, int], None]
 """What is being done, how many steps of it are done, and of how many."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pruned:
-    """The adapters that prune a model, and what was measured on the way."""
-
-    config: PruneConfig
-    gates: Gates
-    compensation: Compensation | None
-    experts: ClosedExperts | None
-    removed: dict[str, dict[str, tuple[int, ...]]]
-    """Units by kind and site, in the order of removal."""
-    errors: dict[str, dict[str, float]] = field(default_factory=dict)
-    """For each projection the squared error of its output on the calibration text, relative to the
-    output; with compensation as the text was fitted, so it is a little too good."""
-
-    def detach(self) -> None:
-        if self.compensation is not None:
-            self.compensation.detach()
-        if self.experts is not None:
-            self.experts.detach()
-        self.gates.detach()
-
-    def save(self, folder: str | Path) -> None:
-        """Write gates and new weights to a new folder, for `load` and `pliant export`.
-
-        All of it or nothing: gates alone would be another model.
-        """
-        target = Path(folder).expanduser()
-        check_new(target)
-        with new_folder(target) as unfinished:
-            self.gates.save_pretrained(unfinished / "gates")
-            if self.compensation is not None:
-                self.compensation.save_pretrained(unfinished / "compensation")
-            if self.experts is not None:
-                self.experts.adapter.save_pretrained(unfinished / "experts")
-            (unfinished / SAVED).write_text(json.dumps(self.as_dict(), indent=2) + "\n")
-
-    @classmethod
-    def load(cls, model: nn.Module, folder: str | Path) -> Pruned:
-        """Attach what `save` wrote; an error leaves `model` as it was."""
-        folder = Path(folder).expanduser()
-        config, removed, errors = _read_saved(folder / SAVED)
-        pruned = cls(config, Gates.from_pretrained(model, folder / "gates"), None, None, removed)
-        try:
-            if (folder / "compensation").is_dir():
-                own = Compensation.from_pretrained(
-                    model, folder / "compensation", name="compensation"
-                )
-                pruned = replace(pruned, compensation=own)
-            if (folder / "experts").is_dir():
-                closed = RemainingExperts.from_pretrained(model, folder / "experts")
-                pruned = replace(pruned, experts=ClosedExperts.of(closed, expert_score(config)))
-        except BaseException:
-            pruned.detach()
-            raise
-        return replace(pruned, errors=errors)
-
-    def as_dict(self) -> dict[str, Any]:
-        removed = {k: {s: list(u) for s, u in sites.items()} for k, sites in self.removed.items()}
-        return {"removed": removed, "errors": self.errors, "config": asdict(self.config)}
-
-    def __str__(self) -> str:
-        parts = [
-            f"{sum(map(len, sites.values())):,} {kind}" for kind, sites in self.removed.items()
-        ]
-        how = "compensated" if self.compensation is not None else "not compensated"
-        return f"{' and '.join(parts)} pruned, {how}"
 
 
 @torch.no_grad()
@@ -181,13 +108,6 @@ def check_score(parts: Sequence[Part], score: PruneScore) -> None:
                 f"score = {score!r} ranks {ranked}, not {part}: prune {ranked} alone, or give "
                 "another score"
             )
-
-
-def expert_score(config: PruneConfig) -> Score:
-    """How experts are ranked: nothing is known of how well others make up for one."""
-    if config.score == "error" or config.score == "activation":
-        return "relative_activation"
-    return config.score
 
 
 def _scores(model: nn.Module, batches: Sequence[Batch], config: PruneConfig) -> Importance | None:
@@ -361,20 +281,6 @@ class _Pass:
             raise InvalidInput(f"layer {site.layer}: its {site.kind} did not run")
         statistics.cross_OF = weight @ statistics.gram_FF
         return statistics
-
-
-def _read_saved(path: Path) -> tuple[PruneConfig, dict[str, Any], dict[str, Any]]:
-    try:
-        content = json.loads(path.read_bytes())
-        removed = {
-            kind: {site: tuple(units) for site, units in sites.items()}
-            for kind, sites in content["removed"].items()
-        }
-        return PruneConfig(**content["config"]), removed, content["errors"]
-    except OSError as error:
-        raise AdapterError(f"{path.parent}: no saved pruning (it has no {SAVED})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptFile(f"{path}: damaged ({error})") from error
 
 
 def _check_room(sites: Sequence[Site], config: PruneConfig) -> None:

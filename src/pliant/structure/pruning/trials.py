@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,14 +14,13 @@ from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.calibration import Batch, perplexity
 from pliant.structure.config import Part, PruneConfig, PruneScore
 from pliant.structure.pruning.costs import Costs, latency_of, rounded, saved_parameters
-from pliant.structure.pruning.prune import prune
+from pliant.structure.pruning.prune import Report, prune
 
 FRACTIONS = (0.5, 1.0)
 """Of the shares that go, or of a budget, at which a way of pruning is measured."""
 NEARLY = 0.15
 """Shares this close count as the same point of a curve."""
 CONTROLS: tuple[PruneScore, ...] = ("random", "magnitude")
-Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -160,26 +160,13 @@ def recover(
     _check_models(model, teacher)
     texts, held_out = (texts, held_out) if held_out is not None else split(texts)
     args = config.arguments(target, settings or {})
-    plan = {
-        "model": _identity(model),
-        "teacher": None if teacher is None else _identity(teacher),
-        "content": texts.digest,
-        "held-out text": held_out.digest,
-        "config": asdict(config),
-        "settings": config.settings(settings or {}),
-    }
+    plan = _plan(model, teacher, texts, held_out, config)
+    plan["settings"] = config.settings(settings or {})
     record = check_folder(target, resume)
     collate = Collator.of(tokenizer)
     starts = range(0, len(held_out.pieces), ROWS)
     batches = [collate(held_out.pieces[start : start + ROWS]) for start in starts]
-    losses = (record or {}).get("losses") or {
-        "before": _loss(model, batches),
-        "teacher": None if teacher is None else _loss(teacher, batches),
-    }
-    if not math.isfinite(losses["before"]):
-        raise UnsupportedModel(
-            f"the model's loss is {losses['before']} before any training: its weights are damaged"
-        )
+    losses = (record or {}).get("losses") or _losses(model, teacher, batches)
     half = any(p.is_floating_point() and p.element_size() == 2 for p in model.parameters())
     with trainable(model, config.train, config.rank, teacher, args.seed) as student:
         trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
@@ -208,6 +195,29 @@ def recover(
     run.note(ended=result.as_dict())
     _pass_on_record(source, target, result, args)
     return result
+
+
+def _plan(
+    model: Any, teacher: Any, texts: Texts, held_out: Texts, config: RecoveryConfig
+) -> dict[str, Any]:
+    """What the losses depend on, besides the Trainer's settings."""
+    return {
+        "model": _identity(model),
+        "teacher": None if teacher is None else _identity(teacher),
+        "content": texts.digest,
+        "held-out text": held_out.digest,
+        "config": asdict(config),
+    }
+
+
+def _losses(model: Any, teacher: Any, batches: Sequence[Any]) -> dict[str, float | None]:
+    """Of the model before any training, and of the teacher."""
+    before = _loss(model, batches)
+    if not math.isfinite(before):
+        raise UnsupportedModel(
+            f"the model's loss is {before} before any training: its weights are damaged"
+        )
+    return {"before": before, "teacher": None if teacher is None else _loss(teacher, batches)}
 
 
 def check_teacher(config: RecoveryConfig, has_teacher: bool) -> None:

@@ -1,0 +1,110 @@
+"""A pruned model: the adapters that prune it, in one folder or on the model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pliant.adapters.files import check_new, new_folder
+from pliant.errors import AdapterError, CorruptFile
+from pliant.structure.config import PruneConfig
+from pliant.structure.gates import Gates
+from pliant.structure.pruning.close_experts import ClosedExperts
+from pliant.structure.pruning.compensation import Compensation
+from pliant.structure.pruning.remaining_experts import RemainingExperts
+from pliant.structure.ranking.measures import Score
+
+SAVED = "pruned.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """The adapters that prune a model, and what was measured on the way."""
+
+    config: PruneConfig
+    gates: Gates
+    compensation: Compensation | None
+    experts: ClosedExperts | None
+    removed: dict[str, dict[str, tuple[int, ...]]]
+    """Units by kind and site, in the order of removal."""
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    """For each projection the squared error of its output on the calibration text, relative to the
+    output; with compensation as the text was fitted, so it is a little too good."""
+
+    def detach(self) -> None:
+        if self.compensation is not None:
+            self.compensation.detach()
+        if self.experts is not None:
+            self.experts.detach()
+        self.gates.detach()
+
+    def save(self, folder: str | Path) -> None:
+        """Write gates and new weights to a new folder, for `load` and `pliant export`.
+
+        All of it or nothing: gates alone would be another model.
+        """
+        target = Path(folder).expanduser()
+        check_new(target)
+        with new_folder(target) as unfinished:
+            self.gates.save_pretrained(unfinished / "gates")
+            if self.compensation is not None:
+                self.compensation.save_pretrained(unfinished / "compensation")
+            if self.experts is not None:
+                self.experts.adapter.save_pretrained(unfinished / "experts")
+            (unfinished / SAVED).write_text(json.dumps(self.as_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, model: nn.Module, folder: str | Path) -> Pruned:
+        """Attach what `save` wrote; an error leaves `model` as it was."""
+        folder = Path(folder).expanduser()
+        config, removed, errors = _read_saved(folder / SAVED)
+        pruned = cls(config, Gates.from_pretrained(model, folder / "gates"), None, None, removed)
+        try:
+            if (folder / "compensation").is_dir():
+                own = Compensation.from_pretrained(
+                    model, folder / "compensation", name="compensation"
+                )
+                pruned = replace(pruned, compensation=own)
+            if (folder / "experts").is_dir():
+                closed = RemainingExperts.from_pretrained(model, folder / "experts")
+                pruned = replace(pruned, experts=ClosedExperts.of(closed, expert_score(config)))
+        except BaseException:
+            pruned.detach()
+            raise
+        return replace(pruned, errors=errors)
+
+    def as_dict(self) -> dict[str, Any]:
+        removed = {k: {s: list(u) for s, u in sites.items()} for k, sites in self.removed.items()}
+        return {"removed": removed, "errors": self.errors, "config": asdict(self.config)}
+
+    def __str__(self) -> str:
+        parts = [
+            f"{sum(map(len, sites.values())):,} {kind}" for kind, sites in self.removed.items()
+        ]
+        how = "compensated" if self.compensation is not None else "not compensated"
+        return f"{' and '.join(parts)} pruned, {how}"
+
+
+def expert_score(config: PruneConfig) -> Score:
+    """How experts are ranked: nothing is known of how well others make up for one."""
+    if config.score == "error" or config.score == "activation":
+        return "relative_activation"
+    return config.score
+
+
+def _read_saved(path: Path) -> tuple[PruneConfig, dict[str, Any], dict[str, Any]]:
+    try:
+        content = json.loads(path.read_bytes())
+        removed = {
+            kind: {site: tuple(units) for site, units in sites.items()}
+            for kind, sites in content["removed"].items()
+        }
+        return PruneConfig(**content["config"]), removed, content["errors"]
+    except OSError as error:
+        raise AdapterError(f"{path.parent}: no saved pruning (it has no {SAVED})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptFile(f"{path}: damaged ({error})") from error
