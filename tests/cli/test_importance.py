@@ -73,7 +73,7 @@ def test_scores_without_text_need_none(capsys: Any) -> None:
         (["nano-s", "--resume", "FOLDER/r.jsonl"], "only leave_one_out can be resumed"),
         (["nano-s", "--out", "FOLDER/scores.txt"], "name a .json file"),
         (["nano-s", "--picture", "heat.png"], "name a .svg file"),
-        (["FOLDER", "--score", "fisher"], "needs calibration text: --data"),
+        (["FOLDER", "--score", "fisher"], "calibration text is needed: --data"),
         (["./nowhere", "--data", "nano"], "no such folder"),
     ],
 )

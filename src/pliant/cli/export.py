@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pliant.cli import terminal
-from pliant.cli.importance import Stages
 from pliant.errors import InvalidInput
 from pliant.options import Flag
 
@@ -49,7 +48,7 @@ def export(options: ExportOptions) -> None:
     terminal.hide_loading_bars()
     from pliant.structure.exporting.disk_export import fits_into_memory
 
-    with Stages() as report:
+    with terminal.Stages() as report:
         streamed = options.stream or not fits_into_memory(options.model, options.dtype)
         result = (_streamed if streamed else _in_memory)(options, report)
     if options.json:
@@ -83,7 +82,7 @@ def check(options: ExportOptions) -> None:
         check_on_disk(options.model)
 
 
-def _in_memory(options: ExportOptions, report: Stages) -> ExportResult:
+def _in_memory(options: ExportOptions, report: terminal.Stages) -> ExportResult:
     from pliant.loading import load
     from pliant.structure import export as write
     from pliant.structure.exporting.saved import load_adapters
@@ -94,7 +93,7 @@ def _in_memory(options: ExportOptions, report: Stages) -> ExportResult:
     return write(model, options.out, tokenizer, max_shard_size=options.shard_size, report=report)
 
 
-def _streamed(options: ExportOptions, report: Stages) -> ExportResult:
+def _streamed(options: ExportOptions, report: terminal.Stages) -> ExportResult:
     from pliant.structure import export_from_disk
 
     assert options.out is not None

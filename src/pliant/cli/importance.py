@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from pliant.cli import terminal
+from pliant.cli.training_text import calibration_rows, default_data, fitting_length
 from pliant.errors import InvalidInput
 from pliant.options import Flag
 from pliant.reports.tables import Table
 
 if TYPE_CHECKING:
     from pliant.structure import Importance, ImportanceConfig
-
-EMBEDDED = "nano"
-TOKENS_IN_A_QUESTION = 8  # of the embedded models' world, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +71,7 @@ def importance(options: ImportanceOptions) -> None:
     """
     check_files(options)
     config = options.config()
-    rows = calibration_rows(options)
+    rows = calibration(options)
     terminal.hide_loading_bars()
     from pliant.loading import load
 
@@ -111,57 +109,8 @@ def measured(
         if rows
         else []
     )
-    with Bar(options.score) as bar:
+    with terminal.Bar(options.score) as bar:
         return importance(model, batches, config, progress=bar, resume=options.resume)
-
-
-class Bar:
-    """Opens a progress bar when the first step reports how many there are."""
-
-    def __init__(self, title: str, lines: int = 10) -> None:
-        self.title, self.lines = title, lines
-        self.opened: Any = None
-        self.report: terminal.Report | None = None
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        if self.report is None:
-            self.opened = terminal.progress(self.title, total, every=max(1, total // self.lines))
-            self.report = self.opened.__enter__()
-        self.report(done, "")
-
-    def __exit__(self, *error: Any) -> None:
-        if self.opened is not None:
-            self.opened.__exit__(*error)
-
-
-class Stages:
-    """A bar for each thing that is done, one after the other: `stages("pruning", 3, 30)`.
-
-    In a pipe, each prints so many `lines` as it goes on.
-    """
-
-    def __init__(self, lines: int = 10) -> None:
-        self.lines = lines
-        self.bar: Bar | None = None
-        self.done = 0
-
-    def __enter__(self) -> Stages:
-        return self
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if self.bar is None or self.bar.title != what or done < self.done:
-            self.__exit__(None, None, None)
-            self.bar = Bar(what, self.lines)
-        self.done = done
-        self.bar(done, total)
-
-    def __exit__(self, *error: Any) -> None:
-        if self.bar is not None:
-            self.bar.__exit__(*error)
-        self.bar = None
 
 
 # --- inputs --------------------------------------------------------------------------------------
@@ -187,34 +136,14 @@ def data_of(options: ImportanceOptions) -> str | None:
     """The calibration text by name; None if the score needs none."""
     if options.score in ("magnitude", "random"):
         return None
-    if options.data is None and options.model.startswith("nano-"):
-        return EMBEDDED
-    return options.data
+    return options.data or default_data(options.model)
 
 
-def calibration_rows(options: ImportanceOptions) -> list[dict[str, Any]]:
+def calibration(options: ImportanceOptions) -> list[dict[str, Any]]:
     data = data_of(options)
-    if data is None:
-        if options.score in ("magnitude", "random"):
-            return []
-        raise InvalidInput(
-            f"the score {options.score} needs calibration text: --data notes.txt (or --data nano, "
-            "questions of the embedded models' world)"
-        )
-    if data == EMBEDDED:
-        from pliant import nano
-
-        questions = options.rows or 1 + options.tokens // TOKENS_IN_A_QUESTION
-        return nano.conversations("train", questions)
-    from pliant.data import read_rows
-
-    return read_rows(data, limit=options.rows)
-
-
-def fitting_length(length: int, config: Any) -> int:
-    """No longer than the model's context."""
-    positions = getattr(config, "max_position_embeddings", None)
-    return min(length, positions) if isinstance(positions, int) else length
+    if data is None and options.score in ("magnitude", "random"):
+        return []
+    return calibration_rows(data, options.tokens, options.rows)
 
 
 # --- output --------------------------------------------------------------------------------------

@@ -104,6 +104,55 @@ def progress(title: str, total: int, every: int = 1) -> Iterator[Report]:
         yield lambda done, message: bar.update(task, completed=done, message=message)
 
 
+class Bar:
+    """Opens a progress bar when the first step reports how many there are."""
+
+    def __init__(self, title: str, lines: int = 10) -> None:
+        self.title, self.lines = title, lines
+        self.opened: Any = None
+        self.report: Report | None = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.report is None:
+            self.opened = progress(self.title, total, every=max(1, total // self.lines))
+            self.report = self.opened.__enter__()
+        self.report(done, "")
+
+    def __exit__(self, *error: Any) -> None:
+        if self.opened is not None:
+            self.opened.__exit__(*error)
+
+
+class Stages:
+    """A bar for each thing that is done, one after the other: `stages("pruning", 3, 30)`.
+
+    In a pipe, each prints so many `lines` as it goes on.
+    """
+
+    def __init__(self, lines: int = 10) -> None:
+        self.lines = lines
+        self.bar: Bar | None = None
+        self.done = 0
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self.bar is None or self.bar.title != what or done < self.done:
+            self.__exit__(None, None, None)
+            self.bar = Bar(what, self.lines)
+        self.done = done
+        self.bar(done, total)
+
+    def __exit__(self, *error: Any) -> None:
+        if self.bar is not None:
+            self.bar.__exit__(*error)
+        self.bar = None
+
+
 @contextmanager
 def transfers() -> Iterator[Callable[[str, int, int], None]]:
     """Yields a function that takes what is transferred, and how many bytes of how many are done.

@@ -1,4 +1,4 @@
-"""The data of commands that train or measure on text: read, then split into pieces of tokens."""
+"""The text that commands train, measure or calibrate on, and the length of its pieces."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = "nano"
 """Names the questions of the embedded models' world."""
+TOKENS_IN_A_QUESTION = 8
+"""Of that world, at least."""
 
 
 def read_data(
@@ -34,3 +36,24 @@ def encode(rows: list[dict[str, Any]], model: Any, tokenizer: Any, length: int) 
     if isinstance(positions, int) and length > positions:
         raise InvalidInput(f"--length {length}: the model has {positions} positions")
     return texts(rows, tokenizer, length)
+
+
+def default_data(model: str) -> str | None:
+    """Where a command's text comes from if it is given none: nano models have a world."""
+    return EMBEDDED if model.startswith("nano-") else None
+
+
+def calibration_rows(data: str | None, tokens: int, limit: int | None) -> list[dict[str, Any]]:
+    """The rows of --data, and of the embedded models' world enough questions for so many tokens."""
+    if data is None:
+        raise InvalidInput(
+            "calibration text is needed: --data notes.txt (or --data nano, questions of the "
+            "embedded models' world)"
+        )
+    return read_data(data, "train", 1 + tokens // TOKENS_IN_A_QUESTION, limit=limit)
+
+
+def fitting_length(length: int, config: Any) -> int:
+    """No longer than the model's context."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return min(length, positions) if isinstance(positions, int) else length

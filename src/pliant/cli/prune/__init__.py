@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from pliant.cli import terminal
-from pliant.cli.importance import ImportanceOptions, Stages, calibration_rows, fitting_length
 from pliant.cli.recover import QUESTIONS, RecoverOptions, check_model, recovered
 from pliant.cli.recover import table as recovery_table
-from pliant.cli.training_text import read_data
+from pliant.cli.training_text import calibration_rows, default_data, fitting_length, read_data
 from pliant.errors import InvalidInput
 from pliant.options import Flag, named_values
 from pliant.reports.tables import Table
@@ -111,7 +110,8 @@ def prune(options: PruneOptions) -> None:
     Example: pliant prune nano-l --budget 0.2 --out smaller
     """
     check(options)
-    rows = calibration_rows(_calibration(options))
+    data = options.data or default_data(options.model)
+    rows = calibration_rows(data, options.tokens, options.rows)
     check_inputs(options)
     content, table, sentences = _prune(options, rows)
     if not options.json:  # now, for a recovery takes a while and may be interrupted
@@ -149,7 +149,7 @@ def _prune(
         raise InvalidInput(
             f"--tokens {options.tokens} is one batch: give more tokens or a smaller --batch-size"
         )
-    with Stages(lines=1) as stages:
+    with terminal.Stages(lines=1) as stages:
         plan = plan_pruning(
             model, fitted, held_out, config, controls=options.controls, report=stages
         )
@@ -262,15 +262,3 @@ def check_inputs(options: PruneOptions) -> None:
 def left_out_parts(options: PruneOptions, plan: Plan) -> dict[str, str]:
     """Parts that were asked for by name and have no smaller stock form."""
     return {str(p): why for p, why in plan.costs.why_not.items() if p in options.parts}
-
-
-def _calibration(options: PruneOptions) -> ImportanceOptions:
-    """The options that name the calibration text, as `pliant importance` reads them."""
-    return ImportanceOptions(
-        model=options.model,
-        data=options.data,
-        tokens=options.tokens,
-        length=options.length,
-        rows=options.rows,
-        score="activation",
-    )
