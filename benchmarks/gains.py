@@ -111,26 +111,24 @@ def _real_routing(benchmark: str, model: str, option: str) -> Iterator[Gain]:
 
 
 def _real_pruning(benchmark: str, model: str, option: str) -> Iterator[Gain]:
-    for share, ways in figures(benchmark)["shares"].items():
-        ratio = {way: _text_ratios(result) for way, result in ways.items()}
-        yield Gain(
-            f"{model}Perplexity after removing {float(share):.0%} of the MLP's channels, untrained "
-            "(GSM8K, WikiText-2)",
-            f"{ratio['error, compensated']} of the whole model's",
-            f"activation times weight {ratio['activation']}, random units {ratio['random']}",
-            f"structure_prune --data FOLDER{option}",
-        )
+    yield from _pruning(benchmark, model, option, "the MLP's channels", "activation times weight")
 
 
 def _real_layers(benchmark: str, model: str, option: str) -> Iterator[Gain]:
+    option = f" --part layers{option}"
+    yield from _pruning(benchmark, model, option, "the layers", "Block Influence")
+
+
+def _pruning(benchmark: str, model: str, option: str, what: str, activation: str) -> Iterator[Gain]:
     for share, ways in figures(benchmark)["shares"].items():
         ratio = {way: _text_ratios(result) for way, result in ways.items()}
         yield Gain(
-            f"{model}Perplexity after removing {float(share):.0%} of the layers, untrained "
+            f"{model}Perplexity after removing {float(share):.0%} of {what}, untrained "
             "(GSM8K, WikiText-2)",
             f"{ratio['error, compensated']} of the whole model's",
-            f"Block Influence {ratio['activation']}, random layers {ratio['random']}",
-            f"structure_prune --part layers --data FOLDER{option}",
+            f"{activation} {ratio['activation']}, with our new weights "
+            f"{ratio['activation, compensated']}; random ones {ratio['random']}",
+            f"structure_prune --data FOLDER{option}",
         )
 
 

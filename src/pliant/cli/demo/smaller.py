@@ -28,6 +28,7 @@ from pliant.structure import (
 SHARE = 0.25
 WAYS = {
     "compensated": PruneConfig(channels=SHARE),
+    "magnitude": PruneConfig(channels=SHARE, score="magnitude", compensate=False),
     "random": PruneConfig(channels=SHARE, score="random", compensate=False),
 }
 QUESTIONS, TOKENS, LENGTH = 600, 6_000, 96
@@ -113,8 +114,10 @@ def _sentences(results: Smaller) -> tuple[str, ...]:
     return (
         f"{LARGE} loses a quarter of its MLP channels, those that the others can best do without, "
         f"and the others take over what they can: {before:,} parameters become {after:,}. "
-        f"Perplexity on held-out questions is multiplied by {lost['compensated']:.3f}; without "
-        f"a random quarter, and nothing taken over, by {lost['random']:.2f}.",
+        f"Perplexity on held-out questions is multiplied by {lost['compensated']:.3f}. If nothing "
+        f"takes over, by {lost['magnitude']:.3f} without the smallest weights, and by "
+        f"{lost['random']:.2f} without a random quarter. {LARGE} has channels to spare: the heat "
+        "map shows how many of each layer do next to nothing.",
         f"It is written as a stock checkpoint that plain transformers loads (its logits differ by "
         f"{results.difference:.0e}) and answers {results.accuracies['smaller']:.1%} of the first "
         f"chapter's questions correctly; the whole {LARGE} {results.accuracies['whole']:.1%}.",
