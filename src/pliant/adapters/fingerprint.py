@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -199,9 +200,16 @@ def _sampled(named: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 def _values(tensor: Tensor) -> Tensor:
     """VALUES entries, evenly spaced, gathered without flattening (which may copy the tensor)."""
-    n = tensor.numel()
-    where = torch.arange(VALUES, device=tensor.device) * n // VALUES + n // (2 * VALUES)
-    return tensor[torch.unravel_index(where, tensor.shape)].to("cpu", torch.float32)
+    return tensor[_evenly_spaced(tensor.shape)].to("cpu", torch.float32)
+
+
+@lru_cache(maxsize=1024)
+def _evenly_spaced(shape: torch.Size) -> tuple[Tensor, ...]:
+    """The indices of VALUES entries, an axis each. Attaching fingerprints, and many tensors have
+    one shape: finding the places costs more than reading them."""
+    n = shape.numel()
+    where = torch.arange(VALUES) * n // VALUES + n // (2 * VALUES)
+    return torch.unravel_index(where, shape)
 
 
 def _bits(values: Tensor) -> str:
