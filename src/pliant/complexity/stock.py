@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
 )
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from pliant.anatomy.config import truncated_config
@@ -148,7 +149,7 @@ def _config(scorer: PromptScorer, cpx: CPXTokenizer, table: Tensor) -> Any:
 def _build(config: Any, dtype: torch.dtype) -> Any:
     """The model without weights; the base's are assigned to it later."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():
             return AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()
     except Exception as error:  # whatever a constructor may raise over fewer layers
         message = " ".join(str(error).split())[:200]

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedConfig
+from transformers.initialization import no_init_weights
 
 from pliant.anatomy import Anatomy
 from pliant.anatomy.blocks import HEAD_COUNTS, HEAD_WIDTHS, KV_COUNTS
@@ -60,7 +61,8 @@ class Stock:
         """The model without weights."""
         from accelerate import init_empty_weights
 
-        with init_empty_weights(include_buffers=False):  # rotary frequencies are in no state
+        # Rotary frequencies are in no state, so buffers are real.
+        with init_empty_weights(include_buffers=False), no_init_weights():
             model: Any = self.kind(copy.deepcopy(self.config))
         return model.eval()
 
@@ -298,7 +300,7 @@ def _set(text: Any, name: str, value: Any) -> None:
 
 
 def _on_meta(kind: type[nn.Module], config: Any) -> Any:
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         return kind(copy.deepcopy(config))
 
 
