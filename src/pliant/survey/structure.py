@@ -166,10 +166,9 @@ def fewer_experts(specimen: Specimen) -> Verdict:
         if torch.equal(live, specimen.logits):
             return Verdict(False, "the logits do not depend on the experts")
         smaller = with_fewer(specimen.model, "experts", adapter.remaining)
-        verdicts = [_equals(stock, specimen, live) for stock in smaller]
+        return _any_equals(smaller, specimen, live)
     finally:
         adapter.detach()
-    return next((verdict for verdict in verdicts if verdict.ok), verdicts[0])
 
 
 @register("structure", "fewer layers", needs=["layer gates"])
@@ -326,10 +325,19 @@ def _has_smaller_form(specimen: Specimen, kind: Kind) -> Verdict:
             gates[kind, site.layer, site.block].view(units, -1)[gone] = 0
         live = specimen.run()
     try:
-        verdicts = [_equals(s, specimen, live) for s in with_fewer(specimen.model, kind, remaining)]
+        return _any_equals(with_fewer(specimen.model, kind, remaining), specimen, live)
     except UnsupportedModel:
         return Verdict(False, f"no config of its class has fewer {kind} alone")
-    return next((verdict for verdict in verdicts if verdict.ok), verdicts[0])
+
+
+def _any_equals(candidates: Iterator[Stock], specimen: Specimen, live: Tensor) -> Verdict:
+    """Yes from the first candidate that is equal: the others are not built. Or the first no."""
+    verdicts = []
+    for stock in candidates:
+        verdicts.append(_equals(stock, specimen, live))
+        if verdicts[-1].ok:
+            return verdicts[-1]
+    return verdicts[0]
 
 
 @torch.no_grad()
