@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tests.processes import Program
 from tests.structure.pruning.test_prune import text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -168,25 +166,17 @@ def test_what_cannot_end_well_is_refused_before_the_work(
 
 
 def test_an_interrupted_recovery_says_how_it_goes_on(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ["max_steps=8", "logging_steps=1", "save_steps=4", "use_cpu=true"]
     command = ["prune", "nano-s", "--channels", "0.2", "--out", "out", "--recover", "nano"]
     command += ["--no-controls", *SMALL, *(word for s in settings for word in ("--set", s))]
-    environment = {**os.environ, "PYTHONPATH": str(root / "src")}
-    running = subprocess.Popen(
-        [sys.executable, "-m", "pliant", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert running.stderr is not None
-    next(line for line in running.stderr if line.startswith("step 2 of"))
-    running.send_signal(signal.SIGINT)
-    printed, rest = running.communicate(timeout=60)
-    assert running.returncode == 130, rest
+    with Program("pliant", *command, cwd=tmp_path) as running:
+        next(line for line in running.stderr if line.startswith("step 2 of"))
+        running.send_signal(signal.SIGINT)
+        rest, printed = running.stderr.read(), running.stdout.read()
+        assert running.wait(timeout=60) == 130, rest
     assert "perplexity" in printed  # what was measured before is not lost
     way = rest.strip().partition("go on with: pliant ")[2]
     assert outcome(shlex.split(way)) == 0

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from tests.processes import Program
 from tests.structure.models import saved
 from transformers import AutoModelForCausalLM
 
@@ -79,18 +76,14 @@ def test_an_interrupted_run_is_resumed_as_if_it_had_not_been(
 
 def interrupt_after(step: int, arguments: list[str], root: Path) -> None:
     """Ctrl-C while the real command trains."""
-    command = [sys.executable, "-m", "pliant", *arguments]
-    running: Any = subprocess.Popen(
-        command, cwd=root, stderr=subprocess.PIPE, text=True, env={**os.environ}
-    )
-    for line in running.stderr:
-        if line.startswith(f"step {step} of"):
-            running.send_signal(signal.SIGINT)
-            break
-    rest = running.stderr.read()
-    assert running.wait(timeout=60) == 130, rest
+    with Program("pliant", *arguments, cwd=root) as running:
+        for line in running.stderr:
+            if line.startswith(f"step {step} of"):
+                running.send_signal(signal.SIGINT)
+                break
+        rest = running.stderr.read()
+        assert running.wait(timeout=60) == 130, rest
     assert "interrupted" in rest
-    running.stderr.close()
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.processes import Program
 from tests.routing.chat_server import chat_server
 
 from pliant import nano
@@ -77,24 +76,25 @@ def test_labels_say_who_is_right_and_at_what_cost(
         assert run["used"]["flops"] == pytest.approx(column.sum())
 
 
-def test_a_killed_job_goes_on_and_loses_no_finished_row(tmp_path: Path) -> None:
+def test_a_killed_job_goes_on_and_loses_no_finished_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prompts, out = questions(tmp_path, 500), tmp_path / "labels.jsonl"
     line = ["route", "label", "--prompts", str(prompts), "--out", str(out), *BOTH, *FAST]
-    process = subprocess.Popen([sys.executable, "-m", "pliant", *line], stderr=subprocess.DEVNULL)
     journal = journal_of(out)
-    while not journal.exists() or journal.read_bytes().count(b"answer of") < 50:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    with Program("pliant", *line, cwd=tmp_path) as running:
+        while not journal.exists() or journal.read_bytes().count(b"answer of") < 50:
+            assert running.process.is_alive(), "it ended before it could be killed"
+            time.sleep(0.002)
+        running.send_signal(signal.SIGKILL)
+        assert running.wait(timeout=60) == -signal.SIGKILL
     assert not out.exists()
     before = {line for line in journal.read_bytes().splitlines(keepends=True) if b"\n" in line}
     kept = sum(b"answer of" in line for line in before)
     assert 50 <= kept < 1000
 
-    done = subprocess.run([sys.executable, "-m", "pliant", *line, "--json"], capture_output=True)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    assert label(prompts, out, *BOTH, *FAST, json_=True) == 0
+    said = json.loads(capsys.readouterr().out)
     assert sum(run["new"] for run in said["models"]) == 1000 - kept - repeated(prompts) * 2
     assert before <= set(journal.read_bytes().splitlines(keepends=True))
 

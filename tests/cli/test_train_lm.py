@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.processes import Program
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pliant.cli import app
@@ -72,17 +70,12 @@ def test_what_it_leaves_is_a_stock_model(whole: Path) -> None:
 
 
 def killed_after(step: int, out: Path, root: Path) -> None:
-    command = [sys.executable, "-m", "pliant", *words(out)]
-    running = subprocess.Popen(
-        command, cwd=root, stderr=subprocess.PIPE, text=True, env={**os.environ}
-    )
-    assert running.stderr is not None
-    for line in running.stderr:
-        if line.startswith(f"step {step} of"):
-            running.send_signal(signal.SIGKILL)
-            break
-    assert running.wait(timeout=60) == -signal.SIGKILL
-    running.stderr.close()
+    with Program("pliant", *words(out), cwd=root) as running:
+        for line in running.stderr:
+            if line.startswith(f"step {step} of"):
+                running.send_signal(signal.SIGKILL)
+                break
+        assert running.wait(timeout=60) == -signal.SIGKILL
 
 
 def test_a_killed_run_is_resumed_as_if_it_had_not_been(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tests.minimal_adapter import tiny_llama
+from tests.processes import run_two
 from torch import nn
 from transformers import (
     LlamaForCausalLM,
@@ -353,10 +352,7 @@ def test_gradient_checkpointing_changes_no_loss(tmp_path: Path) -> None:
 
 
 def test_two_processes_have_the_gradient_of_one(tmp_path: Path, root: Path) -> None:
-    script = ["-m", "tests.gradients.two_processes", str(tmp_path)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*launch, *script], cwd=root, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two("tests.gradients.two_processes", str(tmp_path), cwd=root)
     first, second = (json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2))
     assert first.keys() == second.keys() and len(first) > 20
     assert all(first.values()) and all(second.values()), (first, second)

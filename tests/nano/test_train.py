@@ -1,12 +1,10 @@
 """The program: both models come out whole, a stop costs little, and a wrong call costs nothing."""
 
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
+from tests.processes import Program
 
 from pliant.loading import load
 from pliant.nano import NAMES
@@ -157,18 +155,15 @@ def test_a_trial_run_is_not_taken_for_the_real_one(trained, capsys):
     assert files(trained) == before
 
 
-def test_a_killed_run_ends_with_the_same_weights(trained, tmp_path):
+def test_a_killed_run_ends_with_the_same_weights(trained, tmp_path, root):
     """The real program in a process of its own, killed in the middle of the second model."""
-    program = "from pliant.nano.train import trainer; trainer._POOL = 512;"
-    program += (
-        f"from pliant.nano.train.__main__ import main; main({shortest(tmp_path, '--every', '1')})"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("nano-l: 2/6"):
-            os.kill(process.pid, signal.SIGKILL)
-            break
-    process.wait(timeout=60)
+    with Program(
+        "tests.nano.small_pools", *shortest(tmp_path, "--every", "1"), cwd=root
+    ) as running:
+        for line in running.stderr:
+            if line.startswith("nano-l: 2/6"):
+                running.send_signal(signal.SIGKILL)
+                break
+        assert running.wait(timeout=60) == -signal.SIGKILL
     main(shortest(tmp_path))
     assert files(tmp_path / "out") == files(trained / "out")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from tests.minimal_adapter import (
     logits,
     tiny_llama,
 )
+from tests.processes import run_two
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
@@ -209,10 +208,7 @@ def test_a_checkpoint_elsewhere_is_not_mistaken_for_the_one_here(tmp_path: Path)
 
 
 def test_two_processes_train_one_adapter_and_write_it_once(tmp_path: Path, root: Path) -> None:
-    script = ["-m", "tests.training.two_processes", str(tmp_path)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*launch, *script], cwd=root, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two("tests.training.two_processes", str(tmp_path), cwd=root)
     first, second = (json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2))
     assert first.pop("writes") == 2 * 2 + 2 * 1 + 1 and second.pop("writes") == 0
     assert first == second

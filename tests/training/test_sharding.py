@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.processes import run_two
 
 
 def test_two_processes_train_shards_as_accelerate_makes_them(tmp_path: Path, root: Path) -> None:
-    script = ["-m", "tests.training.two_processes_sharded", str(tmp_path)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*launch, *script], cwd=root, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two("tests.training.two_processes_sharded", str(tmp_path), cwd=root)
     first, second = (json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2))
     assert first == second and all(first.values()), first

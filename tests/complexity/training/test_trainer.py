@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.minimal_adapter import Scale, ScaleConfig, tiny_llama
+from tests.processes import run_two
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, TrainerCallback
 
@@ -567,9 +566,6 @@ def test_fit_takes_texts_and_a_facade() -> None:
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path, root: Path) -> None:
-    script = ["-m", "tests.complexity.training.two_processes", str(tmp_path)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*launch, *script], cwd=root, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two("tests.complexity.training.two_processes", str(tmp_path), cwd=root)
     first, second = (json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2))
     assert first == second and all(first.values()), first
