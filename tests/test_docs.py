@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 import typer
+from tests.in_process import pliant as pliant_in_process
 from typer.main import get_command
 
 import pliant
@@ -233,13 +234,10 @@ def run(command: str) -> str:
     """Run `pliant ...`; of `make ...`, only that there is such a target; nothing else is ours."""
     program, *words = shlex.split(command, comments=True)
     assert program in ("pliant", "make"), f"{command!r}: tag what cannot run as text"
-    called = [sys.executable, "-m", "pliant", *words] if program == "pliant" else ["make", "-n"]
-    done = subprocess.run(
-        called if program == "pliant" else [*called, *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    if program == "pliant":
+        done = pliant_in_process(*words, cwd=ROOT)
+    else:
+        done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
