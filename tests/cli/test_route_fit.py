@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.in_process import pliant
 from tests.routing.labels import outcomes
 
 from pliant import recipes
@@ -22,9 +21,8 @@ from pliant.routing.scorers import KINDS
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def pliant(*arguments, cwd):
-    command = [sys.executable, "-m", "pliant", "route", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+def route(*arguments, cwd):
+    return pliant("route", *map(str, arguments), cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(folder):
-    return pliant(
+    return route(
         "fit", "--labels", "labels.jsonl", "--out", "router", "--scorer", "text", "--scorer",
         "length", "--goal", "40 % of calls", "--backend", "model-0=nano-s", "--backend",
         "model-1=nano-l", cwd=folder,
@@ -53,7 +51,7 @@ def test_fit_shows_the_ladder_and_what_is_selected(done, folder):
 
 def test_the_ladder_has_every_scorer_and_the_bound_of_all(folder):
     outcomes(220, 1).write(folder / "few.jsonl")
-    done = pliant("fit", "--labels", "few.jsonl", "--out", "all", "--ladder", cwd=folder)
+    done = route("fit", "--labels", "few.jsonl", "--out", "all", "--ladder", cwd=folder)
     assert done.returncode == 0, done.stderr
     table = done.stdout.split("Selected:")[0]
     rungs = {line.split("  ")[0] for line in table.splitlines()}
@@ -71,15 +69,15 @@ def test_a_scorer_that_needs_groups_is_not_tried_without(folder):
 
 
 def test_evaluate_and_calibrate(done, folder):
-    shown = pliant("evaluate", "--router", "router", "--labels", "test.jsonl", cwd=folder)
+    shown = route("evaluate", "--router", "router", "--labels", "test.jsonl", cwd=folder)
     assert shown.returncode == 0, shown.stderr
     assert "APGR" in shown.stdout and "length" in shown.stdout
     both = "both.jsonl"
     parts = [(folder / name).read_text() for name in ("labels.jsonl", "test.jsonl")]
     (folder / both).write_text("".join(parts))
-    warned = pliant("evaluate", "--router", "router", "--labels", both, cwd=folder)
+    warned = route("evaluate", "--router", "router", "--labels", both, cwd=folder)
     assert "WARNING" in warned.stdout and "left out" in warned.stdout
-    anew = pliant(
+    anew = route(
         "calibrate", "--router", "router", "--labels", "test.jsonl", "--goal", "10 % of calls",
         "--json", cwd=folder,
     )  # fmt: skip
@@ -89,9 +87,8 @@ def test_evaluate_and_calibrate(done, folder):
 
 def test_score_and_ask_say_the_same_of_a_prompt(done, folder):
     prompt = "times 12 and 15"
-    asked = pliant("ask", "--router", "router", "--choose", "--json", prompt, cwd=folder)
-    score = [sys.executable, "-m", "pliant", "score", "router", prompt, "--json"]
-    said = subprocess.run(score, capture_output=True, text=True, cwd=folder, timeout=300)
+    asked = route("ask", "--router", "router", "--choose", "--json", prompt, cwd=folder)
+    said = pliant("score", "router", prompt, "--json", cwd=folder)
     one, other = json.loads(asked.stdout), json.loads(said.stdout)
     assert one["score"] == pytest.approx(other["score"])
     assert one["gain"] == pytest.approx(other["gain"])
@@ -102,7 +99,7 @@ def test_questions_in_several_wordings_are_told_by_a_column(folder):
     for i, row in enumerate(rows):
         row["of"] = i // 2
     (folder / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = pliant(
+    found = route(
         "fit", "--labels", "twice.jsonl", "--out", "twice", "--scorer", "length",
         "--question-column", "of", "--backend", "model-0=nano-s", "--backend", "model-1=nano-l",
         "--json", cwd=folder,
@@ -134,7 +131,7 @@ def test_recipes_lead_from_labels_to_a_measured_router(tmp_path, capsys):
 def test_models_with_nothing_between_them_are_said(folder):
     labels = replace(outcomes(300, 1), right=np.ones((300, 2)))
     labels.write(folder / "equal.jsonl")
-    done = pliant(
+    done = route(
         "fit", "--labels", "equal.jsonl", "--out", "equal", "--scorer", "length", cwd=folder
     )
     assert done.returncode == 0 and "so routing gains nothing" in done.stdout
