@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
+from tests.in_process import pliant
 
 from pliant import nano
 from pliant.cli import app
-from pliant.cli.demo import real
+from pliant.cli.demo import real, router
 from pliant.cli.demo.two_models import (
     Answer,
     Shown,
@@ -20,15 +19,15 @@ from pliant.cli.demo.two_models import (
 )
 
 
-def run(*arguments, cwd):
-    command = [sys.executable, "-m", "pliant", "demo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600)
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
+    """With a third of the questions to learn from, which is enough for what is tested."""
     folder = tmp_path_factory.mktemp("demo")
-    return run("--questions", "100", "--seconds", "0.05", "--json", cwd=folder), folder
+    words = ["demo", "--questions", "100", "--seconds", "0.05", "--json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(router, "TRAINED", 1000)
+        patch.setattr(router, "CALIBRATED", 700)
+        return pliant(*words, cwd=folder), folder
 
 
 def test_it_asks_both_models_and_counts_what_they_cost(demo):
