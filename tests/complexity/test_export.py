@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from tests.complexity.test_tokenizer import (
     metaspace,
     word_pieces,
 )
+from tests.processes import Program
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -76,24 +75,15 @@ def stock_logits(folder: Path, prompts: list[str]) -> Tensor:
 # --- it says the same ---
 
 
-def test_without_pliant_it_says_the_same(tmp_path: Path) -> None:
+def test_without_pliant_it_says_the_same(tmp_path: Path, root: Path) -> None:
     """In a process that cannot import it."""
     scorer = nano(bias=False)
     result = scorer.export(tmp_path / "stock")
-    program = f"""
-import json, sys
-sys.modules["pliant"] = None
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-model = AutoModelForSequenceClassification.from_pretrained({str(tmp_path / "stock")!r})
-tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / "stock")!r})
-inputs = tokenizer({PROMPTS!r}, return_tensors="pt", padding=True)
-with torch.no_grad():
-    print(json.dumps([type(model).__name__, model(**inputs).logits.tolist()]))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    kind, logits = json.loads(done.stdout.splitlines()[-1])
+    words = [str(tmp_path / "stock"), *PROMPTS]
+    with Program("tests.complexity.without_pliant", *words, cwd=root) as running:
+        printed, errors = running.stdout.read(), running.stderr.read()
+        assert running.wait(timeout=60) == 0, errors
+    kind, logits = json.loads(printed.splitlines()[-1])
     assert kind == "LlamaForSequenceClassification" == result.architecture
     live = torch.from_numpy(
         scorer.score([*PROMPTS[:1], PROMPTS[1] + " [CPX]", *PROMPTS[2:]]).logits

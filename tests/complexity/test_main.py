@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from tests.processes import Program, run_two
 
 import pliant
 from pliant import loading
@@ -200,19 +203,20 @@ def test_the_seeds_flags_are_read_as_the_seeds_write_them(monkeypatch: pytest.Mo
     assert model.bias is False and training.num_epochs == CPXTrainingConfig.num_epochs
 
 
-def test_the_module_runs() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pliant.complexity"], capture_output=True, text=True
-    )
-    assert done.returncode == 2 and done.stderr.startswith("error: no data")
+def test_the_module_runs(root: Path) -> None:
+    with Program("pliant.complexity", cwd=root) as running:
+        assert running.stderr.read().startswith("error: no data")
+        assert running.wait(timeout=60) == 2
+
+
+LAUNCH = ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
 def launched(*words: str, root: Path) -> subprocess.CompletedProcess[str]:
     """Two processes, as accelerate starts them. (With --cpu alone it starts one, which is not what
     its --num_processes says; on a machine without a GPU --multi_gpu is two on CPUs.)"""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *words], cwd=root, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -238,7 +242,12 @@ def test_two_processes_of_accelerates_learn_what_one_does(
 
 
 def test_sharding_where_there_is_none_is_refused(tmp_path: Path, root: Path) -> None:
-    done = launched(
-        "--use_fsdp", "-m", "tests.complexity.training.launched", str(tmp_path), root=root
-    )
-    assert done.stdout.count("refused: FSDP was asked for, and accelerate") == 4
+    """In the environment that `accelerate launch --use_fsdp` gives its processes."""
+    module = "tests.complexity.training.launched"
+    parser = launch_command_parser()
+    environment = prepare_multi_gpu_env(parser.parse_args([*LAUNCH, "--use_fsdp", "-m", module]))
+    assert environment["ACCELERATE_USE_FSDP"] == "true"
+    own = {k: v for k, v in environment.items() if k.startswith(("ACCELERATE_", "FSDP_"))}
+    printed = run_two(module, str(tmp_path), cwd=root, CUDA_VISIBLE_DEVICES="", **own)
+    refusal = "refused: FSDP was asked for, and accelerate"
+    assert [text.count(refusal) for text in printed] == [2, 2]
