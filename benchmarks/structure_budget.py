@@ -59,8 +59,8 @@ def main(
             if point.saved < 0.97 * BUDGET:
                 continue
             ratios = measured(own, fitted, point.config, plan.layer_order, tests, whole)
-            ways[str(point.config)] = {"saved": point.saved, "ratio": ratios}
-            ways[str(point.config)]["plan"] = point.config == plan.config
+            ways[str(point)] = {"saved": point.saved, "ratio": ratios}
+            ways[str(point)]["plan"] = point.config == plan.config
         figures["budgets"][kind] = ways
         keep(result_name("structure_budget", model), figures, COMMAND)
     table(figures).draw(Console(highlight=False))

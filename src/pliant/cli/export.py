@@ -25,6 +25,9 @@ class ExportOptions:
     stream: bool = False
     """Go from disk to disk, a shard at a time, with one layer in memory. This is the default for a
     model of which two copies do not fit into memory."""
+    zeros: bool = False
+    """Where a stock checkpoint needs heads or channels that are closed, write weights of zero in
+    their place."""
     shard_size: str = "5GB"
     """The largest file of weights, as in 500MB or 5GB."""
     dtype: str = "auto"
@@ -90,7 +93,14 @@ def _in_memory(options: ExportOptions, report: terminal.Stages) -> ExportResult:
     assert options.out is not None
     model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
     load_adapters(model, options.adapters)
-    return write(model, options.out, tokenizer, max_shard_size=options.shard_size, report=report)
+    return write(
+        model,
+        options.out,
+        tokenizer,
+        zeros=options.zeros,
+        max_shard_size=options.shard_size,
+        report=report,
+    )
 
 
 def _streamed(options: ExportOptions, report: terminal.Stages) -> ExportResult:
@@ -103,6 +113,7 @@ def _streamed(options: ExportOptions, report: terminal.Stages) -> ExportResult:
         options.out,
         dtype=options.dtype,
         device=options.device,
+        zeros=options.zeros,
         max_shard_size=options.shard_size,
         report=report,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -59,7 +60,7 @@ def check_pattern_name(name: str) -> None:
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """How much of each part goes; uniform over the layers, as a stock checkpoint needs."""
+    """How much of each part goes."""
 
     heads: float = 0.0
     """The share of attention heads, in groups that share a KV head."""
@@ -74,6 +75,9 @@ class PruneConfig:
     the lowest `importance` by another score, or any ("random")."""
     compensate: bool = True
     """Give the projections new weights; without, the others stay as they are."""
+    uniform: bool = True
+    """Every layer loses the same share of its heads and channels, as nearly every stock config
+    needs. False: layers in which that costs less lose more. Experts are always uniform."""
     damping: float = 0.01
     """How strongly the new weights are drawn to the old ones, relative to the features."""
     seed: int = 0
@@ -105,10 +109,16 @@ class PruneConfig:
         """The share of units of this kind that go; 0 of kinds that are no part."""
         return float(getattr(self, kind)) if kind in PARTS else 0.0
 
-    def __str__(self) -> str:
-        shares = " and ".join(f"{self.share(part):.0%} of {part}" for part in self.parts)
+    def label(self, removed: Mapping[Part, float] | None = None) -> str:
+        """This way of pruning in words, with the shares that are really `removed`, if known."""
+        each = {part: (removed or {}).get(part, self.share(part)) for part in self.parts}
+        shares = " and ".join(f"{share:.0%} of {part}" for part, share in each.items())
         how = "compensated" if self.compensate else "not compensated"
-        return f"{shares} by {self.score}, {how}"
+        uneven = "" if self.uniform else ", another share of each layer"
+        return f"{shares} by {self.score}{uneven}, {how}"
+
+    def __str__(self) -> str:
+        return self.label()
 
 
 @dataclass(frozen=True)

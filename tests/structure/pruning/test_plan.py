@@ -133,6 +133,13 @@ def test_a_budget_that_cannot_be_met_is_refused() -> None:
         plan_pruning(llama(), text(), text(1), PlanConfig(0.9, parts=("channels",)))
 
 
+def test_a_label_says_what_really_goes() -> None:
+    """17% of four layers is one of them."""
+    plan = plan_pruning(llama(num_hidden_layers=4), text(), text(1), PruneConfig(layers=0.17))
+    assert str(plan).startswith("25% of layers by error")
+    assert {point.removed["layers"] for point in plan.points} == {0.25}
+
+
 def test_levels_are_shares_that_can_be_removed() -> None:
     assert levels_of(llama(), "heads").tolist() == [0.25, 0.5, 0.75]
     assert len(levels_of(llama(num_hidden_layers=5), "layers")) == 4

@@ -62,6 +62,12 @@ class PruneOptions:
     """Which units go first: error, or a score of `pliant importance` that ranks them."""
     compensate: bool = True
     """Give the projections new weights, so that the rest takes over."""
+    uniform: bool = True
+    """Every layer loses the same share of its heads and channels. Off: layers in which that costs
+    less lose more, which nearly no stock config can express: see --zeros."""
+    zeros: bool = False
+    """Where a stock checkpoint needs units that are pruned, write weights of zero in their place:
+    it computes the same, and is larger than it could be."""
     controls: bool = True
     """Measure random and smallest-weight units beside it, at the same size."""
     recover: str | None = None
@@ -94,6 +100,7 @@ class PruneOptions:
         from pliant.structure import PlanConfig, PruneConfig
 
         how: dict[str, Any] = {"score": self.score, "compensate": self.compensate}
+        how["uniform"] = self.uniform
         if self.budget is None:
             return PruneConfig(**{**how, **self.shares()})
         parts: Any = self.parts or PARTS
@@ -159,7 +166,11 @@ def _prune(
         if options.adapters is not None:
             pruned.save(options.adapters)
         out = options.pruned_out()
-        result = None if out is None else export(model, out, tokenizer, report=stages)
+        result = (
+            None
+            if out is None
+            else export(model, out, tokenizer, zeros=options.zeros, report=stages)
+        )
     if page is not None and options.report is not None:
         page.write(options.report, pruned, result)
     content = {"model": options.model, "plan": plan.as_dict(), **pruned.as_dict()}
@@ -208,6 +219,12 @@ def check(options: PruneOptions) -> None:
     for part in options.parts:
         if part not in PARTS:
             raise InvalidInput(f"--parts {part}: give {', '.join(PARTS)}")
+    if not options.uniform and options.out is not None and not options.zeros:
+        raise InvalidInput(
+            "--no-uniform: nearly every stock config has one number of heads and channels for all "
+            "layers. Give --zeros to write weights of zero where a layer loses more than others, "
+            "or --adapters without --out"
+        )
     config = options.config()
     from pliant.structure.pruning.prune import check_score
 

@@ -182,7 +182,7 @@ def curve_table(model: str, plan: Plan) -> Table:
     rows = [["nothing", "0.0%", f"{plan.whole:.4g}", "1.000"]]
     for point in sorted(plan.points, key=lambda point: (point.saved, point.perplexity)):
         ratio = f"{point.perplexity / plan.whole:.3f}"
-        rows.append([str(point.config), f"{point.saved:.1%}", f"{point.perplexity:.4g}", ratio])
+        rows.append([str(point), f"{point.saved:.1%}", f"{point.perplexity:.4g}", ratio])
     head = ["removed", f"{plan.costs.of} saved", "perplexity", "of the whole"]
     return Table(f"{model}, on held-out text", head, rows, right=frozenset(head[1:]))
 

@@ -40,6 +40,7 @@ from pliant.structure.exporting.export import (
     ExportResult,
     Report,
     nothing,
+    zeroed_kinds,
 )
 from pliant.structure.exporting.proof import (
     PROBE,
@@ -64,6 +65,7 @@ def export_from_disk(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | None = None,
+    zeros: bool = False,
     max_shard_size: str = SHARD_SIZE,
     report: Report | None = None,
 ) -> ExportResult:
@@ -82,7 +84,7 @@ def export_from_disk(
         report("reading the base", 0, 1)
         base = DiskModel.load(source, scratch / "base", dtype=dtype, device=device)
         saved = attach_from_disk(base, adapters)
-        plan = plan_from_disk(base, saved)
+        plan = plan_from_disk(base, saved, zeros=zeros)
         skeleton = plan.stock.skeleton()
         skeleton.tie_weights()
         shards = Shards.plan(skeleton, plan.empty, limit)
@@ -96,7 +98,9 @@ def export_from_disk(
         except PliantError:
             shutil.rmtree(work, ignore_errors=True)
             raise
-        result = _result(target, base, skeleton, plan.removed, difference, bound_of(live))
+        zeroed = zeroed_kinds(saved.gates, plan.removed)
+        units = plan.removed, zeroed
+        result = _result(target, base, skeleton, *units, difference, bound_of(live))
         content = {"pliant": __version__, **result.as_dict()}
         (work / RECORD).write_text(json.dumps(content, indent=2) + "\n")
     report("exported", 1, 1)
@@ -254,6 +258,7 @@ def _result(
     base: DiskModel,
     skeleton: Any,
     removed: dict[str, int],
+    zeroed: dict[str, int],
     difference: float,
     bound: float,
 ) -> ExportResult:
@@ -266,4 +271,5 @@ def _result(
         difference=difference,
         bound=bound,
         dtype=str(base.model.dtype).removeprefix("torch."),
+        zeroed=zeroed,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from pliant.anatomy.trial import trial_ids
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.config import Kind
 from pliant.structure.exporting.disk_model import DiskModel
-from pliant.structure.exporting.export import PARTS
+from pliant.structure.exporting.export import PARTS, smallest
 from pliant.structure.exporting.proof import (
     PROBE,
     bound_of,
@@ -32,8 +33,10 @@ from pliant.structure.exporting.remaining import (
     remaining_layers,
     remaining_units,
     removed_units,
+    why_not_uniform,
 )
 from pliant.structure.exporting.saved import DiskAdapters
+from pliant.structure.gates import Gates
 from pliant.structure.stock.lazy_state import State
 from pliant.structure.stock.smaller import Choice, Stock, with_fewer, without_layers
 from pliant.structure.units import sites_of
@@ -49,14 +52,13 @@ class Plan:
 
 
 @torch.no_grad()
-def plan_from_disk(base: DiskModel, saved: DiskAdapters) -> Plan:
+def plan_from_disk(base: DiskModel, saved: DiskAdapters, *, zeros: bool = False) -> Plan:
     depth = len(base.anatomy.layers)
     open_layers = remaining_layers(saved.gates, depth)
     if not open_layers:
         raise InvalidInput("no layer would remain: open the gate of one at least")
-    units = {kind: own for kind in PARTS if (own := remaining_units(saved.gates, kind))}
     state = folded(base.model, base.state, saved.gates, saved.compensation, saved.weight)
-    choices = _choices(base, open_layers, units, state)
+    units, choices = _choices(base, saved.gates, open_layers, state, zeros)
     removed = {str(kind): removed_units(saved.gates, kind, own) for kind, own in units.items()}
     if len(open_layers) < depth:
         removed["layers"] = depth - len(open_layers)
@@ -65,31 +67,37 @@ def plan_from_disk(base: DiskModel, saved: DiskAdapters) -> Plan:
 
 
 def _choices(
-    base: DiskModel,
-    open_layers: list[int],
-    units: Mapping[Kind, Mapping[str, Tensor]],
-    state: State,
-) -> dict[Kind, Choice]:
-    """How fewer units of each kind are written, found on some of the layers alone."""
+    base: DiskModel, gates: list[Gates], open_layers: list[int], state: State, zeros: bool
+) -> tuple[dict[Kind, Mapping[str, Tensor]], dict[Kind, Choice]]:
+    """The units that stay of each kind, and how fewer are written, found on some layers alone."""
+    units: dict[Kind, Mapping[str, Tensor]] = {}
     choices: dict[Kind, Choice] = {}
-    if not units:
-        return choices
+    if not any(remaining_units(gates, kind) for kind in PARTS):
+        return units, choices
     layers, sample = _sample(base, open_layers, state)
     probe = trial_ids(Anatomy.of(sample), PROBE)
     reference = logits_of(sample, probe)
-    for kind, own in units.items():
+
+    def closest_sample(kind: Kind, own: Mapping[str, Tensor]) -> tuple[Stock, Any] | None:
+        if why := why_not_uniform(gates, kind, own):
+            raise UnsupportedModel(why)
         remaining = _renumbered(base, kind, own, layers)
         if not remaining:
-            continue
-        stock, sample = closest(
-            with_fewer(sample, kind, remaining),
-            lambda model: difference_of(logits_of(model, probe), reference),
-            kind,
-            bound_of(reference),
-        )
-        assert stock.choice is not None
-        choices[kind] = stock.choice
-    return choices
+            return None
+        agree = partial(_difference, probe, reference)
+        return closest(with_fewer(sample, kind, remaining), agree, kind, bound_of(reference))
+
+    for kind in PARTS:
+        fewer = smallest(gates, kind, partial(closest_sample, kind), zeros=zeros)
+        if fewer is not None and (closest_of_sample := fewer[1]) is not None:
+            units[kind], (stock, sample) = fewer[0], closest_of_sample
+            assert stock.choice is not None
+            choices[kind] = stock.choice
+    return units, choices
+
+
+def _difference(probe: Tensor, reference: Tensor, model: Any) -> float:
+    return difference_of(logits_of(model, probe), reference)
 
 
 def _sample(base: DiskModel, open_layers: list[int], state: State) -> tuple[list[int], Any]:

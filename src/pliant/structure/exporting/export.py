@@ -11,9 +11,11 @@ compared with the live model, and only then renamed to its target.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +43,10 @@ from pliant.structure.exporting.remaining import (
     closed_experts,
     folded,
     remaining_layers,
-    remaining_units,
     removed_units,
+    ways_to_remove,
+    why_not_uniform,
+    zeroed_units,
 )
 from pliant.structure.gates import Gates
 from pliant.structure.pruning.compensation import Compensation
@@ -53,6 +57,7 @@ RECORD = "pliant_export.json"
 PARTS: tuple[Kind, ...] = ("heads", "channels")
 SHARD_SIZE = "5GB"
 STEPS = 3
+Built = TypeVar("Built")
 
 
 def export(
@@ -60,13 +65,15 @@ def export(
     folder: str | Path,
     tokenizer: Any = None,
     *,
+    zeros: bool = False,
     max_shard_size: str = SHARD_SIZE,
     report: Report | None = None,
 ) -> ExportResult:
     """Write `model`, with its gates and new weights, to a new folder as a stock checkpoint.
 
-    The smaller model shares what is not sliced with the base. For models that do not fit into
-    memory there is `export_from_disk`.
+    The smaller model shares what is not sliced with the base. With `zeros` heads and channels that
+    no stock form can lack (another number in each layer, a fixed head_dim) stay, with weights of
+    zero: that saves no time. For models that do not fit into memory there is `export_from_disk`.
     """
     report = report or nothing
     target = Path(folder).expanduser()
@@ -78,13 +85,14 @@ def export(
     with eval_mode(base):
         live = logits_of(base, probe)
         report("building the smaller model", 0, STEPS)
-        smaller, removed = _smaller(base, gates, compensation, probe, live)
+        smaller, removed = _smaller(base, gates, compensation, probe, live, zeros)
     with new_folder(target) as unfinished:
         report("writing", 1, STEPS)
         _save(smaller, base, tokenizer, unfinished, max_shard_size)
         report("comparing", 2, STEPS)
         difference = proof(unfinished, base, probe, live)
-        result = _result(target, base, smaller, removed, difference, bound_of(live))
+        zeroed = zeroed_kinds(gates, removed)
+        result = _result(target, base, smaller, removed, zeroed, difference, bound_of(live))
         (unfinished / RECORD).write_text(
             json.dumps({"pliant": __version__, **result.as_dict()}, indent=2) + "\n"
         )
@@ -107,6 +115,8 @@ class ExportResult:
     largest logit."""
     bound: float
     dtype: str
+    zeroed: dict[str, int] = field(default_factory=dict)
+    """How many closed units of each kind are still there, with weights of zero."""
 
     def as_dict(self) -> dict[str, Any]:
         """All but the folder, which depends on the machine and not on the model."""
@@ -114,10 +124,15 @@ class ExportResult:
 
     def __str__(self) -> str:
         gone = ", ".join(f"{count:,} {kind}" for kind, count in self.removed.items()) or "nothing"
+        if self.zeroed:
+            zeroed = ", ".join(f"{count:,} {kind}" for kind, count in self.zeroed.items())
+            gone += f" removed, {zeroed} zero"
+        else:
+            gone += " removed"
         share = 1 - self.parameters / self.parameters_before
         return (
             f"{self.folder}: a stock {self.architecture} of {self.parameters:,} parameters "
-            f"({share:.1%} fewer: {gone} removed), whose logits are within {self.difference:.1e} "
+            f"({share:.1%} fewer: {gone}), whose logits are within {self.difference:.1e} "
             f"of the live model's (allowed: {self.bound:g})"
         )
 
@@ -150,7 +165,12 @@ def _check_base(base: Any) -> None:
 
 @torch.no_grad()
 def _smaller(
-    base: Any, gates: list[Gates], compensation: Compensation | None, probe: Tensor, live: Tensor
+    base: Any,
+    gates: list[Gates],
+    compensation: Compensation | None,
+    probe: Tensor,
+    live: Tensor,
+    zeros: bool,
 ) -> tuple[Any, dict[str, int]]:
     """The smaller model, and how many units of each kind it lacks.
 
@@ -163,17 +183,19 @@ def _smaller(
         with layers_closed(model, gates):
             return difference_of(logits_of(model, probe), live)
 
+    def without(kind: Kind, units: Mapping[str, Tensor]) -> Any:
+        candidates = with_fewer(current, kind, units, state=state)
+        return closest(candidates, agree, kind, bound_of(live))[1]
+
     if closed := closed_experts(base):
         # The first of all: to the live model, whatever its other gates do, they are gone.
-        candidates = with_fewer(current, "experts", closed.remaining, state=state)
-        _, current = closest(candidates, agree, "experts", bound_of(live))
+        current = without("experts", closed.remaining)
         state = current.state_dict()
         removed["experts"] = sum(map(len, closed.config.removed.values()))
     for kind in PARTS:
-        units = remaining_units(gates, kind)
-        if units:
-            candidates = with_fewer(current, kind, units, state=state)
-            _, current = closest(candidates, agree, kind, bound_of(live))
+        fewer = smallest(gates, kind, partial(without, kind), zeros=zeros)
+        if fewer is not None:
+            units, current = fewer
             state = current.state_dict()
             removed[kind] = removed_units(gates, kind, units)
     depth = len(Anatomy.of(base).layers)
@@ -184,6 +206,35 @@ def _smaller(
     elif current is base:
         current = Stock(base.config, type(base), state).build()
     return current, removed
+
+
+def smallest(
+    gates: list[Gates],
+    kind: Kind,
+    build: Callable[[Mapping[str, Tensor]], Built],
+    *,
+    zeros: bool,
+) -> tuple[Mapping[str, Tensor], Built] | None:
+    """The units that stay in the smallest model that can be built, and what `build` returns for it.
+
+    None if no unit can be removed and zeros are allowed in their place, or none is closed.
+    """
+    refusal: UnsupportedModel | None = None
+    for units in ways_to_remove(gates, kind, zeros=zeros):
+        try:
+            return units, build(units)
+        except UnsupportedModel as error:
+            why = why_not_uniform(gates, kind, units)
+            why = why or f"{error}. With zeros=True they stay, with weights of zero"
+            refusal = refusal or UnsupportedModel(why)
+    if refusal is not None and not zeros:
+        raise refusal
+    return None
+
+
+def zeroed_kinds(gates: list[Gates], removed: Mapping[str, int]) -> dict[str, int]:
+    counts = {str(kind): zeroed_units(gates, kind, removed.get(kind, 0)) for kind in PARTS}
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def nothing(what: str, done: int, total: int) -> None:
@@ -202,6 +253,7 @@ def _result(
     base: Any,
     smaller: Any,
     removed: dict[str, int],
+    zeroed: dict[str, int],
     difference: float,
     bound: float,
 ) -> ExportResult:
@@ -215,4 +267,5 @@ def _result(
         difference=difference,
         bound=bound,
         dtype=str(base.dtype).removeprefix("torch."),
+        zeroed=zeroed,
     )

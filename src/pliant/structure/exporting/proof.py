@@ -38,7 +38,7 @@ def closest(
             return stock, model
     raise UnsupportedModel(
         f"a model with fewer {kind} computes something else (by {best:.2g}): their number enters "
-        "elsewhere. Layers and zeroed weights can be exported"
+        "elsewhere"
     )
 
 

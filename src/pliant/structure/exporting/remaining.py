@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from pliant.adapters import attached
@@ -47,26 +49,57 @@ def _gates_of(gates: list[Gates]) -> Iterator[tuple[Site, Tensor]]:
 def remaining_units(gates: list[Gates], kind: Kind) -> dict[str, Tensor]:
     """The units with a gate above 0, by site; empty if that is all of them.
 
-    Heads leave in groups that share a KV head. Every layer must lose as many.
+    Heads leave in groups that share a KV head.
     """
     remaining: dict[str, Tensor] = {}
-    closed: dict[str, float] = {}
+    all_open = True
     for site, gate in _gates_of(gates):
-        if site.kind != kind:
-            continue
-        open_ = gate.view(units_of(site), -1) != 0
-        units = open_.any(dim=1)
-        remaining[site.key] = units.nonzero().flatten().cpu()
-        closed[site.key] = 1 - float(units.float().mean())
-    if not any(closed.values()):
-        return {}
-    if len({round(share, 6) for share in closed.values()}) > 1:
-        few = ", ".join(f"layer {k} {share:.0%}" for k, share in list(closed.items())[:3])
-        raise UnsupportedModel(
-            f"layers lose different shares of their {kind} ({few}, ...), and a stock config has "
-            "one number for all: prune uniformly"
-        )
-    return remaining
+        if site.kind == kind:
+            units = (gate.view(units_of(site), -1) != 0).any(dim=1)
+            remaining[site.key] = units.nonzero().flatten().cpu()
+            all_open = all_open and bool(units.all())
+    return {} if all_open else remaining
+
+
+def ways_to_remove(gates: list[Gates], kind: Kind, *, zeros: bool) -> list[dict[str, Tensor]]:
+    """Which units may be left in the smaller model, by site; the smallest way first.
+
+    Closed units have weights of zero, so with `zeros` they may stay: in every layer as many as in
+    the one that loses least, or all.
+    """
+    exact = remaining_units(gates, kind)
+    if not exact:
+        return []
+    padded = _as_many(gates, kind, exact) if zeros else {}
+    return [exact, *([padded] if padded and sum(map(len, padded.values())) else [])]
+
+
+def _as_many(gates: list[Gates], kind: Kind, exact: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same share of every site, filled up with closed units; empty if that is all of them."""
+    sites = {site.key: site for site, _ in _gates_of(gates) if site.kind == kind}
+    gone = {s.layer for s, gate in _gates_of(gates) if s.kind == "layers" and float(gate) == 0}
+    shares = [len(exact[k]) / units_of(s) for k, s in sites.items() if s.layer not in gone]
+    most = max(shares, default=0.0)
+    filled: dict[str, Tensor] = {}
+    for key, site in sites.items():
+        count = math.ceil(most * units_of(site) - 1e-6)
+        closed = [i for i in range(units_of(site)) if i not in set(exact[key].tolist())]
+        filled[key] = torch.tensor(sorted([*exact[key].tolist(), *closed][:count]))
+    return filled if most < 1 else {}
+
+
+def why_not_uniform(gates: list[Gates], kind: Kind, remaining: Mapping[str, Tensor]) -> str:
+    """What a stock config cannot express, if layers lose different shares of a kind; else empty."""
+    sites = {site.key: site for site, _ in _gates_of(gates) if site.kind == kind}
+    closed = {key: 1 - len(remaining[key]) / units_of(site) for key, site in sites.items()}
+    if len({round(share, 6) for share in closed.values()}) < 2:
+        return ""
+    few = ", ".join(f"layer {key} {share:.0%}" for key, share in list(closed.items())[:3])
+    return (
+        f"layers lose different shares of their {kind} ({few}, ...), and the stock config has one "
+        "number for all: prune uniformly (uniform=True), or export with zeros=True, which leaves "
+        "weights of zero where a layer loses more than others"
+    )
 
 
 def removed_units(gates: list[Gates], kind: Kind, remaining: Mapping[str, Tensor]) -> int:
@@ -76,6 +109,12 @@ def removed_units(gates: list[Gates], kind: Kind, remaining: Mapping[str, Tensor
         (units_of(site) - len(remaining[key])) * (site.count // units_of(site))
         for key, site in sites.items()
     )
+
+
+def zeroed_units(gates: list[Gates], kind: Kind, removed: int) -> int:
+    """How many closed heads or channels are still there, with weights of zero."""
+    exact = remaining_units(gates, kind)
+    return removed_units(gates, kind, exact) - removed if exact else 0
 
 
 def remaining_layers(gates: list[Gates], depth: int) -> list[int]:

@@ -60,6 +60,9 @@ class Removal:
     """(n,) units in the order of removal."""
     weight_OF: Tensor
     """With zeros for the features of removed units."""
+    costs: Tensor
+    """(n,) the squared error that each of them adds, given the best weights for the others; none if
+    the order was given."""
 
 
 def remove_units(
@@ -86,6 +89,7 @@ def remove_units(
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     weight = cross @ inverse
     removed: list[int] = []
+    added: list[Tensor] = []
     for step in range(count):
         if order is not None:
             unit = int(order[step])
@@ -93,9 +97,11 @@ def remove_units(
             costs = _costs(weight, inverse, width)
             costs[removed] = torch.inf
             unit = int(costs.argmin())
+            added.append(costs[unit])
         _remove(weight, inverse, slice(unit * width, (unit + 1) * width))
         removed.append(unit)
-    return Removal(torch.tensor(removed, dtype=torch.long), weight.float())
+    costs = torch.stack(added).float() if added else torch.zeros(0)
+    return Removal(torch.tensor(removed, dtype=torch.long), weight.float(), costs)
 
 
 def _costs(weight_OF: Tensor, inverse_FF: Tensor, width: int) -> Tensor:

@@ -54,6 +54,8 @@ class PlanConfig:
     """As in `PruneConfig`."""
     compensate: bool = True
     """As in `PruneConfig`."""
+    uniform: bool = True
+    """As in `PruneConfig`."""
 
     def __post_init__(self) -> None:
         if isinstance(self.budget, bool) or not 0 < self.budget < 1:
@@ -68,7 +70,8 @@ class PlanConfig:
             raise InvalidInput(f"parts = {self.parts!r}: name each part once")
 
     def with_shares(self, shares: Mapping[Part, float]) -> PruneConfig:
-        return PruneConfig(**shares, score=self.score, compensate=self.compensate)  # type: ignore[arg-type]
+        how: dict[str, Any] = {"score": self.score, "compensate": self.compensate}
+        return PruneConfig(**shares, **how, uniform=self.uniform)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Plan:
     def __str__(self) -> str:
         ratio = self.best.perplexity / self.whole
         return (
-            f"{self.config}: {self.best.saved:.1%} of {self.costs.of} saved, perplexity times "
+            f"{self.best}: {self.best.saved:.1%} of {self.costs.of} saved, perplexity times "
             f"{ratio:.3f}"
         )
 

@@ -27,10 +27,11 @@ from pliant.anatomy.find import device_of
 from pliant.anatomy.lockstep import LayerCall, run_in_lockstep
 from pliant.anatomy.modes import eval_mode
 from pliant.errors import InvalidInput
-from pliant.structure.calibration import Batch, Sample, inputs_of, samples_of, without_padding
+from pliant.structure.calibration import Batch, Sample, samples_of
 from pliant.structure.config import GateConfig, Kind, Part, PruneConfig, PruneScore
 from pliant.structure.gates import Gates, with_first
 from pliant.structure.pruning import compensation
+from pliant.structure.pruning.allocation import Allocation, Counts, counts_of, statistics_of
 from pliant.structure.pruning.close_experts import close_experts
 from pliant.structure.pruning.compensation import Compensation, dense_weight
 from pliant.structure.pruning.layers import (
@@ -149,6 +150,7 @@ class _Pass:
         self.report: Report = report or (lambda what, done, total: None)
         self.sites = [site for site in gates.sites if site.kind in ("heads", "channels")]
         self.ends = {} if own is None else own.ends()
+        self.counts: Counts = counts_of(self.sites, config)
         self.layers: list[int] = []
         self.last: Predecessor | None = None
         self.removed: dict[str, dict[str, tuple[int, ...]]] = {k: {} for k in config.parts}
@@ -160,13 +162,17 @@ class _Pass:
             known = len(layer_order) >= count
             self.layers = list(layer_order[:count]) if known else self._choose_layers(count)
             self.removed["layers"] = {str(index): (0,) for index in self.layers}
+        if self.sites and not self.config.uniform:
+            self.report("comparing layers", 0, 1)
+            own = Allocation(self.anatomy, self.sites, self.config, self.samples, self.scores)
+            self.counts = own.run(without=self.layers)
         if self.config.needs_text and (self.sites or self.ends):
             run_in_lockstep(self.anatomy, [s.inputs for s in self.samples], self._visit)
             return
         for site in self.sites:
             order = self._order(site, None, dense_weight(site.module).float())
             assert order is not None
-            self._close(site, order[: removed_of(site, self.config.share(site.kind))])
+            self._close(site, order[: self.counts[site.kind, site.key]])
         for index in self.layers:
             self.gates["layers", index].zero_()
 
@@ -174,7 +180,7 @@ class _Pass:
         own = [site for site in self.sites if site.layer == index]
         if index in self.layers:
             for site in own:  # as many as in other layers, no matter which
-                self._close(site, torch.arange(removed_of(site, self.config.share(site.kind))))
+                self._close(site, torch.arange(self.counts[site.kind, site.key]))
             outputs: Iterable[Any] = self._leave_out(index, calls)
         else:
             for site in own:
@@ -233,10 +239,10 @@ class _Pass:
 
     def _prune(self, site: Site, calls: Sequence[LayerCall]) -> None:
         weight = dense_weight(site.module).float()
-        statistics = self._statistics(site, calls, weight)
+        statistics = statistics_of(site, calls, self.samples, weight)
         removal = remove_units(
             statistics,
-            removed_of(site, self.config.share(site.kind)),
+            self.counts[site.kind, site.key],
             width=site.width * (site.count // units_of(site)),
             damping=self.config.damping,
             prior_OF=weight,
@@ -267,20 +273,6 @@ class _Pass:
             assert statistics is not None
             columns = columns * statistics.gram_FF.diagonal()
         return columns.view(units, -1).sum(dim=1).argsort()
-
-    def _statistics(self, site: Site, calls: Sequence[LayerCall], weight: Tensor) -> Statistics:
-        """Of what the projection sees; it should give what the whole weight makes of it."""
-        outputs, inputs = weight.shape
-        statistics = Statistics.empty(inputs, outputs, weight.device)
-        for call, sample in zip(calls, self.samples, strict=True):
-            with inputs_of(site.module) as seen:
-                call()
-            for x in seen:
-                statistics.add(without_padding(x, sample.mask_BT))
-        if not statistics.tokens:
-            raise InvalidInput(f"layer {site.layer}: its {site.kind} did not run")
-        statistics.cross_OF = weight @ statistics.gram_FF
-        return statistics
 
 
 def _check_room(sites: Sequence[Site], config: PruneConfig) -> None:

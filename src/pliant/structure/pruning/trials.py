@@ -31,6 +31,12 @@ class Point:
     saved: float
     """The share of the cost that it saves."""
     perplexity: float
+    removed: dict[Part, float]
+    """The share of each part that really goes, for units are whole: a sixth of four layers is one
+    of them."""
+
+    def __str__(self) -> str:
+        return self.config.label(self.removed)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,7 +69,8 @@ class Trials:
     def measure(self, config: PruneConfig) -> Point:
         """Prune, measure, and restore the model."""
         if config not in self.points:
-            what = f"way {len(self.points) + 1}, {config}"
+            removed = rounded(self.model, shares_of(config))
+            what = f"way {len(self.points) + 1}, {config.label(removed)}"
             pruned = prune(
                 self.model,
                 self.fitted,
@@ -78,7 +85,8 @@ class Trials:
                 measured = perplexity(self.model, self.held_out)
             finally:
                 pruned.detach()
-            self.points[config] = Point(config, self.saved(shares_of(config), layers), measured)
+            saved = self.saved(shares_of(config), layers)
+            self.points[config] = Point(config, saved, measured, removed)
         return self.points[config]
 
     def curve(self, config: PruneConfig, controls: Sequence[PruneScore] = CONTROLS) -> None:

@@ -221,7 +221,7 @@ def _smaller_configs(
     if sites[0].kind == "heads":
         changes = _head_changes(text, sites, counts)
     else:
-        changes = _width_changes(text, sites[0], counts[sites[0].key])
+        changes = _width_changes(text, sites, counts)
     for change in changes:
         smaller = copy.deepcopy(config)
         try:
@@ -248,7 +248,13 @@ def _head_changes(
     yield change
 
 
-def _width_changes(text: Any, site: Site, count: int) -> Iterator[dict[str, Any]]:
+def _width_changes(
+    text: Any, sites: list[Site], counts: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
+    site, count = sites[0], counts[sites[0].key]
+    if len(set(counts.values())) > 1:
+        yield from _changes_by_layer(text, sites, counts)
+        return
     names = [name for name, value in vars(text).items() if _is_count(value, site.count, name)]
     if site.kind == "experts":
         names = [name for name in names if _EXPERTS.fullmatch(name)]
@@ -263,6 +269,21 @@ def _width_changes(text: Any, site: Site, count: int) -> Iterator[dict[str, Any]
             yield {name: count}
         elif "ratio" in name and isinstance(value, (int, float)) and value * hidden == site.count:
             yield {name: count // hidden if count % hidden == 0 else count / hidden}
+
+
+def _changes_by_layer(
+    text: Any, sites: list[Site], counts: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
+    """Lists with a number for each layer (Gemma 3n's intermediate_size)."""
+    last = max(site.layer for site in sites)
+    for name, value in vars(text).items():
+        if not isinstance(value, (list, tuple)) or len(value) <= last:
+            continue
+        if all(value[site.layer] == site.count for site in sites):
+            new = list(value)
+            for site in sites:
+                new[site.layer] = counts[site.key]
+            yield {name: new}
 
 
 _INNER = re.compile(r"inner|intermediate|ffn|d_ff")
@@ -291,12 +312,14 @@ def _get(text: Any, name: str) -> Any:
 
 
 def _set(text: Any, name: str, value: Any) -> None:
-    """Set one number, or every entry of a list of them."""
+    """Set one number, every entry of a list of them, or the list."""
     part, _, leaf = name.rpartition(".")
     holder = getattr(text, part) if part else text
     before = read(holder, leaf)
     listed = isinstance(before, (list, tuple))
-    setattr(holder, leaf, type(before)([value] * len(before)) if listed else value)
+    if listed:
+        value = type(before)(value if isinstance(value, list) else [value] * len(before))
+    setattr(holder, leaf, value)
 
 
 def _on_meta(kind: type[nn.Module], config: Any) -> Any:
