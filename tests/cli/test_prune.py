@@ -190,6 +190,37 @@ def test_what_cannot_end_well_is_refused_before_the_work(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_an_interrupted_export_goes_on_from_the_saved_pruning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pliant.structure.exporting.export as exporting
+
+    command = ["prune", "nano-s", "--channels", "0.25", "--no-controls", *SMALL, "--json"]
+    whole = tmp_path / "whole"
+    assert outcome([*command, "--out", str(whole)]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    places = ["--adapters", str(tmp_path / "pruned"), "--out", str(tmp_path / "smaller")]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(exporting, "_save", stop)
+        assert outcome([*command, *places]) == 130
+    assert (tmp_path / "pruned").is_dir() and not (tmp_path / "smaller").exists()
+    capsys.readouterr()
+    other = ["prune", "nano-s", "--channels", "0.5", "--no-controls", *SMALL, *places]
+    assert outcome(other) == 2 and "name a new folder" in capsys.readouterr().err
+    assert outcome([*command, *places]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["plan"] == expected["plan"] and again["removed"] == expected["removed"]
+    first, second = (
+        AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (whole, tmp_path / "smaller")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert outcome([*command, *places]) == 2  # all is done
+
+
 def test_an_interrupted_recovery_says_how_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

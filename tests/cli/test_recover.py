@@ -135,3 +135,45 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     complaint = capsys.readouterr().err.strip()
     assert complaint.startswith("error: ") and "\n" not in complaint
     return complaint
+
+
+def test_a_pruned_model_is_recovered_beside_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pruned, out = tmp_path / "pruned", tmp_path / "out"
+    model, tokenizer = load("nano-s")
+    ids = torch.tensor([tokenizer("12 + 7 = 19").input_ids])
+    how = PruneConfig(channels=0.25, score="random", compensate=False)
+    prune(model, [{"input_ids": ids}], how).save(pruned)
+    command = words(Path("nano-s"), out, "--adapters", str(pruned), "--json")
+    command = [word for word in command if word not in ("--teacher",)]
+    command.remove("nano-s")  # the teacher's name
+    assert app.outcome([*command, "--train", "lora"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["teacher"] < result["before"] and result["train"] == "lora"
+    again = AutoModelForCausalLM.from_pretrained(out)
+    assert again.config.intermediate_size == model.config.intermediate_size * 3 // 4
+    assert app.outcome([*command[:-1], "--out", str(tmp_path / "no")]) == 2
+    assert "give --train lora or norms" in capsys.readouterr().err
+
+
+def test_selected_tokens_are_trained(
+    smaller: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By an engine that is asked for; a run this short trains every token if a race may decide."""
+    results = {}
+    for name in ("exact", "auto", "standard"):
+        command = words(smaller, tmp_path / name, "--engine", name, "--distill", "0", "--json")
+        assert app.outcome(command) == 0
+        printed = capsys.readouterr()
+        results[name] = json.loads(printed.out)
+        assert ("every token is trained" in printed.err) == (name == "auto")
+        record = json.loads((tmp_path / name / "pliant-train.json").read_text())
+        assert ("engine" in record["plan"]) == (name != "standard")
+    assert results["auto"]["after"] == pytest.approx(results["standard"]["after"], abs=1e-5)
+    assert abs(results["exact"]["after"] - results["standard"]["after"]) > 1e-5
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "exact")
+    assert not hasattr(again, "pliant")
+    with_teacher = ["--engine", "sparse", "--distill", "0.5"]
+    assert app.outcome(words(smaller, tmp_path / "no", *with_teacher)) == 2
+    assert "give 0" in capsys.readouterr().err

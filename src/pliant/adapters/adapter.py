@@ -46,6 +46,8 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
     """The frozen dataclass of its settings."""
     why_no_export: ClassVar[str] = ""
     """Why no stock checkpoint can contain what it does, for an export to raise; else empty."""
+    retired_tensors: ClassVar[str] = ""
+    """A pattern of names of tensors that earlier versions saved, and that are left out."""
 
     def __init__(self, model: nn.Module, config: Any) -> None:
         super().__init__()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,6 +58,7 @@ def load(cls: type[A], model: nn.Module, source: str | Path, insist: bool, **hub
     if not insist:
         _check_base(saved, fingerprint(model))
     adapter = kind(model, config)
+    saved = _without_retired_tensors(adapter, saved)
     _check_state(adapter, saved)
     load_state(adapter, saved)
     return adapter
@@ -75,6 +77,7 @@ def read_matching(
         )
     if adapter.name and not insist:
         _check_base(saved, adapter.fingerprint())
+    saved = _without_retired_tensors(adapter, saved)
     _check_state(adapter, saved)
     return saved
 
@@ -116,6 +119,15 @@ def without_retired(config_class: type, values: dict[str, Any]) -> dict[str, Any
     """Without settings that no longer exist, if a file has them at the value that did nothing."""
     retired: dict[str, Any] = getattr(config_class, "RETIRED", {})
     return {k: v for k, v in values.items() if k not in retired or retired[k] != v}
+
+
+def _without_retired_tensors(adapter: Adapter, saved: files.Saved) -> files.Saved:
+    """Without tensors that earlier versions saved."""
+    if not adapter.retired_tensors:
+        return saved
+    retired = re.compile(adapter.retired_tensors)
+    tensors = {k: v for k, v in saved.tensors.items() if not retired.fullmatch(k)}
+    return replace(saved, tensors=tensors)
 
 
 def _config(saved: files.Saved, config_class: type) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +16,11 @@ from pliant.options import Flag, named_values
 from pliant.reports.tables import Table
 
 if TYPE_CHECKING:
-    from pliant.structure.recovery import RecoveryConfig, RecoveryResult
+    from pliant.structure.recovery import Engine, RecoveryConfig, RecoveryResult
+    from pliant.training.texts import Texts
 
 QUESTIONS = 1000
+STANDARD = "standard"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,9 @@ class RecoverOptions:
     """The run's folder, and in the end the recovered model's."""
     teacher: str | None = None
     """The model before pruning: its predictions are learned as well."""
+    adapters: Path | None = None
+    """What `pliant prune --adapters` wrote for MODEL, the whole model: it is trained with its gates
+    on (--train lora or norms), is its own teacher with them off, and then made smaller."""
     train: str = "all"
     """What is trained: all weights, or lora or norms, which take less memory."""
     rank: Annotated[int, Ge(1)] = 16
@@ -41,6 +46,11 @@ class RecoverOptions:
     the teacher only tells how much was lost."""
     temperature: float = 1.0
     """Softens the predictions that are compared."""
+    engine: str = "standard"
+    """standard: every token is trained. auto: a short race decides, as in `pliant train`. Or
+    sparse, exact, completion: how selected tokens are trained, on the text alone."""
+    choose: Annotated[tuple[str, ...], Flag(metavar="NAME=VALUE")] = ()
+    """For another engine: any field of GradientConfig, as ratio=0.5; repeatable."""
     set: Annotated[tuple[str, ...], Flag(metavar="NAME=VALUE")] = ()
     """Any field of TrainingArguments; repeatable."""
     length: Annotated[int, Ge(2)] = 512
@@ -61,7 +71,8 @@ class RecoverOptions:
     def config(self) -> RecoveryConfig:
         from pliant.structure.recovery import DISTILL, RecoveryConfig
 
-        with_teacher = DISTILL if self.teacher is not None else 0.0
+        taught = self.teacher is not None or self.adapters is not None
+        with_teacher = DISTILL if taught and self.engine == STANDARD else 0.0
         return RecoveryConfig(
             train=self.train,  # type: ignore[arg-type]
             rank=self.rank,
@@ -101,6 +112,8 @@ def recovered(options: RecoverOptions) -> RecoveryResult:
     model, tokenizer = load(options.model, dtype=options.dtype)
     texts = encode(rows, model, tokenizer, options.length)
     held_out = measured_on and encode(measured_on, model, tokenizer, options.length)
+    if options.adapters is not None:
+        return _recovered_gated(options, config, model, tokenizer, texts, held_out or None)
     teacher = None
     if options.teacher is not None:
         teacher, _ = load(options.teacher, dtype=options.dtype)
@@ -115,8 +128,65 @@ def recovered(options: RecoverOptions) -> RecoveryResult:
             options.resume,
             held_out=held_out or None,
             settings=settings,
+            engine=engine_of(options),
             source=Path(options.model),
         )
+
+
+def _recovered_gated(
+    options: RecoverOptions,
+    config: RecoveryConfig,
+    model: Any,
+    tokenizer: Any,
+    texts: Texts,
+    held_out: Texts | None,
+) -> RecoveryResult:
+    from pliant.structure import Pruned
+    from pliant.structure.recovery import recover_gated
+
+    assert options.adapters is not None
+    model.requires_grad_(False)
+    pruned = Pruned.load(model, options.adapters)
+    with quiet_libraries():
+        return recover_gated(
+            pruned,
+            tokenizer,
+            texts,
+            options.out,
+            config,
+            options.resume,
+            held_out=held_out,
+            settings=named_values(options.set, "--set"),
+        )
+
+
+def engine_of(options: RecoverOptions) -> Engine | None:
+    """Selective training, on the tokens that the options choose; None for every token."""
+    if options.engine == STANDARD:
+        if options.choose:
+            raise InvalidInput("--choose says which tokens an --engine trains: give one, or auto")
+        return None
+    from pliant.gradients import selective_run
+    from pliant.gradients.config import GradientConfig
+    from pliant.gradients.training import make_selective
+    from pliant.options import from_texts
+    from pliant.structure.recovery import Engine
+
+    auto = options.engine == selective_run.AUTO
+    config = from_texts(
+        GradientConfig,
+        named_values(options.choose, "--choose"),
+        "--choose",
+        engine=None if auto else options.engine,
+    )
+
+    def prepare(trainer: Any, run: Any) -> Any:
+        gradients = make_selective(trainer, config)
+        if auto:
+            trainer.add_callback(selective_run.EngineChoice(run, gradients))
+        return gradients.detach
+
+    return Engine({**asdict(config), "auto": auto}, prepare)
 
 
 def table(out: Path, result: RecoveryResult) -> Table:
@@ -129,7 +199,11 @@ def check(options: RecoverOptions, config: RecoveryConfig, settings: dict[str, s
     from pliant.structure import recovery
     from pliant.training.run import check_folder
 
-    recovery.check_teacher(config, options.teacher is not None)
+    recovery.check_engine(config, engine_of(options))
+    gated = options.adapters is not None
+    recovery.check_teacher(config, options.teacher is not None or gated)
+    if gated:
+        _check_gated(options)
     config.arguments(options.out, settings)
     check_folder(options.out, options.resume)
     check_model(options.model)
@@ -143,6 +217,21 @@ def check(options: RecoverOptions, config: RecoveryConfig, settings: dict[str, s
             f"--teacher {options.teacher}: its tokenizer has another vocabulary than the model's: "
             "give the model before pruning"
         )
+
+
+def _check_gated(options: RecoverOptions) -> None:
+    if options.teacher is not None:
+        raise InvalidInput("--adapters: the model is its own teacher: leave --teacher out")
+    if options.train == "all":
+        raise InvalidInput(
+            "--adapters trains beside the whole model, which is the teacher: give --train lora or "
+            "norms; for all weights, `pliant export` first and recover what that writes"
+        )
+    if options.engine != STANDARD:
+        raise InvalidInput(f"--engine {options.engine}: with --adapters every token is trained")
+    assert options.adapters is not None
+    if not (options.adapters / "pruned.json").is_file():
+        raise InvalidInput(f"--adapters {options.adapters}: holds no saved pruning")
 
 
 def check_model(name: str) -> None:

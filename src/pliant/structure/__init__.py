@@ -44,7 +44,12 @@ if TYPE_CHECKING:
         make_plastic,
     )
     from pliant.structure.plasticity.sleep import sleep
-    from pliant.structure.recovery import RecoveryConfig, RecoveryResult, recover
+    from pliant.structure.recovery import (
+        RecoveryConfig,
+        RecoveryResult,
+        recover,
+        recover_gated,
+    )
 
 __all__ = [
     "Agency",
@@ -90,6 +95,7 @@ __all__ = [
     "plan_pruning",
     "prune",
     "recover",
+    "recover_gated",
     "sites_of",
     "sleep",
 ]
@@ -108,7 +114,12 @@ _TRAINED = {
         "make_plastic",
         "sleep",
     ),
-    "pliant.structure.recovery": ("RecoveryConfig", "RecoveryResult", "recover"),
+    "pliant.structure.recovery": (
+        "RecoveryConfig",
+        "RecoveryResult",
+        "recover",
+        "recover_gated",
+    ),
 }
 
 

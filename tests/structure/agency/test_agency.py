@@ -393,6 +393,29 @@ def test_saved_and_loaded_states_agree(tmp_path: Path) -> None:
     assert same_bits(logits(base), expected) and again.get_agency_report() == report
 
 
+def test_states_of_an_earlier_version_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They held each locked head's gate of one pattern, in a tensor."""
+    base = model()
+    agency = agency_of(base)
+    agency.set_head_state(1, 1, "withdrawn")
+    expected = logits(base)
+    agency.detach()
+    with monkeypatch.context() as earlier:
+        for heads in agency.heads.values():
+            earlier.setitem(heads._buffers, "gate", torch.zeros(len(heads.state)))
+        state = {k: v for k, v in agency.get_extra_state().items() if k != "locked_gates"}
+        earlier.setattr(Agency, "get_extra_state", lambda self: state)
+        agency.save_pretrained(tmp_path)
+    again = Agency.from_pretrained(base, tmp_path)
+    assert same_bits(logits(base), expected)
+    again.observe(BATCH)
+    gate(again, 1, 1, 2)
+    again.observe(BATCH)
+    assert len(again.violations) == 1  # the lock is still a lock
+
+
 def test_agency_without_gates_is_refused(tmp_path: Path) -> None:
     agency = agency_of()
     agency.save_pretrained(tmp_path)

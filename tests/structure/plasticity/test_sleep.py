@@ -8,13 +8,28 @@ from typing import Any, Literal
 import pytest
 import torch
 from tests.minimal_adapter import logits
-from tests.structure.plasticity.models import BATCHES, HELD_OUT, model_of
+from tests.structure.plasticity.models import (
+    BATCHES,
+    HELD_OUT,
+    model_of,
+    optimizer_of,
+    plasticity_of,
+    train,
+)
 from torch.nn import functional as F
 
 from pliant.adapters import attached
 from pliant.anatomy import Anatomy
 from pliant.errors import AdapterError, InvalidInput
-from pliant.structure import PruneConfig, SleepConfig, attach, prune, sleep
+from pliant.structure import (
+    PlasticityConfig,
+    PruneConfig,
+    SleepConfig,
+    attach,
+    attach_agency,
+    prune,
+    sleep,
+)
 from pliant.structure.gates import Gates
 from pliant.structure.plasticity.sleep import products
 
@@ -133,3 +148,44 @@ def test_no_text_and_compensated_heads_are_refused(tmp_path: Path) -> None:
     pruned = prune(model_of(), BATCHES, PruneConfig(heads=0.5))
     with pytest.raises(AdapterError, match="output weights of its own"):
         sleep(pruned.gates, BATCHES, HELD_OUT)
+
+
+# --- inside a cycle ------------------------------------------------------------------------------
+
+
+def test_a_cycle_merges_heads_before_it_prunes(tmp_path: Path) -> None:
+    model = model_of()
+    make_equal(model, 1, 0, 2, 0.5)
+    plasticity = plasticity_of(model, sleep=0.99)
+    optimizer = optimizer_of(plasticity)
+    plasticity.begin_step()
+    result = plasticity.result()
+    assert [row.phase for row in result.rows] == ["before", "slept", "pruned"]
+    assert result.merged == (("1", 2, 0),)
+    before, slept, pruned = (row for row in result.rows)
+    assert (before.open, slept.open, pruned.open) == (8, 7, 4)  # it counts among those to close
+    assert slept.loss == pytest.approx(before.loss, abs=1e-5) and pruned.loss != slept.loss
+    plasticity.save_pretrained(tmp_path)
+    plasticity.restore(tmp_path)
+    assert plasticity.result() == result
+    train(plasticity, optimizer, steps=7)
+    plasticity.begin_step()
+    assert "1 were merged into others" in str(plasticity.result())
+
+
+def test_a_cycle_merges_no_locked_heads_and_sleeps_only_if_asked() -> None:
+    for config, merged in (({"sleep": 0.99}, 0), ({}, 0)):
+        model = model_of()
+        make_equal(model, 1, 0, 2)
+        plasticity = plasticity_of(model, **config)
+        if config:
+            agency = attach_agency(plasticity.gates)
+            agency.set_head_state(1, 0, "active", consent=False)
+        plasticity.begin_step()
+        assert len(plasticity.result().merged) == merged
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, True])
+def test_a_sleep_that_is_no_cosine_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidInput, match="sleep = "):
+        PlasticityConfig(sleep=value)

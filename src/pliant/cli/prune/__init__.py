@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from pliant.cli import terminal
+from pliant.cli.prune import saved
 from pliant.cli.recover import QUESTIONS, RecoverOptions, check_model, recovered
 from pliant.cli.recover import table as recovery_table
 from pliant.cli.training_text import calibration_rows, default_data, fitting_length, read_data
@@ -144,7 +145,7 @@ def _prune(
     model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
     model.requires_grad_(False)
     from pliant.cli.prune.page import Page, curve_table
-    from pliant.structure import calibration_batches, export, plan_pruning
+    from pliant.structure import Pruned, calibration_batches, export, plan_pruning
     from pliant.structure import prune as apply
 
     length = fitting_length(options.length, model.config)
@@ -156,15 +157,23 @@ def _prune(
         raise InvalidInput(
             f"--tokens {options.tokens} is one batch: give more tokens or a smaller --batch-size"
         )
+    plan = saved.plan_of(options)
     with terminal.Stages(lines=1) as stages:
-        plan = plan_pruning(
-            model, fitted, held_out, config, controls=options.controls, report=stages
-        )
+        if goes_on := plan is not None:
+            stages(f"going on from {options.adapters}", 0, 1)
+        else:
+            plan = plan_pruning(
+                model, fitted, held_out, config, controls=options.controls, report=stages
+            )
+        assert plan is not None
         page = Page(options.model, model, tokenizer, held_out[0], plan) if options.report else None
-        order = plan.layer_order if plan.config.score == "error" else ()
-        pruned = apply(model, fitted, plan.config, layer_order=order, report=stages)
-        if options.adapters is not None:
-            pruned.save(options.adapters)
+        if goes_on and options.adapters is not None:
+            pruned = Pruned.load(model, options.adapters)
+        else:
+            order = plan.layer_order if plan.config.score == "error" else ()
+            pruned = apply(model, fitted, plan.config, layer_order=order, report=stages)
+            if options.adapters is not None:
+                pruned.save(options.adapters, saved.notes(options, plan))
         out = options.pruned_out()
         result = (
             None
@@ -247,8 +256,9 @@ def _check_places(options: PruneOptions) -> None:
     if options.recover is not None:
         folders["--out before --recover"] = options.pruned_out()
     places = {flag: path for flag, path in folders.items() if path is not None}
-    for path in places.values():
-        check_new(path.expanduser())
+    for flag, path in places.items():
+        if flag != "--adapters" or saved.plan_of(options) is None:
+            check_new(path.expanduser())
     if options.report is not None:
         if options.report.suffix != ".html":
             raise InvalidInput(f"--report {options.report}: name an .html file")

@@ -59,6 +59,7 @@ class Agency(Adapter):
 
     part = "structure"
     config_class = AgencyConfig
+    retired_tensors = r"heads\.\w+\.gate"  # of one pattern only; `_locked_gates` replaced it
 
     def __init__(self, model: nn.Module, config: AgencyConfig) -> None:
         super().__init__(model, config)
@@ -258,7 +259,8 @@ class Agency(Adapter):
         self.transitions = [Transition(**transition) for transition in state["transitions"]]
         self.violations = [Violation(**violation) for violation in state["violations"]]
         self._locked_gates = {
-            (pattern, key, head): value for pattern, key, head, value in state["locked_gates"]
+            (pattern, key, head): value
+            for pattern, key, head, value in state.get("locked_gates", ())
         }
 
 

@@ -37,6 +37,10 @@ class PlasticityConfig:
     """Steps of training after regrowth."""
     warmup: int = 20
     """Steps over which the gate of a regrown head opens."""
+    sleep: float = 0.0
+    """Before each pruning, of two open heads of a layer that write nearly the same (a cosine above
+    this) one is closed, and the gate of the other grows; 0: none is. They count among the heads
+    that are to be closed."""
     rate: float = 1.0
     """The learning rate of regrown heads, relative to that of everything else."""
     seed: int = 0
@@ -51,6 +55,8 @@ class PlasticityConfig:
             share = getattr(self, name)
             if not _is_number(share) or not 0 <= share < 1:
                 raise InvalidInput(f"{name} = {share!r}: give a share from 0 to below 1")
+        if not _is_number(self.sleep) or not 0 <= self.sleep <= 1:
+            raise InvalidInput(f"sleep = {self.sleep!r}: give a cosine, as 0.85, or 0 for no sleep")
         check_choice("growth", self.growth, get_args(Growth))
         ImportanceConfig(("heads",), self.score)  # refuses scores that rank no heads
         for name in ("cycles", "adapt", "learn", "warmup"):

@@ -42,11 +42,12 @@ from pliant.errors import AdapterError, InvalidInput, UnsupportedModel
 from pliant.structure.agency import Agency
 from pliant.structure.calibration import Batch, Sample, samples_of
 from pliant.structure.gates import Gates, gates_on_heads
-from pliant.structure.plasticity.config import PlasticityConfig
+from pliant.structure.plasticity.config import PlasticityConfig, SleepConfig
 from pliant.structure.plasticity.growth import Head, head_sites, mean_loss, ranked
 from pliant.structure.plasticity.heads import CLOSED, OPEN, REGROWN, HeadStates
 from pliant.structure.plasticity.held import Held, refuse_compensated_heads
 from pliant.structure.plasticity.report import Phase, PhaseRow, PlasticityResult
+from pliant.structure.plasticity.sleep import merger_plans
 from pliant.structure.ranking.importance import ImportanceConfig, importance
 from pliant.structure.units import sites_of
 
@@ -91,6 +92,7 @@ class Plasticity(Adapter):
         """How many of the cycle's events have happened."""
         self.rows: list[PhaseRow] = []
         self.regrown: list[Head] = []
+        self.merged: list[tuple[str, int, int]] = []
         self._calibration: tuple[list[Batch], list[Sample], list[Sample]] | None = None
         self._held = Held()
 
@@ -201,7 +203,10 @@ class Plasticity(Adapter):
 
     def _prune(self, cycle: int) -> None:
         self._note(cycle or 1, "learned" if cycle else "before")
-        batches, _, _ = self._texts()
+        batches, samples, _ = self._texts()
+        if self.config.sleep:
+            self._sleep(samples)
+            self._note(cycle + 1, "slept")
         heads = self._heads()
         target = round(self.config.prune * len(heads))
         count = target - sum(state == CLOSED for state in heads.values())
@@ -213,6 +218,26 @@ class Plasticity(Adapter):
             for head in candidates[:count]:
                 self._close(head)
         self._note(cycle + 1, "pruned")
+
+    @torch.no_grad()
+    def _sleep(self, samples: Sequence[Sample]) -> None:
+        """Merge heads that write nearly the same; not those that have learned beside the base."""
+        config = SleepConfig(self.config.sleep, negligible=0, take_over="gate")
+        open_ = {
+            key: torch.tensor(
+                [
+                    state == OPEN and not self._is_locked((key, number))
+                    for number, state in enumerate(self._states(key).state.tolist())
+                ]
+            )
+            for key in self.sites
+        }
+        for plan in merger_plans(self.gates, samples, config, open_):
+            gate = self.gates.pattern()["heads", plan.site.key]
+            gate.mul_(plan.factors.to(gate))
+            for merger in plan.merged:
+                self._close((merger.site, merger.closed))
+                self.merged.append((merger.site, merger.closed, merger.into))
 
     def _regrow(self, cycle: int) -> None:
         self._note(cycle + 1, "adapted")
@@ -303,7 +328,11 @@ class Plasticity(Adapter):
         if not self.rows:
             raise InvalidInput("the cycle has not begun: train first")
         return PlasticityResult(
-            self.config, len(self._heads()), tuple(self.rows), tuple(self.regrown)
+            self.config,
+            len(self._heads()),
+            tuple(self.rows),
+            tuple(self.regrown),
+            tuple(self.merged),
         )
 
     @torch.no_grad()
@@ -332,9 +361,11 @@ class Plasticity(Adapter):
             "done": self.done,
             "rows": [asdict(row) for row in self.rows],
             "regrown": [list(head) for head in self.regrown],
+            "merged": [list(merger) for merger in self.merged],
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.steps, self.done = state["steps"], state["done"]
         self.rows = [PhaseRow(**row) for row in state["rows"]]
         self.regrown = [(key, number) for key, number in state["regrown"]]
+        self.merged = [(key, gone, into) for key, gone, into in state.get("merged", ())]

@@ -11,7 +11,7 @@ from pliant.errors import InvalidInput
 from pliant.stats import Band, bootstrap
 from pliant.structure.plasticity.config import PlasticityConfig
 
-Phase = Literal["before", "pruned", "adapted", "regrown", "learned"]
+Phase = Literal["before", "slept", "pruned", "adapted", "regrown", "learned"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class PlasticityResult:
     rows: tuple[PhaseRow, ...]
     regrown: tuple[tuple[str, int], ...]
     """The heads that grew again, as (site, number), in this order."""
+    merged: tuple[tuple[str, int, int], ...] = ()
+    """The heads that a sleep closed, as (site, number, the one they were merged into)."""
 
     @property
     def loss(self) -> float:
@@ -64,11 +66,13 @@ class PlasticityResult:
         first, last = self.rows[0], self.rows[-1]
         how = f" ({self.config.growth})" if self.regrown else ""
         losses = f"{first.loss:.4f}"
-        if len(self.rows) > 1:
-            losses += f", {self.rows[1].loss:.4f} after pruning and {last.loss:.4f} at the end"
+        pruned = next((row for row in self.rows if row.phase == "pruned"), None)
+        if pruned is not None:
+            losses += f", {pruned.loss:.4f} after pruning and {last.loss:.4f} at the end"
+        merged = f", {len(self.merged)} were merged into others" if self.merged else ""
         return (
             f"{last.open} of {self.heads} heads are open after {last.step:,} steps, "
-            f"{len(self.regrown)} of them regrown{how}: the held-out loss was {losses}"
+            f"{len(self.regrown)} of them regrown{how}{merged}: the held-out loss was {losses}"
         )
 
 

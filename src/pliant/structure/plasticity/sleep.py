@@ -11,7 +11,7 @@ and features; their weights are not compared. A head that writes next to nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -53,7 +53,7 @@ def sleep(
         raise InvalidInput(f"there is no {what} text: give batches with input_ids")
     refuse_compensated_heads(model)
     before = mean_loss(model, held)
-    plans = _plans(gates, samples, config)
+    plans = merger_plans(gates, samples, config)
     changed = [plan for plan in plans if plan.closed]
     own = None
     if changed and config.take_over == "weights":
@@ -138,7 +138,7 @@ class SleepResult:
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
+class MergerPlan:
     """What becomes of the heads of one site."""
 
     site: Site
@@ -162,7 +162,13 @@ def products(weight_OF: Tensor, gram_FF: Tensor, width: int) -> Tensor:
     return every.view(heads, width, heads, width).sum(dim=(1, 3))
 
 
-def _plans(gates: Gates, samples: Sequence[Sample], config: SleepConfig) -> list[_Plan]:
+def merger_plans(
+    gates: Gates,
+    samples: Sequence[Sample],
+    config: SleepConfig,
+    among: Mapping[str, Tensor] | None = None,
+) -> list[MergerPlan]:
+    """What would become of each site's open heads, or of those `among` them; nothing changes."""
     sites, plans = head_sites(gates), []
     every = _statistics(gates.base, sites, samples)
     for site, statistics in zip(sites, every, strict=True):
@@ -170,6 +176,8 @@ def _plans(gates: Gates, samples: Sequence[Sample], config: SleepConfig) -> list
         inner = products(weight, statistics.gram_FF, site.width)
         statistics.cross_OF = weight @ statistics.gram_FF
         is_open = (_gate(gates, site) != 0).to(inner.device) & (inner.diagonal() > 0)
+        if among is not None:
+            is_open &= among[site.key].to(is_open)
         plans.append(_plan(site, inner, is_open, config, statistics, weight))
     return plans
 
@@ -181,7 +189,7 @@ def _plan(
     config: SleepConfig,
     statistics: Statistics,
     weight: Tensor,
-) -> _Plan:
+) -> MergerPlan:
     squares = inner.diagonal()
     norms = squares.clamp(min=1e-300).sqrt()
     least = config.negligible * squares[is_open].mean().sqrt() if is_open.any() else norms.max()
@@ -206,7 +214,7 @@ def _plan(
         closed.add(goes)
         keepers.add(stays)
     largest = max((cosine for cosine, *_ in pairs), default=0.0)
-    return _Plan(site, tuple(merged), tuple(dropped), factors, statistics, weight, largest)
+    return MergerPlan(site, tuple(merged), tuple(dropped), factors, statistics, weight, largest)
 
 
 def _statistics(
@@ -243,7 +251,7 @@ def _inputs(sites: Sequence[Site], every: Sequence[Statistics], mask_BT: Tensor)
 # --- what takes over -----------------------------------------------------------------------------
 
 
-def _apply(plan: _Plan, gates: Gates, own: Compensation | None, config: SleepConfig) -> None:
+def _apply(plan: MergerPlan, gates: Gates, own: Compensation | None, config: SleepConfig) -> None:
     site, gate = plan.site, _gate(gates, plan.site)
     if own is None:
         gate.mul_(plan.factors.to(gate))

@@ -101,6 +101,18 @@ class Plan:
             "points": [point.as_dict() for point in self.points],
         }
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Plan:
+        """What `as_dict` gave; what each part costs is not in it."""
+        points = [{**p, "config": PruneConfig(**p["config"])} for p in content["points"]]
+        return cls(
+            PruneConfig(**content["config"]),
+            Costs(content["of"], 0.0, {}, content["left out"]),
+            content["whole"],
+            tuple(content["layer order"]),
+            tuple(Point(**point) for point in points),
+        )
+
     def __str__(self) -> str:
         ratio = self.best.perplexity / self.whole
         return (

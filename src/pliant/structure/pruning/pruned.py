@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from pliant.adapters import Adapter
 from pliant.adapters.files import check_new, new_folder
 from pliant.errors import AdapterError, CorruptFile
 from pliant.structure.config import PruneConfig
@@ -19,6 +21,7 @@ from pliant.structure.pruning.remaining_experts import RemainingExperts
 from pliant.structure.ranking.measures import Score
 
 SAVED = "pruned.json"
+NOTES = "notes.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +38,20 @@ class Pruned:
     """For each projection the squared error of its output on the calibration text, relative to the
     output; with compensation as the text was fitted, so it is a little too good."""
 
-    def detach(self) -> None:
-        if self.compensation is not None:
-            self.compensation.detach()
-        if self.experts is not None:
-            self.experts.detach()
-        self.gates.detach()
+    @property
+    def adapters(self) -> list[Adapter]:
+        """All that prune the model, in the order of attaching."""
+        experts = None if self.experts is None else self.experts.adapter
+        return [a for a in (self.gates, experts, self.compensation) if a is not None]
 
-    def save(self, folder: str | Path) -> None:
+    def detach(self) -> None:
+        for adapter in reversed(self.adapters):
+            adapter.detach()
+
+    def save(self, folder: str | Path, notes: Mapping[str, Any] | None = None) -> None:
         """Write gates and new weights to a new folder, for `load` and `pliant export`.
 
-        All of it or nothing: gates alone would be another model.
+        All of it or nothing: gates alone would be another model. `notes` are written beside it.
         """
         target = Path(folder).expanduser()
         check_new(target)
@@ -55,6 +61,8 @@ class Pruned:
                 self.compensation.save_pretrained(unfinished / "compensation")
             if self.experts is not None:
                 self.experts.adapter.save_pretrained(unfinished / "experts")
+            if notes is not None:
+                (unfinished / NOTES).write_text(json.dumps(notes, indent=2) + "\n")
             (unfinished / SAVED).write_text(json.dumps(self.as_dict(), indent=2) + "\n")
 
     @classmethod

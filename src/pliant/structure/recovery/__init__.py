@@ -1,13 +1,17 @@
 """Recovery: train a smaller model until it predicts almost as the whole one did.
 
-`training` is the run, `trained_weights` what of the model is trained, and `distillation` the loss
-against a teacher.
+`training` is the run on an exported model, and `gated` one before the export, beside the whole
+model. `trainer` computes their loss, `trained_weights` says what of the model is trained, and
+`distillation` is the loss against a teacher.
 """
 
+from pliant.structure.recovery.gated import recover_gated
 from pliant.structure.recovery.training import (
     DISTILL,
+    Engine,
     RecoveryConfig,
     RecoveryResult,
+    check_engine,
     check_teacher,
     check_vocabularies,
     recover,
@@ -16,10 +20,13 @@ from pliant.structure.recovery.training import (
 
 __all__ = [
     "DISTILL",
+    "Engine",
     "RecoveryConfig",
     "RecoveryResult",
+    "check_engine",
     "check_teacher",
     "check_vocabularies",
     "recover",
+    "recover_gated",
     "split",
 ]

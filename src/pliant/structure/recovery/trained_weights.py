@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pliant.adapters import attached
 from pliant.errors import UnsupportedModel
 from pliant.training.run import with_lora
 
@@ -28,8 +29,10 @@ def trainable(model: Any, train: Train, rank: int, teacher: Any, seed: int) -> I
             with _unloaded_on_error(with_lora(model, rank, seed)) as student:
                 yield student
             return
-        for parameter in model.parameters():
+        adapters = {p for adapter in attached(model).values() for p in adapter.parameters()}
+        for parameter in required:
             chosen = train == "all" or parameter.dim() <= 1
+            chosen = chosen and parameter not in adapters
             parameter.requires_grad_(chosen and parameter.is_floating_point())
         chosen_parameters = [p for p in model.parameters() if p.requires_grad]
         if not chosen_parameters:

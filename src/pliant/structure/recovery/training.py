@@ -15,27 +15,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from pliant.adapters import attached
 from pliant.adapters.files import write_file
 from pliant.adapters.fingerprint import fingerprint, is_packed
 from pliant.adapters.hooks import is_off
-from pliant.anatomy.find import device_of, unwrap
-from pliant.anatomy.modes import eval_mode
+from pliant.anatomy.find import unwrap
 from pliant.data.collate import Collator
 from pliant.errors import InvalidInput, UnsupportedModel, check_choice, check_whole
 from pliant.structure.calibration import perplexity
 from pliant.structure.exporting.export import RECORD
-from pliant.structure.recovery.distillation import labelled, recovery_loss
 from pliant.structure.recovery.trained_weights import Train, take_own_memory, trainable
+from pliant.structure.recovery.trainer import RecoveryTrainer, predictions
 from pliant.training.arguments import training_arguments
 from pliant.training.run import (
     TrainingResult,
@@ -86,6 +84,16 @@ class RecoveryConfig:
     def settings(self, settings: Mapping[str, str]) -> dict[str, str]:
         rate = {"learning_rate": str(LEARNING_RATE[self.train])}
         return {**SCHEDULE, **rate, **settings}
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """Another way to compute the loss of the text: selective training, for one."""
+
+    plan: Mapping[str, Any]
+    """What the losses depend on, as JSON can hold it."""
+    prepare: Callable[[Trainer, TrainingRun], Callable[[], None]]
+    """Change the trainer, and return what undoes it after the training."""
 
 
 @dataclass(frozen=True)
@@ -147,31 +155,34 @@ def recover(
     *,
     held_out: Texts | None = None,
     settings: Mapping[str, str] | None = None,
+    engine: Engine | None = None,
     source: Path | None = None,
     say: Say = print_to_stderr,
 ) -> RecoveryResult:
     """Train `model` on `texts`, or resume that; write the trained model to `folder`.
 
     `settings` are fields of TrainingArguments as texts. Without `held_out`, some of the texts are
-    held out. The record of an export in the folder `source` is passed on to the new one.
+    held out. An `engine` computes the loss in place of recovery. The record of an export in the
+    folder `source` is passed on to the new one.
     """
     config, target = config or RecoveryConfig(), Path(folder).expanduser()
     check_teacher(config, teacher is not None)
+    check_engine(config, engine)
     _check_models(model, teacher)
     texts, held_out = (texts, held_out) if held_out is not None else split(texts)
     args = config.arguments(target, settings or {})
     plan = _plan(model, teacher, texts, held_out, config)
     plan["settings"] = config.settings(settings or {})
+    plan |= {} if engine is None else {"engine": dict(engine.plan)}
     record = check_folder(target, resume)
     collate = Collator.of(tokenizer)
-    starts = range(0, len(held_out.pieces), ROWS)
-    batches = [collate(held_out.pieces[start : start + ROWS]) for start in starts]
+    batches = batches_of(held_out, collate)
     losses = (record or {}).get("losses") or _losses(model, teacher, batches)
-    half = any(p.is_floating_point() and p.element_size() == 2 for p in model.parameters())
     with trainable(model, config.train, config.rank, teacher, args.seed) as student:
         trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
         run = TrainingRun(args, plan, resume=resume, say=say)
         run.note(losses=losses)
+        finish: list[Callable[[], None]] = []
         trainer = run.train(
             lambda: RecoveryTrainer(
                 student,
@@ -179,12 +190,16 @@ def recover(
                 data_collator=collate,
                 train_dataset=texts.pieces,
                 config=config,
-                teacher=teacher if config.distill else None,
-                autocast=half,
-            )
+                teacher=partial(predictions, teacher) if config.distill else None,
+                autocast=is_half(model),
+                models_loss=engine is not None,
+            ),
+            lambda trainer: finish.append(engine.prepare(trainer, run)) if engine else None,
         )
+        for undo in finish:
+            undo()
     _save(student, tokenizer, args, teacher)
-    after = _loss(model, batches)
+    after = loss_of(model, batches)
     result = RecoveryResult(
         **run.result(trainer, after).as_dict(),
         train=config.train,
@@ -202,8 +217,8 @@ def _plan(
 ) -> dict[str, Any]:
     """What the losses depend on, besides the Trainer's settings."""
     return {
-        "model": _identity(model),
-        "teacher": None if teacher is None else _identity(teacher),
+        "model": identity(model),
+        "teacher": None if teacher is None else identity(teacher),
         "content": texts.digest,
         "held-out text": held_out.digest,
         "config": asdict(config),
@@ -212,12 +227,40 @@ def _plan(
 
 def _losses(model: Any, teacher: Any, batches: Sequence[Any]) -> dict[str, float | None]:
     """Of the model before any training, and of the teacher."""
-    before = _loss(model, batches)
+    return {
+        "before": checked_loss(model, batches),
+        "teacher": None if teacher is None else loss_of(teacher, batches),
+    }
+
+
+def checked_loss(model: Any, batches: Sequence[Any]) -> float:
+    """The loss before any training."""
+    before = loss_of(model, batches)
     if not math.isfinite(before):
         raise UnsupportedModel(
             f"the model's loss is {before} before any training: its weights are damaged"
         )
-    return {"before": before, "teacher": None if teacher is None else _loss(teacher, batches)}
+    return before
+
+
+def batches_of(texts: Texts, collate: Collator) -> list[Any]:
+    """The pieces, as batches that a loss is measured on."""
+    starts = range(0, len(texts.pieces), ROWS)
+    return [collate(texts.pieces[start : start + ROWS]) for start in starts]
+
+
+def is_half(model: Any) -> bool:
+    """Whether the model has weights of 16 bits."""
+    return any(p.is_floating_point() and p.element_size() == 2 for p in model.parameters())
+
+
+def check_engine(config: RecoveryConfig, engine: Engine | None) -> None:
+    """Refuse distillation by an engine that trains on some tokens."""
+    if config.distill and engine is not None:
+        raise InvalidInput(
+            f"distill = {config.distill:g}: an engine that selects tokens computes the text's loss "
+            "alone: give 0, with which the teacher only tells how much was lost"
+        )
 
 
 def check_teacher(config: RecoveryConfig, has_teacher: bool) -> None:
@@ -240,53 +283,6 @@ def split(texts: Texts) -> tuple[Texts, Texts]:
         Texts([p for i, p in enumerate(texts.pieces) if i not in held_out], texts.left_out),
         Texts([p for i, p in enumerate(texts.pieces) if i in held_out]),
     )
-
-
-class RecoveryTrainer(Trainer):
-    """Trains on the text and on the predictions of a teacher, which is no part of the model."""
-
-    def __init__(
-        self, *args: Any, config: RecoveryConfig, teacher: Any, autocast: bool, **options: Any
-    ) -> None:
-        super().__init__(*args, **options)
-        self.config, self.teacher, self.autocast = config, teacher, autocast
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        labels = inputs.pop("labels")
-        predictions = None if self.teacher is None else _predictions(self.teacher, inputs)
-        # bf16, since it needs no scaling of the loss.
-        device = inputs["input_ids"].device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.autocast):
-            outputs = model(**inputs, use_cache=False)
-        loss = recovery_loss(
-            outputs.logits,
-            labels,
-            predictions,
-            distill=self.config.distill,
-            temperature=self.config.temperature,
-        )
-        if num_items_in_batch is None:
-            loss = loss / max(1, labelled(labels))
-        else:  # of all batches between two updates, and of all processes
-            together = self.args.average_tokens_across_devices
-            loss = loss / num_items_in_batch * (self.accelerator.num_processes if together else 1)
-        return (loss, outputs) if return_outputs else loss
-
-
-@torch.no_grad()
-def _predictions(teacher: Any, inputs: dict[str, Any]) -> Tensor:
-    device = inputs["input_ids"].device
-    if device_of(teacher) != device:
-        teacher.to(device)
-    with eval_mode(teacher):
-        logits: Tensor = teacher(**inputs, use_cache=False).logits
-    return logits
 
 
 # --- what is written ---------------------------------------------------------------------------
@@ -347,11 +343,11 @@ def check_vocabularies(ours: int, theirs: int) -> None:
         )
 
 
-def _loss(model: Any, batches: Sequence[Mapping[str, Any]]) -> float:
+def loss_of(model: Any, batches: Sequence[Mapping[str, Any]]) -> float:
     return math.log(perplexity(model, batches))
 
 
-def _identity(model: Any) -> str:
+def identity(model: Any) -> str:
     own = fingerprint(model)
     content = json.dumps([own.model, own.shapes, own.samples], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
