@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,9 @@ from pliant.structure.exporting.proof import (
 from pliant.structure.exporting.remaining import (
     closed_experts,
     folded,
+    remaining_expert_channels,
     remaining_layers,
+    removed_expert_channels,
     removed_units,
     ways_to_remove,
     why_not_uniform,
@@ -51,6 +54,7 @@ from pliant.structure.exporting.remaining import (
 from pliant.structure.gates import Gates
 from pliant.structure.pruning.compensation import Compensation
 from pliant.structure.pruning.prune import Report
+from pliant.structure.stock.expert_channels import with_fewer_expert_channels
 from pliant.structure.stock.smaller import Stock, with_fewer, without_layers
 
 RECORD = "pliant_export.json"
@@ -198,6 +202,12 @@ def _smaller(
             units, current = fewer
             state = current.state_dict()
             removed[kind] = removed_units(gates, kind, units)
+    if units := remaining_expert_channels(gates, closed.remaining if closed else {}):
+        with suppress(UnsupportedModel):  # then they stay, with weights of zero
+            fewer_channels = with_fewer_expert_channels(current, units, state)
+            _, current = closest(fewer_channels, agree, "expert_channels", bound_of(live))
+            state = current.state_dict()
+            removed["expert_channels"] = removed_expert_channels(gates, units)
     depth = len(Anatomy.of(base).layers)
     layers = remaining_layers(gates, depth)
     if len(layers) < depth:
@@ -233,7 +243,8 @@ def smallest(
 
 
 def zeroed_kinds(gates: list[Gates], removed: Mapping[str, int]) -> dict[str, int]:
-    counts = {str(kind): zeroed_units(gates, kind, removed.get(kind, 0)) for kind in PARTS}
+    kinds: tuple[Kind, ...] = (*PARTS, "expert_channels", "recurrent_heads")
+    counts = {str(kind): zeroed_units(gates, kind, removed.get(kind, 0)) for kind in kinds}
     return {kind: count for kind, count in counts.items() if count}
 
 

@@ -16,6 +16,7 @@ from pliant.structure.config import Kind
 from pliant.structure.gates import Gates
 from pliant.structure.pruning.compensation import Compensation
 from pliant.structure.pruning.remaining_experts import RemainingExperts
+from pliant.structure.stock.expert_channels import stacked
 from pliant.structure.stock.lazy_state import LazyState, State
 from pliant.structure.units import Site, units_of
 
@@ -102,6 +103,33 @@ def why_not_uniform(gates: list[Gates], kind: Kind, remaining: Mapping[str, Tens
     )
 
 
+def remaining_expert_channels(
+    gates: list[Gates], experts: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """(experts, channels) those that stay in each expert, by site; empty if that is all of them.
+
+    Every expert keeps as many as the one that needs most: closed ones fill up the others. `experts`
+    are those that stay, by site, if some are gone.
+    """
+    opened: dict[str, Tensor] = {}
+    gone = {s.layer for s, gate in _gates_of(gates) if s.kind == "layers" and float(gate) == 0}
+    most = 0
+    for site, gate in _gates_of(gates):
+        if site.kind == "expert_channels":
+            if (sizes := stacked(site)) is None:
+                return {}
+            own = (gate.view(sizes) != 0).cpu()
+            opened[site.key] = own = own[experts[site.key]] if site.key in experts else own
+            if site.layer not in gone:
+                most = max(most, int(own.sum(dim=1).max()))
+    if not opened or not 0 < most < min(own.shape[1] for own in opened.values()):
+        return {}
+    return {
+        key: own.int().argsort(dim=1, descending=True, stable=True)[:, :most].sort(dim=1).values
+        for key, own in opened.items()
+    }
+
+
 def removed_units(gates: list[Gates], kind: Kind, remaining: Mapping[str, Tensor]) -> int:
     """How many heads or channels are gone, of all layers."""
     sites = {s.key: s for g in gates for s in g.sites if s.kind == kind}
@@ -111,10 +139,17 @@ def removed_units(gates: list[Gates], kind: Kind, remaining: Mapping[str, Tensor
     )
 
 
+def removed_expert_channels(gates: list[Gates], remaining: Mapping[str, Tensor]) -> int:
+    """How many channels are gone, of the experts that stay."""
+    sites = {s.key: s for s, _ in _gates_of(gates) if s.kind == "expert_channels"}
+    before = {key: size[1] for key, site in sites.items() if (size := stacked(site))}
+    return sum((before[key] - own.shape[1]) * len(own) for key, own in remaining.items())
+
+
 def zeroed_units(gates: list[Gates], kind: Kind, removed: int) -> int:
-    """How many closed heads or channels are still there, with weights of zero."""
+    """How many closed units are still there, with weights of zero."""
     exact = remaining_units(gates, kind)
-    return removed_units(gates, kind, exact) - removed if exact else 0
+    return max(0, removed_units(gates, kind, exact) - removed) if exact else 0
 
 
 def remaining_layers(gates: list[Gates], depth: int) -> list[int]:

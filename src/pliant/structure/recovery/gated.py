@@ -103,7 +103,8 @@ def recover_gated(
                 args,
                 data_collator=collate,
                 train_dataset=texts.pieces,
-                config=config,
+                distill=config.distill,
+                temperature=config.temperature,
                 teacher=teach if config.distill else None,
                 autocast=half,
             )

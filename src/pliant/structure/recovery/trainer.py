@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,6 @@ from transformers import Trainer
 from pliant.anatomy.find import device_of
 from pliant.anatomy.modes import eval_mode
 from pliant.structure.recovery.distillation import labelled, recovery_loss
-
-if TYPE_CHECKING:
-    from pliant.structure.recovery.training import RecoveryConfig
 
 Teacher = Callable[[dict[str, Any]], Tensor]
 """Gives the logits of a batch."""
@@ -26,7 +23,8 @@ class RecoveryTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        config: RecoveryConfig,
+        distill: float,
+        temperature: float,
         teacher: Teacher | None,
         autocast: bool,
         models_loss: bool = False,
@@ -34,7 +32,8 @@ class RecoveryTrainer(Trainer):
     ) -> None:
         """With `models_loss` the model itself computes the loss, as an engine changes it."""
         super().__init__(*args, **options)
-        self.config, self.teacher, self.autocast = config, teacher, autocast
+        self.distill, self.temperature = distill, temperature
+        self.teacher, self.autocast = teacher, autocast
         self.models_loss = models_loss
 
     def compute_loss(
@@ -59,8 +58,8 @@ class RecoveryTrainer(Trainer):
             outputs.logits,
             labels,
             predictions,
-            distill=self.config.distill,
-            temperature=self.config.temperature,
+            distill=self.distill,
+            temperature=self.temperature,
         )
         if num_items_in_batch is None:
             loss = loss / max(1, labelled(labels))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, islice, product
@@ -135,7 +135,7 @@ def with_fewer(
             continue
         try:
             config.validate()
-            after = {k: t.shape for k, t in _on_meta(form, config).state_dict().items()}
+            after = {k: t.shape for k, t in on_meta(form, config).state_dict().items()}
         except Exception as error:  # whatever a config or a constructor may raise
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
             continue
@@ -223,6 +223,13 @@ def _smaller_configs(
     else:
         changes = _width_changes(text, sites, counts)
     for change in changes:
+        for smaller in changed_configs(config, [change]):
+            yield smaller, change
+
+
+def changed_configs(config: Any, changes: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
+    """The config with each of these changes, as far as it allows them."""
+    for change in changes:
         smaller = copy.deepcopy(config)
         try:
             for name, value in change.items():
@@ -230,7 +237,7 @@ def _smaller_configs(
         except Exception:  # a config may check what is set
             continue
         if change:
-            yield smaller, change
+            yield smaller
 
 
 def _head_changes(
@@ -322,7 +329,7 @@ def _set(text: Any, name: str, value: Any) -> None:
     setattr(holder, leaf, value)
 
 
-def _on_meta(kind: type[nn.Module], config: Any) -> Any:
+def on_meta(kind: type[nn.Module], config: Any) -> Any:
     with torch.device("meta"), no_init_weights():
         return kind(copy.deepcopy(config))
 
@@ -336,7 +343,7 @@ def parameters_with(model: Any, kind: Kind, counts: Mapping[str, int]) -> int | 
     sites = sites_of(anatomy, [kind])
     for form, config, _ in _smaller_forms(model, sites, counts):
         try:
-            smaller = _on_meta(form, config)
+            smaller = on_meta(form, config)
         except Exception:  # whatever a config or a constructor may raise
             continue
         before, after = ({k: t.shape for k, t in m.state_dict().items()} for m in (model, smaller))
@@ -349,7 +356,7 @@ def parameters_with(model: Any, kind: Kind, counts: Mapping[str, int]) -> int | 
 
 def _check_shapes(stock: Stock, shapes: Shapes) -> None:
     try:
-        wanted = {k: t.shape for k, t in _on_meta(stock.kind, stock.config).state_dict().items()}
+        wanted = {k: t.shape for k, t in on_meta(stock.kind, stock.config).state_dict().items()}
     except Exception as error:
         raise UnsupportedModel(
             f"transformers cannot build {stock.kind.__name__} of the remaining layers: "
