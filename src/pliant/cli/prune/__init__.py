@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -157,7 +157,7 @@ def _prune(
         raise InvalidInput(
             f"--tokens {options.tokens} is one batch: give more tokens or a smaller --batch-size"
         )
-    plan = saved.plan_of(options)
+    plan = _saved_plan(options)
     with terminal.Stages(lines=1) as stages:
         if goes_on := plan is not None:
             stages(f"going on from {options.adapters}", 0, 1)
@@ -173,7 +173,7 @@ def _prune(
             order = plan.layer_order if plan.config.score == "error" else ()
             pruned = apply(model, fitted, plan.config, layer_order=order, report=stages)
             if options.adapters is not None:
-                pruned.save(options.adapters, saved.notes(options, plan))
+                pruned.save(options.adapters, saved.notes(asdict(options), plan))
         out = options.pruned_out()
         result = (
             None
@@ -188,6 +188,16 @@ def _prune(
     sentences = [*left_out, str(plan), *([] if result is None else [str(result)])]
     sentences += [] if options.report is None else [f"The same as pictures: {options.report}"]
     return content, curve_table(options.model, plan), sentences
+
+
+def _saved_plan(options: PruneOptions) -> Plan | None:
+    """That of the pruning in --adapters, if this very command made it and was interrupted.
+
+    If it was not, or has nothing left to do, the folder is in use.
+    """
+    if options.adapters is None or (options.out is None and options.report is None):
+        return None
+    return saved.plan_of(options.adapters, asdict(options))
 
 
 def _recovered(options: PruneOptions) -> RecoveryResult:
@@ -257,7 +267,7 @@ def _check_places(options: PruneOptions) -> None:
         folders["--out before --recover"] = options.pruned_out()
     places = {flag: path for flag, path in folders.items() if path is not None}
     for flag, path in places.items():
-        if flag != "--adapters" or saved.plan_of(options) is None:
+        if flag != "--adapters" or _saved_plan(options) is None:
             check_new(path.expanduser())
     if options.report is not None:
         if options.report.suffix != ".html":
