@@ -36,7 +36,7 @@ LAYERS = {
         {"fingerprint", "hooks", "quantized"},
     ],
     "anatomy": [
-        {"depth", "lockstep"},
+        {"depth", "lockstep", "roles"},
         {"decoder", "trial"},
         {"anatomy"},
         {"find", "recurrent", "slices"},
@@ -92,6 +92,13 @@ LAYERS = {
         {"budget", "entropy", "scaling"},
         {"calibration", "units"},
         {"config"},
+    ],
+    "experts": [
+        {"facade"},
+        {"model"},
+        {"layer"},
+        {"folded", "rows"},
+        {"basis", "config"},
     ],
     "training": [
         {"run"},

@@ -312,16 +312,16 @@ def find_mlp(
     if named is not None:
         chosen = [p for p in candidates if f".{p.path}".endswith(f".{named}")]
         return tuple(map(_as_mlp, chosen)) or Absent(f"no projection named {named}")
-    mixtures = list(_mixtures(layer))
+    mixtures = list(mixture_paths(layer))
     # A gated norm (A.X K2) narrows and widens the hidden state as well, but is no MLP.
-    dense = [p for p in candidates if not _below(p.path, mixtures) and "norm" not in p.path]
+    dense = [p for p in candidates if not below(p.path, mixtures) and "norm" not in p.path]
     downs = [
         p
         for p in dense
         if p.path not in attention
         and set(p.names) & set(DOWN_NAMES)
         and p.outputs == hidden_size
-        and any(_widens(up, p) for up in dense)
+        and any(widens(up, p) for up in dense)
     ]
     if downs:
         widest = max(p.inputs for p in downs)
@@ -331,7 +331,7 @@ def find_mlp(
     return Absent("nothing in it widens the hidden state and narrows it again")
 
 
-def _widens(up: Projection, down: Projection) -> bool:
+def widens(up: Projection, down: Projection) -> bool:
     """Whether `up` makes the inputs of `down`: as many, or twice as many with a gate."""
     return (
         up.path != down.path
@@ -346,7 +346,7 @@ def _flat_names(down: Projection) -> tuple[str, ...]:
     return ("intermediate", "fc1", "lin1") if down.path.count(".") <= 1 else ()
 
 
-def _mixtures(layer: nn.Module) -> Iterator[str]:
+def mixture_paths(layer: nn.Module) -> Iterator[str]:
     """The paths of experts, and of the blocks that route tokens to them."""
     for path, module in layer.named_modules():
         if "expert" in path.rpartition(".")[2] or "expert" in type(module).__name__.lower():
@@ -355,7 +355,7 @@ def _mixtures(layer: nn.Module) -> Iterator[str]:
                 yield parent
 
 
-def _below(path: str, roots: list[str]) -> bool:
+def below(path: str, roots: list[str]) -> bool:
     return any(path == root or path.startswith(root + ".") for root in roots)
 
 

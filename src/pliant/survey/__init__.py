@@ -8,6 +8,7 @@ them about every architecture and writes docs/architectures.md; `examine` asks a
 from pliant.survey import foundation  # noqa: F401  isort: skip
 from pliant.survey import complexity  # noqa: F401  isort: skip
 from pliant.survey import structure  # noqa: F401  isort: skip
+from pliant.survey import experts  # noqa: F401  isort: skip
 from pliant.survey import gradients  # noqa: F401  isort: skip
 from pliant.survey.capability import (
     CAPABILITIES,

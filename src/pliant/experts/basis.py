@@ -1,0 +1,147 @@
+"""The singular vectors of a weight, on its smaller side, computed once and kept on disk.
+
+With W = U diag(s) V^T, an expert needs V or U alone: U diag(s z) V^T = W + W V diag(z - 1) V^T. The
+eigenvectors of the smaller Gram matrix are those vectors, and cost a half to a third of an SVD
+(benchmarks/expert_basis.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Side = Literal["input", "output"]
+"""Whose singular vectors: those of the rows of W (V), or of its columns (U)."""
+
+VERSION = 1
+"""Of the computation: a basis on disk that another one computed is not used."""
+WORTH_KEEPING = 256
+"""The smallest side for which reading a file is faster than computing it again."""
+OVERSAMPLED, ITERATIONS = 16, 4
+"""Of the randomised decomposition."""
+PROBE_SEED = 0
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Orthonormal singular vectors, the largest singular value first."""
+
+    vectors: Tensor
+    """(..., side, rank)"""
+    missing: float
+    """The share of the weight's energy outside the vectors that were asked for but had to be
+    approximated; 0 for an exact decomposition."""
+
+
+def side_of(out_features: int, in_features: int) -> Side:
+    """The smaller side, whose vectors take the least room."""
+    return "input" if in_features <= out_features else "output"
+
+
+def basis_of(weight: Tensor, rank: int | None = None, exact_limit: int = 8192) -> Basis:
+    """The basis of a weight (..., out, in), from disk if it was computed before."""
+    size = min(weight.shape[-2:])
+    rank = size if rank is None else min(rank, size)
+    if size < WORTH_KEEPING or weight.is_meta:
+        return decompose(weight, rank, exact_limit)
+    approximate = size > exact_limit
+    path = folder() / f"{_digest(weight)}{f'-{rank}' if approximate else ''}.safetensors"
+    if (kept := _read(path)) is not None:
+        return Basis(kept.vectors[..., :rank], kept.missing)
+    basis = decompose(weight, rank if approximate else size, exact_limit)
+    _write(path, basis)
+    return Basis(basis.vectors[..., :rank], basis.missing)
+
+
+def decompose(weight: Tensor, rank: int, exact_limit: int = 8192) -> Basis:
+    """The basis of a weight (..., out, in); approximate if its smaller side is above the limit."""
+    matrix = weight.detach().float()
+    if side_of(*matrix.shape[-2:]) == "output":
+        matrix = matrix.mT
+    if matrix.shape[-1] > exact_limit:
+        return _randomised(matrix, rank)
+    _, vectors = torch.linalg.eigh(matrix.mT @ matrix)
+    return Basis(vectors.flip(-1)[..., :rank].contiguous(), 0.0)
+
+
+def _randomised(matrix: Tensor, rank: int) -> Basis:
+    """By subspace iteration from a fixed start; says how much of the energy it leaves out."""
+    size = matrix.shape[-1]
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    start = torch.randn(size, min(size, rank + OVERSAMPLED), generator=generator)
+    vectors = torch.linalg.qr(start.to(matrix.device)).Q
+    for _ in range(ITERATIONS):
+        vectors = torch.linalg.qr(matrix.mT @ (matrix @ vectors)).Q
+    image = matrix @ vectors
+    _, turn = torch.linalg.eigh(image.mT @ image)
+    vectors = (vectors @ turn.flip(-1))[..., :rank].contiguous()
+    energy = float(matrix.square().sum())
+    return Basis(vectors, max(0.0, 1 - float((matrix @ vectors).square().sum()) / energy))
+
+
+def check_value(vectors: Tensor) -> float:
+    """A number that shows whether two bases are the same, whatever the signs of their vectors.
+
+    It is what an expert with random z makes of a random direction.
+    """
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    side, rank = vectors.shape[-2:]
+    probe = torch.randn(side, generator=generator).to(vectors.device)
+    change = torch.randn(rank, generator=generator).to(vectors.device)
+    along = (vectors.float().mT @ probe).square()
+    return float((along @ change).sum() / side)
+
+
+# --- on disk --------------------------------------------------------------------------------------
+
+
+def folder() -> Path:
+    """PLIANT_BASES, or `pliant/bases` in the user's cache."""
+    if own := os.environ.get("PLIANT_BASES"):
+        return Path(own).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "pliant" / "bases"
+
+
+def _digest(weight: Tensor) -> str:
+    """Of the values, the shape and the dtype, and of the way they are decomposed."""
+    digest = xxhash.xxh3_128(f"{VERSION} {tuple(weight.shape)} {weight.dtype}".encode())
+    raw = weight.detach().cpu().contiguous().view(torch.uint8)
+    digest.update(raw.numpy().reshape(-1).data)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Basis | None:
+    """None if there is no such file, or none that can be read: it is computed again."""
+    try:
+        tensors = load_file(path)
+        return Basis(tensors["vectors"], float(tensors["missing"]))
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def _write(path: Path, basis: Basis) -> None:
+    """Under a temporary name first; a cache that cannot be written is no error."""
+    tensors = {
+        "vectors": basis.vectors.cpu().contiguous(),
+        "missing": torch.tensor(basis.missing, dtype=torch.float64),
+    }
+    with contextlib.suppress(OSError, SafetensorError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        os.close(handle)
+        try:
+            save_file(tensors, temporary)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
