@@ -65,7 +65,7 @@ def basis_of(weight: Tensor, rank: int | None = None, exact_limit: int = 8192) -
 
 def decompose(weight: Tensor, rank: int, exact_limit: int = 8192) -> Basis:
     """The basis of a weight (..., out, in); approximate if its smaller side is above the limit."""
-    matrix = weight.detach().float()
+    matrix = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     if side_of(*matrix.shape[-2:]) == "output":
         matrix = matrix.mT
     if matrix.shape[-1] > exact_limit:
@@ -99,7 +99,7 @@ def check_value(vectors: Tensor) -> float:
     probe = torch.randn(side, generator=generator).to(vectors.device)
     change = torch.randn(rank, generator=generator).to(vectors.device)
     along = (vectors.float().mT @ probe).square()
-    return float((along @ change).sum() / side)
+    return float(along @ change) / side**0.5
 
 
 # --- on disk --------------------------------------------------------------------------------------

@@ -23,23 +23,18 @@ NEAR_ZERO = 1e-2
 
 
 def folded(weight_OI: Tensor, vectors: Tensor, change: Tensor) -> Tensor:
-    """The weight with the expert in it; (..., out, in), computed in fp32."""
-    side = side_of_vectors(weight_OI, vectors)
-    own, basis = weight_OI.float(), vectors.float()
-    if side == "input":
-        update = ((own @ basis) * change[..., None, :]) @ basis.mT
-    else:
-        update = (basis * change[..., None, :]) @ (basis.mT @ own)
-    return (own + update).to(weight_OI.dtype)
+    """The weight with the expert in it; (..., out, in), computed in fp32 or better.
 
-
-def effective(weight_OI: Tensor, vectors: Tensor, change: Tensor) -> Tensor:
-    """The same in the weight's dtype and differentiable in the change, through a gradient as large
-    as the weight: for code that uses a weight without calling its projection."""
-    scale = change[..., None, :].to(weight_OI.dtype)
+    Differentiable in the change, through a gradient as large as the weight: so this is for code
+    that uses a weight without calling its projection, and for a mixture's stacked weights.
+    """
+    precise = torch.promote_types(weight_OI.dtype, torch.float32)
+    own, basis, scale = weight_OI.to(precise), vectors.to(precise), change[..., None, :]
     if side_of_vectors(weight_OI, vectors) == "input":
-        return weight_OI + ((weight_OI @ vectors) * scale) @ vectors.mT
-    return weight_OI + (vectors * scale) @ (vectors.mT @ weight_OI)
+        update = ((own @ basis) * scale) @ basis.mT
+    else:
+        update = (basis * scale) @ (basis.mT @ own)
+    return (own + update).to(weight_OI.dtype)
 
 
 def side_of_vectors(weight_OI: Tensor, vectors: Tensor) -> Side:

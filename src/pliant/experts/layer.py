@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from pliant.errors import AdapterError, InvalidInput
 from pliant.experts.basis import basis_of, side_of
 from pliant.experts.config import SVFConfig
-from pliant.experts.folded import NEAR_ZERO, FoldedLinear, effective, folded
+from pliant.experts.folded import NEAR_ZERO, FoldedLinear, folded
 from pliant.experts.rows import Rows
 
 
@@ -186,6 +186,7 @@ class SVFLayer(BaseTunerLayer):
 
     # --- the folded weight -----------------------------------------------------------------------
 
+    @torch.no_grad()
     def folded_weight(self, change: Tensor) -> Tensor | None:
         """The weight with this change in it, made anew when either has changed.
 
@@ -246,7 +247,7 @@ class SVFLinear(nn.Module, SVFLayer):
         if change is None or self.rows is not None:
             return own
         weight_OI = self.own_weight()
-        made = effective(weight_OI, self.vectors_for(change), change)
+        made = folded(weight_OI, self.vectors_for(change), change)
         return self._in_place(made)
 
     def _parameter(self) -> nn.Parameter:
@@ -401,7 +402,7 @@ class ParamWrapper(nn.Module, SVFLayer):
             made = self.folded_weight(change)
             if made is not None:
                 return made
-        return effective(self.own_weight(), self.vectors_for(change), change)
+        return folded(self.own_weight(), self.vectors_for(change), change)
 
     def _path(self) -> str:
         """From the wrapped module to the stacked weight, inside other wrappers."""

@@ -26,7 +26,7 @@ from pliant.experts.layer import ParamWrapper, SVFLayer, SVFLinear
 from pliant.experts.rows import BASE, Rows
 
 SAME_BASIS = 0.02
-"""How far a check value may be from the saved one, relative to it or to 1."""
+"""How far check values may be from the saved ones, relative to these, over all matrices."""
 
 
 class SVFModel(BaseTuner):
@@ -90,10 +90,25 @@ class SVFModel(BaseTuner):
         else:
             super()._replace_module(parent, child_name, new_module, child)
 
-    def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Put an expert on the model, with its bases; if they are not its own, take it off."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        try:
+            self._prepare_bases(model, adapter_name)
+        except WrongBase:
+            if len(self.peft_config) > 1:
+                self.delete_adapter(adapter_name)
+            else:
+                self.unload()
+            raise
+
+    def _prepare_bases(self, model: nn.Module, adapter_name: str) -> None:
         """Compute the bases, or read them, unless the weights are not at hand."""
         for unpacked in differentiable(model):
             unpacked.connect(model)
+        config = cast(SVFConfig, self.peft_config[adapter_name])
         indices = _layer_indices(model)
         read = {id(m.module) for m in matrices(Anatomy.of(model)) if m.role == "other"}
         checks: dict[str, float] = {}
@@ -104,10 +119,9 @@ class SVFModel(BaseTuner):
                 basis = layer.ensure_basis()
                 if basis.dim() == 2:
                     checks[path] = round(check_value(basis[:, : layer.ranks[adapter_name]]), 4)
-        own = cast(SVFConfig, config)
-        if own.checks is not None:
-            _check_bases(own.checks, checks)
-        own.checks = checks
+        if config.checks is not None:
+            _check_bases(config.checks, checks)
+        config.checks = checks
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         if not isinstance(config, SVFConfig):
@@ -293,18 +307,21 @@ def _check_base(saved: dict[str, Any], here: Fingerprint) -> None:
 
 
 def _check_bases(saved: Mapping[str, float], here: Mapping[str, float]) -> None:
-    """Refuse weights that were rounded otherwise: their singular vectors are others."""
-    other = [p for p in saved if p in here and not _close(saved[p], here[p])]
-    if other:
+    """Refuse weights that were rounded otherwise: their singular vectors are others.
+
+    Of many vectors with close singular values, a few may be turned on other hardware.
+    """
+    common = {path: (saved[path], here[path]) for path in saved if path in here}
+    if not common:
+        return
+    values, others = torch.tensor(list(common.values()), dtype=torch.float64).T
+    far = (values - others).abs()
+    if far.norm() > SAME_BASIS * values.norm():
         raise WrongBase(
-            f"the singular vectors of {other[0]} ({len(other)} of {len(saved)} matrices) differ "
-            "from those that the expert was trained with: load the base in the same dtype, or "
-            "pass a config with checks=None"
+            f"the singular vectors of {list(common)[int(far.argmax())]} and other matrices are not "
+            "those that the expert was trained with: load the base in the same dtype, or pass a "
+            "config with checks=None"
         )
-
-
-def _close(a: float, b: float) -> bool:
-    return abs(a - b) <= SAME_BASIS * max(1.0, abs(a))
 
 
 def _register() -> None:
