@@ -30,11 +30,16 @@ def folded(weight_OI: Tensor, vectors: Tensor, change: Tensor) -> Tensor:
     """
     precise = torch.promote_types(weight_OI.dtype, torch.float32)
     own, basis, scale = weight_OI.to(precise), vectors.to(precise), change[..., None, :]
-    if side_of_vectors(weight_OI, vectors) == "input":
-        update = ((own @ basis) * scale) @ basis.mT
+    by_input = side_of_vectors(weight_OI, vectors) == "input"
+    if not by_input:
+        own = own.mT
+    larger, (side, rank) = own.shape[-2], basis.shape[-2:]
+    if side * (rank + larger) < 2 * larger * rank:  # the cheaper order of the products
+        update = own @ ((basis * scale) @ basis.mT)
     else:
-        update = (basis * scale) @ (basis.mT @ own)
-    return (own + update).to(weight_OI.dtype)
+        update = ((own @ basis) * scale) @ basis.mT
+    made = (own + update).to(weight_OI.dtype)
+    return made if by_input else made.mT
 
 
 def side_of_vectors(weight_OI: Tensor, vectors: Tensor) -> Side:

@@ -19,6 +19,10 @@ from pliant.experts.config import SVFConfig
 from pliant.experts.folded import NEAR_ZERO, FoldedLinear, folded
 from pliant.experts.rows import Rows
 
+FOLD_ABOVE = 1 / 8
+"""Of the full rank: with fewer singular values the delta form trains faster
+(benchmarks/expert_speed.py)."""
+
 
 class Change(nn.Module):
     """d = z - 1 for each singular value, in fp32: bf16 would lose small steps near 1."""
@@ -212,7 +216,8 @@ class SVFLayer(BaseTunerLayer):
             return False
         if isinstance(self.svf_basis, DTensor) or isinstance(self._parameter(), DTensor):
             return False
-        return self.form == "folded" or change.requires_grad
+        wide = change.shape[-1] > FOLD_ABOVE * min(self._shape()[-2:])
+        return self.form == "folded" or (change.requires_grad and wide)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_folded": (None, None)}
