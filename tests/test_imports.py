@@ -46,7 +46,7 @@ LAYERS = {
     "cli": [
         {"demo", "export", "prune", "run", "train"},
         {"recover"},
-        {"app", "doctor", "gradients", "importance", "models", "route", "score"},
+        {"app", "doctor", "expert", "gradients", "importance", "models", "route", "score"},
         {"training_text"},
         {"terminal"},
     ],

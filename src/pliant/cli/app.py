@@ -31,6 +31,7 @@ from pliant.options import Command, Option
 COMMANDS = {
     "demo": "Two embedded models answer: who is right, and at what cost?",
     "doctor": "Show what Pliant can do with a model, from its config alone.",
+    "expert": "Specialities in small files: train, pick, mix, merge.",
     "export": "Write a model with saved gates as a smaller stock model.",
     "gradients": "Audit selective training: does it help, and which tokens train?",
     "importance": "Score every head, channel, expert or layer of a model.",
@@ -43,9 +44,9 @@ COMMANDS = {
     "train": "Train a language model or a scorer, in a folder that survives a kill.",
 }
 # Those that are groups: modules with HELP, a table COMMANDS like the one above, and a function for
-# each; packages have a module for each, unless MODULES names another. With a DEFAULT, that command
-# runs when none is named.
-GROUPS = ("gradients", "models", "route", "train")
+# each; packages have a module for each, unless MODULES names another. Modules and functions have
+# underscores where commands have hyphens. With a DEFAULT, that command runs when none is named.
+GROUPS = ("expert", "gradients", "models", "route", "train")
 HELP_FLAGS = ("-h", "--help")
 
 
@@ -105,7 +106,7 @@ def exit_code(run: Callable[[], None], debug: bool = False) -> int:
 def invoke(arguments: list[str]) -> None:
     """Parse the arguments and call the command; errors are raised."""
     arguments = with_default(arguments)
-    names = [argument for argument in arguments if not argument.startswith("-")]
+    names = [without_underscores(word) for word in arguments if not word.startswith("-")]
     command = get_command(application(*names[:2]))
     with command.make_context("pliant", arguments) as context:
         command.invoke(context)
@@ -155,7 +156,7 @@ def command_function(name: str) -> Command:
     """The function behind a command, or behind a group's default; this imports its module."""
     if name in GROUPS:
         name = f"{name} {_module(name).DEFAULT}"
-    function: Command = getattr(_module(name), name.split()[-1])
+    function: Command = getattr(_module(name), name.split()[-1].replace("-", "_"))
     return function
 
 
@@ -185,7 +186,7 @@ def _module(name: str) -> Any:
     module = import_module(f"pliant.cli.{group}")
     if not (command and hasattr(module, "__path__")):
         return module
-    home = getattr(module, "MODULES", {}).get(command, command)
+    home = getattr(module, "MODULES", {}).get(command, command.replace("-", "_"))
     return import_module(f"pliant.cli.{group}.{home}")
 
 
