@@ -96,6 +96,7 @@ LAYERS = {
     "experts": [
         {"facade"},
         {"model"},
+        {"stacked"},
         {"layer"},
         {"folded", "rows"},
         {"basis", "config"},

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from pliant.anatomy.tiny import tiny_model
 from pliant.errors import AdapterError, InvalidInput, UnsupportedModel
-from pliant.experts import BASE, SVFConfig, use_rows
+from pliant.experts import BASE, Rows, SVFConfig, use_rows
 from pliant.experts.model import svf_layers
 
 NAMES = ("math", "code", "law")
@@ -140,6 +140,22 @@ class TestRows:
             rows = logits(model)
         model.set_adapter("mixed")
         assert torch.allclose(rows[0], logits(model)[0], atol=1e-5)
+
+    def test_a_mixture_may_have_a_coefficient_for_each_layer(self) -> None:
+        model = with_experts(*NAMES)
+        depth = model.config.num_hidden_layers
+        law = [float(i) for i in range(depth)]
+        with model.base_model.rows([{"math": 0.5, "law": law}, {}, {"code": 1.0}]):
+            rows = logits(model)
+        model.add_weighted_adapter(["math"], [0.5], "mixed")
+        with torch.no_grad():
+            for _, layer in svf_layers(model):
+                d = layer.changes()
+                d["mixed"] += law[layer.layer_index] * d["law"]
+        model.set_adapter("mixed")
+        assert torch.allclose(rows[0], logits(model)[0], atol=1e-5)
+        with pytest.raises(InvalidInput, match="coefficients for \\[2, 3\\] layers"):
+            Rows.of_mixtures([{"math": [1.0, 2.0], "law": [1.0, 2.0, 3.0]}], NAMES)
 
     @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"num_return_sequences": 2}])
     def test_generation_is_as_one_at_a_time(self, options: dict[str, Any]) -> None:
@@ -306,6 +322,4 @@ class TestBases:
 
 
 def _rows_of(model: Any) -> Any:
-    from pliant.experts import Rows
-
     return Rows.of_mixtures([{"own": 1.0}, {}, {}], list(model.peft_config))

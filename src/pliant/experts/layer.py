@@ -284,8 +284,8 @@ class SVFLinear(nn.Module, SVFLayer):
         self.rows, self._row_change = rows, None
         if rows is not None and any(name in self.svf_z for name in rows.names):
             size = max(self.ranks[name] for name in rows.names if name in self.svf_z)
-            with torch.no_grad():
-                self._row_change = rows.change(self.changes(), size, self.layer_index)
+            with torch.set_grad_enabled(rows.weights.requires_grad):
+                self._row_change = rows.change(self.changes(), (size,), self.layer_index)
 
     # --- forward ---------------------------------------------------------------------------------
 
@@ -339,91 +339,6 @@ class SVFLinear(nn.Module, SVFLayer):
         else:
             scale = change.to(along.dtype)
         return ((along * scale) @ vectors.mT).to(h.dtype)
-
-    def __repr__(self) -> str:
-        return "svf." + super().__repr__()
-
-
-class ParamWrapper(nn.Module, SVFLayer):
-    """A mixture's experts in one module, one of whose stacked weights experts of ours scale.
-
-    PEFT looks for this class name when it nests one wrapper in another.
-    """
-
-    def __init__(
-        self, base_layer: nn.Module, adapter_name: str, parameter_name: str, config: SVFConfig
-    ) -> None:
-        super().__init__()
-        self.parameter_name = parameter_name
-        self._start(base_layer, config.exact_limit)
-        self._active_adapter = adapter_name
-        self.rows: Rows | None = None
-        self.update_layer(adapter_name, config)
-
-    def _parameter(self) -> nn.Parameter:
-        parameter: nn.Parameter = getattr(self.base(), self.parameter_name)
-        return parameter
-
-    def own_weight(self) -> Tensor:
-        return self._parameter()
-
-    def use_rows(self, rows: Rows | None) -> None:
-        """Tokens of all rows meet in the experts of a mixture, so its rows share an expert."""
-        if rows is not None and any(name in self.svf_z for name in rows.names):
-            raise InvalidInput(
-                f"{self.parameter_name} is a mixture's stacked weight, which all rows of a batch "
-                "share: use one expert for the whole batch, or adapt the attention alone "
-                "(parts='attention')"
-            )
-        self.rows = rows
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        change = None
-        if not (self.disable_adapters or self.merged or self.rows is not None):
-            change = self.change_of(self.active_adapters)
-        if change is None:
-            return self.base_layer(*args, **kwargs)
-        made = {self._path(): self._with(change)}
-        return torch.func.functional_call(self.base_layer, made, args, kwargs, tie_weights=False)
-
-    def unload_and_optionally_merge_module(
-        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
-    ) -> nn.Module:
-        """The experts' module itself, once each of the nested wrappers is merged, if asked for."""
-        module: nn.Module = self
-        while isinstance(module, ParamWrapper):
-            if merge:
-                module.merge(safe_merge, adapter_names)
-            elif module.merged:
-                module.unmerge()
-            module = module.base_layer
-        return module
-
-    def _with(self, change: Tensor) -> Tensor:
-        """The stacked weight with the change in it; its gradient goes through the weight."""
-        if not torch.is_grad_enabled() and self.folds(change):
-            made = self.folded_weight(change)
-            if made is not None:
-                return made
-        return folded(self.own_weight(), self.vectors_for(change), change)
-
-    def _path(self) -> str:
-        """From the wrapped module to the stacked weight, inside other wrappers."""
-        path, module = self.parameter_name, self.base_layer
-        while isinstance(module, BaseTunerLayer):
-            path, module = f"base_layer.{path}", module.base_layer
-        return path
-
-    def __getattr__(self, name: str) -> Any:
-        """What else the model's code reads from its experts."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if "base_layer" not in self._modules:
-                raise
-            return getattr(self.base(), name)
 
     def __repr__(self) -> str:
         return "svf." + super().__repr__()

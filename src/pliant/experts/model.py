@@ -22,8 +22,9 @@ from pliant.anatomy.roles import Matrix, matrices
 from pliant.errors import InvalidInput, UnsupportedModel, WrongBase, did_you_mean
 from pliant.experts.basis import check_value
 from pliant.experts.config import SVFConfig
-from pliant.experts.layer import ParamWrapper, SVFLayer, SVFLinear
-from pliant.experts.rows import BASE, Rows
+from pliant.experts.layer import SVFLayer, SVFLinear
+from pliant.experts.rows import BASE, Mixture, Rows
+from pliant.experts.stacked import ParamWrapper
 
 SAME_BASIS = 0.02
 """How far check values may be from the saved ones, relative to these, over all matrices."""
@@ -198,7 +199,7 @@ class SVFModel(BaseTuner):
             yield
 
     @contextmanager
-    def rows(self, rows: Rows | Sequence[Mapping[str, float]]) -> Iterator[None]:
+    def rows(self, rows: Rows | Sequence[Mixture]) -> Iterator[None]:
         """A mixture (expert -> coefficient) for each row of the batches that run in the block."""
         if not isinstance(rows, Rows):
             rows = Rows.of_mixtures(rows, list(self.peft_config))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from pliant.errors import InvalidInput, UnsupportedModel, did_you_mean
 
+Mixture = Mapping[str, float | Sequence[float]]
+"""The coefficient of each expert's d = z - 1, or one for each layer; {} is the base."""
 BASE = "__base__"
 """The name of no expert, as in PEFT's `adapter_names`."""
 
@@ -30,45 +32,97 @@ class Rows:
         return cls.of_mixtures([{} if n == BASE else {n: 1.0} for n in adapter_names], known)
 
     @classmethod
-    def of_mixtures(cls, mixtures: Sequence[Mapping[str, float]], known: Sequence[str]) -> Rows:
-        """A mixture a row, as expert -> coefficient."""
+    def of_mixtures(cls, mixtures: Sequence[Mixture], known: Sequence[str]) -> Rows:
+        """A mixture a row, as expert -> coefficient, or expert -> a coefficient for each layer."""
         if not mixtures:
             raise InvalidInput("there are no rows: give a mixture of experts for each row")
         names = tuple(dict.fromkeys(name for mixture in mixtures for name in mixture))
         for name in names:
             if name not in known:
                 raise InvalidInput(f"no expert {name!r}{did_you_mean(name, known)}")
-        weights = torch.tensor([[m.get(name, 0.0) for name in names] for m in mixtures])
-        return cls(names, weights.view(len(mixtures), len(names)))
+        values = [
+            torch.as_tensor(m.get(n, 0.0), dtype=torch.float32) for m in mixtures for n in names
+        ]
+        depths = {value.shape[0] for value in values if value.dim()}
+        if len(depths) > 1 or any(value.dim() > 1 for value in values):
+            raise InvalidInput(
+                f"the mixtures have coefficients for {sorted(depths)} layers: give one for all "
+                "layers, or one for each, in the same number everywhere"
+            )
+        if not values or not depths:
+            return cls(names, torch.tensor(values).view(len(mixtures), len(names)))
+        (depth,) = depths
+        weights = torch.stack([value.expand(depth) for value in values], dim=1)
+        return cls(names, weights.view(depth, len(mixtures), len(names)))
 
-    def change(self, changes: Mapping[str, Tensor], size: int, layer: int | None) -> Tensor:
-        """(rows, size): the mixture of every row in one matrix's d."""
-        weights = self.weights if self.weights.dim() == 2 else self.weights[layer or 0]
-        out = torch.zeros(weights.shape[0], size)
+    def at(self, layer: int | None) -> Tensor:
+        """(rows, names): the coefficients in this layer; outside of all layers, their mean."""
+        if self.weights.dim() == 2:
+            return self.weights
+        return self.weights.mean(0) if layer is None else self.weights[layer]
+
+    def change(
+        self, changes: Mapping[str, Tensor], shape: Sequence[int], layer: int | None
+    ) -> Tensor:
+        """(rows, *shape): the mixture of every row in one matrix's d."""
+        weights = self.at(layer)
+        out = torch.zeros(weights.shape[0], *shape)
         for k, name in enumerate(self.names):
             if name in changes:
                 own = changes[name].detach().float()
                 out = out.to(own.device)
-                out[:, : len(own)] += weights[:, k].to(own.device)[:, None] * own
+                scale = weights[:, k].to(own.device).view(-1, *[1] * own.dim())
+                out[..., : own.shape[-1]] += scale * own
         return out
 
-    def beside(self, change_RK: Tensor, like: Tensor, what: str) -> Tensor:
-        """The rows' values with the axes of `like` (..., features), in which the rows are found.
+    def groups(
+        self, names: Collection[str], layer: int | None
+    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """The rows whose mixtures of these experts are the same, and the mixture of each group.
 
-        A batch may hold several copies of each row, one after the other, as beam search does, and
-        some models join rows and tokens to one axis.
+        A mixture has no entry for a coefficient of 0.
         """
-        rows = change_RK.shape[0]
+        own = [k for k, name in enumerate(self.names) if name in names]
+        weights = self.at(layer)[:, own]
+        _, number = weights.detach().unique(dim=0, return_inverse=True) if own else (None, None)
+        if number is None:
+            return [(torch.arange(len(weights)), {})]
+        groups = []
+        for group in range(int(number.max()) + 1):
+            members = (number == group).nonzero().flatten()
+            first = weights[members[0]]
+            mixture = {
+                self.names[k]: first[i]
+                for i, k in enumerate(own)
+                if first.requires_grad or bool(first[i])
+            }
+            groups.append((members, mixture))
+        return groups
+
+    def row_of(self, like: Tensor, what: str) -> Tensor:
+        """The row to which each entry of the first axis belongs: of a batch, or of its tokens.
+
+        A batch may hold several copies of each row, one after the other, as beam search does.
+        """
+        rows = self.weights.shape[-2]
         batch, length = self.batch if self.batch[0] else like.shape[:2]
         if batch % rows:
             raise InvalidInput(f"there are experts for {rows} rows, and the batch has {batch}")
-        values = change_RK.repeat_interleave(batch // rows, dim=0).to(like.dtype)
-        if like.dim() >= 3 and like.shape[0] == batch:
-            return values.view(batch, *[1] * (like.dim() - 2), -1)
-        if like.dim() == 2 and like.shape[0] == batch * length:
-            return values.repeat_interleave(length, dim=0)
+        own = torch.arange(rows, device=like.device).repeat_interleave(batch // rows)
+        if like.shape[0] == batch:
+            return own
+        if like.shape[0] == batch * length:
+            return own.repeat_interleave(length)
         raise UnsupportedModel(
             f"{what} is called with a tensor of shape {tuple(like.shape)} for {batch} rows of "
             f"{length} tokens, in which the rows cannot be told apart: use one expert for the "
             "whole batch"
         )
+
+    def beside(self, change_RK: Tensor, like: Tensor, what: str) -> Tensor:
+        """The rows' values with the axes of `like` (..., features), in which the rows are found.
+
+        Some models join rows and tokens to one axis.
+        """
+        values = change_RK.to(like.dtype)[self.row_of(like, what)]
+        return values.view(len(values), *[1] * (like.dim() - 2), -1)
