@@ -136,7 +136,7 @@ def test_padding_is_as_invisible_as_without(quick: Specimen, side: str) -> None:
         assert bare is quick.model
     with frozen(quick):
         without = _moved(quick, side)
-    assert moved <= max(10 * without, {torch.float32: 1e-4, torch.bfloat16: 0.05}[quick.dtype])
+    assert moved <= max(10 * without, {torch.float32: 1e-4, torch.bfloat16: 0.2}[quick.dtype])
 
 
 def _moved(own: Specimen, side: str) -> float:

@@ -212,15 +212,17 @@ class SVFLayer(BaseTunerLayer):
 
     def folds(self, change: Tensor) -> bool:
         """Whether the folded form is used: by hand, or by itself while the expert is trained."""
-        if self.form == "delta" or self.is_quantised or torch.compiler.is_compiling():
+        if self.form == "delta" or (self.form == "auto" and not change.requires_grad):
+            return False
+        if self.is_quantised or torch.compiler.is_compiling():
             return False
         if isinstance(self.svf_basis, DTensor) or isinstance(self._parameter(), DTensor):
             return False
         wide = change.shape[-1] > FOLD_ABOVE * min(self._shape()[-2:])
-        return self.form == "folded" or (change.requires_grad and wide)
+        return wide or self.form == "folded"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_folded": (None, None)}
+        return {**self.__dict__, "_folded": (None, None), "_views": (None, None, None)}
 
 
 class SVFLinear(nn.Module, SVFLayer):
@@ -233,6 +235,10 @@ class SVFLinear(nn.Module, SVFLayer):
         self.rows: Rows | None = None
         self.is_read = False
         self._row_change: Tensor | None = None
+        self._spread_for: Any = None
+        self._spread_rows = torch.empty(0)
+        self._views: tuple[Any, Any, Any] = (None, None, None)
+        self.side = side_of(*self._shape())
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -281,7 +287,7 @@ class SVFLinear(nn.Module, SVFLayer):
 
     def use_rows(self, rows: Rows | None) -> None:
         """Experts of its own for each row of the next batches; None for the active ones."""
-        self.rows, self._row_change = rows, None
+        self.rows, self._row_change, self._spread_for = rows, None, None
         if rows is not None and any(name in self.svf_z for name in rows.names):
             size = max(self.ranks[name] for name in rows.names if name in self.svf_z)
             with torch.set_grad_enabled(rows.weights.requires_grad):
@@ -290,20 +296,20 @@ class SVFLinear(nn.Module, SVFLayer):
     # --- forward ---------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.disable_adapters:
-            if self.merged:
+        if self._disable_adapters:
+            if self.merged_adapters:
                 self.unmerge()
             return self.base_layer(x, *args, **kwargs)
         if self.rows is not None:
-            if self.merged:
+            if self.merged_adapters:
                 raise InvalidInput("unmerge the experts before each row uses its own")
             if self._row_change is None:
                 return self.base_layer(x, *args, **kwargs)
             return self._delta(x, self._row_change, args, kwargs)
-        change = None if self.merged else self.change_of(self.active_adapters)
+        change = None if self.merged_adapters else self.change_of(self.active_adapters)
         if change is None:
             return self.base_layer(x, *args, **kwargs)
-        if not args and not kwargs and self._is_plain() and self.folds(change):
+        if not args and not kwargs and self.folds(change) and self._is_plain():
             made = self.folded_weight(change)
             if made is not None:
                 vectors = self.vectors_for(change)
@@ -324,21 +330,47 @@ class SVFLinear(nn.Module, SVFLayer):
         self, x: Tensor, change: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Tensor:
         """The base's output and the experts' effect on it, whatever the base's weight is."""
-        vectors = self.vectors_for(change)
-        if side_of(*self._shape()) == "input":
-            return self.base_layer(x + self._effect(x, vectors, change), *args, **kwargs)
+        if self.side == "input":
+            return self.base_layer(self._with_effect(x, x, change), *args, **kwargs)
         y: Tensor = self.base_layer(x, *args, **kwargs)
         bias = self._bias()
-        return y + self._effect(y if bias is None else y - bias, vectors, change)
+        return self._with_effect(y, y if bias is None else y - bias, change)
 
-    def _effect(self, h: Tensor, vectors: Tensor, change: Tensor) -> Tensor:
-        """V diag(d) V^T h"""
-        along = h.to(vectors.dtype) @ vectors
-        if self.rows is not None:
-            scale = self.rows.beside(change, along, type(self.base()).__name__)
-        else:
-            scale = change.to(along.dtype)
-        return ((along * scale) @ vectors.mT).to(h.dtype)
+    def _with_effect(self, to: Tensor, h: Tensor, change: Tensor) -> Tensor:
+        """to + V diag(d) V^T h"""
+        vectors, transposed = self._factors(change.shape[-1])
+        if h.dtype != vectors.dtype:
+            h = h.to(vectors.dtype)
+        along = h @ vectors
+        along = along * (change.to(along.dtype) if self.rows is None else self._spread(along))
+        if to.dtype != vectors.dtype:
+            return to + (along @ transposed).to(to.dtype)
+        side, rank = vectors.shape
+        return torch.addmm(to.reshape(-1, side), along.view(-1, rank), transposed).view(to.shape)
+
+    def _factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """V and V^T of so many singular values; the views are kept, for a step of generation is
+        short."""
+        if torch.compiler.is_compiling():
+            vectors = self.ensure_basis()[..., :rank]
+            return vectors, vectors.mT
+        basis = self.svf_basis
+        key = (basis.data_ptr(), basis.shape, rank)
+        if self._views[0] != key or basis.numel() == 0:
+            vectors = self.ensure_basis()[..., :rank]
+            key = (self.svf_basis.data_ptr(), self.svf_basis.shape, rank)
+            self._views = (key, vectors, vectors.mT)
+        return self._views[1], self._views[2]
+
+    def _spread(self, along: Tensor) -> Tensor:
+        """The rows' changes beside this batch; the same at each step of a generation."""
+        assert self.rows is not None and self._row_change is not None
+        key = (self.rows.batch, along.shape[:-1], along.dtype)
+        if self._spread_for != key or self._row_change.requires_grad:
+            name = type(self.base()).__name__
+            self._spread_rows = self.rows.beside(self._row_change, along, name)
+            self._spread_for = key
+        return self._spread_rows
 
     def __repr__(self) -> str:
         return "svf." + super().__repr__()
