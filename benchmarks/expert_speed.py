@@ -27,7 +27,7 @@ from benchmarks.harness import Times, interleaved, keep
 from pliant.experts import SVFConfig
 from pliant.experts.basis import decompose, side_of
 from pliant.experts.config import Form
-from pliant.experts.layer import SVFLinear
+from pliant.experts.linear import SVFLinear
 from pliant.experts.model import svf_layers
 from pliant.reports.tables import Table
 

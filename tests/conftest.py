@@ -31,6 +31,12 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_bases(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Singular vectors are kept beside the tests, not in the user's cache."""
+    os.environ["PLIANT_BASES"] = str(tmp_path_factory.mktemp("bases"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     """Each test starts from the same random state, whichever ran before it on this worker."""

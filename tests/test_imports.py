@@ -94,9 +94,8 @@ LAYERS = {
         {"config"},
     ],
     "experts": [
-        {"facade"},
         {"model"},
-        {"stacked"},
+        {"linear", "stacked"},
         {"layer"},
         {"folded", "rows"},
         {"basis", "config"},

@@ -22,7 +22,8 @@ from pliant.anatomy.roles import Matrix, matrices
 from pliant.errors import InvalidInput, UnsupportedModel, WrongBase, did_you_mean
 from pliant.experts.basis import check_value
 from pliant.experts.config import SVFConfig
-from pliant.experts.layer import SVFLayer, SVFLinear
+from pliant.experts.layer import SVFLayer
+from pliant.experts.linear import SVFLinear
 from pliant.experts.rows import BASE, Mixture, Rows
 from pliant.experts.stacked import ParamWrapper
 
