@@ -4,10 +4,11 @@
 
 `step`: forward and backward of one projection on eight batches of 2,048 tokens, then a change of z,
 after which the weight is folded anew; beside the frozen projection, LoRA of rank 16, and the weight
-rebuilt from U, S and V at each forward. `one batch` changes z after each batch. `basis`: beside `torch.linalg.svd`. `switch`: another
-expert on a model of 110M geometry, beside what the published code does, (U * s z) @ V, and merging
-a LoRA. `rows`: decoding a batch of eight, each row with an expert of its own, beside the base and
-eight LoRAs of rank 16 (peft's `adapter_names`). Times are process time on one thread, interleaved.
+rebuilt from U, S and V at each forward. `one batch` changes z after each batch. `basis`: beside
+`torch.linalg.svd`. `switch`: another expert on a model of 110M geometry, beside what the published
+code does, (U * s z) @ V, and merging a LoRA. `rows`: decoding a batch of eight, each row with an
+expert of its own, beside the base and eight LoRAs of rank 16 (peft's `adapter_names`). Times are
+process time on one thread, interleaved.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -123,8 +125,8 @@ def basis(rounds: int) -> dict[str, Any]:
     for shape, size in SHAPES.items():
         weight = torch.randn(size)
         runs: dict[str, Callable[[], Any]] = {
-            "torch.linalg.svd": lambda w=weight: torch.linalg.svd(w, full_matrices=False),
-            "eigh of the Gram matrix": lambda w=weight, n=min(size): decompose(w, n),
+            "torch.linalg.svd": partial(torch.linalg.svd, weight, full_matrices=False),
+            "eigh of the Gram matrix": partial(decompose, weight, min(size)),
         }
         times = timed(runs, min(rounds, 5))
         u, _, vt = torch.linalg.svd(weight.double(), full_matrices=False)
