@@ -40,6 +40,7 @@ from benchmarks.gradient_ways import (
     Regime,
     contenders_for,
     dense_contenders,
+    dynamic_contenders,
     is_ours,
     real_regimes,
 )
@@ -69,7 +70,7 @@ def main() -> None:
     figures = measured(regime, regime.rows(options), options)
     show(options.regime, figures)
     name = "gradient_race_" + options.regime.replace(" ", "_")
-    name += "_dense" * options.dense + "_only" * bool(options.only)
+    name += "_dense" * options.dense + "_dynamic" * options.dynamic + "_only" * bool(options.only)
     name = real_model.result_name(name, options.model)
     keep(name, figures, " ".join(["python -m benchmarks.gradient_race", *command_line()]))
 
@@ -77,7 +78,10 @@ def main() -> None:
 def measured(
     regime: Regime, rows: material.Material, options: argparse.Namespace
 ) -> dict[str, Any]:
-    contenders = dense_contenders() if options.dense else contenders_for(regime, rows)
+    if options.dense or options.dynamic:
+        contenders = dense_contenders() if options.dense else dynamic_contenders()
+    else:
+        contenders = contenders_for(regime, rows)
     if options.only:
         contenders = [c for c in contenders if c == STANDARD or c.name in options.only]
     rates = chosen_rates(regime, rows, contenders, options)
@@ -263,6 +267,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="race only these, by name, and standard training")
     parser.add_argument("--dense", action="store_true", help="race the default with dense steps")
+    parser.add_argument("--dynamic", action="store_true", help="race a dynamic ratio")
     parser.add_argument("--rates", type=float, nargs="+", help="another grid of learning rates")
     parser.add_argument("--tune", choices=("two", "all"), default="two", help="whose rates")
     parser.add_argument("--data", type=Path, help="a folder with gsm8k-train.jsonl.gz")

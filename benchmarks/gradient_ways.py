@@ -141,6 +141,12 @@ def dense_contenders() -> list[Contender]:
     return [STANDARD, *(Contender("tokens", config) for config in configs)]
 
 
+def dynamic_contenders() -> list[Contender]:
+    """The default, and the same with a ratio that follows the model's confidence."""
+    configs = [DEFAULT, replace(DEFAULT, dynamic=True)]
+    return [STANDARD, *(Contender("tokens", config) for config in configs)]
+
+
 def contenders_for(regime: Regime, rows: material.Material) -> list[Contender]:
     """Ours, standard training, random tokens, fewer or harder rows, and the `cggr` package."""
     model, batch = regime.begin(0), next(rows.batches(regime.size, 0))
