@@ -22,7 +22,8 @@ ORDER = [
     {"routing"},
     {"complexity", "structure", "experts", "gradients"},
     {"training", "prefill"},
-    {"adapters", "data", "verify", "stats"},
+    {"adapters", "verify", "stats"},
+    {"data"},
     {"loading"},
     {"anatomy"},
     {"options"},
@@ -61,6 +62,10 @@ LAYERS = {
         {"rows", "scores", "tokenizer"},
         {"config", "post_processor"},
     ],
+    "experts": [
+        {"rewards"},
+        {"reward_parts"},
+    ],
     "gradients": [
         {"selective_run", "trl"},
         {"audit", "facade", "training"},
@@ -77,7 +82,7 @@ LAYERS = {
         {"fitting", "router"},
         {"live"},
         {"router_file"},
-        {"goals", "labels", "metrics", "scorers"},
+        {"goals", "judge", "labels", "metrics", "scorers"},
         {"backends", "decision_rule"},
         {"outcomes"},
         {"prompts"},
@@ -103,6 +108,11 @@ LAYERS = {
     "training": [
         {"run"},
         {"arguments", "checkpoint", "distributed", "terminal", "texts"},
+    ],
+    "verify": [
+        {"custom", "reward_model", "unit_tests"},
+        {"sandbox", "text", "time_limit"},
+        {"sandbox_child"},
     ],
 }
 # The tiny models stand aside: they use little, and no part may come to depend on them.

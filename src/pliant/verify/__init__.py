@@ -5,8 +5,8 @@
     VERIFIERS                                    # the names: exact, numeric, contains, ...
 
 A verifier takes an answer, its reference and, optionally, the prompt, and returns how right the
-answer is, in [0, 1]. A list of references means any of them. A reference that cannot be used is an
-error; an answer that cannot be used is a 0.
+answer is, in [0, 1]. A list of references means any of them; a list of unit tests, all of them. A
+reference that cannot be used is an error; an answer that cannot be used is a 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any, ClassVar, Protocol
 
 from pliant.errors import InvalidInput, did_you_mean
 from pliant.verify.custom import Function, Judge, NoVerdict
+from pliant.verify.reward_model import RewardModel
 from pliant.verify.text import Choice, Contains, Exact, Numeric, Regex
+from pliant.verify.unit_tests import UnitTests
 
 __all__ = [
     "VERIFIERS",
@@ -28,6 +30,8 @@ __all__ = [
     "NoVerdict",
     "Numeric",
     "Regex",
+    "RewardModel",
+    "UnitTests",
     "Verifier",
     "verifier",
 ]
@@ -58,5 +62,6 @@ class Verifier(Protocol):
 
 
 VERIFIERS: dict[str, type] = {
-    kind.name: kind for kind in (Exact, Numeric, Contains, Regex, Choice, Function, Judge)
+    kind.name: kind
+    for kind in (Exact, Numeric, Contains, Regex, Choice, UnitTests, Function, Judge, RewardModel)
 }

@@ -20,35 +20,49 @@ from pliant.verify.text import as_text, references
 class Function:
     """A Python function decides: `package.module:function` or `path/file.py:function`.
 
-    It gets the answer, the reference and, if it has a third parameter, the prompt.
+    It gets the answer, the reference and the prompt, as many of them as it has parameters.
     """
 
     name: ClassVar[str] = "function"
+    needs_reference: ClassVar[bool] = False
     function: str | Callable[..., float]
     _function: Callable[..., float] = field(init=False, repr=False, compare=False)
-    _takes_prompt: bool = field(init=False, repr=False, compare=False)
+    _takes: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        function = _import(self.function) if isinstance(self.function, str) else self.function
+        function = self.function
+        if isinstance(function, str):
+            function = import_function(function)
         object.__setattr__(self, "_function", function)
-        object.__setattr__(self, "_takes_prompt", _accepts(function, 3))
+        takes = next((n for n in (3, 2, 1) if _accepts(function, n)), None)
+        if takes is None:
+            raise InvalidInput(
+                f"{self._label}{inspect.signature(function)} cannot be called with an answer, a "
+                "reference and a prompt, or with the first one or two of them"
+            )
+        object.__setattr__(self, "_takes", takes)
 
     def __call__(self, answer: str, reference: Any, prompt: str | None = None) -> float:
-        arguments = (answer, reference, prompt) if self._takes_prompt else (answer, reference)
         try:
-            right = float(self._function(*arguments))
+            right = float(self.value(answer, reference, prompt))
         except Exception as error:  # a user's function may raise anything
             raise InvalidInput(f"{self._label}: {type(error).__name__}: {error}") from error
         if not 0 <= right <= 1:
             raise InvalidInput(f"{self._label}: returned {right}, which is not in [0, 1]")
         return right
 
+    def value(self, answer: str, reference: Any, prompt: str | None = None) -> Any:
+        """What the function returns or raises, unchecked: a reward may be any number."""
+        return self._function(*(answer, reference, prompt)[: self._takes])
+
     @property
     def _label(self) -> str:
-        return self.function if isinstance(self.function, str) else self.function.__name__
+        function = self.function
+        return function if isinstance(function, str) else getattr(function, "__name__", "function")
 
 
-def _import(name: str) -> Callable[..., float]:
+def import_function(name: str) -> Callable[..., float]:
+    """The function of `package.module:function` or `path/file.py:function`."""
     place, _, function = name.rpartition(":")
     if not place or not function:
         raise InvalidInput(f"function={name!r}: give package.module:function or file.py:function")
@@ -56,7 +70,7 @@ def _import(name: str) -> Callable[..., float]:
         module = (
             _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         )
-    except Exception as error:  # importing a user's file may raise anything
+    except (Exception, SystemExit) as error:  # importing a user's file may raise anything
         raise InvalidInput(f"{place}: cannot be imported ({error})") from error
     imported = getattr(module, function, None)
     if not callable(imported):
@@ -79,10 +93,14 @@ def _from_file(path: Path) -> Any:
 
 
 def _accepts(function: Callable[..., float], n: int) -> bool:
-    """Whether it can be called with n arguments; False if its signature is unknown."""
+    """Whether it can be called with n arguments: with 2 if its signature is unknown."""
     try:
-        inspect.signature(function).bind(*range(n))
+        signature = inspect.signature(function)
     except (TypeError, ValueError):
+        return n == 2
+    try:
+        signature.bind(*range(n))
+    except TypeError:
         return False
     return True
 
@@ -119,6 +137,10 @@ class Judge:
     """
 
     name: ClassVar[str] = "judge"
+    concurrent: ClassVar[bool] = True
+    """Several answers may be verified at a time."""
+    seconds: ClassVar[float] = 120.0
+    """How long a caller with a time limit waits; `ask` has a limit of its own."""
     ask: Callable[[str], str]
     template: str = TEMPLATE
     tries: int = 2

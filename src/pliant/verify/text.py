@@ -69,14 +69,23 @@ class Regex:
     """The answer matches: the reference is a pattern, searched for in the answer.
 
     Or `pattern` is the pattern, and the first group of its last match (all of the match, if it has
-    no group) must equal the reference, except for white space at either end.
+    no group) must equal the reference, except for white space at either end; with `match_only`,
+    that it matches is enough.
     """
 
     name: ClassVar[str] = "regex"
     pattern: str | None = None
     ignore_case: bool = False
+    match_only: bool = False
+    """Whether any match of `pattern` is right: the form of an answer, whatever its reference."""
+
+    @property
+    def needs_reference(self) -> bool:
+        return not self.match_only
 
     def __post_init__(self) -> None:
+        if self.match_only and self.pattern is None:
+            raise InvalidInput("regex: match_only needs a pattern")
         if self.pattern is not None:
             self._compiled(self.pattern)
 
@@ -86,8 +95,8 @@ class Regex:
             patterns = (self._compiled(as_text(x)) for x in references(reference))
             return float(any(pattern.search(text) for pattern in patterns))
         matches = list(self._compiled(self.pattern).finditer(text))
-        if not matches:
-            return 0.0
+        if self.match_only or not matches:
+            return float(bool(matches))
         last = matches[-1]
         group = last[1] if last.re.groups else last[0]
         return Exact(self.ignore_case)(group or "", reference)

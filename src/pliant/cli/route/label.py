@@ -30,7 +30,8 @@ class LabelOptions:
     out: Path
     """The labels (.jsonl); the answers are stored beside them."""
     verifier: str = "exact"
-    """exact, numeric, contains, regex, choice, judge, or grade.py:function."""
+    """exact, numeric, contains, regex, choice, unit_tests, reward_model, judge, or
+    grade.py:function."""
     verifier_option: Annotated[tuple[str, ...], Flag(metavar="KEY=VALUE")] = ()
     """An option of the verifier; repeatable."""
     judge: str | None = None

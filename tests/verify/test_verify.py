@@ -193,6 +193,10 @@ def test_regex() -> None:
     assert taking("=> 3, or rather => 4", "4") == 1.0
     assert taking("=> 4, or rather => 3", "4") == 0.0
     assert taking("4", "4") == 0.0
+    form = verifier("regex", pattern=r"^<b>.*</b>$", match_only=True)
+    assert (form("<b>4</b>", None), form("4", "4")) == (1.0, 0.0)
+    with pytest.raises(InvalidInput, match="match_only needs a pattern"):
+        verifier("regex", match_only=True)
     for bad in ({"pattern": "("}, {"pattern": "*"}):
         with pytest.raises(InvalidInput, match="no valid pattern"):
             verifier("regex", **bad)
@@ -230,6 +234,7 @@ def test_a_function_by_name(tmp_path: Path) -> None:
         ("nowhere/mine.py:f", "no such file"),
         ("operator:equals", "no function 'equals'"),
         ("operator", "give package.module:function"),
+        ("random:seed.x", "no function 'seed.x'"),
     ],
 )
 def test_a_function_that_is_not_there(function: str, error: str) -> None:
@@ -244,6 +249,19 @@ def test_a_function_that_is_not_there(function: str, error: str) -> None:
 def test_a_function_that_fails_is_named(function: Callable[..., float], error: str) -> None:
     with pytest.raises(InvalidInput, match=error):
         verifier("function", function=function)("a", "b")
+
+
+def test_a_file_that_leaves_when_it_is_imported_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(InvalidInput, match="cannot be imported"):
+        verifier("function", function=f"{tmp_path}/leaves.py:f")
+
+
+def test_a_function_gets_as_many_arguments_as_it_takes() -> None:
+    assert verifier("function", function=lambda answer: len(answer) / 4)("ab", None) == 0.5
+    for wrong in (lambda: 1, lambda a, b, c, d: 1):
+        with pytest.raises(InvalidInput, match="cannot be called with an answer"):
+            verifier("function", function=wrong)
 
 
 def test_a_judge_reads_the_last_verdict() -> None:
@@ -306,6 +324,8 @@ def test_names_and_options_are_checked() -> None:
         "contains",
         "regex",
         "choice",
+        "unit_tests",
         "function",
         "judge",
+        "reward_model",
     ]
