@@ -63,7 +63,7 @@ class Reward:
         """How many answers were scored."""
         self._failures: dict[str, Counter[str]] = {}
         self._first: dict[str, str] = {}
-        self._sums = Counter({part.label: 0.0 for part in self.parts})
+        self._sums = dict.fromkeys((part.label for part in self.parts), 0.0)
         self._lock = threading.Lock()
         self.__name__ = "reward"  # trl names its logs by it
 

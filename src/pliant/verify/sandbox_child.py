@@ -5,12 +5,16 @@ test, and writes one line of JSON an event to its standard output, each with the
 It imports nothing of Pliant.
 """
 
+from __future__ import annotations
+
 import ctypes
 import json
 import os
 import resource
 import sys
 import types
+from collections.abc import Callable
+from typing import Any
 
 # Before an answer runs, which may replace the originals.
 _compile, _exec, _exit, _write, _dumps = compile, exec, os._exit, os.write, json.dumps
@@ -56,7 +60,7 @@ _CHANGES = {
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def main():
+def main() -> None:
     request = json.loads(sys.stdin.buffer.read())
     report = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -69,16 +73,16 @@ def main():
     run(request, report, "namespace" if isolated else "sockets blocked")
 
 
-def unshare():
+def unshare() -> bool:
     """Whether this process got its own network, processes and user, where the system allows it."""
     try:
         libc = ctypes.CDLL(None)
-        return libc.unshare(_NEW_USER | _NEW_PID | _NEW_NET | _NEW_IPC) == 0
+        return bool(libc.unshare(_NEW_USER | _NEW_PID | _NEW_NET | _NEW_IPC) == 0)
     except (AttributeError, OSError):  # no Linux
         return False
 
 
-def wait_for_child():
+def wait_for_child() -> None:
     """Go on in a new process; this one ends when that one does."""
     child = os.fork()
     if not child:
@@ -89,11 +93,11 @@ def wait_for_child():
             _exit(0 if status == 0 else 1)
 
 
-def run(request, report, network):
+def run(request: dict[str, Any], report: int, network: str) -> None:
     """Write to the report what the answer's code does in the tests, and end the process."""
     token = request["token"]
 
-    def say(**event):
+    def say(**event: object) -> None:
         _write(report, (_dumps({"token": token, **event}) + "\n").encode())
 
     say(network=network)
@@ -124,18 +128,19 @@ def run(request, report, network):
     _exit(0)
 
 
-def first_that_compiles(sources):
+def first_that_compiles(sources: list[str]) -> types.CodeType:
     """The answer can be read in several ways: the first that is Python counts."""
-    failure = None
+    failures = []
     for source in sources:
         try:
-            return _compile(source, "<answer>", "exec")
+            code: types.CodeType = _compile(source, "<answer>", "exec")
+            return code
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            failure = failure or error
-    raise failure
+            failures.append(error)
+    raise failures[0]
 
 
-def limit(request):
+def limit(request: dict[str, Any]) -> None:
     """Processor time in whole seconds, memory, the size of a file, and no core dumps."""
     for kind, most in (
         (resource.RLIMIT_CPU, request["cpu_seconds"]),
@@ -152,16 +157,16 @@ def limit(request):
             continue
 
 
-def guard(folder):
+def guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
     """An audit hook: no network, no processes, and changes of files only inside the folder."""
 
-    def inside(path):
+    def inside(path: Any) -> bool:
         if isinstance(path, int):
             return True  # a file that is open already
         real = _realpath(_fspath(path))
         return real == folder or real.startswith(folder + _sep) or real == os.devnull
 
-    def hook(event, arguments):
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in _NETWORK:
             raise PermissionError("answers have no network")
         if event in _PROCESSES:
@@ -183,7 +188,7 @@ def guard(folder):
     return hook
 
 
-def describe(error):
+def describe(error: BaseException) -> str:
     """An exception on one short line."""
     try:
         text = f"{type(error).__name__}: {error}".removesuffix(": ")
