@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pliant.errors import InvalidInput
-from pliant.verify import UnitTests, verifier
+from pliant.errors import InvalidInput, PliantError
+from pliant.verify import UnitTests, sandbox, verifier
 from pliant.verify.sandbox import network_block, run_tests
 from pliant.verify.unit_tests import sources
 
@@ -190,7 +191,35 @@ def test_processes_that_it_leaves_behind_are_dead() -> None:
     )
     folder = run_tests([code], ["pass"]).error.removeprefix("ValueError: ")
     assert "pliant-answer-" in folder
-    assert not [process for process in Path("/proc").glob("[0-9]*") if folder in cwd(process)]
+    assert nobody_stands_in(folder)
+
+
+def test_without_namespaces_python_alone_keeps_it_in(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a system that gives none: the same script, which does not ask for them."""
+    script = sandbox._SCRIPT.read_text()
+    alone = tmp_path / "alone.py"
+    alone.write_text(script.replace("isolated = unshare()", "isolated = False"))
+    monkeypatch.setattr(sandbox, "_SCRIPT", alone)
+    outcome = run_tests(["x = 1"], ["assert x == 1"])
+    assert outcome and outcome.network == "sockets blocked"
+    host, port = server.split(":")
+    code = f"import socket\nsocket.create_connection(({host!r}, {port}), 1)"
+    assert "answers have no network" in run_tests([code], ["pass"]).error
+    assert run_tests(["while True: pass"], ["pass"], seconds=0.5).error == "no end after 0.5 s"
+    left = "import ctypes, os\nif ctypes.CDLL(None).fork() == 0:\n    ctypes.CDLL(None).pause()\n"
+    folder = run_tests([left + "raise ValueError(os.getcwd())"], ["pass"]).error.split()[-1]
+    assert nobody_stands_in(folder)
+
+
+def test_a_process_that_does_not_start_is_an_error_and_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text("raise OSError('no memory left')")
+    monkeypatch.setattr(sandbox, "_SCRIPT", tmp_path / "broken.py")
+    with pytest.raises(PliantError, match="did not start: .*no memory left"):
+        run_tests(["pass"], ["pass"])
 
 
 @pytest.mark.parametrize(
@@ -220,6 +249,15 @@ def test_each_way_to_read_an_answer_is_tried_once() -> None:
     ways = sources("return 1", "def f():\n", "f")
     assert len(ways) == len(set(ways))
     assert "def f():\n\n    return 1" in ways
+
+
+def nobody_stands_in(folder: str) -> bool:
+    """No process does, once those that were killed have died."""
+    for _ in range(500):
+        if not any(folder in cwd(process) for process in Path("/proc").glob("[0-9]*")):
+            return True
+        threading.Event().wait(0.01)
+    return False
 
 
 def cwd(process: Path) -> str:

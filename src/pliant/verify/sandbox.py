@@ -86,7 +86,8 @@ def run_tests(
         events = _events(stdout, token)
         if not events:
             stderr.seek(0)
-            reason = stderr.read(_LONGEST_REPORT).decode(errors="replace").strip()[-300:]
+            lines = stderr.read(_LONGEST_REPORT).decode(errors="replace").splitlines()
+            reason = lines[-1] if lines else f"exit status {status}"
             raise PliantError(f"unit_tests: the process of an answer did not start: {reason}")
     return _read(events, len(tests), status, seconds)
 
