@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -24,4 +25,5 @@ def open_judge(model: str, *, max_new_tokens: int = 256, **options: Any) -> Call
             raise result
         return result.texts[0]
 
+    weakref.finalize(ask, backend.close)  # a verifier has no end at which it could close it
     return ask
