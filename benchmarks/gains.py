@@ -122,12 +122,15 @@ def _real_layers(benchmark: str, model: str, option: str) -> Iterator[Gain]:
 def _pruning(benchmark: str, model: str, option: str, what: str, activation: str) -> Iterator[Gain]:
     for share, ways in figures(benchmark)["shares"].items():
         ratio = {way: _text_ratios(result) for way, result in ways.items()}
+        others = ratio.get("torch-pruning, taylor")
         yield Gain(
             f"{model}Perplexity after removing {float(share):.0%} of {what}, untrained "
             "(GSM8K, WikiText-2)",
             f"{ratio['error, compensated']} of the whole model's",
             f"{activation} {ratio['activation']}, with our new weights "
-            f"{ratio['activation, compensated']}; random ones {ratio['random']}",
+            f"{ratio['activation, compensated']}; "
+            + (f"Torch-Pruning (Taylor) {others}; " if others else "")
+            + f"random ones {ratio['random']}",
             f"structure_prune --data FOLDER{option}",
         )
 

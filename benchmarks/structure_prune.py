@@ -71,6 +71,7 @@ def main(
     result = result_name(name, model)
     if others:
         figures = json.loads((RESULTS / f"{result}.json").read_text())["figures"]
+        figures.setdefault("part", part)
     for removed in share or SHARES[part]:
         own = figures["shares"].setdefault(f"{removed:.3g}", {})
         if part == "channels" and torch_pruning_control.is_installed():

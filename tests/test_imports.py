@@ -103,7 +103,7 @@ LAYERS = {
         {"linear", "stacked"},
         {"layer"},
         {"folded", "rows"},
-        {"basis", "config"},
+        {"basis", "config", "reward_parts"},
     ],
     "training": [
         {"run"},
