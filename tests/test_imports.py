@@ -62,10 +62,6 @@ LAYERS = {
         {"rows", "scores", "tokenizer"},
         {"config", "post_processor"},
     ],
-    "experts": [
-        {"rewards"},
-        {"reward_parts"},
-    ],
     "gradients": [
         {"selective_run", "trl"},
         {"audit", "facade", "training"},
@@ -99,7 +95,7 @@ LAYERS = {
         {"config"},
     ],
     "experts": [
-        {"model"},
+        {"model", "rewards"},
         {"linear", "stacked"},
         {"layer"},
         {"folded", "rows"},
