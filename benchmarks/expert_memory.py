@@ -5,8 +5,8 @@
 One step on a random model of SmolLM2's geometry in fp32, 16 sequences of 64 tokens, with gradient
 checkpointing: the reference's log-probabilities, the policy's, and a backward pass. `a copy` keeps
 a second model as the reference; `as published` also keeps U, S and V of each weight and rebuilds
-the weight from them. Each way runs in a process of its own; memory is what the process allocates above
-one that only imports.
+the weight from them. Each way runs in a process of its own; memory is what the process allocates
+above one that only imports.
 """
 
 from __future__ import annotations

@@ -65,6 +65,8 @@ MANY = {"prompts": 32, "length": 1024, "batch": 8, "rounds": 3, "epochs": 20}
 FEW = {"prompts": 16, "length": 1024, "batch": 2, "rounds": 2, "epochs": 8}
 GRAPH = {"batch": 1, "length": 1_000}
 REMOVAL = {"prompt": 1_024, "new": 32, "rounds": 9, "training": True}
+EXPERTS = {"batch": 2, "length": 1_024, "new": 32, "rounds": 5, "training": True}
+BIG_EXPERTS = EXPERTS | {"batch": 1, "rounds": 3}
 BIG_REMOVAL = {"prompt": 1_024, "new": 32, "rounds": 5, "training": False}
 
 FULL = (
@@ -77,6 +79,8 @@ FULL = (
     Row("score + generate, 7B", "generation.measure", 50, 100, SEVEN | ONE_ROW),
     Row("gates and removal, 1B", "structure.measure", 40, 90, ONE | REMOVAL),
     Row("gates and removal, 7B", "structure.measure", 50, 110, SEVEN | BIG_REMOVAL),
+    Row("experts, 1B", "experts.measure", 50, 110, ONE | EXPERTS),
+    Row("experts, 7B", "experts.measure", 60, 130, SEVEN | BIG_EXPERTS),
     Row("engines, layers compiled", "engines.check", 45, 110, SMALL | LAYERS | ENGINES),
     Row("scorer, CUDA graph", "scorer.graph", 15, 45, ONE | GRAPH),
     Row("training step, 1B, layers compiled", "steps.measure", 60, 120, ONE | STEP | LAYERS),
