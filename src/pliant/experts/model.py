@@ -46,7 +46,7 @@ class SVFModel(BaseTuner):
         config = cast(SVFConfig, peft_config)
         base = fingerprint(model)
         if config.fingerprint is not None:
-            _check_base(config.fingerprint, base)
+            check_base(config.fingerprint, base)
         if config.target_modules is None and config.target_parameters is None:
             chosen = targets(model, config)
             config.target_modules = {m.path for m in chosen if not m.is_stacked}  # type: ignore[assignment]
@@ -122,7 +122,7 @@ class SVFModel(BaseTuner):
                 if basis.dim() == 2:
                     checks[path] = round(check_value(basis[:, : layer.ranks[adapter_name]]), 4)
         if config.checks is not None:
-            _check_bases(config.checks, checks)
+            check_bases(config.checks, checks)
         config.checks = checks
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
@@ -299,7 +299,7 @@ def _mix_into(
             target[..., : own.shape[-1]] += weight * own
 
 
-def _check_base(saved: dict[str, Any], here: Fingerprint) -> None:
+def check_base(saved: dict[str, Any], here: Fingerprint) -> None:
     trained_on = Fingerprint(**saved)
     if differences := trained_on.differences(here):
         raise WrongBase(
@@ -308,7 +308,7 @@ def _check_base(saved: dict[str, Any], here: Fingerprint) -> None:
         )
 
 
-def _check_bases(saved: Mapping[str, float], here: Mapping[str, float]) -> None:
+def check_bases(saved: Mapping[str, float], here: Mapping[str, float]) -> None:
     """Refuse weights that were rounded otherwise: their singular vectors are others.
 
     Of many vectors with close singular values, a few may be turned on other hardware.
