@@ -33,7 +33,7 @@ ORDER = [
 LAYERS = {
     "adapters": [
         {"adapter", "saving"},
-        {"files", "parameters"},
+        {"files", "parameters", "stock"},
         {"fingerprint", "hooks", "quantized"},
     ],
     "anatomy": [

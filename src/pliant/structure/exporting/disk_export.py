@@ -23,6 +23,14 @@ from torch import Tensor
 
 from pliant import __version__
 from pliant.adapters.files import check_new, write_file
+from pliant.adapters.stock import (
+    PROBE,
+    SHARD_SIZE,
+    bound_of,
+    difference_of,
+    disagreement,
+    logits_of,
+)
 from pliant.anatomy.trial import trial_ids
 from pliant.errors import (
     AdapterError,
@@ -36,18 +44,10 @@ from pliant.structure.exporting.disk_model import DiskModel, Slot
 from pliant.structure.exporting.disk_plan import plan_from_disk
 from pliant.structure.exporting.export import (
     RECORD,
-    SHARD_SIZE,
     ExportResult,
     Report,
     nothing,
     zeroed_kinds,
-)
-from pliant.structure.exporting.proof import (
-    PROBE,
-    bound_of,
-    difference_of,
-    disagreement,
-    logits_of,
 )
 from pliant.structure.exporting.saved import DiskAdapters, adapter_folders, attach_from_disk
 from pliant.structure.exporting.shards import Shards, bytes_of

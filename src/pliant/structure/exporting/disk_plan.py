@@ -14,20 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pliant.adapters.stock import PROBE, bound_of, difference_of, logits_of
 from pliant.anatomy import Anatomy
 from pliant.anatomy.config import layer_types, text_config
 from pliant.anatomy.trial import trial_ids
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.config import Kind
+from pliant.structure.exporting.closest import closest
 from pliant.structure.exporting.disk_model import DiskModel
 from pliant.structure.exporting.export import PARTS, smallest
-from pliant.structure.exporting.proof import (
-    PROBE,
-    bound_of,
-    closest,
-    difference_of,
-    logits_of,
-)
 from pliant.structure.exporting.remaining import (
     folded,
     remaining_layers,

@@ -24,22 +24,23 @@ from torch import Tensor, nn
 from pliant import __version__
 from pliant.adapters import attached
 from pliant.adapters.files import check_new, new_folder
-from pliant.adapters.fingerprint import is_packed
+from pliant.adapters.stock import (
+    PROBE,
+    SHARD_SIZE,
+    bound_of,
+    check_exportable,
+    difference_of,
+    logits_of,
+    proof,
+    save,
+)
 from pliant.anatomy import Anatomy
 from pliant.anatomy.find import unwrap
 from pliant.anatomy.modes import eval_mode
 from pliant.anatomy.trial import trial_ids
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.config import Kind
-from pliant.structure.exporting.proof import (
-    PROBE,
-    bound_of,
-    closest,
-    difference_of,
-    layers_closed,
-    logits_of,
-    proof,
-)
+from pliant.structure.exporting.closest import closest, layers_closed
 from pliant.structure.exporting.remaining import (
     closed_experts,
     folded,
@@ -59,7 +60,6 @@ from pliant.structure.stock.smaller import Stock, with_fewer, without_layers
 
 RECORD = "pliant_export.json"
 PARTS: tuple[Kind, ...] = ("heads", "channels")
-SHARD_SIZE = "5GB"
 STEPS = 3
 Built = TypeVar("Built")
 
@@ -92,7 +92,7 @@ def export(
         smaller, removed = _smaller(base, gates, compensation, probe, live, zeros)
     with new_folder(target) as unfinished:
         report("writing", 1, STEPS)
-        _save(smaller, base, tokenizer, unfinished, max_shard_size)
+        save(smaller, base, tokenizer, unfinished, max_shard_size)
         report("comparing", 2, STEPS)
         difference = proof(unfinished, base, probe, live)
         zeroed = zeroed_kinds(gates, removed)
@@ -159,12 +159,9 @@ def _adapters(base: nn.Module) -> tuple[list[Gates], Compensation | None]:
 
 
 def _check_base(base: Any) -> None:
-    if is_packed(base):
-        raise UnsupportedModel("the model is quantised: load it in 16 or 32 bits to export it")
+    check_exportable(base)
     if any(hasattr(module, "base_layer") for module in base.modules()):
         raise UnsupportedModel("the model has LoRA layers: merge them (merge_and_unload) first")
-    if any(p.is_meta for p in base.parameters()):
-        raise UnsupportedModel("part of the model is offloaded: load all of it to export it")
 
 
 @torch.no_grad()
@@ -250,13 +247,6 @@ def zeroed_kinds(gates: list[Gates], removed: Mapping[str, int]) -> dict[str, in
 
 def nothing(what: str, done: int, total: int) -> None:
     """Reports nothing."""
-
-
-def _save(smaller: Any, base: Any, tokenizer: Any, folder: Path, shard_size: str) -> None:
-    smaller.generation_config = base.generation_config
-    smaller.save_pretrained(folder, max_shard_size=shard_size)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
 
 
 def _result(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedConfig
 from transformers.initialization import no_init_weights
 
+from pliant.adapters.stock import assembled, skeleton
 from pliant.anatomy import Anatomy
 from pliant.anatomy.blocks import HEAD_COUNTS, HEAD_WIDTHS, KV_COUNTS
 from pliant.anatomy.config import config_of_layers, read
@@ -59,21 +60,11 @@ class Stock:
 
     def skeleton(self) -> Any:
         """The model without weights."""
-        from accelerate import init_empty_weights
-
-        # Rotary frequencies are in no state, so buffers are real.
-        with init_empty_weights(include_buffers=False), no_init_weights():
-            model: Any = self.kind(copy.deepcopy(self.config))
-        return model.eval()
+        return skeleton(self.kind, self.config)
 
     def build(self) -> Any:
         """The model, in eval mode; its tensors are those of `state`, and none is allocated."""
-        model = self.skeleton()
-        model.load_state_dict(dict(self.state), strict=False, assign=True)
-        model.tie_weights()
-        if missing := [name for name, p in model.named_parameters() if p.is_meta]:
-            raise UnsupportedModel(f"{self.kind.__name__}: nothing gives it its {missing[0]}")
-        return model
+        return assembled(self.kind, self.config, self.state)
 
 
 def without_layers(model: Any, remaining: list[int], state: State | None = None) -> Stock:
