@@ -77,6 +77,11 @@ class SVFLayer(BaseTunerLayer):
         """The base's weight as (..., out, in), dequantised if it is quantised."""
         raise NotImplementedError
 
+    def weight_alone(self) -> Tensor:
+        """The base's weight without the experts that may be merged into it."""
+        first = self.tied_to[0] if self.tied_to else self
+        return self.own_weight() if first._aside is None else first._aside
+
     def _parameter(self) -> nn.Parameter:
         """The base's own parameter, which merging changes."""
         raise NotImplementedError
@@ -114,7 +119,7 @@ class SVFLayer(BaseTunerLayer):
             return self.svf_basis
         rank = max(self.ranks.values())
         if self.svf_basis.numel() == 0 or self.svf_basis.shape[-1] < rank:
-            weight = self._aside if self._aside is not None else self.own_weight()
+            weight = self.weight_alone()
             basis = basis_of(weight, rank, self.exact_limit)
             self.missing = basis.missing
             dtype = weight.dtype if weight.dtype.is_floating_point else torch.float32
