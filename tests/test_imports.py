@@ -95,7 +95,12 @@ LAYERS = {
         {"config"},
     ],
     "experts": [
-        {"model", "rewards"},
+        {"facade"},
+        {"lora"},
+        {"comparison", "export", "low_rank"},
+        {"factors"},
+        {"expert"},
+        {"folder", "model", "rewards"},
         {"linear", "stacked"},
         {"layer"},
         {"folded", "rows"},

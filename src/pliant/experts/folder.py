@@ -1,0 +1,115 @@
+"""An expert's folder, in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+from peft import PeftConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
+from torch import Tensor, nn
+
+from pliant.adapters import Fingerprint
+from pliant.adapters.files import write_file
+from pliant.errors import AdapterError, CorruptFile, InvalidInput, UnsupportedModel
+from pliant.experts.config import TYPE, SVFConfig
+
+CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+PREFIX, SUFFIX = "base_model.model.", ".svf_z.weight"
+
+
+def write(
+    folder: Path, changes: Mapping[str, Tensor], settings: Mapping[str, Any], card: str
+) -> None:
+    """Write the files, each completely or not at all."""
+    if folder.is_file():
+        raise InvalidInput(f"{folder} is a file: name a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / WEIGHTS, serialized(as_saved(changes), {"format": "pt"}))
+        content = json.dumps(dict(settings), indent=2, sort_keys=True)
+        write_file(folder / CONFIG, content.encode())
+        if not (folder / CARD).is_file():
+            write_file(folder / CARD, card.encode())
+    except OSError as error:
+        raise AdapterError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def as_saved(changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Under the names that PEFT gives them."""
+    return {f"{PREFIX}{path}{SUFFIX}": d.contiguous() for path, d in changes.items()}
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise AdapterError(f"{folder}: no such folder")
+    path = folder / CONFIG
+    if not path.is_file():
+        inside = sorted(each.parent.name for each in folder.glob(f"*/{CONFIG}"))
+        hint = f"; there are some in it: {', '.join(inside[:5])}" if inside else ""
+        raise AdapterError(f"{folder}: holds no expert (looked for {CONFIG}){hint}")
+    try:
+        settings = json.loads(path.read_bytes())
+        kind = settings["peft_type"]
+        if settings.get("fingerprint") is not None:
+            Fingerprint(**settings["fingerprint"])
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFile(f"{path}: is no configuration of PEFT") from error
+    if kind != TYPE:
+        raise InvalidInput(f"{folder}: holds a {kind} adapter, and no expert ({TYPE})")
+    check_only_z(str(folder), settings)
+    return cast(dict[str, Any], settings)
+
+
+def check_only_z(name: str, settings: Mapping[str, Any]) -> None:
+    if whole := settings.get("modules_to_save"):
+        raise UnsupportedModel(
+            f"{name}: has modules that were trained as a whole ({', '.join(sorted(whole))}), and "
+            "these are no value that can be added: load it with PEFT"
+        )
+
+
+def read_changes(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise CorruptFile(f"{path}: missing") from error
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except SafetensorError as error:
+        raise CorruptFile(f"{path}: truncated or damaged ({error})") from error
+    changes = {}
+    for key, tensor in tensors.items():
+        if not (key.startswith(PREFIX) and key.endswith(SUFFIX)) or tensor.dim() not in (1, 2):
+            raise CorruptFile(f"{path}: {key} {list(tensor.shape)} is no z of an expert")
+        if not torch.isfinite(tensor).all():
+            raise CorruptFile(f"{path}: {key} holds NaN or infinity: its training had diverged")
+        changes[key.removeprefix(PREFIX).removesuffix(SUFFIX)] = tensor.float()
+    if not changes:
+        raise CorruptFile(f"{path}: is empty")
+    return changes
+
+
+def settings_of(config: SVFConfig, base: nn.Module) -> dict[str, Any]:
+    """As PeftModel.save_pretrained writes them."""
+    copy = PeftConfig.from_peft_type(**config.to_dict())
+    copy.inference_mode = True
+    if copy.base_model_name_or_path is None:
+        copy.base_model_name_or_path = getattr(base, "name_or_path", None) or None
+    mapping = None
+    if copy.task_type is None:
+        kind = type(base)
+        mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+    with TemporaryDirectory() as folder:
+        copy.save_pretrained(folder, auto_mapping_dict=mapping)
+        settings: dict[str, Any] = json.loads((Path(folder) / CONFIG).read_text())
+    return settings
