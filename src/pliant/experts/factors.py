@@ -30,10 +30,8 @@ class Factors:
 
 
 @torch.no_grad()
-def factors_of(layer: Any, rank: int | None = None) -> Factors:
-    """Of a layer's weight without any expert, for its first singular vectors."""
-    vectors = layer.ensure_basis()[..., :rank].detach()
-    weight = layer.weight_alone().detach()
+def factors(weight: Tensor, vectors: Tensor) -> Factors:
+    """Of a weight (..., out, in) and the singular vectors of its smaller side."""
     precise = torch.promote_types(weight.dtype, torch.float32)
     weight, vectors = weight.to(precise), vectors.to(precise)
     if side_of_vectors(weight, vectors) == "input":
@@ -41,6 +39,11 @@ def factors_of(layer: Any, rank: int | None = None) -> Factors:
         return Factors(left, vectors.mT, left.norm(dim=-2))
     right = vectors.mT @ weight
     return Factors(vectors, right, right.norm(dim=-1))
+
+
+def factors_of(layer: Any, rank: int | None = None) -> Factors:
+    """Of a layer's weight without any expert, for its first singular vectors."""
+    return factors(layer.weight_alone().detach(), layer.ensure_basis().detach()[..., :rank])
 
 
 def singular_values(model: nn.Module) -> dict[str, Tensor]:

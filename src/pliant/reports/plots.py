@@ -147,36 +147,42 @@ def histograms(
     return out.getvalue()
 
 
-def heat_maps(maps: Mapping[str, Mapping[str, Sequence[float]]], y: str, value: str) -> str:
+def heat_maps(
+    maps: Mapping[str, Mapping[str, Sequence[float]]], y: str, value: str, x: str = "unit"
+) -> str:
     """One heat map under the other: a row for each name, a cell for each of its values.
 
     Rows of 128 values or more are sorted, the highest first. The colours are logarithmic
-    if the values are positive and far apart, and span all but the outermost percent of them.
+    if the values are positive and far apart, and span all but the outermost percent of them. A
+    value that is NaN has no colour.
     """
     rows = sum(min(len(drawn), 40) for drawn in maps.values())
     size = (_WIDE[0], 1.1 * len(maps) + 0.16 * rows + 0.6)
     with _figure(size) as (figure, out):
         for i, (title, drawn) in enumerate(maps.items()):
             axes = figure.add_subplot(len(maps), 1, i + 1)
-            _heat_map(axes, title, drawn, value)
+            _heat_map(axes, title, drawn, value, x)
             axes.set_ylabel(y)
     return out.getvalue()
 
 
-def _heat_map(axes: Axes, title: str, drawn: Mapping[str, Sequence[float]], value: str) -> None:
+def _heat_map(
+    axes: Axes, title: str, drawn: Mapping[str, Sequence[float]], value: str, x: str
+) -> None:
     from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 
     longest = max(map(len, drawn.values()))
     is_sorted = longest >= 128
     rows = [sorted(row, reverse=True) if is_sorted else list(row) for row in drawn.values()]
-    ranked = sorted(x for row in rows for x in row)
+    ranked = sorted(cell for row in rows for cell in row if cell == cell)
     low, high = ranked[len(ranked) // 100], ranked[-1 - len(ranked) // 100]
     norm: Any = Normalize(low, high, clip=True)
     if low > 0 and high > 10 * low:
         norm = LogNorm(low, high, clip=True)
     floor = low if isinstance(norm, LogNorm) else ranked[0]  # a logarithm needs positive values
     padded = [
-        [*(max(x, floor) for x in row), *[float("nan")] * (longest - len(row))] for row in rows
+        [*(max(cell, floor) for cell in row), *[float("nan")] * (longest - len(row))]
+        for row in rows
     ]
     colours = LinearSegmentedColormap.from_list("importance", ["#f2f4f7", COLOURS[1], "#101828"])
     image = axes.imshow(padded, aspect="auto", cmap=colours, norm=norm, interpolation="nearest")
@@ -191,7 +197,7 @@ def _heat_map(axes: Axes, title: str, drawn: Mapping[str, Sequence[float]], valu
     if longest == 1:
         axes.set_xticks([])
         return
-    axes.set_xlabel("unit, the highest of each row first" if is_sorted else "unit", fontsize=9)
+    axes.set_xlabel(f"{x}, the highest of each row first" if is_sorted else x, fontsize=9)
     axes.locator_params(axis="x", integer=True)
 
 

@@ -6,7 +6,12 @@ HELP = """Train, inspect, mix and export singular-value experts.
 
 An expert is a small file that turns its base model into a specialist.
 
-Example: pliant expert --help
+Example: pliant expert show math --with code --heatmap differences.html
 """
 # Every command of the group and its line in `pliant expert --help`.
-COMMANDS: dict[str, str] = {}
+COMMANDS = {
+    "export-lora": "Write an expert as a LoRA, which needs no Pliant.",
+    "list": "Show the experts in a folder.",
+    "merge": "Write an expert and its base as one stock model.",
+    "show": "Show what an expert changes, or where two differ.",
+}

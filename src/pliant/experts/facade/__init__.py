@@ -1,0 +1,1 @@
+"""The seed's names for experts, thin over the core."""
