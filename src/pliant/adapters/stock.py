@@ -18,12 +18,13 @@ from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from pliant.adapters.fingerprint import is_packed
-from pliant.errors import UnsupportedModel
+from pliant.errors import InvalidInput, UnsupportedModel
 
 BOUNDS = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
 """The largest difference of a logit from the live model's, relative to the largest logit."""
 PROBE = 24  # tokens in each of the two rows that the models are compared on
 SHARD_SIZE = "5GB"
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def check_exportable(base: nn.Module) -> None:
@@ -63,6 +64,17 @@ def save(model: Any, base: Any, tokenizer: Any, folder: Path, shard_size: str = 
     model.save_pretrained(folder, max_shard_size=shard_size)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def bytes_of(size: str) -> int:
+    """The bytes of a size such as 500MB or 5GB."""
+    text = size.strip().upper()
+    for unit, factor in _UNITS.items():
+        number = text.removesuffix(unit)
+        plain = number.strip().replace(".", "", 1).isdigit()
+        if number != text and plain and (value := int(float(number) * factor)):
+            return value
+    raise InvalidInput(f"shard size {size!r}: give a size such as 500MB or 5GB")
 
 
 # --- the proof -----------------------------------------------------------------------------------

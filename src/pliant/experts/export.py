@@ -28,6 +28,7 @@ from pliant.adapters.stock import (
     SHARD_SIZE,
     assembled,
     bound_of,
+    bytes_of,
     check_exportable,
     logits_of,
     proof,
@@ -36,7 +37,7 @@ from pliant.adapters.stock import (
 from pliant.anatomy import Anatomy
 from pliant.anatomy.find import unwrap
 from pliant.anatomy.modes import eval_mode
-from pliant.anatomy.trial import trial_ids
+from pliant.anatomy.trial import is_full_precision, trial_ids
 from pliant.errors import InvalidInput, UnsupportedModel, did_you_mean
 from pliant.experts.expert import Expert
 from pliant.experts.folded import folded
@@ -87,6 +88,7 @@ def merge(
     """
     target = Path(folder).expanduser()
     check_new(target)
+    bytes_of(max_shard_size)
     if isinstance(model, str | Path):
         model, tokenizer = on_its_base(Expert.load(model), base, tokenizer)
     elif base is not None:
@@ -95,7 +97,8 @@ def merge(
     check_leaves(stock)
     with chosen(stock, experts) as names, eval_mode(stock):
         probe = trial_ids(Anatomy.of(stock), PROBE)
-        live = logits_of(stock, probe)
+        with _as_merged(stock):
+            live = logits_of(stock, probe)
         merged = merged_weights(stock)
         copy = assembled(type(stock), stock.config, stock_state(stock) | merged)
         with new_folder(target) as unfinished:
@@ -196,6 +199,21 @@ def chosen(base: Any, experts: Sequence[str] | None) -> Iterator[list[str]]:
                 parameter.requires_grad_(state)
 
 
+@contextmanager
+def _as_merged(base: Any) -> Iterator[None]:
+    """In half precision, the folded form: it rounds its weights as a merged model does, while the
+    other form is as far from that as rounding goes."""
+    layers = [] if is_full_precision(base) else [layer for _, layer in svf_layers(base)]
+    forms = [layer.form for layer in layers]
+    try:
+        for layer in layers:
+            layer.form = "folded"
+        yield
+    finally:
+        for layer, form in zip(layers, forms, strict=True):
+            layer.form = form
+
+
 def _trainable(layer: Any) -> list[tuple[nn.Parameter, bool]]:
     return [(p, p.requires_grad) for p in layer.svf_z.parameters()]
 
@@ -204,8 +222,9 @@ def _trainable(layer: Any) -> list[tuple[nn.Parameter, bool]]:
 
 
 @torch.no_grad()
-def merged_weights(base: nn.Module) -> dict[str, Tensor]:
-    """The weights with the active experts in them, by their names in the stock model."""
+def merged_weights(base: nn.Module, precise: bool = False) -> dict[str, Tensor]:
+    """The weights with the active experts in them, by their names in the stock model; in their own
+    dtype, or in fp32 or better."""
     made: dict[int, Tensor] = {}
     merged: dict[str, Tensor] = {}
     for path, layer in svf_layers(base):
@@ -214,7 +233,10 @@ def merged_weights(base: nn.Module) -> dict[str, Tensor]:
             continue
         parameter = layer._parameter()
         if id(parameter) not in made:  # tied weights stay one tensor
-            weight = folded(layer.own_weight().detach(), layer.vectors_for(change), change)
+            weight = layer.own_weight().detach()
+            if precise:
+                weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            weight = folded(weight, layer.vectors_for(change), change)
             made[id(parameter)] = layer._in_place(weight).contiguous()
         name = getattr(layer, "parameter_name", "weight")
         merged[f"{path}.{name}"] = made[id(parameter)]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +29,17 @@ from pliant.adapters.stock import (
     assembled,
     bound_of,
     difference_of,
-    disagreement,
     logits_of,
 )
 from pliant.anatomy import Anatomy
 from pliant.anatomy.find import unwrap
 from pliant.anatomy.modes import eval_mode
-from pliant.anatomy.trial import trial_ids
+from pliant.anatomy.trial import is_full_precision, trial_ids
 from pliant.errors import InvalidInput, UnsupportedModel, check_whole
-from pliant.experts.expert import Expert, layers_of
-from pliant.experts.export import check_leaves, chosen, on_its_base, stock_state
-from pliant.experts.factors import factors_of
+from pliant.experts.expert import Expert
+from pliant.experts.export import check_leaves, chosen, merged_weights, on_its_base, stock_state
 from pliant.experts.folder import CARD, PREFIX, WEIGHTS
+from pliant.experts.low_rank import Pair, Part, best_ranks, parts_of, same_ranks, without
 
 
 @dataclass(frozen=True)
@@ -88,11 +86,13 @@ def to_lora(
     budget: int | None = None,
     base: str | Path | None = None,
     experts: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
 ) -> LoraResult:
     """Write a model's active experts, or these, to a new folder as one LoRA.
 
     Give `rank`, the same for every weight, or `budget`, how many numbers it may have in total. The
     model may be an expert's folder: then `base` is loaded (left out: the one that it names).
+    `exclude` names modules that are left out, as `out_proj` or a part of a path.
     """
     _check_size(rank, budget)
     target = Path(folder).expanduser()
@@ -104,15 +104,17 @@ def to_lora(
     stock: Any = unwrap(model)
     check_leaves(stock)
     with chosen(stock, experts) as names, eval_mode(stock):
-        parts = _parts(stock)
-        ranks = _same(parts, rank) if rank is not None else _best(parts, budget or 0)
-        pairs = [part.pair(r, stock.dtype) for part, r in zip(parts, ranks, strict=True) if r]
+        parts = parts_of(stock)
+        usable = without(parts, exclude)
+        ranks = same_ranks(usable, rank) if rank is not None else best_ranks(usable, budget or 0)
+        pairs = [part.pair(r, stock.dtype) for part, r in zip(usable, ranks, strict=True) if r]
         probe = trial_ids(Anatomy.of(stock), PROBE)
         live = logits_of(stock, probe)
         with new_folder(target) as unfinished:
             _write(unfinished, stock, pairs)
             measured = _proof(unfinished, stock, pairs, probe, live)
-            result = _result(target, names, parts, ranks, measured)
+            kept = {part.name: r for part, r in zip(usable, ranks, strict=True) if r}
+            result = _result(target, names, parts, kept, measured)
             (unfinished / CARD).write_text(_card(result, unfinished, stock), encoding="utf-8")
     return result
 
@@ -123,145 +125,6 @@ def _check_size(rank: int | None, budget: int | None) -> None:
     for name, value in (("rank", rank), ("budget", budget)):
         if value is not None:
             check_whole(name, value, 1)
-
-
-# --- what there is to keep -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """What the experts add to one weight, the most important ranks first."""
-
-    path: str
-    """Of the module; several stacked weights may share it."""
-    nesting: int
-    """How deep PEFT nests it among these: the outermost is 0."""
-    parameter: str
-    module: nn.Module
-    left: Tensor
-    """(..., out, rank), with the change's sign and half of its size."""
-    right: Tensor
-    """(..., rank, in), with the other half."""
-    gains: Tensor
-    """(rank,): the energy that each further rank keeps; over the experts of a mixture, together."""
-
-    @property
-    def name(self) -> str:
-        return self.path if self.parameter == "weight" else f"{self.path}.{self.parameter}"
-
-    @property
-    def cost(self) -> int:
-        """The numbers of one rank."""
-        *stack, rows, _ = self.left.shape
-        return prod(stack) * (rows + self.right.shape[-1])
-
-    def pair(self, rank: int, dtype: torch.dtype) -> Pair:
-        left, right = self.left[..., :rank], self.right[..., :rank, :]
-        return Pair(self, left.to(dtype), right.to(dtype))
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """The factors that are kept of a part."""
-
-    part: Part
-    left: Tensor
-    right: Tensor
-
-    @property
-    def rank(self) -> int:
-        return self.left.shape[-1]
-
-    @property
-    def numbers(self) -> int:
-        return self.left.numel() + self.right.numel()
-
-    def as_saved(self) -> tuple[Tensor, Tensor]:
-        """lora_A (rank, in) and lora_B (out, rank), as PEFT lays them out."""
-        if self.left.dim() == 2:
-            return self.right.contiguous(), self.left.contiguous()
-        a_ERI, b_EOR = self.right, self.left
-        if getattr(self.part.module, "is_transposed", False):  # its axes are (experts, in, out)
-            a_ERI, b_EOR = self.left.mT, self.right.mT
-        a = a_ERI.flatten(0, 1).contiguous()
-        return a, b_EOR.permute(1, 2, 0).flatten(1).contiguous()
-
-    def added(self) -> Tensor:
-        """What it adds to the parameter, with the parameter's axes."""
-        update = self.left.float() @ self.right.float()
-        return update.T if isinstance(self.part.module, Conv1D) else update
-
-
-@torch.no_grad()
-def _parts(base: nn.Module) -> list[Part]:
-    parts = []
-    for path, layer in layers_of(base):
-        change = layer.change_of(layer.active_adapters)
-        if change is None or not bool(change.any()):
-            continue
-        factors, d = factors_of(layer, change.shape[-1]), change.detach()
-        sizes = factors.values * d.to(factors.values)
-        order = sizes.abs().argsort(dim=-1, descending=True, stable=True)
-        gains = sizes.gather(-1, order).square()
-        half = (d.abs().to(factors.values) * factors.values).sqrt()
-        unit = factors.values.clamp_min(torch.finfo(half.dtype).tiny)
-        left, right = _balanced(factors.left, factors.right, d, half, unit)
-        parts.append(
-            Part(
-                path=path.replace(".base_layer", ""),
-                nesting=path.count(".base_layer"),
-                parameter=getattr(layer, "parameter_name", "weight"),
-                module=layer.base(),
-                left=left.gather(-1, order[..., None, :].expand_as(left)),
-                right=right.gather(-2, order[..., :, None].expand_as(right)),
-                gains=gains if gains.dim() == 1 else gains.sum(0),
-            )
-        )
-    if not parts:
-        raise InvalidInput("all z are 1: the expert is the base, and there is nothing to write")
-    return parts
-
-
-def _balanced(
-    left: Tensor, right: Tensor, change: Tensor, half: Tensor, unit: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Both factors with vectors of the same length, so that neither loses digits in bf16."""
-    sign = change.sign().to(left)
-    is_left_unit = left.shape[-2] < right.shape[-1]  # which of them has the singular vectors
-    left_scale = half if is_left_unit else half / unit
-    right_scale = half / unit if is_left_unit else half
-    return left * (sign * left_scale)[..., None, :], right * right_scale[..., :, None]
-
-
-# --- ranks ---------------------------------------------------------------------------------------
-
-
-def _same(parts: Sequence[Part], rank: int) -> list[int]:
-    """This rank for each, or all that there is."""
-    return [min(rank, int((part.gains > 0).sum())) for part in parts]
-
-
-def _best(parts: Sequence[Part], budget: int) -> list[int]:
-    """The ranks that keep the most energy for each number.
-
-    The ranks of a weight come in falling order of their energy, so taking the best that is left
-    always takes a weight's next one.
-    """
-    offers = [
-        (-float(gain) / part.cost, i, k)
-        for i, part in enumerate(parts)
-        for k, gain in enumerate(part.gains.tolist())
-        if gain > 0
-    ]
-    ranks, left = [0] * len(parts), budget
-    for _, i, k in sorted(offers):
-        if ranks[i] == k and parts[i].cost <= left:
-            ranks[i] += 1
-            left -= parts[i].cost
-    if not any(ranks):
-        least = min(part.cost for part in parts)
-        raise InvalidInput(f"budget = {budget:,}: one rank of the smallest weight takes {least:,}")
-    return ranks
 
 
 # --- writing and proof ---------------------------------------------------------------------------
@@ -318,55 +181,72 @@ def _short(base: nn.Module, paths: Sequence[str]) -> list[str]:
     return sorted(names) if meant == set(paths) else list(paths)
 
 
-def _proof(
-    folder: Path, base: Any, pairs: Sequence[Pair], probe: Tensor, live: Tensor
-) -> tuple[float, float, float, float]:
-    """Reload on a fresh model that shares the base's tensors; raise unless it adds what is kept."""
+@torch.no_grad()
+def _proof(folder: Path, base: Any, pairs: Sequence[Pair], probe: Tensor, live: Tensor) -> Measured:
+    """Reload on a fresh model that shares the base's tensors; raise unless it adds what is kept.
+
+    A base in half precision is compared in fp32, where a difference is one of the LoRA.
+    """
     kind, config, state = type(base), base.config, stock_state(base)
+    if not is_full_precision(base):
+        state = {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
+        live = logits_of(assembled(kind, config, state | merged_weights(base, True)), probe)
     plain = assembled(kind, config, state)
     effect = difference_of(logits_of(plain, probe), live)
     changed = {}
     for pair in pairs:
         key = f"{pair.part.path}.{pair.part.parameter}"
-        changed[key] = (state[key].float() + pair.added()).to(state[key])
+        changed[key] = state[key] + pair.added().to(state[key])
     expected = logits_of(assembled(kind, config, state | changed), probe)
     try:
         again: Any = PeftModel.from_pretrained(plain, str(folder)).eval()
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         why = " ".join(str(error).split())
-        raise UnsupportedModel(f"PEFT cannot load such a LoRA for this model: {why}") from error
+        raise UnsupportedModel(
+            f"PEFT cannot load such a LoRA for this model; leave out what it names with exclude. "
+            f"It says: {why}"
+        ) from error
     logits = logits_of(again, probe)
-    difference = difference_of(logits, expected)
-    if difference > bound_of(expected):
-        raise disagreement(again, difference, expected)
-    return difference_of(logits, live), effect, difference, bound_of(expected)
+    difference, bound = difference_of(logits, expected), bound_of(expected)
+    if difference > bound:
+        read = sorted({p.part.path.rpartition(".")[2] for p in pairs if p.part.is_read})
+        names = f" (perhaps one of {', '.join(read)})" if read else ""
+        raise UnsupportedModel(
+            f"reloaded by PEFT, the LoRA is not what was written: its logits differ by "
+            f"{difference:.2g}, and {bound:g} is allowed. A LoRA has no effect where a model reads "
+            f"a weight without calling its projection{names}: leave such modules out with exclude. "
+            "Nothing was written"
+        )
+    return Measured(difference_of(logits, live), effect, difference, bound)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Differences of logits: see `LoraResult`."""
+
+    logit_difference: float
+    effect: float
+    proof: float
+    bound: float
 
 
 def _result(
     target: Path,
     names: Sequence[str],
     parts: Sequence[Part],
-    ranks: Sequence[int],
-    measured: tuple[float, float, float, float],
+    ranks: dict[str, int],
+    measured: Measured,
 ) -> LoraResult:
-    both = list(zip(parts, ranks, strict=True))
-    whole = sum(float(part.gains.double().sum()) for part in parts)
-    energies = {
-        part.name: float(part.gains[:rank].double().sum() / part.gains.double().sum())
-        for part, rank in both
-    }
-    difference, effect, proof, bound = measured
+    whole = {part.name: float(part.gains.double().sum()) for part in parts}
+    own = {p.name: float(p.gains[: ranks.get(p.name, 0)].double().sum()) for p in parts}
     return LoraResult(
         folder=str(target),
         experts=tuple(names),
-        parameters=sum(part.cost * rank for part, rank in both),
-        ranks={part.name: rank for part, rank in both if rank},
-        energy=sum(float(part.gains[:rank].double().sum()) for part, rank in both) / whole,
-        energies=energies,
-        logit_difference=difference,
-        effect=effect,
-        proof=proof,
-        bound=bound,
+        parameters=sum(part.cost * ranks.get(part.name, 0) for part in parts),
+        ranks=ranks,
+        energy=sum(own.values()) / sum(whole.values()),
+        energies={name: own[name] / whole[name] for name in whole},
+        **asdict(measured),
     )
 
 

@@ -19,6 +19,8 @@ class ExportLoraOptions(LeavingOptions):
     """The same rank for every weight."""
     budget: Annotated[int, Ge(1)] | None = None
     """How many numbers the LoRA may have: each weight gets the rank that is best for all."""
+    exclude: tuple[str, ...] = ()
+    """A module that is left out, as out_proj or a part of a path; repeatable."""
 
 
 def export_lora(options: ExportLoraOptions) -> None:
@@ -36,7 +38,9 @@ def export_lora(options: ExportLoraOptions) -> None:
     from pliant.experts.lora import to_lora
 
     assert options.out is not None
-    result = to_lora(model, options.out, rank=options.rank, budget=options.budget)
+    result = to_lora(
+        model, options.out, rank=options.rank, budget=options.budget, exclude=options.exclude
+    )
     if options.json:
         terminal.print_json({"expert": options.expert, **result.as_dict()})
         return

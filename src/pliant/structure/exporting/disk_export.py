@@ -27,6 +27,7 @@ from pliant.adapters.stock import (
     PROBE,
     SHARD_SIZE,
     bound_of,
+    bytes_of,
     difference_of,
     disagreement,
     logits_of,
@@ -50,7 +51,7 @@ from pliant.structure.exporting.export import (
     zeroed_kinds,
 )
 from pliant.structure.exporting.saved import DiskAdapters, adapter_folders, attach_from_disk
-from pliant.structure.exporting.shards import Shards, bytes_of
+from pliant.structure.exporting.shards import Shards
 from pliant.structure.stock.lazy_state import State
 
 UNFINISHED = ".{}.unfinished"

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from pliant.errors import InvalidInput
 from pliant.structure.stock.lazy_state import State
 
 DTYPES = {
@@ -35,18 +34,6 @@ DTYPES = {
 }
 INDEX = "model.safetensors.index.json"
 PART = ".part"  # the end of the name of a shard that is being written
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def bytes_of(size: str) -> int:
-    """The bytes of a size such as 500MB or 5GB."""
-    text = size.strip().upper()
-    for unit, factor in _UNITS.items():
-        number = text.removesuffix(unit)
-        plain = number.strip().replace(".", "", 1).isdigit()
-        if number != text and plain and (value := int(float(number) * factor)):
-            return value
-    raise InvalidInput(f"shard size {size!r}: give a size such as 500MB or 5GB")
 
 
 @dataclass(frozen=True)
