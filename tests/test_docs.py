@@ -41,6 +41,7 @@ REFERENCE = [
     "pliant.anatomy",
     "pliant.complexity",
     "pliant.data",
+    "pliant.experts",
     "pliant.gradients",
     "pliant.gradients.audit",
     "pliant.nano",

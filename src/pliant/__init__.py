@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from pliant.errors import PliantError as PliantError
     from pliant.errors import UnsupportedModel as UnsupportedModel
     from pliant.errors import WrongBase as WrongBase
+    from pliant.experts.facade.svd import SvdComponent as SvdComponent
+    from pliant.experts.facade.svd import SVFWrapper as SVFWrapper
     from pliant.gradients.facade.causal_lm import CGGRModel as CGGRModel
     from pliant.gradients.facade.flash import enable_flash_attention as enable_flash_attention
     from pliant.gradients.facade.flash import (
@@ -80,6 +82,7 @@ _HOMES = {
         "UnsupportedModel",
         "WrongBase",
     ),
+    "pliant.experts.facade.svd": ("SVFWrapper", "SvdComponent"),
     "pliant.gradients.facade.causal_lm": ("CGGRModel",),
     "pliant.gradients.facade.flash": ("enable_flash_attention", "load_model_with_flash_attention"),
     "pliant.gradients.facade.loss": ("CGGRLoss",),
