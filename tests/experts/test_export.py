@@ -84,6 +84,18 @@ def test_the_copy_computes_the_same_and_has_no_trace(
         assert not any(word in content for word in (b"pliant", b"peft", b"svf", b"base_layer"))
 
 
+def test_in_half_precision_a_live_model_is_compared_as_it_would_be_merged(tmp_path: Path) -> None:
+    """An expert that is not trained adds its effect to each call, which rounds otherwise."""
+    model = with_experts("math", model=tiny_model("llama", torch.bfloat16))
+    model.requires_grad_(False)
+    ids = IDS % model.config.vocab_size
+    live = logits(model, ids)
+    assert merge(model, tmp_path / "stock").difference == 0
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "stock", dtype="auto").eval()
+    assert not torch.equal(logits(again, ids), live)
+    assert torch.equal(logits(model, ids), live)
+
+
 def test_several_experts_merge_as_their_sum(tmp_path: Path) -> None:
     model = with_experts("math", "code")
     result = merge(model, tmp_path / "both", experts=["math", "code"])
