@@ -108,10 +108,13 @@ def proof(folder: Path, base: Any, probe: Tensor, live: Tensor) -> float:
     return difference
 
 
-def disagreement(again: nn.Module, difference: float, live: Tensor) -> UnsupportedModel:
+def disagreement(
+    again: nn.Module, difference: float, live: Tensor, bound: float | None = None
+) -> UnsupportedModel:
     """The error of a reloaded model that computes something else than the live one."""
+    allowed = bound_of(live) if bound is None else bound
     return UnsupportedModel(
         f"the reloaded {type(again).__name__} does not agree with the live model: its logits "
-        f"differ by {difference:.2g}, and {bound_of(live):g} is allowed in {live.dtype}. Nothing "
+        f"differ by {difference:.2g}, and {allowed:g} is allowed in {live.dtype}. Nothing "
         "was written"
     )

@@ -4,8 +4,8 @@
     merge("math", "math-model", base="nano-s")     # an expert's folder, on its base
     AutoModelForCausalLM.from_pretrained("math-model")
 
-The live model is not changed. The copy is written to a temporary folder, reloaded with plain
-transformers, compared with the live model, and only then renamed to its target.
+The copy is written to a temporary folder, reloaded with plain transformers, compared with the live
+model, whose experts are merged meanwhile, and only then renamed to its target.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pliant.adapters.stock import (
 from pliant.anatomy import Anatomy
 from pliant.anatomy.find import unwrap
 from pliant.anatomy.modes import eval_mode
-from pliant.anatomy.trial import is_full_precision, trial_ids
+from pliant.anatomy.trial import trial_ids
 from pliant.errors import InvalidInput, UnsupportedModel, did_you_mean
 from pliant.experts.expert import Expert
 from pliant.experts.folded import folded
@@ -201,17 +201,17 @@ def chosen(base: Any, experts: Sequence[str] | None) -> Iterator[list[str]]:
 
 @contextmanager
 def _as_merged(base: Any) -> Iterator[None]:
-    """In half precision, the folded form: it rounds its weights as a merged model does, while the
-    other form is as far from that as rounding goes."""
-    layers = [] if is_full_precision(base) else [layer for _, layer in svf_layers(base)]
-    forms = [layer.form for layer in layers]
+    """The active experts in the weights, for a while: unmerged, they round otherwise, by 3e-5 of
+    the largest logit in fp32 on SmolLM2-135M and by more than the bound in bf16."""
+    layers = [layer for _, layer in svf_layers(base)]
     try:
         for layer in layers:
-            layer.form = "folded"
+            layer.merge(adapter_names=list(layer.active_adapters))
         yield
     finally:
-        for layer, form in zip(layers, forms, strict=True):
-            layer.form = form
+        for layer in layers:
+            if layer.merged:
+                layer.unmerge()
 
 
 def _trainable(layer: Any) -> list[tuple[nn.Parameter, bool]]:
