@@ -36,6 +36,7 @@ from pliant.complexity import CPXConfig, attach, fit
 from pliant.complexity.prefix_cache import disk
 from pliant.complexity.prefix_cache.store import Chunk, PrefixStore
 from pliant.complexity.training.dataset import encode, ids_of
+from pliant.linear import logistic, ridge
 from pliant.loading import load
 from pliant.prefill.prefilled import EMPTY
 from pliant.reports.tables import Table
@@ -43,7 +44,7 @@ from pliant.routing.metrics.ranking import oracle_apgr
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import messages
 from pliant.routing.scorers import make
-from pliant.routing.scorers.linear import best, gain_error, logistic, ridge
+from pliant.routing.scorers.linear import best, gain_error
 from pliant.routing.scorers.protocol import gains
 
 SETS = ("gsm8k", "mmlu")

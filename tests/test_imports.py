@@ -21,7 +21,7 @@ ORDER = [
     {"adaptive", "recipes", "reports", "survey"},
     {"routing"},
     {"complexity", "structure", "experts", "gradients"},
-    {"training", "prefill"},
+    {"linear", "training", "prefill"},
     {"adapters", "verify", "stats"},
     {"data"},
     {"loading"},

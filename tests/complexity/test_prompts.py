@@ -14,9 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pliant.complexity import Complexity, CPXConfig, attach
-from pliant.complexity.prompts import TOKENS_A_BATCH, alike
 from pliant.errors import InvalidInput
 from pliant.loading import load
+from pliant.prefill.batch import TOKENS_A_BATCH, alike
 
 
 def made(model: nn.Module, **settings: Any) -> Complexity:

@@ -30,11 +30,11 @@ from pliant.anatomy.depth import cache_name, run_first
 from pliant.anatomy.intercept import FORWARD, intercept
 from pliant.complexity.config import CPXConfig
 from pliant.complexity.export import ExportResult, export
-from pliant.complexity.prompts import Truncation, alike, ids_of, padding, unpadded
+from pliant.complexity.prompts import Truncation, ids_of, padding, unpadded
 from pliant.complexity.scorer import PromptScorer, setting
 from pliant.complexity.scores import Scores
 from pliant.errors import InvalidInput
-from pliant.prefill import Batch, ForwardResult, Prefilled, supports_cache, supports_padding
+from pliant.prefill import Batch, ForwardResult, Prefilled, alike, supports_cache, supports_padding
 from pliant.prefill.prefilled import Part
 
 Leaving = float | Callable[[Scores], Any]

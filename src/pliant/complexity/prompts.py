@@ -1,8 +1,8 @@
-"""Turns prompts (texts, messages, ids) into lists of ids, checks them and batches them."""
+"""Turns prompts (texts, messages, ids) into lists of ids, and checks them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -14,8 +14,6 @@ from pliant.errors import InvalidInput
 from pliant.prefill import align
 
 Truncation = Literal["left", "right"]
-
-TOKENS_A_BATCH = 8_192
 
 
 def ids_of(
@@ -84,31 +82,6 @@ def checked(
     if truncation == "left":
         return [ids[max(0, len(ids) - max_length) :] for ids in prompts]
     return [ids[:max_length] for ids in prompts]
-
-
-def alike(
-    lengths: Sequence[int],
-    batch_size: int | None = None,
-    equal: bool = False,
-    tokens: int = TOKENS_A_BATCH,
-) -> Iterator[list[int]]:
-    """Batches of prompts of similar (or `equal`) length, each in their order; without a size, up to
-    `tokens` at a time."""
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise InvalidInput(f"batch_size = {batch_size!r}: give 1 or more")
-    rows: list[int] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        # Empty prompts run alone: beside others they would be nothing but padding.
-        differs = bool(rows) and lengths[rows[-1]] != lengths[i]
-        full = len(rows) == batch_size or (differs and (equal or lengths[rows[-1]] == 0))
-        if batch_size is None:
-            full = full or (len(rows) + 1) * lengths[i] > tokens
-        if rows and full:
-            yield sorted(rows)
-            rows = []
-        rows.append(i)
-    if rows:
-        yield sorted(rows)
 
 
 def _ids(i: int, prompt: Any, tokenizer: PreTrainedTokenizerBase | None, chat: bool) -> list[int]:

@@ -31,7 +31,6 @@ from pliant.anatomy.modes import without_checkpointing
 from pliant.complexity.config import CPXConfig, Reads
 from pliant.complexity.prompts import (
     Truncation,
-    alike,
     check_padding,
     checked,
     ids_of,
@@ -50,7 +49,7 @@ from pliant.complexity.rows import (
 )
 from pliant.complexity.scores import Scores
 from pliant.errors import AdapterError, InvalidInput
-from pliant.prefill import Batch, Prefilled, device_of
+from pliant.prefill import Batch, Prefilled, alike, device_of
 
 PLACEHOLDER = 0
 """Any id of the vocabulary: its embedding is looked up, and the row written over it."""

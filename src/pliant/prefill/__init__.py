@@ -11,7 +11,7 @@ and the keys and values of one prompt.
 """
 
 from pliant.anatomy.find import device_of
-from pliant.prefill.batch import Batch, align
+from pliant.prefill.batch import Batch, align, alike
 from pliant.prefill.forward import ForwardResult, groups, on_top, supports_cache, supports_padding
 from pliant.prefill.prefilled import Prefilled, Prefix, prefill
 
@@ -21,6 +21,7 @@ __all__ = [
     "Prefilled",
     "Prefix",
     "align",
+    "alike",
     "device_of",
     "groups",
     "on_top",

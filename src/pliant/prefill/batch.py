@@ -8,7 +8,7 @@ Shapes: B prompts, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from pliant.data.collate import pad_rows
 from pliant.errors import InvalidInput
+
+TOKENS_A_BATCH = 8_192
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,31 @@ def align(input_ids: Tensor, attention_mask: Tensor | None = None) -> Batch:
     # A stable sort brings the padding to the front and leaves the tokens in their order.
     order_BT = mask_BT.argsort(dim=1, stable=True)
     return _trimmed(input_ids.gather(1, order_BT), mask_BT.gather(1, order_BT))
+
+
+def alike(
+    lengths: Sequence[int],
+    batch_size: int | None = None,
+    equal: bool = False,
+    tokens: int = TOKENS_A_BATCH,
+) -> Iterator[list[int]]:
+    """Batches of prompts of similar (or `equal`) length, each in their order; without a size, up to
+    `tokens` at a time."""
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise InvalidInput(f"batch_size = {batch_size!r}: give 1 or more")
+    rows: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        # Empty prompts run alone: beside others they would be nothing but padding.
+        differs = bool(rows) and lengths[rows[-1]] != lengths[i]
+        full = len(rows) == batch_size or (differs and (equal or lengths[rows[-1]] == 0))
+        if batch_size is None:
+            full = full or (len(rows) + 1) * lengths[i] > tokens
+        if rows and full:
+            yield sorted(rows)
+            rows = []
+        rows.append(i)
+    if rows:
+        yield sorted(rows)
 
 
 def positions(mask_BT: Tensor) -> Tensor:

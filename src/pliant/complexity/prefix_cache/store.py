@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from pliant.complexity.prefix_cache.append_in_place import Appendable
-from pliant.complexity.prompts import TOKENS_A_BATCH, alike
 from pliant.complexity.scorer import PromptScorer
 from pliant.errors import UnsupportedModel
-from pliant.prefill import Batch, ForwardResult, Prefilled, Prefix, supports_padding
+from pliant.prefill import Batch, ForwardResult, Prefilled, Prefix, alike, supports_padding
+from pliant.prefill.batch import TOKENS_A_BATCH
 from pliant.prefill.prefilled import EMPTY, GROWING, Part, cache_of, kinds_of
 
 RunPrompts = Callable[[Tensor, Tensor], Prefilled]

@@ -9,10 +9,11 @@ import numpy as np
 
 from pliant.data import has_chat_template
 from pliant.errors import InvalidInput
+from pliant.linear import Linear, logistic
 from pliant.routing.backends.local import LocalModel, own_parameters
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import messages, text_of
-from pliant.routing.scorers.linear import Floats, Linear, best, gain_error, logistic, together
+from pliant.routing.scorers.linear import Floats, best, gain_error, together
 from pliant.routing.scorers.protocol import Groups, Predictions, Prompts, Scorer, State, gains
 
 
@@ -139,8 +140,8 @@ def last_states(base: BaseLM, prompts: Prompts, layer: int) -> Floats:
     import torch
 
     from pliant.anatomy import Anatomy
-    from pliant.complexity.prompts import alike, ids_of
-    from pliant.prefill import Batch, prefill
+    from pliant.complexity.prompts import ids_of
+    from pliant.prefill import Batch, alike, prefill
 
     anatomy = Anatomy.of(base.model)
     depth = None if layer == len(anatomy.layers) else layer

@@ -15,18 +15,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from pliant.errors import InvalidInput
+from pliant.linear import Linear, logistic, ridge
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import text_of
 from pliant.routing.scorers.features import TextFeatures, TextSettings
-from pliant.routing.scorers.linear import (
-    Floats,
-    Linear,
-    best,
-    gain_error,
-    logistic,
-    ridge,
-    together,
-)
+from pliant.routing.scorers.linear import Floats, best, gain_error, together
 from pliant.routing.scorers.protocol import Groups, Predictions, Prompts, Scorer, State, gains
 
 _PRIOR = 10.0

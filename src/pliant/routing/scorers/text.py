@@ -20,19 +20,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pliant.linear import Linear, logistic, ridge
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers.features import TextFeatures, TextSettings
-from pliant.routing.scorers.linear import (
-    Floats,
-    Linear,
-    best,
-    folds,
-    gain_error,
-    logistic,
-    out_of_fold,
-    ridge,
-    together,
-)
+from pliant.routing.scorers.linear import Floats, best, folds, gain_error, out_of_fold, together
 from pliant.routing.scorers.protocol import Groups, Predictions, Prompts, Scorer, State, gains
 
 _FOLDS = 5
