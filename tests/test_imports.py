@@ -96,7 +96,7 @@ LAYERS = {
     ],
     "experts": [
         {"facade"},
-        {"lora"},
+        {"adapting", "lora"},
         {"comparison", "export", "low_rank"},
         {"factors"},
         {"expert"},
