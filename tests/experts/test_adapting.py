@@ -35,7 +35,12 @@ from pliant.experts.model import svf_layers
 from pliant.verify import verifier
 
 PROMPTS = ["sort: dcab", "17+4", "what is 23+58?", "reverse of abc"]
-MIXTURES: list[Any] = [{"words": 1.0}, {}, {"sums": 0.5, "words": -1.0}, {"words": [0.0, 1.0, -9.0]}]
+MIXTURES: list[Any] = [
+    {"words": 1.0},
+    {},
+    {"sums": 0.5, "words": -1.0},
+    {"words": [0.0, 1.0, -9.0]},
+]
 SETTINGS: dict[str, Any] = {"max_new_tokens": 8}
 
 

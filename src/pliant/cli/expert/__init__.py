@@ -9,9 +9,12 @@ An expert is a small file that turns its base model into a specialist.
 Example: pliant expert show math --with code --heatmap differences.html
 """
 # Every command of the group and its line in `pliant expert --help`.
-COMMANDS = {
-    "export-lora": "Write an expert as a LoRA, which needs no Pliant.",
+COMMANDS: dict[str, str] = {
     "list": "Show the experts in a folder.",
-    "merge": "Write an expert and its base as one stock model.",
     "show": "Show what an expert changes, or where two differ.",
+    "classify": "Show which expert a prompt needs, or fit a classifier.",
+    "mix": "Mix experts to suit a few solved examples.",
+    "ask": "Ask prompts; each picks its own expert.",
+    "merge": "Write an expert and its base as one stock model.",
+    "export-lora": "Write an expert as a LoRA, which needs no Pliant.",
 }

@@ -27,6 +27,7 @@ from pliant.experts.adapting.prompts import (
     batches,
     encode,
     experts_on,
+    first_expert_layer,
     generate_batch,
 )
 from pliant.experts.adapting.shots import Shot, check_split
@@ -124,13 +125,16 @@ class Layout:
 
     names: tuple[str, ...]
     group_of: tuple[int, ...]
-    """For each layer the number of its group, whose coefficients it uses."""
+    """For each layer the number of its group, whose coefficients it uses; those before all experts
+    count to the first."""
 
     @classmethod
     def of(cls, model: Any, names: Sequence[str], config: FewShotConfig) -> Layout:
-        depth = len(Anatomy.of(model).layers)
-        groups = {"global": 1, "block": min(config.blocks, depth), "layer": depth}[config.scope]
-        return cls(tuple(names), tuple(i * groups // depth for i in range(depth)))
+        depth, first = len(Anatomy.of(model).layers), first_expert_layer(model)
+        own = depth - first
+        groups = {"global": 1, "block": min(config.blocks, own), "layer": own}[config.scope]
+        group_of = (max(0, layer - first) * groups // own for layer in range(depth))
+        return cls(tuple(names), tuple(group_of))
 
     @property
     def groups(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +53,44 @@ def load_experts(base: nn.Module, sources: Sequence[str | Path]) -> PeftModel:
     """
     folders = expert_folders(sources)
     for name, folder in folders.items():
-        if "." in name:
-            raise InvalidInput(f"{folder}: the name of an expert has no dots; rename the folder")
+        if "." in name or name == "base":
+            raise InvalidInput(f"{folder}: no expert is named so; rename it (no dots, not base)")
         if not isinstance(_config(folder), SVFConfig):
             raise InvalidInput(f"{folder}: not an expert of singular values")
     model: PeftModel | None = None
     for name, folder in folders.items():
         try:
-            if model is None:
-                model = PeftModel.from_pretrained(base, folder, adapter_name=name)
-            else:
-                model.load_adapter(str(folder), adapter_name=name)
+            with warnings.catch_warnings():  # of what PEFT asks transformers
+                warnings.simplefilter("ignore", FutureWarning)
+                if model is None:
+                    model = PeftModel.from_pretrained(base, folder, adapter_name=name)
+                else:
+                    model.load_adapter(str(folder), adapter_name=name)
         except WrongBase as error:
             if model is not None:
                 model.unload()
             raise WrongBase(f"{folder}: {error}") from error
     assert model is not None
     return model.requires_grad_(False).eval()
+
+
+def base_of(folders: Mapping[str, Path]) -> str:
+    """The name of the base that these experts name; all must name the same one."""
+    names: dict[str, str] = {}
+    for folder in folders.values():
+        config = _config(folder)
+        own = (getattr(config, "fingerprint", None) or {}).get("name")
+        name = own or config.base_model_name_or_path
+        if not name:
+            raise InvalidInput(f"{folder}: does not name its base; name it by hand")
+        names.setdefault(name, str(folder))
+    if len(names) > 1:
+        (first, folder), (second, other), *_ = names.items()
+        raise WrongBase(
+            f"{folder} is an expert of {first}, and {other} of {second}: experts of different "
+            "bases cannot be mixed"
+        )
+    return next(iter(names))
 
 
 def _config(folder: Path) -> Any:
