@@ -183,13 +183,13 @@ class Layout:
 
 
 def likelihood_of(
-    model: Any, tokenizer: Any, shots: Sequence[Shot], names: Sequence[str]
+    model: Any, tokenizer: Any, shots: Sequence[Shot], names: Sequence[str], **batching: Any
 ) -> Likelihood:
     """Of the shots' answers, with the end token where the model's answers have one."""
     prompts = encode([shot.prompt for shot in shots], tokenizer)
     ends = has_chat_template(tokenizer)
     answers = answer_ids([shot.answer for shot in shots], tokenizer, ends)
-    return Likelihood(model, prompts, answers, names)
+    return Likelihood(model, prompts, answers, names, **batching)
 
 
 def likelihoods(likelihood: Likelihood, layout: Layout) -> Callable[[Floats], Scores]:

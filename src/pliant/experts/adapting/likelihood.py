@@ -21,8 +21,12 @@ from pliant.experts.rows import Rows
 from pliant.prefill import Batch
 from pliant.prefill.forward import inputs_of
 
-TOKENS = 8_192
-"""At most so many in one forward, if one mixture's need not be more."""
+TOKENS = 4_096
+"""At most so many in one forward, if one mixture's need not be more: larger batches leave the
+processor's cache (benchmarks/expert_cem.py)."""
+SLACK = 1.25
+"""How much longer than the shortest of a batch a pair may be. There are many mixtures, so batches
+of few pairs fill a forward too, and padding does not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,17 +59,21 @@ class Likelihood:
         answers: Sequence[Sequence[int]],
         names: Sequence[str] = (),
         tokens: int = TOKENS,
+        slack: float = SLACK,
     ) -> None:
         if not prompts or not all(answers):
             raise InvalidInput("there is no answer to score, or one is empty")
         self.model, self.names, self.tokens = model, tuple(names), tokens
         self.anatomy = Anatomy.of(model)
         self.count = len(prompts)
-        self.parts = list(self._parts(prompts, answers))
-
-    def _parts(self, prompts: Any, answers: Any) -> Iterator[Part]:
         ids = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-        for rows, batch in batches(self.model, ids):
+        self.parts = [
+            part for rows in _alike(ids, slack) for part in self._parts(rows, ids, answers)
+        ]
+
+    def _parts(self, chosen: list[int], ids: Any, answers: Any) -> Iterator[Part]:
+        for places_of, batch in batches(self.model, [ids[row] for row in chosen]):
+            rows = [chosen[place] for place in places_of]
             lengths = torch.tensor([len(answers[row]) for row in rows])
             places = torch.arange(int(lengths.max()), 0, -1)
             answer_nA = (places[None] <= lengths[:, None]).to(batch.ids_BT.device)
@@ -108,6 +116,17 @@ class Likelihood:
         mask = part.answer_nA.repeat(count, 1)
         mean = scores.masked_fill(~mask, 0).sum(1) / mask.sum(1)
         return mean.view(count, -1)
+
+
+def _alike(ids: Sequence[Sequence[int]], slack: float) -> Iterator[list[int]]:
+    """Rows of similar length."""
+    rows: list[int] = []
+    for row in sorted(range(len(ids)), key=lambda i: len(ids[i])):
+        if rows and len(ids[row]) > slack * len(ids[rows[0]]):
+            yield rows
+            rows = []
+        rows.append(row)
+    yield rows
 
 
 def answer_ids(answers: Sequence[str], tokenizer: Any, ends: bool) -> list[list[int]]:

@@ -1,0 +1,157 @@
+"""A round of the cross-entropy method: all candidates in one batch, against merging each.
+
+    python -m benchmarks.expert_cem [--model nano-l]
+
+Both score the same mixtures of experts by the likelihood of the same shots. The control writes each
+candidate's z into one expert, merges it into the weights, runs the shots, and unmerges: what is
+fastest without rows of their own. A whole search is run with each and its results are compared.
+Times are CPU seconds of this process, on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from peft import get_peft_model
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness import interleaved, keep
+from pliant import load, nano
+from pliant.experts import SVFConfig
+from pliant.experts.adapting.cem import CEMConfig, Scores, search
+from pliant.experts.adapting.few_shot import FewShotConfig, Layout, likelihood_of, likelihoods
+from pliant.experts.adapting.shots import Shot
+from pliant.experts.model import svf_layers
+from pliant.stats import Floats
+
+TARGET = 2.0
+NAMES = ("first", "second", "third")
+ONE = "candidate"
+SPREAD = 0.1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="nano-l")
+    parser.add_argument("--population", type=int, default=32)
+    parser.add_argument("--shots", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--scopes", nargs="+", default=["global", "layer"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model, tokenizer = with_experts(options.model)
+    shots = [Shot(q.prompt, q.answer) for q in nano.questions("train", options.shots)]
+    figures = {}
+    for scope in options.scopes:
+        layout = Layout.of(model, NAMES, FewShotConfig(scope=scope))
+        likelihood = likelihood_of(model, tokenizer, shots, NAMES)
+        batched = likelihoods(likelihood, layout)
+        # With one candidate at a time, one padded batch is faster than several of equal lengths.
+        padded = likelihood_of(model, tokenizer, shots, NAMES, slack=float("inf"))
+        merging = by_merging(model, padded, layout)
+        figures[scope] = measured(batched, merging, layout, options)
+    Console().print(table(figures, options))
+    sizes = {"population": options.population, "shots": options.shots, "experts": len(NAMES)}
+    keep(
+        "expert_cem",
+        {"model": options.model, **sizes, **figures},
+        "python -m benchmarks.expert_cem",
+    )
+
+
+def measured(
+    batched: Callable[[Floats], Scores],
+    merging: Callable[[Floats], Scores],
+    layout: Layout,
+    options: Any,
+) -> dict[str, Any]:
+    candidates = np.random.default_rng(0).normal(0.3, 0.5, (options.population, layout.size))
+    difference = np.abs(batched(candidates).values - merging(candidates).values).max()
+    runs = {"one batch": lambda: batched(candidates), "merging each": lambda: merging(candidates)}
+    times = interleaved(runs, rounds=options.rounds, clock=time.process_time)
+    config = CEMConfig(population=options.population, iterations=2)
+    both = (batched, merging)
+    best = [search(score, layout.size, config, groups=layout.groups).best for score in both]
+    return {
+        "seconds": {name: each.median for name, each in times.items()},
+        "merging / one batch": times["merging each"].ratio_to(times["one batch"]).as_dict(),
+        "largest difference of a likelihood": float(difference),
+        "same result of a search": bool(np.allclose(*best, atol=1e-4)),
+    }
+
+
+def by_merging(model: Any, likelihood: Any, layout: Layout) -> Callable[[Floats], Scores]:
+    """The same scores, one candidate after the other."""
+    if ONE not in model.peft_config:
+        model.base_model.add_weighted_adapter(list(layout.names), [0.0] * len(layout.names), ONE)
+
+    def score(candidates: Floats) -> Scores:
+        weights = layout.weights(torch.from_numpy(candidates).float())
+        values = []
+        model.set_adapter(ONE)
+        model.requires_grad_(False)
+        for i in range(len(candidates)):
+            with torch.no_grad():
+                for _, layer in svf_layers(model):
+                    d = layer.changes()
+                    at = weights if weights.dim() == 2 else weights[layer.layer_index]
+                    d[ONE].copy_(sum(at[i, k] * d[name] for k, name in enumerate(layout.names)))
+            model.merge_adapter()
+            values.append(float(likelihood().mean()))
+            model.unmerge_adapter()
+        return Scores(np.array(values))
+
+    def restored(candidates: Floats) -> Scores:
+        try:
+            return score(candidates)
+        finally:
+            model.set_adapter(NAMES[0])
+            model.requires_grad_(False)
+
+    return restored
+
+
+def with_experts(name: str) -> tuple[Any, Any]:
+    """The model with three experts of random z: their values cost what trained ones would."""
+    base, tokenizer = load(name)
+    model = get_peft_model(base, SVFConfig(), adapter_name=NAMES[0])
+    for each in NAMES[1:]:
+        model.add_adapter(each, SVFConfig())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, layer in svf_layers(model):
+            for d in layer.changes().values():
+                d.copy_(SPREAD * torch.randn(d.shape, generator=generator))
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+def table(figures: dict[str, Any], options: Any) -> Table:
+    title = (
+        f"{options.population} candidates, {options.shots} shots, {options.model}; "
+        f"target >= {TARGET:g}x"
+    )
+    rows = Table("coefficients", "one batch", "merging each", "x", "same", title=title)
+    for name, figure in figures.items():
+        seconds, ratio = figure["seconds"], figure["merging / one batch"]
+        spread = f"{ratio['lower_quartile']:.2f} to {ratio['upper_quartile']:.2f}"
+        rows.add_row(
+            name,
+            f"{seconds['one batch']:.3f} s",
+            f"{seconds['merging each']:.3f} s",
+            f"{ratio['median']:.2f} ({spread})",
+            str(figure["same result of a search"]),
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
