@@ -42,6 +42,7 @@ REFERENCE = [
     "pliant.complexity",
     "pliant.data",
     "pliant.experts",
+    "pliant.experts.adapting",
     "pliant.gradients",
     "pliant.gradients.audit",
     "pliant.nano",

@@ -1,0 +1,133 @@
+"""What choosing an expert costs beside the answer that it gives.
+
+    python -m benchmarks.expert_first_pass [--model nano-l]
+
+The second pass is the answer, 64 tokens with the experts that were chosen. The first pass is what
+comes before it: the model classifies the question by labels; a linear head reads the last layer in
+a forward of its own; or the head reads the layer before the experts' first, inside the answer's
+prefill. There its cost is the difference of two runs. Times are CPU seconds of this process, on one
+thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from peft import get_peft_model
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import real_model
+from benchmarks.harness import interleaved, keep
+from pliant import load, nano
+from pliant.experts import SVFConfig
+from pliant.experts.adapting import ByClassifier, ByPrompt, ClassifierConfig, generate
+from pliant.experts.model import svf_layers
+
+TARGET = 0.05
+LABELS = {"sums": "arithmetic", "words": "the letters of words"}
+FAMILIES = {"sums": "add", "words": "reverse"}
+SPREAD = 0.05
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="nano-l")
+    parser.add_argument("--new", type=int, default=64, help="tokens of the second pass")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {}
+    for half in (False, True):
+        model, tokenizer = with_experts(options.model, half)
+        for size in options.batches:
+            name = f"{'later half' if half else 'all'} layers, batch of {size}"
+            figures[name] = measured(model, tokenizer, size, options, half)
+    Console().print(table(figures, options))
+    name = real_model.result_name(
+        "expert_first_pass", None if options.model == "nano-l" else options.model
+    )
+    command = f"python -m benchmarks.expert_first_pass --model {options.model}"
+    keep(name, {"model": options.model, "new": options.new, **figures}, command)
+
+
+def measured(model: Any, tokenizer: Any, size: int, options: Any, half: bool) -> dict[str, Any]:
+    asked = [q.prompt for q in nano.questions("dev", size, families=list(FAMILIES.values()))]
+    settings = {"max_new_tokens": options.new, "min_new_tokens": options.new}
+    labels, head = ByPrompt(model, tokenizer, LABELS), fitted(model, tokenizer, half)
+    assert head.shares_prefill == half
+    labels.choose(asked)  # computes the labels' prior, once
+    mixtures = head.adapt(asked)
+    runs = {
+        "answer": lambda: generate(model, tokenizer, asked, mixtures, **settings),
+        "labels": lambda: labels.choose(asked),
+        "head": lambda: head.choose(asked),
+        "answer with its choice": lambda: head.answer(asked, **settings),
+    }
+    times = interleaved(runs, rounds=options.rounds, clock=time.process_time)
+    answer = times["answer"].seconds
+    extra = [
+        (both - alone) / alone
+        for both, alone in zip(times["answer with its choice"].seconds, answer, strict=True)
+    ]
+    ratios = {name: times[name].ratio_to(times["answer"]).as_dict() for name in ("labels", "head")}
+    ratios["head, choosing in the answer"] = {"median": median(extra), "rounds": len(extra)}
+    return {"seconds": {name: each.median for name, each in times.items()}, "ratio": ratios}
+
+
+def fitted(model: Any, tokenizer: Any, half: bool) -> ByClassifier:
+    """A head after the last layer, or after the first half of the layers."""
+    depth = len(model.base_model.model.model.layers)
+    known = [
+        (q.prompt, name)
+        for name, family in FAMILIES.items()
+        for q in nano.questions("train", 16, families=[family])
+    ]
+    config = ClassifierConfig(layer=depth // 2 if half else depth, strength=1.0)
+    prompts, experts = zip(*known, strict=True)
+    return ByClassifier.fit(model, tokenizer, prompts, experts, config)
+
+
+def with_experts(name: str, half: bool) -> tuple[Any, Any]:
+    """The model with two experts of random z, on all layers or on the later half of them."""
+    base, tokenizer = load(name)
+    depth = len(base.model.layers)
+    options: dict[str, Any] = {}
+    if half:
+        layers = list(range(depth // 2, depth))
+        projections = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        options = {"target_modules": projections, "layers_to_transform": layers}
+    first, *others = LABELS
+    model = get_peft_model(base, SVFConfig(**options), adapter_name=first)
+    for each in others:
+        model.add_adapter(each, SVFConfig(**options))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, layer in svf_layers(model):
+            for d in layer.changes().values():
+                d.copy_(SPREAD * torch.randn(d.shape, generator=generator))
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+def table(figures: dict[str, Any], options: Any) -> Table:
+    title = f"The choice over an answer of {options.new} tokens, {options.model}; <= {TARGET}x"
+    rows = Table("experts on", "choice", "answer", "x", title=title)
+    for name, figure in figures.items():
+        for way, ratio in figure["ratio"].items():
+            text = f"{ratio['median']:.3f}"
+            if "lower_quartile" in ratio:
+                text += f" ({ratio['lower_quartile']:.3f} to {ratio['upper_quartile']:.3f})"
+            rows.add_row(name, way, f"{figure['seconds']['answer']:.3f} s", text)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
