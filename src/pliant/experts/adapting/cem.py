@@ -105,7 +105,8 @@ def search(
     std = np.full(size, config.std)
     fixed = [np.zeros(size), mean, *(np.asarray(each, dtype=np.float64) for each in known)]
     best: tuple[tuple[float, float, float], Floats, float] | None = None
-    history, evaluations, value_of_zero = [], 0, float("nan")
+    history: list[float] = []
+    evaluations, value_of_zero = 0, float("nan")
     for _ in range(config.iterations):
         sampled = generator.normal(mean, std, (max(2, config.population - len(fixed)), size))
         candidates = np.concatenate([np.stack(fixed), sampled])
@@ -136,11 +137,15 @@ def ranks(scores: Scores, size_cost: Floats) -> tuple[Floats, Floats]:
 
     The penalty is part of the last of them: rewards stay exact, and likelihoods are penalised.
     """
-    values = np.where(np.isnan(scores.values), -np.inf, scores.values)
+    values = _rounded(scores.values)
     if scores.tie_breaks is None:
-        penalised = np.round(values - size_cost, DIGITS)
-        return penalised, np.zeros_like(penalised)
-    return np.round(values, DIGITS), np.round(scores.tie_breaks - size_cost, DIGITS)
+        return _rounded(scores.values - size_cost), np.zeros_like(values)
+    return values, _rounded(scores.tie_breaks - size_cost)
+
+
+def _rounded(values: Floats) -> Floats:
+    """What is no number is worst."""
+    return np.where(np.isnan(values), -np.inf, values).round(DIGITS)
 
 
 def elite_weights(first: Floats, second: Floats, count: int) -> Floats:

@@ -77,13 +77,13 @@ def load_experts(base: nn.Module, sources: Sequence[str | Path]) -> PeftModel:
 def base_of(folders: Mapping[str, Path]) -> str:
     """The name of the base that these experts name; all must name the same one."""
     names: dict[str, str] = {}
-    for folder in folders.values():
-        config = _config(folder)
+    for place in folders.values():
+        config = _config(place)
         own = (getattr(config, "fingerprint", None) or {}).get("name")
         name = own or config.base_model_name_or_path
         if not name:
-            raise InvalidInput(f"{folder}: does not name its base; name it by hand")
-        names.setdefault(name, str(folder))
+            raise InvalidInput(f"{place}: does not name its base; name it by hand")
+        names.setdefault(name, str(place))
     if len(names) > 1:
         (first, folder), (second, other), *_ = names.items()
         raise WrongBase(

@@ -65,12 +65,11 @@ def compute_cem_interpolation(
     bare = isinstance(next(iter(z_vectors.values())), Tensor)
 
     def mixed(alphas: Any) -> Vectors:
-        first = experts[names[0]]
-        z = {
-            key: 1
-            + sum(float(a) * (experts[n][key] - 1) for a, n in zip(alphas, names, strict=True))
-            for key in first
-        }
+        z: dict[str, Tensor] = {}
+        for key, like in experts[names[0]].items():
+            z[key] = torch.ones_like(like)
+            for alpha, name in zip(alphas, names, strict=True):
+                z[key] = z[key] + float(alpha) * (experts[name][key] - 1)
         return z[""] if bare else z
 
     def scores(candidates: Any) -> Scores:
