@@ -12,7 +12,7 @@ from pliant.anatomy.tiny import tiny_model
 from pliant.errors import InvalidInput
 from pliant.experts import Rows
 
-MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
+MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss", "llama4_text")
 
 
 def tiny(name: str) -> Any:

@@ -99,7 +99,7 @@ class Rows:
             groups.append((members, mixture))
         return groups
 
-    def row_of(self, like: Tensor, what: str) -> Tensor:
+    def row_of(self, like: Tensor, what: str, stacked: int = 1) -> Tensor:
         """The row to which each entry of the first axis belongs: of a batch, or of its tokens.
 
         A batch may hold several copies of each row, one after the other, as beam search does.
@@ -113,6 +113,8 @@ class Rows:
             return own
         if like.shape[0] == batch * length:
             return own.repeat_interleave(length)
+        if like.shape[0] == stacked * batch * length:  # every expert of a mixture sees all tokens
+            return own.repeat_interleave(length).repeat(stacked)
         raise UnsupportedModel(
             f"{what} is called with a tensor of shape {tuple(like.shape)} for {batch} rows of "
             f"{length} tokens, in which the rows cannot be told apart: use one expert for the "

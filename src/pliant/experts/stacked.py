@@ -75,7 +75,7 @@ class ParamWrapper(nn.Module, SVFLayer):
         what = type(self.base()).__name__
         outputs, places = [], []
         for number, (members, mixture) in enumerate(groups):
-            part = _Part(self.rows, members, what)
+            part = _Part(self.rows, members, what, len(self.own_weight()))
             own_args, own_kwargs = part.of(args), part.of(kwargs)
             output = self._as_group(number, mixture, own_args, own_kwargs)
             if part.chosen is None or len(output) != len(part.chosen):
@@ -169,8 +169,8 @@ class ParamWrapper(nn.Module, SVFLayer):
 class _Part:
     """The part of a module's inputs that belongs to some rows of the batch."""
 
-    def __init__(self, rows: Rows, members: Tensor, what: str) -> None:
-        self.rows, self.members, self.what = rows, members, what
+    def __init__(self, rows: Rows, members: Tensor, what: str, stacked: int) -> None:
+        self.rows, self.members, self.what, self.stacked = rows, members, what, stacked
         self.chosen: Tensor | None = None
         """The places of these rows in the first input."""
 
@@ -181,7 +181,7 @@ class _Part:
             return tuple(self.of(value) for value in inputs)
         if not isinstance(inputs, Tensor) or inputs.dim() == 0:
             return inputs
-        row_of = self.rows.row_of(inputs, self.what)
+        row_of = self.rows.row_of(inputs, self.what, self.stacked)
         chosen = torch.isin(row_of, self.members.to(row_of.device)).nonzero().flatten()
         if self.chosen is None:
             self.chosen = chosen
