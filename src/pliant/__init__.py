@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from pliant.errors import WrongBase as WrongBase
     from pliant.experts.facade.svd import SvdComponent as SvdComponent
     from pliant.experts.facade.svd import SVFWrapper as SVFWrapper
+    from pliant.experts.facade.interpolation import (
+        compute_cem_interpolation as compute_cem_interpolation,
+    )
     from pliant.gradients.facade.causal_lm import CGGRModel as CGGRModel
     from pliant.gradients.facade.flash import enable_flash_attention as enable_flash_attention
     from pliant.gradients.facade.flash import (
@@ -83,6 +86,7 @@ _HOMES = {
         "WrongBase",
     ),
     "pliant.experts.facade.svd": ("SVFWrapper", "SvdComponent"),
+    "pliant.experts.facade.interpolation": ("compute_cem_interpolation",),
     "pliant.gradients.facade.causal_lm": ("CGGRModel",),
     "pliant.gradients.facade.flash": ("enable_flash_attention", "load_model_with_flash_attention"),
     "pliant.gradients.facade.loss": ("CGGRLoss",),
