@@ -96,7 +96,7 @@ LAYERS = {
     ],
     "experts": [
         {"facade"},
-        {"adapting", "lora"},
+        {"adapting", "lora", "training"},
         {"comparison", "export", "low_rank"},
         {"factors"},
         {"expert"},

@@ -6,10 +6,11 @@ HELP = """Train, inspect, mix and export singular-value experts.
 
 An expert is a small file that turns its base model into a specialist.
 
-Example: pliant expert show math --with code --heatmap differences.html
+Example: pliant expert train --base nano-l --task nano:reading --out reading
 """
 # Every command of the group and its line in `pliant expert --help`.
 COMMANDS: dict[str, str] = {
+    "train": "Train an expert by reward, in a folder that survives a kill.",
     "list": "Show the experts in a folder.",
     "show": "Show what an expert changes, or where two differ.",
     "classify": "Show which expert a prompt needs, or fit a classifier.",

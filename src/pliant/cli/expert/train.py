@@ -1,0 +1,200 @@
+"""`pliant expert train`: an expert learns by reward, in a folder that survives a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge
+
+from pliant.cli import terminal
+from pliant.errors import InvalidInput, did_you_mean
+from pliant.options import Flag, from_texts, named_values
+
+if TYPE_CHECKING:
+    from pliant.experts.training.config import ExpertTrainingConfig
+    from pliant.experts.training.run import ExpertResult
+
+EMBEDDED = "nano:"
+QUESTIONS, MEASURED = 2000, 300
+"""Of the embedded models' world: to train on, and to measure the accuracy on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    base: str
+    """The base: an embedded model, a folder, or a name on the hub."""
+    task: str
+    """Rows with prompt and answer (.jsonl, .csv, also .gz; a hub data set); or nano:KIND, a kind of
+    question of the embedded models' world (nano:arithmetic, nano:count)."""
+    out: Path
+    """The run's folder, and in the end the expert's."""
+    reward: str = "exact"
+    """What makes an answer right: exact, numeric, contains, choice, ..."""
+    group: str | None = None
+    """Only the rows of the task whose column `group` has this value."""
+    evaluate: str | None = None
+    """Rows like those of the task to measure the accuracy on. Default: some are held out."""
+    rows: Annotated[int, Ge(2)] | None = None
+    """Read only this many rows."""
+    method: str | None = None
+    """grpo (the default), rloo or reinforce."""
+    steps: Annotated[int, Ge(1)] | None = None
+    """Updates of the expert."""
+    learning_rate: float | None = None
+    """Of Adam; an expert needs 0.01 to 0.05."""
+    max_new_tokens: Annotated[int, Ge(1)] | None = None
+    """The longest answer, in tokens."""
+    seed: int | None = None
+    """Of the held-out rows, the prompts and the sampled answers."""
+    set: Annotated[tuple[str, ...], Flag(metavar="NAME=VALUE")] = ()
+    """Any other field of ExpertTrainingConfig (beta, parts, ...); repeatable."""
+    dtype: str = "auto"
+    """The base's type: float32, bfloat16, ... Default: as it was saved."""
+    device: str | None = None
+    """cpu, cuda, ... Default: the best there is."""
+    resume: bool = False
+    """Resume from the run's last complete checkpoint."""
+    json: bool = False
+    """Print one JSON document."""
+
+    def config(self) -> ExpertTrainingConfig:
+        from pliant.experts.training.config import ExpertTrainingConfig
+
+        return from_texts(
+            ExpertTrainingConfig,
+            named_values(self.set, "--set"),
+            "--set",
+            method=self.method,
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+        )
+
+
+def train(options: TrainOptions) -> None:
+    """Turn a base into a specialist by reward; its file is a few kilobytes.
+
+    It prints the accuracy on held-out rows before and after. Killed at any moment, the run loses
+    only the steps since its last checkpoint: the same command with --resume continues there.
+
+    Example: pliant expert train --base nano-l --task nano:reading --out reading
+    """
+    result = trained(options)
+    if options.json:
+        terminal.print_json({"out": str(options.out), **result.as_dict()})
+        return
+    from pliant.reports.tables import Table
+
+    title = f"{options.out}: the expert"
+    terminal.draw([Table(title, ["what", "how much"], result.cells())], [str(result)])
+
+
+def trained(options: TrainOptions) -> ExpertResult:
+    from pliant.cli.gradients.inputs import quiet_libraries
+    from pliant.loading import load
+
+    config = options.config()
+    reward = reward_of(options.reward)
+    rows, held_out = task_rows(options, config.seed)
+    check(options, config)
+    with quiet_libraries():
+        from pliant.experts.training.run import train_expert
+
+        model, tokenizer = load(options.base, dtype=options.dtype, device=options.device)
+        return train_expert(
+            model,
+            tokenizer,
+            rows,
+            reward,
+            config,
+            folder=options.out,
+            held_out=held_out,
+            resume=options.resume,
+            settings={"use_cpu": True} if options.device == "cpu" else None,
+        )
+
+
+def check(options: TrainOptions, config: ExpertTrainingConfig) -> None:
+    """Refuse what cannot be done before a model is loaded."""
+    from pliant.loading import load_config
+    from pliant.training.run import check_folder
+
+    load_config(options.base)
+    check_folder(options.out, options.resume)
+    config.arguments(options.out)
+
+
+# --- the task ------------------------------------------------------------------------------------
+
+
+def task_rows(options: TrainOptions, seed: int) -> tuple[list[Any], list[Any]]:
+    """The rows to train on, and those to measure the accuracy on; they share no prompt."""
+    if options.task.startswith(EMBEDDED):
+        kind = options.task.removeprefix(EMBEDDED)
+        return nano_rows(kind, "train", options.rows or QUESTIONS, seed), (
+            nano_rows(kind, "test", MEASURED, seed)
+            if options.evaluate is None
+            else read(options.evaluate, options.group, None)
+        )
+    from pliant.data import duplicates
+    from pliant.experts.training.task import hold_out
+
+    rows = read(options.task, options.group, options.rows)
+    if options.evaluate is None:
+        return hold_out(rows, seed)
+    held_out = read(options.evaluate, options.group, None)
+    shared = duplicates(*([str(row["prompt"]) for row in each] for each in (held_out, rows)))
+    rows = [row for i, row in enumerate(rows) if i not in set(shared.test_rows)]
+    if not rows:
+        raise InvalidInput(f"--evaluate {options.evaluate}: every row of the task is in it too")
+    return rows, held_out
+
+
+def read(source: str, group: str | None, limit: int | None) -> list[Any]:
+    """The rows of a file or data set, or those of one group."""
+    from pliant.data import read_rows
+
+    if group is None:
+        return read_rows(source, ("prompt", "answer"), limit=limit)
+    rows = read_rows(source, ("prompt", "answer", "group"))
+    own = [row for row in rows if row["group"] == group]
+    if not own:
+        near = did_you_mean(group, sorted({str(row["group"]) for row in rows}))
+        raise InvalidInput(f"{source}: no group {group!r}{near}")
+    return own[:limit]
+
+
+def nano_rows(kind: str, split: str, count: int, seed: int) -> list[Any]:
+    """Questions of a family or a domain."""
+    from pliant import nano
+
+    families = [*nano.TRAINED, *nano.HELD_OUT]
+    own = [family.name for family in families if kind in (family.name, family.domain)]
+    if not own:
+        known = {name: None for family in families for name in (family.domain, family.name)}
+        raise InvalidInput(f"--task {EMBEDDED}{kind}: no such kind{did_you_mean(kind, known)}")
+    questions = nano.questions(split, count, seed, families=own)
+    return [{"prompt": q.prompt, "answer": q.answer} for q in questions]
+
+
+# --- the reward ----------------------------------------------------------------------------------
+
+
+def reward_of(name: str) -> Any:
+    """A verifier as a reward."""
+    from pliant.verify import verifier
+
+    right = verifier(name)
+
+    def reward(
+        prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any]
+    ) -> list[float]:
+        triples = zip(completions, answer, prompts, strict=True)
+        return [right(text, reference, str(prompt)) for text, reference, prompt in triples]
+
+    reward.__name__ = name
+    return reward

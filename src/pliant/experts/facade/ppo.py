@@ -1,0 +1,111 @@
+"""`SVF_PPOTrainer`: training by reward under the seed's name.
+
+    trainer = SVF_PPOTrainer(model, tokenizer, output_dir="outputs")
+    result = trainer.train_on_prompts(["what is 12+30?", ...], answers=["42", ...])
+
+trl has removed its PPO trainer, which learned a value head beside the policy. In its place stands
+GRPO: the same clipped objective, in which the mean reward of a group of answers to one prompt takes
+the place of the value head's estimate. There is no copy of the model as a reference either: the
+reference is the same model with the expert disabled.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+from pliant.errors import InvalidInput
+from pliant.experts.training.config import ExpertTrainingConfig
+from pliant.experts.training.run import ExpertResult, train_expert
+from pliant.experts.training.trainer import LOG
+from pliant.training.terminal import Say, print_to_stderr
+
+RewardFn = Callable[[str, str, Any], float]
+"""`reward_fn(prompt, answer, reference)`"""
+LITTLE = 1e-3
+"""Below this learning rate, z hardly moves in a training of some hundred steps."""
+
+
+def contains_answer(prompt: str, answer: str, reference: Any) -> float:
+    """The seed's own reward: 1 if the reference occurs in the answer."""
+    return float(str(reference) in answer)
+
+
+class SVF_PPOTrainer:
+    """Trains the singular values of a model by a reward, and nothing else."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        config: ExpertTrainingConfig | None = None,
+        *,
+        output_dir: str | Path = "outputs",
+        logging_dir: str | Path | None = None,
+        batch_size: int = 4,
+        learning_rate: float | None = None,
+        say: Say = print_to_stderr,
+    ) -> None:
+        self.model, self.tokenizer, self.say = model, tokenizer, say
+        self.output_dir, self.logging_dir = Path(output_dir), logging_dir
+        own = config or ExpertTrainingConfig()
+        rate = own.learning_rate if learning_rate is None else learning_rate
+        self.config = replace(own, prompts=batch_size, learning_rate=rate)
+        if self.config.learning_rate < LITTLE:
+            say(
+                f"learning rate {self.config.learning_rate:g}: z hardly moves with so little; an "
+                f"expert learns at 0.01 to 0.05 (default: {ExpertTrainingConfig().learning_rate})"
+            )
+
+    def train_on_prompts(
+        self,
+        prompts: Sequence[Any],
+        answers: Sequence[Any] | None = None,
+        reward_fn: RewardFn = contains_answer,
+        max_epochs: int = 1,
+        resume: bool = False,
+    ) -> ExpertResult:
+        """Train on these prompts, each on average once an epoch; returns what it came to.
+
+        A part of the prompts is held out to measure the reward on. The expert is in `output_dir`.
+        """
+        if answers is not None and len(answers) != len(prompts):
+            raise InvalidInput(f"{len(prompts)} prompts and {len(answers)} answers: one for each")
+        references = [None] * len(prompts) if answers is None else answers
+        rows = [{"prompt": p, "answer": a} for p, a in zip(prompts, references, strict=True)]
+        steps = math.ceil(len(rows) / self.config.prompts) * max_epochs
+        config = replace(self.config, steps=steps, report_to=self._reporter())
+
+        def reward(
+            prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any]
+        ) -> list[float]:
+            triples = zip(prompts, completions, answer, strict=True)
+            return [reward_fn(*triple) for triple in triples]
+
+        result = train_expert(
+            self.model,
+            self.tokenizer,
+            rows,
+            reward,
+            config,
+            folder=self.output_dir,
+            resume=resume,
+            say=self.say,
+        )
+        if self.logging_dir is not None:
+            Path(self.logging_dir).mkdir(parents=True, exist_ok=True)
+            copyfile(self.output_dir / LOG, Path(self.logging_dir) / LOG)
+        return result
+
+    def _reporter(self) -> str:
+        """TensorBoard, if it is installed and there is a folder for it."""
+        if self.logging_dir is None or find_spec("tensorboard") is None:
+            return self.config.report_to
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(self.logging_dir)
+        return "tensorboard"

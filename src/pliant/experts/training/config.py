@@ -1,0 +1,156 @@
+"""What a user may set of an expert's training by reward."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pliant.errors import InvalidInput, check_choice, check_whole
+from pliant.experts.config import Parts, SVFConfig
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig, RLOOConfig
+
+Method = Literal["grpo", "rloo", "reinforce"]
+Schedule = Literal["constant", "linear", "cosine"]
+OUTSIDE_THE_PLAN = ("batch_size", "logging_steps", "save_steps", "report_to")
+"""What may differ when a run is resumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertTrainingConfig:
+    """How an expert learns. Every field is an option of `pliant expert train`."""
+
+    method: Method = "grpo"
+    """grpo: each answer against its group, clipped as in PPO; rloo: against the mean of the others,
+    clipped for whole answers; reinforce: every answer by its own reward (right +1, wrong -1), as
+    published."""
+    steps: int = 150
+    """Updates of the expert."""
+    prompts: int = 16
+    """Different prompts a step."""
+    group: int = 8
+    """Sampled answers to each of them."""
+    learning_rate: float = 0.03
+    """Of Adam. An expert has few numbers and needs a large one: 0.01 to 0.05."""
+    schedule: Schedule = "constant"
+    """How the learning rate goes on: constant, or down to 0 as a line or a cosine."""
+    beta: float = 0.04
+    """The weight of the distance (KL) from the base model; 0: none."""
+    temperature: float = 1.0
+    """Of the sampled answers; above 0, since answers without chance teach nothing."""
+    max_new_tokens: int = 64
+    """The longest answer, in tokens."""
+    updates: int = 1
+    """Updates for each batch of answers; with several, the clipping begins to matter."""
+    max_grad_norm: float = 1.0
+    """Longer gradients are clipped to this norm; 0: never."""
+    exploration: float = 0.1
+    """The share of prompts drawn evenly, and not by how much they have to teach; 1: all."""
+    batch_size: int = 64
+    """Answers in one forward with gradient, on each device, at most."""
+    chat: bool = True
+    """Write a prompt that is a text with the chat template, if the tokenizer has one."""
+    seed: int = 0
+    """Of the prompts and of the sampled answers."""
+
+    parts: Parts = "all"
+    """The projections that change: all, mlp or attention."""
+    rank: int | None = None
+    """The largest singular values of each matrix that may change; none: all."""
+
+    logging_steps: int = 5
+    """Log every so many steps."""
+    save_steps: int = 25
+    """Write a checkpoint (kilobytes) every so many steps."""
+    report_to: str = "none"
+    """Log to tensorboard or wandb as well; log.jsonl is always written."""
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, get_args(Method))
+        check_choice("schedule", self.schedule, get_args(Schedule))
+        check_choice("parts", self.parts, get_args(Parts))
+        for name in ("steps", "prompts", "max_new_tokens", "updates", "batch_size"):
+            check_whole(name, getattr(self, name), 1)
+        for name in ("logging_steps", "save_steps"):
+            check_whole(name, getattr(self, name), 1)
+        check_whole("group", self.group, 2)
+        check_whole("seed", self.seed, 0)
+        if self.rank is not None:
+            check_whole("rank", self.rank, 1)
+        for name in ("learning_rate", "temperature"):
+            if not self._is_number(name) or getattr(self, name) <= 0:
+                raise InvalidInput(f"{name} = {getattr(self, name)!r}: give a number above 0")
+        for name in ("beta", "max_grad_norm"):
+            if not self._is_number(name) or getattr(self, name) < 0:
+                raise InvalidInput(f"{name} = {getattr(self, name)!r}: give a number of at least 0")
+        if not self._is_number("exploration") or not 0 <= self.exploration <= 1:
+            raise InvalidInput(f"exploration = {self.exploration!r}: give a share from 0 to 1")
+
+    def _is_number(self, name: str) -> bool:
+        value = getattr(self, name)
+        return isinstance(value, (int, float)) and math.isfinite(value)
+
+    @property
+    def expert(self) -> SVFConfig:
+        """Of the expert itself, as PEFT has it."""
+        return SVFConfig(parts=self.parts, rank=self.rank)
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the result depends on."""
+        return {k: v for k, v in vars(self).items() if k not in OUTSIDE_THE_PLAN}
+
+    def arguments(self, folder: Path, **changes: Any) -> GRPOConfig | RLOOConfig:
+        """As trl's own configuration; `changes` are fields of it."""
+        try:
+            import trl
+        except ImportError as error:
+            raise InvalidInput("training by reward needs trl: pip install 'pliant[rl]'") from error
+        kind: Any = trl.RLOOConfig if self.method == "rloo" else trl.GRPOConfig
+        try:
+            return kind(**{**self._settings(folder), **changes})  # type: ignore[no-any-return]
+        except (ValueError, ImportError) as error:
+            raise InvalidInput(f"transformers or trl refuses these settings: {error}") from error
+
+    def _settings(self, folder: Path) -> dict[str, Any]:
+        processes = _processes()
+        answers, rest = divmod(self.prompts * self.group, processes)
+        if rest:
+            raise InvalidInput(
+                f"{self.prompts} prompts of {self.group} answers cannot be shared by {processes} "
+                "processes: give another number of prompts"
+            )
+        at_once = max(n for n in range(1, answers + 1) if answers % n == 0 and n <= self.batch_size)
+        return {
+            "output_dir": str(folder),
+            "max_steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "lr_scheduler_type": self.schedule,
+            "weight_decay": 0.0,
+            "max_grad_norm": self.max_grad_norm,
+            "beta": self.beta,
+            "temperature": self.temperature,
+            "num_generations": self.group,
+            "max_completion_length": self.max_new_tokens,
+            "num_iterations": self.updates,
+            "per_device_train_batch_size": at_once,
+            "gradient_accumulation_steps": answers // at_once,
+            "seed": self.seed,
+            "logging_steps": self.logging_steps,
+            "save_steps": self.save_steps,
+            "save_total_limit": 2,
+            "report_to": self.report_to,
+            "bf16": False,  # the base computes in its own dtype
+            "gradient_checkpointing": False,
+            "disable_dropout": True,
+            "disable_tqdm": True,
+        }
+
+
+def _processes() -> int:
+    import os
+
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,274 @@
+"""An expert trained by reward, in a folder that survives a kill.
+
+    result = train_expert(model, tokenizer, rows, reward, ExpertTrainingConfig(), folder="math")
+    print(result)            # accuracy on held-out rows before and after, with an interval
+
+The folder holds the expert as PEFT saves it (kilobytes), its checkpoints and `log.jsonl`. The model
+is as it was when the function returns: `PeftModel.from_pretrained(model, folder)` loads the expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pliant.adapters.fingerprint import fingerprint
+from pliant.anatomy.find import unwrap
+from pliant.data import Row
+from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.experts.training.answers import greedy_answers
+from pliant.experts.training.config import ExpertTrainingConfig
+from pliant.experts.training.task import Task, encode, hold_out
+from pliant.experts.training.trainer import TRAINERS, RewardFunction, SafeReward
+from pliant.stats import Band, bootstrap, paired
+from pliant.training.run import TrainingResult, TrainingRun
+from pliant.training.terminal import Say, print_to_stderr
+
+
+@dataclass(frozen=True)
+class ExpertResult(TrainingResult):
+    """What a training came to. Rewards of greedy answers to held-out prompts: with a verifier as
+    the reward, accuracies."""
+
+    method: str
+    trained: int
+    """How many numbers were trained."""
+    first_reward: float
+    """The mean reward of the sampled answers in the first logged steps."""
+    last_reward: float
+    kl: float | None
+    """From the base, in nats a token, in the last logged steps; None without beta."""
+    held_out: int
+    before: Band
+    after: Band
+    gain: Band
+    """after - before, on the same resamples of the held-out prompts."""
+    rollout_share: float
+    """Of the time of the steps."""
+    shared_prefill: bool
+    reward_failures: int
+    """Answers whose reward raised an error or was not a number."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        direction = "raised" if self.gain.value >= 0 else "lowered"
+        sure = "" if self.gain.excludes(0) else " (the interval includes no change)"
+        failed = f"; {self.reward_failures:,} rewards failed" if self.reward_failures else ""
+        return (
+            f"{self.steps:,} steps on {self.trained:,} numbers {direction} the held-out reward "
+            f"from {self.before.value:.3f} to {self.after.value:.3f}: {self.gain}{sure}{failed}"
+        )
+
+    def cells(self) -> list[list[str]]:
+        """The rows of the final table: what, and how much."""
+        kl = [] if self.kl is None else [["KL from the base, nats a token", f"{self.kl:.4f}"]]
+        failed = [["rewards that failed", f"{self.reward_failures:,}"]]
+        return [
+            ["method", self.method],
+            ["trained", f"{self.trained:,} numbers"],
+            *super().cells(),
+            ["reward of sampled answers", f"{self.first_reward:.3f} -> {self.last_reward:.3f}"],
+            *kl,
+            ["answers took, of each step", f"{self.rollout_share:.0%}"],
+            *(failed if self.reward_failures else []),
+            [f"{self.held_out:,} held-out rows, before", str(self.before)],
+            ["after", str(self.after)],
+            ["gain (paired)", str(self.gain)],
+        ]
+
+
+def train_expert(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    reward: RewardFunction,
+    config: ExpertTrainingConfig | None = None,
+    *,
+    folder: str | Path,
+    held_out: Sequence[Row] | None = None,
+    resume: bool = False,
+    peft_config: Any = None,
+    settings: Mapping[str, Any] | None = None,
+    say: Say = print_to_stderr,
+) -> ExpertResult:
+    """Train an expert on `model` by `reward`, or resume that; write it to `folder`.
+
+    Rows have a prompt (a text or messages), and the columns that the reward needs. Without
+    `held_out`, some of them are held out. `peft_config` trains another method of PEFT instead, as a
+    control, and `settings` are fields of trl's configuration.
+    """
+    config, target = config or ExpertTrainingConfig(), Path(folder).expanduser()
+    _check_model(model)
+    if held_out is None:
+        rows, held_out = hold_out(rows, config.seed)
+    args = config.arguments(target, **(settings or {}))
+    longest = _context(model) - config.max_new_tokens
+    task = encode(rows, tokenizer, config.chat, longest)
+    measured = encode(held_out, tokenizer, config.chat, longest)
+    safe = SafeReward(reward)
+    run = TrainingRun(
+        args, _plan(model, task, measured, reward, config, peft_config), resume=resume, say=say
+    )
+    before = run.record.get("before")
+    if before is None:
+        before = rewards_of(model, tokenizer, measured, safe, config.max_new_tokens)
+        run.note(before=before)
+    with _as_it_was(model, tokenizer):
+        trainer = run.train(
+            lambda: TRAINERS[config.method](
+                model,
+                args=args,
+                processing_class=tokenizer,
+                peft_config=config.expert if peft_config is None else peft_config,
+                config=config,
+                task=task,
+                reward=safe,
+            ),
+            describe=_describe,
+        )
+        trained = unwrap_to_peft(trainer.model)
+        _save(trainer, trained, target)
+        after = rewards_of(trained, tokenizer, measured, safe, config.max_new_tokens)
+        result = _result(run, trainer, trained, safe, before, after)
+        trained.unload()
+    run.note(ended=result.as_dict())
+    return result
+
+
+def rewards_of(
+    model: Any, tokenizer: Any, task: Task, reward: SafeReward, max_new_tokens: int
+) -> list[float]:
+    """The reward of the greedy answer to each prompt; one that fails is 0."""
+    ids = greedy_answers(model, task.ids, max_new_tokens, tokenizer)
+    rewards = reward(
+        prompts=[row["prompt"] for row in task.rows],
+        completions=tokenizer.batch_decode(ids, skip_special_tokens=True),
+        completion_ids=ids,
+        **task.columns(range(len(task.rows))),
+    )
+    return [0.0 if r is None else r for r in rewards]
+
+
+def unwrap_to_peft(model: Any) -> Any:
+    """The PeftModel inside what several processes wrap around it."""
+    while not hasattr(model, "peft_config") and hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def _save(trainer: Any, trained: Any, folder: Path) -> None:
+    """The expert alone, as PEFT saves it; all processes take part where it is sharded."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped or trained)
+    if trainer.args.should_save:
+        trained.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+
+
+def _plan(
+    model: Any,
+    task: Task,
+    measured: Task,
+    reward: RewardFunction,
+    config: ExpertTrainingConfig,
+    peft_config: Any,
+) -> dict[str, Any]:
+    """What the result depends on."""
+    own = fingerprint(model)
+    other = {} if peft_config is None else {"peft": str(peft_config.peft_type)}
+    return {
+        "model": asdict(own),
+        "reward": getattr(reward, "__name__", None) or str(reward),
+        "content": task.digest,
+        "held-out rows": measured.digest,
+        "config": config.plan,
+        **other,
+    }
+
+
+def _result(
+    run: TrainingRun,
+    trainer: Any,
+    trained: Any,
+    reward: SafeReward,
+    before: Sequence[float],
+    after: Sequence[float],
+) -> ExpertResult:
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    first, last = np.asarray(before), np.asarray(after)
+    count = len(first)
+    nothing = float("nan")
+    return ExpertResult(
+        **run.result(trainer).as_dict(),
+        method=trainer.config.method,
+        trained=sum(p.numel() for p in trained.parameters() if p.requires_grad),
+        first_reward=logs[0].get("reward") or 0.0 if logs else nothing,
+        last_reward=logs[-1].get("reward") or 0.0 if logs else nothing,
+        kl=logs[-1].get("kl") if logs else None,
+        held_out=count,
+        before=bootstrap(lambda rows: float(first[rows].mean()), count),
+        after=bootstrap(lambda rows: float(last[rows].mean()), count),
+        gain=paired(
+            lambda rows: float(last[rows].mean()), lambda rows: float(first[rows].mean()), count
+        ),
+        rollout_share=float(np.mean([e["rollout_share"] for e in logs])) if logs else nothing,
+        shared_prefill=bool(trainer.shares_prefill),
+        reward_failures=reward.failures,
+    )
+
+
+def _describe(logs: Mapping[str, Any]) -> str:
+    parts = [f", reward {logs['reward']:.3f}"] if logs.get("reward") is not None else []
+    parts += [f", KL {logs['kl']:.4f}"] if logs.get("kl") is not None else []
+    parts += [f", answers {logs['rollout_share']:.0%} of the step"]
+    parts += [f", {logs['reward_failures']} rewards failed"] if logs["reward_failures"] else []
+    return "".join(parts)
+
+
+@contextmanager
+def _as_it_was(model: Any, tokenizer: Any) -> Iterator[None]:
+    """trl changes the model's forward, pad token and mode; they are put back, and on an error the
+    projections as well."""
+    text, generation = model.config.get_text_config(), model.generation_config
+    settings = [(model.config, "use_cache"), (text, "pad_token_id"), (generation, "pad_token_id")]
+    before = [(owner, name, getattr(owner, name, None)) for owner, name in settings]
+    forward, training = vars(model).get("forward"), model.training
+    required = {p: p.requires_grad for p in model.parameters()}
+    pad = tokenizer.pad_token
+    try:
+        yield
+    finally:
+        vars(model).pop("forward", None)
+        if forward is not None:
+            model.forward = forward
+        for owner, name, value in before:
+            setattr(owner, name, value)
+        for parameter, was in required.items():
+            parameter.requires_grad_(was)
+        tokenizer.pad_token = pad
+        model.train(training)
+
+
+def _check_model(model: Any) -> None:
+    if unwrap(model) is not model:
+        raise UnsupportedModel(
+            "the model is wrapped already: give the stock model inside it, on which the expert is "
+            "to be trained"
+        )
+
+
+def _context(model: Any) -> int:
+    """The longest text that the model takes."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else 2**31
+
+
+def check_reward(reward: Any) -> None:
+    """Refuse what cannot be called."""
+    if not callable(reward):
+        raise InvalidInput(f"reward = {reward!r}: give a function of completions and columns")

@@ -1,0 +1,244 @@
+"""trl's trainers for experts: which prompts a step takes, how they are answered, what is logged.
+
+trl draws prompts evenly, in advance, and runs each prompt once for every answer. Here a step's
+prompts are drawn when it begins, by what they have to teach, and share their prefill. The reference
+policy is the base itself, the expert disabled, so there is never a second model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOTrainer, RLOOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from pliant.experts.training.answers import sample_groups
+from pliant.experts.training.config import ExpertTrainingConfig
+from pliant.experts.training.prompts import PromptSampler
+from pliant.experts.training.task import Task
+
+RewardFunction = Callable[..., Sequence[float | None]]
+"""As trl calls it: `reward(prompts=, completions=, completion_ids=, **columns)`."""
+STATE, ROLLOUTS = "prompts.json", "rollouts-{}.pt"
+LOG = "log.jsonl"
+
+
+class SafeReward:
+    """A reward that may raise, or return NaN: then it is None, and counted."""
+
+    def __init__(self, reward: RewardFunction) -> None:
+        self.reward = reward
+        self.__name__ = "reward"
+        named = inspect.signature(reward).parameters
+        self.takes_all = any(p.kind is p.VAR_KEYWORD for p in named.values())
+        self.names = set(named)
+        self.calls = self.failures = 0
+        self.last_error = ""
+
+    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        columns = {"completions": completions, **columns}
+        if not self.takes_all:
+            columns = {name: value for name, value in columns.items() if name in self.names}
+        self.calls += len(completions)
+        try:
+            rewards = list(self.reward(**columns))
+            if len(rewards) != len(completions):
+                raise ValueError(f"{len(rewards)} rewards for {len(completions)} answers")
+        except Exception as error:  # a user's function may raise anything
+            self.failures += len(completions)
+            self.last_error = f"{type(error).__name__}: {error}"
+            return [None] * len(completions)
+        valid = [float(r) if r is not None and math.isfinite(r) else None for r in rewards]
+        self.failures += sum(r is None for r in valid)
+        return valid
+
+
+class RewardMixin:
+    """What the trainers below share; `task` and `prompts` are theirs."""
+
+    accelerator: Any
+    args: Any
+    model: Any
+    generation_config: Any
+    eos_token_ids: list[int]
+    _metrics: Any
+    _step: int
+    _buffered_inputs: Any
+
+    def __init__(
+        self, *args: Any, config: ExpertTrainingConfig, task: Task, reward: SafeReward, **more: Any
+    ) -> None:
+        self.config, self.task, self.reward = config, task, reward
+        self.prompts = PromptSampler(len(task.rows), config.seed, config.exploration)
+        self.shares_prefill: bool | None = None
+        self._drawn: list[int] = []
+        self._local: list[int] = []
+        self._rewards: Tensor | None = None
+        self._checked = False
+        from datasets import Dataset
+
+        places = Dataset.from_dict({"prompt": [""] * config.prompts})  # filled when a step begins
+        super().__init__(*args, reward_funcs=reward, train_dataset=places, **more)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:  # trl rounds what it trains on a quantised base
+                parameter.data = parameter.data.float()
+        self.add_callback(SavedState(self))  # type: ignore[attr-defined]
+
+    # --- prompts ---------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Answers to the step's prompts, this process's share of them."""
+        process, count = self.accelerator.process_index, len(inputs)
+        torch.manual_seed(self._seed_of(self.prompts.draws, process))
+        self._drawn = self.prompts.draw(self.config.prompts)
+        every = [i for i in self._drawn for _ in range(self.config.group)]
+        self._local = every[process * count : (process + 1) * count]
+        rows = [dict(self.task.rows[i]) for i in self._local]
+        output: dict[str, Any] = super()._generate_and_score_completions(rows)  # type: ignore[misc]
+        assert self._rewards is not None
+        groups = self._rewards.view(len(self._drawn), self.config.group)
+        self.prompts.update(self._drawn, groups.tolist())
+        return output
+
+    def _seed_of(self, draw: int, process: int) -> int:
+        """The same after a resume, whatever else has drawn from the generator."""
+        return hash((self.config.seed, draw, process, 1)) % 2**63
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [self.task.ids[i] for i in self._local], None, {}
+
+    def _calculate_rewards(self, *args: Any) -> Tensor:
+        began = time.perf_counter()
+        rewards: Tensor = super()._calculate_rewards(*args)  # type: ignore[misc]
+        self._metrics["train"]["reward_seconds"].append(time.perf_counter() - began)
+        self._rewards = rewards[:, 0]
+        return rewards
+
+    # --- answers ---------------------------------------------------------------------------------
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *rest: Any) -> Any:
+        """Sampled answers, as token ids up to their end token."""
+        began = time.perf_counter()
+        answers = None if self.shares_prefill is False else self._sampled(prompt_ids)
+        self.shares_prefill = answers is not None
+        if answers is None:
+            output = super()._generate_single_turn(prompt_ids, *rest)  # type: ignore[misc]
+        else:
+            output = answers if isinstance(self, RLOOTrainer) else (answers, None)
+        self._metrics["train"]["rollout_seconds"].append(time.perf_counter() - began)
+        return output
+
+    def _sampled(self, prompt_ids: list[list[int]]) -> list[list[int]] | None:
+        """None where a prefill cannot be shared: shards, and models whose cache is not exact."""
+        group = self.config.group
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or len(prompt_ids) % group:  # type: ignore[attr-defined]
+            return None
+        if any(prompt_ids[i] != prompt_ids[i - i % group] for i in range(len(prompt_ids))):
+            return None  # a group is divided between two processes
+        with unwrap_model_for_generation(
+            self.model_wrapped,  # type: ignore[attr-defined]
+            self.accelerator,
+            generation_kwargs=self.generation_kwargs,  # type: ignore[attr-defined]
+        ) as model:
+            return sample_groups(model, prompt_ids[::group], group, self._how())
+
+    def _how(self) -> Any:
+        how = self.generation_config
+        how.eos_token_id = self.eos_token_ids
+        return how
+
+    # --- the log ---------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the share of the time that the answers took, and what failed."""
+        metrics = self._metrics["train"]
+        steps = sum(metrics.get("step_time", []))
+        if steps and "loss" in logs:
+            logs["rollout_share"] = sum(metrics.pop("rollout_seconds", [])) / steps
+            logs["reward_share"] = sum(metrics.pop("reward_seconds", [])) / steps
+            logs["reward_failures"] = self.reward.failures
+            logs["success"] = float(self.prompts.success.mean())
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None for each checkpoint."""
+
+
+class GRPOExpertTrainer(RewardMixin, GRPOTrainer):
+    """trl's GRPO."""
+
+
+class RLOOExpertTrainer(RewardMixin, RLOOTrainer):
+    """trl's RLOO."""
+
+
+class ReinforceExpertTrainer(RewardMixin, GRPOTrainer):
+    """REINFORCE with KL, as published: no group, no baseline; an answer that is right counts +1,
+    one that is wrong -1 (a reward r counts 2 r - 1)."""
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        assert self._rewards is not None
+        start = self.accelerator.process_index * len(inputs)
+        own = self._rewards[start : start + len(inputs)]
+        output["advantages"] = torch.nan_to_num(2 * own - 1, nan=0.0)
+        return output
+
+
+TRAINERS: dict[str, Any] = {
+    "grpo": GRPOExpertTrainer,
+    "rloo": RLOOExpertTrainer,
+    "reinforce": ReinforceExpertTrainer,
+}
+
+
+class SavedState(TrainerCallback):
+    """Saves with each checkpoint what the next draws depend on, and restores it; writes the log."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        folder = _checkpoint(args, state)
+        if args.should_save:
+            (folder / STATE).write_text(json.dumps(self.trainer.prompts.state()))
+        if self.trainer.config.updates > 1:
+            rollouts = {"step": self.trainer._step, "inputs": self.trainer._buffered_inputs}
+            torch.save(rollouts, folder / ROLLOUTS.format(args.process_index))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        log = Path(str(args.output_dir)) / LOG
+        if args.should_save:
+            log.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
+        if state.global_step == 0:
+            return
+        folder = _checkpoint(args, state)
+        self.trainer.prompts.load_state(json.loads((folder / STATE).read_text()))
+        rollouts = folder / ROLLOUTS.format(args.process_index)
+        if rollouts.is_file():
+            saved = torch.load(rollouts, weights_only=True, map_location=args.device)
+            self.trainer._step, self.trainer._buffered_inputs = saved["step"], saved["inputs"]
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if args.should_save and state.log_history:
+            with (Path(str(args.output_dir)) / LOG).open("a") as file:
+                file.write(json.dumps(state.log_history[-1]) + "\n")
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
