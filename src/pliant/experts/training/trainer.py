@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -53,11 +54,12 @@ class SafeReward:
             rewards = list(self.reward(**columns))
             if len(rewards) != len(completions):
                 raise ValueError(f"{len(rewards)} rewards for {len(completions)} answers")
+            numbers = [math.nan if r is None else float(r) for r in rewards]
         except Exception as error:  # a user's function may raise anything
             self.failures += len(completions)
             self.last_error = f"{type(error).__name__}: {error}"
             return [None] * len(completions)
-        valid = [float(r) if r is not None and math.isfinite(r) else None for r in rewards]
+        valid = [r if math.isfinite(r) else None for r in numbers]
         self.failures += sum(r is None for r in valid)
         return valid
 
@@ -111,7 +113,7 @@ class RewardMixin:
 
     def _seed_of(self, draw: int, process: int) -> int:
         """The same after a resume, whatever else has drawn from the generator."""
-        return hash((self.config.seed, draw, process, 1)) % 2**63
+        return int(np.random.SeedSequence([self.config.seed, draw, process]).generate_state(1)[0])
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.task.ids[i] for i in self._local], None, {}

@@ -1,0 +1,161 @@
+"""trl's trainers with an expert: what they sample, score and compare it with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.experts.training.runs import lower_half, rollouts, set_z, trainer
+from torch import Tensor
+
+from pliant.experts.model import svf_layers
+from pliant.experts.training.trainer import SafeReward
+
+METHODS = ("grpo", "rloo", "reinforce")
+
+
+@torch.no_grad()
+def by_hand(model: Any, answers: dict[str, Any], temperature: float) -> list[Tensor]:
+    """The log-probability of each token of each answer, one row at a time, without padding."""
+    rows = []
+    for i in range(len(answers["prompt_ids"])):
+        prompt = answers["prompt_ids"][i][answers["prompt_mask"][i].bool()]
+        answer = answers["completion_ids"][i][answers["completion_mask"][i].bool()]
+        ids = torch.cat([prompt, answer])[None]
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        log_p = (logits / temperature).log_softmax(-1)
+        rows.append(log_p.gather(1, answer[:, None])[:, 0])
+    return rows
+
+
+def of_trl(run: Any, answers: dict[str, Any]) -> list[Tensor]:
+    """The same as the trainer computes it, in one padded batch."""
+    ids = torch.cat([answers["prompt_ids"], answers["completion_ids"]], dim=1)
+    mask = torch.cat([answers["prompt_mask"], answers["completion_mask"]], dim=1)
+    length = answers["completion_ids"].shape[1]
+    with torch.no_grad():
+        log_p, *_ = run._get_per_token_logps_and_entropies(run.model, ids, mask, length)
+    return [row[m.bool()] for row, m in zip(log_p, answers["completion_mask"], strict=True)]
+
+
+@pytest.mark.parametrize("form", ["folded", "delta"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_log_probabilities_are_those_of_the_tokens_that_were_sampled(
+    tmp_path: Path, form: str, temperature: float
+) -> None:
+    run = trainer(tmp_path, temperature=temperature, max_new_tokens=12)
+    set_z(run.model)
+    answers = rollouts(run)
+    for _, layer in svf_layers(run.model):
+        layer.form = form
+    ours, theirs = by_hand(run.model, answers, temperature), of_trl(run, answers)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_an_answer_keeps_its_token_ids_up_to_its_end(tmp_path: Path) -> None:
+    seen: list[list[int]] = []
+
+    def reward(completion_ids: Any, **_: Any) -> list[float]:
+        seen.extend(completion_ids)
+        return lower_half(completion_ids)
+
+    run = trainer(tmp_path, reward=reward, max_new_tokens=40, temperature=2.0)
+    run.eos_token_ids = list(range(200, 258))  # so that many answers end
+    answers = rollouts(run)
+    ids, mask = answers["completion_ids"], answers["completion_mask"].bool()
+    assert [row[m].tolist() for row, m in zip(ids, mask, strict=True)] == seen
+    lengths = [len(answer) for answer in seen]
+    assert min(lengths) < max(lengths)  # so some are padded
+    ended = [answer for answer in seen if len(answer) < 40]
+    assert ended and all(answer[-1] >= 200 for answer in ended)
+    assert all(token < 200 for answer in seen for token in answer[:-1])
+    assert (ids[~mask] == 256).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_reference_is_the_expert_disabled(tmp_path: Path, method: str) -> None:
+    run = trainer(tmp_path, method=method, beta=0.1)
+    assert run.ref_model is None and "ref" not in run.model.peft_config
+    trained = {name for name, p in run.model.named_parameters() if p.requires_grad}
+    assert trained and all(".svf_z." in name for name in trained)
+
+
+def test_kl_is_0_at_first_and_that_of_the_tokens_afterwards(tmp_path: Path) -> None:
+    run = trainer(tmp_path, beta=0.1)
+
+    def kl() -> tuple[float, float]:
+        answers = rollouts(run)
+        run.compute_loss(run.model, answers)
+        policy = torch.cat(by_hand(run.model, answers, 1.0))
+        with run.model.disable_adapter():
+            base = torch.cat(by_hand(run.model, answers, 1.0))
+        ratio = base - policy
+        return run._metrics["train"]["kl"][-1], float((ratio.exp() - ratio - 1).mean())
+
+    assert kl() == pytest.approx((0.0, 0.0), abs=1e-6)
+    set_z(run.model)
+    measured, expected = kl()
+    assert measured == pytest.approx(expected, rel=1e-3) and measured > 0.1
+
+
+def test_reinforce_takes_each_answers_own_reward(tmp_path: Path) -> None:
+    run = trainer(tmp_path, method="reinforce", reward=lambda completions: [1.0, 0.0, None, 0.5] * 4)
+    assert rollouts(run)["advantages"].tolist() == [1.0, -1.0, 0.0, 0.0] * 4
+
+
+def test_reinforces_gradient_is_that_of_the_published_loss(tmp_path: Path) -> None:
+    run = trainer(tmp_path, method="reinforce", beta=0.0, max_new_tokens=5)
+    run.eos_token_ids = [257]
+    answers = rollouts(run)
+    run.compute_loss(run.model, answers).backward()
+    ours = torch.cat([p.grad for p in run.model.parameters() if p.requires_grad])
+    run.model.zero_grad()
+    mask = answers["completion_mask"]
+    ids = torch.cat([answers["prompt_ids"], answers["completion_ids"]], dim=1)
+    whole = torch.cat([answers["prompt_mask"], mask], dim=1)
+    positions = (whole.cumsum(1) - 1).clamp(min=0)
+    logits = run.model(input_ids=ids, attention_mask=whole, position_ids=positions).logits
+    log_p = logits[:, -mask.shape[1] - 1 : -1].log_softmax(-1)
+    log_p = log_p.gather(2, answers["completion_ids"][..., None])[..., 0]
+    (-(answers["advantages"][:, None] * log_p * mask).sum() / mask.sum()).backward()
+    by_hand = torch.cat([p.grad for p in run.model.parameters() if p.requires_grad])
+    assert torch.allclose(ours, by_hand, atol=1e-5) and by_hand.abs().max() > 1e-3
+
+
+def test_a_prompts_estimate_comes_from_its_own_answers(tmp_path: Path) -> None:
+    def reward(prompts: Any, completions: Any, answer: Any) -> list[float]:
+        assert all(p.endswith(f"q{a}") for p, a in zip(prompts, answer, strict=True))
+        return [float(int(a) % 2) for a in answer]
+
+    run = trainer(tmp_path, reward=reward)
+    for _ in range(8):
+        rollouts(run)
+    for i, (p, tried) in enumerate(zip(run.prompts.success, run.prompts.tried, strict=True)):
+        assert tried == 0 or (p > 0.5) == bool(i % 2)
+    assert (run.prompts.tried > 0).sum() > 6
+
+
+class TestReward:
+    def test_what_fails_is_counted(self) -> None:
+        def reward(completions: Any) -> list[Any]:
+            return [1, math.nan, None, math.inf]
+
+        safe = SafeReward(reward)
+        assert safe(completions=["a"] * 4, prompts=["p"] * 4, answer=["x"] * 4) == [1, *[None] * 3]
+        assert (safe.calls, safe.failures) == (4, 3)
+
+    @pytest.mark.parametrize("result", [[1.0], "no", None, ["x", "y"]])
+    def test_what_is_no_list_of_numbers_is_a_failure(self, result: Any) -> None:
+        safe = SafeReward(lambda completions: result)
+        assert safe(completions=["a", "b"]) == [None, None] and safe.failures == 2
+
+    def test_an_error_is_remembered(self) -> None:
+        def reward(completions: Any) -> Any:
+            raise RuntimeError("no such judge")
+
+        safe = SafeReward(reward)
+        assert safe(completions=["a", "b"]) == [None, None]
+        assert safe.last_error == "RuntimeError: no such judge"
