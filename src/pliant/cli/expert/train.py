@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ from pliant.errors import InvalidInput, did_you_mean
 from pliant.options import Flag, from_texts, named_values
 
 if TYPE_CHECKING:
+    from pliant.experts.rewards import Reward
     from pliant.experts.training.config import ExpertTrainingConfig
     from pliant.experts.training.run import ExpertResult
 
@@ -31,8 +31,9 @@ class TrainOptions:
     question of the embedded models' world (nano:arithmetic, nano:count)."""
     out: Path
     """The run's folder, and in the end the expert's."""
-    reward: str = "exact"
-    """What makes an answer right: exact, numeric, contains, choice, ..."""
+    reward: Annotated[tuple[str, ...], Flag(metavar="REWARD")] = ("exact",)
+    """What makes an answer right: exact, numeric, contains, choice, unit_tests, ..., with options
+    and a weight (numeric:tolerance=0.1, contains=0.5), or file.py:function; repeatable: a sum."""
     group: str | None = None
     """Only the rows of the task whose column `group` has this value."""
     evaluate: str | None = None
@@ -98,8 +99,9 @@ def trained(options: TrainOptions) -> ExpertResult:
     from pliant.loading import load
 
     config = options.config()
-    reward = reward_of(options.reward)
+    reward = reward_of(options)
     rows, held_out = task_rows(options, config.seed)
+    reward.check({name for row in (*rows, *held_out) for name in row})
     check(options, config)
     with quiet_libraries():
         from pliant.experts.training.run import train_expert
@@ -116,6 +118,13 @@ def trained(options: TrainOptions) -> ExpertResult:
             resume=options.resume,
             settings={"use_cpu": True} if options.device == "cpu" else None,
         )
+
+
+def reward_of(options: TrainOptions) -> Reward:
+    from pliant.experts.rewards import Reward
+    from pliant.routing.judge import open_judge
+
+    return Reward(*options.reward, open_judge=open_judge)
 
 
 def check(options: TrainOptions, config: ExpertTrainingConfig) -> None:
@@ -179,22 +188,3 @@ def nano_rows(kind: str, split: str, count: int, seed: int) -> list[Any]:
         raise InvalidInput(f"--task {EMBEDDED}{kind}: no such kind{did_you_mean(kind, known)}")
     questions = nano.questions(split, count, seed, families=own)
     return [{"prompt": q.prompt, "answer": q.answer} for q in questions]
-
-
-# --- the reward ----------------------------------------------------------------------------------
-
-
-def reward_of(name: str) -> Any:
-    """A verifier as a reward."""
-    from pliant.verify import verifier
-
-    right = verifier(name)
-
-    def reward(
-        prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any]
-    ) -> list[float]:
-        triples = zip(completions, answer, prompts, strict=True)
-        return [right(text, reference, str(prompt)) for text, reference, prompt in triples]
-
-    reward.__name__ = name
-    return reward

@@ -20,7 +20,7 @@ import numpy as np
 from pliant.adapters.fingerprint import fingerprint
 from pliant.anatomy.find import unwrap
 from pliant.data import Row
-from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.errors import UnsupportedModel
 from pliant.experts.training.answers import greedy_answers
 from pliant.experts.training.config import ExpertTrainingConfig
 from pliant.experts.training.task import Task, encode, hold_out
@@ -183,12 +183,25 @@ def _plan(
     other = {} if peft_config is None else {"peft": str(peft_config.peft_type)}
     return {
         "model": asdict(own),
-        "reward": getattr(reward, "__name__", None) or str(reward),
+        "reward": _name_of(reward),
         "content": task.digest,
         "held-out rows": measured.digest,
         "config": config.plan,
         **other,
     }
+
+
+def _name_of(reward: RewardFunction) -> Any:
+    """A reward of several parts by its parts, any other by its name."""
+    if (parts := getattr(reward, "parts", None)) is not None:
+        return [f"{part.label}={part.weight:g}" for part in parts]
+    return getattr(reward, "__name__", None) or type(reward).__name__
+
+
+def _failures(reward: SafeReward) -> int:
+    """Those that reached the trainer, and those that the reward has counted itself."""
+    counted = getattr(reward.reward, "failures", {})
+    return reward.failures + sum(sum(kinds.values()) for kinds in counted.values())
 
 
 def _result(
@@ -218,7 +231,7 @@ def _result(
         ),
         rollout_share=float(np.mean([e["rollout_share"] for e in logs])) if logs else nothing,
         shared_prefill=bool(trainer.shares_prefill),
-        reward_failures=reward.failures,
+        reward_failures=_failures(reward),
     )
 
 
@@ -266,9 +279,3 @@ def _context(model: Any) -> int:
     """The longest text that the model takes."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else 2**31
-
-
-def check_reward(reward: Any) -> None:
-    """Refuse what cannot be called."""
-    if not callable(reward):
-        raise InvalidInput(f"reward = {reward!r}: give a function of completions and columns")
