@@ -23,6 +23,7 @@ from typing import Any
 from pliant.errors import InvalidInput
 from pliant.experts.training.config import ExpertTrainingConfig
 from pliant.experts.training.run import ExpertResult, train_expert
+from pliant.experts.training.task import hold_out
 from pliant.experts.training.trainer import LOG
 from pliant.training.terminal import Say, print_to_stderr
 
@@ -79,6 +80,7 @@ class SVF_PPOTrainer:
             raise InvalidInput(f"{len(prompts)} prompts and {len(answers)} answers: one for each")
         references = [None] * len(prompts) if answers is None else answers
         rows = [{"prompt": p, "answer": a} for p, a in zip(prompts, references, strict=True)]
+        rows, held_out = hold_out(rows, self.config.seed)
         steps = math.ceil(len(rows) / self.config.prompts) * max_epochs
         config = replace(self.config, steps=steps, report_to=self._reporter())
 
@@ -95,6 +97,7 @@ class SVF_PPOTrainer:
             reward,
             config,
             folder=self.output_dir,
+            held_out=held_out,
             resume=resume,
             say=self.say,
         )

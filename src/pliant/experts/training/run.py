@@ -58,7 +58,8 @@ class ExpertResult(TrainingResult):
         return asdict(self)
 
     def __str__(self) -> str:
-        direction = "raised" if self.gain.value >= 0 else "lowered"
+        gain = self.gain.value
+        direction = "raised" if gain > 0 else "lowered" if gain < 0 else "took"
         sure = "" if self.gain.excludes(0) else " (the interval includes no change)"
         failed = f"; {self.reward_failures:,} rewards failed" if self.reward_failures else ""
         return (
