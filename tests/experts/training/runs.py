@@ -59,7 +59,7 @@ def trained(
     )
 
 
-def trainer(folder: Path, base: Any = None, reward: Any = lower_half, **changes: Any) -> Any:
+def trainer(folder: Path, reward: Any = lower_half, base: Any = None, **changes: Any) -> Any:
     own = config(**changes)
     return TRAINERS[own.method](
         model() if base is None else base,

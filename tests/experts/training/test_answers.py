@@ -37,9 +37,7 @@ def test_groups_that_share_a_prefill_are_what_generate_samples() -> None:
     assert len({tuple(answer) for answer in shared}) > 10
 
 
-def test_each_prompt_is_prefilled_once(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_prompt_is_prefilled_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trainer(tmp_path)
     sizes: list[tuple[int, ...]] = []
     forward = LlamaModel.forward

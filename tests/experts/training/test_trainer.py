@@ -102,7 +102,9 @@ def test_kl_is_0_at_first_and_that_of_the_tokens_afterwards(tmp_path: Path) -> N
 
 
 def test_reinforce_takes_each_answers_own_reward(tmp_path: Path) -> None:
-    run = trainer(tmp_path, method="reinforce", reward=lambda completions: [1.0, 0.0, None, 0.5] * 4)
+    run = trainer(
+        tmp_path, method="reinforce", reward=lambda completions: [1.0, 0.0, None, 0.5] * 4
+    )
     assert rollouts(run)["advantages"].tolist() == [1.0, -1.0, 0.0, 0.0] * 4
 
 

@@ -49,7 +49,7 @@ def run(folder: Path, resume: bool = False, **settings: Any) -> Any:
             config(**STEPS),
             folder=folder,
             resume=resume,
-            settings={"ddp_backend": "gloo", **settings},
+            settings=settings,
             say=lambda line: None,
         )
     finally:

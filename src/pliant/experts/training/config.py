@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -111,7 +112,7 @@ class ExpertTrainingConfig:
             raise InvalidInput("training by reward needs trl: pip install 'pliant[rl]'") from error
         kind: Any = trl.RLOOConfig if self.method == "rloo" else trl.GRPOConfig
         try:
-            return kind(**{**self._settings(folder), **changes})  # type: ignore[no-any-return]
+            return kind(**{**self._settings(folder), **changes})
         except (ValueError, ImportError) as error:
             raise InvalidInput(f"transformers or trl refuses these settings: {error}") from error
 
@@ -147,10 +148,18 @@ class ExpertTrainingConfig:
             "gradient_checkpointing": False,
             "disable_dropout": True,
             "disable_tqdm": True,
+            **_on_cpu(processes),
         }
 
 
 def _processes() -> int:
-    import os
-
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _on_cpu(processes: int) -> dict[str, Any]:
+    """Without an accelerator: accelerate gathers from several processes only if told so."""
+    import torch
+
+    if torch.accelerator.is_available():
+        return {}
+    return {"use_cpu": True, **({"ddp_backend": "gloo"} if processes > 1 else {})}

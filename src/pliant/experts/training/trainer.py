@@ -89,7 +89,8 @@ class RewardMixin:
         from datasets import Dataset
 
         places = Dataset.from_dict({"prompt": [""] * config.prompts})  # filled when a step begins
-        super().__init__(*args, reward_funcs=reward, train_dataset=places, **more)
+        more |= {"reward_funcs": reward, "train_dataset": places}
+        super().__init__(*args, **more)
         for parameter in self.model.parameters():
             if parameter.requires_grad:  # trl rounds what it trains on a quantised base
                 parameter.data = parameter.data.float()
