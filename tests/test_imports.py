@@ -46,8 +46,8 @@ LAYERS = {
     ],
     "cli": [
         {"demo", "export", "prune", "run", "train"},
-        {"recover"},
-        {"app", "doctor", "expert", "gradients", "importance", "models", "route", "score"},
+        {"expert", "recover"},
+        {"app", "doctor", "gradients", "importance", "models", "route", "score"},
         {"training_text"},
         {"terminal"},
     ],

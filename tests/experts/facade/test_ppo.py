@@ -10,8 +10,9 @@ import torch
 from peft import PeftModel
 from tests.experts.training.runs import ROWS, config, model, tokenizer, z_of
 
+from pliant.cli.expert import example
 from pliant.errors import InvalidInput
-from pliant.experts import __main__ as example
+from pliant.experts import __main__ as program
 from pliant.experts.facade.ppo import SVF_PPOTrainer, contains_answer
 
 PROMPTS, ANSWERS = [row["prompt"] for row in ROWS], [row["answer"] for row in ROWS]
@@ -65,7 +66,7 @@ def test_the_seeds_example_runs_as_written(
     monkeypatch.setattr(example, "PROMPTS", 15)
     monkeypatch.chdir(tmp_path)
     flags = "--model_name nano-s --output_dir outputs --logging_dir logs --batch_size 4"
-    example.main([*flags.split(), "--max_epochs", "1", "--learning_rate", "1e-4"])
+    program.main([*flags.split(), "--max_epochs", "1", "--learning_rate", "1e-4"])
     shown = capsys.readouterr()
     assert "3 steps on " in shown.out and "what is 58+67? before: " in shown.out
     assert "z hardly moves" in shown.err
