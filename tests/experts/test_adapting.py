@@ -29,9 +29,11 @@ from pliant.experts.adapting import (
     shots_of,
     split_shots,
 )
+from pliant.experts.adapting.classifier import Head
 from pliant.experts.adapting.few_shot import Layout, likelihood_of, likelihoods, rewards
 from pliant.experts.adapting.strategy import name_of
 from pliant.experts.model import svf_layers
+from pliant.linear import Linear
 from pliant.verify import verifier
 
 PROMPTS = ["sort: dcab", "17+4", "what is 23+58?", "reverse of abc"]
@@ -137,6 +139,27 @@ class TestClassifier:
         assert {a.choice.name for a in answers} == {"words", "sums"}
         assert len(forwards) - shared > shared  # another forward for the choice
         assert not any(layer.rows for _, layer in svf_layers(strategy.model))
+
+    @pytest.mark.parametrize("name", ["gpt2", "mixtral", "gpt_oss"])
+    def test_other_models_choose_in_the_prefill_too(self, name: str) -> None:
+        torch.manual_seed(0)
+        base, (_, tokenizer) = tiny_model(name).eval(), nano.load("nano-s")
+        base.resize_token_embeddings(len(tokenizer))
+        projections = ["c_attn", "c_fc"] if name == "gpt2" else ["q_proj", "v_proj"]
+        options: dict[str, Any] = {"target_modules": projections, "layers_to_transform": [1]}
+        model = with_experts("words", "sums", model=base, **options).requires_grad_(False)
+        size = base.get_input_embeddings().weight.shape[1]
+        weight = np.random.default_rng(0).normal(size=(size, 2))
+        linear = Linear(weight, np.zeros(2), logistic=True)
+        head = Head(("words", "sums"), 1, np.zeros(size), np.ones(size), linear)
+        strategy = ByClassifier(model, tokenizer, head, ClassifierConfig(threshold=0.5))
+        assert strategy.shares_prefill
+        answers, choices = strategy.answer(PROMPTS, **SETTINGS), strategy.choose(PROMPTS)
+        mixtures = [choice.mixture for choice in choices]
+        assert [answer.choice.mixture for answer in answers] == mixtures
+        assert answers[0].choice.scores == pytest.approx(dict(choices[0].scores), abs=1e-4)
+        texts = generate(model, tokenizer, PROMPTS, mixtures, **SETTINGS)
+        assert [answer.text for answer in answers] == texts
 
     def test_beams_share_their_prompts_expert(self) -> None:
         strategy = self.fitted(2)
