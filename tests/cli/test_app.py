@@ -71,11 +71,12 @@ def test_each_command_has_help_with_an_example(command: str) -> None:
 
 @pytest.mark.parametrize("group", app.GROUPS)
 def test_a_group_alone_is_a_question_for_its_help(group: str) -> None:
-    assert pliant(group).stdout == pliant(group, "--help").stdout
-    assert pliant(group).returncode == 0
+    done = pliant(group)
+    assert done.stdout == pliant(group, "--help").stdout
+    assert done.returncode == 0
     for name in app.names():
         outer, _, inner = name.partition(" ")
-        assert outer != group or inner in pliant(group).stdout
+        assert outer != group or inner in done.stdout
 
 
 def test_the_version_is_one_line() -> None:
