@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from pliant.errors import PliantError as PliantError
     from pliant.errors import UnsupportedModel as UnsupportedModel
     from pliant.errors import WrongBase as WrongBase
-    from pliant.experts.facade.svd import SvdComponent as SvdComponent
-    from pliant.experts.facade.svd import SVFWrapper as SVFWrapper
     from pliant.experts.facade.interpolation import (
         compute_cem_interpolation as compute_cem_interpolation,
     )
+    from pliant.experts.facade.svd import SvdComponent as SvdComponent
+    from pliant.experts.facade.svd import SVFWrapper as SVFWrapper
     from pliant.gradients.facade.causal_lm import CGGRModel as CGGRModel
     from pliant.gradients.facade.flash import enable_flash_attention as enable_flash_attention
     from pliant.gradients.facade.flash import (

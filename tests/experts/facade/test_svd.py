@@ -90,7 +90,7 @@ class TestSVFWrapper:
             wrapper.patch_weights()
             output = wrapper(ids, labels=ids)
             assert isinstance(output, ModelOutput)
-            losses.append(float(output.loss))
+            losses.append(float(output.loss.detach()))
             optimizer.zero_grad()
             output.loss.backward()
             optimizer.step()

@@ -1,4 +1,4 @@
-"""The seed's example: an expert for a mocked maths domain, as `python -m pliant.experts` runs it."""
+"""The seed's example, a mocked maths domain, as `python -m pliant.experts` runs it."""
 
 from __future__ import annotations
 
