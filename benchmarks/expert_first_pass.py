@@ -73,12 +73,14 @@ def measured(model: Any, tokenizer: Any, size: int, options: Any, half: bool) ->
         "answer with its choice": lambda: head.answer(asked, **settings),
     }
     times = interleaved(runs, rounds=options.rounds, clock=time.process_time)
+    ratios = {name: times[name].ratio_to(times["answer"]).as_dict() for name in ("labels", "head")}
+    if not head.shares_prefill:
+        return {"seconds": {name: each.median for name, each in times.items()}, "ratio": ratios}
     answer = times["answer"].seconds
     extra = [
         (both - alone) / alone
         for both, alone in zip(times["answer with its choice"].seconds, answer, strict=True)
     ]
-    ratios = {name: times[name].ratio_to(times["answer"]).as_dict() for name in ("labels", "head")}
     ratios["head, choosing in the answer"] = {"median": median(extra), "rounds": len(extra)}
     return {"seconds": {name: each.median for name, each in times.items()}, "ratio": ratios}
 

@@ -17,7 +17,6 @@ from transformers.pytorch_utils import Conv1D
 from pliant.adapters import Fingerprint, fingerprint
 from pliant.adapters.quantized import differentiable
 from pliant.anatomy import Anatomy
-from pliant.anatomy.find import unwrap
 from pliant.anatomy.roles import Matrix, matrices
 from pliant.errors import InvalidInput, UnsupportedModel, WrongBase, did_you_mean
 from pliant.experts.basis import check_value
@@ -209,13 +208,13 @@ class SVFModel(BaseTuner):
 
 
 @contextmanager
-def use_rows(model: nn.Module, rows: Rows) -> Iterator[None]:
+def use_rows(model: nn.Module | Anatomy, rows: Rows) -> Iterator[None]:
     """The same on a model whose experts were loaded with transformers' `load_adapter`."""
-    layers = [layer for _, layer in svf_layers(model)]
-    decoder = Anatomy.of(model).decoder
+    anatomy = model if isinstance(model, Anatomy) else Anatomy.of(model)
+    layers = [layer for _, layer in svf_layers(anatomy.model)]
     notes = [
         module.register_forward_pre_hook(_note_batch(rows), with_kwargs=True)
-        for module in (unwrap(model), decoder)
+        for module in (anatomy.model, anatomy.decoder)
     ]
     try:
         for layer in layers:

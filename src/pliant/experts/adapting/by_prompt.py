@@ -133,8 +133,8 @@ class ByPrompt(Strategy):
 
     def _active(self) -> AbstractContextManager[None]:
         if self.config.expert is None:
-            return without_experts(self.model)
-        return use_rows(self.model, Rows((self.config.expert,), torch.ones(1, 1)))
+            return without_experts(self.anatomy)
+        return use_rows(self.anatomy, Rows((self.config.expert,), torch.ones(1, 1)))
 
     def _asked(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prompts with the instruction before the last message, or the text."""
@@ -157,7 +157,7 @@ class ByPrompt(Strategy):
         """One forward for all labels."""
         first = [label[0] for label in self.label_ids]
         scores = torch.zeros(len(ids), len(first))
-        for rows, batch in batches(self.model, ids):
+        for rows, batch in batches(self.anatomy, ids):
             inputs = {**inputs_of(self.anatomy, batch), "use_cache": False}
             decoded = run_decoder(self.anatomy, inputs)
             last = with_hidden(decoded, last_hidden_state(decoded)[:, -1:])

@@ -177,7 +177,7 @@ class ByClassifier(Strategy):
     def choose(self, prompts: Sequence[Prompt]) -> list[Choice]:
         if not len(prompts):
             return []
-        states = states_after(self.model, encode(prompts, self.tokenizer), self.head.layer)
+        states = states_after(self.anatomy, encode(prompts, self.tokenizer), self.head.layer)
         return self._choices(states)
 
     def _choices(self, states: Floats) -> list[Choice]:
@@ -204,7 +204,7 @@ class ByClassifier(Strategy):
         if not self.shares_prefill:
             return super().answer(prompts, batch_size=batch_size, **generation)
         answers: list[Answer | None] = [None] * len(prompts)
-        for rows, batch in batches(self.model, encode(prompts, self.tokenizer), batch_size):
+        for rows, batch in batches(self.anatomy, encode(prompts, self.tokenizer), batch_size):
             choices: list[Choice] = []
             with self._choosing(len(rows), choices):
                 texts = generate_batch(self.model, self.tokenizer, batch, **generation)
@@ -235,7 +235,7 @@ class ByClassifier(Strategy):
 
         hook = layer.register_forward_pre_hook(choose, with_kwargs=True)
         try:
-            with use_rows(self.model, rows):
+            with use_rows(self.anatomy, rows):
                 yield
         finally:
             hook.remove()
@@ -291,10 +291,10 @@ def check_base(saved: Fingerprint, model: Any, folder: str | Path) -> None:
 
 def states_after(model: Any, ids: Sequence[Sequence[int]], layer: int) -> Floats:
     """(n, D): the base's state of each prompt's last token after so many layers, in one forward."""
-    anatomy = Anatomy.of(model)
+    anatomy = model if isinstance(model, Anatomy) else Anatomy.of(model)
     states: dict[int, Floats] = {}
-    with torch.no_grad(), without_experts(model):
-        for rows, batch in batches(model, ids):
+    with torch.no_grad(), without_experts(anatomy):
+        for rows, batch in batches(anatomy, ids):
             states.update(zip(rows, _read(anatomy, layer, batch), strict=True))
     return np.stack([states[row] for row in range(len(ids))])
 

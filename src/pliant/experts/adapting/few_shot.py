@@ -217,7 +217,7 @@ def rewards(
     def score(candidates: Floats) -> Scores:
         weights = layout.weights(torch.from_numpy(candidates).float())
         earned = np.zeros((len(candidates), len(shots)))
-        for rows, batch in batches(model, ids):
+        for rows, batch in batches(likelihood.anatomy, ids):
             chunk = max(1, likelihood.tokens // batch.ids_BT.numel())
             for at in range(0, len(candidates), chunk):
                 part = weights[..., at : at + chunk, :]
@@ -225,7 +225,7 @@ def rewards(
                 repeated = type(batch)(
                     batch.ids_BT.repeat(count, 1), batch.mask_BT.repeat(count, 1)
                 )
-                with use_rows(model, Rows(layout.names, part)):
+                with use_rows(likelihood.anatomy, Rows(layout.names, part)):
                     texts = generate_batch(
                         model, tokenizer, repeated, max_new_tokens=config.max_new_tokens
                     )

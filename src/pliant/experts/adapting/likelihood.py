@@ -72,7 +72,7 @@ class Likelihood:
         ]
 
     def _parts(self, chosen: list[int], ids: Any, answers: Any) -> Iterator[Part]:
-        for places_of, batch in batches(self.model, [ids[row] for row in chosen]):
+        for places_of, batch in batches(self.anatomy, [ids[row] for row in chosen]):
             rows = [chosen[place] for place in places_of]
             lengths = torch.tensor([len(answers[row]) for row in rows])
             places = torch.arange(int(lengths.max()), 0, -1)
@@ -90,7 +90,7 @@ class Likelihood:
         return torch.cat([self._mixed(each) for each in chunks])
 
     def _mixed(self, weights: Tensor) -> Tensor:
-        with use_rows(self.model, Rows(self.names, weights)):
+        with use_rows(self.anatomy, Rows(self.names, weights)):
             return self._all(weights, weights.shape[-2])
 
     def _all(self, weights: Tensor | None, count: int) -> Tensor:

@@ -34,7 +34,7 @@ def first_expert_layer(model: nn.Module) -> int:
     return min((layer.layer_index or 0) for _, layer in svf_layers(model))
 
 
-def without_experts(model: nn.Module) -> AbstractContextManager[None]:
+def without_experts(model: nn.Module | Anatomy) -> AbstractContextManager[None]:
     """Run the base inside the block, whichever expert is active."""
     return use_rows(model, Rows((), torch.zeros(1, 0)))
 
@@ -66,10 +66,10 @@ def key_of(prompt: Prompt) -> str:
 
 
 def batches(
-    model: nn.Module, ids: Sequence[Sequence[int]], batch_size: int | None = None
+    model: nn.Module | Anatomy, ids: Sequence[Sequence[int]], batch_size: int | None = None
 ) -> Iterator[tuple[list[int], Batch]]:
     """Prompts of similar length, of equal length if padding changes the model's output."""
-    anatomy = Anatomy.of(model)
+    anatomy = model if isinstance(model, Anatomy) else Anatomy.of(model)
     lengths = [len(each) for each in ids]
     equal = len(set(lengths)) > 1 and not supports_padding(anatomy)
     for rows in alike(lengths, batch_size, equal=equal):
@@ -95,8 +95,9 @@ def generate(
             f"{len(mixtures)} mixtures for {len(prompts)} prompts: give one for each"
         )
     names, answers = experts_on(model), [""] * len(prompts)
-    for rows, batch in batches(model, encode(prompts, tokenizer), batch_size):
-        with use_rows(model, Rows.of_mixtures([mixtures[row] for row in rows], names)):
+    anatomy = Anatomy.of(model)
+    for rows, batch in batches(anatomy, encode(prompts, tokenizer), batch_size):
+        with use_rows(anatomy, Rows.of_mixtures([mixtures[row] for row in rows], names)):
             texts = generate_batch(model, tokenizer, batch, **generation)
         for row, text in zip(rows, texts, strict=True):
             answers[row] = text
