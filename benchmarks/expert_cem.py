@@ -1,6 +1,6 @@
 """A round of the cross-entropy method: all candidates in one batch, against merging each.
 
-    python -m benchmarks.expert_cem [--model nano-l]
+    python -m benchmarks.expert_cem [--model nano-l | --hidden 512]
 
 Both score the same mixtures of experts by the likelihood of the same shots. The control writes each
 candidate's z into one expert, merges it into the weights, runs the shots, and unmerges: what is
@@ -23,6 +23,7 @@ import torch
 from peft import get_peft_model
 from rich.console import Console
 from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.harness import interleaved, keep
 from pliant import load, nano
@@ -31,6 +32,7 @@ from pliant.experts.adapting.cem import CEMConfig, Scores, search
 from pliant.experts.adapting.few_shot import FewShotConfig, Layout, likelihood_of, likelihoods
 from pliant.experts.adapting.shots import Shot
 from pliant.experts.model import svf_layers
+from pliant.loading import load_tokenizer
 from pliant.stats import Floats
 
 TARGET = 2.0
@@ -42,13 +44,18 @@ SPREAD = 0.1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="nano-l")
+    parser.add_argument("--hidden", type=int, help="a random Llama of this width instead")
     parser.add_argument("--population", type=int, default=32)
     parser.add_argument("--shots", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scopes", nargs="+", default=["global", "layer"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model, tokenizer = with_experts(options.model)
+    if options.hidden:
+        options.model = f"hidden-{options.hidden}"
+        model, tokenizer = with_experts(llama(options.hidden), load_tokenizer("nano-l"))
+    else:
+        model, tokenizer = with_experts(*load(options.model))
     shots = [Shot(q.prompt, q.answer) for q in nano.questions("train", options.shots)]
     figures = {}
     for scope in options.scopes:
@@ -61,11 +68,9 @@ def main() -> None:
         figures[scope] = measured(batched, merging, layout, options)
     Console().print(table(figures, options))
     sizes = {"population": options.population, "shots": options.shots, "experts": len(NAMES)}
-    keep(
-        "expert_cem",
-        {"model": options.model, **sizes, **figures},
-        "python -m benchmarks.expert_cem",
-    )
+    which = f"--hidden {options.hidden}" if options.hidden else f"--model {options.model}"
+    command = f"python -m benchmarks.expert_cem {which} --population {options.population}"
+    keep(f"expert_cem_{options.model}", {"model": options.model, **sizes, **figures}, command)
 
 
 def measured(
@@ -120,9 +125,22 @@ def by_merging(model: Any, likelihood: Any, layout: Layout) -> Callable[[Floats]
     return restored
 
 
-def with_experts(name: str) -> tuple[Any, Any]:
+def llama(hidden: int) -> LlamaForCausalLM:
+    """Two layers: a candidate costs as much more in each of many."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=hidden,
+        intermediate_size=hidden * 43 // 16,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def with_experts(base: Any, tokenizer: Any) -> tuple[Any, Any]:
     """The model with three experts of random z: their values cost what trained ones would."""
-    base, tokenizer = load(name)
     model = get_peft_model(base, SVFConfig(), adapter_name=NAMES[0])
     for each in NAMES[1:]:
         model.add_adapter(each, SVFConfig())
