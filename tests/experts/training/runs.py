@@ -17,6 +17,7 @@ from pliant.loading import load_tokenizer
 
 ROWS = [{"prompt": f"{'the prompt ' * (i % 3)}q{i}", "answer": str(i)} for i in range(12)]
 HALF = 128
+RUN = ("resume", "say", "held_out", "keep", "peft_config")
 
 
 def lower_half(completion_ids: Any, **_: Any) -> list[float]:
@@ -49,7 +50,7 @@ def config(**changes: Any) -> ExpertTrainingConfig:
 def trained(
     folder: Path, reward: Any = lower_half, base: Any = None, **options: Any
 ) -> ExpertResult:
-    run = {k: options.pop(k) for k in ("resume", "say", "held_out", "peft_config") if k in options}
+    run = {k: options.pop(k) for k in RUN if k in options}
     run.setdefault("say", lambda line: None)
     base = model() if base is None else base
     own = config(**options)
@@ -60,23 +61,25 @@ def trained(
 
 
 def trainer(folder: Path, reward: Any = lower_half, base: Any = None, **changes: Any) -> Any:
+    kept = changes.pop("kept", None)
     own = config(**changes)
     return TRAINERS[own.method](
         model() if base is None else base,
-        args=own.arguments(folder, use_cpu=True, save_strategy="no"),
+        args=own.arguments(folder, kept, save_strategy="no"),
         processing_class=tokenizer(),
         peft_config=own.expert,
         config=own,
         task=encode(ROWS, tokenizer(), chat=False),
         reward=SafeReward(reward),
+        kept=kept,
     )
 
 
-def rollouts(run: Any) -> dict[str, Any]:
+def rollouts(run: Any, prompts: int = 4) -> dict[str, Any]:
     """What a step of this trainer is made of."""
     run.model.train()
     run.current_gradient_accumulation_steps = 1
-    answers: dict[str, Any] = run._generate_and_score_completions([{}] * run.config.prompts * 4)
+    answers: dict[str, Any] = run._generate_and_score_completions([{}] * prompts * 4)
     return answers
 
 

@@ -41,7 +41,7 @@ def test_a_toy_task_is_learned(tmp_path: Path, method: str) -> None:
     how = {"steps": 14, "learning_rate": 0.1, "prompts": 8, "group": 8, "max_new_tokens": 1}
     result = trained(tmp_path, base=base, method=method, beta=0.0, **how)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    rewards = [entry["reward"] for entry in log if "reward" in entry]
+    rewards = [entry["task_reward"] for entry in log if "task_reward" in entry]
     assert len(rewards) == 14
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.12
     assert result.gain.value > 0 and result.steps == 14 and result.method == method

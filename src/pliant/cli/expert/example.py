@@ -1,4 +1,4 @@
-"""The seed's example, a mocked maths domain, as `python -m pliant.experts` runs it."""
+"""`python -m pliant.experts`, the seed's example: an expert for a mocked maths domain."""
 
 from __future__ import annotations
 

@@ -94,6 +94,7 @@ def train_expert(
     *,
     folder: str | Path,
     held_out: Sequence[Row] | None = None,
+    keep: Sequence[Row] | None = None,
     resume: bool = False,
     peft_config: Any = None,
     settings: Mapping[str, Any] | None = None,
@@ -102,21 +103,24 @@ def train_expert(
     """Train an expert on `model` by `reward`, or resume that; write it to `folder`.
 
     Rows have a prompt (a text or messages), and the columns that the reward needs. Without
-    `held_out`, some of them are held out. `peft_config` trains another method of PEFT instead, as a
-    control, and `settings` are fields of trl's configuration.
+    `held_out`, some of them are held out. `keep` are rows with prompts alone, whose answers are to
+    stay as they are: each step, the distance from the base counts on some of them. `peft_config`
+    trains another method of PEFT instead, as a control, and `settings` are fields of trl's
+    configuration.
     """
     config, target = config or ExpertTrainingConfig(), Path(folder).expanduser()
     _check_model(model)
     if held_out is None:
         rows, held_out = hold_out(rows, config.seed)
-    args = config.arguments(target, **(settings or {}))
     longest = _context(model) - config.max_new_tokens
     task = encode(rows, tokenizer, config.chat, longest)
     measured = encode(held_out, tokenizer, config.chat, longest)
+    kept = encode(keep, tokenizer, config.chat, longest) if keep else None
+    args = config.arguments(target, kept, **(settings or {}))
     safe = SafeReward(reward)
-    run = TrainingRun(
-        args, _plan(model, task, measured, reward, config, peft_config), resume=resume, say=say
-    )
+    plan = _plan(model, task, measured, reward, config, peft_config)
+    plan["kept rows"] = None if kept is None else kept.digest
+    run = TrainingRun(args, plan, resume=resume, say=say)
     before = run.record.get("before")
     if before is None:
         before = rewards_of(model, tokenizer, measured, safe, config.max_new_tokens)
@@ -131,6 +135,7 @@ def train_expert(
                 config=config,
                 task=task,
                 reward=safe,
+                kept=kept,
             ),
             describe=_describe,
         )
@@ -221,8 +226,8 @@ def _result(
         **run.result(trainer).as_dict(),
         method=trainer.config.method,
         trained=sum(p.numel() for p in trained.parameters() if p.requires_grad),
-        first_reward=logs[0].get("reward") or 0.0 if logs else nothing,
-        last_reward=logs[-1].get("reward") or 0.0 if logs else nothing,
+        first_reward=logs[0].get("task_reward") or 0.0 if logs else nothing,
+        last_reward=logs[-1].get("task_reward") or 0.0 if logs else nothing,
         kl=logs[-1].get("kl") if logs else None,
         held_out=count,
         before=bootstrap(lambda rows: float(first[rows].mean()), count),
@@ -237,7 +242,7 @@ def _result(
 
 
 def _describe(logs: Mapping[str, Any]) -> str:
-    parts = [f", reward {logs['reward']:.3f}"] if logs.get("reward") is not None else []
+    parts = [f", reward {logs['task_reward']:.3f}"] if logs.get("task_reward") is not None else []
     parts += [f", KL {logs['kl']:.4f}"] if logs.get("kl") is not None else []
     parts += [f", answers {logs['rollout_share']:.0%} of the step"]
     parts += [f", {logs['reward_failures']} rewards failed"] if logs["reward_failures"] else []
