@@ -36,14 +36,15 @@ def test_it_trains_an_expert_and_prints_what_it_came_to(
     task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "sums"
-    assert app.outcome(command(task, out, *SMALL, "--group", "sums", "--json")) == 0
+    more = ["--group", "sums", "--keep", "nano:words", "--set", "keep=1"]
+    assert app.outcome(command(task, out, *SMALL, *more, "--json")) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["steps"] == 2 and result["held_out"] == 3 and result["before"]["level"] == 0.95
     loaded = PeftModel.from_pretrained(load("nano-s")[0], str(out))
     assert any(bool(d.any()) for _, layer in svf_layers(loaded) for d in layer.changes().values())
     sizes = [path.stat().st_size for path in out.glob("adapter_*")]
     assert len(sizes) == 2 and sum(sizes) < 60_000
-    assert app.outcome(command(task, out, *SMALL, "--group", "sums", "--resume")) == 0
+    assert app.outcome(command(task, out, *SMALL, *more, "--resume")) == 0
     shown = capsys.readouterr().out
     assert "3 held-out rows, before" in shown and "2 steps on " in shown
 
@@ -86,6 +87,7 @@ def test_no_row_is_trained_on_and_measured(task: str, tmp_path: Path) -> None:
         (["--set", "temperature=0"], "temperature = 0.0: give a number above 0"),
         (["--base", "nano-x"], "nano-x"),
         (["--task", "nano:sums"], "no such kind"),
+        (["--keep", "nano:sums"], "no such kind"),
         (["--task", "nonesuch.jsonl"], "there is no such file"),
     ],
 )
