@@ -1,7 +1,7 @@
 """The seed's example, from the command line: an expert for a mocked maths domain.
 
 python -m pliant.experts --model_name nano-l --output_dir outputs --logging_dir logs \
-    --batch_size 4 --max_epochs 1 --learning_rate 0.03
+    --batch_size 4 --max_epochs 1 --learning_rate 0.01
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class ExampleOptions:
     """Prompts a step; each is answered eight times."""
     max_epochs: Annotated[int, Ge(1)] = 1
     """Passes over the prompts, on average."""
-    learning_rate: float = 0.03
+    learning_rate: float = 0.01
     """Of z; below 0.001 it hardly moves."""
     resume: bool = False
     """Resume from the last complete checkpoint in the output folder."""

@@ -60,8 +60,8 @@ class SVF_PPOTrainer:
         self.config = replace(own, prompts=batch_size, learning_rate=rate)
         if self.config.learning_rate < LITTLE:
             say(
-                f"learning rate {self.config.learning_rate:g}: z hardly moves with so little; an "
-                f"expert learns at 0.01 to 0.05 (default: {ExpertTrainingConfig().learning_rate})"
+                f"learning rate {self.config.learning_rate:g}: z hardly moves with so little "
+                f"(default: {ExpertTrainingConfig().learning_rate:g})"
             )
 
     def train_on_prompts(

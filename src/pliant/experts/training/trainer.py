@@ -53,8 +53,8 @@ class SafeReward:
         if not all(scored):
             rows = [i for i, is_scored in enumerate(scored) if is_scored]
             own = {name: _select(column, rows) for name, column in columns.items()}
-            rewards = iter(self([completions[i] for i in rows], **own) if rows else [])
-            return [next(rewards) if is_scored else self.unscored for is_scored in scored]
+            theirs = iter(self([completions[i] for i in rows], **own) if rows else [])
+            return [next(theirs) if is_scored else self.unscored for is_scored in scored]
         columns = {"completions": completions, **columns}
         if not self.takes_all:
             columns = {name: value for name, value in columns.items() if name in self.names}
