@@ -16,6 +16,7 @@ from tests.minimal_adapter import logits
 from transformers import TrainerCallback
 
 from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.experts.rewards import Reward
 from pliant.experts.training import ExpertTrainingConfig
 from pliant.experts.training.run import train_expert
 from pliant.experts.training.task import encode, hold_out
@@ -123,7 +124,8 @@ def test_after_ctrl_c_it_resumes_exactly(
     with monkeypatch.context() as patch:
         patch.setattr(RewardMixin, "__init__", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            trained(tmp_path / "again", steps=5, **options)
+            trained(tmp_path / "again", base=(base := model()), steps=5, **options)
+    assert torch.equal(logits(base), logits(model()))
     assert not (tmp_path / "again" / "adapter_model.safetensors").exists()
     torch.manual_seed(99)  # another process has drawn other numbers
     resumed = trained(tmp_path / "again", resume=True, steps=5, **options)
@@ -218,6 +220,14 @@ def test_prompts_that_leave_no_space_for_an_answer_are_refused(tmp_path: Path) -
         train_expert(
             model(), tokenizer(), rows, lower_half, config(), folder=tmp_path, held_out=rows
         )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reward_needs_its_column_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="exact needs the column 'reference'"):
+        trained(tmp_path, Reward("exact", answer_column="reference"))
+    with pytest.raises(InvalidInput, match="reward = 'exact': give a Reward, or a function"):
+        trained(tmp_path, "exact")
     assert not list(tmp_path.iterdir())
 
 

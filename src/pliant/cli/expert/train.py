@@ -87,7 +87,10 @@ def train(options: TrainOptions) -> None:
 
     Example: pliant expert train --base nano-l --task nano:reading --out reading
     """
-    result = trained(options)
+    try:
+        result = trained(options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("--resume continues from what was saved") from None
     if options.json:
         terminal.print_json({"out": str(options.out), **result.as_dict()})
         return

@@ -20,7 +20,8 @@ import numpy as np
 from pliant.adapters.fingerprint import fingerprint
 from pliant.anatomy.find import unwrap
 from pliant.data import Row
-from pliant.errors import UnsupportedModel
+from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.experts.rewards import Reward
 from pliant.experts.training.answers import greedy_answers
 from pliant.experts.training.config import ExpertTrainingConfig
 from pliant.experts.training.task import Task, encode, hold_out
@@ -109,12 +110,15 @@ def train_expert(
     configuration.
     """
     config, target = config or ExpertTrainingConfig(), Path(folder).expanduser()
-    _check_model(model)
+    _check(model, reward)
     if held_out is None:
         rows, held_out = hold_out(rows, config.seed)
     longest = _context(model) - config.max_new_tokens
     task = encode(rows, tokenizer, config.chat, longest)
     measured = encode(held_out, tokenizer, config.chat, longest)
+    if isinstance(reward, Reward):
+        for each in (task, measured):
+            reward.check(each.rows[0])
     kept = encode(keep, tokenizer, config.chat, longest) if keep else None
     args = config.arguments(target, kept, **(settings or {}))
     safe = SafeReward(reward)
@@ -125,25 +129,28 @@ def train_expert(
     if before is None:
         before = rewards_of(model, tokenizer, measured, safe, config.max_new_tokens)
         run.note(before=before)
-    with _as_it_was(model, tokenizer):
-        trainer = run.train(
-            lambda: TRAINERS[config.method](
-                model,
-                args=args,
-                processing_class=tokenizer,
-                peft_config=config.expert if peft_config is None else peft_config,
-                config=config,
-                task=task,
-                reward=safe,
-                kept=kept,
-            ),
-            describe=_describe,
-        )
+    with _as_it_was(model, tokenizer) as built:
+
+        def build() -> Any:
+            built.append(
+                TRAINERS[config.method](
+                    model,
+                    args=args,
+                    processing_class=tokenizer,
+                    peft_config=config.expert if peft_config is None else peft_config,
+                    config=config,
+                    task=task,
+                    reward=safe,
+                    kept=kept,
+                )
+            )
+            return built[0]
+
+        trainer = run.train(build, describe=_describe)
         trained = unwrap_to_peft(trainer.model)
         _save(trainer, trained, target)
         after = rewards_of(trained, tokenizer, measured, safe, config.max_new_tokens)
         result = _result(run, trainer, trained, safe, before, after)
-        trained.unload()
     run.note(ended=result.as_dict())
     return result
 
@@ -250,18 +257,20 @@ def _describe(logs: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _as_it_was(model: Any, tokenizer: Any) -> Iterator[None]:
-    """trl changes the model's forward, pad token and mode; they are put back, and on an error the
-    projections as well."""
+def _as_it_was(model: Any, tokenizer: Any) -> Iterator[list[Any]]:
+    """PEFT changes the model's projections, and trl its forward, pad token and mode: they are put
+    back. Yields a list for the trainer that does so."""
     text, generation = model.config.get_text_config(), model.generation_config
     settings = [(model.config, "use_cache"), (text, "pad_token_id"), (generation, "pad_token_id")]
     before = [(owner, name, getattr(owner, name, None)) for owner, name in settings]
     forward, training = vars(model).get("forward"), model.training
     required = {p: p.requires_grad for p in model.parameters()}
-    pad = tokenizer.pad_token
+    pad, built = tokenizer.pad_token, list[Any]()
     try:
-        yield
+        yield built
     finally:
+        for trainer in built:
+            unwrap_to_peft(trainer.model).unload()
         vars(model).pop("forward", None)
         if forward is not None:
             model.forward = forward
@@ -273,7 +282,9 @@ def _as_it_was(model: Any, tokenizer: Any) -> Iterator[None]:
         model.train(training)
 
 
-def _check_model(model: Any) -> None:
+def _check(model: Any, reward: Any) -> None:
+    if not callable(reward):
+        raise InvalidInput(f"reward = {reward!r}: give a Reward, or a function of completions")
     if unwrap(model) is not model:
         raise UnsupportedModel(
             "the model is wrapped already: give the stock model inside it, on which the expert is "

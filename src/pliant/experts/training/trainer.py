@@ -39,7 +39,10 @@ class SafeReward:
     def __init__(self, reward: RewardFunction) -> None:
         self.reward = reward
         self.__name__ = "reward"
-        named = inspect.signature(reward).parameters
+        try:
+            named = inspect.signature(reward).parameters
+        except (TypeError, ValueError):  # some builtins have no signature
+            named = inspect.signature(lambda **_: None).parameters
         self.takes_all = any(p.kind is p.VAR_KEYWORD for p in named.values())
         self.names = set(named)
         self.calls = self.failures = 0
