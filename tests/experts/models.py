@@ -29,7 +29,9 @@ def set_z(model: PeftModel, name: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, layer in svf_layers(model):
-            own = layer.changes()[name]
+            own = layer.changes().get(name)
+            if own is None:
+                continue
             own.copy_(0.2 * torch.randn(own.shape, generator=generator))
 
 

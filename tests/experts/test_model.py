@@ -92,6 +92,21 @@ class TestSeveral:
             plain = logits(model)
         assert torch.equal(logits(model), plain)
 
+    def test_a_mixture_covers_the_layers_of_both(self) -> None:
+        model = with_experts("math", target_modules=["q_proj"], layers_to_transform=[0])
+        config = SVFConfig(target_modules=["q_proj"], layers_to_transform=[1])
+        model.add_adapter("code", config)
+        set_z(model, "math", 0), set_z(model, "code", 1)
+        model.add_weighted_adapter(["math", "code"], [1.0, 1.0], "mixed")
+        assert [bool(layer.changes()["mixed"].any()) for _, layer in svf_layers(model)] == [
+            True
+        ] * 2
+
+    @pytest.mark.parametrize("name", ["double", "a.b"])
+    def test_a_name_that_torch_uses_is_refused(self, name: str) -> None:
+        with pytest.raises(InvalidInput, match="cannot be an expert's name"):
+            with_experts("math").add_adapter(name, SVFConfig())
+
     def test_two_active_experts_add_up(self) -> None:
         model = with_experts(*NAMES)
         model.add_weighted_adapter(["math", "code"], [1.0, 1.0], "mixed")

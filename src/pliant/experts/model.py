@@ -95,6 +95,9 @@ class SVFModel(BaseTuner):
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
         """Put an expert on the model, with its bases; if they are not its own, take it off."""
+        if "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
+            self.peft_config.pop(adapter_name, None)
+            raise InvalidInput(f"{adapter_name!r} cannot be an expert's name: torch uses it")
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         try:
             self._prepare_bases(model, adapter_name)
@@ -184,6 +187,7 @@ class SVFModel(BaseTuner):
             target_parameters=sorted(parameters) or None,
             rank=rank,
             checks=None,
+            layers_to_transform=_union([c.layers_to_transform for c in configs]),
         )
 
     @contextmanager
@@ -285,6 +289,13 @@ def _layer_indices(model: nn.Module) -> list[tuple[str, int]]:
     anatomy = Anatomy.of(model)
     paths = {id(module): path for path, module in model.named_modules()}
     return [(f"{paths[id(layer)]}.", i) for i, layer in enumerate(anatomy.layers)]
+
+
+def _union(layers: Sequence[list[int] | int | None]) -> list[int] | None:
+    """The layers that any of several configurations adapts; None means all."""
+    if any(each is None for each in layers):
+        return None
+    return sorted({i for each in layers for i in (each if isinstance(each, list) else [each])})  # type: ignore[misc]
 
 
 def _mix_into(
