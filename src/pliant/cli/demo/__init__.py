@@ -37,8 +37,9 @@ def demo(options: DemoOptions) -> None:
     """Ask two embedded models a range of questions: who is right, and at what cost?
 
     Then train a router between the two on the spot, and measure what it saves. Then teach the small
-    model something new in three ways, in the same time: which tokens should it train on? In the
-    end the large model loses a quarter of its channels, and answers the same questions again.
+    model something new in three ways, in the same time: which tokens should it train on? Then the
+    large model loses a quarter of its channels, and answers the same questions again. In the end it
+    learns two new wordings by reward, and each prompt picks its own expert.
 
     Ends with one HTML page that shows the same as pictures and needs no network.
 
@@ -70,23 +71,26 @@ def demo(options: DemoOptions) -> None:
 
 
 def _embedded(options: DemoOptions) -> tuple[dict[str, Any], list[Section]]:
-    from pliant.cli.demo import router, smaller, tokens, two_models
+    from pliant.cli.demo import router, smaller, specialists, tokens, two_models
 
     measured = two_models.measure(options.questions, options.seed)
     routed = router.measure(measured)
     trained = tokens.measure(options.seconds)
     pruned = smaller.measure(measured)
+    taught = specialists.measure(measured)
     sections = [
         two_models.section(measured),
         router.section(measured, routed),
         tokens.section(trained),
         smaller.section(pruned),
+        specialists.section(taught),
     ]
     chapters = {
         "two_models": measured.as_dict(),
         "router": routed.as_dict(),
         "tokens": trained.race.as_dict(),
         "smaller": pruned.as_dict(),
+        "specialists": taught.as_dict(),
     }
     return chapters, sections
 

@@ -1,4 +1,4 @@
-"""The demo's last chapter: nano-l without a quarter of its channels, and what it still knows."""
+"""The demo's fourth chapter: nano-l without a quarter of its channels, and what it still knows."""
 
 from __future__ import annotations
 
