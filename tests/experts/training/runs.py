@@ -43,7 +43,13 @@ def model(**changes: Any) -> Any:
 
 def config(**changes: Any) -> ExpertTrainingConfig:
     common: dict[str, Any] = {"prompts": 4, "group": 4, "max_new_tokens": 6, "steps": 4}
-    common |= {"logging_steps": 1, "save_steps": 2, "learning_rate": 0.05, "chat": False}
+    common |= {
+        "logging_steps": 1,
+        "save_steps": 2,
+        "learning_rate": 0.05,
+        "chat": False,
+        "parts": "all",
+    }
     return ExpertTrainingConfig(**{**common, **changes})
 
 

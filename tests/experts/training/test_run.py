@@ -39,8 +39,9 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_toy_task_is_learned(tmp_path: Path, method: str) -> None:
     base = model(hidden_size=32, intermediate_size=64)
-    how = {"steps": 14, "learning_rate": 0.1, "prompts": 8, "group": 8, "max_new_tokens": 1}
-    result = trained(tmp_path, base=base, method=method, beta=0.0, **how)
+    how: dict[str, Any] = {"steps": 14, "prompts": 8, "group": 8, "max_new_tokens": 1}
+    how |= {"learning_rate": 0.1, "schedule": "constant", "beta": 0.0}
+    result = trained(tmp_path, base=base, method=method, **how)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     rewards = [entry["task_reward"] for entry in log if "task_reward" in entry]
     assert len(rewards) == 14

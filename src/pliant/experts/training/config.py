@@ -60,8 +60,8 @@ class ExpertTrainingConfig:
     seed: int = 0
     """Of the prompts and of the sampled answers."""
 
-    parts: Parts = "all"
-    """The projections that change: all, mlp or attention."""
+    parts: Parts = "mlp"
+    """The projections that change: mlp, attention or all, which learn faster and forget more."""
     rank: int | None = None
     """The largest singular values of each matrix that may change; none: all."""
 
