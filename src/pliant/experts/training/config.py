@@ -28,7 +28,7 @@ class ExpertTrainingConfig:
     """grpo: each answer against its group, clipped as in PPO; rloo: against the mean of the others,
     clipped for whole answers; reinforce: every answer by its own reward (right +1, wrong -1), as
     published."""
-    steps: int = 100
+    steps: int = 60
     """Updates of the expert."""
     prompts: int = 16
     """Different prompts a step."""
