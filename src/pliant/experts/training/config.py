@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -118,8 +119,11 @@ class ExpertTrainingConfig:
         except ImportError as error:
             raise InvalidInput("training by reward needs trl: pip install 'pliant[rl]'") from error
         kind: Any = trl.RLOOConfig if self.method == "rloo" else trl.GRPOConfig
+        settings = {**self._settings(folder, self.prompts_of(kept)), **changes}
         try:
-            return kind(**{**self._settings(folder, self.prompts_of(kept)), **changes})
+            with warnings.catch_warnings():  # trl itself sets what transformers has renamed
+                warnings.simplefilter("ignore", FutureWarning)
+                return kind(**settings)
         except (ValueError, ImportError) as error:
             raise InvalidInput(f"transformers or trl refuses these settings: {error}") from error
 
