@@ -39,14 +39,14 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_toy_task_is_learned(tmp_path: Path, method: str) -> None:
     base = model(hidden_size=32, intermediate_size=64)
-    how: dict[str, Any] = {"steps": 14, "prompts": 8, "group": 8, "max_new_tokens": 1}
+    how: dict[str, Any] = {"steps": 12, "prompts": 8, "group": 8, "max_new_tokens": 1}
     how |= {"learning_rate": 0.1, "schedule": "constant", "beta": 0.0}
     result = trained(tmp_path, base=base, method=method, **how)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     rewards = [entry["task_reward"] for entry in log if "task_reward" in entry]
-    assert len(rewards) == 14
+    assert len(rewards) == 12
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.12
-    assert result.gain.value > 0 and result.steps == 14 and result.method == method
+    assert result.gain.value > 0 and result.steps == 12 and result.method == method
 
 
 def test_the_folder_holds_a_small_expert_and_the_model_is_as_it_was(tmp_path: Path) -> None:
@@ -111,11 +111,11 @@ class Interrupt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("options", [{}, {"method": "rloo"}, {"updates": 2, "batch_size": 8}])
+@pytest.mark.parametrize("options", [{"method": "rloo"}, {"updates": 2, "batch_size": 8}])
 def test_after_ctrl_c_it_resumes_exactly(
     tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = trained(tmp_path / "whole", steps=5, **options)
+    whole = trained(tmp_path / "whole", steps=4, **options)
     init = RewardMixin.__init__
 
     def interrupted(self: Any, *args: Any, **more: Any) -> None:
@@ -125,11 +125,11 @@ def test_after_ctrl_c_it_resumes_exactly(
     with monkeypatch.context() as patch:
         patch.setattr(RewardMixin, "__init__", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            trained(tmp_path / "again", base=(base := model()), steps=5, **options)
+            trained(tmp_path / "again", base=(base := model()), steps=4, **options)
     assert torch.equal(logits(base), logits(model()))
     assert not (tmp_path / "again" / "adapter_model.safetensors").exists()
     torch.manual_seed(99)  # another process has drawn other numbers
-    resumed = trained(tmp_path / "again", resume=True, steps=5, **options)
+    resumed = trained(tmp_path / "again", resume=True, steps=4, **options)
     assert resumed.resumed_at == 3
     assert same(saved(tmp_path / "again"), saved(tmp_path / "whole"))
     assert (resumed.after, resumed.before) == (whole.after, whole.before)

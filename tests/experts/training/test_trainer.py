@@ -42,8 +42,7 @@ def of_trl(run: Any, answers: dict[str, Any]) -> list[Tensor]:
     return [row[m.bool()] for row, m in zip(log_p, answers["completion_mask"], strict=True)]
 
 
-@pytest.mark.parametrize("form", ["folded", "delta"])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("form", "temperature"), [("folded", 1.0), ("delta", 0.7)])
 def test_the_log_probabilities_are_those_of_the_tokens_that_were_sampled(
     tmp_path: Path, form: str, temperature: float
 ) -> None:

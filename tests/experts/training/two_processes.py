@@ -19,7 +19,7 @@ from pliant.experts.training.run import train_expert
 from pliant.experts.training.trainer import RewardMixin
 
 OUT = Path(sys.argv[1])
-STEPS = {"steps": 4, "prompts": 3, "group": 4}
+STEPS = {"steps": 3, "prompts": 3, "group": 4}
 """Six answers a process, so that a group of four is divided."""
 
 
@@ -68,19 +68,20 @@ def agree(tensor: torch.Tensor) -> bool:
     return torch.equal(*both)
 
 
-def trained(results: dict[str, bool], name: str, **settings: Any) -> torch.Tensor:
+def trained(results: dict[str, bool], name: str, **settings: Any) -> None:
     whole = run(OUT / name, **settings)
     z = saved(OUT / name)
     results[f"{name}: it moved"] = bool(z.any()) and bool(torch.isfinite(z).all())
     results[f"{name}: sharded"] = Watch.seen["sharded"] == ("fsdp" in settings)
     results[f"{name}: both measured the same"] = agree(torch.tensor(whole.after.value))
-    for path in (OUT / name).glob("checkpoint-4/complete.json"):
+    if "fsdp" not in settings:
+        return
+    for path in (OUT / name).glob("checkpoint-3/complete.json"):
         if dist.get_rank() == 0:
             path.unlink()  # as if killed before it was complete
     dist.barrier()
     run(OUT / name, resume=True, **settings)
     results[f"{name}: resumed"] = torch.equal(saved(OUT / name), z)
-    return z
 
 
 if __name__ == "__main__":
