@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pliant.experts.facade.interpolation import (
         compute_cem_interpolation as compute_cem_interpolation,
     )
+    from pliant.experts.facade.ppo import SVF_PPOTrainer as SVF_PPOTrainer
     from pliant.experts.facade.svd import SvdComponent as SvdComponent
     from pliant.experts.facade.svd import SVFWrapper as SVFWrapper
     from pliant.gradients.facade.causal_lm import CGGRModel as CGGRModel
@@ -85,6 +86,7 @@ _HOMES = {
         "UnsupportedModel",
         "WrongBase",
     ),
+    "pliant.experts.facade.ppo": ("SVF_PPOTrainer",),
     "pliant.experts.facade.svd": ("SVFWrapper", "SvdComponent"),
     "pliant.experts.facade.interpolation": ("compute_cem_interpolation",),
     "pliant.gradients.facade.causal_lm": ("CGGRModel",),

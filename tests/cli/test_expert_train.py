@@ -44,9 +44,13 @@ def test_it_trains_an_expert_and_prints_what_it_came_to(
     assert any(bool(d.any()) for _, layer in svf_layers(loaded) for d in layer.changes().values())
     sizes = [path.stat().st_size for path in out.glob("adapter_*")]
     assert len(sizes) == 2 and sum(sizes) < 60_000
-    assert app.outcome(command(task, out, *SMALL, *more, "--resume")) == 0
+    again = ["--resume", "--report", str(tmp_path / "page.html")]
+    assert app.outcome(command(task, out, *SMALL, *more, *again)) == 0
     shown = capsys.readouterr().out
     assert "3 held-out rows, before" in shown and "2 steps on " in shown
+    page = (tmp_path / "page.html").read_text()
+    assert "What was gained" in page and "How it learned" in page and "Where it acts" in page
+    assert page.count("<svg") == 5  # accuracy, reward, KL, heat map, spectrum
 
 
 def test_a_kind_of_question_is_a_task(

@@ -69,6 +69,7 @@ def test_the_seeds_example_runs_as_written(
     program.main([*flags.split(), "--max_epochs", "1", "--learning_rate", "1e-4"])
     shown = capsys.readouterr()
     assert "3 steps on " in shown.out and "what is 58+67? before: " in shown.out
+    assert "The model's own choice for this question: " in shown.out
     assert "z hardly moves" in shown.err
     assert (tmp_path / "outputs" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "logs" / "log.jsonl").is_file()

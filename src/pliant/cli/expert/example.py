@@ -37,10 +37,13 @@ class ExampleOptions:
 def example(options: ExampleOptions) -> None:
     """Train an expert for a mocked maths domain by reward, and answer a sample question with it.
 
+    In the end the model classifies the question itself, to choose between the expert and the base.
+
     Example: python -m pliant.experts --model_name nano-l --output_dir outputs
     """
     from peft import PeftModel
 
+    from pliant.experts.adapting import ByPrompt
     from pliant.experts.facade.ppo import SVF_PPOTrainer
     from pliant.experts.training.answers import greedy_answers
     from pliant.experts.training.config import ExpertTrainingConfig
@@ -78,8 +81,10 @@ def example(options: ExampleOptions) -> None:
         prompts, answers, max_epochs=options.max_epochs, resume=options.resume
     )
     terminal.print_text(str(result))
-    after = answer(PeftModel.from_pretrained(model, str(options.output_dir)))
-    terminal.print_text(f"{SAMPLE} before: {before!r}; with the expert: {after!r}")
+    adapted = PeftModel.from_pretrained(model, str(options.output_dir), adapter_name="maths")
+    terminal.print_text(f"{SAMPLE} before: {before!r}; with the expert: {answer(adapted)!r}")
+    strategy = ByPrompt(adapted.eval(), tokenizer, {"maths": "a sum or a product of numbers"})
+    terminal.print_text(f"The model's own choice for this question: {strategy.choose([SAMPLE])[0]}")
 
 
 def mocked_maths(count: int, seed: int = 0) -> tuple[list[str], list[str]]:

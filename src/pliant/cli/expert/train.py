@@ -59,6 +59,8 @@ class TrainOptions:
     """The base's type: float32, bfloat16, ... Default: as it was saved."""
     device: str | None = None
     """cpu, cuda, ... Default: the best there is."""
+    report: Path | None = None
+    """Write a page with the learning curves and where the expert acts (.html)."""
     resume: bool = False
     """Resume from the run's last complete checkpoint."""
     json: bool = False
@@ -91,6 +93,10 @@ def train(options: TrainOptions) -> None:
         result = trained(options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("--resume continues from what was saved") from None
+    if options.report is not None:
+        from pliant.cli.expert.report import write_report
+
+        write_report(options.report, options.out, result)
     if options.json:
         terminal.print_json({"out": str(options.out), **result.as_dict()})
         return
@@ -138,8 +144,11 @@ def reward_of(options: TrainOptions) -> Reward:
 def check(options: TrainOptions, config: ExpertTrainingConfig) -> None:
     """Refuse what cannot be done before a model is loaded."""
     from pliant.loading import load_config
+    from pliant.reports.page import check_writable
     from pliant.training.run import check_folder
 
+    if options.report is not None:
+        check_writable(options.report)
     load_config(options.base)
     check_folder(options.out, options.resume)
     config.arguments(options.out)
