@@ -52,7 +52,7 @@ def test_the_page_opens_without_a_network_and_shows_the_same(demo):
     addresses = re.findall(r'(?:href|src)="([^"]*)"', page)
     assert all(address.startswith(("#", "data:image/png;")) for address in addresses)
     assert "@import" not in page and "<script" not in page
-    assert page.count("<svg") == 5 and page.count("<table") == 5
+    assert page.count("<svg") == 6 and page.count("<table") == 6
     accuracy = json.loads(done.stdout)["two_models"]["accuracy"]
     assert f"{accuracy['nano-s']:.2f}" in page and f"{accuracy['nano-l']:.2f}" in page
 

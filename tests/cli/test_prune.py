@@ -205,7 +205,7 @@ def test_an_interrupted_export_goes_on_from_the_saved_pruning(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(exporting, "_save", stop)
+        interrupted.setattr(exporting, "save", stop)
         assert outcome([*command, *places]) == 130
     assert (tmp_path / "pruned").is_dir() and not (tmp_path / "smaller").exists()
     capsys.readouterr()

@@ -74,10 +74,10 @@ def expert_cache(specimen: Specimen) -> Verdict:
 @register("experts", "expert rows", needs=["singular values"])
 def expert_rows(specimen: Specimen) -> Verdict:
     """Can each row of a batch have its own expert, and equal that expert alone?"""
-    with _expert(specimen) as (model, _):
+    with _expert(specimen) as (model, plain):
         scatter(model)
         model.requires_grad_(False)
-        alone, plain = specimen.run(), specimen.logits
+        alone = specimen.run()
         with model.base_model.rows([{}, {"default": 1.0}]):
             rows = specimen.run()
     far = max((rows[0] - plain[0]).abs().max(), (rows[1] - alone[1]).abs().max())
