@@ -59,7 +59,43 @@ def gains() -> Iterator[Gain]:
     yield from _routing()
     yield from _scorer()
     yield from _gradients()
+    yield from _experts()
     yield from _real_model()
+
+
+def _experts() -> Iterator[Gain]:
+    own = figures("expert_speed")
+    switch, rows, step = own["switch"], own["rows"], own["step"]
+    yield Gain(
+        "Switching to another expert (GPT-2's geometry)",
+        f"{switch['expert, ms']:.1f} ms, {switch['an expert, MB']:.2f} MB an expert",
+        f"rebuilding the weights from U, S and V {switch['rebuild / expert']:,.0f}x the time, "
+        f"merging a LoRA {switch['merged LoRA / expert']:,.0f}x",
+        "expert_speed",
+    )
+    yield Gain(
+        "Decoding a batch of eight, each row with its own expert",
+        f"of rank 64 {rows['eight experts of rank 64']['median']:.2f}x the base's time, of full "
+        f"rank {rows['eight experts']['median']:.2f}x",
+        f"eight LoRAs of rank 16 {rows['eight LoRAs of rank 16']['median']:.2f}x",
+        "expert_speed",
+    )
+    ways = [(shape, step[shape]) for shape in ("4:1", "square")]
+    quarter, full, lora, rebuilt = (
+        " and ".join(f"{each[way]['median']:.2f}x" for _, each in ways)
+        for way in (
+            "folded, a quarter of the rank",
+            "folded",
+            "LoRA of rank 16",
+            "rebuilt from U S V",
+        )
+    )
+    yield Gain(
+        "A training step of an expert's projection (4:1, square)",
+        f"a quarter of the rank {quarter} the frozen projection's time, full rank {full}",
+        f"LoRA of rank 16 {lora}; rebuilt from U, S and V {rebuilt}",
+        "expert_speed",
+    )
 
 
 REAL = "smollm2-135m"
