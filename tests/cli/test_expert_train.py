@@ -92,6 +92,7 @@ def test_no_row_is_trained_on_and_measured(task: str, tmp_path: Path) -> None:
         (["--base", "nano-x"], "nano-x"),
         (["--task", "nano:sums"], "no such kind"),
         (["--keep", "nano:sums"], "no such kind"),
+        (["--reward", "choice"], "row 1 of the task: choice: the reference"),
         (["--task", "nonesuch.jsonl"], "there is no such file"),
     ],
 )

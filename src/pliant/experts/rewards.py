@@ -20,7 +20,7 @@ from typing import Any
 
 from pliant.errors import InvalidInput, check_whole
 from pliant.experts.reward_parts import OpenJudge, RewardPart, parse_part
-from pliant.verify import NoVerdict, Verifier
+from pliant.verify import TEXT_VERIFIERS, NoVerdict, Verifier
 from pliant.verify.time_limit import TimedOut, call_within
 
 _LARGEST = 3.4e38  # trainers hold rewards in float32
@@ -119,6 +119,17 @@ class Reward:
                 needed = " or ".join(repr(name) for name in (*part.row_columns, self.answer_column))
                 there = ", ".join(names) or "no columns of references"
                 raise InvalidInput(f"{part.label} needs the column {needed}; there are: {there}")
+
+    def check_references(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Refuse a reference that a verifier of texts cannot use, whatever the answer is."""
+        parts = [part for part in self.parts if type(part.measure) in TEXT_VERIFIERS]
+        for number, row in enumerate(rows, 1):
+            for part in parts:
+                verifier: Any = part.measure
+                try:
+                    verifier("", row.get(self.answer_column))
+                except InvalidInput as error:
+                    raise InvalidInput(f"row {number} of the task: {error}") from error
 
     # --- what it has seen ------------------------------------------------------------------------
 

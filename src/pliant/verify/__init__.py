@@ -21,6 +21,7 @@ from pliant.verify.text import Choice, Contains, Exact, Numeric, Regex
 from pliant.verify.unit_tests import UnitTests
 
 __all__ = [
+    "TEXT_VERIFIERS",
     "VERIFIERS",
     "Choice",
     "Contains",
@@ -60,6 +61,9 @@ class Verifier(Protocol):
 
     def __call__(self, answer: str, reference: Any, prompt: str | None = None) -> float: ...
 
+
+TEXT_VERIFIERS: tuple[type, ...] = (Exact, Numeric, Contains, Regex, Choice)
+"""Those that compare texts alone: they run nothing and ask nobody."""
 
 VERIFIERS: dict[str, type] = {
     kind.name: kind

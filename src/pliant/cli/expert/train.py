@@ -114,9 +114,12 @@ def trained(options: TrainOptions) -> ExpertResult:
     reward = reward_of(options)
     rows, held_out = task_rows(options, config.seed)
     reward.check({name for row in (*rows, *held_out) for name in row})
+    reward.check_references((*rows, *held_out))
     kept = kept_rows(options.keep, config.seed) if options.keep is not None else None
     check(options, config)
-    with quiet_libraries():
+    from pliant.experts.rewards import RewardWarning
+
+    with quiet_libraries(RewardWarning):
         from pliant.experts.training.run import train_expert
 
         model, tokenizer = load(options.base, dtype=options.dtype, device=options.device)
