@@ -70,6 +70,10 @@ class TestOnDisk:
         assert torch.equal(basis_of(weight(24, 8)).vectors, first.vectors)
         assert torch.equal(basis_of(weight(24, 8), rank=3).vectors, first.vectors[:, :3])
 
+    def test_an_approximate_basis_has_a_file_for_each_rank(self) -> None:
+        for rank in (3, 6, 3):
+            assert basis_of(weight(40, 32), rank, exact_limit=16).vectors.shape == (32, rank)
+
     def test_other_values_have_another(self, folder: Path) -> None:
         basis_of(weight(24, 8))
         basis_of(weight(24, 8, seed=1))

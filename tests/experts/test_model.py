@@ -13,7 +13,7 @@ from tests.minimal_adapter import tiny_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from pliant.anatomy.tiny import tiny_model
-from pliant.errors import AdapterError, InvalidInput, UnsupportedModel
+from pliant.errors import AdapterError, InvalidInput, UnsupportedModel, WrongBase
 from pliant.experts import BASE, Rows, SVFConfig, use_rows
 from pliant.experts.model import svf_layers
 
@@ -184,6 +184,18 @@ class TestRows:
             one = model.generate(input_ids=IDS[i : i + 1], adapter_names=[name], **settings)
             assert torch.equal(rows[i * copies : (i + 1) * copies, : one.shape[1]], one)
 
+    def test_a_batch_may_hold_copies_of_the_rows_or_none(self) -> None:
+        model = with_experts(*NAMES)
+        with model.base_model.rows([{"math": 1.0}, {"code": 1.0}, {}]):
+            one, copies = logits(model), logits(model, IDS.repeat_interleave(2, 0))
+            assert torch.allclose(logits(model), one)
+        assert torch.allclose(copies, one.repeat_interleave(2, 0), atol=1e-5)
+
+    def test_rows_are_for_inference(self) -> None:
+        model = with_experts(*NAMES).train()
+        with pytest.raises(ValueError, match="training mode"):
+            logits(model, adapter_names=["math", "code", BASE])
+
     def test_rows_must_fit(self) -> None:
         model = with_experts(*NAMES)
         with pytest.raises(InvalidInput, match="experts for 2 rows, and the batch has 3"):
@@ -202,6 +214,13 @@ class TestForms:
         assert layer.folds(layer.change_of(["math"]))
         model.requires_grad_(False)
         assert not layer.folds(layer.change_of(["math"]))
+
+    def test_few_singular_values_are_not_folded_unless_by_hand(self) -> None:
+        """With few, the delta form trains faster."""
+        for form, folds in (("auto", False), ("folded", True)):
+            model = with_experts("math", rank=1, form=form)
+            layer: Any = next(layer for _, layer in svf_layers(model))
+            assert layer.folds(layer.change_of(["math"])) == folds
 
     def test_the_folded_weight_follows_every_change_of_z(self) -> None:
         model = with_experts("math", form="folded")
@@ -268,6 +287,14 @@ class TestMerging:
         assert [type(module) for module in stock.modules()] == kinds
         assert torch.allclose(logits(stock), expected, atol=1e-5)
 
+    def test_disabled_while_merged_it_is_the_base(self) -> None:
+        model = with_experts("math")
+        with model.disable_adapter():
+            plain = logits(model)
+        model.merge_adapter()
+        with model.disable_adapter():
+            assert torch.equal(logits(model), plain)
+
     def test_several_merge_at_once(self) -> None:
         model = with_experts(*NAMES)
         model.base_model.set_adapter(["math", "code"])
@@ -325,6 +352,19 @@ class TestBases:
             model.set_adapter(name)
             again.set_adapter(name)
             assert torch.allclose(logits(again), logits(model), atol=1e-5)
+
+    def test_a_refused_expert_leaves_the_first_as_it_was(self, tmp_path: Path) -> None:
+        other = tiny_llama().eval()
+        with torch.no_grad():
+            other.model.layers[0].mlp.down_proj.weight[0] += 1
+        with_experts("law", model=other).save_pretrained(tmp_path)
+        model = with_experts("math")
+        before = logits(model)
+        with pytest.raises(WrongBase):
+            model.load_adapter(str(tmp_path / "law"), "law")
+        assert set(model.peft_config) == {"math"}
+        assert all(set(layer.changes()) == {"math"} for _, layer in svf_layers(model))
+        assert torch.equal(logits(model), before)
 
     def test_a_mixtures_stacked_weights_train(self) -> None:
         torch.manual_seed(0)
