@@ -57,6 +57,12 @@ class TestConfig:
         with pytest.raises(UnsupportedModel, match="embed_tokens is a Embedding"):
             with_experts("one", target_modules=["embed_tokens"])
 
+    def test_an_approximate_basis_says_what_it_leaves_out(self) -> None:
+        with pytest.warns(UserWarning, match=r"14 matrices are too large .* up to \d+\.\d%"):
+            model = with_experts("one", rank=2, exact_limit=4)
+        missing = [layer.missing for _, layer in svf_layers(model)]
+        assert all(0 < each < 1 for each in missing)
+
     def test_a_rank_leaves_the_small_singular_values(self) -> None:
         model = with_experts("one", rank=5)
         for _, layer in svf_layers(model):

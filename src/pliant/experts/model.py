@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
 
 from pliant.adapters import Fingerprint, fingerprint
 from pliant.adapters.quantized import differentiable
@@ -26,6 +28,8 @@ from pliant.experts.linear import SVFLinear
 from pliant.experts.rows import BASE, Mixture, Rows
 from pliant.experts.stacked import ParamWrapper
 
+PATIENCE = 5
+"""Seconds before the computation of bases shows its progress."""
 SAME_BASIS = 0.02
 """How far check values may be from the saved ones, relative to these, over all matrices."""
 
@@ -116,13 +120,17 @@ class SVFModel(BaseTuner):
         indices = _layer_indices(model)
         read = {id(m.module) for m in matrices(Anatomy.of(model)) if m.role == "other"}
         checks: dict[str, float] = {}
-        for path, layer in svf_layers(model):
+        layers = dict(svf_layers(model))
+        for path, layer in logging.tqdm(
+            layers.items(), desc="singular vectors", delay=PATIENCE, disable=None
+        ):
             layer.is_read = id(layer) in read
             layer.layer_index = next((i for p, i in indices if f"{path}.".startswith(p)), None)
             if adapter_name in layer.ranks and not layer._parameter().is_meta:
                 basis = layer.ensure_basis()
                 if basis.dim() == 2:
                     checks[path] = round(check_value(basis[:, : layer.ranks[adapter_name]]), 4)
+        _warn_of_approximations(layers)
         if config.checks is not None:
             check_bases(config.checks, checks)
         config.checks = checks
@@ -307,6 +315,17 @@ def _mix_into(
         if name in layer.svf_z:
             own = layer.svf_z[name].weight
             target[..., : own.shape[-1]] += weight * own
+
+
+def _warn_of_approximations(layers: Mapping[str, Any]) -> None:
+    missing = {path: layer.missing for path, layer in layers.items() if layer.missing > 0}
+    if missing:
+        worst = max(missing, key=lambda path: missing[path])
+        warnings.warn(
+            f"{len(missing)} matrices are too large to decompose exactly (exact_limit); an expert "
+            f"cannot change up to {missing[worst]:.1%} of a matrix's energy ({worst})",
+            stacklevel=2,
+        )
 
 
 def check_base(saved: dict[str, Any], here: Fingerprint) -> None:
