@@ -87,6 +87,13 @@ def test_merging_is_exact_and_leaves_no_drift(quick: Specimen) -> None:
         assert torch.equal(parameter, before[name]), name
 
 
+def test_disabled_while_merged_it_is_the_base(quick: Specimen) -> None:
+    with frozen(quick) as plain, expert(quick) as model:
+        model.merge_adapter()
+        with model.disable_adapter():
+            assert torch.equal(bits(quick.run()), bits(plain))
+
+
 def test_what_is_saved_is_z_and_loads_to_the_same_bits(quick: Specimen, tmp_path: Path) -> None:
     with expert(quick, form="delta") as model:
         saved = quick.run()

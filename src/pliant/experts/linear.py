@@ -40,7 +40,11 @@ class SVFLinear(nn.Module, SVFLayer):
         """The base's; in a recurrent mixer, whose code may use it without calling the projection,
         with the active experts in it."""
         own: Tensor = self.base().weight
-        if not self.is_read or self.disable_adapters or self.merged or self.is_quantised:
+        if not self.is_read or self.is_quantised:
+            return own
+        if self.disable_adapters or self.merged:
+            if self.disable_adapters and self.merged:
+                self.unmerge()
             return own
         change = self.change_of(self.active_adapters)
         if self.rows is not None and self._row_change is not None:
