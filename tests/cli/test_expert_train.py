@@ -36,7 +36,7 @@ def test_it_trains_an_expert_and_prints_what_it_came_to(
     task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "sums"
-    more = ["--group", "sums", "--keep", "nano:words", "--set", "keep=1"]
+    more = ["--group", "sums"]
     assert app.outcome(command(task, out, *SMALL, *more, "--json")) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["steps"] == 2 and result["held_out"] == 3 and result["before"]["level"] == 0.95
@@ -91,7 +91,6 @@ def test_no_row_is_trained_on_and_measured(task: str, tmp_path: Path) -> None:
         (["--set", "temperature=0"], "temperature = 0.0: give a number above 0"),
         (["--base", "nano-x"], "nano-x"),
         (["--task", "nano:sums"], "no such kind"),
-        (["--keep", "nano:sums"], "no such kind"),
         (["--reward", "choice"], "row 1 of the task: choice: the reference"),
         (["--task", "nonesuch.jsonl"], "there is no such file"),
     ],

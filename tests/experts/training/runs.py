@@ -17,7 +17,7 @@ from pliant.loading import load_tokenizer
 
 ROWS = [{"prompt": f"{'the prompt ' * (i % 3)}q{i}", "answer": str(i)} for i in range(12)]
 HALF = 128
-RUN = ("resume", "say", "held_out", "keep", "peft_config")
+RUN = ("resume", "say", "held_out", "peft_config")
 
 
 def lower_half(completion_ids: Any, **_: Any) -> list[float]:
@@ -67,17 +67,15 @@ def trained(
 
 
 def trainer(folder: Path, reward: Any = lower_half, base: Any = None, **changes: Any) -> Any:
-    kept = changes.pop("kept", None)
     own = config(**changes)
     return TRAINERS[own.method](
         model() if base is None else base,
-        args=own.arguments(folder, kept, save_strategy="no"),
+        args=own.arguments(folder, save_strategy="no"),
         processing_class=tokenizer(),
         peft_config=own.expert,
         config=own,
         task=encode(ROWS, tokenizer(), chat=False),
         reward=SafeReward(reward),
-        kept=kept,
     )
 
 

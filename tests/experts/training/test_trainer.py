@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.experts.training.runs import lower_half, rollouts, set_z, tokenizer, trainer
+from tests.experts.training.runs import lower_half, rollouts, set_z, trainer
 from torch import Tensor
 
 from pliant.experts.model import svf_layers
-from pliant.experts.training.task import encode
 from pliant.experts.training.trainer import SafeReward
 
 METHODS = ("grpo", "rloo", "reinforce")
@@ -138,35 +137,6 @@ def test_a_prompts_estimate_comes_from_its_own_answers(tmp_path: Path) -> None:
     for i, (p, tried) in enumerate(zip(run.prompts.success, run.prompts.tried, strict=True)):
         assert tried == 0 or (p > 0.5) == bool(i % 2)
     assert (run.prompts.tried > 0).sum() > 6
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_answers_to_keep_count_by_their_distance_alone(tmp_path: Path, method: str) -> None:
-    seen: list[str] = []
-
-    def reward(prompts: Any, completions: Any, answer: Any) -> list[float]:
-        seen.extend(prompts)
-        assert all(p.endswith(f"q{a}") for p, a in zip(prompts, answer, strict=True))
-        return [float(i % 2) for i in range(len(completions))]
-
-    kept = encode([{"prompt": f"keep {i}"} for i in range(3)], tokenizer(), chat=False)
-    run = trainer(tmp_path, reward, kept=kept, method=method, beta=0.5, keep=2)
-    set_z(run.model)
-    answers = rollouts(run, prompts=6)
-    assert len(seen) == 16 and not any(p.startswith("keep") for p in seen)
-    own, others = answers["advantages"][:16], answers["advantages"][16:]
-    assert len(others) == 8 and own.abs().min() > 0
-    texts = tokenizer().batch_decode(answers["prompt_ids"][16:], skip_special_tokens=True)
-    assert all(text.endswith(("keep 0", "keep 1", "keep 2")) for text in texts)
-    # GRPO and REINFORCE have the distance in their loss, RLOO in its rewards.
-    assert bool(others.any()) == (method == "rloo") and run.reward.failures == 0
-    assert run.prompts.tried.sum() == 16
-    run.compute_loss(
-        run.model,
-        {k: v[16:] for k, v in answers.items() if v.dim()}
-        | {k: v for k, v in answers.items() if not v.dim()},
-    ).backward()
-    assert any(bool(p.grad.any()) for p in run.model.parameters() if p.requires_grad)
 
 
 class TestReward:

@@ -38,9 +38,6 @@ class TrainOptions:
     """Only the rows of the task whose column `group` has this value."""
     evaluate: str | None = None
     """Rows like those of the task to measure the accuracy on. Default: some are held out."""
-    keep: str | None = None
-    """Rows like those of the task, prompts alone, or nano:KIND: other prompts, whose answers are to
-    stay as the base's."""
     rows: Annotated[int, Ge(2)] | None = None
     """Read only this many rows."""
     method: str | None = None
@@ -115,7 +112,6 @@ def trained(options: TrainOptions) -> ExpertResult:
     rows, held_out = task_rows(options, config.seed)
     reward.check({name for row in (*rows, *held_out) for name in row})
     reward.check_references((*rows, *held_out))
-    kept = kept_rows(options.keep, config.seed) if options.keep is not None else None
     check(options, config)
     from pliant.experts.rewards import RewardWarning
 
@@ -131,7 +127,6 @@ def trained(options: TrainOptions) -> ExpertResult:
             config,
             folder=options.out,
             held_out=held_out,
-            keep=kept,
             resume=options.resume,
             settings={"use_cpu": True} if options.device == "cpu" else None,
         )
@@ -197,22 +192,12 @@ def read(source: str, group: str | None, limit: int | None) -> list[Any]:
     return own[:limit]
 
 
-def kept_rows(source: str, seed: int) -> list[Any]:
-    """The prompts whose answers are to stay; `nano:all` is every kind."""
-    from pliant.data import read_rows
-
-    if not source.startswith(EMBEDDED):
-        return read_rows(source, ("prompt",))
-    return nano_rows(source.removeprefix(EMBEDDED), "train", QUESTIONS, seed + 1)
-
-
 def nano_rows(kind: str, split: str, count: int, seed: int) -> list[Any]:
-    """Questions of a family, a domain, or all kinds that the models were trained on."""
+    """Questions of a family or of a domain."""
     from pliant import nano
 
     families = [*nano.TRAINED, *nano.HELD_OUT]
     own = [family.name for family in families if kind in (family.name, family.domain)]
-    own = [family.name for family in nano.TRAINED] if kind == "all" else own
     if not own:
         known = {name: None for family in families for name in (family.domain, family.name)}
         raise InvalidInput(f"{EMBEDDED}{kind}: no such kind{did_you_mean(kind, known)}")

@@ -52,8 +52,6 @@ class ExpertTrainingConfig:
     """Longer gradients are clipped to this norm; 0: never."""
     exploration: float = 0.1
     """The share of prompts drawn evenly, and not by how much they have to teach; 1: all."""
-    keep: int = 8
-    """Further prompts a step whose answers are to stay as the base's, if there are rows to keep."""
     batch_size: int = 64
     """Answers in one forward with gradient, on each device, at most."""
     chat: bool = True
@@ -77,7 +75,7 @@ class ExpertTrainingConfig:
         check_choice("method", self.method, get_args(Method))
         check_choice("schedule", self.schedule, get_args(Schedule))
         check_choice("parts", self.parts, get_args(Parts))
-        for name in ("steps", "prompts", "max_new_tokens", "updates", "batch_size", "keep"):
+        for name in ("steps", "prompts", "max_new_tokens", "updates", "batch_size"):
             check_whole(name, getattr(self, name), 1)
         for name in ("logging_steps", "save_steps"):
             check_whole(name, getattr(self, name), 1)
@@ -108,18 +106,14 @@ class ExpertTrainingConfig:
         """What the result depends on."""
         return {k: v for k, v in vars(self).items() if k not in OUTSIDE_THE_PLAN}
 
-    def prompts_of(self, kept: Any) -> int:
-        """Prompts a step, with those that are kept if there are any."""
-        return self.prompts + (0 if kept is None else min(self.keep, len(kept.rows)))
-
-    def arguments(self, folder: Path, kept: Any = None, **changes: Any) -> GRPOConfig | RLOOConfig:
+    def arguments(self, folder: Path, **changes: Any) -> GRPOConfig | RLOOConfig:
         """As trl's own configuration; `changes` are fields of it."""
         try:
             import trl
         except ImportError as error:
             raise InvalidInput("training by reward needs trl: pip install 'pliant[rl]'") from error
         kind: Any = trl.RLOOConfig if self.method == "rloo" else trl.GRPOConfig
-        settings = {**self._settings(folder, self.prompts_of(kept)), **changes}
+        settings = {**self._settings(folder), **changes}
         try:
             with warnings.catch_warnings():  # trl itself sets what transformers has renamed
                 warnings.simplefilter("ignore", FutureWarning)
@@ -127,12 +121,12 @@ class ExpertTrainingConfig:
         except (ValueError, ImportError) as error:
             raise InvalidInput(f"transformers or trl refuses these settings: {error}") from error
 
-    def _settings(self, folder: Path, prompts: int) -> dict[str, Any]:
+    def _settings(self, folder: Path) -> dict[str, Any]:
         processes = _processes()
-        answers, rest = divmod(prompts * self.group, processes)
+        answers, rest = divmod(self.prompts * self.group, processes)
         if rest:
             raise InvalidInput(
-                f"{prompts} prompts of {self.group} answers cannot be shared by {processes} "
+                f"{self.prompts} prompts of {self.group} answers cannot be shared by {processes} "
                 "processes: give another number of prompts"
             )
         at_once = max(n for n in range(1, answers + 1) if answers % n == 0 and n <= self.batch_size)

@@ -95,7 +95,6 @@ def train_expert(
     *,
     folder: str | Path,
     held_out: Sequence[Row] | None = None,
-    keep: Sequence[Row] | None = None,
     resume: bool = False,
     peft_config: Any = None,
     settings: Mapping[str, Any] | None = None,
@@ -104,10 +103,8 @@ def train_expert(
     """Train an expert on `model` by `reward`, or resume that; write it to `folder`.
 
     Rows have a prompt (a text or messages), and the columns that the reward needs. Without
-    `held_out`, some of them are held out. `keep` are rows with prompts alone, whose answers are to
-    stay as they are: each step, the distance from the base counts on some of them. `peft_config`
-    trains another method of PEFT instead, as a control, and `settings` are fields of trl's
-    configuration.
+    `held_out`, some of them are held out. `peft_config` trains another method of PEFT instead, as a
+    control, and `settings` are fields of trl's configuration.
     """
     config, target = config or ExpertTrainingConfig(), Path(folder).expanduser()
     _check(model, reward)
@@ -119,11 +116,9 @@ def train_expert(
     if isinstance(reward, Reward):
         for each in (task, measured):
             reward.check(each.rows[0])
-    kept = encode(keep, tokenizer, config.chat, longest) if keep else None
-    args = config.arguments(target, kept, **(settings or {}))
+    args = config.arguments(target, **(settings or {}))
     safe = SafeReward(reward)
     plan = _plan(model, task, measured, reward, config, peft_config)
-    plan["kept rows"] = None if kept is None else kept.digest
     run = TrainingRun(args, plan, resume=resume, say=say)
     before = run.record.get("before")
     if before is None:
@@ -141,7 +136,6 @@ def train_expert(
                     config=config,
                     task=task,
                     reward=safe,
-                    kept=kept,
                 )
             )
             return built[0]

@@ -47,17 +47,8 @@ class SafeReward:
         self.names = set(named)
         self.calls = self.failures = 0
         self.last_error = ""
-        self.scored: list[bool] = []
-        """Which of the next answers have a reward; empty: all."""
-        self.unscored: float | None = None
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        scored, self.scored = self.scored or [True] * len(completions), []
-        if not all(scored):
-            rows = [i for i, is_scored in enumerate(scored) if is_scored]
-            own = {name: _select(column, rows) for name, column in columns.items()}
-            theirs = iter(self([completions[i] for i in rows], **own) if rows else [])
-            return [next(theirs) if is_scored else self.unscored for is_scored in scored]
         columns = {"completions": completions, **columns}
         if not self.takes_all:
             columns = {name: value for name, value in columns.items() if name in self.names}
@@ -76,16 +67,8 @@ class SafeReward:
         return valid
 
 
-def _select(column: Any, rows: Sequence[int]) -> Any:
-    return [column[i] for i in rows] if isinstance(column, list) else column
-
-
 class RewardMixin:
-    """What the trainers below share.
-
-    The prompts of `kept` come after those of `task`: their answers have no reward, so that only
-    their distance from the base counts.
-    """
+    """What the trainers below share."""
 
     accelerator: Any
     args: Any
@@ -102,21 +85,16 @@ class RewardMixin:
         config: ExpertTrainingConfig,
         task: Task,
         reward: SafeReward,
-        kept: Task | None = None,
         **more: Any,
     ) -> None:
-        self.config, self.task, self.kept, self.reward = config, task, kept, reward
-        if isinstance(self, RLOOTrainer):  # it counts the distance as a part of the reward
-            reward.unscored = 0.0
+        self.config, self.task, self.reward = config, task, reward
         self.prompts = PromptSampler(len(task.rows), config.seed, config.exploration)
         self.shares_prefill: bool | None = None
         self._local: list[int] = []
         self._rewards: Tensor | None = None
         from datasets import Dataset
 
-        places = Dataset.from_dict(
-            {"prompt": [""] * config.prompts_of(kept)}
-        )  # filled when a step begins
+        places = Dataset.from_dict({"prompt": [""] * config.prompts})  # filled when a step begins
         more |= {"reward_funcs": reward, "train_dataset": places}
         super().__init__(*args, **more)
         for parameter in self.model.parameters():
@@ -130,45 +108,23 @@ class RewardMixin:
         """Answers to the step's prompts, this process's share of them."""
         process, count = self.accelerator.process_index, len(inputs)
         torch.manual_seed(self._seed_of(self.prompts.draws, process))
-        drawn, own = self.prompts.draw(self.config.prompts), len(self.task.rows)
-        if self.kept is not None:
-            every = torch.randperm(len(self.kept.rows), generator=self._generator()).tolist()
-            drawn += [own + i for i in every[: self.config.keep]]
+        drawn = self.prompts.draw(self.config.prompts)
         every = [i for i in drawn for _ in range(self.config.group)]
         self._local = every[process * count : (process + 1) * count]
-        rows = [self._row(i) for i in self._local]
-        self.reward.scored = [i < own for i in self._local]
+        rows = [dict(self.task.rows[i]) for i in self._local]
         output: dict[str, Any] = super()._generate_and_score_completions(rows)  # type: ignore[misc]
         assert self._rewards is not None
-        groups = self._rewards.view(-1, self.config.group)[: self.config.prompts]
+        groups = self._rewards.view(-1, self.config.group)
         self._metrics["train"]["task_reward"].append(torch.nanmean(groups).item())
-        self.prompts.update(drawn[: self.config.prompts], groups.tolist())
+        self.prompts.update(drawn, groups.tolist())
         return output
-
-    def _row(self, i: int) -> dict[str, Any]:
-        own = len(self.task.rows)
-        if i < own:
-            return dict(self.task.rows[i])
-        assert self.kept is not None
-        return {**dict.fromkeys(self.task.rows[0]), "prompt": self.kept.rows[i - own]["prompt"]}
-
-    def _ids(self, i: int) -> list[int]:
-        own = len(self.task.rows)
-        if i < own:
-            return self.task.ids[i]
-        assert self.kept is not None
-        return self.kept.ids[i - own]
-
-    def _generator(self) -> torch.Generator:
-        """The same in every process."""
-        return torch.Generator().manual_seed(self._seed_of(self.prompts.draws, 2**20))
 
     def _seed_of(self, draw: int, process: int) -> int:
         """The same after a resume, whatever else has drawn from the generator."""
         return int(np.random.SeedSequence([self.config.seed, draw, process]).generate_state(1)[0])
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return [self._ids(i) for i in self._local], None, {}
+        return [self.task.ids[i] for i in self._local], None, {}
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
         began = time.perf_counter()
