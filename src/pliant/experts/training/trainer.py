@@ -11,17 +11,19 @@ import inspect
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer, RLOOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
+from pliant.adapters.files import serialize, write_file
 from pliant.experts.training.answers import sample_groups
 from pliant.experts.training.config import ExpertTrainingConfig
 from pliant.experts.training.prompts import PromptSampler
@@ -29,7 +31,7 @@ from pliant.experts.training.task import Task
 
 RewardFunction = Callable[..., Sequence[float | None]]
 """As trl calls it: `reward(prompts=, completions=, completion_ids=, **columns)`."""
-STATE, ROLLOUTS = "prompts.json", "rollouts-{}.pt"
+STATE, ROLLOUTS = "prompts.json", "rollouts-{}.safetensors"
 LOG = "log.jsonl"
 
 
@@ -222,10 +224,12 @@ class SavedState(TrainerCallback):
     ) -> None:
         folder = _checkpoint(args, state)
         if args.should_save:
-            (folder / STATE).write_text(json.dumps(self.trainer.prompts.state()))
+            step = {"step": self.trainer._step}
+            (folder / STATE).write_text(json.dumps({**self.trainer.prompts.state(), **step}))
         if self.trainer.config.updates > 1:
-            rollouts = {"step": self.trainer._step, "inputs": self.trainer._buffered_inputs}
-            torch.save(rollouts, folder / ROLLOUTS.format(args.process_index))
+            _save_rollouts(
+                self.trainer._buffered_inputs, folder / ROLLOUTS.format(args.process_index)
+            )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -236,11 +240,12 @@ class SavedState(TrainerCallback):
         if state.global_step == 0:
             return
         folder = _checkpoint(args, state)
-        self.trainer.prompts.load_state(json.loads((folder / STATE).read_text()))
+        saved = json.loads((folder / STATE).read_text())
+        self.trainer.prompts.load_state(saved)
+        self.trainer._step = saved["step"]
         rollouts = folder / ROLLOUTS.format(args.process_index)
         if rollouts.is_file():
-            saved = torch.load(rollouts, weights_only=True, map_location=args.device)
-            self.trainer._step, self.trainer._buffered_inputs = saved["step"], saved["inputs"]
+            self.trainer._buffered_inputs = _load_rollouts(rollouts, args.device)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -248,6 +253,21 @@ class SavedState(TrainerCallback):
         if args.should_save and state.log_history:
             with (Path(str(args.output_dir)) / LOG).open("a") as file:
                 file.write(json.dumps(state.log_history[-1]) + "\n")
+
+
+def _save_rollouts(batches: Sequence[Mapping[str, Tensor]], path: Path) -> None:
+    """Each tensor under the index of its batch and its name."""
+    tensors = {f"{i}.{name}": t for i, batch in enumerate(batches) for name, t in batch.items()}
+    content, _, _ = serialize(tensors)
+    write_file(path, content)
+
+
+def _load_rollouts(path: Path, device: torch.device) -> list[dict[str, Tensor]]:
+    batches: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in safetensors.torch.load_file(path).items():
+        index, name = key.split(".", 1)
+        batches.setdefault(int(index), {})[name] = tensor.to(device)
+    return [batches[i] for i in range(len(batches))]
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
