@@ -28,7 +28,7 @@ from pliant.structure import (
     prune,
     recover,
 )
-from pliant.structure.recovery.training import split
+from pliant.structure.recovery import split
 from pliant.training.run import RECORD
 from pliant.training.texts import Texts, texts
 

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +24,13 @@ from torch import Tensor, nn
 from pliant.adapters.fingerprint import is_packed
 from pliant.anatomy.find import unwrap
 from pliant.anatomy.modes import eval_mode
-from pliant.data.collate import Collator
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.exporting.export import export
 from pliant.structure.pruning.pruned import Pruned
+from pliant.structure.recovery.config import RecoveryConfig
+from pliant.structure.recovery.run import Recovery, RecoveryResult
 from pliant.structure.recovery.trained_weights import trainable
-from pliant.structure.recovery.trainer import RecoveryTrainer
-from pliant.structure.recovery.training import (
-    RecoveryConfig,
-    RecoveryResult,
-    batches_of,
-    checked_loss,
-    identity,
-    is_half,
-    loss_of,
-    split,
-)
-from pliant.training.run import LORA, UNFINISHED, TrainingRun, check_folder
+from pliant.training.run import LORA, UNFINISHED
 from pliant.training.terminal import Say, print_to_stderr
 from pliant.training.texts import Texts
 
@@ -65,63 +55,18 @@ def recover_gated(
     """
     model, target = pruned.gates.base, Path(folder).expanduser()
     _check(config, model)
-    texts, held_out = (texts, held_out) if held_out is not None else split(texts)
-    args = config.arguments(target, settings or {})
-    plan = {
-        "model": identity(model),
-        "pruned": pruned.as_dict()["removed"],
-        "content": texts.digest,
-        "held-out text": held_out.digest,
-        "config": asdict(config),
-        "settings": config.settings(settings or {}),
-    }
-    record = check_folder(target, resume)
-    collate = Collator.of(tokenizer)
-    batches = batches_of(held_out, collate)
-    with whole(pruned):
-        teacher_loss = loss_of(model, batches)
-    losses = (record or {}).get("losses") or {
-        "before": checked_loss(model, batches),
-        "teacher": teacher_loss,
-    }
-    half = is_half(model)
+    recovery = Recovery(model, tokenizer, texts, target, config, resume, held_out, settings, say)
+    plan = recovery.plan(pruned=pruned.as_dict()["removed"])
+    recovery.measure(lambda: _whole_loss(pruned, recovery))
+    args = recovery.args
     vectors = {p: p.detach().clone() for p in model.parameters() if p.dim() <= 1}
     with trainable(model, config.train, config.rank, None, args.seed) as student:
-        trained = [p for p in student.parameters() if p.requires_grad]
-        kept = {p: vectors[p] for p in trained if p in vectors}
-        run = TrainingRun(args, plan, resume=resume, say=say)
-        run.note(losses=losses)
-
-        def teach(inputs: dict[str, Any]) -> Tensor:
-            with torch.no_grad(), whole(pruned, student, kept), eval_mode(student):
-                logits: Tensor = student(**inputs, use_cache=False).logits
-            return logits
-
-        trainer = run.train(
-            lambda: RecoveryTrainer(
-                student,
-                args,
-                data_collator=collate,
-                train_dataset=texts.pieces,
-                distill=config.distill,
-                temperature=config.temperature,
-                teacher=teach if config.distill else None,
-                autocast=half,
-            )
-        )
+        originals = {p: v for p, v in vectors.items() if p.requires_grad}
+        recovery.train(student, plan, partial(_whole_predictions, pruned, student, originals))
         _merge(student, pruned, target)
     if args.should_save:
         _export(model, tokenizer, target, zeros)
-    after = loss_of(model, batches)
-    result = RecoveryResult(
-        **run.result(trainer, after).as_dict(),
-        train=config.train,
-        trained=sum(p.numel() for p in trained),
-        after=after,
-        **losses,
-    )
-    run.note(ended=result.as_dict())
-    return result
+    return recovery.result()
 
 
 @contextmanager
@@ -143,6 +88,21 @@ def whole(
         finally:
             for parameter, value in trained.items():
                 parameter.data = value
+
+
+def _whole_loss(pruned: Pruned, recovery: Recovery) -> float:
+    with whole(pruned):
+        return recovery.loss_of(recovery.model)
+
+
+@torch.no_grad()
+def _whole_predictions(
+    pruned: Pruned, student: Any, vectors: Mapping[nn.Parameter, Tensor], inputs: dict[str, Any]
+) -> Tensor:
+    """The logits of the model before pruning and training."""
+    with whole(pruned, student, vectors), eval_mode(student):
+        logits: Tensor = student(**inputs, use_cache=False).logits
+    return logits
 
 
 @torch.no_grad()

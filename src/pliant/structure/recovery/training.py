@@ -12,78 +12,29 @@ the smaller model, is only read: it is never saved, trained or edited.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
 from pliant.adapters import attached
 from pliant.adapters.files import write_file
-from pliant.adapters.fingerprint import fingerprint, is_packed
+from pliant.adapters.fingerprint import is_packed
 from pliant.adapters.hooks import is_off
 from pliant.anatomy.find import unwrap
-from pliant.data.collate import Collator
-from pliant.errors import InvalidInput, UnsupportedModel, check_choice, check_whole
-from pliant.structure.calibration import perplexity
+from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.exporting.export import RECORD
-from pliant.structure.recovery.trained_weights import Train, take_own_memory, trainable
-from pliant.structure.recovery.trainer import RecoveryTrainer, predictions
-from pliant.training.arguments import training_arguments
-from pliant.training.run import (
-    TrainingResult,
-    TrainingRun,
-    check_folder,
-    save_stock_model,
-)
+from pliant.structure.recovery.config import RecoveryConfig
+from pliant.structure.recovery.run import Recovery, RecoveryResult, identity
+from pliant.structure.recovery.trained_weights import take_own_memory, trainable
+from pliant.structure.recovery.trainer import predictions
+from pliant.training.run import TrainingRun, save_stock_model
 from pliant.training.terminal import Say, print_to_stderr
 from pliant.training.texts import Texts
-
-LEARNING_RATE = {"lora": 1e-3, "norms": 5e-3, "all": 1e-4}
-SCHEDULE = {"lr_scheduler_type": "cosine", "warmup_steps": "0.05"}
-DISTILL = 0.5
-"""Of the loss, if there is a teacher and no other share is asked for."""
-HELD_OUT = 20
-"""Of the pieces of text, one in so many is held out to measure the loss on,"""
-MOST_HELD_OUT = 64
-"""but no more than this."""
-ROWS = 8  # pieces in a batch that the loss is measured on
-
-
-@dataclass(frozen=True)
-class RecoveryConfig:
-    """What is trained, and by what it is taught."""
-
-    train: Train = "all"
-    """All weights ("all"), low-rank matrices ("lora"), or vectors of norms and biases ("norms")."""
-    rank: int = 16
-    """Of the low-rank matrices."""
-    distill: float = 0.0
-    """The share of the loss that is the distance from the teacher's predictions, from 0 to 1; the
-    rest is that of the text itself."""
-    temperature: float = 1.0
-    """Softens the predictions of the teacher and the student before they are compared."""
-
-    def __post_init__(self) -> None:
-        check_choice("train", self.train, get_args(Train))
-        check_whole("rank", self.rank, 1)
-        if not _is_number(self.distill) or not 0 <= self.distill <= 1:
-            raise InvalidInput(f"distill = {self.distill!r}: give a share from 0 to 1")
-        if not _is_number(self.temperature) or not 0 < self.temperature < math.inf:
-            raise InvalidInput(f"temperature = {self.temperature!r}: give a number above 0")
-
-    def arguments(self, folder: Path, settings: Mapping[str, str]) -> TrainingArguments:
-        """The Trainer's, with a learning rate for what is trained unless the settings have one."""
-        return training_arguments(folder, self.settings(settings))
-
-    def settings(self, settings: Mapping[str, str]) -> dict[str, str]:
-        rate = {"learning_rate": str(LEARNING_RATE[self.train])}
-        return {**SCHEDULE, **rate, **settings}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,54 +45,6 @@ class Engine:
     """What the losses depend on, as JSON can hold it."""
     prepare: Callable[[Trainer, TrainingRun], Callable[[], None]]
     """Change the trainer, and return what undoes it after the training."""
-
-
-@dataclass(frozen=True)
-class RecoveryResult(TrainingResult):
-    """What a recovery came to; losses are in nats per token of the held-out text."""
-
-    train: str
-    trained: int
-    """How many numbers were trained."""
-    before: float
-    """The smaller model's held-out loss before the training."""
-    after: float
-    """The same of the model that was written."""
-    teacher: float | None
-    """The teacher's."""
-
-    @property
-    def recovered(self) -> float | None:
-        """The share of the lost log-perplexity that is back; None if none is known to be lost."""
-        if self.teacher is None or self.before <= self.teacher:
-            return None
-        return (self.before - self.after) / (self.before - self.teacher)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "recovered": self.recovered}
-
-    def __str__(self) -> str:
-        sentence = (
-            f"{self.steps:,} steps on {self.trained:,} numbers ({self.train}) took the held-out "
-            f"loss from {self.before:.4f} to {self.after:.4f}"
-        )
-        if self.teacher is None:
-            return sentence
-        share = "" if self.recovered is None else f"{self.recovered:.0%} of what was lost is back: "
-        return f"{share}{sentence}, and the teacher's is {self.teacher:.4f}"
-
-    def cells(self) -> list[list[str]]:
-        """The rows of the final table: what, and how much."""
-        whole = [] if self.teacher is None else [["of the teacher", f"{self.teacher:.4f}"]]
-        back = [] if self.recovered is None else [["of what was lost", f"{self.recovered:.1%}"]]
-        return [
-            ["trained", f"{self.train}, {self.trained:,} numbers"],
-            *super().cells(),
-            ["held-out loss before", f"{self.before:.4f}"],
-            ["held-out loss after", f"{self.after:.4f}"],
-            *whole,
-            *back,
-        ]
 
 
 def recover(
@@ -169,90 +72,26 @@ def recover(
     check_teacher(config, teacher is not None)
     check_engine(config, engine)
     _check_models(model, teacher)
-    texts, held_out = (texts, held_out) if held_out is not None else split(texts)
-    args = config.arguments(target, settings or {})
-    plan = _plan(model, teacher, texts, held_out, config)
-    plan["settings"] = config.settings(settings or {})
+    recovery = Recovery(model, tokenizer, texts, target, config, resume, held_out, settings, say)
+    plan = recovery.plan(teacher=None if teacher is None else identity(teacher))
     plan |= {} if engine is None else {"engine": dict(engine.plan)}
-    record = check_folder(target, resume)
-    collate = Collator.of(tokenizer)
-    batches = batches_of(held_out, collate)
-    losses = (record or {}).get("losses") or _losses(model, teacher, batches)
+    recovery.measure(lambda: None if teacher is None else recovery.loss_of(teacher))
+    undo: list[Callable[[], None]] = []
+
+    def prepare(trainer: Trainer, run: TrainingRun) -> None:
+        assert engine is not None
+        undo.append(engine.prepare(trainer, run))
+
+    args = recovery.args
     with trainable(model, config.train, config.rank, teacher, args.seed) as student:
-        trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
-        run = TrainingRun(args, plan, resume=resume, say=say)
-        run.note(losses=losses)
-        finish: list[Callable[[], None]] = []
-        trainer = run.train(
-            lambda: RecoveryTrainer(
-                student,
-                args,
-                data_collator=collate,
-                train_dataset=texts.pieces,
-                distill=config.distill,
-                temperature=config.temperature,
-                teacher=partial(predictions, teacher) if config.distill else None,
-                autocast=is_half(model),
-                models_loss=engine is not None,
-            ),
-            lambda trainer: finish.append(engine.prepare(trainer, run)) if engine else None,
-        )
-        for undo in finish:
-            undo()
+        teach = partial(predictions, teacher)
+        recovery.train(student, plan, teach, prepare if engine is not None else None)
+        for undo_engine in undo:
+            undo_engine()
     _save(student, tokenizer, args, teacher)
-    after = loss_of(model, batches)
-    result = RecoveryResult(
-        **run.result(trainer, after).as_dict(),
-        train=config.train,
-        trained=trained,
-        after=after,
-        **losses,
-    )
-    run.note(ended=result.as_dict())
+    result = recovery.result()
     _pass_on_record(source, target, result, args)
     return result
-
-
-def _plan(
-    model: Any, teacher: Any, texts: Texts, held_out: Texts, config: RecoveryConfig
-) -> dict[str, Any]:
-    """What the losses depend on, besides the Trainer's settings."""
-    return {
-        "model": identity(model),
-        "teacher": None if teacher is None else identity(teacher),
-        "content": texts.digest,
-        "held-out text": held_out.digest,
-        "config": asdict(config),
-    }
-
-
-def _losses(model: Any, teacher: Any, batches: Sequence[Any]) -> dict[str, float | None]:
-    """Of the model before any training, and of the teacher."""
-    return {
-        "before": checked_loss(model, batches),
-        "teacher": None if teacher is None else loss_of(teacher, batches),
-    }
-
-
-def checked_loss(model: Any, batches: Sequence[Any]) -> float:
-    """The loss before any training."""
-    before = loss_of(model, batches)
-    if not math.isfinite(before):
-        raise UnsupportedModel(
-            f"the model's loss is {before} before any training: its weights are damaged"
-        )
-    return before
-
-
-def batches_of(texts: Texts, collate: Collator) -> list[Any]:
-    """The pieces, as batches that a loss is measured on."""
-    starts = range(0, len(texts.pieces), ROWS)
-    return [collate(texts.pieces[start : start + ROWS]) for start in starts]
-
-
-def is_half(model: Any) -> bool:
-    """Whether the model has weights of 16 bits."""
-    return any(p.is_floating_point() and p.element_size() == 2 for p in model.parameters())
 
 
 def check_engine(config: RecoveryConfig, engine: Engine | None) -> None:
@@ -268,22 +107,6 @@ def check_teacher(config: RecoveryConfig, has_teacher: bool) -> None:
     """Refuse distillation without a teacher."""
     if config.distill and not has_teacher:
         raise InvalidInput(f"distill = {config.distill:g}: give a teacher to distill from, or 0")
-
-
-def split(texts: Texts) -> tuple[Texts, Texts]:
-    """The pieces to train on, and evenly spread ones that are held out."""
-    count = len(texts.pieces)
-    if count < 2:
-        raise InvalidInput(
-            "the text is a single piece, and some must be held out: give more text, shorter "
-            "pieces, or a text to evaluate on"
-        )
-    every = max(2, HELD_OUT if count >= HELD_OUT else count, -(-count // MOST_HELD_OUT))
-    held_out = set(range(every // 2, count, every))
-    return (
-        Texts([p for i, p in enumerate(texts.pieces) if i not in held_out], texts.left_out),
-        Texts([p for i, p in enumerate(texts.pieces) if i in held_out]),
-    )
 
 
 # --- what is written ---------------------------------------------------------------------------
@@ -342,17 +165,3 @@ def check_vocabularies(ours: int, theirs: int) -> None:
             f"the teacher has a vocabulary of {theirs:,} tokens, and the model one of {ours:,}: "
             "give the model before pruning"
         )
-
-
-def loss_of(model: Any, batches: Sequence[Mapping[str, Any]]) -> float:
-    return math.log(perplexity(model, batches))
-
-
-def identity(model: Any) -> str:
-    own = fingerprint(model)
-    content = json.dumps([own.model, own.shapes, own.samples], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
