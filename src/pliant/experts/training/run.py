@@ -108,45 +108,57 @@ def train_expert(
     """
     config, target = config or ExpertTrainingConfig(), Path(folder).expanduser()
     _check(model, reward)
+    task, held_out_task = _encoded(model, tokenizer, rows, held_out, reward, config)
+    args = config.arguments(target, **(settings or {}))
+    plan = _plan(model, task, held_out_task, reward, config, peft_config)
+    safe_reward = SafeReward(reward)
+
+    def measure(model: Any) -> list[float]:
+        return rewards_of(model, tokenizer, held_out_task, safe_reward, config.max_new_tokens)
+
+    run = TrainingRun(args, plan, resume=resume, say=say)
+    if run.record.get("before") is None:
+        run.note(before=measure(model))
+    with _restored(model, tokenizer) as trainers:
+
+        def build() -> Any:
+            trainer = TRAINERS[config.method](
+                model,
+                args=args,
+                processing_class=tokenizer,
+                peft_config=config.expert if peft_config is None else peft_config,
+                config=config,
+                task=task,
+                reward=safe_reward,
+            )
+            trainers.append(trainer)
+            return trainer
+
+        trainer = run.train(build, describe=_describe)
+        expert = unwrap_to_peft(trainer.model)
+        _save(trainer, expert, target)
+        result = _result(run, trainer, expert, safe_reward, measure(expert))
+    run.note(ended=result.as_dict())
+    return result
+
+
+def _encoded(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    held_out: Sequence[Row] | None,
+    reward: RewardFunction,
+    config: ExpertTrainingConfig,
+) -> tuple[Task, Task]:
+    """The rows to train on, and the held-out ones."""
     if held_out is None:
         rows, held_out = hold_out(rows, config.seed)
     longest = _context(model) - config.max_new_tokens
-    task = encode(rows, tokenizer, config.chat, longest)
-    measured = encode(held_out, tokenizer, config.chat, longest)
+    tasks = [encode(each, tokenizer, config.chat, longest) for each in (rows, held_out)]
     if isinstance(reward, Reward):
-        for each in (task, measured):
-            reward.check(each.rows[0])
-    args = config.arguments(target, **(settings or {}))
-    safe = SafeReward(reward)
-    plan = _plan(model, task, measured, reward, config, peft_config)
-    run = TrainingRun(args, plan, resume=resume, say=say)
-    before = run.record.get("before")
-    if before is None:
-        before = rewards_of(model, tokenizer, measured, safe, config.max_new_tokens)
-        run.note(before=before)
-    with _as_it_was(model, tokenizer) as built:
-
-        def build() -> Any:
-            built.append(
-                TRAINERS[config.method](
-                    model,
-                    args=args,
-                    processing_class=tokenizer,
-                    peft_config=config.expert if peft_config is None else peft_config,
-                    config=config,
-                    task=task,
-                    reward=safe,
-                )
-            )
-            return built[0]
-
-        trainer = run.train(build, describe=_describe)
-        trained = unwrap_to_peft(trainer.model)
-        _save(trainer, trained, target)
-        after = rewards_of(trained, tokenizer, measured, safe, config.max_new_tokens)
-        result = _result(run, trainer, trained, safe, before, after)
-    run.note(ended=result.as_dict())
-    return result
+        for task in tasks:
+            reward.check(task.rows[0])
+    return tasks[0], tasks[1]
 
 
 def rewards_of(
@@ -170,17 +182,17 @@ def unwrap_to_peft(model: Any) -> Any:
     return model
 
 
-def _save(trainer: Any, trained: Any, folder: Path) -> None:
+def _save(trainer: Any, expert: Any, folder: Path) -> None:
     """The expert alone, as PEFT saves it; all processes take part where it is sharded."""
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped or trained)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped or expert)
     if trainer.args.should_save:
-        trained.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+        expert.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
 
 
 def _plan(
     model: Any,
     task: Task,
-    measured: Task,
+    held_out_task: Task,
     reward: RewardFunction,
     config: ExpertTrainingConfig,
     peft_config: Any,
@@ -192,7 +204,7 @@ def _plan(
         "model": asdict(own),
         "reward": _name_of(reward),
         "content": task.digest,
-        "held-out rows": measured.digest,
+        "held-out rows": held_out_task.digest,
         "config": config.plan,
         **other,
     }
@@ -214,19 +226,18 @@ def _failures(reward: SafeReward) -> int:
 def _result(
     run: TrainingRun,
     trainer: Any,
-    trained: Any,
+    expert: Any,
     reward: SafeReward,
-    before: Sequence[float],
     after: Sequence[float],
 ) -> ExpertResult:
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    first, last = np.asarray(before), np.asarray(after)
+    first, last = np.asarray(run.record["before"]), np.asarray(after)
     count = len(first)
     nothing = float("nan")
     return ExpertResult(
         **run.result(trainer).as_dict(),
         method=trainer.config.method,
-        trained=sum(p.numel() for p in trained.parameters() if p.requires_grad),
+        trained=sum(p.numel() for p in expert.parameters() if p.requires_grad),
         first_reward=logs[0].get("task_reward") or 0.0 if logs else nothing,
         last_reward=logs[-1].get("task_reward") or 0.0 if logs else nothing,
         kl=logs[-1].get("kl") if logs else None,
@@ -251,19 +262,19 @@ def _describe(logs: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _as_it_was(model: Any, tokenizer: Any) -> Iterator[list[Any]]:
-    """PEFT changes the model's projections, and trl its forward, pad token and mode: they are put
-    back. Yields a list for the trainer that does so."""
+def _restored(model: Any, tokenizer: Any) -> Iterator[list[Any]]:
+    """PEFT changes the model's projections, and trl its forward, pad token and mode: after the
+    block they are as before. Yields a list for the trainer whose expert is to be unloaded."""
     text, generation = model.config.get_text_config(), model.generation_config
     settings = [(model.config, "use_cache"), (text, "pad_token_id"), (generation, "pad_token_id")]
     before = [(owner, name, getattr(owner, name, None)) for owner, name in settings]
     forward, training = vars(model).get("forward"), model.training
     required = {p: p.requires_grad for p in model.parameters()}
-    pad, built = tokenizer.pad_token, list[Any]()
+    pad, trainers = tokenizer.pad_token, list[Any]()
     try:
-        yield built
+        yield trainers
     finally:
-        for trainer in built:
+        for trainer in trainers:
             unwrap_to_peft(trainer.model).unload()
         vars(model).pop("forward", None)
         if forward is not None:

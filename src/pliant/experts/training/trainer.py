@@ -47,14 +47,13 @@ class SafeReward:
             named = inspect.signature(lambda **_: None).parameters
         self.takes_all = any(p.kind is p.VAR_KEYWORD for p in named.values())
         self.names = set(named)
-        self.calls = self.failures = 0
+        self.failures = 0
         self.last_error = ""
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         columns = {"completions": completions, **columns}
         if not self.takes_all:
             columns = {name: value for name, value in columns.items() if name in self.names}
-        self.calls += len(completions)
         try:
             rewards = list(self.reward(**columns))
             if len(rewards) != len(completions):
@@ -93,6 +92,7 @@ class RewardMixin:
         self.prompts = PromptSampler(len(task.rows), config.seed, config.exploration)
         self.shares_prefill: bool | None = None
         self._local: list[int] = []
+        """The row of the task that each of this process's answers belongs to."""
         self._rewards: Tensor | None = None
         from datasets import Dataset
 
@@ -111,8 +111,8 @@ class RewardMixin:
         process, count = self.accelerator.process_index, len(inputs)
         torch.manual_seed(self._seed_of(self.prompts.draws, process))
         drawn = self.prompts.draw(self.config.prompts)
-        every = [i for i in drawn for _ in range(self.config.group)]
-        self._local = every[process * count : (process + 1) * count]
+        indices = [i for i in drawn for _ in range(self.config.group)]
+        self._local = indices[process * count : (process + 1) * count]
         rows = [dict(self.task.rows[i]) for i in self._local]
         output: dict[str, Any] = super()._generate_and_score_completions(rows)  # type: ignore[misc]
         assert self._rewards is not None
