@@ -50,7 +50,7 @@ def test_the_seeds_reward_looks_for_the_answer() -> None:
 def test_a_learning_rate_that_moves_nothing_is_pointed_out() -> None:
     lines: list[str] = []
     SVF_PPOTrainer(model(), tokenizer(), learning_rate=1e-4, say=lines.append)
-    assert "learning rate 0.0001: z hardly moves" in lines[0]
+    assert "learning rate 0.0001: z starts at 1" in lines[0]
     SVF_PPOTrainer(model(), tokenizer(), say=lines.append)
     assert len(lines) == 1
 
@@ -58,6 +58,15 @@ def test_a_learning_rate_that_moves_nothing_is_pointed_out() -> None:
 def test_each_prompt_needs_an_answer() -> None:
     with pytest.raises(InvalidInput, match="12 prompts and 1 answers"):
         SVF_PPOTrainer(model(), tokenizer()).train_on_prompts(PROMPTS, ["1"])
+    with pytest.raises(InvalidInput, match="the reward looks for the answers"):
+        SVF_PPOTrainer(model(), tokenizer()).train_on_prompts(PROMPTS)
+
+
+def test_the_configuration_counts_unless_an_argument_replaces_it() -> None:
+    own = config(prompts=6)
+    assert SVF_PPOTrainer(model(), tokenizer(), own).config == own
+    assert SVF_PPOTrainer(model(), tokenizer(), own, batch_size=3).config.prompts == 3
+    assert SVF_PPOTrainer(model(), tokenizer()).config.prompts == 4
 
 
 def test_the_seeds_example_runs_as_written(
@@ -70,7 +79,7 @@ def test_the_seeds_example_runs_as_written(
     shown = capsys.readouterr()
     assert "3 steps on " in shown.out and "what is 58+67? before: " in shown.out
     assert "The model's own choice for this question: " in shown.out
-    assert "z hardly moves" in shown.err
+    assert "z starts at 1" in shown.err
     assert (tmp_path / "outputs" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "logs" / "log.jsonl").is_file()
 

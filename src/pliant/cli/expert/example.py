@@ -29,7 +29,7 @@ class ExampleOptions:
     max_epochs: Annotated[int, Ge(1)] = 1
     """Passes over the prompts, on average."""
     learning_rate: float = 0.01
-    """Of z; below 0.001 it hardly moves."""
+    """Of Adam, which moves z by about this much in a step; z starts at 1."""
     resume: bool = False
     """Resume from the last complete checkpoint in the output folder."""
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,8 +30,11 @@ from pliant.training.terminal import Say, print_to_stderr
 
 RewardFn = Callable[[str, str, Any], float]
 """`reward_fn(prompt, answer, reference)`"""
-LITTLE = 1e-3
-"""Below this learning rate, z hardly moves in a training of some hundred steps."""
+SMALL = 1e-3
+"""Adam moves z by about the learning rate in a step: with less, a hundred steps on a line down to 0
+change it by less than 5 %."""
+TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
+"""Transformers takes the folder from the environment alone."""
 
 
 def contains_answer(prompt: str, answer: str, reference: Any) -> float:
@@ -39,7 +43,11 @@ def contains_answer(prompt: str, answer: str, reference: Any) -> float:
 
 
 class SVF_PPOTrainer:
-    """Trains the singular values of a model by a reward, and nothing else."""
+    """Trains the singular values of a model by a reward, and nothing else.
+
+    `batch_size` (prompts a step) and `learning_rate` replace those of `config`; without a `config`,
+    4 prompts.
+    """
 
     def __init__(
         self,
@@ -49,19 +57,22 @@ class SVF_PPOTrainer:
         *,
         output_dir: str | Path = "outputs",
         logging_dir: str | Path | None = None,
-        batch_size: int = 4,
+        batch_size: int | None = None,
         learning_rate: float | None = None,
         say: Say = print_to_stderr,
     ) -> None:
         self.model, self.tokenizer, self.say = model, tokenizer, say
         self.output_dir, self.logging_dir = Path(output_dir), logging_dir
-        own = config or ExpertTrainingConfig()
-        rate = own.learning_rate if learning_rate is None else learning_rate
-        self.config = replace(own, prompts=batch_size, learning_rate=rate)
-        if self.config.learning_rate < LITTLE:
+        own = config or ExpertTrainingConfig(prompts=4)
+        self.config = replace(
+            own,
+            prompts=own.prompts if batch_size is None else batch_size,
+            learning_rate=own.learning_rate if learning_rate is None else learning_rate,
+        )
+        if self.config.learning_rate < SMALL:
             say(
-                f"learning rate {self.config.learning_rate:g}: z hardly moves with so little "
-                f"(default: {ExpertTrainingConfig().learning_rate:g})"
+                f"learning rate {self.config.learning_rate:g}: z starts at 1, and a step moves it "
+                f"by about this much (default: {ExpertTrainingConfig().learning_rate:g})"
             )
 
     def train_on_prompts(
@@ -75,7 +86,10 @@ class SVF_PPOTrainer:
         """Train on these prompts, each on average once an epoch; returns what it came to.
 
         A part of the prompts is held out to measure the reward on. The expert is in `output_dir`.
+        The number of steps follows from the epochs, and that of the configuration is not used.
         """
+        if answers is None and reward_fn is contains_answer:
+            raise InvalidInput("the reward looks for the answers: give them, or another reward_fn")
         if answers is not None and len(answers) != len(prompts):
             raise InvalidInput(f"{len(prompts)} prompts and {len(answers)} answers: one for each")
         references = [None] * len(prompts) if answers is None else answers
@@ -90,17 +104,18 @@ class SVF_PPOTrainer:
             triples = zip(prompts, completions, answer, strict=True)
             return [reward_fn(*triple) for triple in triples]
 
-        result = train_expert(
-            self.model,
-            self.tokenizer,
-            rows,
-            reward,
-            config,
-            folder=self.output_dir,
-            held_out=held_out,
-            resume=resume,
-            say=self.say,
-        )
+        with _tensorboard_in(self.logging_dir):
+            result = train_expert(
+                self.model,
+                self.tokenizer,
+                rows,
+                reward,
+                config,
+                folder=self.output_dir,
+                held_out=held_out,
+                resume=resume,
+                say=self.say,
+            )
         if self.logging_dir is not None:
             Path(self.logging_dir).mkdir(parents=True, exist_ok=True)
             copyfile(self.output_dir / LOG, Path(self.logging_dir) / LOG)
@@ -110,5 +125,18 @@ class SVF_PPOTrainer:
         """TensorBoard, if it is installed and there is a folder for it."""
         if self.logging_dir is None or find_spec("tensorboard") is None:
             return self.config.report_to
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(self.logging_dir)
         return "tensorboard"
+
+
+@contextmanager
+def _tensorboard_in(folder: str | Path | None) -> Iterator[None]:
+    """Inside the block, TensorBoard's files go to this folder, if there is one."""
+    before = os.environ.get(TENSORBOARD)
+    if folder is not None:
+        os.environ[TENSORBOARD] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(TENSORBOARD, None)
+        if before is not None:
+            os.environ[TENSORBOARD] = before

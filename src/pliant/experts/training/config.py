@@ -36,8 +36,8 @@ class ExpertTrainingConfig:
     group: int = 8
     """Sampled answers to each of them."""
     learning_rate: float = 0.01
-    """Of Adam. An expert has few numbers and needs a large one: below 0.002 it hardly moves, and at
-    0.03 the model forgets what else it could do."""
+    """Of Adam, which moves each number by about this much in a step. A singular value counts 1 at
+    first, so an expert needs far more than full fine-tuning does."""
     schedule: Schedule = "linear"
     """How the learning rate goes on: constant, or down to 0 as a line or a cosine."""
     beta: float = 0.1
@@ -60,7 +60,8 @@ class ExpertTrainingConfig:
     """Of the prompts and of the sampled answers."""
 
     parts: Parts = "mlp"
-    """The projections that change: mlp, attention or all, which learn faster and forget more."""
+    """The projections that change: mlp, attention or all; with all of them, an expert learns more
+    and forgets more."""
     rank: int | None = None
     """The largest singular values of each matrix that may change; none: all."""
 
