@@ -12,6 +12,7 @@ from tests.experts.training.runs import lower_half, rollouts, set_z, trainer
 from torch import Tensor
 
 from pliant.experts.model import svf_layers
+from pliant.experts.rewards import Reward, RewardWarning
 from pliant.experts.training.trainer import SafeReward
 
 METHODS = ("grpo", "rloo", "reinforce")
@@ -151,12 +152,25 @@ class TestReward:
     @pytest.mark.parametrize("result", [[1.0], "no", None, ["x", "y"]])
     def test_what_is_no_list_of_numbers_is_a_failure(self, result: Any) -> None:
         safe = SafeReward(lambda completions: result)
-        assert safe(completions=["a", "b"]) == [None, None] and safe.failures == 2
+        with pytest.warns(RewardWarning, match="the reward failed"):
+            assert safe(completions=["a", "b"]) == [None, None] and safe.failures == 2
 
-    def test_an_error_is_remembered(self) -> None:
+    def test_the_first_error_is_shown(self) -> None:
         def reward(completions: Any) -> Any:
             raise RuntimeError("no such judge")
 
         safe = SafeReward(reward)
-        assert safe(completions=["a", "b"]) == [None, None]
-        assert safe.last_error == "RuntimeError: no such judge"
+        with pytest.warns(RewardWarning, match="training goes on: RuntimeError: no such judge"):
+            assert safe(completions=["a", "b"]) == [None, None]
+        assert safe(completions=["c"]) == [None] and safe.failures == 3
+
+    def test_what_a_reward_has_counted_itself_is_included_once(self) -> None:
+        def broken(answer: str) -> float:
+            return 1 / 0
+
+        reward = Reward(broken)
+        with pytest.warns(RewardWarning, match="ZeroDivisionError"):
+            reward(["p"], completions=["earlier"], answer=["x"])
+        safe = SafeReward(reward)
+        assert safe(prompts=["p"] * 2, completions=["a", "b"], answer=["x"] * 2) == [0.0, 0.0]
+        assert safe.failures == 2

@@ -53,7 +53,7 @@ class ExpertResult(TrainingResult):
     """Of the time of the steps."""
     shared_prefill: bool
     reward_failures: int
-    """Answers whose reward raised an error or was not a number."""
+    """Rewards that raised an error or were not a number, since the run was resumed."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -217,12 +217,6 @@ def _name_of(reward: RewardFunction) -> Any:
     return getattr(reward, "__name__", None) or type(reward).__name__
 
 
-def _failures(reward: SafeReward) -> int:
-    """Those that reached the trainer, and those that the reward has counted itself."""
-    counted = getattr(reward.reward, "failures", {})
-    return reward.failures + sum(sum(kinds.values()) for kinds in counted.values())
-
-
 def _result(
     run: TrainingRun,
     trainer: Any,
@@ -249,7 +243,7 @@ def _result(
         ),
         rollout_share=float(np.mean([e["rollout_share"] for e in logs])) if logs else nothing,
         shared_prefill=bool(trainer.shares_prefill),
-        reward_failures=_failures(reward),
+        reward_failures=reward.failures,
     )
 
 

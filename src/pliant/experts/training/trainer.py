@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from trl import GRPOTrainer, RLOOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from pliant.adapters.files import serialize, write_file
+from pliant.experts.rewards import Reward, RewardWarning
 from pliant.experts.training.answers import sample_groups
 from pliant.experts.training.config import ExpertTrainingConfig
 from pliant.experts.training.prompts import PromptSampler
@@ -36,7 +38,10 @@ LOG = "log.jsonl"
 
 
 class SafeReward:
-    """A reward that may raise, or return NaN: then it is None, and counted."""
+    """A reward that may raise, or return NaN: then it is None, and counted.
+
+    The first error is shown as a warning.
+    """
 
     def __init__(self, reward: RewardFunction) -> None:
         self.reward = reward
@@ -47,8 +52,8 @@ class SafeReward:
             named = inspect.signature(lambda **_: None).parameters
         self.takes_all = any(p.kind is p.VAR_KEYWORD for p in named.values())
         self.names = set(named)
-        self.failures = 0
-        self.last_error = ""
+        self._failed, self._warned = 0, False
+        self._counted_before = _counted(reward)
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         columns = {"completions": completions, **columns}
@@ -60,12 +65,27 @@ class SafeReward:
                 raise ValueError(f"{len(rewards)} rewards for {len(completions)} answers")
             numbers = [math.nan if r is None else float(r) for r in rewards]
         except Exception as error:  # a user's function may raise anything
-            self.failures += len(completions)
-            self.last_error = f"{type(error).__name__}: {error}"
+            self._failed += len(completions)
+            self._warn(f"{type(error).__name__}: {error}")
             return [None] * len(completions)
         valid = [r if math.isfinite(r) else None for r in numbers]
-        self.failures += sum(r is None for r in valid)
+        self._failed += sum(r is None for r in valid)
         return valid
+
+    @property
+    def failures(self) -> int:
+        """Answers without a reward, and parts of a `Reward` that failed and that it counted."""
+        return self._failed + _counted(self.reward) - self._counted_before
+
+    def _warn(self, error: str) -> None:
+        if not self._warned:
+            warnings.warn(f"the reward failed, and training goes on: {error}", RewardWarning, 3)
+        self._warned = True
+
+
+def _counted(reward: RewardFunction) -> int:
+    failures = reward.failures if isinstance(reward, Reward) else {}
+    return sum(sum(kinds.values()) for kinds in failures.values())
 
 
 class RewardMixin:
