@@ -22,7 +22,7 @@ TOKENS_A_BATCH = 8192
 
 
 def sample_groups(
-    model: Any, prompts: Sequence[Sequence[int]], copies: int, how: GenerationConfig
+    model: Any, prompts: Sequence[Sequence[int]], copies: int, generation: GenerationConfig
 ) -> list[list[int]] | None:
     """`copies` answers to each prompt, one after the other; None if the prefill cannot be shared.
 
@@ -31,7 +31,7 @@ def sample_groups(
     anatomy = Anatomy.of(model)
     if not can_share(anatomy, prompts):
         return None
-    batch = Batch.of(prompts, how.pad_token_id or 0, device_of(anatomy.embeddings))
+    batch = Batch.of(prompts, generation.pad_token_id or 0, device_of(anatomy.embeddings))
     with torch.no_grad():
         first = batch.ids_BT[:, :-1], batch.mask_BT[:, :-1]
         cache = prefill(anatomy, *first, head=False, resumable=False).cache
@@ -41,9 +41,12 @@ def sample_groups(
         ids_BT = batch.ids_BT.repeat_interleave(copies, dim=0)
         mask_BT = batch.mask_BT.repeat_interleave(copies, dim=0)
         out = model.generate(
-            input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, generation_config=how
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            past_key_values=cache,
+            generation_config=generation,
         )
-    return up_to_end(out[:, ids_BT.shape[1] :], how.eos_token_id)
+    return up_to_end(out[:, ids_BT.shape[1] :], generation.eos_token_id)
 
 
 def can_share(anatomy: Anatomy, prompts: Sequence[Sequence[int]]) -> bool:
@@ -59,7 +62,7 @@ def greedy_answers(
 ) -> list[list[int]]:
     """The token ids of the greedy answer to each prompt, in their order."""
     anatomy = Anatomy.of(model)
-    how = GenerationConfig(
+    generation = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         pad_token_id=pad_id(tokenizer),
@@ -72,9 +75,9 @@ def greedy_answers(
             for part in groups(anatomy, batch):
                 own = batch if part is None else batch.select(part)
                 out = model.generate(
-                    input_ids=own.ids_BT, attention_mask=own.mask_BT, generation_config=how
+                    input_ids=own.ids_BT, attention_mask=own.mask_BT, generation_config=generation
                 )
-                new = up_to_end(out[:, own.ids_BT.shape[1] :], how.eos_token_id)
+                new = up_to_end(out[:, own.ids_BT.shape[1] :], generation.eos_token_id)
                 for i, answer in zip(range(len(rows)) if part is None else part, new, strict=True):
                     answers[rows[i]] = answer
     return answers

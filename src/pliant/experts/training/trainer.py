@@ -181,12 +181,8 @@ class RewardMixin:
             self.accelerator,
             generation_kwargs=self.generation_kwargs,  # type: ignore[attr-defined]
         ) as model:
-            return sample_groups(model, prompt_ids[::group], group, self._how())
-
-    def _how(self) -> Any:
-        how = self.generation_config
-        how.eos_token_id = self.eos_token_ids
-        return how
+            self.generation_config.eos_token_id = self.eos_token_ids
+            return sample_groups(model, prompt_ids[::group], group, self.generation_config)
 
     # --- the log ---------------------------------------------------------------------------------
 
