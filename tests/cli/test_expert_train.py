@@ -76,6 +76,11 @@ def test_no_row_is_trained_on_and_measured(task: str, tmp_path: Path) -> None:
     )
     rows, held_out = task_rows(options, 0)
     assert len(rows) == 29 and "3+1" not in [row["prompt"] for row in rows] and len(held_out) == 1
+    asked = nano_rows("add", "train", 20, 0)[0]
+    write_rows(tmp_path / "asked.jsonl", [asked])
+    evaluate = str(tmp_path / "asked.jsonl")
+    options = TrainOptions(base="nano-s", task="nano:add", out=tmp_path, evaluate=evaluate, rows=20)
+    assert asked["prompt"] not in [row["prompt"] for row in task_rows(options, 0)[0]]
     splits = [{r["prompt"] for r in nano_rows("add", s, 300, 0)} for s in ("train", "test")]
     assert splits[0].isdisjoint(splits[1])
 

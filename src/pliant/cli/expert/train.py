@@ -157,19 +157,18 @@ def check(options: TrainOptions, config: ExpertTrainingConfig) -> None:
 
 def task_rows(options: TrainOptions, seed: int) -> tuple[list[Any], list[Any]]:
     """The rows to train on, and those to measure the accuracy on; they share no prompt."""
-    if options.task.startswith(EMBEDDED):
-        kind = options.task.removeprefix(EMBEDDED)
-        return nano_rows(kind, "train", options.rows or QUESTIONS, seed), (
-            nano_rows(kind, "test", MEASURED, seed)
-            if options.evaluate is None
-            else read(options.evaluate, options.group, None)
-        )
     from pliant.data import duplicates
     from pliant.experts.training.task import hold_out
 
-    rows = read(options.task, options.group, options.rows)
-    if options.evaluate is None:
-        return hold_out(rows, seed)
+    if options.task.startswith(EMBEDDED):
+        kind = options.task.removeprefix(EMBEDDED)
+        rows = nano_rows(kind, "train", options.rows or QUESTIONS, seed)
+        if options.evaluate is None:
+            return rows, nano_rows(kind, "test", MEASURED, seed)
+    else:
+        rows = read(options.task, options.group, options.rows)
+        if options.evaluate is None:
+            return hold_out(rows, seed)
     held_out = read(options.evaluate, options.group, None)
     shared = duplicates(*([str(row["prompt"]) for row in each] for each in (held_out, rows)))
     rows = [row for i, row in enumerate(rows) if i not in set(shared.test_rows)]
