@@ -3,8 +3,9 @@
     python -m benchmarks.expert_cem [--model nano-l | --hidden 512]
 
 Both score the same mixtures of experts by the likelihood of the same shots. The control writes each
-candidate's z into one expert, merges it into the weights, runs the shots, and unmerges: what is
-fastest without rows of their own. A whole search is run with each and its results are compared.
+candidate's z into one expert, merges it into the weights, runs the shots, and unmerges, which is the
+fastest way that gives all rows of a batch the same expert. A whole search runs with each of the two,
+and their results are compared.
 Times are CPU seconds of this process, on one thread.
 """
 
@@ -20,14 +21,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from peft import get_peft_model
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.harness import interleaved, keep
+from benchmarks.random_experts import with_random_experts
 from pliant import load, nano
-from pliant.experts import SVFConfig
 from pliant.experts.adapting.cem import CEMConfig, Scores, search
 from pliant.experts.adapting.few_shot import FewShotConfig, Layout, likelihood_of, likelihoods
 from pliant.experts.adapting.shots import Shot
@@ -37,7 +37,7 @@ from pliant.stats import Floats
 
 TARGET = 2.0
 NAMES = ("first", "second", "third")
-ONE = "candidate"
+CANDIDATE = "candidate"
 SPREAD = 0.1
 
 
@@ -53,9 +53,10 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.hidden:
         options.model = f"hidden-{options.hidden}"
-        model, tokenizer = with_experts(llama(options.hidden), load_tokenizer("nano-l"))
+        base, tokenizer = llama(options.hidden), load_tokenizer("nano-l")
     else:
-        model, tokenizer = with_experts(*load(options.model))
+        base, tokenizer = load(options.model)
+    model = with_random_experts(base, NAMES, SPREAD)
     shots = [Shot(q.prompt, q.answer) for q in nano.questions("train", options.shots)]
     figures = {}
     for scope in options.scopes:
@@ -96,20 +97,23 @@ def measured(
 
 def by_merging(model: Any, likelihood: Any, layout: Layout) -> Callable[[Floats], Scores]:
     """The same scores, one candidate after the other."""
-    if ONE not in model.peft_config:
-        model.base_model.add_weighted_adapter(list(layout.names), [0.0] * len(layout.names), ONE)
+    if CANDIDATE not in model.peft_config:
+        zeros = [0.0] * len(layout.names)
+        model.base_model.add_weighted_adapter(list(layout.names), zeros, CANDIDATE)
 
     def score(candidates: Floats) -> Scores:
         weights = layout.weights(torch.from_numpy(candidates).float())
         values = []
-        model.set_adapter(ONE)
+        model.set_adapter(CANDIDATE)
         model.requires_grad_(False)
         for i in range(len(candidates)):
             with torch.no_grad():
                 for _, layer in svf_layers(model):
                     d = layer.changes()
                     at = weights if weights.dim() == 2 else weights[layer.layer_index]
-                    d[ONE].copy_(sum(at[i, k] * d[name] for k, name in enumerate(layout.names)))
+                    d[CANDIDATE].copy_(
+                        sum(at[i, k] * d[name] for k, name in enumerate(layout.names))
+                    )
             model.merge_adapter()
             values.append(float(likelihood().mean()))
             model.unmerge_adapter()
@@ -126,7 +130,7 @@ def by_merging(model: Any, likelihood: Any, layout: Layout) -> Callable[[Floats]
 
 
 def llama(hidden: int) -> LlamaForCausalLM:
-    """Two layers: a candidate costs as much more in each of many."""
+    """A random Llama of two layers: the ratio of the times does not depend on their number."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=512,
@@ -137,19 +141,6 @@ def llama(hidden: int) -> LlamaForCausalLM:
         num_key_value_heads=8,
     )
     return LlamaForCausalLM(config).eval()
-
-
-def with_experts(base: Any, tokenizer: Any) -> tuple[Any, Any]:
-    """The model with three experts of random z: their values cost what trained ones would."""
-    model = get_peft_model(base, SVFConfig(), adapter_name=NAMES[0])
-    for each in NAMES[1:]:
-        model.add_adapter(each, SVFConfig())
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for _, layer in svf_layers(model):
-            for d in layer.changes().values():
-                d.copy_(SPREAD * torch.randn(d.shape, generator=generator))
-    return model.requires_grad_(False).eval(), tokenizer
 
 
 def table(figures: dict[str, Any], options: Any) -> Table:

@@ -1,4 +1,4 @@
-"""What choosing an expert costs beside the answer that it gives.
+"""What choosing an expert costs, compared with the answer that the expert gives.
 
     python -m benchmarks.expert_first_pass [--model nano-l]
 
@@ -20,16 +20,14 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from peft import get_peft_model
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import real_model
 from benchmarks.harness import interleaved, keep
+from benchmarks.random_experts import with_random_experts
 from pliant import load, nano
-from pliant.experts import SVFConfig
 from pliant.experts.adapting import ByClassifier, ByPrompt, ClassifierConfig, generate
-from pliant.experts.model import svf_layers
 
 TARGET = 0.05
 LABELS = {"sums": "arithmetic", "words": "the letters of words"}
@@ -102,21 +100,12 @@ def with_experts(name: str, half: bool) -> tuple[Any, Any]:
     """The model with two experts of random z, on all layers or on the later half of them."""
     base, tokenizer = load(name)
     depth = len(base.model.layers)
-    options: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if half:
         layers = list(range(depth // 2, depth))
         projections = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        options = {"target_modules": projections, "layers_to_transform": layers}
-    first, *others = LABELS
-    model = get_peft_model(base, SVFConfig(**options), adapter_name=first)
-    for each in others:
-        model.add_adapter(each, SVFConfig(**options))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for _, layer in svf_layers(model):
-            for d in layer.changes().values():
-                d.copy_(SPREAD * torch.randn(d.shape, generator=generator))
-    return model.requires_grad_(False).eval(), tokenizer
+        settings = {"target_modules": projections, "layers_to_transform": layers}
+    return with_random_experts(base, list(LABELS), SPREAD, **settings), tokenizer
 
 
 def table(figures: dict[str, Any], options: Any) -> Table:

@@ -1,12 +1,12 @@
-"""Does a small real model classify questions by the probability of labels, and how asked?
+"""How well does a small real model classify questions by the probability of labels?
 
     python -m benchmarks.expert_labels --data FOLDER [--model smollm2-135m]
 
 FOLDER holds `text/gsm8k-test.jsonl.gz`, `tasks/humaneval.jsonl.gz` and `tasks/bbh.jsonl.gz`. Four
 kinds of question have an expert; a fifth has none and should go to the base. Each is asked with and
 without a list of the labels before it, and with and without calibration. The experts are
-placeholders: they are off while the model classifies. The questions are the beginnings of the
-rows, and none was used to choose the wording of the labels.
+placeholders of one number each, and are off while the model classifies. A question is the beginning
+of a row; none was used to choose the wording of the labels.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from peft import get_peft_model
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import keep
+from benchmarks.random_experts import with_random_experts
 from pliant.data import read_rows
-from pliant.experts import SVFConfig
 from pliant.experts.adapting import ByPrompt, PromptConfig
 from pliant.loading import load
 
@@ -37,7 +36,7 @@ ASKED = {
     "with the labels": "The best topic is",
 }
 LETTERS = 260
-"""Of each question, from its beginning."""
+"""How much of each question is asked, from its beginning."""
 
 
 def main() -> None:
@@ -97,12 +96,8 @@ OTHERS = ("sports_understanding", "movie_recommendation")
 
 def with_placeholders(name: str) -> tuple[Any, Any]:
     base, tokenizer = load(name, dtype="bfloat16")
-    options: dict[str, Any] = {"target_modules": ["q_proj"], "layers_to_transform": [0], "rank": 1}
-    first, *others = LABELS
-    model = get_peft_model(base, SVFConfig(**options), adapter_name=first)
-    for each in others:
-        model.add_adapter(each, SVFConfig(**options))
-    return model.requires_grad_(False).eval(), tokenizer
+    settings: dict[str, Any] = {"target_modules": ["q_proj"], "layers_to_transform": [0], "rank": 1}
+    return with_random_experts(base, list(LABELS), 0.0, **settings), tokenizer
 
 
 def table(figures: dict[str, Any], options: Any) -> Table:
