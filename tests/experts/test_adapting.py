@@ -13,7 +13,7 @@ from tests.experts.models import with_experts
 
 from pliant import nano
 from pliant.anatomy.tiny import tiny_model
-from pliant.errors import CorruptFile, InvalidInput, WrongBase
+from pliant.errors import CorruptFile, InvalidInput, UnsupportedModel, WrongBase
 from pliant.experts.adapting import (
     ByClassifier,
     ByPrompt,
@@ -374,6 +374,22 @@ class TestFolders:
             load_experts(base, [tmp_path])
         with pytest.raises(InvalidInput, match="there are no experts"):
             load_experts(base, [])
+
+    def test_a_damaged_file_is_refused_before_the_base_is_touched(self, tmp_path: Path) -> None:
+        model, _ = nano_with_experts()
+        model.save_pretrained(tmp_path)
+        (tmp_path / "words" / "adapter_model.safetensors").write_bytes(b"cut short")
+        base = nano.load("nano-s")[0]
+        kinds = [type(module) for module in base.modules()]
+        with pytest.raises(CorruptFile, match="words.*truncated or damaged"):
+            load_experts(base, [tmp_path])
+        assert [type(module) for module in base.modules()] == kinds
+
+    def test_an_expert_with_a_module_trained_as_a_whole_is_refused(self, tmp_path: Path) -> None:
+        whole = with_experts("math", model=nano.load("nano-s")[0], modules_to_save=["lm_head"])
+        whole.save_pretrained(tmp_path)
+        with pytest.raises(UnsupportedModel, match="trained as a whole"):
+            load_experts(nano.load("nano-s")[0], [tmp_path])
 
 
 def merged(model: Any, likelihood: Any, layout: Layout, candidate: Any) -> float:

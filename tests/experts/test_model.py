@@ -110,7 +110,7 @@ class TestSeveral:
 
     @pytest.mark.parametrize("name", ["double", "a.b"])
     def test_a_name_that_torch_uses_is_refused(self, name: str) -> None:
-        with pytest.raises(InvalidInput, match="cannot be an expert's name"):
+        with pytest.raises(InvalidInput, match="cannot be the name of an expert"):
             with_experts("math").add_adapter(name, SVFConfig())
 
     def test_two_active_experts_add_up(self) -> None:

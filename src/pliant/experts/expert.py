@@ -31,6 +31,7 @@ from pliant.errors import AdapterError, InvalidInput, WrongBase, did_you_mean
 from pliant.experts.config import SVFConfig
 from pliant.experts.folder import (
     as_saved,
+    base_name_of,
     check_only_z,
     read_changes,
     read_settings,
@@ -38,7 +39,7 @@ from pliant.experts.folder import (
     write,
 )
 from pliant.experts.layer import SVFLayer
-from pliant.experts.model import check_bases
+from pliant.experts.model import check_bases, check_name
 
 Scales = Mapping[str, Tensor]
 """The singular values of each matrix, by its path: see `singular_values`."""
@@ -86,8 +87,7 @@ class Expert:
         A model without PEFT is wrapped; the PeftModel is returned. An expert that is added to
         others becomes active with `set_adapter`.
         """
-        if not name or "." in name or hasattr(nn.ModuleDict(), name):
-            raise InvalidInput(f"{name!r} cannot be the name of an expert: it means something else")
+        check_name(name)
         config = cast(SVFConfig, PeftConfig.from_peft_type(**self.settings))
         config.inference_mode = not trainable
         if not isinstance(model, PeftModel):
@@ -114,8 +114,7 @@ class Expert:
     @property
     def base_name(self) -> str:
         """The name or folder from which its base can be loaded; empty if that is unknown."""
-        public = "" if self.base is None else self.base.name
-        return public or str(self.settings.get("base_model_name_or_path") or "")
+        return base_name_of(self.settings)
 
     @property
     def numbers(self) -> int:

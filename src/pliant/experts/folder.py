@@ -47,6 +47,7 @@ def as_saved(changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
+    """The content of an expert's configuration; other adapters are refused."""
     if not folder.is_dir():
         raise AdapterError(f"{folder}: no such folder")
     path = folder / CONFIG
@@ -67,6 +68,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise InvalidInput(f"{folder}: holds a {kind} adapter, and no expert ({TYPE})")
     check_only_z(str(folder), settings)
     return cast(dict[str, Any], settings)
+
+
+def base_name_of(settings: Mapping[str, Any]) -> str:
+    """The name or folder from which the expert's base can be loaded; empty if it is unknown."""
+    public = (settings.get("fingerprint") or {}).get("name")
+    return str(public or settings.get("base_model_name_or_path") or "")
 
 
 def check_only_z(name: str, settings: Mapping[str, Any]) -> None:

@@ -99,9 +99,11 @@ class SVFModel(BaseTuner):
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
         """Put an expert on the model, with its bases; if they are not its own, take it off."""
-        if "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
+        try:
+            check_name(adapter_name)
+        except InvalidInput:
             self.peft_config.pop(adapter_name, None)
-            raise InvalidInput(f"{adapter_name!r} cannot be an expert's name: torch uses it")
+            raise
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         try:
             self._prepare_bases(model, adapter_name)
@@ -325,6 +327,15 @@ def _warn_of_approximations(layers: Mapping[str, Any]) -> None:
             f"{len(missing)} matrices are too large to decompose exactly (exact_limit); an expert "
             f"cannot change up to {missing[worst]:.1%} of a matrix's energy ({worst})",
             stacklevel=2,
+        )
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that a `ModuleDict` cannot hold."""
+    if not name or "." in name or hasattr(nn.ModuleDict(), name):
+        raise InvalidInput(
+            f"{name!r} cannot be the name of an expert: use one without dots that is no attribute "
+            "of torch's ModuleDict"
         )
 
 

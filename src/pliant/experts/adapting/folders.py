@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from torch import nn
 
 from pliant.adapters.files import check_new, new_folder
-from pliant.errors import AdapterError, InvalidInput, WrongBase
+from pliant.errors import InvalidInput, PliantError, WrongBase
 from pliant.experts.adapting.prompts import experts_on
-from pliant.experts.config import SVFConfig
-from pliant.experts.model import svf_layers
+from pliant.experts.expert import Expert
+from pliant.experts.folder import CONFIG, base_name_of, read_settings
+from pliant.experts.model import check_name, svf_layers
 from pliant.experts.rows import Mixture, Rows
 
-CONFIG = "adapter_config.json"
 MIXED = "pliant_mixture"
 
 
@@ -26,10 +25,10 @@ def expert_folders(sources: Sequence[str | Path]) -> dict[str, Path]:
     """Name -> folder of each expert; a source is one, or a folder of several."""
     folders: dict[str, Path] = {}
     for source in map(Path, sources):
-        own = list(_inside(source.expanduser()))
-        if not own:
+        inside = list(_inside(source.expanduser()))
+        if not inside:
             raise InvalidInput(f"{source}: no expert here (looked for {CONFIG} in it and below)")
-        for folder in own:
+        for folder in inside:
             name = folder.resolve().name
             if name in folders and folders[name].resolve() != folder.resolve():
                 raise InvalidInput(f"{folders[name]} and {folder}: two experts of one name")
@@ -47,57 +46,43 @@ def _inside(source: Path) -> Iterator[Path]:
 
 
 def load_experts(base: nn.Module, sources: Sequence[str | Path]) -> PeftModel:
-    """The base with the experts of these folders on it, in eval mode; none changes it by itself.
+    """The base with the experts of these folders, frozen and in eval mode; the first is active.
 
-    Experts of another base are refused, before any is put on this one.
+    All files are read before the base is touched. If one expert does not fit the base, every
+    expert comes off again.
     """
-    folders = expert_folders(sources)
-    for name, folder in folders.items():
-        if "." in name or name == "base":
-            raise InvalidInput(f"{folder}: no expert is named so; rename it (no dots, not base)")
-        if not isinstance(_config(folder), SVFConfig):
-            raise InvalidInput(f"{folder}: not an expert of singular values")
-    model: PeftModel | None = None
-    for name, folder in folders.items():
+    experts: dict[Path, tuple[str, Expert]] = {}
+    for name, folder in expert_folders(sources).items():
+        if name == "base":
+            raise InvalidInput(f"{folder}: `base` stands for no expert: rename the folder")
+        check_name(name)
+        experts[folder] = name, Expert.load(folder)
+    model = base
+    for folder, (name, expert) in experts.items():
         try:
-            with warnings.catch_warnings():  # of what PEFT asks transformers
-                warnings.simplefilter("ignore", FutureWarning)
-                if model is None:
-                    model = PeftModel.from_pretrained(base, folder, adapter_name=name)
-                else:
-                    model.load_adapter(str(folder), adapter_name=name)
-        except WrongBase as error:
-            if model is not None:
+            model = expert.apply(model, name)
+        except PliantError as error:
+            if isinstance(model, PeftModel):
                 model.unload()
-            raise WrongBase(f"{folder}: {error}") from error
-    assert model is not None
-    return model.requires_grad_(False).eval()
+            raise type(error)(f"{folder}: {error}") from error
+    return cast(PeftModel, model).requires_grad_(False).eval()
 
 
 def base_of(folders: Mapping[str, Path]) -> str:
     """The name of the base that these experts name; all must name the same one."""
     names: dict[str, str] = {}
-    for place in folders.values():
-        config = _config(place)
-        own = (getattr(config, "fingerprint", None) or {}).get("name")
-        name = own or config.base_model_name_or_path
+    for folder in folders.values():
+        name = base_name_of(read_settings(folder))
         if not name:
-            raise InvalidInput(f"{place}: does not name its base; name it by hand")
-        names.setdefault(name, str(place))
+            raise InvalidInput(f"{folder}: does not name its base: name it, --base NAME")
+        names.setdefault(name, str(folder))
     if len(names) > 1:
-        (first, folder), (second, other), *_ = names.items()
+        (base, expert), (second_base, second_expert), *_ = names.items()
         raise WrongBase(
-            f"{folder} is an expert of {first}, and {other} of {second}: experts of different "
-            "bases cannot be mixed"
+            f"{expert} is an expert of {base}, and {second_expert} of {second_base}: experts of "
+            "different bases cannot be mixed"
         )
     return next(iter(names))
-
-
-def _config(folder: Path) -> Any:
-    try:
-        return PeftConfig.from_pretrained(folder)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise AdapterError(f"{folder}: its {CONFIG} cannot be read ({error})") from error
 
 
 def save_mixture(model: Any, mixture: Mixture, folder: str | Path) -> None:
