@@ -28,10 +28,20 @@ class Factors:
     values: Tensor
     """(..., rank): the singular values."""
 
+    @property
+    def left_is_orthonormal(self) -> bool:
+        """Whether the singular vectors are in `left`; otherwise they are in `right`."""
+        return self.left.shape[-2] < self.right.shape[-1]
+
+    @property
+    def divisors(self) -> Tensor:
+        """The singular values, above 0, by which the other factor is divided."""
+        return self.values.clamp_min(torch.finfo(self.values.dtype).tiny)
+
 
 @torch.no_grad()
 def factors(weight: Tensor, vectors: Tensor) -> Factors:
-    """Of a weight (..., out, in) and the singular vectors of its smaller side."""
+    """The factors of a weight (..., out, in), from the singular vectors of its smaller side."""
     precise = torch.promote_types(weight.dtype, torch.float32)
     weight, vectors = weight.to(precise), vectors.to(precise)
     if side_of_vectors(weight, vectors) == "input":
@@ -42,12 +52,12 @@ def factors(weight: Tensor, vectors: Tensor) -> Factors:
 
 
 def factors_of(layer: Any, rank: int | None = None) -> Factors:
-    """Of a layer's weight without any expert, for its first singular vectors."""
+    """The factors of a layer's weight without any expert, for its first `rank` vectors."""
     return factors(layer.weight_alone().detach(), layer.ensure_basis().detach()[..., :rank])
 
 
 def singular_values(model: nn.Module) -> dict[str, Tensor]:
-    """Those of every weight that experts of the model may change, by its path."""
+    """The singular values of every weight that an expert of the model may change, by its path."""
     values = {path: factors_of(layer).values.cpu() for path, layer in layers_of(model)}
     if not values:
         raise InvalidInput("the model has no experts: put one on it first, expert.apply(model)")

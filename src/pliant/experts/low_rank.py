@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pliant.errors import InvalidInput
 from pliant.experts.expert import layers_of
-from pliant.experts.factors import factors_of
+from pliant.experts.factors import Factors, factors_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +93,7 @@ def parts_of(base: nn.Module) -> list[Part]:
         sizes = factors.values * d.to(factors.values)
         order = sizes.abs().argsort(dim=-1, descending=True, stable=True)
         gains = sizes.gather(-1, order).square()
-        half = (d.abs().to(factors.values) * factors.values).sqrt()
-        unit = factors.values.clamp_min(torch.finfo(half.dtype).tiny)
-        left, right = _balanced(factors.left, factors.right, d, half, unit)
+        left, right = _balanced(factors, d)
         parts.append(
             Part(
                 path=path.replace(".base_layer", ""),
@@ -123,15 +121,14 @@ def without(parts: list[Part], exclude: Sequence[str]) -> list[Part]:
     return usable
 
 
-def _balanced(
-    left: Tensor, right: Tensor, change: Tensor, half: Tensor, unit: Tensor
-) -> tuple[Tensor, Tensor]:
+def _balanced(factors: Factors, change: Tensor) -> tuple[Tensor, Tensor]:
     """Both factors with vectors of the same length, so that neither loses digits in bf16."""
-    sign = change.sign().to(left)
-    is_left_unit = left.shape[-2] < right.shape[-1]  # which of them has the singular vectors
-    left_scale = half if is_left_unit else half / unit
-    right_scale = half / unit if is_left_unit else half
-    return left * (sign * left_scale)[..., None, :], right * right_scale[..., :, None]
+    half = (change.abs().to(factors.values) * factors.values).sqrt()
+    scales = half, half / factors.divisors
+    left_scale, right_scale = scales if factors.left_is_orthonormal else scales[::-1]
+    sign = change.sign().to(factors.left)
+    left = factors.left * (sign * left_scale)[..., None, :]
+    return left, factors.right * right_scale[..., :, None]
 
 
 # --- ranks ---------------------------------------------------------------------------------------

@@ -53,10 +53,10 @@ class SvdComponent:
 
     @classmethod
     def from_factors(cls, product: Factors) -> SvdComponent:
-        unit = product.values.clamp_min(torch.finfo(product.values.dtype).tiny)
-        if product.left.shape[-2] < product.right.shape[-1]:
-            return cls(product.left, product.values, product.right / unit[..., :, None])
-        return cls(product.left / unit[..., None, :], product.values, product.right)
+        divisors = product.divisors
+        if product.left_is_orthonormal:
+            return cls(product.left, product.values, product.right / divisors[..., :, None])
+        return cls(product.left / divisors[..., None, :], product.values, product.right)
 
     def reconstruct(self, z: Tensor | None = None) -> Tensor:
         """U diag(S z) V^T; the weight itself without z."""
