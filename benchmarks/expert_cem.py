@@ -2,10 +2,10 @@
 
     python -m benchmarks.expert_cem [--model nano-l | --hidden 512]
 
-Both score the same mixtures of experts by the likelihood of the same shots. The control writes each
-candidate's z into one expert, merges it into the weights, runs the shots, and unmerges, which is the
-fastest way that gives all rows of a batch the same expert. A whole search runs with each of the two,
-and their results are compared.
+Both score the same mixtures of experts by the likelihood of the same shots. The control writes
+each candidate's z into one expert, merges it into the weights, runs the shots, and unmerges, which
+is the fastest way that gives all rows of a batch the same expert. A whole search runs with each of
+the two, and their results are compared.
 Times are CPU seconds of this process, on one thread.
 """
 

@@ -21,14 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 Side = Literal["input", "output"]
-"""Whose singular vectors: those of the rows of W (V), or of its columns (U)."""
+"""The side of a weight whose singular vectors are used: V of its input, or U of its output."""
 
 VERSION = 1
-"""Of the computation: a basis on disk that another one computed is not used."""
-WORTH_KEEPING = 256
+"""The version of the computation: a basis on disk from another version is not used."""
+CACHE_ABOVE = 256
 """The smallest side for which reading a file is faster than computing it again."""
 OVERSAMPLED, ITERATIONS = 16, 4
-"""Of the randomised decomposition."""
+"""Extra vectors and iterations of the randomised decomposition."""
 PROBE_SEED = 0
 
 
@@ -39,8 +39,7 @@ class Basis:
     vectors: Tensor
     """(..., side, rank)"""
     missing: float
-    """The share of the weight's energy outside the vectors that were asked for but had to be
-    approximated; 0 for an exact decomposition."""
+    """The share of the weight's energy that approximated vectors leave out; 0 if they are exact."""
 
 
 def side_of(out_features: int, in_features: int) -> Side:
@@ -52,12 +51,12 @@ def basis_of(weight: Tensor, rank: int | None = None, exact_limit: int = 8192) -
     """The basis of a weight (..., out, in), from disk if it was computed before."""
     size = min(weight.shape[-2:])
     rank = size if rank is None else min(rank, size)
-    if size < WORTH_KEEPING or weight.is_meta:
+    if size < CACHE_ABOVE or weight.is_meta:
         return decompose(weight, rank, exact_limit)
     approximate = size > exact_limit
     path = folder() / f"{_digest(weight)}{f'-{rank}' if approximate else ''}.safetensors"
-    if (kept := _read(path)) is not None:
-        return Basis(kept.vectors[..., :rank], kept.missing)
+    if (cached := _read(path)) is not None:
+        return Basis(cached.vectors[..., :rank], cached.missing)
     basis = decompose(weight, rank if approximate else size, exact_limit)
     _write(path, basis)
     return Basis(basis.vectors[..., :rank], basis.missing)
@@ -75,7 +74,7 @@ def decompose(weight: Tensor, rank: int, exact_limit: int = 8192) -> Basis:
 
 
 def _randomised(matrix: Tensor, rank: int) -> Basis:
-    """By subspace iteration from a fixed start; says how much of the energy it leaves out."""
+    """By subspace iteration from a fixed start, with the share of the energy that is left out."""
     size = matrix.shape[-1]
     generator = torch.Generator().manual_seed(PROBE_SEED)
     start = torch.randn(size, min(size, rank + OVERSAMPLED), generator=generator)
@@ -83,16 +82,16 @@ def _randomised(matrix: Tensor, rank: int) -> Basis:
     for _ in range(ITERATIONS):
         vectors = torch.linalg.qr(matrix.mT @ (matrix @ vectors)).Q
     image = matrix @ vectors
-    _, turn = torch.linalg.eigh(image.mT @ image)
-    vectors = (vectors @ turn.flip(-1))[..., :rank].contiguous()
+    _, rotation = torch.linalg.eigh(image.mT @ image)
+    vectors = (vectors @ rotation.flip(-1))[..., :rank].contiguous()
     energy = float(matrix.square().sum())
     return Basis(vectors, max(0.0, 1 - float((matrix @ vectors).square().sum()) / energy))
 
 
 def check_value(vectors: Tensor) -> float:
-    """A number that shows whether two bases are the same, whatever the signs of their vectors.
+    """A number that differs between different bases, and ignores the signs of their vectors.
 
-    It is what an expert with random z makes of a random direction.
+    It applies an expert with a fixed random z to a fixed random direction.
     """
     generator = torch.Generator().manual_seed(PROBE_SEED)
     side, rank = vectors.shape[-2:]
@@ -107,14 +106,14 @@ def check_value(vectors: Tensor) -> float:
 
 def folder() -> Path:
     """PLIANT_BASES, or `pliant/bases` in the user's cache."""
-    if own := os.environ.get("PLIANT_BASES"):
-        return Path(own).expanduser()
+    if configured := os.environ.get("PLIANT_BASES"):
+        return Path(configured).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "pliant" / "bases"
 
 
 def _digest(weight: Tensor) -> str:
-    """Of the values, the shape and the dtype, and of the way they are decomposed."""
+    """A hash of the values, the shape, the dtype and the version of the decomposition."""
     digest = xxhash.xxh3_128(f"{VERSION} {tuple(weight.shape)} {weight.dtype}".encode())
     raw = weight.detach().cpu().contiguous().view(torch.uint8)
     digest.update(raw.numpy().reshape(-1).data)
@@ -122,7 +121,7 @@ def _digest(weight: Tensor) -> str:
 
 
 def _read(path: Path) -> Basis | None:
-    """None if there is no such file, or none that can be read: it is computed again."""
+    """The cached basis; None if there is no readable file, and it must be computed again."""
     try:
         tensors = load_file(path)
         return Basis(tensors["vectors"], float(tensors["missing"]))
@@ -131,7 +130,7 @@ def _read(path: Path) -> Basis | None:
 
 
 def _write(path: Path, basis: Basis) -> None:
-    """Under a temporary name first; a cache that cannot be written is no error."""
+    """Write to a temporary name first; a cache that cannot be written is no error."""
     tensors = {
         "vectors": basis.vectors.cpu().contiguous(),
         "missing": torch.tensor(basis.missing, dtype=torch.float64),

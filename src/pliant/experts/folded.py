@@ -19,27 +19,27 @@ from torch.nn.functional import linear
 from pliant.experts.basis import Side
 
 NEAR_ZERO = 1e-2
-"""Of 1 + d_i: the gradient divides by it, so a layer that has one below uses the delta form."""
+"""The gradient divides by 1 + d_i: a layer with a smaller |1 + d_i| uses the delta form."""
 
 
 def folded(weight_OI: Tensor, vectors: Tensor, change: Tensor) -> Tensor:
-    """The weight with the expert in it; (..., out, in), computed in fp32 or better.
+    """The weight (..., out, in) with the expert in it, computed in fp32 or better.
 
-    Differentiable in the change, through a gradient as large as the weight: so this is for code
-    that uses a weight without calling its projection, and for a mixture's stacked weights.
+    It is differentiable in the change, but through a gradient as large as the weight. So this is
+    for code that uses a weight without calling its projection, and for stacked weights.
     """
     precise = torch.promote_types(weight_OI.dtype, torch.float32)
-    own, basis, scale = weight_OI.to(precise), vectors.to(precise), change[..., None, :]
+    weight, basis, scale = weight_OI.to(precise), vectors.to(precise), change[..., None, :]
     by_input = side_of_vectors(weight_OI, vectors) == "input"
     if not by_input:
-        own = own.mT
-    larger, (side, rank) = own.shape[-2], basis.shape[-2:]
+        weight = weight.mT
+    larger, (side, rank) = weight.shape[-2], basis.shape[-2:]
     if side * (rank + larger) < 2 * larger * rank:  # the cheaper order of the products
-        update = own @ ((basis * scale) @ basis.mT)
+        update = weight @ ((basis * scale) @ basis.mT)
     else:
-        update = ((own @ basis) * scale) @ basis.mT
-    made = (own + update).to(weight_OI.dtype)
-    return made if by_input else made.mT
+        update = ((weight @ basis) * scale) @ basis.mT
+    result = (weight + update).to(weight_OI.dtype)
+    return result if by_input else result.mT
 
 
 def side_of_vectors(weight_OI: Tensor, vectors: Tensor) -> Side:
@@ -62,27 +62,27 @@ class FoldedLinear(torch.autograd.Function):
     ) -> Tensor:
         y = _conv1d(x, folded_OI, bias) if is_conv1d else linear(x, folded_OI, bias)
         ctx.side = side_of_vectors(folded_OI, vectors)
-        seen = x if ctx.side == "input" else y
-        ctx.save_for_backward(seen, change, folded_OI, bias, vectors)
+        activation = x if ctx.side == "input" else y
+        ctx.save_for_backward(activation, change, folded_OI, bias, vectors)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        seen, change, folded_OI, bias, vectors = ctx.saved_tensors
-        wants_x, wants_change = ctx.needs_input_grad[:2]
+        activation, change, folded_OI, bias, vectors = ctx.saved_tensors
+        needs_dx, needs_change = ctx.needs_input_grad[:2]
         basis, by_input = vectors.to(dy.dtype), ctx.side == "input"
         dx = gradient = None
-        if wants_x or (wants_change and by_input):
+        if needs_dx or (needs_change and by_input):
             dx = dy @ folded_OI.to(dy.dtype)
-        if wants_change:
+        if needs_change:
             if by_input:
-                gradient = _products(seen.to(dy.dtype), dx, basis)
+                gradient = _products(activation.to(dy.dtype), dx, basis)
             else:
-                inner = seen if bias is None else seen - bias
-                gradient = _products(inner.to(dy.dtype), dy, basis)
+                unbiased = activation if bias is None else activation - bias
+                gradient = _products(unbiased.to(dy.dtype), dy, basis)
             gradient = gradient / (1 + change)
-        return dx if wants_x else None, gradient, None, None, None, None
+        return dx if needs_dx else None, gradient, None, None, None, None
 
 
 def _products(a: Tensor, b: Tensor | None, vectors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every layer with experts shares: their z, a basis, merging, and the folded weight."""
+"""What all layers with experts share: each expert's z, one basis, merging, the folded weight."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pliant.experts.config import SVFConfig
 from pliant.experts.folded import NEAR_ZERO, folded
 
 FOLD_ABOVE = 1 / 8
-"""Of the full rank: with fewer singular values the delta form trains faster
+"""The share of the full rank up to which the delta form trains faster
 (benchmarks/expert_speed.py)."""
 
 
@@ -56,7 +56,7 @@ class SVFLayer(BaseTunerLayer):
         self._active_adapter: str | list[str] = []
         self.merged_adapters = []
         self.tied_to: tuple[SVFLayer, ...] = ()
-        self._aside: Tensor | None = None
+        self._original: Tensor | None = None
         self._folded: tuple[Any, Tensor | None] = (None, None)
 
     def tie_to(self, first: SVFLayer) -> None:
@@ -80,7 +80,7 @@ class SVFLayer(BaseTunerLayer):
     def weight_alone(self) -> Tensor:
         """The base's weight without the experts that may be merged into it."""
         first = self.tied_to[0] if self.tied_to else self
-        return self.own_weight() if first._aside is None else first._aside
+        return self.own_weight() if first._original is None else first._original
 
     def _parameter(self) -> nn.Parameter:
         """The base's own parameter, which merging changes."""
@@ -133,13 +133,13 @@ class SVFLayer(BaseTunerLayer):
 
     def change_of(self, names: Sequence[str]) -> Tensor | None:
         """The sum of these experts' d; None if none of them changes this projection."""
-        own = [self.svf_z[name].weight for name in names if name in self.svf_z]
-        if not own:
+        changes = [self.svf_z[name].weight for name in names if name in self.svf_z]
+        if not changes:
             return None
-        if len(own) == 1:
-            return own[0]
-        size = max(d.shape[-1] for d in own)
-        return torch.stack([nn.functional.pad(d, (0, size - d.shape[-1])) for d in own]).sum(0)
+        if len(changes) == 1:
+            return changes[0]
+        size = max(d.shape[-1] for d in changes)
+        return torch.stack([nn.functional.pad(d, (0, size - d.shape[-1])) for d in changes]).sum(0)
 
     def vectors_for(self, change: Tensor) -> Tensor:
         """As many singular vectors as the change has numbers."""
@@ -148,7 +148,7 @@ class SVFLayer(BaseTunerLayer):
     # --- merging ---------------------------------------------------------------------------------
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Write the active experts, or these, into the weight; the weight itself is kept aside."""
+        """Write the active experts, or `adapter_names`, into the weight, and store the original."""
         names = check_adapters_to_merge(self, adapter_names)
         change = self.change_of(names)
         if not names or change is None:
@@ -161,24 +161,24 @@ class SVFLayer(BaseTunerLayer):
             self.merged_adapters.extend(names)
             return
         parameter = self._parameter()
-        if self._aside is None:
-            self._aside = self.own_weight().detach().clone()
+        if self._original is None:
+            self._original = self.own_weight().detach().clone()
         change = self.change_of([*self.merged_adapters, *names])
         assert change is not None
-        merged = folded(self._aside, self.vectors_for(change), change.detach())
+        merged = folded(self._original, self.vectors_for(change), change.detach())
         if safe_merge and not torch.isfinite(merged).all():
             raise ValueError(f"NaN or infinity in the merged weights of {', '.join(names)}")
         parameter.data.copy_(self._in_place(merged))
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
-        """Put the weight that was kept aside back, bit by bit."""
+        """Restore the original weight, bit by bit."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        if self._aside is not None:
-            self._parameter().data.copy_(self._in_place(self._aside))
-            self._aside = None
+        if self._original is not None:
+            self._parameter().data.copy_(self._in_place(self._original))
+            self._original = None
         self.merged_adapters.clear()
 
     def get_delta_weight(self, adapter: str) -> Tensor:
@@ -194,26 +194,27 @@ class SVFLayer(BaseTunerLayer):
 
     @torch.no_grad()
     def folded_weight(self, change: Tensor) -> Tensor | None:
-        """The weight with this change in it, made anew when either has changed.
+        """The weight with this change in it, computed again when either has changed.
 
-        None if some singular value is scaled to about zero, for which the gradient has no form.
+        None if some singular value is scaled to about zero: the gradient would divide by it.
         """
         if self.tied_to:
             return self.tied_to[0].folded_weight(change)
         weight = self.own_weight()
         key = (change.detach().clone(), weight.data_ptr(), weight._version)
-        before, made = self._folded
-        if before is None or key[1:] != before[1:] or not torch.equal(key[0], before[0]):
+        cached_key, result = self._folded
+        unchanged = cached_key is not None and key[1:] == cached_key[1:]
+        if not unchanged or not torch.equal(key[0], cached_key[0]):
             near_zero = bool(((1 + change).abs() < NEAR_ZERO).any())
-            made = None if near_zero else self._fold(weight, change)
-            self._folded = (key, made)
-        return made
+            result = None if near_zero else self._fold(weight, change)
+            self._folded = (key, result)
+        return result
 
     def _fold(self, weight: Tensor, change: Tensor) -> Tensor:
         return folded(weight.detach(), self.vectors_for(change), change.detach())
 
     def folds(self, change: Tensor) -> bool:
-        """Whether the folded form is used: by hand, or by itself while the expert is trained."""
+        """Whether the folded form runs: if `form` says so, or under "auto" while z is trained."""
         if self.form == "delta" or (self.form == "auto" and not change.requires_grad):
             return False
         if self.is_quantised or torch.compiler.is_compiling():

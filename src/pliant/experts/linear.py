@@ -37,15 +37,15 @@ class SVFLinear(nn.Module, SVFLayer):
 
     @property
     def weight(self) -> Tensor:
-        """The base's; in a recurrent mixer, whose code may use it without calling the projection,
-        with the active experts in it."""
-        own: Tensor = self.base().weight
+        """The base's weight. Where the model's code may use it without calling the projection, as
+        in a recurrent mixer (`is_read`), it has the active experts in it."""
+        weight: Tensor = self.base().weight
         if not self.is_read or self.is_quantised:
-            return own
+            return weight
         if self.disable_adapters or self.merged:
             if self.disable_adapters and self.merged:
                 self.unmerge()
-            return own
+            return weight
         change = self.change_of(self.active_adapters)
         if self.rows is not None and self._row_change is not None:
             raise InvalidInput(
@@ -53,10 +53,8 @@ class SVFLinear(nn.Module, SVFLayer):
                 "batch share: use one expert for the whole batch"
             )
         if change is None or self.rows is not None:
-            return own
-        weight_OI = self.own_weight()
-        made = folded(weight_OI, self.vectors_for(change), change)
-        return self._in_place(made)
+            return weight
+        return self._in_place(folded(self.own_weight(), self.vectors_for(change), change))
 
     def _parameter(self) -> nn.Parameter:
         parameter: nn.Parameter = self.base().weight
@@ -77,13 +75,13 @@ class SVFLinear(nn.Module, SVFLayer):
         return weight_OI.T if self.is_conv1d else weight_OI
 
     def _fold(self, weight: Tensor, change: Tensor) -> Tensor:
-        made = super()._fold(weight, change)
-        return made.T.contiguous().T if self.is_conv1d else made
+        result = super()._fold(weight, change)
+        return result.T.contiguous().T if self.is_conv1d else result
 
     # --- rows ------------------------------------------------------------------------------------
 
     def use_rows(self, rows: Rows | None) -> None:
-        """Experts of its own for each row of the next batches; None for the active ones."""
+        """Give each row of the next batches its experts; None: all rows use the active ones."""
         self.rows, self._row_change, self._spread_for = rows, None, None
         if rows is not None and any(name in self.svf_z for name in rows.names):
             size = max(self.ranks[name] for name in rows.names if name in self.svf_z)
@@ -107,10 +105,10 @@ class SVFLinear(nn.Module, SVFLayer):
         if change is None:
             return self.base_layer(x, *args, **kwargs)
         if not args and not kwargs and self.folds(change) and self._is_plain():
-            made = self.folded_weight(change)
-            if made is not None:
+            weight = self.folded_weight(change)
+            if weight is not None:
                 vectors = self.vectors_for(change)
-                return FoldedLinear.apply(x, change, made, self._bias(), vectors, self.is_conv1d)
+                return FoldedLinear.apply(x, change, weight, self._bias(), vectors, self.is_conv1d)
         return self._delta(x, change, args, kwargs)
 
     def _is_plain(self) -> bool:
@@ -146,8 +144,8 @@ class SVFLinear(nn.Module, SVFLayer):
         return torch.addmm(to.reshape(-1, side), along.view(-1, rank), transposed).view(to.shape)
 
     def _factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """V and V^T of so many singular values; the views are kept, for a step of generation is
-        short."""
+        """V and V^T of the first `rank` singular values; the views are cached, because making them
+        takes a noticeable part of a generation step."""
         if torch.compiler.is_compiling():
             vectors = self.ensure_basis()[..., :rank]
             return vectors, vectors.mT
@@ -160,7 +158,7 @@ class SVFLinear(nn.Module, SVFLayer):
         return self._views[1], self._views[2]
 
     def _spread(self, along: Tensor) -> Tensor:
-        """The rows' changes beside this batch; the same at each step of a generation."""
+        """Each row's change, shaped for this batch; cached over the steps of a generation."""
         assert self.rows is not None and self._row_change is not None
         key = (self.rows.batch, along.shape[:-1], along.dtype)
         if self._spread_for != key or self._row_change.requires_grad:

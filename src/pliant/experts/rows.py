@@ -13,7 +13,7 @@ from pliant.errors import InvalidInput, UnsupportedModel, did_you_mean
 Mixture = Mapping[str, float | Sequence[float]]
 """The coefficient of each expert's d = z - 1, or one for each layer; {} is the base."""
 BASE = "__base__"
-"""The name of no expert, as in PEFT's `adapter_names`."""
+"""The name that stands for the base, as in PEFT's `adapter_names`."""
 
 
 @dataclass
@@ -69,10 +69,10 @@ class Rows:
         out = torch.zeros(weights.shape[0], *shape)
         for k, name in enumerate(self.names):
             if name in changes:
-                own = changes[name].detach().float()
-                out = out.to(own.device)
-                scale = weights[:, k].to(own.device).view(-1, *[1] * own.dim())
-                out[..., : own.shape[-1]] += scale * own
+                change = changes[name].detach().float()
+                out = out.to(change.device)
+                scale = weights[:, k].to(change.device).view(-1, *[1] * change.dim())
+                out[..., : change.shape[-1]] += scale * change
         return out
 
     def groups(
@@ -82,25 +82,25 @@ class Rows:
 
         A mixture has no entry for a coefficient of 0.
         """
-        own = [k for k, name in enumerate(self.names) if name in names]
-        weights = self.at(layer)[:, own]
-        _, number = weights.detach().unique(dim=0, return_inverse=True) if own else (None, None)
-        if number is None:
+        columns = [k for k, name in enumerate(self.names) if name in names]
+        weights = self.at(layer)[:, columns]
+        if not columns:
             return [(torch.arange(len(weights)), {})]
+        _, group_of = weights.detach().unique(dim=0, return_inverse=True)
         groups = []
-        for group in range(int(number.max()) + 1):
-            members = (number == group).nonzero().flatten()
+        for group in range(int(group_of.max()) + 1):
+            members = (group_of == group).nonzero().flatten()
             first = weights[members[0]]
             mixture = {
                 self.names[k]: first[i]
-                for i, k in enumerate(own)
+                for i, k in enumerate(columns)
                 if first.requires_grad or bool(first[i])
             }
             groups.append((members, mixture))
         return groups
 
     def row_of(self, like: Tensor, what: str, stacked: int = 1) -> Tensor:
-        """The row to which each entry of the first axis belongs: of a batch, or of its tokens.
+        """The row to which each entry of the first axis belongs; an entry is a row or a token.
 
         A batch may hold several copies of each row, one after the other, as beam search does.
         """
@@ -108,23 +108,23 @@ class Rows:
         batch, length = self.batch if self.batch[0] else like.shape[:2]
         if batch % rows:
             raise InvalidInput(f"there are experts for {rows} rows, and the batch has {batch}")
-        own = torch.arange(rows, device=like.device).repeat_interleave(batch // rows)
+        row_of = torch.arange(rows, device=like.device).repeat_interleave(batch // rows)
         if like.shape[0] == batch:
-            return own
+            return row_of
         if like.shape[0] == batch * length:
-            return own.repeat_interleave(length)
+            return row_of.repeat_interleave(length)
         if like.shape[0] == stacked * batch * length:  # every expert of a mixture sees all tokens
-            return own.repeat_interleave(length).repeat(stacked)
+            return row_of.repeat_interleave(length).repeat(stacked)
         raise UnsupportedModel(
             f"{what} is called with a tensor of shape {tuple(like.shape)} for {batch} rows of "
-            f"{length} tokens, in which the rows cannot be told apart: use one expert for the "
+            f"{length} tokens, so its entries cannot be assigned to rows: use one expert for the "
             "whole batch"
         )
 
     def beside(self, change_RK: Tensor, like: Tensor, what: str) -> Tensor:
-        """The rows' values with the axes of `like` (..., features), in which the rows are found.
+        """Each row's values (rows, K), expanded to multiply `like` (..., features).
 
-        Some models join rows and tokens to one axis.
+        Some models flatten rows and tokens into one axis.
         """
         values = change_RK.to(like.dtype)[self.row_of(like, what)]
         return values.view(len(values), *[1] * (like.dim() - 2), -1)

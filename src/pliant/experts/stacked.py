@@ -1,4 +1,4 @@
-"""A mixture's stacked weight with experts: PEFT's layer for parameters of a module."""
+"""A stacked weight of a mixture of experts with SVF experts: PEFT's layer for a parameter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pliant.experts.rows import Rows
 
 
 class ParamWrapper(nn.Module, SVFLayer):
-    """A mixture's experts in one module, one of whose stacked weights experts of ours scale.
+    """A module with all experts of a mixture, one of whose stacked weights SVF experts scale.
 
     PEFT looks for this class name when it nests one wrapper in another.
     """
@@ -50,13 +50,13 @@ class ParamWrapper(nn.Module, SVFLayer):
             change = self.change_of(self.active_adapters)
         if change is None:
             return self.base_layer(*args, **kwargs)
-        made = {self._path(): self._with(change)}
-        return torch.func.functional_call(self.base_layer, made, args, kwargs, tie_weights=False)
+        weights = {self._path(): self._with(change)}
+        return torch.func.functional_call(self.base_layer, weights, args, kwargs, tie_weights=False)
 
     # --- rows ------------------------------------------------------------------------------------
 
     def use_rows(self, rows: Rows | None) -> None:
-        """Experts of its own for each row of the next batches; None for the active ones."""
+        """Give each row of the next batches its experts; None: all rows use the active ones."""
         self.rows, self._row_weights = rows, {}
 
     def _by_rows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -73,27 +73,26 @@ class ParamWrapper(nn.Module, SVFLayer):
         if len(groups) == 1:
             return self._as_group(0, groups[0][1], args, kwargs)
         what = type(self.base()).__name__
-        outputs, places = [], []
+        outputs, entries = [], []
         for number, (members, mixture) in enumerate(groups):
-            part = _Part(self.rows, members, what, len(self.own_weight()))
-            own_args, own_kwargs = part.of(args), part.of(kwargs)
-            output = self._as_group(number, mixture, own_args, own_kwargs)
-            if part.chosen is None or len(output) != len(part.chosen):
+            inputs = _GroupInputs(self.rows, members, what, len(self.own_weight()))
+            output = self._as_group(number, mixture, inputs.of(args), inputs.of(kwargs))
+            if inputs.entries is None or len(output) != len(inputs.entries):
                 raise UnsupportedModel(
-                    f"{what} returns something in which the rows of a batch cannot be told apart: "
-                    "use one expert for the whole batch"
+                    f"{what} returns {len(output)} entries, which cannot be assigned to the rows "
+                    "of the batch: use one expert for the whole batch"
                 )
             outputs.append(output)
-            places.append(part.chosen)
-        return torch.cat(outputs)[torch.cat(places).argsort()]
+            entries.append(inputs.entries)
+        return torch.cat(outputs)[torch.cat(entries).argsort()]
 
     def _as_group(
         self, number: int, mixture: Mapping[str, Tensor], args: Sequence[Any], kwargs: Any
     ) -> Any:
         """The module's output with one mixture of experts in all its stacked weights."""
         if number not in self._row_weights:
-            made = {w.parameter_name: w._mixed(mixture) for w in self._wrappers()}
-            weights = {name: weight for name, weight in made.items() if weight is not None}
+            mixed = {w.parameter_name: w._mixed(mixture) for w in self._wrappers()}
+            weights = {name: weight for name, weight in mixed.items() if weight is not None}
             if self.form == "folded" and not torch.is_grad_enabled():
                 self._row_weights[number] = weights
         else:
@@ -106,14 +105,14 @@ class ParamWrapper(nn.Module, SVFLayer):
     def _mixed(self, mixture: Mapping[str, Tensor]) -> Tensor | None:
         """The stacked weight with a mixture of experts in it; None if none of them changes it."""
         assert self.rows is not None
-        own = {name: change for name, change in self.changes().items() if name in mixture}
-        if not own:
+        changes = {name: change for name, change in self.changes().items() if name in mixture}
+        if not changes:
             return None
-        size = max(change.shape[-1] for change in own.values())
+        size = max(change.shape[-1] for change in changes.values())
         change = torch.stack(
             [
                 mixture[name].to(d.device) * nn.functional.pad(d, (0, size - d.shape[-1]))
-                for name, d in own.items()
+                for name, d in changes.items()
             ]
         ).sum(0)
         return folded(self.own_weight(), self.vectors_for(change), change)
@@ -141,9 +140,9 @@ class ParamWrapper(nn.Module, SVFLayer):
     def _with(self, change: Tensor) -> Tensor:
         """The stacked weight with the change in it; its gradient goes through the weight."""
         if not torch.is_grad_enabled() and self.folds(change):
-            made = self.folded_weight(change)
-            if made is not None:
-                return made
+            weight = self.folded_weight(change)
+            if weight is not None:
+                return weight
         return folded(self.own_weight(), self.vectors_for(change), change)
 
     def _path(self) -> str:
@@ -154,7 +153,7 @@ class ParamWrapper(nn.Module, SVFLayer):
         return path
 
     def __getattr__(self, name: str) -> Any:
-        """What else the model's code reads from its experts."""
+        """Any other attribute that the model's code reads from the wrapped module."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -166,13 +165,13 @@ class ParamWrapper(nn.Module, SVFLayer):
         return "svf." + super().__repr__()
 
 
-class _Part:
-    """The part of a module's inputs that belongs to some rows of the batch."""
+class _GroupInputs:
+    """Selects the entries of a module's inputs that belong to one group of rows."""
 
     def __init__(self, rows: Rows, members: Tensor, what: str, stacked: int) -> None:
         self.rows, self.members, self.what, self.stacked = rows, members, what, stacked
-        self.chosen: Tensor | None = None
-        """The places of these rows in the first input."""
+        self.entries: Tensor | None = None
+        """The indices of this group's entries in the first input."""
 
     def of(self, inputs: Any) -> Any:
         if isinstance(inputs, Mapping):
@@ -182,7 +181,7 @@ class _Part:
         if not isinstance(inputs, Tensor) or inputs.dim() == 0:
             return inputs
         row_of = self.rows.row_of(inputs, self.what, self.stacked)
-        chosen = torch.isin(row_of, self.members.to(row_of.device)).nonzero().flatten()
-        if self.chosen is None:
-            self.chosen = chosen
-        return inputs[chosen]
+        entries = torch.isin(row_of, self.members.to(row_of.device)).nonzero().flatten()
+        if self.entries is None:
+            self.entries = entries
+        return inputs[entries]
