@@ -60,7 +60,7 @@ class TestOnDisk:
     @pytest.fixture(autouse=True)
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv("PLIANT_BASES", str(tmp_path))
-        monkeypatch.setattr(basis, "WORTH_KEEPING", 4)
+        monkeypatch.setattr(basis, "CACHE_ABOVE", 4)
         return tmp_path
 
     def test_it_is_computed_once(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
