@@ -25,6 +25,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def checkpointed(model: nn.Module) -> list[Any]:
+    """The modules for which transformers' gradient checkpointing is on."""
+    return [m for m in model.modules() if vars(m).get("gradient_checkpointing") is True]
+
+
 @contextmanager
 def without_checkpointing(model: nn.Module) -> Iterator[bool]:
     """Turn transformers' gradient checkpointing off inside the block; yields whether it was on.
@@ -32,9 +37,7 @@ def without_checkpointing(model: nn.Module) -> Iterator[bool]:
     Checkpointing drops the keys and values that a second pass, or a step on the cache, needs.
     """
     # vars, since a wrapper forwards attributes of its model.
-    checkpointing: list[Any] = [
-        module for module in model.modules() if vars(module).get("gradient_checkpointing") is True
-    ]
+    checkpointing = checkpointed(model)
     for module in checkpointing:
         module.gradient_checkpointing = False
     try:

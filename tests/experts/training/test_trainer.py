@@ -10,12 +10,15 @@ import pytest
 import torch
 from tests.experts.training.runs import lower_half, rollouts, set_z, trainer
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+from trl import GRPOTrainer
 
 from pliant.experts.model import svf_layers
 from pliant.experts.rewards import Reward, RewardWarning
 from pliant.experts.training.trainer import SafeReward
 
 METHODS = ("grpo", "rloo", "reinforce")
+KINDS = ("ids", "mask")
 
 
 @torch.no_grad()
@@ -53,6 +56,73 @@ def test_the_log_probabilities_are_those_of_the_tokens_that_were_sampled(
         layer.form = form
     ours, theirs = by_hand(run.model, answers, temperature), of_trl(run, answers)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
+
+
+class TestSharedPrompts:
+    """Each prompt runs once for the log-probabilities of all its answers."""
+
+    @pytest.mark.parametrize("form", ["folded", "delta"])
+    def test_values_and_gradients_are_those_of_a_forward_for_each_answer(
+        self, tmp_path: Path, form: str
+    ) -> None:
+        run = trainer(tmp_path, max_new_tokens=5)
+        set_z(run.model)
+        for _, layer in svf_layers(run.model):
+            layer.form = form
+        inputs = _shuffled(rollouts(run))
+        outputs = []
+        for method in (type(run), GRPOTrainer):
+            log_p, entropy, _ = method._get_per_token_logps_and_entropies(
+                run, run.model, *inputs, 5, compute_entropy=True
+            )
+            run.model.zero_grad()
+            log_p.sum().backward()
+            gradient = torch.cat([p.grad for p in run.model.parameters() if p.requires_grad])
+            outputs.append((log_p.detach(), entropy, gradient))
+        for ours, theirs in zip(*outputs, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4) and ours.any()
+
+    def test_each_prompt_runs_once(self, tmp_path: Path) -> None:
+        run = trainer(tmp_path, max_new_tokens=5)
+        ids, mask = _shuffled(rollouts(run))
+        seen = []
+        embeddings = run.model.get_input_embeddings()
+        handle = embeddings.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+        run._get_per_token_logps_and_entropies(run.model, ids, mask, 5)
+        handle.remove()
+        assert [len(ids) for ids in seen] == [4, 16] and seen[1].shape[1] == 5 + 1
+
+    def test_positions_are_those_of_the_answers_sampling(self, tmp_path: Path) -> None:
+        """Also where padded prompts stand at absolute positions, which trl counts as tokens."""
+        config = GPT2Config(
+            vocab_size=260, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4
+        )
+        base = GPT2LMHeadModel(config).eval()
+        run = trainer(tmp_path, base=base)
+        answers = rollouts(run)
+        assert not answers["prompt_mask"].all()
+        ours, theirs = by_hand(run.model, answers, 1.0), of_trl(run, answers)
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
+
+    def test_without_a_group_in_common_every_answer_runs_its_own(self, tmp_path: Path) -> None:
+        run = trainer(tmp_path, max_new_tokens=5)
+        inputs = [t[::4] for t in _together(rollouts(run))]
+        ours, theirs = (
+            method._get_per_token_logps_and_entropies(run, run.model, *inputs, 5)[0]
+            for method in (type(run), GRPOTrainer)
+        )
+        assert torch.equal(ours, theirs)
+
+
+def _together(answers: dict[str, Any]) -> list[Tensor]:
+    parts = [[answers[f"{part}_{kind}"] for part in ("prompt", "completion")] for kind in KINDS]
+    return [torch.cat(part, dim=1) for part in parts]
+
+
+def _shuffled(answers: dict[str, Any]) -> list[Tensor]:
+    """As trl has them when a batch is divided: the groups' answers are not side by side."""
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    return [t[order] for t in _together(answers)]
 
 
 def test_an_answer_keeps_its_token_ids_up_to_its_end(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def sample_groups(
     Each prompt runs once, but for its last token, and its keys and values are repeated.
     """
     anatomy = Anatomy.of(model)
-    if not can_share(anatomy, prompts):
+    if not can_share(anatomy, [len(prompt) for prompt in prompts]):
         return None
     batch = Batch.of(prompts, generation.pad_token_id or 0, device_of(anatomy.embeddings))
     with torch.no_grad():
@@ -49,12 +49,11 @@ def sample_groups(
     return up_to_end(out[:, ids_BT.shape[1] :], generation.eos_token_id)
 
 
-def can_share(anatomy: Anatomy, prompts: Sequence[Sequence[int]]) -> bool:
+def can_share(anatomy: Anatomy, lengths: Sequence[int]) -> bool:
     """Whether a step on the model's cache is exact, for prompts of these lengths."""
-    lengths = {len(prompt) for prompt in prompts}
     if min(lengths) < 2 or not supports_cache(anatomy):
         return False
-    return len(lengths) == 1 or supports_padding(anatomy)
+    return len(set(lengths)) == 1 or supports_padding(anatomy)
 
 
 def greedy_answers(

@@ -12,7 +12,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from pliant.experts.rewards import Reward, RewardWarning
 from pliant.experts.training.answers import sample_groups
 from pliant.experts.training.config import ExpertTrainingConfig
 from pliant.experts.training.prompts import PromptSampler
+from pliant.experts.training.shared_prompts import score_answers
 from pliant.experts.training.task import Task
 
 RewardFunction = Callable[..., Sequence[float | None]]
@@ -183,6 +184,48 @@ class RewardMixin:
         ) as model:
             self.generation_config.eos_token_id = self.eos_token_ids
             return sample_groups(model, prompt_ids[::group], group, self.generation_config)
+
+    # --- their log-probabilities -----------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **more: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """As trl has them, of answers that share their prompt's forward.
+
+        Not where processes share the model: it would run twice before a backward pass.
+        """
+        own = input_ids, attention_mask
+        chunks = zip(*(t.split(batch_size or len(t)) for t in own), strict=True)
+        may_share = self.accelerator.num_processes == 1 and not more.get("compute_aux_loss")
+        scored = self._scored(model, chunks, logits_to_keep) if may_share else []
+        if not scored:
+            return super()._get_per_token_logps_and_entropies(  # type: ignore[misc, no-any-return]
+                model, *own, logits_to_keep, batch_size, compute_entropy, **more
+            )
+        log_p = torch.cat([output.log_probs[:, -logits_to_keep:] for output in scored])
+        if not compute_entropy:
+            return log_p, None, None
+        return log_p, torch.cat([output.entropy[:, -logits_to_keep:] for output in scored]), None
+
+    def _scored(
+        self, model: Any, chunks: Iterable[tuple[Tensor, Tensor]], length: int
+    ) -> list[Any]:
+        """The outputs for all chunks, or none."""
+        outputs = []
+        for ids, mask in chunks:
+            with self.accelerator.autocast():
+                output = score_answers(model, ids, mask, length)
+            if output is None:
+                return []
+            outputs.append(output)
+        return outputs
 
     # --- the log ---------------------------------------------------------------------------------
 
