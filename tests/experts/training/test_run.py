@@ -93,6 +93,15 @@ def test_the_log_is_shown_with_the_share_that_answers_took(tmp_path: Path) -> No
     assert ", reward " in lines[0] and ", KL " in lines[0] and "failed" not in lines[0]
 
 
+@pytest.mark.parametrize(("layers", "rate"), [(2, None), (4, None), (2, 0.05)])
+def test_the_default_learning_rate_falls_with_the_depth(
+    tmp_path: Path, layers: int, rate: float | None
+) -> None:
+    trained(tmp_path, base=model(num_hidden_layers=layers), steps=1, learning_rate=rate)
+    log = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert log["learning_rate"] == pytest.approx(rate or 0.02 / layers**0.5)
+
+
 def test_lora_learns_from_the_same_rollouts(tmp_path: Path) -> None:
     lora = LoraConfig(r=2, target_modules=["q_proj", "up_proj"])
     result = trained(tmp_path, peft_config=lora, steps=2)

@@ -45,7 +45,8 @@ class TrainOptions:
     steps: Annotated[int, Ge(1)] | None = None
     """Updates of the expert."""
     learning_rate: float | None = None
-    """Of Adam, which moves each number by about this much in a step. Default: 0.01."""
+    """Of Adam, which moves each number by about this much in a step. Default: 0.02 divided by the
+    square root of the number of layers."""
     max_new_tokens: Annotated[int, Ge(1)] | None = None
     """The longest answer, in tokens."""
     seed: int | None = None

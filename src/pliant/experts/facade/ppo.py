@@ -22,7 +22,7 @@ from shutil import copyfile
 from typing import Any
 
 from pliant.errors import InvalidInput
-from pliant.experts.training.config import ExpertTrainingConfig
+from pliant.experts.training.config import RATE, ExpertTrainingConfig
 from pliant.experts.training.run import ExpertResult, train_expert
 from pliant.experts.training.task import hold_out
 from pliant.experts.training.trainer import LOG
@@ -69,10 +69,11 @@ class SVF_PPOTrainer:
             prompts=own.prompts if batch_size is None else batch_size,
             learning_rate=own.learning_rate if learning_rate is None else learning_rate,
         )
-        if self.config.learning_rate < SMALL:
+        rate = self.config.learning_rate
+        if rate is not None and rate < SMALL:
             say(
-                f"learning rate {self.config.learning_rate:g}: z starts at 1, and a step moves it "
-                f"by about this much (default: {ExpertTrainingConfig().learning_rate:g})"
+                f"learning rate {rate:g}: z starts at 1, and a step moves it by about this much "
+                f"(default: {RATE:g} divided by the square root of the number of layers)"
             )
 
     def train_on_prompts(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from pliant.errors import InvalidInput, check_choice, check_whole
 from pliant.experts.config import Parts, SVFConfig
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Method = Literal["grpo", "rloo", "reinforce"]
 Schedule = Literal["constant", "linear", "cosine"]
+RATE = 0.02
+"""The default learning rate for one layer. What the layers change adds up as their square root."""
+# benchmarks/expert_facts.py (30 layers) and docs/experts-training.md (4 layers)
 OUTSIDE_THE_PLAN = ("batch_size", "logging_steps", "save_steps", "report_to")
 """What may differ when a run is resumed."""
 
@@ -31,13 +34,14 @@ class ExpertTrainingConfig:
     published."""
     steps: int = 60
     """Updates of the expert."""
-    prompts: int = 16
+    prompts: int = 8
     """Different prompts a step."""
     group: int = 8
     """Sampled answers to each of them."""
-    learning_rate: float = 0.01
+    learning_rate: float | None = None
     """Of Adam, which moves each number by about this much in a step. A singular value counts 1 at
-    first, so an expert needs far more than full fine-tuning does."""
+    first, so an expert needs far more than full fine-tuning does. None: 0.02 divided by the square
+    root of the number of layers."""
     schedule: Schedule = "linear"
     """How the learning rate goes on: constant, or down to 0 as a line or a cosine."""
     beta: float = 0.1
@@ -85,6 +89,8 @@ class ExpertTrainingConfig:
         if self.rank is not None:
             check_whole("rank", self.rank, 1)
         for name in ("learning_rate", "temperature"):
+            if getattr(self, name) is None and name == "learning_rate":
+                continue
             if not self._is_number(name) or getattr(self, name) <= 0:
                 raise InvalidInput(f"{name} = {getattr(self, name)!r}: give a number above 0")
         for name in ("beta", "max_grad_norm"):
@@ -101,6 +107,11 @@ class ExpertTrainingConfig:
     def expert(self) -> SVFConfig:
         """Of the expert itself, as PEFT has it."""
         return SVFConfig(parts=self.parts, rank=self.rank)
+
+    def resolved(self, layers: int) -> Self:
+        """With the default learning rate of a model with so many layers, unless one is set."""
+        rate = RATE / math.sqrt(layers) if self.learning_rate is None else self.learning_rate
+        return replace(self, learning_rate=rate)
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -134,7 +145,7 @@ class ExpertTrainingConfig:
         return {
             "output_dir": str(folder),
             "max_steps": self.steps,
-            "learning_rate": self.learning_rate,
+            "learning_rate": self.resolved(1).learning_rate,
             "lr_scheduler_type": self.schedule,
             "weight_decay": 0.0,
             "max_grad_norm": self.max_grad_norm,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from pliant.adapters.fingerprint import fingerprint
+from pliant.anatomy import Anatomy
 from pliant.anatomy.find import unwrap
 from pliant.data import Row
 from pliant.errors import InvalidInput, UnsupportedModel
@@ -106,8 +107,9 @@ def train_expert(
     `held_out`, some of them are held out. `peft_config` trains another method of PEFT instead, as a
     control, and `settings` are fields of trl's configuration.
     """
-    config, target = config or ExpertTrainingConfig(), Path(folder).expanduser()
     _check(model, reward)
+    config, target = config or ExpertTrainingConfig(), Path(folder).expanduser()
+    config = config.resolved(len(Anatomy.of(model).layers))
     task, held_out_task = _encoded(model, tokenizer, rows, held_out, reward, config)
     args = config.arguments(target, **(settings or {}))
     plan = _plan(model, task, held_out_task, reward, config, peft_config)

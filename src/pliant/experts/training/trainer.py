@@ -206,7 +206,7 @@ class RewardMixin:
         may_share = self.accelerator.num_processes == 1 and not more.get("compute_aux_loss")
         scored = self._scored(model, chunks, logits_to_keep) if may_share else []
         if not scored:
-            return super()._get_per_token_logps_and_entropies(  # type: ignore[misc, no-any-return]
+            return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
                 model, *own, logits_to_keep, batch_size, compute_entropy, **more
             )
         log_p = torch.cat([output.log_probs[:, -logits_to_keep:] for output in scored])
