@@ -1,6 +1,6 @@
 """Experts trained by reward on a real model: what a short text says about somebody.
 
-    python -m benchmarks.expert_facts --work FOLDER --others bbh.jsonl.gz [--seeds 2] [--steps 60]
+    python -m benchmarks.expert_facts --work FOLDER --others bbh.jsonl.gz [--seeds 2] [--steps 40]
 
 Each question has sentences about three people, and asks for a fact of one: "... Where does Oscar
 live?". The reward is 1 for an answer with the right fact and neither of the two others, else 0.
@@ -47,7 +47,7 @@ from pliant.stats import Band, paired
 TRAINED, UNSEEN = ("city", "colour", "age"), ("job", "owner")
 LABELS = {"city": "a place", "colour": "a colour", "age": "an age"}
 OTHER_GROUPS = ("boolean_expressions", "navigate", "hyperbaton")
-TRAIN, TEST, OTHERS, SHOTS, EXAMPLES = 600, 200, 100, 10, 3
+TRAIN, TEST, OTHERS, SHOTS, EXAMPLES = 600, 150, 100, 10, 3
 NEW = 12
 
 
@@ -58,8 +58,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--others", required=True)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--parts", default="attention")
     parser.add_argument("--lora-rate", type=float, default=5e-4)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -114,7 +114,7 @@ class Bench:
             rate = {"learning_rate": self.options.lora_rate} if is_lora else {}
             config = ExpertTrainingConfig(
                 steps=self.options.steps,
-                prompts=self.options.prompts,
+                parts=self.options.parts,
                 max_new_tokens=NEW,
                 seed=seed,
                 **rate,
