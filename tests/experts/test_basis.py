@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pliant.experts import basis
 from pliant.experts.basis import basis_of, check_value, decompose, side_of
@@ -56,6 +58,18 @@ def test_the_check_value_shows_other_vectors_but_not_other_signs() -> None:
     assert abs(check_value(swapped) - check_value(vectors)) > 1e-2
 
 
+FORGED = [
+    pytest.param("vectors", lambda v: 2 * v, id="longer"),
+    pytest.param("vectors", lambda v: v.index_fill(1, torch.tensor([3]), 0.0), id="one-is-zero"),
+    pytest.param("vectors", lambda v: v.index_fill(0, torch.tensor([3]), torch.nan), id="nan"),
+    pytest.param("vectors", lambda v: v[:, :4].contiguous(), id="fewer"),
+    pytest.param("vectors", lambda v: torch.eye(8, dtype=torch.int64), id="whole-numbers"),
+    pytest.param("missing", lambda m: m + 2, id="missing-above-1"),
+    pytest.param("missing", lambda m: torch.tensor(torch.nan), id="missing-nan"),
+    pytest.param("missing", lambda m: torch.zeros(2), id="missing-of-two"),
+]
+
+
 class TestOnDisk:
     @pytest.fixture(autouse=True)
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -87,6 +101,17 @@ class TestOnDisk:
         path.write_bytes(path.read_bytes()[:200] if damage is None else damage)
         assert torch.equal(basis_of(weight(24, 8)).vectors, first.vectors)
         assert torch.equal(basis_of(weight(24, 8)).vectors, first.vectors)
+
+    @pytest.mark.parametrize("name, forged", FORGED)
+    def test_a_file_without_such_a_basis_is_computed_again(
+        self, folder: Path, name: str, forged: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        first = basis_of(weight(24, 8))
+        (path,) = folder.iterdir()
+        tensors = load_file(path)
+        save_file({**tensors, name: forged(tensors[name])}, path)
+        again = basis_of(weight(24, 8))
+        assert torch.equal(again.vectors, first.vectors) and again.missing == first.missing
 
     def test_a_folder_that_cannot_be_written_is_no_error(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
