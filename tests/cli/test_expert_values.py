@@ -69,11 +69,16 @@ class TestList:
         Expert.load(experts / "math").save(tmp_path / "good")
         Expert.load(experts / "math").save(tmp_path / "bad")
         (tmp_path / "bad" / "adapter_model.safetensors").write_bytes(b"x")
+        for name, config in {"deep": "[" * 100_000, "list": "[]"}.items():
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "adapter_config.json").write_text(config)
         (tmp_path / "lora").mkdir()
         (tmp_path / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
         content = json.loads(run(capsys, "list", tmp_path, "--json"))
         assert [row["name"] for row in content["experts"]] == ["good"]
-        assert len(content["unreadable"]) == 1 and "damaged" in content["unreadable"][0]
+        bad, deep, empty = content["unreadable"]
+        assert "bad" in bad and "damaged" in bad
+        assert "deep" in deep and "list" in empty
         assert "bad" in run(capsys, "list", tmp_path)
 
     def test_nothing_to_list(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load, save
 from tests.experts.models import IDS, logits, set_z, with_experts
 from tests.minimal_adapter import tiny_llama
 
@@ -250,7 +251,16 @@ class TestFiles:
             (FILES[0], lambda b: b[:50], "no configuration of PEFT"),
             (FILES[0], lambda b: b"[]", "no configuration of PEFT"),
             (FILES[0], lambda b: b.replace(b'"grid"', b'"grit"'), "no configuration of PEFT"),
+            (FILES[0], lambda b: b"[" * 100_000, "no configuration of PEFT"),
+            (FILES[0], lambda b: b.replace(b'"rank": null', b'"rank": "3"'), r"PEFT \(rank"),
+            (FILES[0], lambda b: b.replace(b'"rank": null', b'"rank": 0'), r"PEFT \(rank = 0"),
+            (FILES[0], lambda b: b.replace(b'"checks": {', b'"checks": {"x": "y",'), "checks.x"),
+            (FILES[0], lambda b: b.replace(b'"shapes": {', b'"shapes": {"x": [],'), "shapes.x"),
+            (FILES[0], lambda b: with_setting(b, target_modules="(["), "no regular expression"),
+            (FILES[0], lambda b: with_setting(b, task_type="POEM"), "Invalid task type"),
             (FILES[1], lambda b: b[:-8], "truncated or damaged"),
+            (FILES[1], lambda b: as_dtype(b, torch.int32), "is no z of an expert"),
+            (FILES[1], lambda b: as_dtype(b, torch.float64, 1e300), "NaN or infinity"),
             (FILES[1], lambda b: b[:-4] + b"\x00\x00\xc0\x7f", "NaN or infinity"),
             (FILES[1], lambda b: b.replace(b"svf_z", b"svd_z"), "is no z of an expert"),
             (FILES[1], None, "missing"),
@@ -306,7 +316,7 @@ class TestOnAModel:
         with pytest.raises(InvalidInput, match="another expert 'math', of other matrices"):
             MATH.apply(model, "math")
 
-    def test_another_base_is_refused_and_left_alone(self) -> None:
+    def test_another_base_is_refused(self) -> None:
         model = tiny_llama().eval()
         with torch.no_grad():
             model.lm_head.weight += 0.5
@@ -314,7 +324,30 @@ class TestOnAModel:
         with pytest.raises(WrongBase):
             MATH.apply(model)
         assert torch.equal(logits(model), before)
-        assert not list(svf_layers(model))
+
+    @pytest.mark.parametrize("others", [False, True], ids=["alone", "beside-another"])
+    @pytest.mark.parametrize(
+        ("change", "error"),
+        [
+            ({"checks": dict.fromkeys(MATH.changes, 9.0)}, WrongBase),
+            ({"checks": dict.fromkeys(MATH.changes, float("nan"))}, WrongBase),
+            ({"checks": dict.fromkeys(MATH.changes, float("inf"))}, WrongBase),
+            ({"rank": 3}, AdapterError),
+            ({"target_modules": ["q_proj"]}, AdapterError),
+            ({"target_modules": ["nonesuch"]}, AdapterError),
+            ({"target_modules": ["q_proj", "input_layernorm"]}, UnsupportedModel),
+        ],
+        ids=["vectors", "nan", "inf", "numbers", "fewer", "none", "norm"],
+    )
+    def test_one_that_does_not_fit_leaves_the_model_as_it_was(
+        self, change: dict[str, Any], error: type[Exception], others: bool
+    ) -> None:
+        model = with_experts("code") if others else tiny_llama().eval()
+        before, output = state_of(model), logits(model)
+        with pytest.raises(error):
+            Expert(MATH.changes, {**MATH.settings, **change}).apply(model, "math")
+        assert state_of(model) == before
+        assert torch.equal(logits(model), output)
 
     @pytest.mark.parametrize("name", ["double", "a.b", ""])
     def test_names_that_torch_cannot_give_are_refused(self, name: str) -> None:
@@ -339,3 +372,19 @@ def settings_in(path: Path) -> dict[str, Any]:
     """The settings; PEFT writes sets, so the order of a list in them says nothing."""
     content = json.loads(path.read_text())
     return {k: sorted(v) if isinstance(v, list) else v for k, v in content.items()}
+
+
+def with_setting(content: bytes, **changes: Any) -> bytes:
+    return json.dumps({**json.loads(content), **changes}).encode()
+
+
+def as_dtype(content: bytes, dtype: torch.dtype, factor: float = 1) -> bytes:
+    """A file of weights with other numbers."""
+    return save({name: (factor * t.to(dtype)).to(dtype) for name, t in load(content).items()})
+
+
+def state_of(model: torch.nn.Module) -> list[Any]:
+    """Its modules, what of it is trained, and its experts."""
+    kinds = [(path, type(module)) for path, module in model.named_modules()]
+    trained = [(path, p.requires_grad) for path, p in model.named_parameters()]
+    return [kinds, trained, model.training, sorted(getattr(model, "peft_config", ()))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -77,3 +78,13 @@ class SVFConfig(PeftConfig):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]
         if isinstance(self.layers_to_transform, int) and self.layers_to_transform < 0:
             raise InvalidInput(f"layers_to_transform = {self.layers_to_transform}: count from 0")
+        for name in ("target_modules", "exclude_modules", "layers_pattern"):
+            _check_pattern(name, getattr(self, name))
+
+
+def _check_pattern(name: str, value: Any) -> None:
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise InvalidInput(f"{name} = {value!r}: no regular expression ({error})") from error

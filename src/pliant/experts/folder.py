@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import torch
 from peft import PeftConfig
@@ -56,16 +58,18 @@ def read_settings(folder: Path) -> dict[str, Any]:
         hint = f"; there are some in it: {', '.join(inside[:5])}" if inside else ""
         raise AdapterError(f"{folder}: holds no expert (looked for {CONFIG}){hint}")
     try:
-        settings = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        settings = json.loads(content)
         kind = settings["peft_type"]
         if settings.get("fingerprint") is not None:
             Fingerprint(**settings["fingerprint"])
     except OSError as error:
         raise AdapterError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFile(f"{path}: is no configuration of PEFT") from error
     if kind != TYPE:
         raise InvalidInput(f"{folder}: holds a {kind} adapter, and no expert ({TYPE})")
+    _check_fields(path, content)
     check_only_z(str(folder), settings)
     return cast(dict[str, Any], settings)
 
@@ -74,6 +78,32 @@ def base_name_of(settings: Mapping[str, Any]) -> str:
     """The name or folder from which the expert's base can be loaded; empty if it is unknown."""
     public = (settings.get("fingerprint") or {}).get("name")
     return str(public or settings.get("base_model_name_or_path") or "")
+
+
+def _check_fields(path: Path, content: bytes) -> None:
+    """Refuse fields that the configuration refuses; unknown ones are PEFT's to ignore."""
+    from pydantic import ValidationError
+
+    try:
+        parsed = _schema().model_validate_json(content)
+        SVFConfig(**{name: getattr(parsed, name) for name in parsed.model_fields_set})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CorruptFile(
+            f"{path}: is no configuration of PEFT ({where}: {first['msg']})"
+        ) from error
+    except ValueError as error:
+        raise CorruptFile(f"{path}: is no configuration of PEFT ({error})") from error
+
+
+@cache
+def _schema() -> Any:
+    from pydantic import ConfigDict, create_model
+
+    hints = {**get_type_hints(SVFConfig), "fingerprint": Fingerprint | None}
+    types: dict[str, Any] = {each.name: (hints[each.name], None) for each in fields(SVFConfig)}
+    return create_model("Settings", __config__=ConfigDict(strict=True), **types)
 
 
 def check_only_z(name: str, settings: Mapping[str, Any]) -> None:
@@ -96,11 +126,13 @@ def read_changes(folder: Path) -> dict[str, Tensor]:
         raise CorruptFile(f"{path}: truncated or damaged ({error})") from error
     changes = {}
     for key, tensor in tensors.items():
-        if not (key.startswith(PREFIX) and key.endswith(SUFFIX)) or tensor.dim() not in (1, 2):
+        named = key.startswith(PREFIX) and key.endswith(SUFFIX)
+        if not (named and tensor.dim() in (1, 2) and tensor.is_floating_point()):
             raise CorruptFile(f"{path}: {key} {list(tensor.shape)} is no z of an expert")
-        if not torch.isfinite(tensor).all():
+        change = tensor.float()
+        if not torch.isfinite(change).all():
             raise CorruptFile(f"{path}: {key} holds NaN or infinity: its training had diverged")
-        changes[key.removeprefix(PREFIX).removesuffix(SUFFIX)] = tensor.float()
+        changes[key.removeprefix(PREFIX).removesuffix(SUFFIX)] = change
     if not changes:
         raise CorruptFile(f"{path}: is empty")
     return changes

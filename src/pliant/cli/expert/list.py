@@ -59,7 +59,7 @@ def _is_expert(path: Path) -> bool:
 
     try:
         return json.loads(path.read_bytes()).get("peft_type") == "SVF"
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return True  # reading it as an expert says what is wrong
 
 
