@@ -21,13 +21,14 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import set_peft_model_state_dict
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
 from pliant.adapters import Fingerprint
 from pliant.adapters.fingerprint import LAYER
 from pliant.adapters.saving import gathered
 from pliant.anatomy.find import unwrap
-from pliant.errors import AdapterError, InvalidInput, WrongBase, did_you_mean
+from pliant.errors import AdapterError, InvalidInput, PliantError, WrongBase, did_you_mean
 from pliant.experts.config import SVFConfig
 from pliant.experts.folder import (
     as_saved,
@@ -85,22 +86,23 @@ class Expert:
         """Put the expert on a model under this name, or in the place of one with the same matrices.
 
         A model without PEFT is wrapped; the PeftModel is returned. An expert that is added to
-        others becomes active with `set_adapter`.
+        others becomes active with `set_adapter`. One that does not fit leaves the model as it was.
         """
         check_name(name)
         config = cast(SVFConfig, PeftConfig.from_peft_type(**self.settings))
         config.inference_mode = not trainable
-        if not isinstance(model, PeftModel):
-            training = model.training
-            peft = get_peft_model(cast(Any, model), config, adapter_name=name)
-            peft.train(training)
-        elif name in model.peft_config:
-            peft = model
-            self._check_same_matrices(peft, name)
-        else:
-            peft = model
-            peft.add_adapter(name, config)
-        self._write_to(peft, name)
+        if isinstance(model, PeftModel) and name in model.peft_config:
+            self._check_same_matrices(model, name)
+            self._write_to(model, name)
+            return model
+        required = {p: p.requires_grad for p in model.parameters()}
+        try:
+            peft = _with_new(model, config, name)
+            self._write_to(peft, name)
+        except PliantError:
+            for parameter, was in required.items():
+                parameter.requires_grad_(was)
+            raise
         return peft
 
     # --- what it is ------------------------------------------------------------------------------
@@ -222,12 +224,15 @@ class Expert:
 
     @torch.no_grad()
     def _write_to(self, model: PeftModel, name: str) -> None:
-        here = {path: d.shape for path, d in _changes_on(model, name)}
-        for path in here.keys() | self.changes.keys():
-            if path not in here or path not in self.changes:
-                has, lacks = ("model", "expert") if path in here else ("expert", "model")
+        here = {path: list(d.shape) for path, d in _changes_on(model, name)}
+        own = {path: list(d.shape) for path, d in self.changes.items()}
+        if odd := sorted(p for p in here.keys() | own.keys() if here.get(p) != own.get(p)):
+            if len(model.peft_config) > 1:
                 model.delete_adapter(name)
-                raise AdapterError(f"{path}: the {has} has this matrix, and the {lacks} has not")
+            else:
+                model.unload()
+            ours, theirs = (shapes.get(odd[0], "no") for shapes in (own, here))
+            raise AdapterError(f"{odd[0]}: the expert has {ours} numbers, the model {theirs}")
         set_peft_model_state_dict(model, as_saved(self.changes), adapter_name=name)
 
     def _card(self) -> str:
@@ -240,6 +245,20 @@ class Expert:
             "```python\nimport pliant.experts\nfrom peft import PeftModel\n\n"
             'model = PeftModel.from_pretrained(base, "this-folder")\n```\n'
         )
+
+
+def _with_new(model: nn.Module, config: SVFConfig, name: str) -> PeftModel:
+    """The model, wrapped if it was not, with an expert of zeros."""
+    try:
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+            return model
+        training = model.training
+        peft = get_peft_model(cast(Any, model), config, adapter_name=name)
+    except NoMatchingPeftModuleError as error:
+        raise AdapterError(f"the model has no matrix that the expert changes: {error}") from error
+    peft.train(training)
+    return cast(PeftModel, peft)
 
 
 def check_compatible(a: Expert, b: Expert) -> None:

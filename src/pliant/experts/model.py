@@ -20,7 +20,7 @@ from pliant.adapters import Fingerprint, fingerprint
 from pliant.adapters.quantized import differentiable
 from pliant.anatomy import Anatomy
 from pliant.anatomy.roles import Matrix, matrices
-from pliant.errors import InvalidInput, UnsupportedModel, WrongBase, did_you_mean
+from pliant.errors import InvalidInput, PliantError, UnsupportedModel, WrongBase, did_you_mean
 from pliant.experts.basis import check_value
 from pliant.experts.config import SVFConfig
 from pliant.experts.layer import SVFLayer
@@ -98,16 +98,16 @@ class SVFModel(BaseTuner):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Put an expert on the model, with its bases; if they are not its own, take it off."""
+        """Put an expert on the model, with its bases; if it does not fit, take it off."""
         try:
             check_name(adapter_name)
         except InvalidInput:
             self.peft_config.pop(adapter_name, None)
             raise
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
         try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._prepare_bases(model, adapter_name)
-        except WrongBase:
+        except PliantError:
             if len(self.peft_config) > 1:
                 self.delete_adapter(adapter_name)
             else:
@@ -358,7 +358,8 @@ def check_bases(saved: Mapping[str, float], here: Mapping[str, float]) -> None:
         return
     values, others = torch.tensor(list(common.values()), dtype=torch.float64).T
     far = (values - others).abs()
-    if far.norm() > SAME_BASIS * values.norm():
+    near = far.norm() <= SAME_BASIS * values.norm()
+    if not (near and values.isfinite().all()):
         raise WrongBase(
             f"the singular vectors of {list(common)[int(far.argmax())]} and other matrices are not "
             "those that the expert was trained with: load the base in the same dtype, or pass a "
