@@ -44,8 +44,13 @@ def test_it_trains_an_expert_and_prints_what_it_came_to(
     assert any(bool(d.any()) for _, layer in svf_layers(loaded) for d in layer.changes().values())
     sizes = [path.stat().st_size for path in out.glob("adapter_*")]
     assert len(sizes) == 2 and sum(sizes) < 60_000
+    settings, card = (out / name for name in ("adapter_config.json", "README.md"))
+    assert json.loads(settings.read_text())["base_model_name_or_path"] == "nano-s"
+    assert "base_model: nano-s\n" in card.read_text()
+    card.write_text("mine")
     again = ["--resume", "--report", str(tmp_path / "page.html")]
     assert app.outcome(command(task, out, *SMALL, *more, *again)) == 0
+    assert card.read_text() == "mine"
     shown = capsys.readouterr().out
     assert "3 held-out rows, before" in shown and "2 steps on " in shown
     page = (tmp_path / "page.html").read_text()

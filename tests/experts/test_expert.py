@@ -23,6 +23,7 @@ from pliant.experts.factors import singular_values
 from pliant.experts.model import svf_layers
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+BASE = "base_model_name_or_path"
 MODEL = with_experts("math", "code")
 MATH = Expert.of(MODEL, "math")
 NUMBERS = st.floats(-2, 2, width=32)
@@ -213,6 +214,17 @@ class TestFiles:
         config, weights = (tmp_path / "taken" / name for name in FILES)
         assert weights.read_bytes() == (tmp_path / "peft" / FILES[1]).read_bytes()
         assert settings_in(config) == settings_in(tmp_path / "peft" / FILES[0])
+
+    def test_the_base_is_named_only_if_anybody_can_load_it(self, tmp_path: Path) -> None:
+        """A path says who trained the expert, and where."""
+        for place, name in (("/home/somebody/llama", None), ("somebody/llama", "somebody/llama")):
+            model = with_experts("math")
+            model.peft_config["math"].base_model_name_or_path = place
+            model.save_pretrained(tmp_path / "peft")
+            Expert.of(model, "math").save(tmp_path / "taken")
+            Expert(MATH.changes, {**MATH.settings, BASE: place}).save(tmp_path / "old")
+            for folder in ("peft/math", "taken", "old"):
+                assert json.loads((tmp_path / folder / FILES[0]).read_text())[BASE] == name
 
     def test_peft_loads_what_was_saved(self, tmp_path: Path) -> None:
         value = MATH + 0.5 * Expert.of(MODEL, "code")

@@ -188,10 +188,11 @@ class TestRefusals:
 
 
 def test_its_sentence_says_what_is_lost(tmp_path: Path) -> None:
-    result: LoraResult = to_lora(
-        with_experts("math", model=tiny_llama().eval()), tmp_path / "x", rank=1
-    )
+    base = tiny_llama().eval()
+    base.name_or_path = "/home/somebody/llama"
+    result: LoraResult = to_lora(with_experts("math", model=base), tmp_path / "x", rank=1)
     assert f"keeps {result.energy:.1%} of the energy of math" in str(result)
     assert f"{result.parameters:,} numbers (rank 1 in 14 weights)" in str(result)
     card = (tmp_path / "x" / "README.md").read_text()
     assert "library_name: peft" in card and f"{result.energy:.1%}" in card
+    assert not [p for p in (tmp_path / "x").iterdir() if b"somebody" in p.read_bytes()]

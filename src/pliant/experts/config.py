@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -10,6 +11,7 @@ from peft import PeftConfig
 from peft.utils import PeftType
 
 from pliant.errors import InvalidInput, check_choice, check_whole
+from pliant.loading import public_name
 
 Parts = Literal["all", "mlp", "attention"]
 Form = Literal["auto", "delta", "folded"]
@@ -80,6 +82,12 @@ class SVFConfig(PeftConfig):
             raise InvalidInput(f"layers_to_transform = {self.layers_to_transform}: count from 0")
         for name in ("target_modules", "exclude_modules", "layers_pattern"):
             _check_pattern(name, getattr(self, name))
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As PEFT does, but name the base only if anybody can load it: a path may be private."""
+        public = copy(self)
+        public.base_model_name_or_path = public_name(self.base_model_name_or_path or "") or None
+        super(SVFConfig, public).save_pretrained(save_directory, **kwargs)
 
 
 def _check_pattern(name: str, value: Any) -> None:

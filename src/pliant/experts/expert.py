@@ -78,7 +78,7 @@ class Expert:
 
     def save(self, folder: str | Path) -> None:
         """Write PEFT's files, each completely or not at all."""
-        write(Path(folder).expanduser(), self.changes, self.settings, self._card())
+        write(Path(folder).expanduser(), self.changes, self.settings, self.card())
 
     def apply(
         self, model: nn.Module, name: str = "default", *, trainable: bool = False
@@ -235,7 +235,8 @@ class Expert:
             raise AdapterError(f"{odd[0]}: the expert has {ours} numbers, the model {theirs}")
         set_peft_model_state_dict(model, as_saved(self.changes), adapter_name=name)
 
-    def _card(self) -> str:
+    def card(self) -> str:
+        """The model card, README.md; a base without a public name is not named."""
         public = "" if self.base is None else self.base.name
         named = f"base_model: {public}\n" if public else ""
         return (

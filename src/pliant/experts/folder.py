@@ -21,6 +21,7 @@ from pliant.adapters import Fingerprint
 from pliant.adapters.files import write_file
 from pliant.errors import AdapterError, CorruptFile, InvalidInput, UnsupportedModel
 from pliant.experts.config import TYPE, SVFConfig
+from pliant.loading import public_name
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 PREFIX, SUFFIX = "base_model.model.", ".svf_z.weight"
@@ -35,7 +36,9 @@ def write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / WEIGHTS, serialized(as_saved(changes), {"format": "pt"}))
-        content = json.dumps(dict(settings), indent=2, sort_keys=True)
+        base = public_name(settings.get("base_model_name_or_path") or "") or None
+        public = {**settings, "base_model_name_or_path": base}
+        content = json.dumps(public, indent=2, sort_keys=True)
         write_file(folder / CONFIG, content.encode())
         if not (folder / CARD).is_file():
             write_file(folder / CARD, card.encode())

@@ -42,6 +42,7 @@ from pliant.experts.expert import Expert
 from pliant.experts.export import check_leaves, chosen, merged_weights, on_its_base, stock_state
 from pliant.experts.folder import CARD, PREFIX, WEIGHTS
 from pliant.experts.low_rank import Pair, Part, best_ranks, parts_of, same_ranks, without
+from pliant.loading import public_name
 
 ADAPTER = "default"
 SAME = 1e-4
@@ -176,7 +177,7 @@ def _config(base: Any, pairs: Sequence[Pair]) -> LoraConfig:
         target_modules=_short(base, modules),
         target_parameters=stacked or None,
         fan_in_fan_out=any(isinstance(pair.part.module, Conv1D) for pair in pairs),
-        base_model_name_or_path=getattr(base, "name_or_path", "") or None,
+        base_model_name_or_path=public_name(getattr(base, "name_or_path", "") or "") or None,
         task_type="CAUSAL_LM",
         inference_mode=True,
     )

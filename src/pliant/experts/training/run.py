@@ -17,11 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from pliant.adapters.files import write_file
 from pliant.adapters.fingerprint import fingerprint
 from pliant.anatomy import Anatomy
 from pliant.anatomy.find import unwrap
 from pliant.data import Row
 from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.experts.config import SVFConfig
+from pliant.experts.expert import Expert
+from pliant.experts.folder import CARD
 from pliant.experts.rewards import Reward
 from pliant.experts.training.answers import greedy_answers
 from pliant.experts.training.config import ExpertTrainingConfig
@@ -185,10 +189,20 @@ def unwrap_to_peft(model: Any) -> Any:
 
 
 def _save(trainer: Any, expert: Any, folder: Path) -> None:
-    """The expert alone, as PEFT saves it; all processes take part where it is sharded."""
+    """The expert alone, as PEFT saves it; all processes take part where it is sharded.
+
+    PEFT's model card names the base by the path that it was loaded from, so ours takes its place.
+    """
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped or expert)
     if trainer.args.should_save:
+        card = folder / CARD
+        before = card.read_bytes() if card.is_file() else None
         expert.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+        card.unlink(missing_ok=True)
+        if before is not None:
+            write_file(card, before)
+        elif isinstance(expert.peft_config["default"], SVFConfig):
+            write_file(card, Expert.load(folder).card().encode())
 
 
 def _plan(
