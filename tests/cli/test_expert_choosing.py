@@ -31,6 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     solved = questions("train", 8, ["sort"])
     write_rows(folder / "solved.jsonl", [{"prompt": q.prompt, "answer": q.answer} for q in solved])
+    write_rows(folder / "long.jsonl", [{"prompt": "1+" * 1500, "answer": "1"}])
     return folder
 
 
@@ -100,6 +101,13 @@ def test_a_mixture_is_written_and_loads(folder: Path, capsys: pytest.CaptureFixt
         ("mix -e both --data solved.jsonl --shots 8 --out new", "leave none to test on"),
         ("mix -e both --data solved.jsonl --reward best --out new", "no verifier 'best'"),
         ("mix -e both -e large --data solved.jsonl --out new", "experts of different bases"),
+        ("classify -e both --data long.jsonl", "longer than the model's context of 2,048"),
+        ("ask 17+4 -e both --max-new-tokens 9999", "and an answer of up to 9,999: longer than"),
+        ("mix -e both --data long.jsonl --out new", "longer than the model's context of 2,048"),
+        (
+            "mix -e both --data solved.jsonl --max-new-tokens 2048 --reward exact --out new",
+            "and an answer of up to 2,048: longer than",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

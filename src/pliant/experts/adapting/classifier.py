@@ -36,6 +36,7 @@ from pliant.experts.adapting.prompts import (
     first_expert_layer,
     generate_batch,
     key_of,
+    longest_answer,
     without_experts,
 )
 from pliant.experts.adapting.strategy import Answer, Choice, Strategy
@@ -204,7 +205,8 @@ class ByClassifier(Strategy):
         if not self.shares_prefill:
             return super().answer(prompts, batch_size=batch_size, **generation)
         answers: list[Answer | None] = [None] * len(prompts)
-        for rows, batch in batches(self.anatomy, encode(prompts, self.tokenizer), batch_size):
+        ids, new = encode(prompts, self.tokenizer), longest_answer(generation)
+        for rows, batch in batches(self.anatomy, ids, batch_size, new=new):
             choices: list[Choice] = []
             with self._choosing(len(rows), choices):
                 texts = generate_batch(self.model, self.tokenizer, batch, **generation)

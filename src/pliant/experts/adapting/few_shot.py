@@ -217,7 +217,7 @@ def rewards(
     def score(candidates: Floats) -> Scores:
         weights = layout.weights(torch.from_numpy(candidates).float())
         earned = np.zeros((len(candidates), len(shots)))
-        for rows, batch in batches(likelihood.anatomy, ids):
+        for rows, batch in batches(likelihood.anatomy, ids, new=config.max_new_tokens):
             chunk = max(1, likelihood.tokens // batch.ids_BT.numel())
             for at in range(0, len(candidates), chunk):
                 part = weights[..., at : at + chunk, :]

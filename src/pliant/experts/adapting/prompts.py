@@ -16,6 +16,8 @@ from pliant.experts.model import svf_layers, use_rows
 from pliant.experts.rows import Mixture, Rows
 from pliant.prefill import Batch, alike, device_of, supports_padding
 
+MAX_NEW_TOKENS = 64
+
 Prompt = str | Sequence[Mapping[str, Any]]
 """A text, or a conversation as a list of messages."""
 
@@ -66,15 +68,32 @@ def key_of(prompt: Prompt) -> str:
 
 
 def batches(
-    model: nn.Module | Anatomy, ids: Sequence[Sequence[int]], batch_size: int | None = None
+    model: nn.Module | Anatomy,
+    ids: Sequence[Sequence[int]],
+    batch_size: int | None = None,
+    *,
+    new: int = 0,
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Prompts of similar length, of equal length if padding changes the model's output."""
+    """Prompts of similar length, of equal length if padding changes the model's output.
+
+    A prompt that is longer than the model's context, with `new` tokens of an answer, is refused.
+    """
     anatomy = model if isinstance(model, Anatomy) else Anatomy.of(model)
     lengths = [len(each) for each in ids]
+    _check_context(anatomy, max(lengths, default=0), new)
     equal = len(set(lengths)) > 1 and not supports_padding(anatomy)
     for rows in alike(lengths, batch_size, equal=equal):
         device = device_of(anatomy.embeddings)
         yield rows, Batch.of([ids[row] for row in rows], device=device)
+
+
+def _check_context(anatomy: Anatomy, longest: int, new: int) -> None:
+    limit = getattr(anatomy.config, "max_position_embeddings", None)
+    if isinstance(limit, int) and 0 < limit < longest + new:
+        answer = f" and an answer of up to {new:,}" if new else ""
+        raise InvalidInput(
+            f"a prompt of {longest:,} tokens{answer}: longer than the model's context of {limit:,}"
+        )
 
 
 def generate(
@@ -95,8 +114,8 @@ def generate(
             f"{len(mixtures)} mixtures for {len(prompts)} prompts: give one for each"
         )
     names, answers = experts_on(model), [""] * len(prompts)
-    anatomy = Anatomy.of(model)
-    for rows, batch in batches(anatomy, encode(prompts, tokenizer), batch_size):
+    anatomy, ids = Anatomy.of(model), encode(prompts, tokenizer)
+    for rows, batch in batches(anatomy, ids, batch_size, new=longest_answer(generation)):
         with use_rows(anatomy, Rows.of_mixtures([mixtures[row] for row in rows], names)):
             texts = generate_batch(model, tokenizer, batch, **generation)
         for row, text in zip(rows, texts, strict=True):
@@ -104,11 +123,16 @@ def generate(
     return answers
 
 
+def longest_answer(generation: Mapping[str, Any]) -> int:
+    """In tokens, of these settings for `generate`."""
+    return int(generation.get("max_new_tokens", MAX_NEW_TOKENS))
+
+
 def generate_batch(model: Any, tokenizer: Any, batch: Batch, **generation: Any) -> list[str]:
     """The model's answers to a batch, by plain `generate`."""
     pad = tokenizer.pad_token_id
     settings = {
-        "max_new_tokens": 64,
+        "max_new_tokens": MAX_NEW_TOKENS,
         "do_sample": False,
         "pad_token_id": (tokenizer.eos_token_id or 0) if pad is None else pad,
         **generation,
