@@ -219,6 +219,9 @@ def test_prompts_share_no_side_of_the_split() -> None:
     learned, held_out = hold_out(rows, seed=0)
     assert {r["prompt"] for r in learned}.isdisjoint(r["prompt"] for r in held_out)
     assert len(learned) + len(held_out) == 40 and 4 <= len(held_out) <= 12
+    for two in (rows[:2], [rows[0]] * 30 + [rows[1]] * 20):
+        learned, held_out = hold_out(two, seed=0)
+        assert learned and held_out and learned[0] != held_out[0]
     for few in (rows[:1], [rows[0]] * 5):
         with pytest.raises(InvalidInput):
             hold_out(few, seed=0)

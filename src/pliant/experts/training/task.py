@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,11 @@ def hold_out(rows: Sequence[Row], seed: int, limit: int = MOST_HELD_OUT) -> tupl
     keys = [normalised(json.dumps(row["prompt"], default=str)) for row in rows]
     share = min(HELD_OUT, limit / len(rows))
     learned, held_out = splits(len(rows), (1 - share, share), seed, keys)
+    counts = Counter(keys)
+    if not held_out and len(counts) > 1:  # too few prompts for the share: the rarest of them
+        rarest = min(counts, key=counts.__getitem__)
+        learned = [i for i, key in enumerate(keys) if key != rarest]
+        held_out = [i for i, key in enumerate(keys) if key == rarest]
     if not learned or not held_out:
         raise InvalidInput("the task's rows all have the same prompt: give others to train on")
     return [rows[i] for i in learned], [rows[i] for i in held_out]
