@@ -86,6 +86,8 @@ class ExpertTrainingConfig:
             check_whole(name, getattr(self, name), 1)
         check_whole("group", self.group, 2)
         check_whole("seed", self.seed, 0)
+        if self.seed >= 2**32:  # numpy's limit, which transformers would report in the run
+            raise InvalidInput(f"seed = {self.seed}: give a number below 2**32")
         if self.rank is not None:
             check_whole("rank", self.rank, 1)
         for name in ("learning_rate", "temperature"):
@@ -125,13 +127,17 @@ class ExpertTrainingConfig:
         except ImportError as error:
             raise InvalidInput("training by reward needs trl: pip install 'pliant[rl]'") from error
         kind: Any = trl.RLOOConfig if self.method == "rloo" else trl.GRPOConfig
+        from transformers.integrations import get_reporting_integration_callbacks
+
         settings = {**self._settings(folder), **changes}
         try:
             with warnings.catch_warnings():  # trl itself sets what transformers has renamed
                 warnings.simplefilter("ignore", FutureWarning)
-                return kind(**settings)
+                arguments = kind(**settings)
+            get_reporting_integration_callbacks(arguments.report_to)  # refuses unknown names
         except (ValueError, ImportError) as error:
             raise InvalidInput(f"transformers or trl refuses these settings: {error}") from error
+        return arguments
 
     def _settings(self, folder: Path) -> dict[str, Any]:
         processes = _processes()
