@@ -32,6 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     solved = questions("train", 8, ["sort"])
     write_rows(folder / "solved.jsonl", [{"prompt": q.prompt, "answer": q.answer} for q in solved])
     write_rows(folder / "long.jsonl", [{"prompt": "1+" * 1500, "answer": "1"}])
+    write_rows(folder / "odd.jsonl", [{"prompt": 7, "answer": "7"}] * 3)
+    write_rows(folder / "none.jsonl", [{"prompt": "1+1", "answer": None}])
+    (folder / "dangling").symlink_to("nothing")
     return folder
 
 
@@ -101,6 +104,12 @@ def test_a_mixture_is_written_and_loads(folder: Path, capsys: pytest.CaptureFixt
         ("mix -e both --data solved.jsonl --shots 8 --out new", "leave none to test on"),
         ("mix -e both --data solved.jsonl --reward best --out new", "no verifier 'best'"),
         ("mix -e both -e large --data solved.jsonl --out new", "experts of different bases"),
+        ("ask 17+4 -e nowhere --base nano-x", "nowhere: no expert here"),
+        ("mix -e both --data solved.jsonl --test odd.jsonl", "prompt 7 is neither a text nor a"),
+        ("mix -e both --data odd.jsonl --shots 1", "prompt 7 is neither a text nor a list of"),
+        ("mix -e both --data none.jsonl --out new", "shot 0: the answer None is no text"),
+        ("mix -e both --data solved.jsonl --out dangling", "dangling exists already"),
+        ("mix -e both --data solved.jsonl --seed -1", "seed = -1: give a whole number, 0 or more"),
         ("classify -e both --data long.jsonl", "longer than the model's context of 2,048"),
         ("ask 17+4 -e both --max-new-tokens 9999", "and an answer of up to 9,999: longer than"),
         ("mix -e both --data long.jsonl --out new", "longer than the model's context of 2,048"),

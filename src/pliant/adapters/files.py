@@ -107,7 +107,8 @@ def write_file(path: Path, content: bytes) -> None:
 
 def check_new(target: Path) -> None:
     """Refuse a folder that holds anything or cannot be made, before work begins."""
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+    dangling = target.is_symlink() and not target.exists()
+    if target.is_file() or dangling or (target.is_dir() and any(target.iterdir())):
         raise InvalidInput(f"{target} exists already: name a new folder")
     check_writable(target)
 

@@ -37,7 +37,8 @@ class ExpertsOptions:
 
         if not self.experts:
             raise InvalidInput("there are no experts: name their folders, --experts FOLDER")
-        base = self.base or base_of(expert_folders(self.experts))
+        folders = expert_folders(self.experts)
+        base = self.base or base_of(folders)
         terminal.hide_loading_bars()
         model, tokenizer = loading.load(base, device=self.device)
         return load_experts(model, self.experts), tokenizer

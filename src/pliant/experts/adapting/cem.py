@@ -44,6 +44,7 @@ class CEMConfig:
     def __post_init__(self) -> None:
         check_whole("population", self.population, 2)
         check_whole("iterations", self.iterations, 1)
+        check_whole("seed", self.seed, 0)
         if not 0 < self.elite_share <= 1:
             raise InvalidInput(f"elite_share = {self.elite_share}: give a share above 0, up to 1")
         for name in ("std", "least_std", "l1"):

@@ -64,6 +64,9 @@ def key_of(prompt: Prompt) -> str:
     """What makes two prompts the same: their text, whatever its case and white space."""
     if isinstance(prompt, str):
         return normalised(prompt)
+    messages: Any = prompt
+    if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
+        raise InvalidInput(f"the prompt {prompt!r:.80} is neither a text nor a list of messages")
     return normalised("\n".join(str(message.get("content")) for message in prompt))
 
 
