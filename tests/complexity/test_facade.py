@@ -22,7 +22,7 @@ from pliant.complexity import CPXConfig, attach
 from pliant.complexity.facade import CPXCausalLM
 from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.complexity.training.losses import losses
-from pliant.errors import InvalidInput, ModelNotFound, WrongBase
+from pliant.errors import InvalidInput, ModelNotFound, UnsupportedModel, WrongBase
 from pliant.prefill import prefill
 
 TEXTS = ["What is 3 + 4? [CPX]", "Say yes.", "Sort these: pear apple fig", "[CPX] Is it? [CPX]"]
@@ -142,14 +142,62 @@ def test_the_base_s_output_is_bit_for_bit_its_own(
         assert torch.equal(mine.values.transpose(1, 2)[seen], theirs.values.transpose(1, 2)[seen])
 
 
-def test_generation_goes_on_from_its_cache(trained: CPXCausalLM, tokenizer: Any) -> None:
+@pytest.mark.parametrize("name", ["llama", "mamba", "jamba"])
+def test_a_step_on_a_cache_is_the_base_s_own(name: str) -> None:
+    base = tiny_model(name)
+    model = CPXCausalLM(base, attach(base, CPXConfig()), cpx_token_id=base.config.vocab_size)
+    ids = torch.randint(5, 60, (2, 7), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        _, outputs = trained(**batch(tokenizer, texts=["Is it so?"]))
-        first = outputs.logits[:, -1].argmax(-1, keepdim=True)
-        second = trained.base_model(first, past_key_values=outputs.past_key_values).logits
+        model.classifier.weight.normal_()
+        cache = model(ids).outputs.past_key_values
+        token = torch.tensor([[7], [8]])
+        wanted = base(torch.cat([ids, token], dim=1), logits_to_keep=1).logits
+        logits, outputs = model(token, past_key_values=cache)
+    assert logits is None, "nothing is scored while the base decodes"
+    torch.testing.assert_close(outputs.logits[:, -1], wanted[:, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_step_writes_its_tokens_to_the_cache_and_no_more(
+    trained: CPXCausalLM, tokenizer: Any
+) -> None:
+    inputs = batch(tokenizer, texts=["Is it so?", "Is it?"])
+    with torch.no_grad():
+        _, outputs = trained(**inputs)
+        cache, other = outputs.past_key_values, copy.deepcopy(outputs.past_key_values)
+        token = outputs.logits[:, -1].argmax(-1, keepdim=True)
+        mask = inputs.attention_mask  # one for each prompt token and, for [CPX], the new token
+        step = trained(token, mask, past_key_values=cache)
+        own = trained.base_model(token, attention_mask=mask, past_key_values=other)
+    assert torch.equal(step.outputs.logits, own.logits)
+    assert cache.get_seq_length() == other.get_seq_length() == inputs.input_ids.shape[1]
+    for wrong in ({"labels": torch.ones(2)}, {"input_ids": inputs.input_ids}):
+        with pytest.raises(InvalidInput, match="whole prompts"):
+            trained(**{"input_ids": token, "past_key_values": cache, **wrong})
+
+
+@pytest.mark.parametrize("layer", [None, 1])
+def test_what_the_base_collects_is_returned(tokenizer: Any, layer: int | None) -> None:
+    model = new(tokenizer, config=CPXConfig(layer=layer), attn_implementation="eager")
     ids = tokenizer.base("Is it so?", return_tensors="pt").input_ids
-    wanted = trained.base_model.generate(ids, max_new_tokens=2, do_sample=False)
-    assert wanted[0, -2:].tolist() == [first.item(), second[:, -1].argmax().item()]
+    requested = {"output_hidden_states": True, "output_attentions": True}
+    with torch.no_grad():
+        own, plain = model.base_model(ids, **requested), model(ids)
+        for asked in (["output_hidden_states"], [*requested]):
+            logits, outputs = model(ids, **dict.fromkeys(asked, True))
+            torch.testing.assert_close(logits, plain.logits)
+            for flag in asked:
+                name = flag.removeprefix("output_")
+                pairs = zip(outputs[name], own[name], strict=True)
+                assert all(torch.equal(ours, theirs) for ours, theirs in pairs), name
+    assert plain.outputs.hidden_states is None
+
+
+def test_what_was_collected_one_length_at_a_time_is_refused() -> None:
+    base = tiny_model("bart")
+    model = CPXCausalLM(base, attach(base, CPXConfig()))
+    ids, mask = torch.full((2, 4), 7), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    with pytest.raises(UnsupportedModel, match="no hidden_states in common"):
+        model(ids, mask, output_hidden_states=True)
 
 
 # --- which prompts are scored ---

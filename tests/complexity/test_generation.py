@@ -98,6 +98,29 @@ def test_assisted_decoding_is_scored_as_well(model: PreTrainedModel, scorer: Com
     assert output.scores.score == pytest.approx(scorer.score(prompt).score, abs=1e-5)
 
 
+def test_a_prompt_that_is_partly_cached_is_scored_whole(scorer: Complexity) -> None:
+    prompt = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
+    options = {**NEW, "do_sample": False}
+
+    def cached() -> Any:
+        with torch.no_grad():
+            return scorer.base(prompt[:, :6], use_cache=True).past_key_values
+
+    output = scorer.generate(prompt, past_key_values=cached(), **options)
+    assert torch.equal(output.outputs[0], scorer.base.generate(prompt, **options))
+    assert output.scores.score == pytest.approx(scorer.score(prompt).score, abs=1e-5)
+    left = scorer.generate(prompt, past_key_values=cached(), leave_above=0.0, **options)
+    assert left.sequences == (None,) and left.left.tolist() == [True]
+    with pytest.raises(InvalidInput, match="one prompt at a time"):
+        scorer.generate(prompt.repeat(2, 1), past_key_values=cached(), leave_above=0.5, **options)
+
+
+def test_a_prompt_leaves_though_its_first_forward_ran_drafts_as_well(scorer: Complexity) -> None:
+    options = {**NEW, "do_sample": False, "prompt_lookup_num_tokens": 2}
+    output = scorer.generate([[5, 6, 7, 5, 6, 7, 5, 6]], leave_above=0.0, **options)
+    assert output.sequences == (None,) and output.left.tolist() == [True]
+
+
 def test_layers_that_draft_for_the_model_are_not_what_is_scored(
     model: PreTrainedModel, scorer: Complexity
 ) -> None:

@@ -231,6 +231,21 @@ def cache_name(output: Any) -> str | None:
     return next((name for name in CACHE_NAMES if getattr(output, name, None) is not None), None)
 
 
+def passed_cache(inputs: dict[str, Any]) -> str | None:
+    """The name under which a model's inputs hold a cache with positions; None if there is none."""
+    return next((name for name in CACHE_NAMES if _is_filled(inputs.get(name))), None)
+
+
+def _is_filled(cache: Any) -> bool:
+    """Whether it holds anything. (transformers' own has lengths if any of its layers attends.)"""
+    if cache is None or not hasattr(cache, "get_seq_length"):
+        return cache is not None
+    try:
+        return cache.get_seq_length() != 0
+    except ValueError:
+        return bool(cache.has_previous_state())
+
+
 def _check_depth(anatomy: Anatomy, k: int) -> None:
     depth = len(anatomy.layers)
     if not isinstance(k, int) or not 1 <= k <= depth:
@@ -239,15 +254,22 @@ def _check_depth(anatomy: Anatomy, k: int) -> None:
         )
 
 
-def _check_inputs(anatomy: Anatomy, inputs: dict[str, Any]) -> None:
-    """Refuse outputs that are collected inside layers: `resume` does not run all of them again."""
+def collected_inside(anatomy: Anatomy, inputs: dict[str, Any]) -> str | None:
+    """The flag of an output that layers collect, so that `resume`, which does not run all of them
+    again, cannot return it; None if none is requested."""
     configs = (getattr(anatomy.model, "config", None), anatomy.config)
     for flag in ("output_attentions", "output_router_logits"):
         if inputs.get(flag, any(getattr(config, flag, False) for config in configs)):
-            raise InvalidInput(
-                f"{flag} is on, and a resumed run cannot collect it from the layers that are not "
-                f"run again: pass {flag}=False, or resumable=False"
-            )
+            return flag
+    return None
+
+
+def _check_inputs(anatomy: Anatomy, inputs: dict[str, Any]) -> None:
+    if (flag := collected_inside(anatomy, inputs)) is not None:
+        raise InvalidInput(
+            f"{flag} is on, and a resumed run cannot collect it from the layers that are not "
+            f"run again: pass {flag}=False, or resumable=False"
+        )
 
 
 def _unsupported(anatomy: Anatomy, reason: str, way_out: str = "") -> UnsupportedModel:

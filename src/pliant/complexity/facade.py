@@ -24,6 +24,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 from pliant import loading, prefill
+from pliant.anatomy.depth import CACHE_NAMES, collected_inside, passed_cache
 from pliant.complexity.config import CPXConfig
 from pliant.complexity.model import Complexity, attach
 from pliant.complexity.prompts import checked, unpadded
@@ -31,7 +32,7 @@ from pliant.complexity.scores import Scores
 from pliant.complexity.tokenizer import CPXTokenizer, base_of, saved_scorer
 from pliant.complexity.training.config import CPXDatasetConfig, CPXTrainingConfig, Loss
 from pliant.complexity.training.losses import losses
-from pliant.errors import InvalidInput, PliantError
+from pliant.errors import InvalidInput, PliantError, UnsupportedModel
 from pliant.prefill import Batch
 
 # Their names from when the wrapper served Mistral alone.
@@ -128,8 +129,14 @@ class CPXCausalLM(nn.Module):
         first new token. `outputs.past_key_values` holds the prompts, padded on the left, without
         [CPX]. `outputs` is None with `return_outputs=False` (then an early exit skips the remaining
         layers), or for `prefixes` (from `Prefilled.split`, instead of the prompts). With `labels`
-        there is a loss: see `pliant.complexity.training.losses`.
+        there is a loss: see `pliant.complexity.training.losses`. `outputs` has `hidden_states` and
+        `attentions` if `output_hidden_states=True` and `output_attentions=True` request them.
+
+        With a cache (`past_key_values`), this is a step of decoding: nothing is scored, `logits` is
+        None, and `outputs` is the base's own output.
         """
+        if passed_cache(inputs) is not None:
+            return self._decode(input_ids, attention_mask, labels, inputs)
         scorer = self.scorer
         if prefixes is not None:
             joined = prefill.Prefilled.join(scorer.anatomy, prefixes, layers=scorer.config.layer)
@@ -200,8 +207,20 @@ class CPXCausalLM(nn.Module):
         scorer, layer = self.scorer, self.scorer.config.layer
         if not all(batch.lengths) or not (wanted or inputs):  # an empty prompt has no base output
             return scorer.logits(batch.ids_BT, batch.mask_BT), None
-        ran = prefill.prefill(
-            scorer.anatomy,
+        if wanted and layer is not None and collected_inside(scorer.anatomy, inputs):
+            logits = scorer.logits(batch.ids_BT, batch.mask_BT)
+            return logits, _base_output(self._prefill(batch, None, wanted, inputs))
+        ran = self._prefill(batch, layer, wanted, inputs)
+        logits = scorer.logits_of(ran)
+        if not wanted:
+            return logits, None
+        return logits, _base_output(ran if layer is None else ran.resume())
+
+    def _prefill(
+        self, batch: Batch, layer: int | None, wanted: bool, inputs: dict[str, Any]
+    ) -> prefill.Prefilled:
+        return prefill.prefill(
+            self.scorer.anatomy,
             batch.ids_BT,
             batch.mask_BT,
             layers=layer,
@@ -209,10 +228,26 @@ class CPXCausalLM(nn.Module):
             resumable=wanted,
             **_last_logits(self.base_model, inputs),
         )
-        logits = scorer.logits_of(ran)
-        if not wanted:
-            return logits, None
-        return logits, _base_output(ran if layer is None else ran.resume())
+
+    def _decode(
+        self, ids: Tensor, mask: Tensor | None, labels: Tensor | None, inputs: dict[str, Any]
+    ) -> CPXOutput:
+        """The base's own forward on its cache."""
+        if labels is not None:
+            raise InvalidInput("labels are those of whole prompts: leave them out with a cache")
+        if self.cpx_token_id is not None and bool((ids == self.cpx_token_id).any()):
+            raise InvalidInput(
+                f"the ids hold [CPX] ({self.cpx_token_id}), and a cache was passed, which holds "
+                "the beginning of the prompts: pass whole prompts to score them"
+            )
+        if mask is not None:
+            inputs = {**inputs, "attention_mask": mask}
+        takes = inspect.signature(self.base_model.forward).parameters
+        own = next((name for name in CACHE_NAMES if name in takes), "past_key_values")
+        if own not in inputs and "past_key_values" in inputs:  # as `outputs` calls every cache
+            inputs = {own: inputs["past_key_values"], **inputs}
+            del inputs["past_key_values"]
+        return CPXOutput(outputs=self.base_model(input_ids=ids, **inputs))
 
     def _prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> Batch:
         """The prompts without their trailing [CPX]; anywhere else its id is an error."""
@@ -243,8 +278,16 @@ def _last_logits(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 def _base_output(ran: prefill.Prefilled) -> CausalLMOutputWithPast:
     """The base's output; without a cache if the prompts had to run one length at a time."""
     assert ran.logits is not None
-    cache = ran.cache if len(ran.parts) == 1 else None
-    return CausalLMOutputWithPast(logits=ran.logits.unsqueeze(1), past_key_values=cache)
+    outputs, alone = [part.result.output for part in ran.parts], len(ran.parts) == 1
+    collected = {name: getattr(outputs[0], name, None) for name in ("hidden_states", "attentions")}
+    if not alone and (requested := [name for name, value in collected.items() if value]):
+        raise UnsupportedModel(
+            f"{type(ran.anatomy.model).__name__} does not support padding on the left, so prompts "
+            f"of several lengths have no {requested[0]} in common: run one length at a time"
+        )
+    return CausalLMOutputWithPast(
+        logits=ran.logits.unsqueeze(1), past_key_values=ran.cache if alone else None, **collected
+    )
 
 
 def _tokenizer_of(where: str | Path, options: dict[str, Any]) -> CPXTokenizer | None:

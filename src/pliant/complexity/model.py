@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from pliant import adapters
-from pliant.anatomy.depth import cache_name, run_first
+from pliant.anatomy.depth import cache_name, passed_cache, run_first
 from pliant.anatomy.intercept import FORWARD, intercept
 from pliant.complexity.config import CPXConfig
 from pliant.complexity.export import ExportResult, export
@@ -75,6 +75,11 @@ class Complexity(PromptScorer):
         self._check_enabled()
         self._check_threshold(leave_above)
         check_options(options)
+        if leave_above is not None and passed_cache(options) and len(prompts) > 1:
+            raise InvalidInput(
+                f"leave_above, {len(prompts)} prompts and a cache: a cache holds all of a batch, "
+                "and cannot follow the prompts that stay. Pass one prompt at a time, or no cache"
+            )
         if isinstance(prompts, Tensor):
             batch_size = batch_size or len(prompts)  # a batch is a batch
         ids, options, truncated = self._ids(prompts, chat, truncation, options)
@@ -243,7 +248,7 @@ class _Generation:
             output = model.generate(**arguments)
         if not self.complete:  # assisted decoding may have no forward that ends with the prompt
             self.again = True
-            self._decide(self.scorer.logits_at_once(batch), leaving=False)
+            self._decide(self.scorer.logits_at_once(batch))
         return output
 
     def _forward(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -275,7 +280,7 @@ class _Generation:
         ran = Prefilled(scorer.anatomy, scorer.config.layer, wide, (part,))
         self._decide(scorer.logits_of(ran)[::copies])
 
-    def _decide(self, logits: Tensor, leaving: bool = True) -> None:
+    def _decide(self, logits: Tensor) -> None:
         """Record the scores; if some prompts leave, this generation ends here."""
         self.logits = logits.detach().double().cpu().numpy()
         if self.leave_above is not None:
@@ -288,7 +293,7 @@ class _Generation:
                     f"leave_above returned {leaves!r}: return true or false for each of the "
                     f"{len(scores)} prompts"
                 )
-            if leaving and self.left.any():
+            if self.left.any():
                 raise _Left
         if self.buffered is not None:
             self.buffered.release()
@@ -307,9 +312,11 @@ def returned_sequences(model: nn.Module, options: dict[str, Any]) -> int:
 
 
 def needs_full_forward(model: nn.Module, options: dict[str, Any]) -> bool:
-    """Whether generation runs without a cache, or with the first layers drafting for all."""
-    no_cache = setting(model, options, "use_cache") is False
-    return no_cache or setting(model, options, "assistant_early_exit") is not None
+    """Whether generation runs without a cache, on one that holds a part of the prompts already, or
+    with the first layers drafting for all."""
+    if setting(model, options, "use_cache") is False or passed_cache(options) is not None:
+        return True
+    return setting(model, options, "assistant_early_exit") is not None
 
 
 def check_options(options: dict[str, Any]) -> None:

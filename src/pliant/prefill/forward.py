@@ -45,6 +45,8 @@ class ForwardResult:
     """Of the last position."""
     first: FirstLayers | None = None
     """The first layers, to resume from, if the forward ended early."""
+    output: Any = None
+    """The model's own output, if its head has run."""
 
     @property
     def last_BD(self) -> Tensor | None:
@@ -63,7 +65,9 @@ def run(anatomy: Anatomy, inputs: dict[str, Any], *, head: bool = False) -> Forw
     decoded, output = run_both(anatomy, inputs)
     # The cache is in the decoder's output or, if that is a tuple, in the model's.
     cache, name = cache_in(decoded if cache_name(decoded) else output)
-    return ForwardResult(last_hidden_state(decoded), cache, name, output.logits[:, -1])
+    return ForwardResult(
+        last_hidden_state(decoded), cache, name, output.logits[:, -1], output=output
+    )
 
 
 def cache_in(output: Any) -> tuple[Any, str | None]:

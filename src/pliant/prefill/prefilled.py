@@ -197,7 +197,8 @@ def _resume(result: ForwardResult) -> ForwardResult:
     assert result.first is not None
     decoded, output = result.first.resume_both()
     cache, name = cache_in(output)
-    return ForwardResult(last_hidden_state(decoded), cache, name, output.logits[:, -1])
+    hidden, logits = last_hidden_state(decoded), output.logits[:, -1]
+    return ForwardResult(hidden, cache, name, logits, output=output)
 
 
 # --- prefixes -------------------------------------------------------------------------------------
