@@ -35,6 +35,7 @@ LAYERS = {
         {"adapter", "saving"},
         {"files", "parameters", "stock"},
         {"fingerprint", "hooks", "quantized"},
+        {"active_peft"},
     ],
     "anatomy": [
         {"depth", "lockstep", "roles"},

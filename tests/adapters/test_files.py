@@ -456,6 +456,32 @@ def test_another_base_is_named_and_can_be_insisted_on(tmp_path: Path) -> None:
     assert forced.name == "minimal"
 
 
+def test_an_adapter_of_a_peft_base_loads_on_that_alone(tmp_path: Path) -> None:
+    """The other way round as well, but not where an older version left open what was active."""
+    lora, other, plain = tiny_lora(1), tiny_lora(2), tiny_llama()
+    saved(tmp_path / "of lora", lora)
+    saved(tmp_path / "of plain", plain)
+    Scale.from_pretrained(tiny_lora(1, "renamed"), tmp_path / "of lora", name="again")
+    for model, folder in ((plain, "of lora"), (other, "of lora"), (lora, "of plain")):
+        with pytest.raises(WrongBase, match="active PEFT adapters that differ"):
+            Scale.from_pretrained(model, tmp_path / folder, name="wrong")
+        Scale.from_pretrained(model, tmp_path / folder, name="insisted", insist=True).detach()
+    base = json.loads((tmp_path / "of plain" / files.INDEX).read_text())["base"]
+    del base["adapters"]
+    reindexed(tmp_path / "of plain", base=base)
+    for model in (plain, lora):
+        Scale.from_pretrained(model, tmp_path / "of plain", name="old")
+
+
+def tiny_lora(seed: int, name: str = "default") -> nn.Module:
+    import peft
+
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    base = tiny_llama()
+    torch.manual_seed(seed)
+    return peft.get_peft_model(base, config, adapter_name=name)
+
+
 def test_restoring_on_another_base_is_refused_as_loading_is(tmp_path: Path) -> None:
     learned = saved(tmp_path, tiny_llama(seed=9)).embeddings
     model = tiny_llama()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +136,53 @@ def test_wrappers_do_not_change_it() -> None:
         wrapped = peft.get_peft_model(model, config)
         assert fingerprint(wrapped) == before, more
         model = wrapped.unload()
+
+
+def with_peft(seed: int, name: str = "default", part: str = "", **settings: Any) -> Any:
+    """A model of `trained_llama` with a PEFT adapter of which `part` was trained."""
+    import peft
+
+    config = peft.LoraConfig(**{"target_modules": ["q_proj", "down_proj"], "r": 2, **settings})
+    wrapped = peft.get_peft_model(trained_llama(), config, adapter_name=name)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for path, parameter in wrapped.named_parameters():
+            if parameter.requires_grad and part in path:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_dora": True},
+        {"target_modules": ["embed_tokens"]},
+        {"modules_to_save": ["lm_head"], "part": "modules_to_save"},
+        {"trainable_token_indices": [1, 2], "part": "trainable_tokens"},
+    ],
+    ids=str,
+)
+def test_an_active_peft_adapter_is_part_of_the_base(settings: dict[str, Any]) -> None:
+    plain, wrapped = fingerprint(trained_llama()), with_peft(1, **settings)
+    there = fingerprint(wrapped)
+    assert "'default' here and none there" in plain.differences(there)
+    assert "none here and 'default' there" in there.differences(plain)
+    assert not agree(there, fingerprint(with_peft(2, **settings)))
+    renamed = fingerprint(with_peft(1, "other", **settings))
+    assert agree(there, renamed) and list(renamed.adapters or ()) == ["other"]
+    assert agree(there, fingerprint(wrapped.to(BF16)))
+    with wrapped.disable_adapter():
+        assert agree(plain, fingerprint(wrapped))
+
+
+def test_a_peft_adapter_of_another_scale_is_another() -> None:
+    assert not agree(fingerprint(with_peft(1)), fingerprint(with_peft(1, lora_alpha=32)))
+
+
+def test_what_older_files_do_not_say_of_peft_is_not_compared() -> None:
+    old = replace(fingerprint(trained_llama()), adapters=None)
+    assert agree(old, fingerprint(with_peft(1))) and agree(old, fingerprint(trained_llama()))
 
 
 def test_tied_or_copied_is_the_same_base() -> None:

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from pliant import loading
+from pliant.adapters.active_peft import active_layers
 from pliant.anatomy.find import unwrap
 
 TENSORS = 64  # sampled matrices, evenly spread over the model
+LAYERS = 16  # sampled layers of a PEFT adapter
 VALUES = 8  # sampled values of each matrix
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")  # a layer's index in the name of a tensor
 QUANTISED = "the base is quantised"
@@ -45,6 +47,9 @@ class Fingerprint:
     """The coarsest of bf16, fp16, fp32 that holds all sampled values exactly."""
     why: str
     """Why there are no samples; empty if there are."""
+    adapters: dict[str, dict[str, str]] | None = None
+    """Active PEFT adapter -> its tensors' values, as in `samples`; empty if none changes the base.
+    None if unknown: in older files, and where its values are sharded."""
 
     @property
     def level(self) -> str:
@@ -53,7 +58,11 @@ class Fingerprint:
 
     def differences(self, here: Fingerprint) -> str:
         """The differences of the base `here` from this one ("there"); empty if there are none."""
-        return self._shape_differences(here) or self._value_differences(here)
+        return (
+            self._shape_differences(here)
+            or self._value_differences(here)
+            or self._adapter_differences(here)
+        )
 
     def _shape_differences(self, here: Fingerprint) -> str:
         ours, theirs = self.shapes, here.shapes
@@ -78,9 +87,24 @@ class Fingerprint:
             f"the values of {unequal[0]} differ ({len(unequal)} of {len(common)} sampled tensors)"
         )
 
+    def _adapter_differences(self, here: Fingerprint) -> str:
+        """By their values: the same adapter may have another name."""
+        if self.adapters is None or here.adapters is None:
+            return ""
+        allow_step = (self.grid == "fp16") != (here.grid == "fp16")
+        absent, extra = dict(self.adapters), dict(here.adapters)
+        for name, values in self.adapters.items():
+            for other in [n for n in extra if _same_values(values, extra[n], allow_step)][:1]:
+                del absent[name], extra[other]
+        if not absent and not extra:
+            return ""
+        active = [", ".join(map(repr, sorted(names))) or "none" for names in (extra, absent)]
+        return f"active PEFT adapters that differ: {active[0]} here and {active[1]} there"
 
-def fingerprint(model: nn.Module) -> Fingerprint:
-    """The fingerprint of the base, without adapters, wrappers and PEFT layers."""
+
+def fingerprint(model: nn.Module, *, ignore: str = "") -> Fingerprint:
+    """The fingerprint of the base, without Pliant's adapters and wrappers. PEFT's adapters count if
+    they are active and change it, unless a part of their layers is called `ignore`."""
     base = unwrap(model)
     tensors = list(_tensors(base))
     why = _why_no_values(base, tensors)
@@ -92,6 +116,7 @@ def fingerprint(model: nn.Module) -> Fingerprint:
         samples={name: _bits(values) for name, values in sampled.items()},
         grid=_grid(list(sampled.values())),
         why=why,
+        adapters=_adapters(base, ignore),
     )
 
 
@@ -198,6 +223,23 @@ def _sampled(named: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
     return {name: _values(tensor.detach()) for name, tensor in chosen}
 
 
+def _adapters(base: nn.Module, ignore: str) -> dict[str, dict[str, str]] | None:
+    """The values of each active PEFT adapter: all tensors of evenly spaced layers."""
+    sampled: dict[str, dict[str, str]] = {}
+    for name, layers in active_layers(base, ignore).items():
+        if any(_is_sharded(t) or t.is_meta for layer in layers for t in layer.tensors.values()):
+            return None
+        count = min(LAYERS, len(layers))
+        chosen = [layers[i * len(layers) // count] for i in range(count)]
+        sampled[name] = {
+            f"{layer.path}.{tensor}": _bits(_values(t.detach()))
+            for layer in chosen
+            for tensor, t in layer.tensors.items()
+        }
+        sampled[name]["scaling"] = _bits(torch.tensor([layer.scaling for layer in chosen]))
+    return sampled
+
+
 def _values(tensor: Tensor) -> Tensor:
     """VALUES entries, evenly spaced, gathered without flattening (which may copy the tensor)."""
     return tensor[_evenly_spaced(tensor.shape)].to("cpu", torch.float32)
@@ -230,6 +272,10 @@ def _same(a: str, b: str, allow_step: bool) -> bool:
     x, y = _floats(a), _floats(b)
     one_step = 2**-7 * torch.maximum(x.abs(), y.abs()) + 2**-24  # fp16's smallest number is 2^-24
     return bool(((x - y).abs() <= one_step).all())
+
+
+def _same_values(a: dict[str, str], b: dict[str, str], allow_step: bool) -> bool:
+    return a.keys() == b.keys() and all(_same(a[name], b[name], allow_step) for name in a)
 
 
 def _floats(bits: str) -> Tensor:

@@ -16,6 +16,9 @@ from pliant.experts.basis import basis_of
 from pliant.experts.config import SVFConfig
 from pliant.experts.folded import NEAR_ZERO, folded
 
+EXPERTS = "svf_z"
+"""The part of a layer that holds its experts."""
+
 FOLD_ABOVE = 1 / 8
 """The share of the full rank up to which the delta form trains faster
 (benchmarks/expert_speed.py)."""
@@ -40,7 +43,7 @@ class SVFLayer(BaseTunerLayer):
     disable_adapters: bool
     merged: bool
 
-    adapter_layer_names = ("svf_z",)
+    adapter_layer_names = (EXPERTS,)
     other_param_names = ("ranks",)
 
     def _start(self, base_layer: nn.Module, exact_limit: int) -> None:

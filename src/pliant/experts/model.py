@@ -23,7 +23,7 @@ from pliant.anatomy.roles import Matrix, matrices
 from pliant.errors import InvalidInput, PliantError, UnsupportedModel, WrongBase, did_you_mean
 from pliant.experts.basis import check_value
 from pliant.experts.config import SVFConfig
-from pliant.experts.layer import SVFLayer
+from pliant.experts.layer import EXPERTS, SVFLayer
 from pliant.experts.linear import SVFLinear
 from pliant.experts.rows import BASE, Mixture, Rows
 from pliant.experts.stacked import ParamWrapper
@@ -47,7 +47,7 @@ class SVFModel(BaseTuner):
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         config = cast(SVFConfig, peft_config)
-        base = fingerprint(model)
+        base = fingerprint(model, ignore=EXPERTS)
         if config.fingerprint is not None:
             check_base(config.fingerprint, base)
         if config.target_modules is None and config.target_parameters is None:

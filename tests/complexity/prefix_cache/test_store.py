@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from tests.minimal_adapter import Scale, ScaleConfig, tiny_llama
@@ -107,6 +108,20 @@ def test_the_folder_is_of_this_base_and_these_prompts(ids: list[Tensor], tmp_pat
     folders = [folder_of(tmp_path, other, ids) for other in [*others, adapted]]
     folders += [folder_of(tmp_path, base, ids[::-1]), folder_of(tmp_path, base, ids[1:])]
     assert len({here, *folders}) == 8
+
+
+def test_another_active_peft_adapter_is_another_base(ids: list[Tensor], tmp_path: Path) -> None:
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    lora = peft.get_peft_model(tiny_llama(), config, adapter_name="a")
+    lora.add_adapter("b", config)
+    on_lora = attach(lora, CPXConfig())
+    folders = []
+    for name in ("a", "b"):
+        lora.set_adapter(name)
+        folders.append(folder_of(tmp_path, on_lora, ids))
+    with lora.disable_adapter():
+        folders.append(folder_of(tmp_path, on_lora, ids))
+    assert len({*folders}) == 3
 
 
 def test_an_edit_of_one_value_anywhere_is_another_base(ids: list[Tensor], tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from tests.routing.labels import outcomes
 
 from pliant import nano
 from pliant.complexity import CPXConfig, attach
+from pliant.errors import WrongBase
 from pliant.routing.fitting.evaluate import evaluate
 from pliant.routing.fitting.fit import calibrate, fit
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.scorers import make
-from pliant.routing.scorers.base_model import BaseLM
+from pliant.routing.scorers import load, make
+from pliant.routing.scorers.base_model import BaseLM, Probe
 from pliant.routing.scorers.cpx import Capacity
 
 
@@ -81,3 +82,14 @@ def test_so_it_is_where_a_router_is_fitted_measured_and_calibrated(
     calibrate(folder, replace(conversations(60, 3), unit="flops"), "30 % of calls")
     assert len(read_prompts) > 320
     assert not any(isinstance(prompt, str) for prompt in read_prompts)
+
+
+def test_a_probe_refuses_another_base_than_its_own(tmp_path: Path) -> None:
+    make("probe", base="nano-s").fit(outcomes(40, 1)).save(tmp_path)
+    again = load(tmp_path)
+    assert again.predict(["1+1"]).gain.shape == (1, 2)
+    again = load(tmp_path)
+    assert isinstance(again, Probe)
+    again._base = "nano-l"  # as if what a folder holds had been replaced
+    with pytest.raises(WrongBase, match="nano-l: the probe was fitted on another base .nano-s"):
+        again.predict(["1+1"])

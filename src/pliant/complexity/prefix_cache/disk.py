@@ -23,6 +23,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from pliant.adapters.active_peft import active_layers
 from pliant.adapters.saving import gathered
 from pliant.complexity.prefix_cache.store import (
     Chunk,
@@ -78,13 +79,15 @@ def folder_of(root: Path, scorer: PromptScorer, ids: Sequence[Tensor]) -> Path:
     """The folder for the prefixes of these prompts and this base as it is now.
 
     Its name changes with whatever they depend on: every value of every parameter and buffer but a
-    scorer's, dtypes, the depth, the attention implementation, the ids and their order. (Weights
-    that accelerate offloads are on the meta device: only their shapes count.)
+    scorer's, the active PEFT adapters, dtypes, the depth, the attention implementation, the ids and
+    their order. (Weights that accelerate offloads are on the meta device: only their shapes count.)
     """
     digest = hashlib.sha256()
     config = getattr(scorer.base, "config", None)
     attention = getattr(config, "_attn_implementation", "")
     digest.update(json.dumps([FORMAT, scorer.config.layer, attention]).encode())
+    for name, layers in active_layers(scorer.base).items():  # all weights count, but not all act
+        digest.update(json.dumps([name, [(e.path, e.scaling) for e in layers]]).encode())
     own = {id(buffer) for buffer in scorer.buffers()}
     buffers = [(name, b) for name, b in scorer.base.named_buffers() if id(b) not in own]
     for name, tensor in [*scorer.base_parameters(), *buffers]:

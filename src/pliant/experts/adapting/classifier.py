@@ -40,6 +40,7 @@ from pliant.experts.adapting.prompts import (
     without_experts,
 )
 from pliant.experts.adapting.strategy import Answer, Choice, Strategy
+from pliant.experts.layer import EXPERTS
 from pliant.experts.model import svf_layers, use_rows
 from pliant.experts.rows import Rows
 from pliant.linear import Linear, logistic
@@ -262,7 +263,7 @@ class ByClassifier(Strategy):
             state=state,
             weights=name,
             sha256=digest,
-            base=fingerprint(self.model),
+            base=fingerprint(self.model, ignore=EXPERTS),
         )
         files.write(Path(folder), index, weights, sum(t.numel() for t in tensors.values()))
 
@@ -284,7 +285,7 @@ class ByClassifier(Strategy):
 
 
 def check_base(saved: Fingerprint, model: Any, folder: str | Path) -> None:
-    if differences := saved.differences(fingerprint(model)):
+    if differences := saved.differences(fingerprint(model, ignore=EXPERTS)):
         raise WrongBase(
             f"{folder}: the classifier was fitted on another base ({saved.name or saved.model}): "
             f"{differences}. Fit it again on this one"

@@ -214,10 +214,10 @@ def _plan(
     peft_config: Any,
 ) -> dict[str, Any]:
     """What the result depends on."""
-    own = fingerprint(model)
+    own = {k: v for k, v in asdict(fingerprint(model)).items() if k != "adapters" or v}
     other = {} if peft_config is None else {"peft": str(peft_config.peft_type)}
     return {
-        "model": asdict(own),
+        "model": own,
         "reward": _name_of(reward),
         "content": task.digest,
         "held-out rows": held_out_task.digest,

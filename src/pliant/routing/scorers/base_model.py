@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from pliant.data import has_chat_template
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, WrongBase
 from pliant.linear import Linear, logistic
 from pliant.routing.backends.local import LocalModel, own_parameters
 from pliant.routing.outcomes import Outcomes
@@ -80,8 +81,13 @@ class Probe(ModelScorer):
         self.layer = 0
         """How many layers run before the state is read; 0 before it is fitted."""
         self.strength = self.strengths[1]
+        self.trained_on: dict[str, Any] | None = None
+        """The fingerprint of the model that it read; None in older files."""
+        self._checked = False
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
+        from pliant.adapters import fingerprint
+
         everything = together(train, choice)
         right, n = everything.right, len(train)
         layers = self._depths() if choice is not None else self._depths()[-1:]
@@ -99,9 +105,11 @@ class Probe(ModelScorer):
         if choice is not None:
             (self.layer, self.strength), _ = best(candidates, error)
         self._solve(states[self.layer], right, self.strength)
+        self.trained_on, self._checked = asdict(fingerprint(self.base.model)), True
         return self
 
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
+        self._check_base()
         right = self._read(last_states(self.base, prompts, self.layer))
         return Predictions(right, gains(right))
 
@@ -110,14 +118,30 @@ class Probe(ModelScorer):
 
     def state(self) -> State:
         arrays = {name: array.astype(np.float32) for name, array in self.head.arrays().items()}
-        return State(self.chosen(), {**arrays, "mean": self.mean, "std": self.std})
+        settings = {**self.chosen(), "fingerprint": self.trained_on}
+        return State(settings, {**arrays, "mean": self.mean, "std": self.std})
 
     def load_state(self, state: State) -> None:
         self._base = self._base or state.settings["base"]
         self.layer = state.settings["layer"]
         self.strength = state.settings["strength"]
+        self.trained_on = state.settings.get("fingerprint")
         self.mean, self.std = state.arrays["mean"], state.arrays["std"]
         self.head = Linear.from_arrays(state.arrays, logistic=True)
+
+    def _check_base(self) -> None:
+        """When it first reads its model, for loading a router loads no model."""
+        from pliant.adapters import Fingerprint, fingerprint
+
+        if self._checked or self.trained_on is None:
+            return
+        trained_on = Fingerprint(**self.trained_on)
+        if differences := trained_on.differences(fingerprint(self.base.model)):
+            raise WrongBase(
+                f"{self.base.name}: the probe was fitted on another base ({trained_on.name or 'a'} "
+                f"{trained_on.model}): {differences}. Name its own base, or fit it again"
+            )
+        self._checked = True
 
     def _solve(self, x: Floats, right: Floats, strength: float) -> None:
         self.mean, self.std = x.mean(axis=0), x.std(axis=0) + 1e-6

@@ -197,7 +197,8 @@ def split(texts: Texts) -> tuple[Texts, Texts]:
 
 def identity(model: Any) -> str:
     own = fingerprint(model)
-    content = json.dumps([own.model, own.shapes, own.samples], sort_keys=True)
+    adapters = [own.adapters] if own.adapters else []
+    content = json.dumps([own.model, own.shapes, own.samples, *adapters], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
