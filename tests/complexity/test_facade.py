@@ -309,6 +309,27 @@ def test_the_seeds_loop_trains_rows_and_head_alone(tokenizer: Any) -> None:
     assert state == 2 * (d + d + 1), "Adam keeps two numbers for each that is trained"
 
 
+def test_an_optimizer_of_the_embeddings_is_refused_at_its_first_step(tokenizer: Any) -> None:
+    """The seed's upstream trained [CPX] as a row of them; here its group would train nothing."""
+    model, other = new(tokenizer).train(), new(tokenizer).train()
+    embeddings = model.base_model.get_input_embeddings().weight
+
+    def step(*trained: Any, of: CPXCausalLM = model) -> None:
+        optimizer = torch.optim.SGD([{"params": each, "lr": 1e-2} for each in trained])
+        of(**batch(tokenizer), labels=torch.ones(4)).loss.backward()
+        optimizer.step()
+
+    before = model.classifier.weight.clone()
+    with pytest.raises(InvalidInput, match=r"give it model\.scorer\.rows instead"):
+        step(model.classifier.parameters(), embeddings)
+    assert torch.equal(model.classifier.weight, before), "nothing was changed"
+    step(model.classifier.parameters(), model.scorer.rows)
+    step(model.classifier.parameters(), model.scorer.rows, embeddings)
+    step(other.classifier.parameters(), of=other)
+    model.scorer.rows.requires_grad_(False)
+    step(model.classifier.parameters(), embeddings)
+
+
 def test_labels_give_the_loss(trained: CPXCausalLM, tokenizer: Any) -> None:
     inputs, labels = batch(tokenizer), torch.tensor([1, 0, 1, 0])
     output = trained(**inputs, labels=labels)

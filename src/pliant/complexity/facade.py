@@ -11,7 +11,9 @@ mode: its dropout would only add noise to what the scorer reads.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
@@ -70,6 +73,7 @@ class CPXCausalLM(nn.Module):
         for _, parameter in scorer.base_parameters():
             parameter.requires_grad_(False)
         self.train(base_model.training)
+        _check_optimizers_of(self)
 
     @classmethod
     def from_pretrained(
@@ -339,3 +343,34 @@ def _check_known(cpx_token_id: int | None, tokenizer: CPXTokenizer | None) -> No
             f"the base's vocabulary; [CPX] is {tokenizer.cpx_token_id}: make the tokenizer with "
             "CPXTokenizer.from_pretrained"
         )
+
+
+# --- optimizers -----------------------------------------------------------------------------------
+
+_models: weakref.WeakSet[CPXCausalLM] = weakref.WeakSet()
+
+
+def _check_optimizers_of(model: CPXCausalLM) -> None:
+    _models.add(model)
+    _hook_optimizers()
+
+
+@functools.cache
+def _hook_optimizers() -> None:
+    register_optimizer_step_pre_hook(_check_rows_are_trained)
+
+
+def _check_rows_are_trained(optimizer: Any, args: Any, kwargs: Any) -> None:
+    """Refuse to train the embeddings in place of the rows: no [CPX] is among them."""
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for model in list(_models):
+        rows, embeddings = model.scorer.rows, model.scorer.anatomy.embeddings
+        only_head = id(model.classifier.weight) in trained and id(rows) not in trained
+        if not only_head or not rows.requires_grad:
+            continue
+        if any(id(p) in trained for p in embeddings.parameters()):
+            raise InvalidInput(
+                "the optimizer has the base's embeddings, and not [CPX], which is no row of them: "
+                "give it model.scorer.rows instead of get_input_embeddings().weight (or train the "
+                "head alone: is_cpx_token_trainable=False)"
+            )
