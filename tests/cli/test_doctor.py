@@ -12,6 +12,7 @@ import pytest
 from transformers import LlamaConfig, MambaConfig, T5Config
 
 from pliant.cli import app
+from pliant.loading import load_tokenizer
 
 SEVENTY_BILLION = LlamaConfig(
     hidden_size=8192,
@@ -34,12 +35,16 @@ def large(tmp_path: Path) -> str:
 def test_a_model_of_seventy_billion_is_examined_without_its_weights(
     large: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tokenizer = load_tokenizer("nano-s")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(large)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert app.outcome(["doctor", large]) == 0
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     said, complained = capsys.readouterr()
     assert complained == ""
     assert "70.6B" in said
+    assert "has no chat template" in said and "--template" in said
     assert "141 GB in bf16" in said
     assert "Foundation: does Pliant recognise" in said
     assert "What each part would add to memory" in said
@@ -49,7 +54,7 @@ def test_a_model_of_seventy_billion_is_examined_without_its_weights(
 def test_machines_get_one_document(large: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.outcome(["doctor", large, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["model"] == large
+    assert found["model"] == large and found["chat_template"] is None
     assert found["architecture"] == "LlamaForCausalLM"
     assert found["sizes"]["parameters"] == 70_553_706_496
     assert all(finding["ok"] for finding in found["findings"] if finding["name"] == "layers")

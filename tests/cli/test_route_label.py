@@ -17,7 +17,9 @@ from pliant import nano
 from pliant.cli import app
 from pliant.data import Journal, read_rows
 from pliant.routing import Outcomes
+from pliant.routing.backends import Answers, Settings
 from pliant.routing.labels.label import JUDGE, journal_of, label_cost
+from pliant.routing.router_file import ModelEntry
 
 FAST = ("--max-new-tokens", "24")
 BOTH = ("--model", "nano-s", "--model", "nano-l")
@@ -314,6 +316,50 @@ def test_a_router_asks_the_models_as_they_were_asked_for_the_labels(
     assert [model["price"] for model in file["models"]] == [[1, 2], [10, 20]]
     assert [model["key_env"] for model in file["models"]] == [None, "MY_KEY"]
     assert "sk-very-secret" not in json.dumps(file) + out.read_text()
+
+
+def base_model(folder: Path) -> str:
+    """The small nano model without its chat template, as base models have none."""
+    model, tokenizer = nano.load("nano-s")
+    model.save_pretrained(folder)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_model_without_a_chat_template_is_asked_as_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A frame around the prompt, and an end of the answer; without them a warning says so."""
+    base, prompts = base_model(tmp_path / "base"), tmp_path / "p.jsonl"
+    write(prompts, *({"prompt": f"What is {i} + 2?", "answer": str(i + 2)} for i in (3, 5, 2)))
+    bare, framed = tmp_path / "bare.jsonl", tmp_path / "framed.jsonl"
+    assert label(prompts, bare, "--model", f"base={base}", *FAST) == 0
+    assert "base has no chat template" in (said := capsys.readouterr().err)
+    assert said.count("--template") == 1
+    # This frame is what the chat template would have written.
+    frame = ["--template", "<|user|>{prompt}<|assistant|>", "--stop", "4"]
+    assert label(prompts, framed, "--model", f"base={base}", *frame, *FAST) == 0
+    assert "chat template" not in capsys.readouterr().err
+    rows = read_rows(framed)
+    assert [row["right"]["base"] for row in rows] == [1.0, 1.0, 0.0], "4 is where answers end"
+    assert rows[2]["answers"]["base"] == "" and rows[0]["answers"]["base"] == "5"
+    assert rows[0]["reached"]["base"]["prompt_format"] == {"template": frame[1], "stop": ["4"]}
+    assert label(prompts, framed, "--model", f"base={base}", *FAST) == 2
+    assert "holds answers with template=" in capsys.readouterr().err
+    entry = ModelEntry(name="base", cost=0.0, **rows[0]["reached"]["base"])
+    ((_, answers),) = entry.open().ask(["What is 3 + 2?"], Settings(24))
+    assert isinstance(answers, Answers) and answers.texts == ("5",) and not answers.truncated
+
+
+def test_a_server_is_sent_the_system_message_and_the_stops(tmp_path: Path) -> None:
+    prompts = write(tmp_path / "p.jsonl", {"prompt": "hello", "answer": "HELLO"})
+    with chat_server() as server:
+        options = far(server, "--system", "Be brief.", "--stop", "\\n", "--stop", "Q:")
+        assert label(prompts, tmp_path / "labels.jsonl", *options) == 0
+    (body,) = server.bodies
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert body["stop"] == ["\n", "Q:"]
 
 
 def test_money_is_counted_by_the_price(tmp_path: Path) -> None:

@@ -45,10 +45,31 @@ def doctor(options: DoctorOptions) -> None:
     from pliant.survey import examine  # takes seconds, so only once the name is known to be a model
 
     examination = examine(config)
+    chats = chat_template_of(options.model)
     if options.json:
-        terminal.print_json({"model": options.model, **examination.as_dict()})
+        content = {"model": options.model, "chat_template": chats, **examination.as_dict()}
+        terminal.print_json(content)
     else:
-        terminal.draw(tables(options.model, examination))
+        terminal.draw(tables(options.model, examination), NO_TEMPLATE if chats is False else ())
+
+
+NO_TEMPLATE = (
+    "Its tokenizer has no chat template, so route label asks it the bare prompt, and a base model "
+    "may go on with questions of its own. Frame the prompts (--template "
+    '"Question: {prompt}\\nAnswer:", --system), and say where an answer ends (--stop "\\n").',
+)
+
+
+def chat_template_of(model: str) -> bool | None:
+    """Whether its tokenizer has a chat template; None if it has no tokenizer."""
+    from pliant import loading
+    from pliant.data import has_chat_template
+    from pliant.errors import PliantError
+
+    try:
+        return has_chat_template(loading.load_tokenizer(model))
+    except PliantError:
+        return None
 
 
 def tables(name: str, examination: Examination) -> Iterator[Table]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -58,6 +59,24 @@ def complain(message: str) -> None:
 
     line = Text("error: ", style="bold red") + Text(" ".join(message.split()), style="default")
     console(stderr=True).print(line, soft_wrap=True)
+
+
+@contextmanager
+def shown_warnings(*kinds: type[Warning]) -> Iterator[None]:
+    """Print each warning of these kinds once, as one line on stderr."""
+    with warnings.catch_warnings():
+        for kind in kinds:
+            warnings.simplefilter("always", kind)
+        original = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *rest: Any, **others: Any) -> None:
+            if issubclass(category, kinds):
+                print(f"warning: {message}", file=sys.stderr, flush=True)
+            else:
+                original(message, category, *rest, **others)
+
+        warnings.showwarning = show
+        yield
 
 
 def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:

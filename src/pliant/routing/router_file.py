@@ -23,7 +23,15 @@ from pydantic import (
 
 from pliant import __version__
 from pliant.errors import CorruptFile, InvalidInput, did_you_mean
-from pliant.routing.backends import Backend, ModelSpec, Retry, Settings, check_names, open_backend
+from pliant.routing.backends import (
+    Backend,
+    ModelSpec,
+    PromptFormat,
+    Retry,
+    Settings,
+    check_names,
+    open_backend,
+)
 from pliant.routing.decision_rule import DecisionRule
 from pliant.routing.metrics.calibration import from_json
 
@@ -42,6 +50,14 @@ Count = Annotated[int, Field(ge=1)]
 
 class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PromptFormatEntry(Part):
+    """How a model's prompts were put to it for the labels, as it was said then."""
+
+    template: str | None = None
+    system: str | None = None
+    stop: list[str] = []
 
 
 class ModelEntry(Part):
@@ -63,6 +79,8 @@ class ModelEntry(Part):
     """Calls of a URL for one prompt; by default 1, or 6 if no other model takes the prompt."""
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds for a call of a URL; by default 120, of which 5 to connect."""
+    prompt_format: PromptFormatEntry | None = None
+    """By default each prompt is a chat, or its bare text if the model has no chat template."""
 
     @property
     def is_remote(self) -> bool:
@@ -88,6 +106,8 @@ class ModelEntry(Part):
                 "retry": None if tries is None else Retry(tries=tries),
             }
             options = {name: value for name, value in options.items() if value is not None}
+        if (own := self.prompt_format) is not None:
+            options["prompt_format"] = PromptFormat(own.template, own.system, tuple(own.stop))
         return open_backend(ModelSpec(self.name, spec.model, spec.url), **options)
 
 

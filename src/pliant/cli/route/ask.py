@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,21 +55,20 @@ def ask(options: AskOptions) -> None:
 
     Example: pliant route ask --router my-router "What is 2 + 2?"
     """
+    from pliant.routing.backends import BackendWarning
     from pliant.routing.router import AS_THE_FILE_SAYS, DriftWarning, Router
 
     prompt = read_prompt(options.prompt, options.messages)
     ledger: Any = {None: AS_THE_FILE_SAYS, "none": None}.get(options.ledger, options.ledger)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", DriftWarning)
-        with Router.load(options.router, ledger=ledger, device=options.device) as router:
-            result: Decision | Reply = (
-                router.choose(prompt, group=options.group)
-                if options.choose
-                else router.ask(prompt, group=options.group, **options.generation())
-            )
-    for warning in caught:
-        if issubclass(warning.category, DriftWarning):
-            terminal.console(stderr=True).print(f"warning: {warning.message}", soft_wrap=True)
+    with (
+        terminal.shown_warnings(DriftWarning, BackendWarning),
+        Router.load(options.router, ledger=ledger, device=options.device) as router,
+    ):
+        result: Decision | Reply = (
+            router.choose(prompt, group=options.group)
+            if options.choose
+            else router.ask(prompt, group=options.group, **options.generation())
+        )
     if options.json:
         terminal.print_json(result.as_dict())
     else:

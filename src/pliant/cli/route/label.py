@@ -15,7 +15,7 @@ from pliant.options import Flag
 
 if TYPE_CHECKING:
     from pliant.reports.tables import Table
-    from pliant.routing.backends import ModelSpec, Settings
+    from pliant.routing.backends import ModelSpec, PromptFormat, Settings
     from pliant.routing.labels.grading import Grader
     from pliant.routing.labels.label import LabelReport
     from pliant.routing.labels.table import Model
@@ -50,6 +50,12 @@ class LabelOptions:
     """The longest answer, in tokens."""
     seed: int = 0
     """Seed of the samples."""
+    template: str | None = None
+    """For models without a chat template: a text with {prompt} in it; \\n is a new line."""
+    system: str | None = None
+    """A system message before each prompt that has none."""
+    stop: tuple[str, ...] = ()
+    """Text before which an answer ends; \\n is a new line; repeatable."""
     cost: str | None = None
     """usd, flops, tokens or ms. Default: usd with --price, else flops."""
     price: Annotated[tuple[str, ...], Flag(metavar="MODEL=IN,OUT")] = ()
@@ -64,8 +70,19 @@ class LabelOptions:
     """How often to call a URL for one prompt before giving up."""
     device: str | None = None
     """Where local models run: cpu, cuda, ..."""
+    dtype: str = "auto"
+    """Of local models: float32, bfloat16, float16, or auto, the checkpoint's."""
     json: bool = False
     """Print one JSON document."""
+
+    def prompt_format(self) -> PromptFormat:
+        from pliant.routing.backends import PromptFormat
+
+        template, system, *stop = (
+            None if text is None else text.replace("\\n", "\n")
+            for text in (self.template, self.system, *self.stop)
+        )
+        return PromptFormat(template, system, tuple(text or "" for text in stop))
 
     def settings(self) -> Settings:
         from pliant.routing.backends import Settings
@@ -97,6 +114,7 @@ def label(options: LabelOptions) -> None:
 
 def _labelled(options: LabelOptions) -> LabelReport:
     from pliant.data import read_rows
+    from pliant.routing.backends import BackendWarning
     from pliant.routing.labels.label import label as label_rows
     from pliant.routing.labels.table import Columns
 
@@ -106,16 +124,17 @@ def _labelled(options: LabelOptions) -> LabelReport:
     columns = Columns(options.prompt_column, options.answer_column)
     terminal.hide_loading_bars()
     needed = [columns.prompt] + ([columns.answer] if grader.name != "function" else [])
-    return label_rows(
-        read_rows(options.prompts, needed, limit=options.limit),
-        models,
-        grader,
-        options.out,
-        settings=settings,
-        unit=options.cost,
-        columns=columns,
-        progress=terminal.track,
-    )
+    with terminal.shown_warnings(BackendWarning):
+        return label_rows(
+            read_rows(options.prompts, needed, limit=options.limit),
+            models,
+            grader,
+            options.out,
+            settings=settings,
+            unit=options.cost,
+            columns=columns,
+            progress=terminal.track,
+        )
 
 
 # --- what the options mean -----------------------------------------------------------------------
@@ -123,7 +142,14 @@ def _labelled(options: LabelOptions) -> LabelReport:
 
 def _models(options: LabelOptions) -> list[Model]:
     """The models, and the judge last if there is one."""
-    from pliant.routing.backends import ModelSpec, Price, Retry, check_names, open_backend
+    from pliant.routing.backends import (
+        ModelSpec,
+        Price,
+        PromptFormat,
+        Retry,
+        check_names,
+        open_backend,
+    )
     from pliant.routing.backends.remote import KEY
     from pliant.routing.labels.table import Model
 
@@ -135,13 +161,15 @@ def _models(options: LabelOptions) -> list[Model]:
     keys = _by_model(options.api_key_env, specs, "--api-key-env", default=KEY)
     calls: dict[str, Any] = {"concurrency": options.concurrency, "timeout": options.timeout}
     calls["retry"] = Retry(tries=options.tries)
+    here, framed = {"device": options.device, "dtype": options.dtype}, options.prompt_format()
     models = []
     for spec in specs:
         key, local = keys[spec.name], spec.url is None
-        settings = {"device": options.device} if local else {**calls, "key_env": key}
-        backend = open_backend(spec, **settings)
+        settings = here if local else {**calls, "key_env": key}
+        asked = PromptFormat() if spec in specs[len(options.model) :] else framed
+        backend = open_backend(spec, prompt_format=asked, **settings)
         key_env = None if local or key == KEY else key
-        models.append(Model(spec, backend, priced.get(spec.name), key_env))
+        models.append(Model(spec, backend, priced.get(spec.name), key_env, asked))
     return models
 
 

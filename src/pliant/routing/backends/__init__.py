@@ -13,8 +13,10 @@ from pliant.routing.backends.protocol import (
     Answers,
     Backend,
     BackendError,
+    BackendWarning,
     ModelSpec,
     Price,
+    PromptFormat,
     Result,
     Settings,
     Used,
@@ -26,8 +28,10 @@ __all__ = [
     "Answers",
     "Backend",
     "BackendError",
+    "BackendWarning",
     "ModelSpec",
     "Price",
+    "PromptFormat",
     "Result",
     "Retry",
     "Settings",
@@ -40,8 +44,8 @@ __all__ = [
 def open_backend(spec: ModelSpec, **options: Any) -> Backend:
     """The backend of a model; it loads or calls nothing before the first `ask`.
 
-    Options for a model that runs here: device, dtype, tokens_a_batch, trust_remote_code; for one
-    behind a URL: key_env, concurrency, timeout, tries, context_tokens.
+    Options: prompt_format; for a model that runs here also device, dtype, tokens_a_batch,
+    trust_remote_code; for one behind a URL: key_env, concurrency, timeout, retry, context_tokens.
     """
     if spec.url is None:
         from pliant.routing.backends.local import LocalBackend

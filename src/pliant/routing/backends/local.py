@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -15,17 +16,20 @@ from pliant.routing.backends.protocol import (
     Answers,
     Backend,
     BackendError,
+    BackendWarning,
+    PromptFormat,
     Result,
     Settings,
     Used,
 )
-from pliant.routing.prompts import Prompt, messages
+from pliant.routing.prompts import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pliant.complexity import Complexity, Scores
 
+PLAIN = PromptFormat()
 Ids = list[int]
 Generated = list[list[Ids] | None]
 """Each prompt's samples, up to their end token; None if even one sample exceeded the memory."""
@@ -88,14 +92,22 @@ class LocalBackend(LocalModel):
     """A local model that answers prompts."""
 
     def __init__(
-        self, name: str, model: str, *, tokens_a_batch: int = 8_192, **options: Any
+        self,
+        name: str,
+        model: str,
+        *,
+        tokens_a_batch: int = 8_192,
+        prompt_format: PromptFormat = PLAIN,
+        **options: Any,
     ) -> None:
         super().__init__(model, **options)
         self.name, self._batch_tokens = name, tokens_a_batch
+        self.prompt_format, self._cautioned = prompt_format, False
         self._exclusive = threading.Lock()  # while it is held, this generates nothing else
         self._pads: bool | None = None
 
     def ask(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Result]:
+        self._caution()
         ids: dict[int, Ids] = {}
         limit = self.context()
         for i, prompt in enumerate(prompts):
@@ -168,14 +180,27 @@ class LocalBackend(LocalModel):
 
     def ids(self, prompt: Prompt) -> Ids:
         """The prompt in the model's chat template, or as plain text if it has none."""
-        conversation = messages(prompt)
         if has_chat_template(self.tokenizer):
-            ids: Ids = chat_ids(conversation, self.tokenizer)
+            ids: Ids = chat_ids(self.prompt_format.messages(prompt), self.tokenizer)
         else:
-            ids = self.tokenizer("\n".join(m["content"] for m in conversation))["input_ids"]
+            ids = self.tokenizer(self.prompt_format.text(prompt))["input_ids"]
         if not ids:
             raise InvalidInput("the prompt is empty: there is no token to continue from")
         return ids
+
+    def _caution(self) -> None:
+        """Warn, once, where the model will answer worse than it could."""
+        framed = has_chat_template(self.tokenizer) or self.prompt_format.template is not None
+        if not self._cautioned and not framed:
+            warnings.warn(
+                f"{self.name} has no chat template: it is asked the bare prompt, and a base model "
+                "may go on with questions of its own, so that its answers count as wrong. Frame "
+                'them (--template "Question: {prompt}\\nAnswer:", --system), and say where an '
+                'answer ends (--stop "\\n")',
+                BackendWarning,
+                stacklevel=2,
+            )
+        self._cautioned = True
 
     # --- batches ---------------------------------------------------------------------------------
 
@@ -209,14 +234,17 @@ class LocalBackend(LocalModel):
 
     def _answers(self, prompt: Ids, samples: list[Ids], ms: float) -> Answers:
         """A prompt's samples, decoded up to their end tokens, with what they used."""
-        ends = self._ends()
+        ends, stop = self._ends(), self.prompt_format
         samples = [self._until_end(ids) for ids in samples]
         prompt_tokens, answer_tokens = len(prompt) * len(samples), sum(map(len, samples))
         flops = 2.0 * own_parameters(self.model) * (prompt_tokens + answer_tokens)
+        texts = self.tokenizer.batch_decode(samples, skip_special_tokens=True)
+        stops = [stop.end_of(text) for text in texts]
+        ended = [bool(ids) and ids[-1] in ends for ids in samples]
         return Answers(
-            tuple(self.tokenizer.batch_decode(samples, skip_special_tokens=True)),
+            tuple(text[:at] for text, at in zip(texts, stops, strict=True)),
             Used(len(samples), prompt_tokens, answer_tokens, ms, flops, None),
-            sum(1 for ids in samples if not ids or ids[-1] not in ends),
+            sum(at is None and not end for at, end in zip(stops, ended, strict=True)),
         )
 
     def _generate_halving(self, ids: list[Ids], settings: Settings, seed: int) -> Generated:
@@ -267,13 +295,18 @@ class LocalBackend(LocalModel):
     def _greedy_options(self) -> dict[str, Any]:
         """The options of `generate` for greedy decoding, without a length."""
         unset = {"temperature": None, "top_p": None, "top_k": None}
-        return {"do_sample": False, "pad_token_id": self._pad(), **unset}
+        stop = list(self.prompt_format.stop)
+        stops = {"stop_strings": stop, "tokenizer": self.tokenizer} if stop else {}
+        return {"do_sample": False, "pad_token_id": self._pad(), **unset, **stops}
 
     def _until_end(self, ids: Ids) -> Ids:
         """Up to and including the first end token, since that was generated as well."""
-        ends = self._ends()
+        ends, pad = self._ends(), self._pad()
         stop = next((at for at, token in enumerate(ids) if token in ends), len(ids))
-        return ids[: stop + 1]
+        ids = ids[: stop + 1]
+        while self.prompt_format.stop and pad not in ends and ids and ids[-1] == pad:
+            ids = ids[:-1]  # after a stop of its own, while others of its batch went on
+        return ids
 
     def _ends(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id
@@ -300,7 +333,9 @@ class LocalBackend(LocalModel):
 def backend_with(model: Any, backends: Mapping[str, Backend]) -> tuple[str, LocalBackend] | None:
     """The backend whose copy in memory is this very model, and its name."""
     for name, backend in backends.items():
-        if isinstance(backend, LocalBackend) and backend.loaded is model:
+        if not isinstance(backend, LocalBackend) or backend.prompt_format != PLAIN:
+            continue  # a scorer reads the prompt as it is, so a framed one has another prefill
+        if backend.loaded is model:
             return name, backend
     return None
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pliant.errors import InvalidInput, PliantError
 from pliant.loading import embedded
-from pliant.routing.prompts import Prompt
+from pliant.routing.prompts import Prompt, messages
 
 # The kinds of failures, by which they are counted.
 PROMPT_FAULTS = ("prompt refused", "prompt too long")
@@ -72,6 +72,50 @@ class Settings:
                 f"{self.samples} samples at temperature 0 are {self.samples} times the same "
                 "answer: give a temperature"
             )
+
+
+class BackendWarning(UserWarning):
+    """A model will answer, but worse or slower than it could."""
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a prompt is put to a model, and where its answer ends."""
+
+    template: str | None = None
+    """For a model without a chat template: a text with {prompt} in it."""
+    system: str | None = None
+    """A system message before prompts that have none; before the text, without a chat template."""
+    stop: tuple[str, ...] = ()
+    """An answer ends before the first of these texts."""
+
+    def __post_init__(self) -> None:
+        if self.template is not None and "{prompt}" not in self.template:
+            raise InvalidInput(
+                f"template {self.template!r}: write {{prompt}} where the prompt goes"
+            )
+        if not all(self.stop):
+            raise InvalidInput("stop: an empty text would end every answer at once")
+
+    def messages(self, prompt: Prompt) -> list[dict[str, str]]:
+        conversation = messages(prompt)
+        if self.system is None or conversation[0]["role"] == "system":
+            return conversation
+        return [{"role": "system", "content": self.system}, *conversation]
+
+    def text(self, prompt: Prompt) -> str:
+        """For a model without a chat template: the contents, one a line."""
+        text = "\n".join(message["content"] for message in messages(prompt))
+        framed = text if self.template is None else self.template.replace("{prompt}", text)
+        return framed if self.system is None else f"{self.system}\n{framed}"
+
+    def end_of(self, answer: str) -> int | None:
+        """Where the answer ends; None if it holds none of the stops."""
+        return min((at for stop in self.stop if (at := answer.find(stop)) >= 0), default=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, without what is not set."""
+        return {k: list(v) if k == "stop" else v for k, v in vars(self).items() if v}
 
 
 @dataclass(frozen=True)

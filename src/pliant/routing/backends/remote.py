@@ -19,8 +19,15 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pliant.errors import InvalidInput
-from pliant.routing.backends.protocol import Answers, BackendError, Result, Settings, Used
-from pliant.routing.prompts import Prompt, messages
+from pliant.routing.backends.protocol import (
+    Answers,
+    BackendError,
+    PromptFormat,
+    Result,
+    Settings,
+    Used,
+)
+from pliant.routing.prompts import Prompt
 
 if TYPE_CHECKING:
     import httpx
@@ -48,13 +55,14 @@ class OpenAIBackend:
         timeout: float = 120.0,
         retry: Retry | None = None,
         context_tokens: int | None = None,
+        prompt_format: PromptFormat | None = None,
     ) -> None:
         if concurrency < 1 or timeout <= 0:
             raise InvalidInput(f"concurrency={concurrency}, timeout={timeout}: give more than 0")
         self.name, self.url, self._model = name, url, model
         self._key_env, self._concurrency, self._timeout = key_env, concurrency, timeout
         self._retry = retry or Retry()
-        self._context = context_tokens
+        self._context, self._format = context_tokens, prompt_format or PromptFormat()
         self._client: httpx.Client | None = None
         self._client_lock = threading.Lock()
         self._limit_name = "max_tokens"  # until the server asks for the newer name
@@ -71,7 +79,7 @@ class OpenAIBackend:
             stop.set()  # so that no call waits for another try
 
     def count(self, prompt: Prompt) -> int:
-        return _estimate_tokens(messages(prompt))
+        return _estimate_tokens(self._format.messages(prompt))
 
     def context(self) -> int | None:
         return self._context
@@ -90,7 +98,7 @@ class OpenAIBackend:
         self, prompt: Prompt, settings: Settings, stop: threading.Event
     ) -> Answers | BackendError:
         try:
-            conversation = messages(prompt)
+            conversation = self._format.messages(prompt)
         except InvalidInput as error:
             return BackendError(f"{self.name}: {error}", "prompt refused")
         texts: list[str] = []
@@ -150,6 +158,8 @@ class OpenAIBackend:
             self._limit_name: settings.max_new_tokens,
             "temperature": settings.temperature,
         }
+        if self._format.stop:
+            body["stop"] = list(self._format.stop)
         if samples > 1:
             body["n"] = samples
         if settings.temperature > 0:

@@ -234,19 +234,24 @@ def _check_settings(journal: Journal, settings: Settings, models: Sequence[Model
     answers = [row["key"] for row in stored if _is_answer(row)]
     stated: list[tuple[str, Row]] = [("answer of ", {"key": "how all were asked", **now})]
     stated += [
-        (answer_key(m, ""), {"key": f"how {m.name} was asked", "spec": str(m.spec)}) for m in models
+        (answer_key(m, ""), {"key": f"how {m.name} was asked", **_how_asked(m)}) for m in models
     ]
     for whose, row in stated:
         old = before.get(row["key"])
         if old is None or not any(key.startswith(whose) for key in answers):
             journal.add(row)  # settings without answers may change
             continue
-        for name, value in row.items():
+        for name in dict.fromkeys([*row, *old]):
+            value = row.get(name)
             if old.get(name) != value:
                 raise InvalidInput(
                     f"{journal.path} holds answers with {name}={old.get(name)!r}, not {value!r}: "
                     "label into another file, or ask as before"
                 )
+
+
+def _how_asked(model: Model) -> Row:
+    return {"spec": str(model.spec), **model.prompt_format.as_dict()}
 
 
 def _is_answer(row: Row) -> bool:

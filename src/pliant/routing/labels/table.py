@@ -9,7 +9,7 @@ from typing import Any
 
 from pliant.data import Journal, Row
 from pliant.errors import InvalidInput
-from pliant.routing.backends import Answers, Backend, ModelSpec, Price, Used
+from pliant.routing.backends import Answers, Backend, ModelSpec, Price, PromptFormat, Used
 from pliant.routing.labels.grading import Grader, ToGrade
 from pliant.routing.prompts import digest, messages, text_of
 
@@ -23,6 +23,8 @@ class Model:
     price: Price | None = None
     key_env: str | None = None
     """The environment variable with the key of a URL, if it is not the default one."""
+    prompt_format: PromptFormat = PromptFormat()
+    """That of the backend."""
 
     @property
     def name(self) -> str:
@@ -31,7 +33,9 @@ class Model:
     @property
     def description(self) -> BackendDescription:
         price = None if self.price is None else (self.price.prompt, self.price.answer)
-        return BackendDescription(str(self.spec), price, self.key_env)
+        return BackendDescription(
+            str(self.spec), price, self.key_env, self.prompt_format.as_dict() or None
+        )
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class BackendDescription:
     price: tuple[float, float] | None = None
     """Dollars for a million tokens of prompt and of answer."""
     key_env: str | None = None
+    prompt_format: dict[str, Any] | None = None
 
     def as_dict(self) -> Row:
         """Without missing values."""
@@ -51,7 +56,8 @@ class BackendDescription:
     def from_dict(cls, row: Mapping[str, Any]) -> BackendDescription:
         try:
             price = row.get("price")
-            return cls(row["backend"], None if price is None else tuple(price), row.get("key_env"))
+            price = None if price is None else tuple(price)
+            return cls(row["backend"], price, row.get("key_env"), row.get("prompt_format"))
         except (AttributeError, KeyError, TypeError) as error:
             raise InvalidInput(
                 f"reached: not what `pliant route label` writes ({error!r})"
