@@ -77,10 +77,15 @@ class DecisionRule:
 
 
 def net_gain(gain: ArrayLike, prices: ArrayLike, value: float) -> Floats:
-    """(n, m) gain - value * price, prices (m,) or (n, m); at an infinite value the price alone."""
+    """(n, m) gain - value * price, prices (m,) or (n, m); at an infinite value the price decides,
+    and the gain between equal prices."""
     predicted = np.asarray(gain, dtype=np.float64)
     paid = np.broadcast_to(np.asarray(prices, dtype=np.float64), predicted.shape)
-    return np.asarray(predicted - value * paid if np.isfinite(value) else -paid * np.sign(value))
+    if np.isfinite(value):
+        return np.asarray(predicted - value * paid)
+    cheaper = (paid[:, None, :] < paid[:, :, None]).sum(axis=2)
+    apart = 2 * np.abs(predicted).max(initial=0.0) + 1
+    return np.asarray(predicted - np.sign(value) * apart * cheaper)
 
 
 def turning_points(gain: Floats, prices: ArrayLike) -> Floats:
@@ -124,7 +129,9 @@ class Sweep:
     def unit_gain(self) -> float:
         """What a gain of 1 is in units of the value: 1, or 1 over the range of the prices."""
         prices = self.rule.prices
-        return 1.0 if prices is None else 1 / (prices[-1] - prices[0])
+        if prices is None or prices[-1] == prices[0]:
+            return 1.0
+        return 1 / (prices[-1] - prices[0])
 
     @cached_property
     def steps(self) -> Steps:
@@ -208,9 +215,7 @@ def _ascending(prices: ArrayLike, outcomes: Outcomes) -> tuple[float, ...]:
     paid = np.asarray(prices, dtype=np.float64)
     if paid.shape != (len(outcomes.models),) or not np.isfinite(paid).all():
         raise InvalidInput(f"prices must hold one number for each of {len(outcomes.models)} models")
-    if (np.diff(paid) <= 0).any():
+    if len(paid) > 2 and (np.diff(paid) < 0).any():
         shown = ", ".join(f"{m} {p:g}" for m, p in zip(outcomes.models, paid, strict=True))
-        raise InvalidInput(
-            f"prices: each model must be more expensive than the one before it ({shown})"
-        )
+        raise InvalidInput(f"prices: no model may be cheaper than the one before it ({shown})")
     return tuple(paid.tolist())

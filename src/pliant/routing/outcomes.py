@@ -27,7 +27,8 @@ _COLUMNS = ("prompts", "groups", "wordings", "questions", "messages")
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """n prompts and m models, the cheapest model first."""
+    """n prompts and m models, the cheapest model first; of two models, the better one may be last
+    (`by_quality`)."""
 
     prompts: tuple[str, ...]
     models: tuple[str, ...]
@@ -73,13 +74,24 @@ class Outcomes:
 
     @property
     def weak(self) -> Floats:
-        """(n,) of the cheapest model."""
+        """(n,) of the first model."""
         return self.right[:, 0]
 
     @property
     def strong(self) -> Floats:
-        """(n,) of the most expensive model."""
+        """(n,) of the last model."""
         return self.right[:, -1]
+
+    @property
+    def best(self) -> int:
+        """The index of the model that is right most often; of equals, the cheapest."""
+        return int(np.lexsort((self.cost.mean(axis=0), -self.right.mean(axis=0)))[0])
+
+    @property
+    def strong_costs_no_more(self) -> bool:
+        """Whether the last model is no more expensive than any other."""
+        costs = self.cost.mean(axis=0)
+        return bool(costs[-1] <= costs.min() * (1 + 1e-9))
 
     def routed(self, chosen: NDArray[np.int64]) -> tuple[Floats, Floats]:
         """(n,) and (n,): how often the chosen model of each prompt is right, and what it costs."""
@@ -144,8 +156,7 @@ class Outcomes:
         )
         if models:
             return result
-        cheapest_first = np.argsort(result.cost.mean(axis=0), kind="stable")
-        return result.of_models([named[j] for j in cheapest_first])
+        return result.by_cost()
 
     def write(self, path: str | Path) -> None:
         """Write the table for `read`: one JSON object a prompt."""
@@ -166,6 +177,19 @@ class Outcomes:
         _refuse_unknown("these outcomes", models, self.models)
         at = [self.models.index(name) for name in models]
         return replace(self, models=tuple(models), right=self.right[:, at], cost=self.cost[:, at])
+
+    def by_cost(self) -> Outcomes:
+        """The cheapest model first; of equally expensive ones, the better one last."""
+        order = np.lexsort((self.right.mean(axis=0), self.cost.mean(axis=0)))
+        return self.of_models([self.models[j] for j in order])
+
+    def by_quality(self) -> Outcomes:
+        """The model that is right most often last, whatever it costs. More than two models stay in
+        the order of their costs, which their decision rule compares."""
+        ordered = self.by_cost()
+        if len(self.models) > 2 or ordered.best == 1:
+            return ordered
+        return ordered.of_models(ordered.models[::-1])
 
     def split(
         self, shares: Sequence[float], seed: int, by: str | None = None

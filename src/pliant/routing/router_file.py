@@ -218,7 +218,8 @@ class RouterFile(Part):
     unit: Literal["tokens", "usd", "ms", "flops", "calls"]
     """Of every cost in this file."""
     models: Annotated[list[ModelEntry], Field(min_length=2)]
-    """The cheapest first, the strongest last, in the order of the scorer's columns."""
+    """In the order of the scorer's columns: the strongest of two is the last, of more the most
+    expensive."""
     scorer: ScorerEntry
     calibration: dict[str, dict[str, Any]] | None = None
     """By model: from the scorer's P(right) to a probability (`metrics.calibration`)."""

@@ -147,10 +147,47 @@ def test_what_can_be_kept_is_held_against_the_best_that_can():
     assert select(rungs, outcomes=held).kind == "text"
 
 
-def test_without_anything_to_gain_the_cheapest_is_kept(tmp_path):
-    labels = replace(outcomes(300, 1), right=np.ones((300, 2)))
-    made = fit(labels, tmp_path / "r", scorers=["text", "length"], backends=BACKENDS)
-    assert made.selected.kind == "length" and made.threshold.share == 0
+def test_a_pair_with_nothing_to_gain_is_refused_before_the_work(tmp_path):
+    labels = outcomes(300, 1)
+    worse = np.stack([labels.right[:, 1], labels.right[:, 1] * labels.right[:, 0]], axis=1)
+    for right in (np.ones((300, 2)), worse):
+        with pytest.raises(InvalidInput, match="nothing to gain.*Always ask model-0"):
+            fit(replace(labels, right=right), tmp_path / "r", scorers=["text"])
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_strongest_model_is_the_one_that_the_labels_show(tmp_path):
+    """With the costs the other way round, the expensive model is the bad one."""
+    labels = outcomes(600, 1)
+    made = fit(replace(labels, cost=labels.cost[:, ::-1]), tmp_path / "r", scorers=["text"])
+    assert made.file.names == ("model-0", "model-1") and made.file.default == "model-1"
+    assert made.file.costs == (1.0, 0.0)
+    report, routed = made.evaluation.report, made.evaluation.routed
+    assert report.strong_quality > report.weak_quality
+    assert np.isfinite(made.evaluation.metrics["apgr"].value)
+    assert routed.share > 0.5 and "likelier right" in made.file.threshold.sentence
+    goal = fit(
+        replace(labels, cost=labels.cost[:, ::-1]), tmp_path / "g", scorers=["text"],
+        goal="95 % of the large model's quality",
+    )  # fmt: skip
+    assert goal.threshold.quality >= goal.threshold.strong_quality, "calls to model-0 save nothing"
+
+
+@pytest.mark.parametrize("models", [2, 3])
+def test_specialists_at_one_price_answer_what_they_are_good_at(models, tmp_path):
+    labels = outcomes(900, 1, models=models)
+    kinds = sorted(set(labels.groups))
+    good = np.array([kinds.index(group) % models for group in labels.groups])
+    chance = np.where(good[:, None] == np.arange(models), 0.9, 0.2)
+    right = (np.random.default_rng(0).random(chance.shape) < chance).astype(float)
+    labels = replace(labels, right=right, cost=np.full(right.shape, 2.0))
+    made = fit(labels, tmp_path / "r", scorers=["text", "length"])
+    assert made.selected.kind == "text"
+    best = made.splits.test.right.mean(axis=0).max()
+    assert made.evaluation.routed.quality.value > best + 0.15
+    with Router.load(made.folder, ledger=None) as router:
+        chosen = {router.choose(prompt).model for prompt in made.splits.test.prompts[:40]}
+    assert len(chosen) == models
 
 
 def test_the_best_is_kept_and_routes(fitted):

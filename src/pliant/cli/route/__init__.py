@@ -42,7 +42,7 @@ class LabelsOptions:
     labels: str
     """Labels of prompts that the router was not fitted on."""
     model: tuple[str, ...] = ()
-    """A model's column in the labels; repeatable, cheapest first. Default: all, ordered by cost."""
+    """A model's column in the labels; repeatable. Default: all of them."""
     question_column: str = "question"
     """The column that names the question, where several prompts word the same one."""
     limit: Annotated[int, Ge(1)] | None = None

@@ -32,7 +32,8 @@ class FitOptions(LabelsOptions):
     base: str | None = None
     """The model that the scorers cpx and probe read, usually the small one."""
     goal: str | None = None
-    """In words. Default: 95 % of the large model's quality."""
+    """In words. Default: 95 % of the large model's quality; or, if that costs no more than the
+    others, whichever model is likelier right."""
     lam: Annotated[float, Ge(0)] | None = None
     """Instead of a goal: how much quality a unit of cost is worth."""
     calibration: str = "platt"
@@ -67,7 +68,6 @@ def fit(options: FitOptions) -> None:
 
 def _fitted(options: FitOptions) -> Fitted:
     """The router, with the models and the cost that the labels' rows record."""
-    from pliant.routing.fitting.fit import GOAL
     from pliant.routing.fitting.fit import fit as fit_router
     from pliant.routing.labels.label import backend_descriptions, label_cost
 
@@ -80,7 +80,7 @@ def _fitted(options: FitOptions) -> Fitted:
         options.out,
         scorers=list(options.scorer) or None,
         base=options.base,
-        goal=GOAL if options.goal is None else options.goal,
+        goal=options.goal,
         lam=options.lam,
         calibrate_by=options.calibration,
         backends=backends,
@@ -106,9 +106,9 @@ def _draw(fitted: Fitted, blind: bool) -> None:
     from pliant.routing.metrics.ranking import oracle_apgr
 
     names, evaluation = fitted.file.names, fitted.evaluation
-    best = oracle_apgr(fitted.splits.ladder) if len(names) == 2 else None
+    highest = oracle_apgr(fitted.splits.ladder) if len(names) == 2 else None
     rungs = [rung.as_dict() for rung in fitted.rungs]
-    table = tables.ladder(rungs, names, fitted.selected.kind, best)
+    table = tables.ladder(rungs, names, fitted.selected.kind, highest)
     sizes, how = fitted.splits.sizes(), fitted.splits.how
     sentences = [
         f"Selected: {_why(fitted)}",
@@ -123,6 +123,12 @@ def _draw(fitted: Fitted, blind: bool) -> None:
     if blind:
         untried = ", ".join(READS_A_MODEL)
         sentences.insert(1, f"Not tried: {untried}, which read a model (--base nano-s, say).")
+    if (best := fitted.file.default) != names[-1]:
+        sentences.insert(
+            0,
+            f"WARNING: {best} is right most often, and goals are measured against {names[-1]}, the "
+            f"most expensive model: leave that out (--model).",
+        )
     if not math.isfinite(evaluation.report.oracle_apgr):
         sentences.insert(0, _nothing_to_gain(fitted))
     terminal.draw([table], sentences)
@@ -143,8 +149,8 @@ def _nothing_to_gain(fitted: Fitted) -> str:
     report = fitted.evaluation.report
     return (
         f"WARNING: on the test split {strong} is not better than {weak} (quality "
-        f"{report.strong_quality:.3f} and {report.weak_quality:.3f}), so routing gains nothing. "
-        "Are the models in the order of their cost?"
+        f"{report.strong_quality:.3f} and {report.weak_quality:.3f}), though it is on all labels: "
+        "they are too few to tell the models apart."
     )
 
 

@@ -50,6 +50,8 @@ from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 GOAL = "95 % of the large model's quality"
 RECORD = "fit.json"
 _LEAST_NEW = 50  # prompts to calibrate on
+_LEAST_GAIN = 0.01
+"""Of quality, that the best routing would add to the best model: with less, nothing is learnt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +86,7 @@ def fit(
     *,
     scorers: Sequence[str] | None = None,
     base: str | None = None,
-    goal: str | Goal = GOAL,
+    goal: str | Goal | None = None,
     lam: float | None = None,
     calibrate_by: str = "platt",
     backends: Mapping[str, str] | None = None,
@@ -99,13 +101,20 @@ def fit(
 
     `scorers` are the kinds to try (the default ones if none are named, and all of them with
     `every`; those that read a model only with a `base`).
-    `lam` replaces the goal: each answer is worth its gain less lam times its cost.
+    The strongest model is the one that the labels show to be right most often, and the default.
+    The goal is GOAL or, if no model is cheaper than the strongest, that each prompt goes to the
+    model that is likelier right. `lam` replaces it: each answer is worth its gain less lam times
+    its cost.
     `descriptions` hold each model's backend and price by its name in the labels
     (`labels.label.backend_descriptions`), and `backends` overrides the backend of a model;
     `label_cost` is what making the labels cost (`labels.label.label_cost`), by default the sum of
     their costs.
     """
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
+    outcomes = outcomes.by_quality()
+    _refuse_nothing_to_gain(outcomes)
+    if goal is None and lam is None and outcomes.strong_costs_no_more:
+        lam = 0.0
     if lam is not None and not 0 <= lam < math.inf:
         raise InvalidInput(f"lam={lam}: the price of a unit of cost must be 0 or more and finite")
     folder = Path(out).expanduser()
@@ -119,12 +128,12 @@ def fit(
     predictions = scorer.predict(splits.calibration.asked, splits.calibration.groups)
     costs, chosen = outcomes.cost.mean(axis=0), None
     if lam is None:
-        chosen = choose_threshold(goal, predictions, splits.calibration, costs)
+        chosen = choose_threshold(goal or GOAL, predictions, splits.calibration, costs)
     file = router_file.make(
         unit=outcomes.unit,
         models=_models(outcomes, backends or {}, descriptions or {}),
         scorer={"kind": selected.kind, "cost": _scoring_cost(selected, splits.calibration)},
-        default=outcomes.models[-1],
+        default=outcomes.models[outcomes.best],
         label_cost=_label_cost(outcomes, label_cost or {}),
         threshold=threshold_entry(chosen, lam),
         **reference(predictions, splits.calibration, calibrate_by),
@@ -202,6 +211,9 @@ def threshold_entry(chosen: Threshold | None, lam: float | None) -> dict[str, An
     """A threshold for a router's file, or else the price of cost that replaces it."""
     if chosen is not None:
         return {"on": chosen.on, "value": chosen.value, "sentence": str(chosen)}
+    if lam == 0:
+        sentence = "each prompt goes to the model that is likelier right, whatever it costs"
+        return {"on": "worth", "value": lam, "sentence": sentence}
     sentence = f"one unit of cost is worth {lam:g} right answers: set by hand, not chosen"
     return {"on": "worth", "value": lam, "sentence": sentence}
 
@@ -220,6 +232,26 @@ def reference(predictions: Predictions, outcomes: Outcomes, kind: str) -> dict[s
         "calibration": {name: calibrated.to_json() for name, calibrated in fits.items()},
         "drift": drift.reference(scores.tolist()).model_dump(),
     }
+
+
+def _refuse_nothing_to_gain(outcomes: Outcomes) -> None:
+    """Before the work: where the best model is the cheapest, and no other adds right answers."""
+    best, costs = outcomes.best, outcomes.cost.mean(axis=0)
+    quality = outcomes.right.mean(axis=0)
+    possible = float(outcomes.right.max(axis=1).mean() - quality[best])
+    if costs[best] > costs.min() * (1 + 1e-9) or possible >= _LEAST_GAIN:
+        return
+    name = outcomes.models[best]
+    others = ", ".join(
+        f"{other} on {q:.1%}"
+        for other, q in zip(outcomes.models, quality, strict=True)
+        if other != name
+    )
+    raise InvalidInput(
+        f"nothing to gain from routing: {name} is right on {quality[best]:.1%} of the prompts "
+        f"({others}), no model is cheaper, and the others are right on only {possible:.1%} of "
+        f"the prompts where it is wrong. Always ask {name}"
+    )
 
 
 # --- what is fitted, and where it is written -----------------------------------------------------

@@ -161,7 +161,9 @@ def _area(gain: Floats, outcomes: Outcomes) -> Callable[[Floats], Floats]:
         areas = []
         for c, q in zip(costs, qualities, strict=True):
             order = np.argsort(c, kind="stable")
-            areas.append(hull_area(c[order], q[order]) / max(c.max() - c.min(), 1e-12))
+            spread = c.max() - c.min()
+            area = hull_area(c[order], q[order]) / spread if spread > 0 else q.max()
+            areas.append(area)  # at one price for all, there is only quality
         return np.asarray(areas)
 
     return measure

@@ -162,6 +162,8 @@ def threshold(
                 f"{goal}: no threshold has a quality above {steps.qualities.max():.4g}, because "
                 f"novel prompts go to {_novel_model(swept)}"
             )
+        if outcomes.strong_costs_no_more:  # then calls to the others save nothing
+            return _at(goal, swept, float(steps.values[meets[steps.qualities[meets].argmax()]]))
         return _at(goal, swept, float(steps.values[meets[0]]))
     if goal.kind == "cost":
         if goal.unit != outcomes.unit:
