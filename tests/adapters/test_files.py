@@ -433,6 +433,7 @@ def test_an_index_that_promises_something_else(
         ({"head": torch.ones(3)}, r"head has shape \[3\], and this adapter's has \[1\]"),
         ({"head": torch.tensor([1])}, "head is torch.int64, not torch.float32"),
         ({"head": torch.tensor([float("nan")])}, "head holds NaN"),
+        ({"head": torch.tensor([float("-inf")])}, "head holds NaN or infinity"),
         ({"head": None}, "only one of them has .'head'"),
         ({"tail": torch.ones(1)}, "only one of them has .'tail'"),
     ],

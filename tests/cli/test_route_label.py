@@ -13,7 +13,7 @@ import pytest
 from tests.processes import Program
 from tests.routing.chat_server import chat_server
 
-from pliant import nano
+from pliant import loading, nano
 from pliant.cli import app
 from pliant.data import Journal, read_rows
 from pliant.routing import Outcomes
@@ -362,6 +362,18 @@ def test_a_server_is_sent_the_system_message_and_the_stops(tmp_path: Path) -> No
     assert body["stop"] == ["\n", "Q:"]
 
 
+def test_a_dtype_that_this_cpu_is_slow_in_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loading, "slowdown_of", lambda dtype: 4.0)
+    prompts = write(tmp_path / "p.jsonl", {"prompt": "What is 3 + 2?", "answer": "5"})
+    for dtype, said in (("bfloat16", True), ("float32", False)):
+        options = ["--model", "nano-s", "--dtype", dtype, "--device", "cpu", *FAST]
+        assert label(prompts, tmp_path / f"{dtype}.jsonl", *options) == 0
+        message = "bfloat16 takes 4.0 times as long as float32 on this CPU: --dtype float32"
+        assert (message in capsys.readouterr().err) == said
+
+
 def test_money_is_counted_by_the_price(tmp_path: Path) -> None:
     prompts = write(tmp_path / "p.jsonl", {"prompt": "hello", "answer": "HELLO"})
     out = tmp_path / "labels.jsonl"
@@ -430,6 +442,8 @@ def test_the_same_prompt_is_asked_once(tmp_path: Path) -> None:
         (["--model", "nano-s", "--samples", "3", "--temperature", "0"], "temperature"),
         (["--model", "nano-s", "--out", "labels.csv"], ".jsonl"),
         (["--model", "nano-s", "--seed", "-5"], "seed=-5"),
+        (["--model", "nano-s", "--dtype", "float23"], "did you mean 'float32'"),
+        (["--model", "nano-s", "--template", "Q: "], "needs {prompt}"),
         (["--model", "nano-s", "--seed", "9" * 30], "seed=999"),
     ],
     ids=lambda value: " ".join(value)[-60:] if isinstance(value, list) else "",

@@ -288,6 +288,13 @@ class TestFiles:
         with pytest.raises(CorruptFile, match=message):
             Expert.load(tmp_path)
 
+    def test_peft_loads_no_diverged_expert_either(self, tmp_path: Path) -> None:
+        MATH.save(tmp_path)
+        path = tmp_path / FILES[1]
+        path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\x80\x7f")
+        with pytest.raises(CorruptFile, match="NaN or infinity"):
+            PeftModel.from_pretrained(tiny_llama().eval(), str(tmp_path))
+
     def test_modules_trained_as_a_whole_are_refused(self) -> None:
         model = with_experts("math", modules_to_save=["lm_head"])
         with pytest.raises(UnsupportedModel, match="trained as a whole"):

@@ -151,6 +151,12 @@ def read(folder: Path) -> Saved:
         raise AdapterError(f"{folder}: cannot be read ({error.strerror or error})") from error
 
 
+def check_finite(tensor: Tensor, name: str, place: Path) -> None:
+    """Refuse the weights of a training that had diverged: whatever reads them computes NaN."""
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise CorruptFile(f"{place}: {name} holds NaN or infinity: its training had diverged")
+
+
 def open_weights(folder: Path) -> tuple[Index, Path]:
     """The index of `folder` and its weights file, whose checksum is compared but which is not
     loaded."""

@@ -181,8 +181,7 @@ def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor], fold
             )
         if tensor.is_floating_point() != own.is_floating_point():
             raise CorruptFile(f"{folder}: {name} is {tensor.dtype}, not {own.dtype}")
-        if tensor.is_floating_point() and tensor.isnan().any():
-            raise CorruptFile(f"{folder}: {name} holds NaN: its training had diverged")
+        files.check_finite(tensor, name, folder)
 
 
 # --- sharded adapters ----------------------------------------------------------------------------

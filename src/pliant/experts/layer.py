@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pliant.errors import AdapterError
+from pliant.errors import AdapterError, CorruptFile
 from pliant.experts.basis import basis_of
 from pliant.experts.config import SVFConfig
 from pliant.experts.folded import NEAR_ZERO, folded
@@ -30,6 +30,13 @@ class Change(nn.Module):
     def __init__(self, *size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(*size, dtype=torch.float32))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """PEFT loads whatever a file holds."""
+        saved = state_dict.get(f"{prefix}weight")
+        if saved is not None and not saved.is_meta and not saved.isfinite().all():
+            raise CorruptFile(f"{prefix}weight holds NaN or infinity: its training had diverged")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class SVFLayer(BaseTunerLayer):

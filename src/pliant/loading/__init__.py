@@ -5,6 +5,7 @@ brings to this machine when asked to.
 """
 
 from pliant.loading.models import (
+    check_dtype,
     load,
     load_config,
     load_model,
@@ -17,6 +18,7 @@ from pliant.loading.names import WEIGHTS, Source, embedded, public_name, resolve
 __all__ = [
     "WEIGHTS",
     "Source",
+    "check_dtype",
     "embedded",
     "load",
     "load_config",

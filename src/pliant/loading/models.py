@@ -66,7 +66,7 @@ def load_model(
     source = _readable(name, gguf_file)
     from transformers import AutoModelForCausalLM
 
-    _check_dtype(dtype)
+    check_dtype(dtype)
     place = torch_device(device)
     config = load_config(
         name, gguf_file=gguf_file, revision=revision, trust_remote_code=trust_remote_code
@@ -191,10 +191,11 @@ def _readable(name: str | Path, gguf_file: str | None) -> Source:
     return source
 
 
-def _check_dtype(dtype: str | torch.dtype) -> None:
-    import torch
-
+def check_dtype(dtype: str | torch.dtype) -> None:
+    """Refuse a name that is no dtype."""
     if isinstance(dtype, str) and dtype != "auto":
+        import torch
+
         names = [n for n, value in vars(torch).items() if isinstance(value, torch.dtype)]
         if dtype not in names:
             raise InvalidInput(f"{dtype!r} is not a dtype, nor 'auto'{did_you_mean(dtype, names)}")

@@ -16,6 +16,7 @@ from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import KINDS, Scorer, load, make
 from pliant.routing.scorers.baselines import Oracle
 from pliant.routing.scorers.cpx import Capacity
+from pliant.routing.scorers.protocol import read_arrays, write_arrays
 
 TEXTS = ("tfidf", "tfidf-ridge", "tfidf-logistic", "knn", "pair", "text", "text+group")
 READ_A_MODEL = ("probe", "cpx")
@@ -160,6 +161,11 @@ def test_a_kind_that_was_dropped_says_what_to_fit_instead(tmp_path: Path):
 
 def test_a_damaged_folder_is_refused(scorers, tmp_path: Path):
     scorers["text"].save(tmp_path)
+    arrays = read_arrays(tmp_path / "scorer.safetensors")
+    name = next(name for name, array in arrays.items() if array.dtype.kind == "f")
+    write_arrays(tmp_path / "scorer.safetensors", {**arrays, name: arrays[name] + np.inf})
+    with pytest.raises(CorruptFile, match=f"{name} holds NaN or infinity"):
+        load(tmp_path)
     (tmp_path / "scorer.safetensors").write_bytes(b"no tensors")
     with pytest.raises(CorruptFile, match="truncated or damaged"):
         load(tmp_path)

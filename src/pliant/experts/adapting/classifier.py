@@ -276,6 +276,8 @@ class ByClassifier(Strategy):
         check_base(saved.index.base, model, folder)
         config = dict(saved.index.config)
         experts, layer = config.pop("experts"), config.pop("read_after")
+        for name, tensor in saved.tensors.items():
+            files.check_finite(tensor, name, saved.folder)
         arrays = {name: t.double().numpy() for name, t in saved.tensors.items()}
         linear = Linear.from_arrays(arrays, logistic=True)
         head = Head(tuple(experts), layer, arrays["mean"], arrays["std"], linear)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pliant.complexity import Complexity, Scores
 
 PLAIN = PromptFormat()
+HALF, MUCH_SLOWER = ("bfloat16", "float16"), 1.5
+"""Dtypes for which CPUs may have no units, and the slowdown from which that is said."""
 Ids = list[int]
 Generated = list[list[Ids] | None]
 """Each prompt's samples, up to their end token; None if even one sample exceeded the memory."""
@@ -53,6 +55,7 @@ class LocalModel:
         trust_remote_code: bool = False,
     ) -> None:
         loading.resolve(source)  # so that an unknown name fails at once
+        loading.check_dtype(dtype)
         self._source, self._trusted = source, trust_remote_code
         self._options: dict[str, Any] = {
             "device": device,
@@ -107,9 +110,9 @@ class LocalBackend(LocalModel):
         self._pads: bool | None = None
 
     def ask(self, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Result]:
-        self._caution()
         ids: dict[int, Ids] = {}
         limit = self.context()
+        self._caution()
         for i, prompt in enumerate(prompts):
             try:
                 ids[i] = self.ids(prompt)
@@ -189,7 +192,7 @@ class LocalBackend(LocalModel):
         return ids
 
     def _caution(self) -> None:
-        """Warn, once, where the model will answer worse than it could."""
+        """Warn, once, where the model will answer worse or slower than it could."""
         framed = has_chat_template(self.tokenizer) or self.prompt_format.template is not None
         if not self._cautioned and not framed:
             warnings.warn(
@@ -200,6 +203,15 @@ class LocalBackend(LocalModel):
                 BackendWarning,
                 stacklevel=2,
             )
+        if not self._cautioned and self.model.device.type == "cpu":
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            if dtype in HALF and (slowdown := loading.slowdown_of(self.model.dtype)) > MUCH_SLOWER:
+                warnings.warn(
+                    f"{self.name}: {dtype} takes {slowdown:.1f} times as long as float32 on this "
+                    "CPU: --dtype float32",
+                    BackendWarning,
+                    stacklevel=2,
+                )
         self._cautioned = True
 
     # --- batches ---------------------------------------------------------------------------------

@@ -91,9 +91,7 @@ class PromptFormat:
 
     def __post_init__(self) -> None:
         if self.template is not None and "{prompt}" not in self.template:
-            raise InvalidInput(
-                f"template {self.template!r}: write {{prompt}} where the prompt goes"
-            )
+            raise InvalidInput(f"template {self.template!r}: it needs {{prompt}} for the prompt")
         if not all(self.stop):
             raise InvalidInput("stop: an empty text would end every answer at once")
 

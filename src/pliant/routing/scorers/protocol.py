@@ -155,11 +155,15 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Read what `write_arrays` wrote."""
     try:
-        return dict(load_tensors(path.read_bytes()))
+        arrays = dict(load_tensors(path.read_bytes()))
     except FileNotFoundError:
         raise CorruptFile(f"{path}: missing") from None
     except (SafetensorError, ValueError) as error:
         raise CorruptFile(f"{path}: truncated or damaged ({error})") from error
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise CorruptFile(f"{path}: {name} holds NaN or infinity: its fit had failed")
+    return arrays
 
 
 def gains(values: Floats) -> Floats:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pliant import adapters
 from pliant.adapters import Adapter
-from pliant.adapters.files import INDEX, Index, open_weights
+from pliant.adapters.files import INDEX, Index, check_finite, open_weights
 from pliant.adapters.fingerprint import fingerprint, with_values
 from pliant.errors import AdapterError, CorruptFile, InvalidInput, UnsupportedModel, WrongBase
 from pliant.structure.config import Kind
@@ -140,6 +140,7 @@ def _check_base(base: DiskModel, index: Index, folder: Path) -> None:
 def _read(path: Path, name: str) -> Tensor:
     with safe_open(path, "pt") as file:
         tensor: Tensor = file.get_tensor(name)
+    check_finite(tensor, name, path)
     return tensor
 
 
