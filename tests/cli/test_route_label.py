@@ -272,6 +272,7 @@ def test_what_a_judge_was_asked_in_vain_is_paid_for_too(tmp_path: Path) -> None:
     script += [judged("VERDICT: RIGHT"), judged("so so"), judged("well")]
     with chat_server(script) as server:
         judge = ["--verifier", "judge", "--judge", f"judge=openai:j@{server.url}"]
+        judge += ["--verifier-option", "template={prompt}{answer}"]
         options = far(server, *judge)
         assert label(prompts, out, *options) == 0
         assert len(read_rows(out)) == 1 and len(server.bodies) == 5
