@@ -16,6 +16,7 @@ from pliant.data.chat import (
     check_messages,
     check_text,
     has_chat_template,
+    ordinary_text,
 )
 from pliant.data.journal import Journal
 from pliant.data.rows import (
@@ -40,6 +41,7 @@ __all__ = [
     "duplicates",
     "has_chat_template",
     "normalised",
+    "ordinary_text",
     "read_rows",
     "splits",
     "write_rows",

@@ -2,12 +2,18 @@
 
 chat_ids(messages, tokenizer)            # ready for an answer: with the generation prompt
 ids, learned = assistant_tokens(messages, tokenizer)    # which tokens the assistant wrote
+ordinary_text(text, tokenizer)           # without a template: what a user wrote, and no more
+
+What a message says never becomes a control token: a space after its first character makes ordinary
+text of one, `< |user|>`. So nobody can write another turn into their own.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pliant.errors import InvalidInput
 
@@ -33,7 +39,9 @@ def chat_text(
         )
     try:
         text: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation_prompt
+            [_ordinary_message(message, tokenizer) for message in messages],
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
         )
     except TemplateError as error:  # no system role, say, or roles that do not alternate
         raise InvalidInput(f"{where}: the chat template refuses the messages: {error}") from error
@@ -74,6 +82,61 @@ def assistant_tokens(
             )
         assistant[len(before) : len(after)] = [True] * (len(after) - len(before))
     return ids, assistant
+
+
+# --- control tokens ------------------------------------------------------------------------------
+
+
+def ordinary_text(text: str, tokenizer: Any) -> str:
+    """The text, in which a special token of the tokenizer or its chat template is ordinary."""
+    return _ordinary(text, _patterns(tokenizer)[1])
+
+
+def _ordinary_message(message: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """What others than the user say may hold tokens of the template that are not special: models
+    write <think> and <tool_call>."""
+    special, control = _patterns(tokenizer)
+    pattern = special if message["role"] in ("assistant", "system") else control
+    return {k: v if k == "role" else _ordinary(v, pattern) for k, v in message.items()}
+
+
+def _ordinary(value: Any, pattern: re.Pattern[str]) -> Any:
+    if isinstance(value, str):
+        while pattern.search(value):  # again, where the rest of a token is one itself
+            value = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", value)
+        return value
+    if isinstance(value, Mapping):
+        return {k: _ordinary(v, pattern) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_ordinary(v, pattern) for v in value]
+    return value
+
+
+_known: WeakKeyDictionary[Any, tuple[Any, tuple[re.Pattern[str], re.Pattern[str]]]] = (
+    WeakKeyDictionary()
+)
+
+
+def _patterns(tokenizer: Any) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Of the special tokens, and of these and all others that the chat template writes."""
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    state = (template, len(tokenizer))
+    if _known.get(tokenizer, (None,))[0] != state:
+        added = list(getattr(tokenizer, "added_tokens_decoder", {}).values())
+        special = {token.content for token in added if token.special}
+        special |= {*tokenizer.all_special_tokens} - {getattr(tokenizer, "cpx_token", None)}
+        written = {token.content for token in added if token.content in template}
+        _known[tokenizer] = state, (_pattern(special), _pattern(special | written))
+    return _known[tokenizer][1]
+
+
+def _pattern(tokens: set[str]) -> re.Pattern[str]:
+    """Any of them, the longest first. White space and single letters are text in any case."""
+    texts = [token for token in tokens if len(token.strip()) > 1]
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
+
+
+# --- checks --------------------------------------------------------------------------------------
 
 
 def check_messages(messages: Any, where: str = "the prompt") -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pliant.anatomy import Anatomy
-from pliant.data import chat_ids, check_text, has_chat_template, normalised
+from pliant.data import chat_ids, check_text, has_chat_template, normalised, ordinary_text
 from pliant.errors import InvalidInput
 from pliant.experts.model import svf_layers, use_rows
 from pliant.experts.rows import Mixture, Rows
@@ -52,7 +52,7 @@ def _encode(prompt: Prompt, tokenizer: Any, where: str) -> list[int]:
     if isinstance(prompt, str):
         check_text(prompt, where)
         if not has_chat_template(tokenizer):
-            ids = list(tokenizer(prompt)["input_ids"])
+            ids = list(tokenizer(ordinary_text(prompt, tokenizer))["input_ids"])
             if not ids:
                 raise InvalidInput(f"{where} is empty: there is no token to continue from")
             return ids

@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pliant.data import Row, chat_ids, check_text, has_chat_template, normalised, splits
+from pliant.data import (
+    Row,
+    chat_ids,
+    check_text,
+    has_chat_template,
+    normalised,
+    ordinary_text,
+    splits,
+)
 from pliant.errors import InvalidInput
 
 HELD_OUT = 0.2
@@ -61,7 +69,7 @@ def prompt_ids(prompt: Any, tokenizer: Any, chat: bool, where: str) -> list[int]
     if isinstance(prompt, str):
         check_text(prompt, where)
         if not (chat and has_chat_template(tokenizer)):
-            ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
+            ids: list[int] = tokenizer(ordinary_text(prompt, tokenizer), verbose=False)["input_ids"]
             if not ids:
                 raise InvalidInput(f"{where}: its prompt is empty")
             return ids

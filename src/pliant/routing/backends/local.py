@@ -6,11 +6,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from pliant import loading
-from pliant.data import chat_ids, has_chat_template
+from pliant.data import chat_ids, has_chat_template, ordinary_text
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.routing.backends.protocol import (
     Answers,
@@ -186,7 +187,8 @@ class LocalBackend(LocalModel):
         if has_chat_template(self.tokenizer):
             ids: Ids = chat_ids(self.prompt_format.messages(prompt), self.tokenizer)
         else:
-            ids = self.tokenizer(self.prompt_format.text(prompt))["input_ids"]
+            clean = partial(ordinary_text, tokenizer=self.tokenizer)
+            ids = self.tokenizer(self.prompt_format.text(prompt, clean))["input_ids"]
         if not ids:
             raise InvalidInput("the prompt is empty: there is no token to continue from")
         return ids

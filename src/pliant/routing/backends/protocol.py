@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,9 +101,9 @@ class PromptFormat:
             return conversation
         return [{"role": "system", "content": self.system}, *conversation]
 
-    def text(self, prompt: Prompt) -> str:
-        """For a model without a chat template: the contents, one a line."""
-        text = "\n".join(message["content"] for message in messages(prompt))
+    def text(self, prompt: Prompt, clean: Callable[[str], str] = str) -> str:
+        """For a model without a chat template: the contents, cleaned, one a line."""
+        text = clean("\n".join(message["content"] for message in messages(prompt)))
         framed = text if self.template is None else self.template.replace("{prompt}", text)
         return framed if self.system is None else f"{self.system}\n{framed}"
 

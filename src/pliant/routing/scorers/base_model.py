@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from pliant.data import has_chat_template
+from pliant.data import has_chat_template, ordinary_text
 from pliant.errors import InvalidInput, WrongBase
 from pliant.linear import Linear, logistic
 from pliant.routing.backends.local import LocalModel, own_parameters
@@ -29,7 +29,7 @@ class BaseLM(LocalModel):
         """The prompts as messages for a chat model, as plain text for any other."""
         if has_chat_template(self.tokenizer):
             return [messages(prompt) for prompt in prompts]
-        return [text_of(prompt) for prompt in prompts]
+        return [ordinary_text(text_of(prompt), self.tokenizer) for prompt in prompts]
 
     def reading_flops(self, prompts: Prompts) -> float:
         """The mean cost of reading a prompt, estimated like the cost of an answer in labels."""
