@@ -26,7 +26,7 @@ ORDER = [
     {"data"},
     {"loading"},
     {"anatomy"},
-    {"options"},
+    {"credentials", "files", "options"},
     {"errors"},
 ]
 # The same inside the parts, for the files and folders that lie in each.

@@ -10,32 +10,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors.torch
 from huggingface_hub import ModelCardData
 from torch import Tensor
 
 from pliant.adapters.fingerprint import Fingerprint
-from pliant.errors import AdapterError, CorruptFile, InvalidInput
+from pliant.errors import AdapterError, CorruptFile
+from pliant.files import UNFINISHED, locked, write_file
 from pliant.loading import embedded
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+Content = TypeVar("Content")
 
 FORMAT = 1
 INDEX = "pliant.json"
 DIGITS = 16  # of the content's SHA-256, in the name of the weights file
 WEIGHTS = f"adapter-{'[0-9a-f]' * DIGITS}.safetensors"  # matches weights files and no others
 CARD = "README.md"
-UNFINISHED = ".{}.unfinished"
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,12 @@ def write(folder: Path, index: Index, weights: bytes, numbers: int) -> None:
     content["checksum"] = _checksum(content)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / index.weights, weights)
-        write_file(folder / INDEX, (json.dumps(content, indent=2) + "\n").encode())
-        for old in _leftovers(folder, index.weights):
-            old.unlink()
-        _write_card(folder / CARD, model_card(index, numbers, len(weights)))
+        with locked(folder) as alone:
+            write_file(folder / index.weights, weights)
+            write_file(folder / INDEX, (json.dumps(content, indent=2) + "\n").encode())
+            for old in _leftovers(folder, index.weights, alone):
+                old.unlink()
+            _write_card(folder / CARD, model_card(index, numbers, len(weights)))
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
@@ -92,63 +91,9 @@ def serialize(tensors: dict[str, Tensor]) -> tuple[bytes, str, str]:
     return content, f"adapter-{digest[:DIGITS]}.safetensors", digest
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace a file atomically: a reader sees the old content or the new, never a part."""
-    unfinished = path.with_name(UNFINISHED.format(path.name))
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def check_new(target: Path) -> None:
-    """Refuse a folder that holds anything or cannot be made, before work begins."""
-    dangling = target.is_symlink() and not target.exists()
-    if target.is_file() or dangling or (target.is_dir() and any(target.iterdir())):
-        raise InvalidInput(f"{target} exists already: name a new folder")
-    check_writable(target)
-
-
-def check_writable(path: Path) -> None:
-    """Refuse a file or folder that cannot be made; nothing is."""
-    place = next(each for each in path.absolute().parents if each.exists())
-    try:
-        tempfile.TemporaryFile(dir=place).close()
-    except OSError as error:
-        raise InvalidInput(
-            f"{path}: cannot be written ({place}: {error.strerror or error})"
-        ) from error
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `target` at the end; after an error it is removed."""
-    unfinished = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        name = f".{target.name}.unfinished-"
-        unfinished = Path(tempfile.mkdtemp(prefix=name, dir=target.parent))
-        yield unfinished
-        unfinished.chmod(0o755)
-        unfinished.replace(target)
-    except OSError as error:
-        raise AdapterError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        if unfinished is not None:
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-
 def read(folder: Path) -> Saved:
     """The content of `folder`, after all of it was checked."""
-    try:
-        index = _index(folder)
-        return Saved(folder, index, _weights(folder, index))
-    except OSError as error:
-        raise AdapterError(f"{folder}: cannot be read ({error.strerror or error})") from error
+    return _of_one_save(folder, lambda index: Saved(folder, index, _weights(folder, index)))
 
 
 def check_finite(tensor: Tensor, name: str, place: Path) -> None:
@@ -160,18 +105,24 @@ def check_finite(tensor: Tensor, name: str, place: Path) -> None:
 def open_weights(folder: Path) -> tuple[Index, Path]:
     """The index of `folder` and its weights file, whose checksum is compared but which is not
     loaded."""
+    return _of_one_save(folder, lambda index: (index, _intact(folder, index)))
+
+
+def _of_one_save(folder: Path, read: Callable[[Index], Content]) -> Content:
+    """What `read` makes of the index; read again if another process saves at the same time, and
+    removes the weights that the index names."""
     try:
         index = _index(folder)
-        path = folder / index.weights
-        if path.parent != folder or not path.is_file():
-            raise CorruptFile(f"{path}: missing, although {INDEX} names it")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        while True:
+            try:
+                return read(index)
+            except (CorruptFile, FileNotFoundError):
+                now = _index(folder)
+                if now == index:
+                    raise
+                index = now
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be read ({error.strerror or error})") from error
-    if digest != index.sha256:
-        raise CorruptFile(f"{path}: truncated or damaged (its checksum does not match)")
-    return index, path
 
 
 def locate(source: str | Path, **hub: Any) -> Path:
@@ -219,6 +170,18 @@ def _index(folder: Path) -> Index:
         raise CorruptFile(f"{path}: has invalid fields ({first_fault(error)})") from error
 
 
+def _intact(folder: Path, index: Index) -> Path:
+    """The weights file, after its checksum was compared."""
+    path = folder / index.weights
+    if path.parent != folder or not path.is_file():
+        raise CorruptFile(f"{path}: missing, although {INDEX} names it")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != index.sha256:
+        raise CorruptFile(f"{path}: truncated or damaged (its checksum does not match)")
+    return path
+
+
 def _weights(folder: Path, index: Index) -> dict[str, Tensor]:
     path = folder / index.weights
     if path.parent != folder or not path.is_file():
@@ -246,11 +209,12 @@ def first_fault(error: ValidationError) -> str:
     return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
 
 
-def _leftovers(folder: Path, current: str) -> set[Path]:
-    """The weights of older saves, and the unfinished files of killed ones."""
+def _leftovers(folder: Path, current: str, alone: bool) -> set[Path]:
+    """The weights of older saves, and, if no other save can be at work, the unfinished files of
+    killed ones."""
     older = {path for path in folder.glob(WEIGHTS) if path.name != current}
-    unfinished = [UNFINISHED.format(name) for name in (INDEX, WEIGHTS, CARD)]
-    return older.union(*(folder.glob(pattern) for pattern in unfinished))
+    patterns = [f"{UNFINISHED.format(name)}*" for name in (INDEX, WEIGHTS, CARD)] if alone else []
+    return older.union(*(folder.glob(pattern) for pattern in patterns))
 
 
 def _checksum(content: dict[str, Any]) -> str:

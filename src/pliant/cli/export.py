@@ -73,8 +73,8 @@ def check(options: ExportOptions) -> None:
 
     resolve(options.model)
     torch_device(options.device)
-    from pliant.adapters.files import check_new
     from pliant.adapters.stock import bytes_of
+    from pliant.files import check_new
     from pliant.structure.exporting.disk_export import check_on_disk
     from pliant.structure.exporting.saved import adapter_folders
 

@@ -13,6 +13,7 @@ from annotated_types import Ge
 from pliant.cli import terminal
 from pliant.cli.training_text import calibration_rows, default_data, fitting_length
 from pliant.errors import InvalidInput
+from pliant.files import SVG, check_ours, write_file
 from pliant.options import Flag
 from pliant.reports.tables import Table
 
@@ -79,9 +80,9 @@ def importance(options: ImportanceOptions) -> None:
     scores = measured(options, config, model, tokenizer, rows)
     content = {"model": options.model, "data": data_of(options), **scores.as_dict()}
     if options.out is not None:
-        _write(options.out, json.dumps(content, allow_nan=False) + "\n")
+        write_file(options.out, f"{json.dumps(content, allow_nan=False)}\n".encode())
     if options.picture is not None:
-        _write(options.picture, heat_map(scores))
+        write_file(options.picture, heat_map(scores).encode())
     if options.json:
         terminal.print_json(content)
     else:
@@ -118,10 +119,10 @@ def measured(
 
 def check_files(options: ImportanceOptions) -> None:
     """Refuse what cannot be written before the work begins."""
-    for flag, path, ending in (
-        ("--out", options.out, ".json"),
-        ("--picture", options.picture, ".svg"),
-        ("--resume", options.resume, ".jsonl"),
+    for flag, path, ending, starts in (
+        ("--out", options.out, ".json", (b'{"model":',)),
+        ("--picture", options.picture, ".svg", SVG),
+        ("--resume", options.resume, ".jsonl", (b"",)),
     ):
         if path is None:
             continue
@@ -129,6 +130,7 @@ def check_files(options: ImportanceOptions) -> None:
             raise InvalidInput(f"{flag} {path}: name a {ending} file")
         if path.is_dir():
             raise InvalidInput(f"{flag} {path} is a folder")
+        check_ours(path, *starts)
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -183,13 +185,3 @@ def heat_map(scores: Importance) -> str:
         for kind, sites in scores.units.items()
     }
     return plots.heat_maps(maps, "layer", scores.score)
-
-
-def _write(path: Path, text: str) -> None:
-    """Completely or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

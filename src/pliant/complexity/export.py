@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from pliant import __version__
-from pliant.adapters.files import check_new, new_folder
 from pliant.adapters.fingerprint import is_packed
 from pliant.complexity.config import Reads
 from pliant.complexity.scorer import PromptScorer
 from pliant.complexity.stock import Stock, prove, stock_model, stock_tokenizer
 from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.files import check_new, new_folder
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 0.04, torch.float16: 0.01}
 """The largest allowed difference from a live scorer's logit, relative to the largest logit if that

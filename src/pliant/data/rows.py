@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pliant.errors import InvalidInput, did_you_mean
+from pliant.files import replacing
 from pliant.loading.models import hub_answers
 
 Row = dict[str, Any]
@@ -56,26 +57,36 @@ def read_rows(
     return _select_columns(rows, str(source), columns, limit)
 
 
-def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write JSONL or CSV (either also .gz), completely or not at all; returns how many rows."""
+def write_rows(
+    path: str | Path, rows: Iterable[Mapping[str, Any]], *, private: bool = False
+) -> int:
+    """Write JSONL or CSV (either also .gz), completely or not at all; returns how many rows.
+
+    A new file that is `private` is readable by its owner alone.
+    """
     path = Path(path)
     kind = _format_of(path)
     if kind not in (".jsonl", ".csv"):
         raise InvalidInput(f"{path}: rows are written as .jsonl or .csv, either also .gz")
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _open_text(unfinished, "w", path.suffix == ".gz") as file:
-            count = _write_jsonl(file, rows) if kind == ".jsonl" else _write_csv(file, rows)
-        unfinished.replace(path)
+        with (
+            replacing(path, private=private) as file,
+            _written_text(file, path.suffix == ".gz") as text,
+        ):
+            return _write_jsonl(text, rows) if kind == ".jsonl" else _write_csv(text, rows)
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return count
 
 
 # --- reading -------------------------------------------------------------------------------------
+
+
+def _read_text(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        raw: Any = gzip.open(path)  # noqa: SIM115 (closed with the wrapper around it)
+        return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
 
 
 def _format_of(path: Path) -> str:
@@ -92,10 +103,10 @@ def _numbered_rows(path: Path, kind: str) -> Iterator[tuple[int, Row]]:
 
             yield from enumerate(parquet.read_table(path).to_pylist(), 1)
         elif kind == ".csv":
-            with _open_text(path, "r", path.suffix == ".gz") as text:
+            with _read_text(path) as text:
                 yield from _csv_rows(text, path)
         elif kind in TEXT_FILES:
-            with _open_text(path, "r", path.suffix == ".gz") as text:
+            with _read_text(path) as text:
                 yield 1, {"text": text.read().replace("\r\n", "\n").replace("\r", "\n")}
         else:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -235,11 +246,15 @@ def _short(value: object) -> str:
 # --- writing -------------------------------------------------------------------------------------
 
 
-def _open_text(path: Path, mode: str, zipped: bool) -> IO[str]:
+@contextmanager
+def _written_text(file: IO[bytes], zipped: bool) -> Iterator[IO[str]]:
+    """What writes text to a file, which stays open."""
+    raw: Any = gzip.GzipFile(fileobj=file, mode="wb", filename="") if zipped else file
+    text = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+    yield text
+    text.detach()  # closed by the wrapper's end, the file could not be flushed to the disk
     if zipped:
-        raw = gzip.open(path, mode + "b")  # noqa: SIM115 (closed with the wrapper around it)
-        return io.TextIOWrapper(raw, encoding="utf-8-sig" if mode == "r" else "utf-8", newline="")  # type: ignore[type-var]
-    return path.open(mode, encoding="utf-8-sig" if mode == "r" else "utf-8", newline="")
+        raw.close()
 
 
 def _write_jsonl(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:

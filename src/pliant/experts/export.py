@@ -22,7 +22,6 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from pliant.adapters import attached
-from pliant.adapters.files import check_new, new_folder
 from pliant.adapters.stock import (
     PROBE,
     SHARD_SIZE,
@@ -43,6 +42,7 @@ from pliant.experts.expert import Expert
 from pliant.experts.folded import folded
 from pliant.experts.layer import SVFLayer
 from pliant.experts.model import svf_layers
+from pliant.files import check_new, new_folder
 
 
 @dataclass(frozen=True)

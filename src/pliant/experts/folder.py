@@ -18,9 +18,9 @@ from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from pliant.adapters import Fingerprint
-from pliant.adapters.files import write_file
 from pliant.errors import AdapterError, CorruptFile, InvalidInput, UnsupportedModel
 from pliant.experts.config import TYPE, SVFConfig
+from pliant.files import locked, write_file
 from pliant.loading import public_name
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
@@ -35,13 +35,14 @@ def write(
         raise InvalidInput(f"{folder} is a file: name a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / WEIGHTS, serialized(as_saved(changes), {"format": "pt"}))
         base = public_name(settings.get("base_model_name_or_path") or "") or None
         public = {**settings, "base_model_name_or_path": base}
         content = json.dumps(public, indent=2, sort_keys=True)
-        write_file(folder / CONFIG, content.encode())
-        if not (folder / CARD).is_file():
-            write_file(folder / CARD, card.encode())
+        with locked(folder):
+            write_file(folder / WEIGHTS, serialized(as_saved(changes), {"format": "pt"}))
+            write_file(folder / CONFIG, content.encode())
+            if not (folder / CARD).is_file():
+                write_file(folder / CARD, card.encode())
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be written ({error.strerror or error})") from error
 

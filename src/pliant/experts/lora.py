@@ -25,7 +25,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from pliant.adapters.files import check_new, new_folder
 from pliant.adapters.stock import (
     PROBE,
     assembled,
@@ -42,6 +41,7 @@ from pliant.experts.expert import Expert
 from pliant.experts.export import check_leaves, chosen, merged_weights, on_its_base, stock_state
 from pliant.experts.folder import CARD, PREFIX, WEIGHTS
 from pliant.experts.low_rank import Pair, Part, best_ranks, parts_of, same_ranks, without
+from pliant.files import check_new, new_folder
 from pliant.loading import public_name
 
 ADAPTER = "default"

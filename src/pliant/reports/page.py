@@ -14,6 +14,7 @@ from pliant.reports.tables import Table
 if TYPE_CHECKING:
     from rich.console import Console
 
+START = "<!doctype html>"
 _SHORT = 16  # letters: cells up to this length are not wrapped
 
 
@@ -30,16 +31,17 @@ class Section:
 
 def check_writable(path: Path) -> None:
     """Raise an error, before the work begins, if no page can be written there."""
-    from pliant.adapters import files
+    from pliant import files
 
     if path.is_dir():
         raise InvalidInput(f"{path} is a folder; name the page, as in {path / 'report.html'}")
     files.check_writable(path)
+    files.check_ours(path, START.encode())
 
 
 def write(path: Path, title: str, sections: Sequence[Section]) -> Path:
     """Write the page, completely or not at all; returns its path."""
-    from pliant.adapters.files import write_file
+    from pliant.files import write_file
 
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +51,7 @@ def write(path: Path, title: str, sections: Sequence[Section]) -> Path:
 
 def render(title: str, sections: Sequence[Section]) -> str:
     body = "\n".join(_section(section) for section in sections)
-    return f"""<!doctype html>
+    return f"""{START}
 <html lang="en">
 <head>
 <meta charset="utf-8">

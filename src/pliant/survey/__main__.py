@@ -11,9 +11,9 @@ from typing import Annotated
 import torch
 import transformers
 
-from pliant.adapters.files import write_file
 from pliant.anatomy.tiny import causal_lm_types, variants
 from pliant.cli.app import run_program
+from pliant.files import write_file
 from pliant.options import Flag
 from pliant.survey.capability import Specimen, Verdict, ask, by_part
 

@@ -24,6 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from pliant.adapters import Adapter, attached, files, saving
 from pliant.errors import AdapterError, InvalidInput
+from pliant.files import write_file
 
 FOLDER = "adapters"
 MARKER = "complete.json"
@@ -157,7 +158,7 @@ def mark_complete(checkpoint: Path) -> None:
     """Record the files that are there now as all the files of this checkpoint."""
     (checkpoint / MARKER).unlink(missing_ok=True)
     content = json.dumps({"files": _sizes(checkpoint)}, indent=1).encode()
-    files.write_file(checkpoint / MARKER, content)
+    write_file(checkpoint / MARKER, content)
 
 
 def is_complete(checkpoint: Path) -> bool:

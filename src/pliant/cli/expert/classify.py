@@ -73,7 +73,7 @@ def _rows(options: ClassifyOptions) -> list[dict[str, Any]]:
     if options.prompt:
         raise InvalidInput("a prompt and --data: give one of them")
     if options.out is not None:
-        from pliant.adapters.files import check_new
+        from pliant.files import check_new
 
         if options.classifier is not None or options.label or options.by == "prompt":
             raise InvalidInput("--out fits a new head: leave out --classifier, --label and --by")

@@ -31,9 +31,9 @@ class LeavingOptions:
 
     def loaded(self) -> tuple[Any, Any]:
         """The expert on its base, and the base's tokenizer, after all else was checked."""
-        from pliant.adapters.files import check_new
         from pliant.experts.expert import Expert
         from pliant.experts.export import on_its_base
+        from pliant.files import check_new
         from pliant.loading import resolve, torch_device
 
         assert self.out is not None

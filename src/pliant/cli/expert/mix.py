@@ -80,9 +80,9 @@ def mix(options: MixOptions) -> None:
 
 def _checked(options: MixOptions) -> tuple[Verifier, list[Shot], list[Shot]]:
     """The verifier, the shots and the test, before any model is loaded."""
-    from pliant.adapters.files import check_new
     from pliant.data import read_rows
     from pliant.experts.adapting import check_split, shots_of, split_shots
+    from pliant.files import check_new
     from pliant.verify import verifier
 
     if not options.data:

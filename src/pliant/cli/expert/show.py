@@ -113,13 +113,19 @@ def _check_file(path: Path | None) -> None:
         return
     if path.suffix not in (".html", ".svg"):
         raise InvalidInput(f"--heatmap {path}: name a .html or .svg file")
-    from pliant.reports import page
+    if path.suffix == ".svg":
+        from pliant import files
 
-    page.check_writable(path)
+        files.check_writable(path)
+        files.check_ours(path, *files.SVG)
+    else:
+        from pliant.reports import page
+
+        page.check_writable(path)
 
 
 def _write(path: Path, name: str, result: Profile | Comparison) -> None:
-    from pliant.adapters.files import write_file
+    from pliant.files import write_file
     from pliant.reports import page, plots
 
     drawing = plots.heat_maps(_maps(name, result), "projection", "change", "layer")

@@ -259,7 +259,7 @@ def check(options: PruneOptions) -> None:
 
 def _check_places(options: PruneOptions) -> None:
     """Refuse folders that are in use or lie in each other, and a page that cannot be written."""
-    from pliant.adapters.files import check_new
+    from pliant.files import check_new
     from pliant.reports.page import check_writable
 
     folders = {"--out": options.out, "--adapters": options.adapters}

@@ -37,6 +37,7 @@ from pliant.complexity.prefix_cache.store import (
 )
 from pliant.complexity.scorer import PromptScorer
 from pliant.errors import AdapterError
+from pliant.files import unfinished_name
 
 FORMAT = 4
 TOKENS = 65_536  # in a file, padded
@@ -130,7 +131,7 @@ def write(folder: Path, number: int, layout: Layout, chunk: Chunk) -> Path:
     tensors = {f"{slot:04}": rows for slot, rows in enumerate(chunk.rows)}
     tensors["lengths"] = chunk.lengths
     metadata = {"layout": json.dumps([layout.kinds, layout.shapes])}
-    unfinished = folder / f".{_name(number)}.{os.getpid()}"
+    unfinished = unfinished_name(folder / _name(number))
     try:
         safetensors.torch.save_file(tensors, unfinished, metadata)
         with unfinished.open("rb") as file:

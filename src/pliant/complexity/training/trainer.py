@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from pliant.adapters import files, saving
+from pliant.adapters import saving
 from pliant.complexity.model import Complexity
 from pliant.complexity.prefix_cache import policy
 from pliant.complexity.prompts import Truncation
@@ -36,6 +36,7 @@ from pliant.complexity.training.report import Clock, TrainingReport, last_evalua
 from pliant.complexity.training.train_module import train_module_of
 from pliant.data import Duplicates
 from pliant.errors import AdapterError, InvalidInput
+from pliant.files import write_file
 from pliant.training.checkpoint import AdapterCheckpoint, CompleteCheckpoint, resume_path
 from pliant.training.distributed import check_sharding, from_first_process
 from pliant.training.terminal import finish_step_on_interrupt
@@ -306,11 +307,11 @@ class CPXTrainer(Trainer):
         if here:
             folder.mkdir(parents=True, exist_ok=True)
             if trained:
-                files.write_file(folder / BASE, safetensors.torch.save(trained))
+                write_file(folder / BASE, safetensors.torch.save(trained))
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             settings = self.args.to_json_string().encode()
-            files.write_file(folder / "training_args.json", settings)
+            write_file(folder / "training_args.json", settings)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="A scorer, trained with Pliant")
 

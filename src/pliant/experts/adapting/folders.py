@@ -10,13 +10,13 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from pliant.adapters.files import check_new, new_folder
 from pliant.errors import InvalidInput, PliantError, WrongBase
 from pliant.experts.adapting.prompts import experts_on
 from pliant.experts.expert import Expert
 from pliant.experts.folder import CONFIG, base_name_of, read_settings
 from pliant.experts.model import check_name, svf_layers
 from pliant.experts.rows import Mixture, Rows
+from pliant.files import check_new, new_folder
 
 MIXED = "pliant_mixture"
 

@@ -24,13 +24,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import GRPOTrainer, RLOOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
-from pliant.adapters.files import serialize, write_file
+from pliant.adapters.files import serialize
 from pliant.experts.rewards import Reward, RewardWarning
 from pliant.experts.training.answers import sample_groups
 from pliant.experts.training.config import ExpertTrainingConfig
 from pliant.experts.training.prompts import PromptSampler
 from pliant.experts.training.shared_prompts import score_answers
 from pliant.experts.training.task import Task
+from pliant.files import write_file
 
 RewardFunction = Callable[..., Sequence[float | None]]
 """As trl calls it: `reward(prompts=, completions=, completion_ids=, **columns)`."""

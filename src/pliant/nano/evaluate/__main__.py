@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pliant.adapters.files import write_file
 from pliant.cli import terminal
 from pliant.cli.app import run_program
+from pliant.files import write_file
 from pliant.loading import WEIGHTS, load
 from pliant.nano import HELD_OUT, NAMES, TRAINED, ask, path
 from pliant.nano.families import DIFFICULTIES, Question

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from pliant.adapters.files import write_file
 from pliant.errors import CorruptFile, InvalidInput
+from pliant.files import locked, write_file
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt
 from pliant.stats import Floats
@@ -112,8 +112,9 @@ class Scorer(ABC):
         state = self.state()
         index = {"format": FORMAT, "kind": self.kind, "settings": state.settings}
         folder.mkdir(parents=True, exist_ok=True)
-        write_arrays(folder / WEIGHTS, state.arrays)
-        write_file(folder / INDEX, json.dumps(index, ensure_ascii=False).encode())
+        with locked(folder):
+            write_arrays(folder / WEIGHTS, state.arrays)
+            write_file(folder / INDEX, json.dumps(index, ensure_ascii=False).encode())
 
     @classmethod
     def load(cls, folder: Path) -> Self:

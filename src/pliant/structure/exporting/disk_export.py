@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from pliant import __version__
-from pliant.adapters.files import check_new, write_file
 from pliant.adapters.stock import (
     PROBE,
     SHARD_SIZE,
@@ -40,6 +39,7 @@ from pliant.errors import (
     PliantError,
     UnsupportedModel,
 )
+from pliant.files import check_new, write_file
 from pliant.loading import load_config, load_tokenizer, resolve
 from pliant.structure.exporting.disk_model import DiskModel, Slot
 from pliant.structure.exporting.disk_plan import plan_from_disk

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from pliant import __version__
 from pliant.adapters import attached
-from pliant.adapters.files import check_new, new_folder
 from pliant.adapters.stock import (
     PROBE,
     SHARD_SIZE,
@@ -39,6 +38,7 @@ from pliant.anatomy.find import unwrap
 from pliant.anatomy.modes import eval_mode
 from pliant.anatomy.trial import trial_ids
 from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.files import check_new, new_folder
 from pliant.structure.config import Kind
 from pliant.structure.exporting.closest import closest, layers_closed
 from pliant.structure.exporting.remaining import (

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from pliant.adapters import Adapter
-from pliant.adapters.files import check_new, new_folder
 from pliant.errors import AdapterError, CorruptFile
+from pliant.files import check_new, new_folder
 from pliant.structure.config import PruneConfig
 from pliant.structure.gates import Gates
 from pliant.structure.pruning.close_experts import ClosedExperts

@@ -22,11 +22,11 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 
 from pliant.adapters import attached
-from pliant.adapters.files import write_file
 from pliant.adapters.fingerprint import is_packed
 from pliant.adapters.hooks import is_off
 from pliant.anatomy.find import unwrap
 from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.files import write_file
 from pliant.structure.exporting.export import RECORD
 from pliant.structure.recovery.config import RecoveryConfig
 from pliant.structure.recovery.run import Recovery, RecoveryResult, identity
