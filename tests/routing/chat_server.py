@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Scripted = int | tuple[int, dict[str, str]] | tuple[int, dict[str, str], str] | str | None
+
+@dataclass(frozen=True)
+class Drip:
+    """Sends these bytes, then one more at a time for as long as somebody reads."""
+
+    start: bytes
+
+
+Scripted = (
+    int | tuple[int, dict[str, str]] | tuple[int, dict[str, str], str] | str | bytes | Drip | None
+)
 
 
 @dataclass
@@ -18,7 +28,8 @@ class ChatServer:
     """Answers the last message in capitals, after what the script has for the next calls.
 
     An entry of the script is a status (with headers, with a body), "hang up", "stall" (until the
-    server ends), a text that is sent as it is with status 200, or None for an ordinary answer.
+    server ends), a text that is sent as it is with status 200, bytes that are all of a reply with
+    its headers, or None for an ordinary answer.
     """
 
     script: list[Scripted] = field(default_factory=list)
@@ -80,6 +91,8 @@ def _handler(state: ChatServer) -> type[BaseHTTPRequestHandler]:
             elif step == "stall":
                 state.ended.wait()
                 self.close_connection = True
+            elif isinstance(step, (bytes, Drip)):
+                self._send_raw(step)
             elif isinstance(step, str):
                 self._send(200, {}, step)
             elif isinstance(step, int):
@@ -108,6 +121,13 @@ def _handler(state: ChatServer) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+
+        def _send_raw(self, step: bytes | Drip) -> None:
+            self.close_connection = True
+            with suppress(OSError):  # the client has hung up
+                self.wfile.write(step.start if isinstance(step, Drip) else step)
+                while isinstance(step, Drip) and not state.ended.wait(0.01):
+                    self.wfile.write(b"x")
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -1,13 +1,13 @@
 """The backend of a model behind a URL: any server that speaks OpenAI's chat protocol.
 
 Temporary failures (408, 429, 5xx, a time-out, a lost connection) are retried; permanent ones (a
-wrong key, no such model) fail at once. The key is read from an environment variable when it is
-sent, and never appears in a file, message or error.
+wrong key, no such model) fail at once. Whatever a server does is a failure of its model alone. The
+key is read from an environment variable when it is sent, and never appears in a file, message or
+error.
 """
 
 from __future__ import annotations
 
-import os
 import queue
 import random
 import threading
@@ -16,9 +16,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from pliant.credentials import api_key, check_variable, masked
 from pliant.errors import InvalidInput
+from pliant.routing.backends.http import Client, NoReply, Reply
 from pliant.routing.backends.protocol import (
     Answers,
     BackendError,
@@ -29,14 +31,13 @@ from pliant.routing.backends.protocol import (
 )
 from pliant.routing.prompts import Prompt
 
-if TYPE_CHECKING:
-    import httpx
-
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
 KEY = "OPENAI_API_KEY"
-_CONNECT = 5.0  # seconds: a server that accepts no connection is down, however slow its answers
+_LONGEST = 86_400.0  # seconds of a call
+_MOST_TOKENS = 10**9  # of an answer: a server that counts more is broken
+_LONG_KEY = 20  # letters: in an answer, a shorter one may be a word
 _TEMPLATE_TOKENS = 8  # about what a chat template adds to a message
 _BYTES_A_TOKEN = 3  # rather few, so that estimates are rather too high
 
@@ -57,14 +58,17 @@ class OpenAIBackend:
         context_tokens: int | None = None,
         prompt_format: PromptFormat | None = None,
     ) -> None:
-        if concurrency < 1 or timeout <= 0:
-            raise InvalidInput(f"concurrency={concurrency}, timeout={timeout}: give more than 0")
+        if concurrency < 1 or not 0 < timeout <= _LONGEST:
+            raise InvalidInput(
+                f"concurrency={concurrency}, timeout={timeout}: give 1 or more, and at most "
+                f"{_LONGEST:g} seconds"
+            )
+        check_variable(key_env)
         self.name, self.url, self._model = name, url, model
-        self._key_env, self._concurrency, self._timeout = key_env, concurrency, timeout
+        self._key_env, self._concurrency = key_env, concurrency
         self._retry = retry or Retry()
         self._context, self._format = context_tokens, prompt_format or PromptFormat()
-        self._client: httpx.Client | None = None
-        self._client_lock = threading.Lock()
+        self._client = Client(timeout=timeout, connections=concurrency)
         self._limit_name = "max_tokens"  # until the server asks for the newer name
         self._single_samples = False  # until the server refuses several samples a call
 
@@ -88,9 +92,7 @@ class OpenAIBackend:
         return unit not in ("usd", "flops")
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        self._client.close()
 
     # --- one prompt ------------------------------------------------------------------------------
 
@@ -122,26 +124,26 @@ class OpenAIBackend:
         stop: threading.Event,
     ) -> Answers:
         """The answers of one call, after as many tries as it needs."""
-        import httpx
-
-        tried = 0
+        key, tried = self._key(), 0
         while True:
             tried += 1
             requested = 1 if self._single_samples else samples
             failure, retry_after, retry = None, None, False
             begun = time.perf_counter()
             try:
-                reply = self._post(self._body(conversation, settings, requested, seed_offset))
-                failure, retry = self._failure(reply)
+                body = self._body(conversation, settings, requested, seed_offset)
+                reply = self._post(body, key)
+                failure, retry = self._failure(reply, key)
                 retry_after = reply.headers.get("retry-after")
                 if failure is None:
                     ms = (time.perf_counter() - begun) * 1000
-                    return self._read(reply, conversation, samples, ms)
+                    return self._read(reply, conversation, samples, ms, key)
                 if self._adapts(reply, requested):
                     tried -= 1
                     continue
-            except httpx.TransportError as error:
-                failure, retry = self._unanswered(error), True
+            except NoReply as error:
+                reason = self._summary(str(error), key)
+                failure, retry = BackendError(f"{self.name}: {reason}", error.kind), True
             except BackendError as error:  # no chat completion
                 failure, retry = error, True
             wait = self._retry.wait(tried, retry_after) if retry else None
@@ -166,24 +168,15 @@ class OpenAIBackend:
             body["seed"] = settings.seed + seed_offset
         return body
 
-    def _post(self, body: dict[str, Any]) -> httpx.Response:
-        import httpx
-
-        with self._client_lock:
-            if self._client is None:
-                limits = httpx.Limits(max_connections=self._concurrency)
-                timeout = httpx.Timeout(self._timeout, connect=min(_CONNECT, self._timeout))
-                self._client = httpx.Client(timeout=timeout, limits=limits)
-            client = self._client
-        key = self._key()
+    def _post(self, body: dict[str, Any], key: str | None) -> Reply:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return client.post(f"{self.url}/chat/completions", json=body, headers=headers)
+        return self._client.post(f"{self.url}/chat/completions", body, headers)
 
-    def _adapts(self, reply: httpx.Response, samples: int) -> bool:
+    def _adapts(self, reply: Reply, samples: int) -> bool:
         """Whether the server refused only the form of the request, which is now changed."""
-        if reply.status_code not in (400, 422):
+        if reply.status not in (400, 422):
             return False
-        if self._limit_name == "max_tokens" and "max_completion_tokens" in reply.text:
+        if self._limit_name == "max_tokens" and "max_completion_tokens" in reply.excerpt:
             self._limit_name = "max_completion_tokens"
             return True
         if samples > 1 and not self._single_samples:
@@ -194,69 +187,87 @@ class OpenAIBackend:
     # --- the reply -------------------------------------------------------------------------------
 
     def _read(
-        self, reply: httpx.Response, conversation: list[dict[str, str]], samples: int, ms: float
+        self,
+        reply: Reply,
+        conversation: list[dict[str, str]],
+        samples: int,
+        ms: float,
+        key: str | None,
     ) -> Answers:
         try:
             content = reply.json()
             choices = content["choices"][:samples]
-            texts = tuple(choice["message"]["content"] or "" for choice in choices)
-            if not texts or not all(isinstance(text, str) for text in texts):
+            texts = tuple(_text(choice["message"]["content"], key) for choice in choices)
+            if not texts:
                 raise TypeError("no text")
             usage = content.get("usage") or {}
-            prompt_tokens = int(usage.get("prompt_tokens") or 0)
-            answer_tokens = int(usage.get("completion_tokens") or 0)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            prompt_tokens = _count(usage.get("prompt_tokens"))
+            answer_tokens = _count(usage.get("completion_tokens"))
+            truncated = sum(1 for choice in choices if choice.get("finish_reason") == "length")
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+            shown = self._summary(reply.excerpt, key) or "nothing"
             raise BackendError(
-                f"{self.name}: the server's answer is no chat completion: "
-                f"{self._summary(reply.text) or 'nothing'}",
-                "broken reply",
-            ) from error
+                f"{self.name}: the server's answer is no chat completion: {shown}", "broken reply"
+            ) from None
         if not prompt_tokens:  # some servers do not count
             prompt_tokens = _estimate_tokens(conversation)
         if not answer_tokens:
             answer_tokens = sum(len(text.encode()) // _BYTES_A_TOKEN + 1 for text in texts)
-        truncated = sum(1 for choice in choices if choice.get("finish_reason") == "length")
         used = Used(len(texts), prompt_tokens, answer_tokens, ms, None, None)
         return Answers(texts, used, truncated)
 
-    def _failure(self, reply: httpx.Response) -> tuple[BackendError | None, bool]:
+    def _failure(self, reply: Reply, key: str | None) -> tuple[BackendError | None, bool]:
         """The error that a status stands for, and whether another try may succeed."""
-        status = reply.status_code
+        status, text = reply.status, reply.excerpt
         if 200 <= status < 300:
             return None, False
-        message = f"{self.name}: the server says {status}: {self._summary(reply.text)}"
-        if status == 429 and "insufficient_quota" not in reply.text:
+        message = f"{self.name}: the server says {status}: {self._summary(text, key)}"
+        if status == 429 and "insufficient_quota" not in text:
             return BackendError(message, "busy"), True
         if status == 408:
             return BackendError(message, "timeout"), True
         if status >= 500:
             return BackendError(message, "server error"), True
         if status in (400, 413, 422):
-            too_long = "context" in reply.text.lower() or status == 413
+            too_long = "context" in text.lower() or status == 413
             return BackendError(message, "prompt too long" if too_long else "prompt refused"), False
-        if status == 401 and self._key() is None:
+        if status == 401 and key is None:
             message += f" (the environment variable {self._key_env} holds no key)"
         return BackendError(message, "refused", fatal=True), False
 
     def _key(self) -> str | None:
         """The key, read when it is used and never stored."""
-        return os.environ.get(self._key_env) or None
+        try:
+            return api_key(self._key_env)
+        except InvalidInput as error:
+            raise BackendError(f"{self.name}: {error}", "refused", fatal=True) from None
 
-    def _unanswered(self, error: Exception) -> BackendError:
-        import httpx
-
-        reason = self._summary(str(error)) or type(error).__name__
-        if isinstance(error, httpx.ConnectTimeout):
-            return BackendError(f"{self.name}: {self.url} accepts no connection", "unreachable")
-        if isinstance(error, httpx.TimeoutException):
-            return BackendError(f"{self.name}: no answer in {self._timeout:g} s", "timeout")
-        return BackendError(f"{self.name}: {self.url} cannot be reached: {reason}", "unreachable")
-
-    def _summary(self, text: str) -> str:
-        """The server's text on one short line, without the key, which some servers repeat."""
-        key = self._key()
-        line = " ".join((text.replace(key, "***") if key else text).split())
+    def _summary(self, text: str, key: str | None) -> str:
+        """The server's text on one short line, without the key, which some servers repeat, and
+        without letters that control a terminal."""
+        hidden = masked(text, key)
+        line = " ".join("".join(c if c.isprintable() else " " for c in hidden).split())
         return line if len(line) <= 200 else line[:197] + "..."
+
+
+def _text(content: Any, key: str | None) -> str:
+    """An answer that can be written to a file; a server may repeat the key in it."""
+    text = content or ""
+    if not isinstance(text, str):
+        raise TypeError("no text")
+    text.encode()  # a lone surrogate is no text: ValueError
+    return masked(text, key) if key and len(key) >= _LONG_KEY else text
+
+
+def _count(tokens: Any) -> int:
+    """A number of tokens; 0 if the server does not count."""
+    if tokens is None:
+        return 0
+    if isinstance(tokens, bool) or not isinstance(tokens, (int, float)):
+        raise TypeError("no number")
+    if not 0 <= tokens <= _MOST_TOKENS:  # nor infinite, nor NaN
+        raise ValueError("no number of tokens")
+    return int(tokens)
 
 
 def _estimate_tokens(conversation: list[dict[str, str]]) -> int:
@@ -344,7 +355,7 @@ def seconds_from(retry_after: str | None, now: float) -> float | None:
         pass
     try:
         date = parsedate_to_datetime(retry_after)
-    except ValueError:
+        date = date if date.tzinfo else date.replace(tzinfo=UTC)
+        return max(0.0, date.timestamp() - now)
+    except (ValueError, OverflowError):
         return None
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max(0.0, date.timestamp() - now)
