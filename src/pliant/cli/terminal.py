@@ -80,7 +80,7 @@ def shown_warnings(*kinds: type[Warning]) -> Iterator[None]:
 
 
 def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """Iterate with a progress bar on a terminal, or a line for every tenth in a pipe.
+    """Iterate with a progress bar on a terminal, or a line for the first and every tenth in a pipe.
 
     The total of what has no length must be given.
     """
@@ -96,7 +96,7 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
     tenths = 0
     for done, item in enumerate(items, start=1):
         yield item
-        if done * 10 // total > tenths:
+        if done == 1 or done * 10 // total > tenths:
             tenths = done * 10 // total
             print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
 

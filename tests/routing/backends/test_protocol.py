@@ -128,6 +128,39 @@ def test_a_local_model_answers_in_any_batch_as_alone() -> None:
         assert used.flops == 2 * 95_760 * (used.prompt_tokens + used.answer_tokens)
 
 
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({}, [1, 2, 4, 8, 5]),
+        ({"batch_size": 3}, [1, 2, 3, 3, 3, 3, 3, 2]),
+        ({"tokens_a_batch": 40}, [1, 2, 4, 4, 4, 4, 1]),
+        ({"batch_size": 1}, [1] * 20),
+    ],
+)
+def test_the_first_answers_come_early(options: dict[str, int], sizes: list[int]) -> None:
+    """Batches grow from one prompt, up to a number of prompts or of tokens."""
+    backend: Any = open_backend(ModelSpec.parse("nano-s"), **options)
+    seen: list[int] = []
+
+    def note(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].shape[1] > 1:
+            seen.append(len(kwargs["input_ids"]))
+
+    prompts = [f"{i}+{i}" for i in range(10, 30)]
+    list(backend.ask(prompts[:1], Settings(max_new_tokens=1)))  # this tries the model out
+    hook = backend.model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        list(backend.ask(prompts, Settings(max_new_tokens=2)))
+    finally:
+        hook.remove()
+    assert seen == sizes
+
+
+def test_a_batch_size_is_a_number() -> None:
+    with pytest.raises(InvalidInput, match="batch_size = 0"):
+        open_backend(ModelSpec.parse("nano-s"), batch_size=0)
+
+
 def test_an_answer_that_is_cut_off_is_counted() -> None:
     backend = open_backend(ModelSpec.parse("nano-s"))
     ((_, whole),) = backend.ask(["498*8"], Settings(max_new_tokens=24))

@@ -45,7 +45,8 @@ def open_backend(spec: ModelSpec, **options: Any) -> Backend:
     """The backend of a model; it loads or calls nothing before the first `ask`.
 
     Options: prompt_format; for a model that runs here also device, dtype, tokens_a_batch,
-    trust_remote_code; for one behind a URL: key_env, concurrency, timeout, retry, context_tokens.
+    batch_size, trust_remote_code; for one behind a URL: key_env, concurrency, timeout, retry,
+    context_tokens.
     """
     if spec.url is None:
         from pliant.routing.backends.local import LocalBackend

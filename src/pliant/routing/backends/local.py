@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from pliant import loading
 from pliant.data import chat_ids, has_chat_template, ordinary_text
-from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.errors import InvalidInput, UnsupportedModel, check_whole
 from pliant.routing.backends.protocol import (
     Answers,
     Backend,
@@ -101,11 +101,14 @@ class LocalBackend(LocalModel):
         model: str,
         *,
         tokens_a_batch: int = 8_192,
+        batch_size: int | None = None,
         prompt_format: PromptFormat = PLAIN,
         **options: Any,
     ) -> None:
         super().__init__(model, **options)
-        self.name, self._batch_tokens = name, tokens_a_batch
+        if batch_size is not None:
+            check_whole("batch_size", batch_size, 1)
+        self.name, self._batch_tokens, self._batch_size = name, tokens_a_batch, batch_size
         self.prompt_format, self._cautioned = prompt_format, False
         self._exclusive = threading.Lock()  # while it is held, this generates nothing else
         self._pads: bool | None = None
@@ -219,15 +222,19 @@ class LocalBackend(LocalModel):
     # --- batches ---------------------------------------------------------------------------------
 
     def _batches(self, ids: dict[int, Ids], settings: Settings) -> Iterator[list[int]]:
-        """Rows of similar length; of equal length, if padding changes the model's answers."""
-        rows: list[int] = []
+        """Rows of similar length; of equal length, if padding changes the model's answers.
+
+        The first batch is one row, and each may have twice the rows of the one before, up to the
+        limits: on a slow machine the first answers are there early, and a kill loses few.
+        """
+        rows, most = list[int](), 1
         for i in sorted(ids, key=lambda i: len(ids[i])):
             length = (len(ids[i]) + settings.max_new_tokens) * settings.samples
-            full = (len(rows) + 1) * length > self._batch_tokens
+            full = (len(rows) + 1) * length > self._batch_tokens or len(rows) >= most
             longer = bool(rows) and len(ids[i]) != len(ids[rows[0]])
             if rows and (full or (longer and not self._tolerates_padding())):
                 yield rows
-                rows = []
+                rows, most = [], min(2 * most, self._batch_size or 2 * most)
             rows.append(i)
         if rows:
             yield rows
