@@ -477,3 +477,92 @@ def test_two_jobs_do_not_write_one_file(tmp_path: Path, capsys: pytest.CaptureFi
         assert label(prompts, out, "--model", "nano-s") == 2
     assert "another process is writing it" in capsys.readouterr().err
     assert os.path.getsize(journal_of(out)) == 0
+
+
+# --- nothing is lost, and nothing is everybody's --------------------------------------------------
+
+LABELS = {"prompt": "p", "right": {}, "cost": {}, "unit": "ms", "answers": {}}
+FOREIGN = {
+    "the prompts": ("questions.jsonl", None, "is the file of the prompts"),
+    "a link to them": ("link.jsonl", "link", "is the file of the prompts"),
+    "prompts as answers": ("q.jsonl", "q.answers.jsonl", "is the file of the prompts"),
+    "other rows": ("labels.jsonl", '{"prompt": "p", "right": 1}\n', "something else than labels"),
+    "a text": ("labels.jsonl", "my notes", "something else than labels"),
+    "labels alone": ("labels.jsonl", json.dumps(LABELS), "whose answers are not beside it"),
+    "other answers": ("labels.answers.jsonl", '{"key": "mine"}\n{"key": "ours', "something else"),
+    "one line": ("labels.answers.jsonl", '{"key": "mine"}', "something else"),
+    "half a line": ("labels.answers.jsonl", "{", None),
+    "text as answers": ("labels.answers.jsonl", "my notes", "something else"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*dropped the incomplete last line")
+@pytest.mark.parametrize("case", FOREIGN)
+def test_no_other_file_is_touched(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = write(tmp_path / "questions.jsonl", {"prompt": "what is 1+1", "answer": "2"})
+    name, content, complaint = FOREIGN[case]
+    if content == "link":
+        (tmp_path / name).symlink_to(prompts)
+    elif content == "q.answers.jsonl":
+        prompts = prompts.rename(tmp_path / content)
+    elif content is not None:
+        (tmp_path / name).write_text(content)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    out = tmp_path / name.replace(".answers", "")
+    status = label(prompts, out, "--model", "nano-s", *FAST)
+    if complaint is None:  # the rest of a journal that was killed as it began
+        assert status == 0
+        return
+    assert status == 2 and complaint in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_labels_and_answers_are_their_owners(tmp_path: Path) -> None:
+    prompts, out = questions(tmp_path, 2), tmp_path / "labels.jsonl"
+    assert label(prompts, out, "--model", "nano-s", *FAST) == 0
+    for path in (out, journal_of(out)):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_server_breaks_ends_no_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"p{i}", "answer": f"P{i}"} for i in range(5)]
+    prompts, out = write(tmp_path / "p.jsonl", *rows), tmp_path / "labels.jsonl"
+    surrogate = '{"choices": [{"message": {"content": "\\ud83d"}}]}'
+    infinite = '{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": Infinity}}'
+    with chat_server([surrogate, "[" * 100_000, infinite]) as server:
+        assert label(prompts, out, *far(server)) == 0
+    assert len(read_rows(out)) == 2 and "3 x broken reply" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "key", "complaint"),
+    [
+        ("MY_KEY", "sk-very\nsecret", "MY_KEY holds no API key"),
+        ("MY_KEY", "sk-véry-secret", "MY_KEY holds no API key"),
+        ("MY_KEY", "", "is not set, or empty"),
+        ("sk-very-secret", "", "is it the key itself"),
+        ("sk_very_secret", "", "is not set, or empty"),
+        ("fur=sk-very-secret", "", "no model 'fur'"),
+    ],
+)
+def test_a_key_that_is_none_is_refused_unseen(
+    variable: str,
+    key: str,
+    complaint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    prompts = write(tmp_path / "p.jsonl", {"prompt": "a", "answer": "A"})
+    with chat_server() as server:
+        options = far(server, "--api-key-env", variable)
+        assert label(prompts, tmp_path / "labels.jsonl", *options) == 2
+        assert not server.bodies
+    printed = capsys.readouterr().err
+    assert complaint in printed and "secret" not in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]

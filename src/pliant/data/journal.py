@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 from pliant.data.rows import Row, json_lines
 from pliant.errors import InvalidInput
+from pliant.files import PRIVATE
 
 
 class Journal:
@@ -22,20 +24,40 @@ class Journal:
     failure can, unless `durable=True` waits for the disk.) If a kill leaves the last line
     incomplete, opening the journal again drops it, with a warning. One process writes a journal at
     a time; its threads may share it.
+
+    A file that does not begin with `start`, or has other rows than a journal, is refused and stays
+    as it is. A new file that is `private` is readable by its owner alone.
     """
 
-    def __init__(self, path: str | Path, key: str = "key", *, durable: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        key: str = "key",
+        *,
+        durable: bool = False,
+        private: bool = False,
+        start: str = "{",
+    ) -> None:
         self.path, self.key, self.durable = Path(path), key, durable
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self.is_new = not self.path.exists()
+            self._file = _open(self.path, private)
         except OSError as error:
             raise InvalidInput(f"{path}: cannot be written ({error.strerror})") from error
         try:
             _lock_or_refuse(self._file, self.path)
-            self.dropped = _repair(self._file, self.path)
-            self._done = {self._key_of(row, f"{path}, line {at}") for at, row in self._lines()}
+            content = self.path.read_bytes()
+            _check_start(content, start, self.path)
+            complete = _without_incomplete_line(content)
+            rows = json_lines(io.BytesIO(complete), self.path)
+            self._done = {self._key_of(row, f"{path}, line {at}") for at, row in rows}
+            self.dropped = len(content) - len(complete)
+            if self.dropped:
+                os.ftruncate(self._file, len(complete))
+            elif complete and not complete.endswith(b"\n"):
+                _write_all(self._file, b"\n", self.path)
         except BaseException:
             os.close(self._file)
             raise
@@ -100,21 +122,28 @@ def _lock_or_refuse(file: int, path: Path) -> None:
         raise InvalidInput(f"{path}: another process is writing it") from error
 
 
-def _repair(file: int, path: Path) -> int:
-    """Drop an incomplete last line, or end a complete one; returns how many bytes are dropped."""
-    content = path.read_bytes()
+def _open(path: Path, private: bool) -> int:
+    if path.exists() and not path.is_file():
+        raise InvalidInput(f"{path}: is no file that rows can be added to")
+    permissions = PRIVATE if private else 0o666  # less what the system withholds
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, permissions)
+
+
+def _check_start(content: bytes, start: str, path: Path) -> None:
+    """Refuse another file; of a journal that was killed at once, a part of `start` is left."""
+    expected = start.encode()
+    if not (content.startswith(expected) or expected.startswith(content)):
+        raise InvalidInput(f"{path}: holds something else, which stays: name another file")
+
+
+def _without_incomplete_line(content: bytes) -> bytes:
+    """The content up to its last complete row, which may lack the end of its line."""
     tail = content[content.rfind(b"\n") + 1 :]
-    if not tail:
-        return 0
     try:
-        complete = isinstance(json.loads(tail), dict)
-    except ValueError:
+        complete = not tail or isinstance(json.loads(tail), dict)
+    except (ValueError, RecursionError):
         complete = False
-    if complete:
-        _write_all(file, b"\n", path)
-        return 0
-    os.ftruncate(file, len(content) - len(tail))
-    return len(tail)
+    return content if complete else content[: len(content) - len(tail)]
 
 
 def _write_all(file: int, content: bytes, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,6 +62,8 @@ class LabelOptions:
     """US dollars per million tokens, in and out; repeatable."""
     api_key_env: Annotated[tuple[str, ...], Flag(metavar="[MODEL=]NAME")] = ()
     """The environment variable that holds the key; OPENAI_API_KEY by default."""
+    batch_size: Annotated[int, Ge(1)] | None = None
+    """The most prompts that a local model answers at a time. Default: as many as 8,192 tokens."""
     concurrency: Annotated[int, Ge(1)] = 8
     """Simultaneous calls of a URL."""
     timeout: float = 120.0
@@ -118,6 +120,7 @@ def _labelled(options: LabelOptions) -> LabelReport:
     from pliant.routing.labels.label import label as label_rows
     from pliant.routing.labels.table import Columns
 
+    _check_apart(options.prompts, options.out)
     settings, models = options.settings(), _models(options)
     judge = models.pop() if options.judge else None
     grader = _grader(options, judge)
@@ -135,6 +138,19 @@ def _labelled(options: LabelOptions) -> LabelReport:
             columns=columns,
             progress=terminal.track,
         )
+
+
+def _check_apart(prompts: str, out: Path) -> None:
+    """Refuse to write over the prompts."""
+    from pliant.routing.labels.label import journal_of
+
+    source = Path(prompts).expanduser()
+    for place in (out, journal_of(out)):
+        if source.exists() and place.exists() and source.samefile(place):
+            raise InvalidInput(
+                f"--out {out}: {place.name} is the file of the prompts, which labelling would "
+                "overwrite: name another file"
+            )
 
 
 # --- what the options mean -----------------------------------------------------------------------
@@ -159,9 +175,12 @@ def _models(options: LabelOptions) -> list[Model]:
     prices = _by_model(options.price, specs, "--price")
     priced = {name: Price.parse(text) for name, text in prices.items()}
     keys = _by_model(options.api_key_env, specs, "--api-key-env", default=KEY)
+    _check_keys(specs, keys)
     calls: dict[str, Any] = {"concurrency": options.concurrency, "timeout": options.timeout}
     calls["retry"] = Retry(tries=options.tries)
-    here, framed = {"device": options.device, "dtype": options.dtype}, options.prompt_format()
+    here: dict[str, Any] = {"device": options.device, "dtype": options.dtype}
+    here["batch_size"] = options.batch_size
+    framed = options.prompt_format()
     models = []
     for spec in specs:
         key, local = keys[spec.name], spec.url is None
@@ -173,21 +192,41 @@ def _models(options: LabelOptions) -> list[Model]:
     return models
 
 
+def _check_keys(specs: list[ModelSpec], keys: Mapping[str, str]) -> None:
+    """Refuse a key that cannot be sent, and a variable without one; neither is shown."""
+    from pliant.credentials import api_key, check_variable
+    from pliant.routing.backends.remote import KEY
+
+    for spec in specs:
+        variable = keys[spec.name]
+        if spec.url is None:
+            continue
+        check_variable(variable)
+        if api_key(variable) is None and variable != KEY:
+            raise InvalidInput(
+                f"--api-key-env: the environment variable for {spec.name} is not set, or empty"
+            )
+
+
 def _by_model(
     texts: Sequence[str], specs: list[ModelSpec], flag: str, default: str | None = None
 ) -> dict[str, str]:
-    """`MODEL=VALUE` by model; with a default, a bare value replaces the default."""
+    """`MODEL=VALUE` by model; with a default, a bare value replaces the default.
+
+    A value may be a key where the name of its variable belongs, so it is not shown.
+    """
     names = [spec.name for spec in specs]
     values: dict[str, str] = {}
     bare = [text for text in texts if "=" not in text]
     for text in texts:
         name, equals, value = text.rpartition("=")
         if equals and name not in names:
-            raise InvalidInput(f"{flag} {text}: no model {name!r}{did_you_mean(name, names)}")
+            raise InvalidInput(f"{flag}: no model {name!r}{did_you_mean(name, names)}")
         if equals:
             values[name] = value
     if (bare and default is None) or len(bare) > 1:
-        raise InvalidInput(f"{flag} {bare[-1]}: name its model, as in {names[0]}={bare[-1]}")
+        shown = bare[-1] if default is None else "NAME"
+        raise InvalidInput(f"{flag} {shown}: name its model, as in {names[0]}={shown}")
     if default is not None:
         values = dict.fromkeys(names, bare[0] if bare else default) | values
     return values

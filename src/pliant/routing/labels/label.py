@@ -33,9 +33,13 @@ from pliant.routing.prompts import Prompt, digest
 
 GIVE_UP = 20  # failures in a row after which a model gets no more prompts
 FORMAT = 1
+ALL = "how all were asked"
+"""The key of the first row of a journal."""
 JUDGE = "the judge"
 """The name of the judge's costs beside those of the models, whose names have no spaces."""
 COLUMNS = Columns()
+OURS = {"prompt", "right", "cost", "unit", "answers"}
+"""Columns that every row of labels has."""
 UNITS = ("usd", "flops", "tokens", "ms")
 
 
@@ -100,7 +104,8 @@ def label(
     _check_name(out)
     shown: Progress = progress or (lambda items, what, total: items)
     reports = {model.name: ModelReport(model.name) for model in models}
-    with Journal(journal_of(out)) as journal, _removed_if_empty(journal):
+    _check_ours(out)
+    with _journal(journal_of(out)) as journal:
         _check_settings(journal, settings, models)
         distinct = _distinct(prompts, columns, reports)
         for model in models:
@@ -109,7 +114,7 @@ def label(
         judging = grader.prepare(table.to_grade(), journal, shown)
         rows = list(table.rows(grader, reports))
     if rows:
-        write_rows(out, rows)
+        write_rows(out, rows, private=True)
     for name, report in reports.items():
         report.right = sum(row["right"][name] for row in rows) / max(1, len(rows))
     missing, models_done = len(prompts) - len(rows), tuple(reports.values())
@@ -217,13 +222,14 @@ def _distinct(
 
 
 @contextmanager
-def _removed_if_empty(journal: Journal) -> Iterator[None]:
-    """Remove a journal that holds no answers."""
-    try:
-        yield
-    finally:
-        if not any(_is_answer(row) for row in journal.rows()):
-            journal.path.unlink(missing_ok=True)
+def _journal(path: Path) -> Iterator[Journal]:
+    """The journal, which is removed again if it is new and holds no answers in the end."""
+    with Journal(path, private=True, start=f'{{"key": "{ALL}"') as journal:
+        try:
+            yield journal
+        finally:
+            if journal.is_new and not any(_is_answer(row) for row in journal.rows()):
+                journal.path.unlink(missing_ok=True)
 
 
 def _check_settings(journal: Journal, settings: Settings, models: Sequence[Model]) -> None:
@@ -232,7 +238,7 @@ def _check_settings(journal: Journal, settings: Settings, models: Sequence[Model
     stored = journal.rows()
     before = {row["key"]: row for row in stored if row["key"].startswith("how ")}
     answers = [row["key"] for row in stored if _is_answer(row)]
-    stated: list[tuple[str, Row]] = [("answer of ", {"key": "how all were asked", **now})]
+    stated: list[tuple[str, Row]] = [("answer of ", {"key": ALL, **now})]
     stated += [
         (answer_key(m, ""), {"key": f"how {m.name} was asked", **_how_asked(m)}) for m in models
     ]
@@ -271,3 +277,21 @@ def _check_unit(unit: str, models: Sequence[Model]) -> None:
 def _check_name(out: Path) -> None:
     if not out.name.endswith((".jsonl", ".jsonl.gz")) or out.is_dir():
         raise InvalidInput(f"{out}: the name of a label file ends in .jsonl or .jsonl.gz")
+
+
+def _check_ours(out: Path) -> None:
+    """Refuse to replace a file of other rows, or labels whose answers are no longer beside them."""
+    if not out.exists() or (out.is_file() and not out.stat().st_size):
+        return
+    try:
+        (first,) = read_rows(out, limit=1)
+        is_ours = out.is_file() and first.keys() >= OURS
+    except InvalidInput:
+        is_ours = False
+    if not is_ours:
+        raise InvalidInput(f"{out}: holds something else than labels: name another file")
+    if not journal_of(out).is_file():
+        raise InvalidInput(
+            f"{out}: holds labels whose answers are not beside it (no {journal_of(out).name}), so "
+            "they would be lost: name another file"
+        )

@@ -234,7 +234,7 @@ def _mean_loss(job: Job) -> float:
 
 
 def _journal(job: Job) -> Any:
-    return nullcontext() if job.resume is None else Journal(job.resume)
+    return nullcontext() if job.resume is None else Journal(job.resume, start='{"key": "loss of ')
 
 
 CLOSE = 1e-3
