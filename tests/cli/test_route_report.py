@@ -262,15 +262,15 @@ def test_bad_input_is_one_line_and_leaves_the_old_page(
     replace(world(20, 7), unit="flops").write(tmp_path / "flops.jsonl")
     known = world(2, 9)
     known.write(tmp_path / "known.jsonl")
-    add_hashes(router, known.prompts)
+    add_hashes(router_file.read(router).fit_folder(router), known.prompts)
     places = {name: tmp_path / f"{name}.jsonl" for name in ("flops", "known")}
     given = [word.format(router=router, **places) for word in words]
     out = tmp_path / "report.html"
-    out.write_text("old")
+    out.write_text("<!doctype html>old")
     assert report(router, out, *given) == 2
     printed, complained = capsys.readouterr()
     assert printed == "" and complained.count("\n") == 1 and said in complained
-    assert out.read_text() == "old"
+    assert out.read_text() == "<!doctype html>old"
 
 
 def test_a_page_that_cannot_be_written_is_said(
@@ -286,7 +286,7 @@ def test_a_page_that_cannot_be_written_is_said(
 def test_a_damaged_record_of_the_fit_is_named(
     damage: str, router: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (router / "fit.json").write_text(damage)
+    (router_file.read(router).fit_folder(router) / "fit.json").write_text(damage)
     assert report(router, tmp_path / "x.html") == 2
     complained = capsys.readouterr().err
     assert "fit.json: not what Pliant writes" in complained and complained.count("\n") == 1

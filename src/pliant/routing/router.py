@@ -103,13 +103,16 @@ class Router:
         their own, scorer, backends by model and clock.
         """
         folder = Path(folder).expanduser()
-        file = router_file.read(folder)
+        if scorer is None:
+            file, scorer = router_file.open_router(folder, options.get("device"))
+        else:
+            file = router_file.read(folder)
         place: str | Path | None = ledger
         if ledger is AS_THE_FILE_SAYS:
             place = None if file.ledger.path is None else folder / file.ledger.path
         return cls(
             file,
-            scorer or file.open_scorer(folder, options.get("device")),
+            scorer,
             ledger=Ledger(place, prompts=file.ledger.prompts),
             **options,
         )

@@ -1,5 +1,8 @@
 """router.json: everything about a router but its scorer's weights, in one strict file.
 
+It names the folder beside it that its fit wrote, with the scorer and what the scorer was fitted on.
+So a router changes at the moment at which router.json is replaced, and at no other.
+
 Unknown keys are errors that name the nearest valid one. The file holds no secrets: an API key is
 named by the environment variable that holds it.
 """
@@ -23,6 +26,7 @@ from pydantic import (
 
 from pliant import __version__
 from pliant.errors import CorruptFile, InvalidInput, did_you_mean
+from pliant.files import write_file
 from pliant.routing.backends import (
     Backend,
     ModelSpec,
@@ -116,7 +120,7 @@ class ScorerEntry(Part):
 
     kind: str
     folder: str = "scorer"
-    """Beside router.json."""
+    """Beside router.json, or in the folder of the fit: fit-1a2b3c4d/scorer."""
     cost: Amount = 0.0
     """Of scoring one prompt, in the router's unit, where it was measured."""
 
@@ -284,6 +288,10 @@ class RouterFile(Part):
         prices = self.costs if self.threshold.on == "worth" else None
         return DecisionRule(self.threshold.limit, len(self.models), prices, self.novel_to)
 
+    def fit_folder(self, folder: Path) -> Path:
+        """The folder of what the fit wrote, for the folder of this file."""
+        return (folder / self.scorer.folder).parent
+
     def open_scorer(self, folder: Path, device: str | None = None) -> Scorer:
         """The scorer beside this file; one that reads a model reads it on the given device."""
         from pliant.routing import scorers  # which need torch; a ledger does not
@@ -305,8 +313,6 @@ class RouterFile(Part):
 
     def write(self, folder: Path) -> Path:
         """Write router.json, in one step."""
-        from pliant.adapters.files import write_file  # whose package needs torch, too
-
         folder.mkdir(parents=True, exist_ok=True)
         content = self.model_dump(mode="json", exclude_defaults=False)
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -344,6 +350,20 @@ def read(folder: Path) -> RouterFile:
         return RouterFile.model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise InvalidInput(f"{path}: {_fault(error)}") from None
+
+
+def open_router(folder: Path, device: str | None = None) -> tuple[RouterFile, Scorer]:
+    """The router.json of a folder and its scorer; both anew if another process has just replaced
+    them."""
+    file = read(folder)
+    while True:
+        try:
+            return file, file.open_scorer(folder, device)
+        except CorruptFile:
+            now = read(folder)
+            if now == file:
+                raise
+            file = now
 
 
 def _fault(error: ValidationError) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from pliant.routing import Router, router_file
 from pliant.routing.backends import Used
 from pliant.routing.fitting import ladder
 from pliant.routing.fitting.evaluate import evaluate
-from pliant.routing.fitting.fit import calibrate, choose_threshold, fit
+from pliant.routing.fitting.fit import calibrate, choose_threshold, fit, refuse_folder, write
 from pliant.routing.fitting.ladder import Rung, select, ties
 from pliant.routing.fitting.splits import fitted_on, split
 from pliant.routing.goals.goal import Goal
@@ -210,8 +212,9 @@ def test_the_threshold_keeps_the_goal_on_the_calibration_split(fitted):
 
 def test_what_it_was_made_on_is_left_out_of_a_measurement(fitted):
     used = fitted.splits.train.prompts
-    assert fitted_on(fitted.folder, [text.upper() for text in used]).all()
-    assert not fitted_on(fitted.folder, fitted.splits.test.prompts).any()
+    folder = fitted.file.fit_folder(fitted.folder)
+    assert fitted_on(folder, [text.upper() for text in used]).all()
+    assert not fitted_on(folder, fitted.splits.test.prompts).any()
     result = evaluate(fitted.folder, outcomes(1500, 1))
     assert result.report.n == len(fitted.splits.test)
     assert result.left_out == 1500 - result.report.n
@@ -222,7 +225,7 @@ def test_what_it_was_made_on_is_left_out_of_a_measurement(fitted):
 
 
 def test_all_of_it_is_json(fitted):
-    record = json.loads((fitted.folder / "fit.json").read_text())
+    record = json.loads((fitted.file.fit_folder(fitted.folder) / "fit.json").read_text())
     assert record["selected"] == "text" and len(record["ladder"]) == 3
     assert record == json.loads(json.dumps(fitted.as_dict(), allow_nan=False))
 
@@ -282,8 +285,7 @@ with Ledger(sys.argv[1]) as ledger:
 """
 
 
-@pytest.mark.parametrize("linked", [True, False])
-def test_a_refit_takes_the_ledger_along(tmp_path, monkeypatch, linked):
+def test_a_refit_leaves_all_else_in_the_folder(tmp_path):
     """Another process has the ledger open, and goes on writing after each refit."""
     out = tmp_path / "router"
 
@@ -291,6 +293,10 @@ def test_a_refit_takes_the_ledger_along(tmp_path, monkeypatch, linked):
         fit(outcomes(300, 1), out, scorers=["length"], backends=BACKENDS)
 
     refit()
+    (out / "notes").mkdir()
+    mine = {"labels.jsonl": "labels", "notes/fit-day": "fit", "decisions.db": "db", "fit-notes": ""}
+    for name, content in mine.items():
+        (out / name).write_text(content)
     place = out / "ledger.sqlite"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", _WRITER, str(place)], **pipes) as writer:
@@ -300,30 +306,110 @@ def test_a_refit_takes_the_ledger_along(tmp_path, monkeypatch, linked):
             writer.stdin.flush()
 
         assert writer.stdout.readline() == "open\n"
-        say("on")
-        assert writer.stdout.readline() == "5\n"
-        if linked:
-            for written in (10, 15):
-                refit()
-                say("on")
-                assert int(writer.stdout.readline()) == written
-        else:  # a disk on which no file has two names: what was there by then is copied
-            monkeypatch.setattr(os, "link", _no_links)
+        for written in (5, 10):
+            say("on")
+            assert int(writer.stdout.readline()) == written
             refit()
         say("enough")
     with Ledger(place) as ledger:
-        assert ledger.report().decisions == (15 if linked else 5)
+        assert ledger.report().decisions == 10
+    assert {name: (out / name).read_text() for name in mine} == mine
     assert list(tmp_path.iterdir()) == [out]
+    fits = [path.name for path in out.iterdir() if path.name not in ("fit-notes", *mine)]
+    assert sum(name.startswith("fit-") for name in fits) == 1
 
 
-def _no_links(*_):
-    raise OSError("no links here")
+@pytest.mark.parametrize("is_refit", [True, False])
+def test_a_kill_leaves_a_router_at_every_moment(fitted, tmp_path, is_refit):
+    """Killed as it renames, before and after each time: the old router or the new one; and where
+    there was none, the same command does its work."""
+    out = tmp_path / "router"
+    old = at(out, fitted, "fit-00000000")
+    if is_refit:
+        write(old, fitted.selected.scorer)
+        (out / "notes").write_text("mine")
+    names, step, is_killed = [], 0, True
+    while is_killed:
+        new = at(out, fitted, f"fit-{step + 1:08}")
+        child = os.fork()
+        if child == 0:
+            try:
+                killed_at(step, out)
+                write(new, fitted.selected.scorer)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        is_killed, step = os.WIFSIGNALED(status), step + 1
+        if is_refit or (out / "router.json").exists():
+            file, _ = router_file.open_router(out)
+            names.append(file.scorer.folder)
+        else:
+            refuse_folder(out)  # which raises nothing
+    assert step == 5 and len(names) == (5 if is_refit else 2)
+    assert names == sorted(names) and names[-1] == new.file.scorer.folder
+    assert not is_refit or names[0] == old.file.scorer.folder
+    assert not is_refit or (out / "notes").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [out]
+    assert [path.name for path in out.iterdir() if "fit-" in path.name] == ["fit-00000005"]
+
+
+def at(out, fitted, name):
+    scorer = fitted.file.scorer.model_copy(update={"folder": f"{name}/scorer"})
+    file = fitted.file.model_copy(update={"scorer": scorer})
+    return replace(fitted, folder=out, file=file)
+
+
+def killed_at(step, folder):
+    """From now on, kill this process before or after the so-manieth file or folder is renamed in
+    this folder."""
+    real, left = Path.replace, [step]
+
+    def replace_(self, target):
+        if target.parent != folder:
+            return real(self, target)
+        die(0)
+        result = real(self, target)
+        die(1)
+        return result
+
+    def die(after):
+        if left[0] == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= after * 2
+
+    Path.replace = replace_
+
+
+def test_a_refit_replaces_a_router_of_the_first_version(tmp_path, root):
+    out = shutil.copytree(root / "tests" / "fixtures" / "v0_1" / "router", tmp_path / "router")
+    (out / "notes").write_text("mine")
+    fit(outcomes(300, 1), out, scorers=["length"], backends=BACKENDS)
+    names = {path.name for path in out.iterdir() if not path.name.startswith("fit-")}
+    assert names == {"ledger.sqlite", "notes", "router.json"}
+    assert evaluate(out, outcomes(300, 2)).report.n == 300
+
+
+def test_a_router_that_changed_meanwhile_is_not_calibrated(fitted, tmp_path, monkeypatch):
+    out = shutil.copytree(fitted.folder, tmp_path / "router")
+    real = router_file.RouterFile.open_scorer
+
+    def refitted(self, folder, device=None):
+        scorer = real(self, folder, device)
+        content = json.loads((out / "router.json").read_text())
+        (out / "router.json").write_text(json.dumps({**content, "novel": "ignore"}))
+        return scorer
+
+    monkeypatch.setattr(router_file.RouterFile, "open_scorer", refitted)
+    with pytest.raises(InvalidInput, match="again meanwhile: repeat"):
+        calibrate(out, outcomes(300, 2), "20 % of calls")
+    assert router_file.read(out).novel == "ignore"
 
 
 def test_a_scorer_of_another_kind_than_the_file_says_is_named(fitted, tmp_path):
     router = shutil.copytree(fitted.folder, tmp_path / "router")
-    shutil.rmtree(router / "scorer")
-    make("length").fit(outcomes(300, 1)).save(router / "scorer")
+    scorer = router / fitted.file.scorer.folder
+    shutil.rmtree(scorer)
+    make("length").fit(outcomes(300, 1)).save(scorer)
     for use in (
         lambda: evaluate(router, outcomes(300, 2)),
         lambda: calibrate(router, outcomes(300, 2), "20 % of calls"),
@@ -340,6 +426,14 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"routes": []}'])
+def test_another_router_json_is_not_replaced(tmp_path, content):
+    (tmp_path / "router.json").write_text(content)
+    with pytest.raises(InvalidInput, match="name another folder"):
+        fit(outcomes(300), tmp_path, scorers=["length"])
+    assert (tmp_path / "router.json").read_text() == content
+
+
 def test_what_cannot_be_fitted_is_said_before_the_work(tmp_path):
     for wrong, words in (
         ({"scorers": ["cpx"]}, "--base"),
@@ -353,13 +447,14 @@ def test_what_cannot_be_fitted_is_said_before_the_work(tmp_path):
 
 def test_a_new_goal_needs_no_training(fitted, tmp_path):
     made = fit(outcomes(600, 1), tmp_path / "r", scorers=["text"], backends=BACKENDS)
-    weights = (made.folder / "scorer" / "scorer.safetensors").read_bytes()
+    scorer = made.folder / made.file.scorer.folder
+    weights = (scorer / "scorer.safetensors").read_bytes()
     new = outcomes(400, 7)
     done = calibrate(made.folder, new, "40 % of calls")
     assert 0.1 < done.threshold.share <= 0.4 and done.left_out == 0
     assert router_file.read(made.folder).threshold.limit == done.threshold.value
-    assert (made.folder / "scorer" / "scorer.safetensors").read_bytes() == weights
-    assert fitted_on(made.folder, new.prompts).all()
+    assert (scorer / "scorer.safetensors").read_bytes() == weights
+    assert fitted_on(scorer.parent, new.prompts).all()
     again = calibrate(made.folder, new, "20 % of calls")
     assert again.threshold.share <= 0.2 and again.threshold.n == 400
     own = calibrate(made.folder, made.splits.calibration, "20 % of calls")

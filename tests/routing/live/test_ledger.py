@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -183,3 +184,41 @@ def test_a_ledger_of_a_later_version_is_refused(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no/such/folder.*ledger=None"):
         Ledger(tmp_path / "no/such/folder/ledger.sqlite")
+
+
+@pytest.mark.parametrize("journal_mode", ["delete", "wal"])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_foreign_database_stays_byte_for_byte(
+    tmp_path: Path, journal_mode: str, is_open: bool
+) -> None:
+    path = tmp_path / "other.db"
+    base = sqlite3.connect(path)
+    base.execute(f"PRAGMA journal_mode = {journal_mode}")
+    base.execute("CREATE TABLE decisions (mine)")  # even if one of its tables has our name
+    base.commit()
+    if not is_open:
+        base.close()
+
+    def content() -> dict[str, bytes]:
+        # The index of the log, which sqlite keeps in shared memory, holds the readers' locks.
+        names = sorted(each for each in tmp_path.iterdir() if not each.name.endswith("-shm"))
+        return {each.name: each.read_bytes() for each in names}
+
+    before = content()
+    with pytest.raises(CorruptFile, match="not a ledger that Pliant wrote"):
+        Ledger(path)
+    assert content() == before
+    base.close()
+
+
+def test_a_ledger_is_its_owners(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.record("a", None, decision(), 1.0, 0.0)
+        modes = {each.name: each.stat().st_mode & 0o777 for each in tmp_path.iterdir()}
+    assert len(modes) == 3 and set(modes.values()) == {0o600}
+
+
+def test_a_ledger_is_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidInput, match="is no file"):
+        Ledger(tmp_path / "pipe")

@@ -94,7 +94,7 @@ def fit_record(
     folder: Path, file: RouterFile
 ) -> tuple[Measured | None, tuple[Mapping[str, Any], ...]]:
     """The evaluation and the ladder that the fit wrote beside the router, if a fit made it."""
-    path = folder / RECORD
+    path = file.fit_folder(folder) / RECORD
     try:
         record = json.loads(path.read_bytes())
         outdated = record["threshold"] != file.threshold.model_dump(mode="json")

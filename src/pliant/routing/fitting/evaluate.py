@@ -35,7 +35,7 @@ from pliant.routing.scorers import Predictions
 from pliant.stats import Band, Floats, bootstrap_counts, brier, brier_skill, ece
 
 BASELINES = "baselines"
-"""The folder of the scorers that an evaluation compares with, inside the router's."""
+"""The folder of the scorers that an evaluation compares with, inside the fit's."""
 _BINS, _SHOWN = 10, 5
 
 
@@ -45,19 +45,18 @@ def evaluate(router: str | Path, outcomes: Outcomes) -> Evaluation:
     Prompts that it was fitted on are left out and counted.
     """
     folder = Path(router).expanduser()
-    file = router_file.read(folder)
-    scorer = file.open_scorer(folder)
-    outcomes = outcomes.of_models(file.names)
-    known = fitted_on(folder, outcomes.prompts)
+    file, scorer = router_file.open_router(folder)
+    outcomes, fitted = outcomes.of_models(file.names), file.fit_folder(folder)
+    known = fitted_on(fitted, outcomes.prompts)
     if known.all():
         raise InvalidInput(
             f"the router was fitted on all {len(known):,} of these prompts: it can only be "
             "measured on others"
         )
     held = outcomes.select(~known)
-    kinds = sorted(path.name for path in (folder / BASELINES).glob("*") if path.is_dir())
+    kinds = sorted(path.name for path in (fitted / BASELINES).glob("*") if path.is_dir())
     baselines = {
-        kind: scorers.load(folder / BASELINES / kind).predict(held.asked, held.groups)
+        kind: scorers.load(fitted / BASELINES / kind).predict(held.asked, held.groups)
         for kind in kinds
         if held.groups is not None or kind != "group"
     }

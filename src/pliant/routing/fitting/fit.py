@@ -3,7 +3,8 @@
     fitted = fit(Outcomes.read("labels.jsonl"), "my-router", base="nano-s")
     print(fitted.threshold)
 
-The router's folder appears, or is replaced, only when all of it is written.
+A fit writes a folder of its own inside the router's, then router.json, which names it: before that
+moment the router is the old one, after it the new one. All else in the folder stays as it is.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pliant.errors import InvalidInput
+from pliant.errors import CorruptFile, InvalidInput
+from pliant.files import locked, new_folder
 from pliant.routing import router_file
 from pliant.routing.backends import Used
 from pliant.routing.fitting.evaluate import BASELINES, measure
@@ -34,13 +39,19 @@ from pliant.routing.fitting.ladder import (
     climb,
     select,
 )
-from pliant.routing.fitting.splits import Splits, add_hashes, learned_from, split, write_hashes
+from pliant.routing.fitting.splits import (
+    HASHES,
+    Splits,
+    add_hashes,
+    learned_from,
+    split,
+    write_hashes,
+)
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.labels.label import JUDGE
 from pliant.routing.labels.table import BackendDescription
 from pliant.routing.live import drift
-from pliant.routing.live.ledger import carried
 from pliant.routing.metrics import calibration
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
@@ -49,6 +60,12 @@ from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 
 GOAL = "95 % of the large model's quality"
 RECORD = "fit.json"
+SCORER = "scorer"
+_FOLDER = re.compile(r"fit-[0-9a-f]{8}")
+_OURS = re.compile(rf"{_FOLDER.pattern}|\.({_FOLDER.pattern}|router\.json)\.unfinished-[0-9a-f]+")
+"""What a fit that was killed leaves in the router's folder."""
+_FORMERLY = (SCORER, BASELINES, RECORD, HASHES)
+"""What a fit of Pliant 0.1 wrote directly into the router's folder."""
 _LEAST_NEW = 50  # prompts to calibrate on
 _LEAST_GAIN = 0.01
 """Of quality, that the best routing would add to the best model: with less, nothing is learnt."""
@@ -118,7 +135,7 @@ def fit(
     if lam is not None and not 0 <= lam < math.inf:
         raise InvalidInput(f"lam={lam}: the price of a unit of cost must be 0 or more and finite")
     folder = Path(out).expanduser()
-    _refuse_folder(folder)
+    refuse_folder(folder)
     tried = kinds(scorers, base, outcomes, every)
     splits = split(outcomes, seed)
     rungs = climb(splits, tried, base, seed, progress)
@@ -132,7 +149,11 @@ def fit(
     file = router_file.make(
         unit=outcomes.unit,
         models=_models(outcomes, backends or {}, descriptions or {}),
-        scorer={"kind": selected.kind, "cost": _scoring_cost(selected, splits.calibration)},
+        scorer={
+            "kind": selected.kind,
+            "folder": f"fit-{secrets.token_hex(4)}/{SCORER}",
+            "cost": _scoring_cost(selected, splits.calibration),
+        },
         default=outcomes.models[outcomes.best],
         label_cost=_label_cost(outcomes, label_cost or {}),
         threshold=threshold_entry(chosen, lam),
@@ -142,7 +163,7 @@ def fit(
     baselines = {r.kind: r.scorer.predict(test.asked, test.groups) for r in rungs}
     evaluation = measure(file, scorer.predict(test.asked, test.groups), test, baselines)
     fitted = Fitted(folder, tuple(rungs), selected, splits, chosen, file, evaluation)
-    _write(fitted, scorer)
+    write(fitted, scorer)
     return fitted
 
 
@@ -167,27 +188,30 @@ def calibrate(
     was chosen on are used again. From then on the router counts as fitted on all of them.
     """
     folder = Path(router).expanduser()
-    file = router_file.read(folder)
+    file, scorer = router_file.open_router(folder)
     outcomes = outcomes.of_models(file.names)
     if outcomes.unit != file.unit:
         raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
-    learned = learned_from(folder, outcomes.prompts)
+    learned = learned_from(file.fit_folder(folder), outcomes.prompts)
     if (~learned).sum() < _LEAST_NEW:
         raise InvalidInput(
             f"{(~learned).sum()} of these {len(learned):,} prompts are new to the router: "
             f"{_LEAST_NEW} or more are needed"
         )
     held = outcomes.select(~learned)
-    predictions = file.open_scorer(folder).predict(held.asked, held.groups)
+    predictions = scorer.predict(held.asked, held.groups)
     chosen = choose_threshold(goal, predictions, held, file.costs, file.novel_to)
     new = reference(predictions, held, kind)
     if file.drift is not None and "drift" in new:  # how drift is watched is the user's choice
         new["drift"] |= {name: getattr(file.drift, name) for name in ("window", "false_alarms")}
     content = file.model_dump() | {"threshold": threshold_entry(chosen, None), **new}
     changed = router_file.make(**content)
-    # Before the file: if this stops in between, too many prompts are left out, not too few.
-    add_hashes(folder, held.prompts)
-    changed.write(folder)
+    with locked(folder):
+        if router_file.read(folder) != file:
+            raise InvalidInput(f"{folder}: was fitted or calibrated again meanwhile: repeat this")
+        # Before the file: if this stops in between, too many prompts are left out, not too few.
+        add_hashes(file.fit_folder(folder), held.prompts)
+        changed.write(folder)
     return Calibrated(chosen, int(learned.sum()))
 
 
@@ -306,49 +330,77 @@ def _label_cost(outcomes: Outcomes, used: Mapping[str, Used]) -> dict[str, dict[
     } | graded
 
 
-def _refuse_folder(folder: Path) -> None:
+def refuse_folder(folder: Path) -> None:
     """Before the work: a folder that cannot be written, or holds something else than a router."""
     there = next(place for place in folder.absolute().parents if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise InvalidInput(f"{folder}: {there} is not writable")
     if folder.is_file():
         raise InvalidInput(f"{folder} is a file; a router is a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / router_file.NAME).is_file():
+    if not folder.is_dir():
+        return
+    if (folder / router_file.NAME).exists():
+        _former(folder)
+        return
+    if not all(_OURS.fullmatch(path.name) for path in folder.iterdir()):
         raise InvalidInput(f"{folder} is not empty and holds no router: name another folder")
 
 
-def _write(fitted: Fitted, scorer: Scorer) -> None:
-    """Into a folder beside it first, then renamed: Ctrl-C leaves the old router or the new one."""
-    folder, splits = fitted.folder.absolute(), fitted.splits
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
+def write(fitted: Fitted, scorer: Scorer) -> None:
+    """Write the fit's folder, then router.json, which names it, then remove the fit before it."""
+    folder, file = fitted.folder, fitted.file
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        scorer.save(aside / fitted.file.scorer.folder)
-        for kind in ("length", "group"):
-            if kind == "length" or splits.train.groups is not None:
-                baseline = make(kind).fit(splits.train, splits.choice)
-                baseline.save(aside / BASELINES / kind)
-        learned = (splits.train, splits.choice, splits.ladder)
-        prompts = (prompt for each in learned for prompt in each.prompts)
-        write_hashes(aside, prompts, splits.calibration.prompts)
-        record = json.dumps(fitted.as_dict(), allow_nan=False, default=np.generic.item)
-        (aside / RECORD).write_text(record + "\n", encoding="utf-8")
-        fitted.file.write(aside)
-        replace(folder, aside)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        with locked(folder) as alone:
+            former = _former(folder)
+            with new_folder(file.fit_folder(folder)) as unfinished:
+                _write_fit(fitted, scorer, unfinished)
+            file.write(folder)
+            if alone:
+                _remove_others(folder, file, former)
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise
 
 
-def replace(folder: Path, aside: Path) -> None:
-    """Replace an old folder by a finished one, which takes over its ledger."""
-    if not folder.is_dir():
-        aside.rename(folder)
-        return
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    with carried(folder, aside):
-        folder.rename(old)
-        try:
-            aside.rename(folder)
-        except OSError:
-            old.rename(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+def _former(folder: Path) -> RouterFile | None:
+    """The router that a fit replaces; None if there is none, or if somebody has edited its file so
+    that it cannot be read."""
+    path = folder / router_file.NAME
+    try:
+        return router_file.read(folder) if path.exists() else None
+    except CorruptFile as error:
+        raise InvalidInput(f"{error}: name another folder, or move this file away") from None
+    except InvalidInput:
+        return None
+
+
+def _write_fit(fitted: Fitted, scorer: Scorer, folder: Path) -> None:
+    """The scorer, its baselines, which prompts were used, and how the fit went."""
+    splits = fitted.splits
+    scorer.save(folder / SCORER)
+    for kind in ("length", "group"):
+        if kind == "length" or splits.train.groups is not None:
+            baseline = make(kind).fit(splits.train, splits.choice)
+            baseline.save(folder / BASELINES / kind)
+    learned = (splits.train, splits.choice, splits.ladder)
+    prompts = (prompt for each in learned for prompt in each.prompts)
+    write_hashes(folder, prompts, splits.calibration.prompts)
+    record = json.dumps(fitted.as_dict(), allow_nan=False, default=np.generic.item)
+    (folder / RECORD).write_text(record + "\n", encoding="utf-8")
+
+
+def _remove_others(folder: Path, file: RouterFile, former: RouterFile | None) -> None:
+    """Remove what earlier fits wrote, and nothing else; no other fit is at work."""
+    current = file.fit_folder(folder)
+    others = [path for path in folder.iterdir() if _OURS.fullmatch(path.name) and path != current]
+    if former is not None and former.scorer.folder == SCORER:
+        others += [folder / name for name in _FORMERLY]
+    for path in others:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """No prompt serves two purposes: the splits of a fit, and what a router was fitted on.
 
-A router's folder holds hashes of its prompts, so that it is never measured on them.
+The folder of a fit holds hashes of its prompts, so that the router is never measured on them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pliant.routing.scorers.protocol import read_arrays, write_arrays
 
 _LEAST = 200  # labels: five splits of fewer show nothing
 _GROUPS = 5  # fewer cannot be split four to one
-_HASHES = "seen.safetensors"
+HASHES = "seen.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ def add_hashes(folder: Path, calibrated: Iterable[str]) -> None:
 
 
 def fitted_on(folder: Path, prompts: Sequence[str]) -> NDArray[np.bool_]:
-    """Which of these prompts the router in `folder` was fitted on, up to case and white space.
+    """Which of these prompts the fit in `folder` used, up to case and white space.
 
     With 40,000 labels one new prompt in 100,000 is mistaken for one of them.
     """
@@ -130,13 +130,13 @@ def learned_from(folder: Path, prompts: Sequence[str]) -> NDArray[np.bool_]:
 
 def _write(folder: Path, learned: NDArray[np.uint32], calibrated: NDArray[np.uint32]) -> None:
     arrays = {"learned": np.unique(learned), "calibrated": np.setdiff1d(calibrated, learned)}
-    write_arrays(folder / _HASHES, arrays)
+    write_arrays(folder / HASHES, arrays)
 
 
 def _read(folder: Path) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    arrays = read_arrays(folder / _HASHES)
+    arrays = read_arrays(folder / HASHES)
     if not {"learned", "calibrated"} <= set(arrays):
-        raise CorruptFile(f"{folder / _HASHES}: holds no prompts")
+        raise CorruptFile(f"{folder / HASHES}: holds no prompts")
     return arrays["learned"], arrays["calibrated"]
 
 

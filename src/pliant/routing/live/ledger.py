@@ -15,18 +15,20 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pliant.errors import CorruptFile, InvalidInput
+from pliant.files import PRIVATE
 from pliant.routing.live.decision import Decision, Reply
 from pliant.routing.live.drift import Window, compare
 from pliant.routing.prompts import Prompt, digest, text_of
 from pliant.routing.router_file import Drift
 
 SCHEMA = 1
+_HEADER = 100  # bytes of sqlite's file format; the 18th says whether it writes ahead
 PATIENCE = 60.0  # seconds that a writer waits for the others
 _TABLES = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -293,6 +295,9 @@ class _File:
         self._process = os.getpid()
         where = ":memory:" if self.path is None else str(self.path)
         try:
+            if self.path is not None:
+                _check_ours(self.path)
+                _make_private(self.path)
             self._base = sqlite3.connect(
                 where, timeout=PATIENCE, isolation_level=None, check_same_thread=False
             )
@@ -311,15 +316,15 @@ class _File:
         """Make the tables in a new file; refuse a file that holds something else."""
         with self.transaction() as base:
             (version,) = base.execute("PRAGMA user_version").fetchone()
-            tables = {row[0] for row in base.execute("SELECT name FROM sqlite_master")}
+            tables = _tables_of(base)
             if version == 0 and not tables:
                 for statement in _TABLES.split(";"):
                     base.execute(statement)
                 about = [("salt", secrets.token_bytes(16)), ("scored", 0)]
                 base.executemany("INSERT INTO about VALUES (?, ?)", about)
                 base.execute(f"PRAGMA user_version = {SCHEMA}")
-            elif "decisions" not in tables:
-                raise CorruptFile(f"{self.path}: a database, but not a ledger that Pliant wrote")
+            elif not _is_ledger(tables):
+                raise _foreign(self.path)
             elif version > SCHEMA:
                 raise CorruptFile(
                     f"{self.path}: a ledger of schema {version}; this Pliant reads {SCHEMA}: "
@@ -329,37 +334,42 @@ class _File:
         self.salt: bytes = salt
 
 
-@contextmanager
-def carried(old: Path, new: Path) -> Iterator[None]:
-    """In this context the ledgers of the folder `old` are in `new` as well, which may replace it.
-
-    They are hard links, so a process that has a ledger open goes on writing into the one that is
-    there afterwards. Where the file system has no hard links, the content is copied.
-    """
-    connections: list[sqlite3.Connection] = []
-    try:
-        for ledger in old.glob("*.sqlite"):
-            base = sqlite3.connect(ledger, timeout=PATIENCE)
-            connections.append(base)
-            # Reading creates its log beside it, which stays as long as this connection is open.
-            base.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-            try:
-                for part in old.glob(f"{ledger.name}*"):
-                    os.link(part, new / part.name)
-            except OSError:
-                _copy(base, new / ledger.name)
-        yield
-    finally:
-        for base in connections:
-            base.close()
+def _check_ours(path: Path) -> None:
+    """Refuse another database, which is only read and stays byte for byte as it is."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise InvalidInput(f"{path}: is no file that a ledger can be in; name another file for it")
+    with path.open("rb") as file:
+        header = file.read(_HEADER)
+    if not header:
+        return
+    has_log = path.with_name(f"{path.name}-wal").exists()
+    # To read one that writes ahead, sqlite would create the log that it does without here.
+    how = "mode=ro&immutable=1" if header[18:19] == b"\2" and not has_log else "mode=ro"
+    address = f"{path.absolute().as_uri()}?{how}"
+    with closing(sqlite3.connect(address, uri=True, timeout=PATIENCE)) as base:
+        tables = _tables_of(base)
+    if tables and not _is_ledger(tables):
+        raise _foreign(path)
 
 
-def _copy(base: sqlite3.Connection, to: Path) -> None:
-    for part in to.parent.glob(f"{to.name}*"):
-        part.unlink()
-    copy = sqlite3.connect(to)
-    base.backup(copy)
-    copy.close()
+def _tables_of(base: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in base.execute("SELECT name FROM sqlite_master")}
+
+
+def _is_ledger(tables: set[str]) -> bool:
+    return {"about", "decisions", "windows"} <= tables
+
+
+def _foreign(path: Path | None) -> CorruptFile:
+    return CorruptFile(f"{path}: a database, but not a ledger that Pliant wrote")
+
+
+def _make_private(path: Path) -> None:
+    """Create a new ledger so that its owner alone reads it; sqlite's files beside it follow."""
+    with suppress(OSError):  # it is there, or sqlite says why it cannot be made
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
 
 
 def _write_ahead(base: sqlite3.Connection) -> None:
