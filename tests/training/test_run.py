@@ -15,8 +15,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pliant.errors import InvalidInput
 from pliant.training import AdapterCheckpoint
+from pliant.training.arguments import training_arguments
 from pliant.training.checkpoint import last_complete, mark_complete
-from pliant.training.run import RECORD, TrainingRun
+from pliant.training.run import RECORD, TrainingRun, read_record
 
 PLAN: dict[str, Any] = {
     "model": "nano-s",
@@ -63,9 +64,35 @@ def test_it_resumes_from_the_last_complete_checkpoint(tmp_path: Path) -> None:
 )
 def test_another_run_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     opened(tmp_path)
+    (tmp_path / "checkpoint-2").mkdir()
+    mark_complete(tmp_path / "checkpoint-2")
     with pytest.raises(InvalidInput, match=message):
         opened(tmp_path, **change)
-    assert opened(tmp_path, data="moved/a.txt")[0] is None  # the same data, elsewhere
+    assert opened(tmp_path, data="moved/a.txt")[0] == "checkpoint-2"  # the same data, elsewhere
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_run_that_had_not_begun_binds_nobody(tmp_path: Path, resume: bool, shared: bool) -> None:
+    """It was killed before its first checkpoint, or refused for a setting that is corrected now."""
+    opened(tmp_path, shared=shared, settings={"learning_rate": "-1"})
+    (tmp_path / "runs").mkdir()  # by TensorBoard
+    assert opened(tmp_path, resume=resume, shared=shared)[0] is None
+    assert (read_record(tmp_path) or {})["plan"] == PLAN
+
+
+def test_a_model_without_checkpoints_is_a_run(tmp_path: Path) -> None:
+    opened(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"model")
+    with pytest.raises(InvalidInput, match="holds a run already"):
+        opened(tmp_path, resume=False)
+
+
+@pytest.mark.parametrize("name", ["hub_token", "push_to_hub_token"])
+def test_a_token_is_written_into_no_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidInput, match="HF_TOKEN") as caught:
+        training_arguments(tmp_path / "run", {name: "hf_verysecret"})
+    assert "verysecret" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"plan": 3}'])

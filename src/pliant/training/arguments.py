@@ -32,10 +32,19 @@ MINIMUM = {
 RESERVED = ("output_dir", "resume_from_checkpoint", "label_smoothing_factor", "disable_tqdm")
 
 
+SECRET = ("hub_token", "push_to_hub_token")
+"""What the Trainer would write into its files."""
+
+
 def training_arguments(folder: Path, settings: Mapping[str, str]) -> TrainingArguments:
     """transformers' own arguments, parsed as its command line would."""
     names = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     for name in settings:
+        if name in SECRET:
+            raise InvalidInput(
+                f"--set {name}: a token would be written into files beside the model; set HF_TOKEN "
+                "in the environment, or log in once (hf auth login)"
+            )
         if name in RESERVED:
             raise InvalidInput(f"--set {name}: this is settled by pliant train itself")
         if name not in names:

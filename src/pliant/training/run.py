@@ -30,8 +30,8 @@ from transformers import (
 )
 
 from pliant import __version__
-from pliant.adapters.files import write_file
 from pliant.errors import InvalidInput, PliantError
+from pliant.files import write_file
 from pliant.training.arguments import one_line
 from pliant.training.checkpoint import (
     TRAINER_STATE,
@@ -53,6 +53,8 @@ from pliant.training.terminal import (
 T = TypeVar("T", bound=Trainer)
 RECORD = "pliant-train.json"
 UNFINISHED = ".model.unfinished"
+UNBEGUN = {RECORD, "runs", "log.jsonl"}
+"""What is in a run's folder before its first checkpoint: its record, and logs."""
 LORA = "lora"
 CONFLICTS = (ValueError, ImportError, RuntimeError)
 """What transformers raises for settings that exclude each other."""
@@ -178,7 +180,8 @@ class TrainingRun:
     def _open(self, resume: bool, shared: bool) -> Path | None:
         """The checkpoint to resume from, if there is one; the folder is this run's from now on."""
         record = check_folder(self.folder, resume, shared=shared)
-        if record is not None and resume:
+        begun = has_begun(self.folder, shared=shared) or "ended" in (record or {})
+        if record is not None and resume and begun:
             _refuse_another_plan(self.folder, record["plan"], self.record["plan"])
             self.record = {**record, "plan": self.record["plan"]}
             for name in remove_incomplete(self.folder):
@@ -235,9 +238,17 @@ def check_folder(folder: Path, resume: bool, *, shared: bool = False) -> dict[st
     record = read_record(folder)
     if record is None and not shared:
         _refuse_other_files(folder)
-    if not resume and (checkpoints(folder) if shared else record is not None):
+    if not resume and has_begun(folder, shared=shared) and (record is not None or shared):
         raise InvalidInput(f"{folder}: holds a run already: add --resume, or give another folder")
     return record
+
+
+def has_begun(folder: Path, *, shared: bool = False) -> bool:
+    """Whether a run in this folder got so far that something would be lost. Killed before its first
+    checkpoint, or refused for its settings, it leaves its record and logs alone."""
+    if shared or not folder.is_dir():
+        return bool(checkpoints(folder))
+    return any(path.name not in UNBEGUN for path in folder.iterdir())
 
 
 def _how_it_resumes(folder: Path, record: Any, checkpoint: Path | None) -> str:

@@ -20,7 +20,7 @@ from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.calibration import perplexity
 from pliant.structure.recovery.config import RecoveryConfig
 from pliant.structure.recovery.trainer import RecoveryTrainer, Teacher
-from pliant.training.run import TrainingResult, TrainingRun, check_folder
+from pliant.training.run import TrainingResult, TrainingRun, check_folder, has_begun
 from pliant.training.terminal import Say
 from pliant.training.texts import Texts
 
@@ -104,7 +104,8 @@ class Recovery:
         self.texts, self.held_out = (texts, held_out) if held_out is not None else split(texts)
         self.args = config.arguments(folder, settings or {})
         self.settings = config.settings(settings or {})
-        self.record = check_folder(folder, resume)
+        record = check_folder(folder, resume)
+        self.record = record if has_begun(folder) else None
         self.collate = Collator.of(tokenizer)
         pieces = self.held_out.pieces
         self.batches = [self.collate(pieces[i : i + ROWS]) for i in range(0, len(pieces), ROWS)]
