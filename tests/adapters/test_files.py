@@ -444,6 +444,30 @@ def test_foreign_weights(tmp_path: Path, changes: dict[str, Any], message: str) 
     refuses(tmp_path, CorruptFile, message)
 
 
+class Sized(Scale):
+    """Its configuration says how large it is."""
+
+    config_class = WarmupConfig
+
+    def __init__(self, model: nn.Module, config: Any) -> None:
+        Adapter.__init__(self, model, config)
+        self.rows = nn.Parameter(torch.zeros(config.steps, 16, device="cpu"))
+        self.linear = nn.Linear(16, config.steps)
+
+    def wire(self, model: nn.Module) -> list[Any]:
+        return []
+
+
+@pytest.mark.parametrize("steps", [10**6, 10**9, 10**12, 10**30])
+def test_a_configuration_of_any_size_allocates_nothing(tmp_path: Path, steps: int) -> None:
+    model = tiny_llama()
+    attach(model, Sized(model, WarmupConfig(steps=9)), "sized").save_pretrained(tmp_path)
+    assert Sized.from_pretrained(tiny_llama(), tmp_path).rows.shape == (9, 16)
+    reindexed(tmp_path, config={"steps": steps})
+    with pytest.raises(CorruptFile, match="far more numbers than the 297 that"):
+        Sized.from_pretrained(tiny_llama(), tmp_path)
+
+
 def test_an_adapter_of_another_class(tmp_path: Path) -> None:
     model = tiny_llama()
     attach(model, Warmup(model, WarmupConfig())).save_pretrained(tmp_path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pliant import __version__
 from pliant.adapters import files
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pliant.adapters.adapter import Adapter
 
 A = TypeVar("A", bound="Adapter")
+FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye}
+LEAST_ALLOWANCE = 10_000_000  # numbers: what constructors use besides, on a large model too
 EXTRA = "_extra_state"  # the end of torch's keys for state that is no tensor
 
 
@@ -57,7 +60,8 @@ def load(cls: type[A], model: nn.Module, source: str | Path, insist: bool, **hub
     config = _config(saved, kind.config_class)
     if not insist:
         _check_base(saved, fingerprint(model))
-    adapter = kind(model, config)
+    with _Allowance(saved):
+        adapter = kind(model, config)
     saved = _without_retired_tensors(adapter, saved)
     _check_state(adapter, saved)
     load_state(adapter, saved)
@@ -113,6 +117,35 @@ def _with_subclasses(cls: type[A]) -> Iterator[type[A]]:
 
 
 # --- checks --------------------------------------------------------------------------------------
+
+
+class _Allowance(TorchFunctionMode):
+    """In this context, tensors are created only up to about what the file holds: its configuration
+    may promise any size, and is compared with its weights when they are there."""
+
+    def __init__(self, saved: files.Saved) -> None:
+        super().__init__()
+        self._folder, self._stored = saved.folder, sum(t.numel() for t in saved.tensors.values())
+        self._left = max(LEAST_ALLOWANCE, 4 * self._stored)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in FACTORIES:
+            plain = {
+                name: value for name, value in kwargs.items() if name in ("size", "fill_value")
+            }
+            try:
+                self._left -= func(*args, **plain, device="meta").numel()
+            except (OverflowError, RuntimeError, TypeError):  # more than can be counted
+                self._left = -1
+            if self._left < 0:
+                raise CorruptFile(
+                    f"{self._folder}: its configuration needs far more numbers than the "
+                    f"{self._stored:,} that its weights hold"
+                )
+        return func(*args, **kwargs)
 
 
 def without_retired(config_class: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,9 @@ SCORE, GAIN, RIGHT = "score", "gain", "right:"
 """P(hard); P(strong right) - P(weak right); `right:NAME`, P(the model of that name is right)."""
 
 
+MOST_OUTPUTS = 100_000
+
+
 @dataclass(frozen=True)
 class CPXConfig:
     """Trainable: rows * d + d * outputs, plus outputs for a bias, d for attention, and the LoRA."""
@@ -63,8 +66,8 @@ class CPXConfig:
     def _outputs(self) -> tuple[str, ...]:
         named = (self.outputs,) if isinstance(self.outputs, str) else tuple(self.outputs)
         count = self.num_labels
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise InvalidInput(f"num_labels = {count!r}: give 1 or more")
+        if count is not None and (not isinstance(count, int) or not 1 <= count <= MOST_OUTPUTS):
+            raise InvalidInput(f"num_labels = {count!r}: give 1 to {MOST_OUTPUTS:,}")
         if named and count not in (None, len(named)):
             raise InvalidInput(f"num_labels = {count}, and outputs names {len(named)}: give one")
         if named:
