@@ -177,7 +177,9 @@ def test_json_has_no_value_that_json_has_not() -> None:
         terminal.print_json({"x": float("nan")})
 
 
-def test_progress_in_a_pipe_is_a_line_for_the_first_and_for_every_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_in_a_pipe_is_a_line_for_the_first_and_for_every_tenth(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert list(terminal.track(range(1000), "counting")) == list(range(1000))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11 and lines[0] == "counting: 1 of 1000"
