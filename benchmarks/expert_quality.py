@@ -217,6 +217,8 @@ def unseen(bench: Bench, seed: int = 0) -> dict[str, Any]:
     """Each strategy, beside the base, each expert alone and their average."""
     world = bench.world
     folders = [bench.train(family, "expert", seed)[0] for family in world.trained]
+    for family in world.unseen:  # before the experts act in it
+        bench.right(bench.base, bench.test[family], f"{family}, base")
     model = load_experts(bench.base, folders)
     names = dict(zip(world.trained, model.peft_config, strict=True))
     known = [
