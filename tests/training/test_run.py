@@ -14,6 +14,7 @@ from tests.training.test_checkpoint import everything, losses, model_with_adapte
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pliant.errors import InvalidInput
+from pliant.files import unfinished_name
 from pliant.training import AdapterCheckpoint
 from pliant.training.arguments import training_arguments
 from pliant.training.checkpoint import last_complete, mark_complete
@@ -75,6 +76,8 @@ def test_another_run_is_refused(tmp_path: Path, change: dict[str, Any], message:
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_run_that_had_not_begun_binds_nobody(tmp_path: Path, resume: bool, shared: bool) -> None:
     """It was killed before its first checkpoint, or refused for a setting that is corrected now."""
+    unfinished = unfinished_name(tmp_path / RECORD)
+    unfinished.touch()  # by a kill while the record was written
     opened(tmp_path, shared=shared, settings={"learning_rate": "-1"})
     (tmp_path / "runs").mkdir()  # by TensorBoard
     assert opened(tmp_path, resume=resume, shared=shared)[0] is None

@@ -31,7 +31,7 @@ from transformers import (
 
 from pliant import __version__
 from pliant.errors import InvalidInput, PliantError
-from pliant.files import write_file
+from pliant.files import leftovers, write_file
 from pliant.training.arguments import one_line
 from pliant.training.checkpoint import (
     TRAINER_STATE,
@@ -248,7 +248,12 @@ def has_begun(folder: Path, *, shared: bool = False) -> bool:
     checkpoint, or refused for its settings, it leaves its record and logs alone."""
     if shared or not folder.is_dir():
         return bool(checkpoints(folder))
-    return any(path.name not in UNBEGUN for path in folder.iterdir())
+    return any(path.name not in UNBEGUN for path in _contents(folder))
+
+
+def _contents(folder: Path) -> set[Path]:
+    """Without a record that a kill left unfinished."""
+    return set(folder.iterdir()) - set(leftovers(folder / RECORD))
 
 
 def _how_it_resumes(folder: Path, record: Any, checkpoint: Path | None) -> str:
@@ -262,7 +267,7 @@ def _how_it_resumes(folder: Path, record: Any, checkpoint: Path | None) -> str:
 def _refuse_other_files(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InvalidInput(f"{folder} is a file: give a folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and _contents(folder):
         what = "checkpoints of another training" if checkpoints(folder) else "something else"
         raise InvalidInput(f"{folder}: is not empty (it holds {what}): give another folder")
 
