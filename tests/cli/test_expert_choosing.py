@@ -70,7 +70,9 @@ def test_prompts_pick_their_experts(folder: Path, capsys: pytest.CaptureFixture[
 def test_a_mixture_is_written_and_loads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = folder / "mixed"
     words = ["--experts", folder / "both", "--data", folder / "solved.jsonl", *QUICK]
-    report = run(capsys, "mix", *words, "--shots", 4, "--scope", "layer", "--l1", 0, "--out", out)
+    page = folder / "mixed.html"
+    search = ["--shots", 4, "--scope", "layer", "--l1", 0]
+    report = run(capsys, "mix", *words, *search, "--out", out, "--report", page)
     assert report["shots"] == 4
     assert set(report["test"]) == {"base", "words", "sums", "mixture"}
     assert report["mixture"] and report["folder"] == str(out)
@@ -79,8 +81,14 @@ def test_a_mixture_is_written_and_loads(folder: Path, capsys: pytest.CaptureFixt
     mixed = load_experts(nano.load("nano-s")[0], [out])
     texts = generate(mixed, tokenizer, prompts, [{"mixed": 1.0}] * 2)
     assert texts == generate(model, tokenizer, prompts, [report["mixture"]] * 2)
-    assert outcome(["expert", "mix", *map(str, words), "--reward", "exact"]) == 0
+    shown = page.read_text()
+    assert shown.count("<svg") == 3  # the coefficients in each layer, the search, the test
+    assert "log-likelihood, a token" in shown and "Right answers to 4 prompts" in shown
+    more = ["--reward", "exact", "--report", page]
+    assert outcome(["expert", "mix", *map(str, [*words, *more])]) == 0
     assert "the best of" in capsys.readouterr().out
+    shown = page.read_text()
+    assert shown.count("<svg") == 2 and "mean reward (exact)" in shown  # nothing is tested
 
 
 @pytest.mark.parametrize(
@@ -102,6 +110,7 @@ def test_a_mixture_is_written_and_loads(folder: Path, capsys: pytest.CaptureFixt
         ("mix -e both --data labelled.jsonl --out new", "no column 'answer'"),
         ("mix -e both --data solved.jsonl --test solved.jsonl --out new", "are shots too"),
         ("mix -e both --data solved.jsonl --shots 8 --out new", "leave none to test on"),
+        ("mix -e both --data solved.jsonl --report both --out new", "both is a folder"),
         ("mix -e both --data solved.jsonl --reward best --out new", "no verifier 'best'"),
         ("mix -e both -e large --data solved.jsonl --out new", "experts of different bases"),
         ("ask 17+4 -e nowhere --base nano-x", "nowhere: no expert here"),

@@ -45,6 +45,37 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], x: str, y
     return out.getvalue()
 
 
+def intervals(values: Mapping[str, tuple[float, float, float]], x: str) -> str:
+    """A point with its interval for each name, the first on top; each is (value, low, high)."""
+    size = (_WIDE[0], 0.9 + 0.36 * len(values))
+    with _drawing(x, "", size) as (axes, out):
+        for place, (value, low, high) in enumerate(values.values()):
+            colour = COLOURS[0] if place == 0 else _MAIN
+            axes.plot([low, high], [place, place], color=colour, linewidth=2.4)
+            axes.plot([value], [place], "o", color=colour, markersize=7)
+            axes.annotate(
+                f"{value:.3g}", (value, place), (0, 7), textcoords="offset points", ha="center"
+            )
+        axes.set_yticks(range(len(values)), list(values))
+        axes.set_ylim(len(values) - 0.4, -0.7)
+        axes.margins(x=0.06)
+        axes.grid(axis="x", alpha=0.15, color=INK)
+    return out.getvalue()
+
+
+def signed_bars(values: Mapping[str, float], x: str) -> str:
+    """A horizontal bar for each name, to the right or to the left of 0; the first on top."""
+    with _drawing(x, "", (_WIDE[0], 0.9 + 0.36 * len(values))) as (axes, out):
+        colours = [_MAIN if value >= 0 else COLOURS[3] for value in values.values()]
+        drawn = axes.barh(range(len(values)), list(values.values()), 0.6, color=colours)
+        axes.bar_label(drawn, fmt="{:.3g}", padding=4)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_yticks(range(len(values)), list(values))
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+    return out.getvalue()
+
+
 def curve(
     points: Mapping[str, Sequence[tuple[float, float]]],
     marks: Mapping[str, tuple[float, float]],

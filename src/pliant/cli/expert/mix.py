@@ -16,6 +16,7 @@ from pliant.options import Flag
 
 if TYPE_CHECKING:
     from pliant.experts.adapting import FewShot, Shot
+    from pliant.stats import Band
     from pliant.verify import Verifier
 
 
@@ -46,6 +47,8 @@ class MixOptions(ExpertsOptions):
     """The longest answer, in tokens."""
     seed: int = 0
     """Of the drawn shots and of the search."""
+    report: Path | None = None
+    """Write a page with the coefficients, the search and the test (.html)."""
 
 
 def mix(options: MixOptions) -> None:
@@ -75,6 +78,10 @@ def mix(options: MixOptions) -> None:
     scores = _tested(mixed, test, verifier, options.max_new_tokens) if test else {}
     if options.out is not None and mixed.mixture:
         save_mixture(model, mixed.mixture, options.out.expanduser())
+    if options.report is not None:
+        from pliant.cli.expert.mix_report import write_report
+
+        write_report(options.report, mixed, scores, len(test), options.reward)
     _show(options, mixed, len(shots), scores, len(test))
 
 
@@ -83,6 +90,7 @@ def _checked(options: MixOptions) -> tuple[Verifier, list[Shot], list[Shot]]:
     from pliant.data import read_rows
     from pliant.experts.adapting import check_split, shots_of, split_shots
     from pliant.files import check_new
+    from pliant.reports.page import check_writable
     from pliant.verify import verifier
 
     if not options.data:
@@ -91,6 +99,8 @@ def _checked(options: MixOptions) -> tuple[Verifier, list[Shot], list[Shot]]:
         raise InvalidInput("--shots draws the test from --data too: leave out --shots or --test")
     if options.out is not None:
         check_new(options.out.expanduser())
+    if options.report is not None:
+        check_writable(options.report)
     judge = verifier(options.reward or "exact")
     rows = read_rows(options.data, ("prompt", "answer"))
     rest: list[dict[str, Any]] = []
@@ -105,9 +115,16 @@ def _checked(options: MixOptions) -> tuple[Verifier, list[Shot], list[Shot]]:
 
 def _tested(
     mixed: FewShot, test: Sequence[Shot], verifier: Verifier, longest: int
-) -> dict[str, float]:
+) -> dict[str, Band]:
     """The share of right answers of the base, of each expert alone, and of the mixture."""
+    import numpy as np
+
     from pliant.experts.adapting import generate
+    from pliant.stats import bootstrap
+
+    def share(right: Sequence[float]) -> Band:
+        hits = np.asarray(right, dtype=float)
+        return bootstrap(lambda rows: float(hits[rows].mean()), len(hits))
 
     ways: dict[str, Any] = {"base": {}, **{name: {name: 1.0} for name in mixed.experts}}
     ways["mixture"] = mixed.mixture
@@ -118,27 +135,25 @@ def _tested(
             mixed.model, mixed.tokenizer, prompts, [mixture] * len(test), max_new_tokens=longest
         )
         pairs = zip(answers, test, strict=True)
-        scores[name] = sum(verifier(text, each.answer) for text, each in pairs) / len(test)
+        scores[name] = share([verifier(text, each.answer) for text, each in pairs])
     return scores
 
 
 def _show(
-    options: MixOptions, mixed: FewShot, shots: int, scores: dict[str, float], test: int
+    options: MixOptions, mixed: FewShot, shots: int, scores: dict[str, Band], test: int
 ) -> None:
+    from pliant.cli.expert.mix_report import scores_table
     from pliant.experts.adapting.strategy import name_of
-    from pliant.reports.tables import Table
 
     assert mixed.result is not None
     folder = str(options.out) if options.out is not None and mixed.mixture else None
     if options.json:
         content = {"mixture": mixed.mixture, "search": mixed.result.as_dict(), "folder": folder}
-        terminal.print_json({**content, "shots": shots, "test": scores})
+        terminal.print_json(
+            {**content, "shots": shots, "test": {name: band.value for name, band in scores.items()}}
+        )
         return
-    tables = []
-    if scores:
-        cells = [[name, f"{score:.3f}"] for name, score in scores.items()]
-        title = f"Right answers to {test:,} prompts that are no shots"
-        tables.append(Table(title, ["answered by", "right"], cells, right=frozenset(["right"])))
+    tables = [scores_table(scores, test)] if scores else []
     end = f" Written to {folder}." if folder else ""
     if not mixed.mixture:
         end = " Nothing was written: no mixture is better than the base."

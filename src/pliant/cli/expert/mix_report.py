@@ -1,0 +1,78 @@
+"""The page of a mixture of experts: its coefficients, their search, and the test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pliant.reports.page import Section, write
+from pliant.reports.plots import COLOURS, Line, intervals, lines, signed_bars
+from pliant.reports.tables import Table
+
+if TYPE_CHECKING:
+    from pliant.experts.adapting import FewShot
+    from pliant.stats import Band
+
+
+def write_report(
+    path: Path, mixed: FewShot, scores: Mapping[str, Band], tested: int, reward: str | None
+) -> Path:
+    """Write the page; without a `reward`, the search was by likelihood."""
+    from pliant.experts.adapting.strategy import name_of
+
+    sections = [_coefficients(mixed), _search(mixed, reward)]
+    if scores:
+        sections.append(_test(scores, tested))
+    return write(path, f"Mixture: {name_of(mixed.mixture)}", sections)
+
+
+def scores_table(scores: Mapping[str, Band], tested: int) -> Table:
+    """The share of right answers of each, with its interval."""
+    cells = [[name, str(band)] for name, band in scores.items()]
+    title = f"Right answers to {tested:,} prompts that are no shots"
+    return Table(title, ["answered by", "right"], cells, right=frozenset(["right"]))
+
+
+def _coefficients(mixed: FewShot) -> Section:
+    """Bars for coefficients that hold everywhere, lines for those of each layer."""
+    values: dict[str, Any] = {name: mixed.mixture.get(name, 0.0) for name in mixed.experts}
+    depths = [len(value) for value in values.values() if not isinstance(value, float)]
+    formula = "z = 1 + the sum of each coefficient times (the expert's z - 1)"
+    if not depths:
+        caption = f"{formula}; 0 everywhere is the base."
+        return Section("The coefficients", (), (), [(signed_bars(values, "coefficient"), caption)])
+    many = len(values) >= len(COLOURS)  # then lines need dashes, too
+    drawn = {
+        name: Line(range(depths[0]), [value] * depths[0] if isinstance(value, float) else value)
+        for name, value in values.items()
+    }
+    drawn = {name: Line(line.x, line.y, faint=many) for name, line in drawn.items()}
+    picture = lines(drawn, "layer", "coefficient")
+    table = Table(
+        "Mean coefficient over the layers",
+        ["expert", "mean"],
+        [[name, f"{sum(line.y) / len(line.y):.3f}"] for name, line in drawn.items()],
+        right=frozenset(["mean"]),
+    )
+    return Section("The coefficients", (), [table], [(picture, f"{formula}, in each layer.")])
+
+
+def _search(mixed: FewShot, reward: str | None) -> Section:
+    result = mixed.result
+    assert result is not None
+    rounds = range(1, len(result.history) + 1)
+    drawn = {
+        "the best so far": Line(rounds, result.history),
+        "base": Line(rounds, [result.start_value] * len(rounds), faint=True),
+    }
+    what = f"mean reward ({reward})" if reward else "log-likelihood, a token"
+    caption = "How well the best mixture after each round does on the shots."
+    return Section("The search", [str(result)], (), [(lines(drawn, "round", what), caption)])
+
+
+def _test(scores: Mapping[str, Band], tested: int) -> Section:
+    bands = {name: (band.value, band.low, band.high) for name, band in scores.items()}
+    caption = f"{tested:,} prompts that are no shots, with the interval over prompts."
+    picture = intervals(bands, "share of right answers")
+    return Section("The test", (), [scores_table(scores, tested)], [(picture, caption)])
