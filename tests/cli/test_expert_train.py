@@ -48,14 +48,19 @@ def test_it_trains_an_expert_and_prints_what_it_came_to(
     assert json.loads(settings.read_text())["base_model_name_or_path"] == "nano-s"
     assert "base_model: nano-s\n" in card.read_text()
     card.write_text("mine")
+    assert result["compared"] is None
     again = ["--resume", "--report", str(tmp_path / "page.html")]
-    assert app.outcome(command(task, out, *SMALL, *more, *again)) == 0
+    controls = ["--compare", "few-shot", "--compare", "lora", "--shots", "2", "--lora-rank", "1"]
+    assert app.outcome(command(task, out, *SMALL, *more, *again, *controls)) == 0
     assert card.read_text() == "mine"
     shown = capsys.readouterr().out
     assert "3 held-out rows, before" in shown and "2 steps on " in shown
     page = (tmp_path / "page.html").read_text()
+    for text in ("base, 2 examples", "LoRA, rank 1", "on 3 held-out rows the expert has "):
+        assert text in page and text in shown
     assert "What was gained" in page and "How it learned" in page and "Where it acts" in page
-    assert page.count("<svg") == 5  # accuracy, reward, KL, heat map, spectrum
+    # ways, reward, KL, changes by layer, the spectrum by layer and by projection
+    assert page.count("<svg") == 6
 
 
 def test_a_kind_of_question_is_a_task(
@@ -64,12 +69,15 @@ def test_a_kind_of_question_is_a_task(
     from pliant.cli.expert import train
 
     monkeypatch.setattr(train, "MEASURED", 4)
+    page = tmp_path / "page.html"  # fewer singular values than a spectrum has groups
     arguments = [*SMALL, "--rows", "6", "--reward", "exact", "--reward", "contains=0.5", "--json"]
+    arguments += ["--set", "rank=3", "--report", str(page)]
     assert app.outcome(command("nano:arithmetic", tmp_path / "out", *arguments)) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["held_out"] == 4 and result["after"]["value"] <= 1.5
     plan = json.loads((tmp_path / "out" / "pliant-train.json").read_text())["plan"]
     assert plan["reward"] == ["exact=1", "contains=0.5"]
+    assert page.read_text().count("spectrum of z") == 2
 
 
 def test_no_row_is_trained_on_and_measured(task: str, tmp_path: Path) -> None:
@@ -93,6 +101,8 @@ def test_no_row_is_trained_on_and_measured(task: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--compare", "few_shot"], "--compare = 'few_shot': give one of few-shot, lora"),
+        (["--lora-learning-rate", "0"], "lora_learning_rate = 0.0: give a number above 0"),
         (["--reward", "exakt"], "no reward 'exakt'; did you mean 'exact'"),
         (["--reward", "nonesuch.py:f"], "nonesuch.py"),
         (["--group", "sum"], "no group 'sum'; did you mean 'sums'"),

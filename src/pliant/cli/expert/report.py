@@ -1,38 +1,53 @@
-"""The page of an expert's training: how it learned, what it gained, and where it acts."""
+"""The page of an expert's training: what it gained, how it learned, and where it acts."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pliant.reports.page import Section, write
-from pliant.reports.plots import Line, bars, heat_maps, lines
+from pliant.reports.plots import Line, heat_maps, intervals, lines
 from pliant.reports.tables import Table
 
 if TYPE_CHECKING:
+    from pliant.experts.comparison import Profile
     from pliant.experts.expert import Expert
-    from pliant.experts.training.run import ExpertResult
+    from pliant.experts.training.controls import Controls
 
 BINS = 20
-"""Points of the spectrum, from the largest singular values to the smallest."""
+"""Groups of singular values in a spectrum, from the largest to the smallest."""
 
 
-def write_report(path: Path, folder: Path, result: ExpertResult) -> Path:
+def write_report(path: Path, folder: Path, controls: Controls) -> Path:
     """Write the page of the expert in `folder`."""
     from pliant.experts.expert import Expert
 
     expert = Expert.load(folder)
-    sections = [_gained(folder, result), _learned(folder), _acts(expert)]
+    sections = [_gained(folder, controls), _learned(folder), _acts(expert)]
     return write(path, f"Expert: {folder.name}", sections)
 
 
-def _gained(folder: Path, result: ExpertResult) -> Section:
+def ways_table(controls: Controls) -> Table:
+    """The expert beside its controls."""
+    from pliant.experts.training.controls import HEAD
+
+    title = f"{controls.expert.held_out:,} held-out rows, greedy answers, differences paired"
+    return Table(title, HEAD, controls.cells(), right=frozenset(HEAD[1:]))
+
+
+def _gained(folder: Path, controls: Controls) -> Section:
+    result = controls.expert
     table = Table(f"{folder.name}: the expert", ["what", "how much"], result.cells())
-    series = {"base": [result.before.value], "with the expert": [result.after.value]}
-    caption = f"The reward of greedy answers to {result.held_out:,} held-out prompts."
-    pictures = [(bars(["held-out prompts"], series, "", "reward"), caption)]
-    return Section("What was gained", [str(result)], [table], pictures)
+    bands = {way.name: (way.reward.value, way.reward.low, way.reward.high) for way in controls.ways}
+    caption = (
+        f"The mean reward of greedy answers to {result.held_out:,} held-out prompts, with the "
+        "interval over prompts."
+    )
+    pictures = [(intervals(bands, "reward"), caption)]
+    sentences = [str(result), *([str(controls)] if len(controls.ways) > 2 else [])]
+    return Section("What was gained", sentences, [ways_table(controls), table], pictures)
 
 
 def _learned(folder: Path) -> Section:
@@ -50,32 +65,55 @@ def _learned(folder: Path) -> Section:
     return Section("How it learned", (), (), pictures)
 
 
+# --- where it acts -------------------------------------------------------------------------------
+
+
 def _acts(expert: Expert) -> Section:
     from pliant.experts.comparison import Profile
 
     profile = Profile.of(expert)
     maps = heat_maps({"change of z": profile.grid()}, "projection", "change", "layer")
-    spectrum = lines(
-        {kind: Line(range(BINS), values) for kind, values in _spectrum(expert).items()},
-        f"singular values, the largest first, in {BINS} groups",
-        "mean |z - 1|",
+    spectra = _spectra(expert, profile)
+    x = f"singular values, the largest first, in {BINS} groups"
+    by_layer, by_projection = (
+        heat_maps({"spectrum of z": _means(spectra, axis)}, name, "mean |z - 1|", x)
+        for axis, name in enumerate(("layer", "projection"))
     )
     pictures = [
         (maps, "The root mean square of z - 1, by layer and projection."),
-        (spectrum, "How much the singular values of each projection change, over all layers."),
+        (by_layer, "Which singular values change in each layer, over its projections."),
+        (by_projection, "Which singular values of each projection change, over all layers."),
     ]
     return Section("Where it acts", [str(profile)], (), pictures)
 
 
-def _spectrum(expert: Expert) -> dict[str, list[float]]:
-    """The mean change of each group of singular values, by the projection's name."""
-    groups: dict[str, list[Any]] = {}
-    for path, change in expert.changes.items():
-        own = change.abs().float().reshape(-1, change.shape[-1]).mean(0)
-        parts = own.tensor_split(BINS)
-        values = [float(part.mean()) if len(part) else 0.0 for part in parts]
-        groups.setdefault(path.rpartition(".")[2], []).append(values)
+Spectra = dict[tuple[str, str], list[list[float]]]
+"""(layer, projection) -> the mean |z - 1| of each group of singular values, for each matrix."""
+
+
+def _spectra(expert: Expert, profile: Profile) -> Spectra:
+    spectra: Spectra = {}
+    for matrix in profile.matrices:
+        change: Any = expert.changes[matrix.path]
+        sizes = change.abs().float().reshape(-1, change.shape[-1]).mean(0)
+        values = [float(part.mean()) for part in sizes.tensor_split(BINS) if len(part)]
+        layer = "-" if matrix.layer is None else str(matrix.layer)
+        spectra.setdefault((layer, matrix.projection), []).append(values)
+    return spectra
+
+
+def _means(spectra: Spectra, axis: int) -> dict[str, Sequence[float]]:
+    """The mean for each layer (0) or projection (1), over all else."""
+    rows: dict[str, list[list[float]]] = {}
+    for place, several in spectra.items():
+        rows.setdefault(place[axis], []).extend(several)
     return {
-        kind: [sum(column) / len(column) for column in zip(*rows, strict=True)]
-        for kind, rows in groups.items()
+        name: [sum(group) / len(group) for group in _columns(values)]
+        for name, values in rows.items()
     }
+
+
+def _columns(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Of rows that may differ in length: a matrix of a low rank has fewer groups."""
+    longest = max(map(len, rows))
+    return [[row[i] for row in rows if i < len(row)] for i in range(longest)]

@@ -15,9 +15,11 @@ from pliant.options import Flag, from_texts, named_values
 if TYPE_CHECKING:
     from pliant.experts.rewards import Reward
     from pliant.experts.training.config import ExpertTrainingConfig
+    from pliant.experts.training.controls import Controls, ControlsConfig
     from pliant.experts.training.run import ExpertResult
 
 EMBEDDED = "nano:"
+CONTROLS = ("few-shot", "lora")
 QUESTIONS, MEASURED = 2000, 300
 """Of the embedded models' world: to train on, and to measure the accuracy on."""
 
@@ -51,6 +53,15 @@ class TrainOptions:
     """The longest answer, in tokens."""
     seed: int | None = None
     """Of the held-out rows, the prompts and the sampled answers."""
+    compare: Annotated[tuple[str, ...], Flag(metavar="CONTROL")] = ()
+    """Measure a control on the same held-out rows: few-shot (the base, with solved examples in the
+    prompt) or lora (a LoRA, trained with as many answers, in OUT/lora); repeatable."""
+    shots: Annotated[int, Ge(1)] = 4
+    """Examples in the prompt, for --compare few-shot."""
+    lora_rank: Annotated[int, Ge(1)] = 16
+    """Of the LoRA, for --compare lora."""
+    lora_learning_rate: float | None = None
+    """Of the LoRA, whose matrices need smaller steps than z. Default: 0.002."""
     set: Annotated[tuple[str, ...], Flag(metavar="NAME=VALUE")] = ()
     """Any other field of ExpertTrainingConfig (beta, parts, ...); repeatable."""
     dtype: str = "auto"
@@ -58,7 +69,7 @@ class TrainOptions:
     device: str | None = None
     """cpu, cuda, ... Default: the best there is."""
     report: Path | None = None
-    """Write a page with the learning curves and where the expert acts (.html)."""
+    """Write a page with what was gained, how it learned and where the expert acts (.html)."""
     resume: bool = False
     """Resume from the run's last complete checkpoint."""
     json: bool = False
@@ -78,6 +89,19 @@ class TrainOptions:
             seed=self.seed,
         )
 
+    def controls(self) -> ControlsConfig:
+        from pliant.errors import check_choice
+        from pliant.experts.training.controls import ControlsConfig
+
+        for name in self.compare:
+            check_choice("--compare", name, CONTROLS)
+        rate = self.lora_learning_rate
+        return ControlsConfig(
+            shots=self.shots if "few-shot" in self.compare else None,
+            lora_rank=self.lora_rank if "lora" in self.compare else None,
+            **({} if rate is None else {"lora_learning_rate": rate}),
+        )
+
 
 def train(options: TrainOptions) -> None:
     """Turn a base into a specialist by reward; its file is a few kilobytes.
@@ -88,27 +112,32 @@ def train(options: TrainOptions) -> None:
     Example: pliant expert train --base nano-l --task nano:reading --out reading
     """
     try:
-        result = trained(options)
+        controls = trained(options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("--resume continues from what was saved") from None
     if options.report is not None:
         from pliant.cli.expert.report import write_report
 
-        write_report(options.report, options.out, result)
+        write_report(options.report, options.out, controls)
+    result: ExpertResult = controls.expert
     if options.json:
-        terminal.print_json({"out": str(options.out), **result.as_dict()})
+        ways = [way.as_dict() for way in controls.ways] if options.compare else None
+        terminal.print_json({"out": str(options.out), **result.as_dict(), "compared": ways})
         return
+    from pliant.cli.expert.report import ways_table
     from pliant.reports.tables import Table
 
-    title = f"{options.out}: the expert"
-    terminal.draw([Table(title, ["what", "how much"], result.cells())], [str(result)])
+    tables = [Table(f"{options.out}: the expert", ["what", "how much"], result.cells())]
+    compared = [ways_table(controls)] if options.compare else []
+    sentences = [str(result), *([str(controls)] if options.compare else [])]
+    terminal.draw([*tables, *compared], sentences)
 
 
-def trained(options: TrainOptions) -> ExpertResult:
+def trained(options: TrainOptions) -> Controls:
     from pliant.cli.gradients.inputs import quiet_libraries
     from pliant.loading import load
 
-    config = options.config()
+    config, controls = options.config(), options.controls()
     reward = reward_of(options)
     rows, held_out = task_rows(options, config.seed)
     reward.check({name for row in (*rows, *held_out) for name in row})
@@ -117,16 +146,17 @@ def trained(options: TrainOptions) -> ExpertResult:
     from pliant.experts.rewards import RewardWarning
 
     with quiet_libraries(RewardWarning):
-        from pliant.experts.training.run import train_expert
+        from pliant.experts.training.controls import train_with_controls
 
         model, tokenizer = load(options.base, dtype=options.dtype, device=options.device)
-        return train_expert(
+        return train_with_controls(
             model,
             tokenizer,
             rows,
             reward,
             config,
             folder=options.out,
+            controls=controls,
             held_out=held_out,
             resume=options.resume,
             settings={"use_cpu": True} if options.device == "cpu" else None,

@@ -91,6 +91,15 @@ class ExpertResult(TrainingResult):
         ]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A training's result, and the reward of every held-out row before and after."""
+
+    result: ExpertResult
+    before: list[float]
+    after: list[float]
+
+
 def train_expert(
     model: Any,
     tokenizer: Any,
@@ -111,6 +120,38 @@ def train_expert(
     `held_out`, some of them are held out. `peft_config` trains another method of PEFT instead, as a
     control, and `settings` are fields of trl's configuration.
     """
+    return train_and_measure(
+        model,
+        tokenizer,
+        rows,
+        reward,
+        config,
+        folder=folder,
+        held_out=held_out,
+        resume=resume,
+        peft_config=peft_config,
+        settings=settings,
+        say=say,
+    ).result
+
+
+def train_and_measure(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    reward: RewardFunction,
+    config: ExpertTrainingConfig | None = None,
+    *,
+    folder: str | Path,
+    held_out: Sequence[Row] | None = None,
+    resume: bool = False,
+    peft_config: Any = None,
+    settings: Mapping[str, Any] | None = None,
+    say: Say = print_to_stderr,
+    before: Sequence[float] | None = None,
+) -> Measured:
+    """`train_expert`, with the rewards of all held-out rows; `before`, if they are known, are the
+    base's."""
     _check(model, reward)
     config, target = config or ExpertTrainingConfig(), Path(folder).expanduser()
     config = config.resolved(len(Anatomy.of(model).layers))
@@ -124,7 +165,7 @@ def train_expert(
 
     run = TrainingRun(args, plan, resume=resume, say=say)
     if run.record.get("before") is None:
-        run.note(before=measure(model))
+        run.note(before=measure(model) if before is None else list(before))
     with _restored(model, tokenizer) as trainers:
 
         def build() -> Any:
@@ -143,9 +184,10 @@ def train_expert(
         trainer = run.train(build, describe=_describe)
         expert = unwrap_to_peft(trainer.model)
         _save(trainer, expert, target)
-        result = _result(run, trainer, expert, safe_reward, measure(expert))
+        after = measure(expert)
+        result = _result(run, trainer, expert, safe_reward, after)
     run.note(ended=result.as_dict())
-    return result
+    return Measured(result, list(run.record["before"]), after)
 
 
 def _encoded(
@@ -159,7 +201,7 @@ def _encoded(
     """The rows to train on, and the held-out ones."""
     if held_out is None:
         rows, held_out = hold_out(rows, config.seed)
-    longest = _context(model) - config.max_new_tokens
+    longest = context_of(model) - config.max_new_tokens
     tasks = [encode(each, tokenizer, config.chat, longest) for each in (rows, held_out)]
     if isinstance(reward, Reward):
         for task in tasks:
@@ -168,13 +210,21 @@ def _encoded(
 
 
 def rewards_of(
-    model: Any, tokenizer: Any, task: Task, reward: SafeReward, max_new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    reward: SafeReward,
+    max_new_tokens: int,
+    end: str | None = None,
 ) -> list[float]:
-    """The reward of the greedy answer to each prompt; one that fails is 0."""
+    """The reward of the greedy answer to each prompt, up to the text `end`; one that fails is 0."""
     ids = greedy_answers(model, task.ids, max_new_tokens, tokenizer)
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    if end is not None:
+        texts = [text.lstrip().partition(end)[0] for text in texts]
     rewards = reward(
         prompts=[row["prompt"] for row in task.rows],
-        completions=tokenizer.batch_decode(ids, skip_special_tokens=True),
+        completions=texts,
         completion_ids=ids,
         **task.columns(range(len(task.rows))),
     )
@@ -215,7 +265,9 @@ def _plan(
 ) -> dict[str, Any]:
     """What the result depends on."""
     own = {k: v for k, v in asdict(fingerprint(model)).items() if k != "adapters" or v}
-    other = {} if peft_config is None else {"peft": str(peft_config.peft_type)}
+    other: dict[str, Any] = {}
+    if peft_config is not None:
+        other = {"peft": str(peft_config.peft_type), "rank": getattr(peft_config, "r", None)}
     return {
         "model": own,
         "reward": _name_of(reward),
@@ -307,7 +359,7 @@ def _check(model: Any, reward: Any) -> None:
         )
 
 
-def _context(model: Any) -> int:
+def context_of(model: Any) -> int:
     """The longest text that the model takes."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else 2**31
