@@ -4,9 +4,9 @@
 
 The second pass is the answer, 64 tokens with the experts that were chosen. The first pass is what
 comes before it: the model classifies the question by labels; a linear head reads the last layer in
-a forward of its own; or the head reads the layer before the experts' first, inside the answer's
-prefill. There its cost is the difference of two runs. Times are CPU seconds of this process, on one
-thread.
+a forward of its own; or, where the experts leave the first layers alone, either reads the answer's
+own prefill. There its cost is the difference of two runs. Times are CPU seconds of this process, on
+one thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from statistics import median
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import real_model
-from benchmarks.harness import interleaved, keep
+from benchmarks.harness import Ratio, interleaved, keep
 from benchmarks.random_experts import with_random_experts
 from pliant import load, nano
 from pliant.experts.adapting import ByClassifier, ByPrompt, ClassifierConfig, generate
@@ -62,24 +61,32 @@ def measured(model: Any, tokenizer: Any, size: int, options: Any, half: bool) ->
     settings = {"max_new_tokens": options.new, "min_new_tokens": options.new}
     labels, head = ByPrompt(model, tokenizer, LABELS), fitted(model, tokenizer, half)
     assert head.shares_prefill == half
+    assert labels.shares_prefill == half
     labels.choose(asked)  # computes the labels' prior, once
-    mixtures = head.adapt(asked)
+    mixtures, by_labels = head.adapt(asked), labels.adapt(asked)
     runs = {
         "answer": lambda: generate(model, tokenizer, asked, mixtures, **settings),
         "labels": lambda: labels.choose(asked),
         "head": lambda: head.choose(asked),
         "answer with its choice": lambda: head.answer(asked, **settings),
+        "answer of the labels": lambda: generate(model, tokenizer, asked, by_labels, **settings),
+        "answer with its labels": lambda: labels.answer(asked, **settings),
     }
     times = interleaved(runs, rounds=options.rounds, clock=time.process_time)
     ratios = {name: times[name].ratio_to(times["answer"]).as_dict() for name in ("labels", "head")}
     if not head.shares_prefill:
         return {"seconds": {name: each.median for name, each in times.items()}, "ratio": ratios}
-    answer = times["answer"].seconds
-    extra = [
-        (both - alone) / alone
-        for both, alone in zip(times["answer with its choice"].seconds, answer, strict=True)
-    ]
-    ratios["head, choosing in the answer"] = {"median": median(extra), "rounds": len(extra)}
+    for name, both, alone in (
+        ("head, choosing in the answer", "answer with its choice", "answer"),
+        ("labels, choosing in the answer", "answer with its labels", "answer of the labels"),
+    ):
+        extra = Ratio(
+            tuple(
+                (whole - part) / part
+                for whole, part in zip(times[both].seconds, times[alone].seconds, strict=True)
+            )
+        )
+        ratios[name] = extra.as_dict()
     return {"seconds": {name: each.median for name, each in times.items()}, "ratio": ratios}
 
 

@@ -174,6 +174,9 @@ def test_stopped_early_it_steps_and_resumes(model: PreTrainedModel, ran: Prefill
     assert torch.equal(resumed.logits, ran.logits) and torch.equal(resumed.hidden, ran.hidden)
     assert torch.equal(resumed.step(NEW), ran.step(NEW))
     assert resumed.resume() is resumed
+    headless = early.resume(head=False)
+    assert headless.logits is None and torch.equal(headless.hidden, ran.hidden)
+    assert torch.equal(headless.step(NEW), ran.step(NEW))
 
 
 def test_a_prefill_that_is_not_resumable_raises(model: PreTrainedModel) -> None:

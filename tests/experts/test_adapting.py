@@ -31,7 +31,7 @@ from pliant.experts.adapting import (
 )
 from pliant.experts.adapting.classifier import Head
 from pliant.experts.adapting.few_shot import Layout, likelihood_of, likelihoods, rewards
-from pliant.experts.adapting.strategy import name_of
+from pliant.experts.adapting.strategy import Strategy, name_of
 from pliant.experts.model import svf_layers
 from pliant.linear import Linear
 from pliant.verify import verifier
@@ -240,6 +240,63 @@ class TestPrompt:
                     logits = base(torch.tensor([each + label])).logits[0].log_softmax(-1)
                 own = [float(logits[len(each) - 1 + i, t]) for i, t in enumerate(label)]
                 assert scores[row, column] == pytest.approx(np.mean(own), abs=1e-4)
+
+    @pytest.mark.parametrize("labels", [{"words": "b", "sums": "a"}, LABELS])
+    @pytest.mark.parametrize("expert", [None, "words"])
+    def test_labels_are_read_on_the_answers_prefill(self, labels: Any, expert: Any) -> None:
+        """The layers before the experts see each question once; the answers are the same."""
+        model, tokenizer = nano_with_experts(2)
+        strategy = ByPrompt(model, tokenizer, labels, PromptConfig(expert=expert))
+        plain = ByPrompt(model, tokenizer, labels, PromptConfig(expert=expert))
+        choices = strategy.choose(PROMPTS)  # computes the prior, too
+        mixtures = [choice.mixture for choice in choices]
+        texts = generate(model, tokenizer, PROMPTS, mixtures, **SETTINGS)
+        seen: list[int] = []
+        mlp = strategy.anatomy.layers[0].mlp
+        hook = mlp.register_forward_hook(
+            lambda m, args, out: seen.append(args[0].shape[:2].numel())
+        )
+        answers = strategy.answer(PROMPTS, **SETTINGS)
+        shared = sum(seen)
+        plain.prior  # noqa: B018
+        seen.clear()
+        Strategy.answer(plain, PROMPTS, **SETTINGS)
+        hook.remove()
+        assert strategy.shares_prefill and [a.text for a in answers] == texts
+        for answer, choice in zip(answers, choices, strict=True):
+            assert answer.choice.scores == pytest.approx(dict(choice.scores), abs=1e-4)
+        longest = max(len(tokenizer_ids(tokenizer, prompt)) for prompt in PROMPTS)
+        saved = len(PROMPTS) * (longest - 1)
+        copies = 1 if strategy.reads_one_token else len(strategy.label_ids)
+        assert sum(seen) - shared >= saved * copies
+        assert not any(layer.rows for _, layer in svf_layers(model))
+
+    @pytest.mark.parametrize("name", ["gpt2", "mixtral", "gpt_oss", "mamba"])
+    def test_other_models_answer_alike_on_a_shared_prefill(self, name: str) -> None:
+        torch.manual_seed(0)
+        base, (_, tokenizer) = tiny_model(name).eval(), nano.load("nano-s")
+        base.resize_token_embeddings(len(tokenizer))
+        named = {"gpt2": ["c_attn", "c_fc"], "mamba": ["in_proj"]}
+        options: dict[str, Any] = {"target_modules": named.get(name, ["q_proj", "v_proj"])}
+        options["layers_to_transform"] = [1]
+        model = with_experts("words", "sums", model=base, **options).requires_grad_(False)
+        strategy = ByPrompt(model, tokenizer, self.LABELS)
+        answers, choices = strategy.answer(PROMPTS, **SETTINGS), strategy.choose(PROMPTS)
+        for answer, choice in zip(answers, choices, strict=True):
+            assert answer.choice.scores == pytest.approx(dict(choice.scores), abs=1e-4)
+        mixtures = [answer.choice.mixture for answer in answers]
+        texts = generate(model, tokenizer, PROMPTS, mixtures, **SETTINGS)
+        assert [answer.text for answer in answers] == texts
+
+    def test_beams_and_instructions_prefill_once_more(self) -> None:
+        model, tokenizer = nano_with_experts(2)
+        beams = ByPrompt(model, tokenizer, self.LABELS).answer(PROMPTS, num_beams=2, **SETTINGS)
+        mixtures = [answer.choice.mixture for answer in beams]
+        texts = generate(model, tokenizer, PROMPTS, mixtures, num_beams=2, **SETTINGS)
+        assert [answer.text for answer in beams] == texts
+        listed = PromptConfig(instruction="one of\n{labels}")
+        assert not ByPrompt(model, tokenizer, self.LABELS, listed).shares_prefill
+        assert not ByPrompt(*nano_with_experts(), self.LABELS).shares_prefill
 
     def test_an_expert_may_classify(self) -> None:
         model, tokenizer = nano_with_experts()

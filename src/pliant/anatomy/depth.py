@@ -25,7 +25,13 @@ from torch import Tensor, nn
 
 from pliant.anatomy.anatomy import Anatomy
 from pliant.anatomy.cache_copy import copy_state, is_state, restore_state
-from pliant.anatomy.decoder import Stopped, last_hidden_state, no_decoder_call, run_both
+from pliant.anatomy.decoder import (
+    Stopped,
+    last_hidden_state,
+    no_decoder_call,
+    run_both,
+    run_decoder,
+)
 from pliant.anatomy.intercept import CALL, FORWARD, Handler, Target, intercept
 from pliant.errors import InvalidInput, UnsupportedModel
 
@@ -90,12 +96,22 @@ class FirstLayers:
 
     def resume_both(self) -> tuple[Any, Any]:
         """Run the remaining layers; returns the decoder's output and the model's."""
+        memory = self._stored()
+        inputs, walk = copy_state(memory.inputs), _ReplayWalk(memory)
+        return run_both(memory.anatomy, inputs, handlers=walk.handlers())
+
+    def resume_decoder(self) -> Any:
+        """Run the remaining layers without the head; returns the decoder's output."""
+        memory = self._stored()
+        inputs, walk = copy_state(memory.inputs), _ReplayWalk(memory)
+        return run_decoder(memory.anatomy, inputs, handlers=walk.handlers())
+
+    def _stored(self) -> _Memory:
         if self._memory is None:
             raise InvalidInput(
                 "this run cannot be resumed: resumable=False stores no outputs of its layers"
             )
-        memory, walk = self._memory, _ReplayWalk(self._memory)
-        return run_both(memory.anatomy, copy_state(memory.inputs), handlers=walk.handlers())
+        return self._memory
 
 
 @dataclass(frozen=True, eq=False)

@@ -125,11 +125,15 @@ class Prefilled:
         assert hidden is not None
         return hidden
 
-    def resume(self) -> Prefilled:
-        """Run the remaining layers after an early exit: bit for bit the full prefill."""
+    def resume(self, *, head: bool = True) -> Prefilled:
+        """Run the remaining layers after an early exit: bit for bit the full prefill.
+
+        Without `head` there are no logits. It may be called again, for other adapters, say, that
+        act on the remaining layers alone.
+        """
         if self.layers is None:
             return self
-        parts = tuple(Part(p.rows, p.batch, _resume(p.result)) for p in self.parts)
+        parts = tuple(Part(p.rows, p.batch, _resume(p.result, head)) for p in self.parts)
         return Prefilled(self.anatomy, None, self.batch, parts, self.inputs)
 
     def split(self) -> list[Prefix]:
@@ -193,8 +197,11 @@ class Part:
         return on_cache(anatomy, self.batch, self.result, ids_Br, **options)
 
 
-def _resume(result: ForwardResult) -> ForwardResult:
+def _resume(result: ForwardResult, head: bool) -> ForwardResult:
     assert result.first is not None
+    if not head:
+        decoded = result.first.resume_decoder()
+        return ForwardResult(last_hidden_state(decoded), *cache_in(decoded))
     decoded, output = result.first.resume_both()
     cache, name = cache_in(output)
     hidden, logits = last_hidden_state(decoded), output.logits[:, -1]

@@ -25,8 +25,16 @@ from pliant.anatomy.decoder import last_hidden_state, run_decoder, run_head, wit
 from pliant.data import has_chat_template
 from pliant.errors import InvalidInput, did_you_mean
 from pliant.experts.adapting.likelihood import Likelihood
-from pliant.experts.adapting.prompts import Prompt, batches, encode, without_experts
-from pliant.experts.adapting.strategy import Choice, Strategy
+from pliant.experts.adapting.prompts import (
+    Prompt,
+    batches,
+    encode,
+    first_expert_layer,
+    generate_batch,
+    without_experts,
+)
+from pliant.experts.adapting.shared_prefill import SharedPrefill, can_continue
+from pliant.experts.adapting.strategy import Answer, Choice, Strategy
 from pliant.experts.model import use_rows
 from pliant.experts.rows import Rows
 from pliant.prefill.forward import inputs_of
@@ -95,9 +103,10 @@ class ByPrompt(Strategy):
         return len({ids[0] for ids in self.label_ids}) == len(self.label_ids)
 
     def choose(self, prompts: Sequence[Prompt]) -> list[Choice]:
-        if not len(prompts):
-            return []
-        scores = self.log_probabilities(prompts)
+        return self._choices(self.log_probabilities(prompts)) if len(prompts) else []
+
+    def _choices(self, scores: Floats) -> list[Choice]:
+        """Of the labels' log-probabilities (prompts, labels)."""
         if self.config.calibrate:
             scores = scores - self.prior
         shifted = np.exp(scores - scores.max(1, keepdims=True))
@@ -116,6 +125,63 @@ class ByPrompt(Strategy):
             return Choice({}, reason, scores)
         reason = f"the model finds {label!r} most probable ({p[top]:.2f})"
         return Choice({names[top]: 1.0}, reason, scores)
+
+    # --- answering -------------------------------------------------------------------------------
+
+    @property
+    def shares_prefill(self) -> bool:
+        """Whether the labels are read on the answer's own prefill: the experts leave the first
+        layers alone, and there is no instruction before the question."""
+        return self.config.instruction is None and first_expert_layer(self.model) > 0
+
+    def answer(
+        self, prompts: Sequence[Prompt], *, batch_size: int | None = None, **generation: Any
+    ) -> list[Answer]:
+        """The answer to each prompt by its expert; the question's first layers run once for the
+        choice and the answer, if that is possible."""
+        answers: dict[int, Answer] = {}
+        shares = self.shares_prefill and can_continue(self.model, generation)
+        every = batches(self.anatomy, encode(prompts, self.tokenizer), batch_size)
+        for rows, batch in every if shares else ():
+            shared = SharedPrefill.of(self.anatomy, batch, first_expert_layer(self.model))
+            if shared is None:
+                shares = False
+                break
+            choices, texts = self._answered(shared, generation)
+            answers.update(zip(rows, map(Answer, texts, choices), strict=True))
+        if not shares:
+            return super().answer(prompts, batch_size=batch_size, **generation)
+        return [answers[row] for row in range(len(prompts))]
+
+    def _answered(
+        self, shared: SharedPrefill, generation: Mapping[str, Any]
+    ) -> tuple[list[Choice], list[str]]:
+        """The choices for one batch, and the answers."""
+        with self._active():
+            scores = self._on_prefill(shared)
+        choices = self._choices(scores.double().cpu().numpy())
+        rows = Rows.of_mixtures([choice.mixture for choice in choices], self.experts)
+        with use_rows(self.anatomy, rows):
+            own = {"past_key_values": shared.cache(), **generation}
+            return choices, generate_batch(self.model, self.tokenizer, shared.batch, **own)
+
+    def _on_prefill(self, shared: SharedPrefill) -> Tensor:
+        """(questions, labels), as `log_probabilities` has them."""
+        if self.reads_one_token:
+            first = [label[0] for label in self.label_ids]
+            return shared.logits([self.suffix], 1)[:, -1].log_softmax(-1)[:, first]
+        longest = max(map(len, self.label_ids))
+        padded = [[*label, *[label[-1]] * (longest - len(label))] for label in self.label_ids]
+        # The last of them predicts nothing.
+        logits = shared.logits([[*self.suffix, *label[:-1]] for label in padded], longest)
+        targets = torch.tensor(padded, device=logits.device).repeat(len(shared.batch.ids_BT), 1)
+        scores = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+        lengths = torch.tensor([len(label) for label in self.label_ids], device=logits.device)
+        mask = torch.arange(longest, device=logits.device) < lengths[:, None]
+        scores = scores.view(-1, *mask.shape)
+        return (scores * mask).sum(-1) / lengths
+
+    # --- scores ----------------------------------------------------------------------------------
 
     @property
     def prior(self) -> Floats:
