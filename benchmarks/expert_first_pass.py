@@ -4,9 +4,10 @@
 
 The second pass is the answer, 64 tokens with the experts that were chosen. The first pass is what
 comes before it: the model classifies the question by labels; a linear head reads the last layer in
-a forward of its own; or, where the experts leave the first layers alone, either reads the answer's
-own prefill. There its cost is the difference of two runs. Times are CPU seconds of this process, on
-one thread.
+a forward of its own; or, where the experts leave the first layers alone, the head reads the
+answer's own prefill, and its cost is the difference of two runs. Labels can share these layers,
+too: the last rows compare the choice and the first token of the answer with and without that, for
+prompts of several lengths. Times are CPU seconds of this process, on one thread.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -26,12 +29,20 @@ from benchmarks import real_model
 from benchmarks.harness import Ratio, interleaved, keep
 from benchmarks.random_experts import with_random_experts
 from pliant import load, nano
-from pliant.experts.adapting import ByClassifier, ByPrompt, ClassifierConfig, generate
+from pliant.experts.adapting import (
+    ByClassifier,
+    ByPrompt,
+    ClassifierConfig,
+    Strategy,
+    by_prompt,
+    generate,
+)
 
 TARGET = 0.05
 LABELS = {"sums": "arithmetic", "words": "the letters of words"}
 FAMILIES = {"sums": "add", "words": "reverse"}
 SPREAD = 0.05
+LENGTHS = (16, 96)
 
 
 def main() -> None:
@@ -63,31 +74,36 @@ def measured(model: Any, tokenizer: Any, size: int, options: Any, half: bool) ->
     assert head.shares_prefill == half
     assert labels.shares_prefill == half
     labels.choose(asked)  # computes the labels' prior, once
-    mixtures, by_labels = head.adapt(asked), labels.adapt(asked)
+    mixtures = head.adapt(asked)
     runs = {
         "answer": lambda: generate(model, tokenizer, asked, mixtures, **settings),
         "labels": lambda: labels.choose(asked),
         "head": lambda: head.choose(asked),
         "answer with its choice": lambda: head.answer(asked, **settings),
-        "answer of the labels": lambda: generate(model, tokenizer, asked, by_labels, **settings),
-        "answer with its labels": lambda: labels.answer(asked, **settings),
     }
     times = interleaved(runs, rounds=options.rounds, clock=time.process_time)
     ratios = {name: times[name].ratio_to(times["answer"]).as_dict() for name in ("labels", "head")}
     if not head.shares_prefill:
         return {"seconds": {name: each.median for name, each in times.items()}, "ratio": ratios}
-    for name, both, alone in (
-        ("head, choosing in the answer", "answer with its choice", "answer"),
-        ("labels, choosing in the answer", "answer with its labels", "answer of the labels"),
-    ):
-        extra = Ratio(
-            tuple(
-                (whole - part) / part
-                for whole, part in zip(times[both].seconds, times[alone].seconds, strict=True)
-            )
-        )
-        ratios[name] = extra.as_dict()
+    both, alone = times["answer with its choice"].seconds, times["answer"].seconds
+    extra = Ratio(tuple((whole - part) / part for whole, part in zip(both, alone, strict=True)))
+    ratios["head, choosing in the answer"] = extra.as_dict()
+    for length in LENGTHS:
+        name = f"labels in the prefill of {length} letters / before it"
+        ratios[name] = sharing(labels, asked, length, options.rounds)
     return {"seconds": {name: each.median for name, each in times.items()}, "ratio": ratios}
+
+
+def sharing(labels: ByPrompt, asked: Sequence[str], length: int, rounds: int) -> dict[str, float]:
+    """The choice and the first token, with a shared prefill over without, however short it is."""
+    longer = [(f"{prompt}, " * length)[:length] for prompt in asked]
+    runs = {
+        "shared": lambda: labels.answer(longer, max_new_tokens=1),
+        "apart": lambda: Strategy.answer(labels, longer, max_new_tokens=1),
+    }
+    with patch.object(by_prompt, "SHARE_FROM", 0):
+        times = interleaved(runs, rounds=rounds, clock=time.process_time)
+    return times["shared"].ratio_to(times["apart"]).as_dict()
 
 
 def fitted(model: Any, tokenizer: Any, half: bool) -> ByClassifier:

@@ -31,6 +31,7 @@ from pliant.experts.adapting import (
 )
 from pliant.experts.adapting.classifier import Head
 from pliant.experts.adapting.few_shot import Layout, likelihood_of, likelihoods, rewards
+from pliant.experts.adapting.shared_prefill import SharedPrefill
 from pliant.experts.adapting.strategy import Strategy, name_of
 from pliant.experts.model import svf_layers
 from pliant.linear import Linear
@@ -297,6 +298,14 @@ class TestPrompt:
         listed = PromptConfig(instruction="one of\n{labels}")
         assert not ByPrompt(model, tokenizer, self.LABELS, listed).shares_prefill
         assert not ByPrompt(*nano_with_experts(), self.LABELS).shares_prefill
+
+    def test_a_short_batch_is_prefilled_twice(self) -> None:
+        strategy = ByPrompt(*nano_with_experts(2), self.LABELS)
+        with pytest.MonkeyPatch.context() as context:
+            context.setattr(SharedPrefill, "of", lambda *_: pytest.fail("it was shared"))
+            (answer,) = strategy.answer(PROMPTS[1:2], **SETTINGS)
+        (choice,) = strategy.choose(PROMPTS[1:2])
+        assert answer.choice == choice
 
     def test_an_expert_may_classify(self) -> None:
         model, tokenizer = nano_with_experts()

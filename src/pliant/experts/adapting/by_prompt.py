@@ -43,6 +43,9 @@ from pliant.stats import Floats
 CONTENT_FREE = ("N/A", "...", "?")
 """Questions without content, whose mean is each label's prior."""
 NONE = "base"
+SHARE_FROM = 64
+"""Tokens in a batch from which sharing its first layers saves time: it takes two more forwards
+(benchmarks/expert_first_pass.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,16 +144,18 @@ class ByPrompt(Strategy):
         choice and the answer, if that is possible."""
         answers: dict[int, Answer] = {}
         shares = self.shares_prefill and can_continue(self.model, generation)
-        every = batches(self.anatomy, encode(prompts, self.tokenizer), batch_size)
-        for rows, batch in every if shares else ():
-            shared = SharedPrefill.of(self.anatomy, batch, first_expert_layer(self.model))
-            if shared is None:
-                shares = False
-                break
-            choices, texts = self._answered(shared, generation)
-            answers.update(zip(rows, map(Answer, texts, choices), strict=True))
         if not shares:
             return super().answer(prompts, batch_size=batch_size, **generation)
+        layers = first_expert_layer(self.model)
+        for rows, batch in batches(self.anatomy, encode(prompts, self.tokenizer), batch_size):
+            long = batch.ids_BT.numel() >= SHARE_FROM
+            shared = SharedPrefill.of(self.anatomy, batch, layers) if long else None
+            if shared is None:
+                own = super().answer([prompts[row] for row in rows], **generation)
+            else:
+                choices, texts = self._answered(shared, generation)
+                own = list(map(Answer, texts, choices))
+            answers.update(zip(rows, own, strict=True))
         return [answers[row] for row in range(len(prompts))]
 
     def _answered(
