@@ -105,7 +105,7 @@ LAYERS = {
         {"linear", "stacked"},
         {"layer"},
         {"folded", "rows"},
-        {"basis", "config", "reward_parts"},
+        {"basis", "config", "dequantised", "reward_parts"},
     ],
     "training": [
         {"run"},

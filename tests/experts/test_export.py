@@ -14,7 +14,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tests.experts.models import IDS, logits, set_z, with_experts
 from tests.minimal_adapter import tiny_llama
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+)
 
 from pliant.anatomy.tiny import tiny_model
 from pliant.errors import InvalidInput, ModelNotFound, UnsupportedModel, WrongBase
@@ -222,3 +227,33 @@ class TestRefusals:
         with pytest.raises(InvalidInput, match="does not say what its base is"):
             merge(tmp_path / "nameless", tmp_path / "x")
         assert not (tmp_path / "x").exists()
+
+
+# --- a quantised base ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_expert_of_a_quantised_base_leaves_with_the_weights_it_was_trained_on(
+    bits: int, tmp_path: Path
+) -> None:
+    """As a stock model in 32 bits, and as a LoRA for it and for the quantised base."""
+    tiny_llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
+    how = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    loaded = AutoModelForCausalLM.from_pretrained
+    model = with_experts("math", model=loaded(tmp_path / "base", quantization_config=how).eval())
+    live = logits(model)
+    result = merge(model, tmp_path / "merged")
+    assert torch.equal(logits(model), live)
+    again = loaded(tmp_path / "merged").eval()
+    assert "quantization_config" not in json.loads((tmp_path / "merged/config.json").read_text())
+    assert not any("absmax" in name or "SCB" in name for name in again.state_dict())
+    near = float((logits(again) - live).abs().max() / max(1, live.abs().max()))
+    assert near <= result.bound == 0.05 and 0 < result.difference <= 0.05
+    with model.disable_adapter():
+        plain = logits(model)
+    assert not torch.allclose(plain, live, atol=0.05)
+    lora = to_lora(model, tmp_path / "lora", rank=64)
+    assert lora.energy == pytest.approx(1) and lora.logit_difference < 1e-3 < lora.effect
+    quantised = loaded(tmp_path / "base", quantization_config=how).eval()
+    adapted = PeftModel.from_pretrained(quantised, str(tmp_path / "lora")).eval()
+    assert torch.allclose(logits(adapted), live, atol=0.05)

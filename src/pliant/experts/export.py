@@ -22,6 +22,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from pliant.adapters import attached
+from pliant.adapters.fingerprint import is_packed
 from pliant.adapters.stock import (
     PROBE,
     SHARD_SIZE,
@@ -29,6 +30,8 @@ from pliant.adapters.stock import (
     bound_of,
     bytes_of,
     check_exportable,
+    difference_of,
+    disagreement,
     logits_of,
     proof,
     save,
@@ -38,6 +41,12 @@ from pliant.anatomy.find import unwrap
 from pliant.anatomy.modes import eval_mode
 from pliant.anatomy.trial import trial_ids
 from pliant.errors import InvalidInput, UnsupportedModel, did_you_mean
+from pliant.experts.dequantised import (
+    LIVE_BOUND,
+    check_dequantisable,
+    dequantised_state,
+    stock_config,
+)
 from pliant.experts.expert import Expert
 from pliant.experts.folded import folded
 from pliant.experts.layer import SVFLayer
@@ -97,20 +106,19 @@ def merge(
     check_leaves(stock)
     with chosen(stock, experts) as names, eval_mode(stock):
         probe = trial_ids(Anatomy.of(stock), PROBE)
-        with _as_merged(stock):
-            live = logits_of(stock, probe)
         merged = merged_weights(stock)
-        copy = assembled(type(stock), stock.config, stock_state(stock) | merged)
+        copy = assembled(type(stock), stock_config(stock), stock_state(stock) | merged)
+        live, bound, difference = _live(stock, copy, probe)
         with new_folder(target) as unfinished:
             save(copy, stock, tokenizer, unfinished, max_shard_size)
-            difference = proof(unfinished, stock, probe, live)
+            difference = max(difference, proof(unfinished, stock, probe, live))
     return MergeResult(
         folder=str(target),
         architecture=type(stock).__name__,
         experts=tuple(names),
         matrices=len(merged),
         difference=difference,
-        bound=bound_of(live),
+        bound=bound,
         dtype=str(stock.dtype).removeprefix("torch."),
     )
 
@@ -139,7 +147,10 @@ def on_its_base(
 
 def check_leaves(base: Any) -> None:
     """Refuse what cannot leave as numbers, before work begins."""
-    check_exportable(base)
+    if is_packed(base):
+        check_dequantisable(base)
+    else:
+        check_exportable(base)
     for name, adapter in attached(base).items():
         if adapter.why_no_export:
             raise UnsupportedModel(
@@ -199,6 +210,20 @@ def chosen(base: Any, experts: Sequence[str] | None) -> Iterator[list[str]]:
                 parameter.requires_grad_(state)
 
 
+def _live(base: Any, copy: Any, probe: Tensor) -> tuple[Tensor, float, float]:
+    """The logits that the checkpoint must give, what may differ from the live model's, and what
+    does already: a quantised model has no experts in its weights, and rounds otherwise."""
+    if not is_packed(base):
+        with _as_merged(base):
+            live = logits_of(base, probe)
+        return live, bound_of(live), 0.0
+    live, own = logits_of(base, probe), logits_of(copy, probe)
+    difference = difference_of(own, live)
+    if difference > LIVE_BOUND:
+        raise disagreement(copy, difference, live, LIVE_BOUND)
+    return own, LIVE_BOUND, difference
+
+
 @contextmanager
 def _as_merged(base: Any) -> Iterator[None]:
     """The active experts in the weights, for a while: unmerged, they round otherwise, by 3e-5 of
@@ -222,7 +247,7 @@ def _trainable(layer: Any) -> list[tuple[nn.Parameter, bool]]:
 
 
 @torch.no_grad()
-def merged_weights(base: nn.Module, precise: bool = False) -> dict[str, Tensor]:
+def merged_weights(base: Any, precise: bool = False) -> dict[str, Tensor]:
     """The weights with the active experts in them, by their names in the stock model; in their own
     dtype, or in fp32 or better."""
     made: dict[int, Tensor] = {}
@@ -234,6 +259,8 @@ def merged_weights(base: nn.Module, precise: bool = False) -> dict[str, Tensor]:
         parameter = layer._parameter()
         if id(parameter) not in made:  # tied weights stay one tensor
             weight = layer.own_weight().detach()
+            if layer.is_quantised:
+                weight = weight.to(base.dtype)
             if precise:
                 weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
             weight = folded(weight, layer.vectors_for(change), change)
@@ -244,7 +271,7 @@ def merged_weights(base: nn.Module, precise: bool = False) -> dict[str, Tensor]:
 
 
 def stock_state(base: nn.Module) -> dict[str, Tensor]:
-    """The base's own tensors under the names that they had without PEFT."""
+    """The base's own tensors under the names that they had without PEFT, dequantised."""
     whole = [
         (f"{path}.", module)
         for path, module in base.named_modules()
@@ -263,4 +290,4 @@ def stock_state(base: nn.Module) -> dict[str, Tensor]:
         if ".svf_z." in key or key.endswith(".svf_basis"):
             continue
         state[key.replace(".base_layer", "")] = tensor
-    return state
+    return dequantised_state(base, state) if is_packed(base) else state

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from pliant.errors import InvalidInput
 from pliant.experts.basis import side_of
 from pliant.experts.config import SVFConfig
+from pliant.experts.dequantised import dequantised_weight
 from pliant.experts.folded import FoldedLinear, folded
 from pliant.experts.layer import SVFLayer
 from pliant.experts.rows import Rows
@@ -67,7 +67,7 @@ class SVFLinear(nn.Module, SVFLayer):
     def own_weight(self) -> Tensor:
         base = self.base()
         if self.is_quantised:
-            return dequantize_module_weight(base).detach()
+            return dequantised_weight(base)
         weight: Tensor = base.weight
         return weight.T if self.is_conv1d else weight
 

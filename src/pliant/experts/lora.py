@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from pliant.adapters.fingerprint import is_packed
 from pliant.adapters.stock import (
     PROBE,
     assembled,
@@ -37,6 +38,7 @@ from pliant.anatomy.find import unwrap
 from pliant.anatomy.modes import eval_mode
 from pliant.anatomy.trial import is_full_precision, trial_ids
 from pliant.errors import InvalidInput, UnsupportedModel, check_whole
+from pliant.experts.dequantised import stock_config
 from pliant.experts.expert import Expert
 from pliant.experts.export import check_leaves, chosen, merged_weights, on_its_base, stock_state
 from pliant.experts.folder import CARD, PREFIX, WEIGHTS
@@ -195,10 +197,11 @@ def _short(base: nn.Module, paths: Sequence[str]) -> list[str]:
 def _proof(folder: Path, base: Any, pairs: Sequence[Pair], probe: Tensor, live: Tensor) -> Measured:
     """Reload on a fresh model that shares the base's tensors; raise unless it adds what is kept.
 
-    A base in half precision is compared in fp32, where a difference is one of the LoRA.
+    A base in half precision is compared in fp32, where a difference is one of the LoRA; a quantised
+    one as the model of its dequantised weights.
     """
-    kind, config, state = type(base), base.config, stock_state(base)
-    if not is_full_precision(base):
+    kind, config, state = type(base), stock_config(base), stock_state(base)
+    if not is_full_precision(base) or is_packed(base):
         state = {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
         live = logits_of(assembled(kind, config, state | merged_weights(base, True)), probe)
     plain = assembled(kind, config, state)
