@@ -101,6 +101,8 @@ def test_no_row_is_trained_on_and_measured(task: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--set", "report_to=tensorbord"], "there is no such log; did you mean 'tensorboard'"),
+        (["--set", "report_to=wandb"], "wandb is not installed: pip install wandb"),
         (["--compare", "few_shot"], "--compare = 'few_shot': give one of few-shot, lora"),
         (["--lora-learning-rate", "0"], "lora_learning_rate = 0.0: give a number above 0"),
         (["--reward", "exakt"], "no reward 'exakt'; did you mean 'exact'"),
@@ -129,6 +131,7 @@ def test_bad_input_is_one_line_before_a_model_is_loaded(
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr("pliant.loading.load", load)
+    monkeypatch.setattr("pliant.training.arguments.find_spec", lambda package: None)
     monkeypatch.chdir(tmp_path)
     assert app.outcome(command(task, tmp_path / "out", *SMALL, *more)) == 2
     error = capsys.readouterr().err.strip()

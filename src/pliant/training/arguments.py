@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +30,8 @@ MINIMUM = {
     "dataloader_num_workers": 0,
 }
 """Below these, the Trainer fails only after the model is loaded."""
+REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+"""The packages of logs, of which one is enough."""
 RESERVED = ("output_dir", "resume_from_checkpoint", "label_smoothing_factor", "disable_tqdm")
 
 
@@ -53,6 +56,7 @@ def training_arguments(folder: Path, settings: Mapping[str, str]) -> TrainingArg
     flags = ["--output_dir", str(folder), "--disable_tqdm", "true"]
     for name, value in {**DEFAULTS, **settings}.items():
         flags += [f"--{name}", value]
+    check_reporters([name.strip() for name in settings.get("report_to", "none").split(",")])
     parser = HfArgumentParser(TrainingArguments)
     parser.error = _refuse
     try:
@@ -70,6 +74,24 @@ def training_arguments(folder: Path, settings: Mapping[str, str]) -> TrainingArg
             "complete. Keep 2 or more"
         )
     return args
+
+
+def check_reporters(names: Sequence[str]) -> None:
+    """Refuse a log that transformers does not know, or whose package is missing: the Trainer
+    reports that when the model is loaded already."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in names:
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            near = did_you_mean(name, [*sorted(INTEGRATION_TO_CALLBACK), "none"])
+            raise InvalidInput(f"report_to = {name!r}: there is no such log{near}")
+        packages = REPORTERS.get(name)
+        if packages and not any(find_spec(package) for package in packages):
+            raise InvalidInput(
+                f"report_to = {name!r}: {name} is not installed: pip install {packages[0]}"
+            )
 
 
 def one_line(error: Exception) -> str:

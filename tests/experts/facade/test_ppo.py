@@ -84,6 +84,18 @@ def test_the_seeds_example_runs_as_written(
     assert (tmp_path / "logs" / "log.jsonl").is_file()
 
 
+def test_a_file_is_no_folder_for_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs").write_text("mine")
+    with pytest.raises(InvalidInput, match="logs' is a file"):
+        SVF_PPOTrainer(model(), tokenizer(), logging_dir=tmp_path / "logs")
+    with pytest.raises(SystemExit, match="2"):
+        program.main(["--logging_dir", str(tmp_path / "logs"), "--output_dir", str(tmp_path / "o")])
+    assert "is a file: name a folder" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
 def test_the_mocked_maths_is_right() -> None:
     prompts, answers = example.mocked_maths(40)
     for prompt, answer in zip(prompts, answers, strict=True):

@@ -44,7 +44,7 @@ def example(options: ExampleOptions) -> None:
     from peft import PeftModel
 
     from pliant.experts.adapting import ByPrompt
-    from pliant.experts.facade.ppo import SVF_PPOTrainer
+    from pliant.experts.facade.ppo import SVF_PPOTrainer, check_logging_dir
     from pliant.experts.training.answers import greedy_answers
     from pliant.experts.training.config import ExpertTrainingConfig
     from pliant.experts.training.task import prompt_ids
@@ -56,6 +56,7 @@ def example(options: ExampleOptions) -> None:
         prompts=options.batch_size,
         max_new_tokens=LONGEST_ANSWER,
     )
+    check_logging_dir(options.logging_dir)
     config.arguments(options.output_dir)  # report mistakes before anything is loaded
     model, tokenizer = load(options.model_name)
 

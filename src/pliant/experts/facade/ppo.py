@@ -63,6 +63,7 @@ class SVF_PPOTrainer:
     ) -> None:
         self.model, self.tokenizer, self.say = model, tokenizer, say
         self.output_dir, self.logging_dir = Path(output_dir), logging_dir
+        check_logging_dir(logging_dir)
         own = config or ExpertTrainingConfig(prompts=4)
         self.config = replace(
             own,
@@ -127,6 +128,12 @@ class SVF_PPOTrainer:
         if self.logging_dir is None or find_spec("tensorboard") is None:
             return self.config.report_to
         return "tensorboard"
+
+
+def check_logging_dir(folder: str | Path | None) -> None:
+    """Refuse what is no folder, before training."""
+    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+        raise InvalidInput(f"logging_dir = {str(folder)!r} is a file: name a folder")
 
 
 @contextmanager

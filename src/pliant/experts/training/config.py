@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from pliant.errors import InvalidInput, check_choice, check_whole
 from pliant.experts.config import Parts, SVFConfig
+from pliant.training.arguments import check_reporters
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, RLOOConfig
@@ -126,6 +127,7 @@ class ExpertTrainingConfig:
             import trl
         except ImportError as error:
             raise InvalidInput("training by reward needs trl: pip install 'pliant[rl]'") from error
+        check_reporters([self.report_to])
         kind: Any = trl.RLOOConfig if self.method == "rloo" else trl.GRPOConfig
         from transformers.integrations import get_reporting_integration_callbacks
 
