@@ -127,17 +127,22 @@ def _labelled(options: LabelOptions) -> LabelReport:
     columns = Columns(options.prompt_column, options.answer_column)
     terminal.hide_loading_bars()
     needed = [columns.prompt] + ([columns.answer] if grader.name != "function" else [])
-    with terminal.shown_warnings(BackendWarning):
-        return label_rows(
-            read_rows(options.prompts, needed, limit=options.limit),
-            models,
-            grader,
-            options.out,
-            settings=settings,
-            unit=options.cost,
-            columns=columns,
-            progress=terminal.track,
-        )
+    rows = read_rows(options.prompts, needed, limit=options.limit)
+    try:
+        with terminal.shown_warnings(BackendWarning):
+            return label_rows(
+                rows,
+                models,
+                grader,
+                options.out,
+                settings=settings,
+                unit=options.cost,
+                columns=columns,
+                progress=terminal.track,
+            )
+    finally:
+        for each in models if judge is None else (*models, judge):
+            each.backend.close()
 
 
 def _check_apart(prompts: str, out: Path) -> None:
