@@ -112,7 +112,7 @@ def test_no_row_is_trained_on_and_measured(task: str, tmp_path: Path) -> None:
         (["--set", "temprature=1"], "temprature: there is none; did you mean 'temperature'"),
         (["--set", "temperature=0"], "temperature = 0.0: give a number above 0"),
         (["--base", "nano-x"], "nano-x"),
-        (["--set", "report_to=paper"], "paper is not supported, only"),
+        (["--set", "report_to=paper"], "report_to = 'paper': there is no such log"),
         (["--seed", str(2**32)], "seed = 4294967296: give a number below 2**32"),
         (["--task", "nano:sums"], "no such kind"),
         (["--reward", "choice"], "row 1 of the task: choice: the reference"),

@@ -301,7 +301,8 @@ def test_a_router_asks_the_models_as_they_were_asked_for_the_labels(
             for i in range(220)]  # fmt: skip
     prompts, out = write(tmp_path / "p.jsonl", *rows), tmp_path / "labels.jsonl"
     router = str(tmp_path / "router")
-    with chat_server() as small, chat_server(wants_key="sk-very-secret") as large:
+    wrong: list[Any] = [judged("no")] * 40
+    with chat_server(wrong) as small, chat_server(wants_key="sk-very-secret") as large:
         options = ["--model", f"small=openai:m@{small.url}", "--price", "small=1,2"]
         options += ["--model", f"large=openai:m@{large.url}", "--price", "large=10,20"]
         options += ["--api-key-env", "large=MY_KEY"]

@@ -21,8 +21,9 @@ from pliant.routing import Router, router_file
 from pliant.routing.backends import Used
 from pliant.routing.fitting import ladder
 from pliant.routing.fitting.evaluate import evaluate
-from pliant.routing.fitting.fit import calibrate, choose_threshold, fit, refuse_folder, write
+from pliant.routing.fitting.fit import calibrate, choose_threshold, fit, write
 from pliant.routing.fitting.ladder import Rung, select, ties
+from pliant.routing.fitting.router_folder import refuse_folder
 from pliant.routing.fitting.splits import fitted_on, split
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import threshold

@@ -10,7 +10,7 @@ from typing import Any
 
 from pliant.errors import CorruptFile, InvalidInput, PliantError
 from pliant.routing.fitting.evaluation import Evaluation
-from pliant.routing.fitting.fit import RECORD
+from pliant.routing.fitting.router_folder import RECORD
 from pliant.routing.goals.goal import Goal
 from pliant.routing.live.decision import Costing
 from pliant.routing.live.ledger import Ledger, Totals

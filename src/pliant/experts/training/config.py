@@ -129,17 +129,13 @@ class ExpertTrainingConfig:
             raise InvalidInput("training by reward needs trl: pip install 'pliant[rl]'") from error
         check_reporters([self.report_to])
         kind: Any = trl.RLOOConfig if self.method == "rloo" else trl.GRPOConfig
-        from transformers.integrations import get_reporting_integration_callbacks
-
         settings = {**self._settings(folder), **changes}
         try:
             with warnings.catch_warnings():  # trl itself sets what transformers has renamed
                 warnings.simplefilter("ignore", FutureWarning)
-                arguments = kind(**settings)
-            get_reporting_integration_callbacks(arguments.report_to)  # refuses unknown names
+                return kind(**settings)
         except (ValueError, ImportError) as error:
             raise InvalidInput(f"transformers or trl refuses these settings: {error}") from error
-        return arguments
 
     def _settings(self, folder: Path) -> dict[str, Any]:
         processes = _processes()

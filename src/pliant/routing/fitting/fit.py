@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 import secrets
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pliant.errors import CorruptFile, InvalidInput
-from pliant.files import locked, new_folder
+from pliant.errors import InvalidInput
+from pliant.files import locked
 from pliant.routing import router_file
 from pliant.routing.backends import Used
 from pliant.routing.fitting.evaluate import BASELINES, measure
@@ -39,8 +36,8 @@ from pliant.routing.fitting.ladder import (
     climb,
     select,
 )
+from pliant.routing.fitting.router_folder import RECORD, SCORER, refuse_folder, replace_fit
 from pliant.routing.fitting.splits import (
-    HASHES,
     Splits,
     add_hashes,
     learned_from,
@@ -59,13 +56,6 @@ from pliant.routing.scorers import Predictions, Scorer, kind_class, make
 from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 
 GOAL = "95 % of the large model's quality"
-RECORD = "fit.json"
-SCORER = "scorer"
-_FOLDER = re.compile(r"fit-[0-9a-f]{8}")
-_OURS = re.compile(rf"{_FOLDER.pattern}|\.({_FOLDER.pattern}|router\.json)\.unfinished-[0-9a-f]+")
-"""What a fit that was killed leaves in the router's folder."""
-_FORMERLY = (SCORER, BASELINES, RECORD, HASHES)
-"""What a fit of Pliant 0.1 wrote directly into the router's folder."""
 _LEAST_NEW = 50  # prompts to calibrate on
 _LEAST_GAIN = 0.01
 """Of quality, that the best routing would add to the best model: with less, nothing is learnt."""
@@ -330,52 +320,9 @@ def _label_cost(outcomes: Outcomes, used: Mapping[str, Used]) -> dict[str, dict[
     } | graded
 
 
-def refuse_folder(folder: Path) -> None:
-    """Before the work: a folder that cannot be written, or holds something else than a router."""
-    there = next(place for place in folder.absolute().parents if place.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise InvalidInput(f"{folder}: {there} is not writable")
-    if folder.is_file():
-        raise InvalidInput(f"{folder} is a file; a router is a folder")
-    if not folder.is_dir():
-        return
-    if (folder / router_file.NAME).exists():
-        _former(folder)
-        return
-    if not all(_OURS.fullmatch(path.name) for path in folder.iterdir()):
-        raise InvalidInput(f"{folder} is not empty and holds no router: name another folder")
-
-
 def write(fitted: Fitted, scorer: Scorer) -> None:
-    """Write the fit's folder, then router.json, which names it, then remove the fit before it."""
-    folder, file = fitted.folder, fitted.file
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(folder) as alone:
-            former = _former(folder)
-            with new_folder(file.fit_folder(folder)) as unfinished:
-                _write_fit(fitted, scorer, unfinished)
-            file.write(folder)
-            if alone:
-                _remove_others(folder, file, former)
-    except BaseException:
-        if is_new:
-            with suppress(OSError):  # it holds something
-                folder.rmdir()
-        raise
-
-
-def _former(folder: Path) -> RouterFile | None:
-    """The router that a fit replaces; None if there is none, or if somebody has edited its file so
-    that it cannot be read."""
-    path = folder / router_file.NAME
-    try:
-        return router_file.read(folder) if path.exists() else None
-    except CorruptFile as error:
-        raise InvalidInput(f"{error}: name another folder, or move this file away") from None
-    except InvalidInput:
-        return None
+    """Write the fit into its router's folder, in place of the one before it."""
+    replace_fit(fitted.folder, fitted.file, partial(_write_fit, fitted, scorer))
 
 
 def _write_fit(fitted: Fitted, scorer: Scorer, folder: Path) -> None:
@@ -391,16 +338,3 @@ def _write_fit(fitted: Fitted, scorer: Scorer, folder: Path) -> None:
     write_hashes(folder, prompts, splits.calibration.prompts)
     record = json.dumps(fitted.as_dict(), allow_nan=False, default=np.generic.item)
     (folder / RECORD).write_text(record + "\n", encoding="utf-8")
-
-
-def _remove_others(folder: Path, file: RouterFile, former: RouterFile | None) -> None:
-    """Remove what earlier fits wrote, and nothing else; no other fit is at work."""
-    current = file.fit_folder(folder)
-    others = [path for path in folder.iterdir() if _OURS.fullmatch(path.name) and path != current]
-    if former is not None and former.scorer.folder == SCORER:
-        others += [folder / name for name in _FORMERLY]
-    for path in others:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
