@@ -97,6 +97,47 @@ def _experts() -> Iterator[Gain]:
         "expert_speed",
     )
 
+    yield from _learned("expert_domains", "plus", '"58 plus 28", words that nano-l never saw', "")
+    yield _mixed(figures("expert_domains")["unseen"])
+
+
+def _learned(benchmark: str, family: str, what: str, model: str) -> Iterator[Gain]:
+    ways = figures(benchmark)["trained"][family]
+    examples = ways.get("base, examples in the prompt")
+    shots = f"; three examples in the prompt {examples['right']:.2f}" if examples else ""
+    yield Gain(
+        f"{model}An expert trained by reward alone ({what})",
+        f"{_seeds(ways, 'expert, seed')}; the base {ways['base']['right']:.2f}",
+        f"LoRA of rank 16, the same answers: {_seeds(ways, 'lora')}{shots}",
+        benchmark,
+    )
+
+
+def _seeds(ways: dict[str, Any], name: str) -> str:
+    """What the seeds of a way have in common: right, elsewhere, and how many numbers."""
+    runs = [own for way, own in ways.items() if way.startswith(name)]
+    right = _ends([own["right"] for own in runs], ".2f")
+    elsewhere = _ends([100 * own["elsewhere"]["gain"][0] for own in runs], "+.1f")
+    return f"{right} right, {elsewhere} points elsewhere, {runs[0]['numbers']:,} numbers"
+
+
+def _ends(values: Sequence[float], form: str) -> str:
+    ends = list(dict.fromkeys(format(end(values), form) for end in (min, max)))
+    return " to ".join(ends)
+
+
+def _mixed(unseen: dict[str, Any]) -> Gain:
+    def right(way: str) -> str:
+        return _ends([seed["greatest"][way]["right"] for seed in unseen.values()], ".2f")
+
+    return Gain(
+        'A mixture of four experts from ten examples ("greatest: 12 57", which none has seen)',
+        f"{right('few-shot mixture')} right; the base {right('base')}",
+        f"the best expert alone {right('biggest')}, their average {right('average')}, picked by "
+        f"prompt {right('by prompt')}, by classifier {right('by classifier')}",
+        "expert_domains",
+    )
+
 
 REAL = "smollm2-135m"
 
@@ -108,12 +149,17 @@ def _real_model() -> Iterator[Gain]:
         f"cpx_training_{REAL}": _trained_on_prefixes,
         f"gradient_step_{REAL}": _real_step,
         "routing_real": _real_routing,
+        f"expert_facts_{REAL}": _real_facts,
         f"structure_prune_{REAL}": _real_pruning,
         f"structure_prune_layers_{REAL}": _real_layers,
     }
     for benchmark, row in rows.items():
         if (RESULTS / f"{benchmark}.json").is_file():
             yield from row(benchmark, f"{REAL}: ", f" --model {REAL}")
+
+
+def _real_facts(benchmark: str, model: str, option: str) -> Iterator[Gain]:
+    yield from _learned(benchmark, "city", '"Where does Oscar live?" after three sentences', model)
 
 
 def _real_step(benchmark: str, model: str, option: str) -> Iterator[Gain]:
