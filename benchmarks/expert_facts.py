@@ -4,7 +4,7 @@
 
 Each question has sentences about three people, and asks for a fact of one: "... Where does Oscar
 live?". The reward is 1 for an answer with the right fact and neither of the two others, else 0.
-`trained`: an expert for each of three families, beside LoRA of rank 16 with the same rollouts, and
+`trained`: an expert for each of two families, beside LoRA of rank 16 with the same rollouts, and
 the base with three solved examples in its prompt; and what each does to other tasks (--others: rows
 with prompt, answer and group, of which three groups are asked). `unseen`: two families that no
 expert was trained on, by each strategy, beside the base, each expert and their average.
@@ -21,6 +21,7 @@ import torch
 from benchmarks.expert_quality import Bench, World, trained, unseen
 from benchmarks.harness import keep
 from pliant.data import Row, read_rows
+from pliant.experts.adapting import FewShotConfig
 
 COMMAND = "python -m benchmarks.expert_facts --work FOLDER --others bbh.jsonl.gz"
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Iris", "Jack")
@@ -29,7 +30,7 @@ COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "pink", 
 CITIES = ("Paris", "London", "Rome", "Berlin", "Madrid", "Vienna", "Oslo", "Dublin", "Athens")
 JOBS = ("teacher", "doctor", "farmer", "baker", "pilot", "nurse", "lawyer", "painter", "singer")
 PEOPLE = 3
-TRAINED = {"city": "a place", "colour": "a colour", "age": "an age"}
+TRAINED = {"city": "a place", "colour": "a colour"}
 UNSEEN = ("job", "owner")
 OTHER_GROUPS = ("boolean_expressions", "navigate", "hyperbaton")
 ROWS, ASKED, OTHERS = 600, 150, 100
@@ -54,6 +55,7 @@ def main() -> None:
         rows=ROWS,
         asked=ASKED,
         new=12,
+        search=FewShotConfig(population=12, iterations=6, warm_start=6),
     )
     bench = Bench(world, options.model, options.work, options.dtype, options.steps)
     first, *more = TRAINED

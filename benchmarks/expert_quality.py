@@ -23,7 +23,7 @@ from rich.console import Console
 from pliant.data import Row
 from pliant.data.collate import pad_rows
 from pliant.experts import SVFConfig
-from pliant.experts.adapting import ByClassifier, ByPrompt, FewShot, Shot
+from pliant.experts.adapting import ByClassifier, ByPrompt, FewShot, FewShotConfig, Shot
 from pliant.experts.adapting.folders import load_experts
 from pliant.experts.adapting.prompts import generate
 from pliant.experts.adapting.strategy import name_of
@@ -59,6 +59,8 @@ class World:
     """Of a family, to test on."""
     new: int
     """The longest answer."""
+    search: FewShotConfig = FewShotConfig()
+    """Of a mixture."""
 
     def reward(self, completions: Sequence[str], **columns: Any) -> list[float]:
         """As trl calls it, with each row's columns."""
@@ -251,7 +253,8 @@ def always(mixture: Mixture, family: str, prompts: Sequence[str]) -> list[Mixtur
 def few_shot(bench: Bench, model: Any, family: str, prompts: Sequence[str]) -> list[Mixture]:
     rows = bench.world.questions(family, SHOTS, "shots")
     shots = [Shot(row["prompt"], row["answer"]) for row in rows]
-    return FewShot.fit(model, bench.tokenizer, shots, test=prompts).adapt(prompts)
+    fitted = FewShot.fit(model, bench.tokenizer, shots, bench.world.search, test=prompts)
+    return fitted.adapt(prompts)
 
 
 def _unseen_family(
