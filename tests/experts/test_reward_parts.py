@@ -58,7 +58,7 @@ def test_a_judge_is_opened_by_the_model_that_the_line_names() -> None:
 
     def open_judge(model: str) -> Callable[[str], str]:
         opened.append(model)
-        return lambda text: "VERDICT: RIGHT"
+        return lambda text: re.findall(r"VERDICT \w+: RIGHT", text)[0]
 
     part = parse_part("judge=2:model=openai:m@http://host:1/v1,tries=3", open_judge)
     assert opened == ["openai:m@http://host:1/v1"]
