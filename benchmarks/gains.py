@@ -109,7 +109,7 @@ def _learned(benchmark: str, family: str, what: str, model: str) -> Iterator[Gai
         f"{model}An expert trained by reward alone ({what})",
         f"{_seeds(ways, 'expert, seed')}; the base {ways['base']['right']:.2f}",
         f"LoRA of rank 16, the same answers: {_seeds(ways, 'lora')}{shots}",
-        benchmark,
+        benchmark.removesuffix(f"_{REAL}") + " --work FOLDER" + (" --others ROWS" if model else ""),
     )
 
 
@@ -135,7 +135,7 @@ def _mixed(unseen: dict[str, Any]) -> Gain:
         f"{right('few-shot mixture')} right; the base {right('base')}",
         f"the best expert alone {right('biggest')}, their average {right('average')}, picked by "
         f"prompt {right('by prompt')}, by classifier {right('by classifier')}",
-        "expert_domains",
+        "expert_domains --work FOLDER",
     )
 
 
