@@ -15,8 +15,8 @@ from tests.routing.labels import outcomes
 from pliant import recipes
 from pliant.cli import app
 from pliant.routing.fitting.fit import kinds
-from pliant.routing.fitting.ladder import EVERY, READS_A_MODEL
-from pliant.routing.scorers import KINDS
+from pliant.routing.fitting.ladder import EVERY
+from pliant.routing.scorers import KINDS, READS_A_MODEL
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -117,12 +117,12 @@ def test_every_recipe_has_options_that_its_command_has(recipe):
 
 
 def test_recipes_lead_from_labels_to_a_measured_router(tmp_path, capsys):
-    """The two that follow labelling, as they are but for the scorer: the cheapest does here."""
+    """The two that follow labelling, as they are but for the scorer: a fast one does here."""
     shutil.copytree(RECIPES, tmp_path / "recipes")
     (tmp_path / "out").mkdir()
     outcomes(300, 1).write(tmp_path / "out" / "labels.jsonl")
     outcomes(100, 2).write(tmp_path / "out" / "held-out.jsonl")
-    steps = [["fit.yaml", "--set", "scorer=[length]"], ["evaluate.yaml"]]
+    steps = [["fit.yaml", "--set", "scorer=[tfidf]"], ["evaluate.yaml"]]
     for name, *changes in steps:
         assert app.outcome(["run", str(tmp_path / "recipes" / "routing" / name), *changes]) == 0
     assert "100 prompts. model-0 alone" in capsys.readouterr().out

@@ -123,6 +123,8 @@ class ScorerEntry(Part):
     """Beside router.json, or in the folder of the fit: fit-1a2b3c4d/scorer."""
     cost: Amount = 0.0
     """Of scoring one prompt, in the router's unit, where it was measured."""
+    ms: Amount | None = None
+    """The time that it takes, on the machine of the fit."""
 
 
 class ThresholdEntry(Part):

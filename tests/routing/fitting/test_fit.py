@@ -21,7 +21,7 @@ from pliant.routing import Router, router_file
 from pliant.routing.backends import Used
 from pliant.routing.fitting import ladder
 from pliant.routing.fitting.evaluate import evaluate
-from pliant.routing.fitting.fit import calibrate, choose_threshold, fit, write
+from pliant.routing.fitting.fit import SavesNothing, calibrate, choose_threshold, fit, write
 from pliant.routing.fitting.ladder import Rung, select, ties
 from pliant.routing.fitting.router_folder import refuse_folder
 from pliant.routing.fitting.splits import fitted_on, split
@@ -162,7 +162,8 @@ def test_a_pair_with_nothing_to_gain_is_refused_before_the_work(tmp_path):
 def test_the_strongest_model_is_the_one_that_the_labels_show(tmp_path):
     """With the costs the other way round, the expensive model is the bad one."""
     labels = outcomes(600, 1)
-    made = fit(replace(labels, cost=labels.cost[:, ::-1]), tmp_path / "r", scorers=["text"])
+    dear = replace(labels, cost=labels.cost[:, ::-1])
+    made = fit(dear, tmp_path / "r", scorers=["text"], force=True)
     assert made.file.names == ("model-0", "model-1") and made.file.default == "model-1"
     assert made.file.costs == (1.0, 0.0)
     report, routed = made.evaluation.report, made.evaluation.routed
@@ -171,7 +172,7 @@ def test_the_strongest_model_is_the_one_that_the_labels_show(tmp_path):
     assert routed.share > 0.5 and "likelier right" in made.file.threshold.sentence
     goal = fit(
         replace(labels, cost=labels.cost[:, ::-1]), tmp_path / "g", scorers=["text"],
-        goal="95 % of the large model's quality",
+        goal="95 % of the large model's quality", force=True,
     )  # fmt: skip
     assert goal.threshold.quality >= goal.threshold.strong_quality, "calls to model-0 save nothing"
 
@@ -254,7 +255,7 @@ def test_many_models_have_a_goal_too(tmp_path):
 
 def test_a_stopped_fit_leaves_the_old_router_and_nothing_else(fitted, tmp_path, monkeypatch):
     out = tmp_path / "router"
-    fit(outcomes(400, 1), out, scorers=["length"], backends=BACKENDS)
+    fit(outcomes(400, 1), out, scorers=["length"], force=True, backends=BACKENDS)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
     def stop(*_):
@@ -264,7 +265,7 @@ def test_a_stopped_fit_leaves_the_old_router_and_nothing_else(fitted, tmp_path, 
         "pliant.routing.fitting.fit.write_hashes", stop
     )  # the scorer's files are written by then
     with pytest.raises(KeyboardInterrupt):
-        fit(outcomes(400, 2), out, scorers=["length"], backends=BACKENDS)
+        fit(outcomes(400, 2), out, scorers=["length"], force=True, backends=BACKENDS)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert list(tmp_path.iterdir()) == [out]
 
@@ -291,7 +292,7 @@ def test_a_refit_leaves_all_else_in_the_folder(tmp_path):
     out = tmp_path / "router"
 
     def refit():
-        fit(outcomes(300, 1), out, scorers=["length"], backends=BACKENDS)
+        fit(outcomes(300, 1), out, scorers=["length"], force=True, backends=BACKENDS)
 
     refit()
     (out / "notes").mkdir()
@@ -384,7 +385,7 @@ def killed_at(step, folder):
 def test_a_refit_replaces_a_router_of_the_first_version(tmp_path, root):
     out = shutil.copytree(root / "tests" / "fixtures" / "v0_1" / "router", tmp_path / "router")
     (out / "notes").write_text("mine")
-    fit(outcomes(300, 1), out, scorers=["length"], backends=BACKENDS)
+    fit(outcomes(300, 1), out, scorers=["length"], force=True, backends=BACKENDS)
     names = {path.name for path in out.iterdir() if not path.name.startswith("fit-")}
     assert names == {"ledger.sqlite", "notes", "router.json"}
     assert evaluate(out, outcomes(300, 2)).report.n == 300
@@ -423,7 +424,7 @@ def test_a_scorer_of_another_kind_than_the_file_says_is_named(fitted, tmp_path):
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(InvalidInput, match="holds no router"):
-        fit(outcomes(300), tmp_path, scorers=["length"])
+        fit(outcomes(300), tmp_path, scorers=["length"], force=True)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
@@ -431,7 +432,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
 def test_another_router_json_is_not_replaced(tmp_path, content):
     (tmp_path / "router.json").write_text(content)
     with pytest.raises(InvalidInput, match="name another folder"):
-        fit(outcomes(300), tmp_path, scorers=["length"])
+        fit(outcomes(300), tmp_path, scorers=["length"], force=True)
     assert (tmp_path / "router.json").read_text() == content
 
 
@@ -467,7 +468,7 @@ def test_a_new_goal_needs_no_training(fitted, tmp_path):
 
 
 def test_a_new_calibration_leaves_what_the_user_set(tmp_path):
-    made = fit(outcomes(300, 1), tmp_path / "r", scorers=["length"], backends=BACKENDS)
+    made = fit(outcomes(300, 1), tmp_path / "r", scorers=["length"], force=True, backends=BACKENDS)
     path = made.folder / "router.json"
     content = json.loads(path.read_text())
     content["drift"] |= {"window": 50, "false_alarms": 0.2}
@@ -492,10 +493,29 @@ def test_novel_prompts_count_in_a_budget():
     assert ignored.value < chosen.value
 
 
+def test_a_router_that_saves_nothing_is_not_written_unless_it_is_forced(tmp_path):
+    """The length says nothing here, so the default goal sends everything to the strong model."""
+    out = tmp_path / "r"
+    with pytest.raises(SavesNothing, match="saves nothing: costs as much.*--force") as no:
+        fit(outcomes(300, 1), out, scorers=["length"], backends=BACKENDS)
+    assert not out.exists() and not error.value.fitted.verdict.pays
+    assert error.value.fitted.evaluation.routed.share == 1
+    fit(outcomes(300, 1), out, scorers=["length"], backends=BACKENDS, force=True)
+    before = (out / "router.json").read_bytes()
+    with pytest.raises(SavesNothing):
+        fit(outcomes(300, 2), out, scorers=["length"], backends=BACKENDS)
+    assert (out / "router.json").read_bytes() == before
+
+
 def test_what_the_labels_used_is_the_router_s_label_cost(tmp_path):
     used = {name: Used(calls=2400, flops=9.0) for name in ("model-0", "model-1")}
     made = fit(
-        outcomes(300, 1), tmp_path / "r", scorers=["length"], backends=BACKENDS, label_cost=used
+        outcomes(300, 1),
+        tmp_path / "r",
+        scorers=["length"],
+        force=True,
+        backends=BACKENDS,
+        label_cost=used,
     )
     assert made.file.label_cost["model-1"] == used["model-1"].as_dict()
 
@@ -504,14 +524,20 @@ def test_what_the_judge_used_counts_among_the_labels(tmp_path):
     used = {name: Used(calls=300, usd=1.0) for name in ("model-0", "model-1")}
     used[JUDGE] = Used(calls=600, usd=4.0)
     labels = replace(outcomes(300, 1), unit="usd")
-    made = fit(labels, tmp_path / "r", scorers=["length"], backends=BACKENDS, label_cost=used)
+    made = fit(
+        labels, tmp_path / "r", scorers=["length"], force=True, backends=BACKENDS, label_cost=used
+    )
     with Router.load(made.folder, ledger=None) as router:
         assert router.report()["label_cost"] == 6.0
 
 
 def test_scoring_costs_the_time_that_was_measured_where_time_is_the_unit(tmp_path):
     made = fit(
-        replace(outcomes(300, 1), unit="ms"), tmp_path / "r", scorers=["length"], backends=BACKENDS
+        replace(outcomes(300, 1), unit="ms"),
+        tmp_path / "r",
+        scorers=["length"],
+        force=True,
+        backends=BACKENDS,
     )
     assert made.file.scorer.cost == made.selected.ms > 0
 

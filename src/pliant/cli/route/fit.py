@@ -42,6 +42,8 @@ class FitOptions(LabelsOptions):
     """Where a model is served, if its name does not tell; repeatable."""
     groups_known: bool = False
     """The group of each prompt will be known when it is routed."""
+    force: bool = False
+    """Write the router even if it saves nothing."""
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     """Seed of the splits and of the training."""
 
@@ -55,15 +57,26 @@ class FitOptions(LabelsOptions):
 def fit(options: FitOptions) -> None:
     """Fit a router: try scorers, keep the cheapest that ties with the best, set its threshold.
 
+    Needs 200 labels. The first line says whether the router pays. One that saves nothing is not
+    written without --force: its figures are shown, and the exit code is 2.
+
     Ctrl-C leaves no half-written router: the folder keeps what it held before.
 
     Example: pliant route fit --labels labels.jsonl --out my-router --base nano-s
     """
-    fitted = _fitted(options)
+    from pliant.routing.fitting.fit import SavesNothing
+
+    refused: SavesNothing | None = None
+    try:
+        fitted = _fitted(options)
+    except SavesNothing as error:
+        fitted, refused = error.fitted, error
     if options.json:
-        terminal.print_json(fitted.as_dict())
+        terminal.print_json({**fitted.as_dict(), "written": refused is None})
     else:
-        _draw(fitted, blind=not options.scorer and options.base is None)
+        _draw(fitted, blind=not options.scorer and options.base is None, written=refused is None)
+    if refused is not None:
+        raise refused
 
 
 def _fitted(options: FitOptions) -> Fitted:
@@ -86,6 +99,7 @@ def _fitted(options: FitOptions) -> Fitted:
         backends=backends,
         groups_known=options.groups_known,
         every=options.ladder,
+        force=options.force,
         seed=options.seed,
         descriptions=backend_descriptions(path),
         label_cost=label_cost(path),
@@ -100,10 +114,10 @@ def _pair(text: str) -> tuple[str, str]:
     return name, backend
 
 
-def _draw(fitted: Fitted, blind: bool) -> None:
+def _draw(fitted: Fitted, blind: bool, written: bool) -> None:
     from pliant.cli.route import tables
-    from pliant.routing.fitting.ladder import READS_A_MODEL
     from pliant.routing.metrics.ranking import oracle_apgr
+    from pliant.routing.scorers import READS_A_MODEL
 
     names, evaluation = fitted.file.names, fitted.evaluation
     highest = oracle_apgr(fitted.splits.ladder) if len(names) == 2 else None
@@ -118,8 +132,9 @@ def _draw(fitted: Fitted, blind: bool) -> None:
         f"On {evaluation.report.n:,} test prompts: {evaluation.routed.share:.1%} of calls to "
         f"{names[-1]}, at {evaluation.routed.of_strong} of its quality; APGR "
         f"{evaluation.metrics['apgr']}, at most {evaluation.report.oracle_apgr:.3f}.",
-        f"Router: {fitted.folder}",
     ]
+    if written:
+        sentences.append(f"Router: {fitted.folder}")
     if blind:
         untried = ", ".join(READS_A_MODEL)
         sentences.insert(1, f"Not tried: {untried}, which read a model (--base nano-s, say).")
@@ -131,6 +146,7 @@ def _draw(fitted: Fitted, blind: bool) -> None:
         )
     if not math.isfinite(evaluation.report.oracle_apgr):
         sentences.insert(0, _nothing_to_gain(fitted))
+    terminal.draw((), [f"{fitted.verdict}", ""])
     terminal.draw([table], sentences)
 
 
@@ -211,6 +227,7 @@ def evaluate(options: EvaluateOptions) -> None:
     shown = [tables.metrics(evaluation), tables.baselines(evaluation)]
     if evaluation.calibration:
         shown.append(tables.probabilities(evaluation))
+    terminal.draw((), [f"{evaluation.verdict}", ""])
     terminal.draw(shown, _sentences(evaluation))
 
 

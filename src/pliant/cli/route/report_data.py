@@ -11,6 +11,7 @@ from typing import Any
 from pliant.errors import CorruptFile, InvalidInput, PliantError
 from pliant.routing.fitting.evaluation import Evaluation
 from pliant.routing.fitting.router_folder import RECORD
+from pliant.routing.fitting.verdict import Verdict
 from pliant.routing.goals.goal import Goal
 from pliant.routing.live.decision import Costing
 from pliant.routing.live.ledger import Ledger, Totals
@@ -67,12 +68,19 @@ class ReportData:
         return Costing(self.file).labels() if self.file.label_cost else None
 
     @property
+    def verdict(self) -> Verdict | None:
+        """Whether the router pays; None where its threshold was not measured."""
+        if self.measured is None or self.measured.outdated:
+            return None
+        return self.measured.evaluation.verdict
+
+    @property
     def paid_back(self) -> float | None:
         """Prompts after which the router has saved what its labels cost; None if never."""
         if self.measured is None or self.measured.outdated or self.label_cost is None:
             return None
         evaluation = self.measured.evaluation
-        always = float(evaluation.report.curve.cost[-1])
+        always = evaluation.strong_cost
         routed = evaluation.routed.cost.value  # scoring is in it
         return self.label_cost / (always - routed) if always > routed else None
 
@@ -81,6 +89,7 @@ class ReportData:
             "router": str(self.folder),
             "models": list(self.file.names),
             "unit": self.file.unit,
+            "verdict": None if self.verdict is None else self.verdict.as_dict(),
             "threshold": self.file.threshold.model_dump(mode="json"),
             "measured": None if self.measured is None else self.measured.as_dict(),
             "ladder": list(self.ladder),

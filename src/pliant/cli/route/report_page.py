@@ -49,7 +49,8 @@ def title(data: ReportData) -> str:
 def summary(data: ReportData) -> list[str]:
     """The threshold in words, and what it does on the measured prompts."""
     promise, measured = data.file.threshold.sentence, data.measured
-    sentences = [promise[:1].upper() + promise[1:]]
+    verdict = [] if data.verdict is None else [str(data.verdict)]
+    sentences = [*verdict, promise[:1].upper() + promise[1:]]
     if measured is None:
         return [*sentences, MEASURE_IT]
     evaluation = measured.evaluation
@@ -153,9 +154,9 @@ def _curves(data: ReportData, measured: Measured) -> str:
     """The router in its band, its baselines and perfect routing, and the point that was chosen."""
     evaluation, report = measured.evaluation, measured.evaluation.report
     curve, scorer = report.curve, evaluation.scorer
-    always = float(curve.cost[-1]) or 1.0
-    cheap = (float(curve.cost[0]) / always, report.weak_quality)
-    expensive = (float(curve.cost[-1]) / always, report.strong_quality)
+    always = evaluation.strong_cost or 1.0
+    cheap = (evaluation.cheap_cost / always, report.weak_quality)
+    expensive = (evaluation.strong_cost / always, report.strong_quality)
     drawn = {f"this router ({scorer})": _line(evaluation.by_price or curve, always)}
     if evaluation.perfect is not None:
         drawn["perfect"] = _line(evaluation.perfect, always, faint=True)

@@ -25,8 +25,8 @@ _NAMES = {
 
 def points(data: ReportData, measured: Measured) -> Table:
     """The router at its threshold, between the cheapest model alone and the strongest alone."""
-    report, routed, unit = measured.evaluation.report, measured.evaluation.routed, data.file.unit
-    always = float(report.curve.cost[-1])
+    evaluation, unit = measured.evaluation, data.file.unit
+    report, routed, always = evaluation.report, evaluation.routed, evaluation.strong_cost
 
     def alone(model: str, share: str, quality: float, cost: float) -> list[str]:
         part = f"{cost / always:.3f}" if always else "-"
@@ -35,7 +35,7 @@ def points(data: ReportData, measured: Measured) -> Table:
     router = ["the router", percent(routed.share), band(routed.quality)]
     router += [band(routed.of_strong_cost), figures(routed.cost.value)]
     rows = [
-        alone(data.weak, "0 %", report.weak_quality, float(report.curve.cost[0])),
+        alone(data.weak, "0 %", report.weak_quality, evaluation.cheap_cost),
         *([] if measured.outdated else [router]),
         alone(data.strong, "100 %", report.strong_quality, always),
     ]

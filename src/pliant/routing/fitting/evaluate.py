@@ -7,6 +7,7 @@ print(evaluation.metrics["apgr"], evaluation.routed.share)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,13 @@ from pliant.routing.fitting.evaluation import (
     Routed,
 )
 from pliant.routing.fitting.splits import fitted_on
+from pliant.routing.fitting.verdict import Verdict
 from pliant.routing.metrics import calibration as calibrations
 from pliant.routing.metrics.curves import LambdaCurve, lambda_curve, quality_cost_curve
-from pliant.routing.metrics.ranking import difference, report
+from pliant.routing.metrics.ranking import Report, difference, report
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
-from pliant.routing.scorers import Predictions
+from pliant.routing.scorers import READS_A_MODEL, Predictions
 from pliant.stats import Band, Floats, bootstrap_counts, brier, brier_skill, ece
 
 BASELINES = "baselines"
@@ -76,15 +78,16 @@ def measure(
     right = calibrated(file, predictions)
     gain, score = predictions.last_gain, None if right is None else 1 - right[:, 0]
     columns = () if right is None else zip(outcomes.models, right.T, outcomes.right.T, strict=True)
+    routed = _routed(chosen, outcomes, file.scorer.cost)
     return Evaluation(
         scorer=file.scorer.kind,
-        report=report(gain, outcomes, score),
+        report=_with_scoring(file, report(gain, outcomes, score), predictions, outcomes),
         baselines={kind: report(each.last_gain, outcomes) for kind, each in baselines.items()},
         over={
             kind: difference("apgr", gain, each.last_gain, outcomes)
             for kind, each in baselines.items()
         },
-        routed=_routed(chosen, outcomes, file.scorer.cost),
+        routed=routed,
         threshold=file.threshold.limit,
         calibration=tuple(reliability(model, p, y) for model, p, y in columns),
         histogram=None if score is None else _histogram(score, outcomes),
@@ -93,6 +96,8 @@ def measure(
         left_out=left_out,
         paraphrases=_paraphrases(outcomes.questions or (), gain, chosen),
         groups=_groups(outcomes, chosen),
+        costs=dict(zip(outcomes.models, outcomes.cost.mean(axis=0).tolist(), strict=True)),
+        verdict=_verdict(file, routed, chosen, outcomes),
         **_lines(file, predictions, outcomes),
     )
 
@@ -145,6 +150,39 @@ def _routed(chosen: Chosen, outcomes: Outcomes, scoring: float) -> Routed:
         ratio(cost, one),
         ratio(cost, outcomes.cost[:, -1]),
     )
+
+
+def _verdict(file: RouterFile, routed: Routed, chosen: Chosen, outcomes: Outcomes) -> Verdict:
+    shares = outcomes.shares(chosen)
+    more = outcomes.routed(chosen)[0] - outcomes.right @ shares
+    return Verdict(
+        strongest=outcomes.models[-1],
+        cost=routed.cost.value,
+        strongest_cost=float(outcomes.cost[:, -1].mean()),
+        unit=outcomes.unit,
+        of_quality=routed.of_strong,
+        over_random=bootstrap_counts(
+            lambda c: (c @ more) / c.sum(axis=1), len(more), clusters=outcomes.questions
+        ),
+        scoring=file.scorer.cost,
+        scoring_ms=file.scorer.ms,
+        shares=tuple(shares.tolist()),
+        reads_model=file.scorer.kind in READS_A_MODEL,
+    )
+
+
+def _with_scoring(
+    file: RouterFile, measured: Report, predictions: Predictions, outcomes: Outcomes
+) -> Report:
+    """The report, with the curve of the router itself: every prompt is scored, and novel ones go
+    to the default. So the router's own point lies on it."""
+    curve = measured.curve
+    if predictions.novel is not None and file.novel_to in (0, len(file.models) - 1):
+        apart = np.abs(predictions.last_gain).max(initial=0.0) + 1
+        place = apart if file.novel_to else -apart
+        gain = np.where(predictions.novel, place, predictions.last_gain)
+        curve = quality_cost_curve(gain, outcomes)
+    return replace(measured, curve=replace(curve, cost=curve.cost + file.scorer.cost))
 
 
 def _histogram(score: Floats, outcomes: Outcomes) -> Histogram:
@@ -215,9 +253,11 @@ def _lines(
         return {"perfect": CostLine(tuple(curve.cost.tolist()), tuple(curve.quality.tolist()))}
     gain, novel = predictions.gain, predictions.novel
     own = lambda_curve(gain, outcomes, file.costs, novel=novel, novel_to=file.novel_to)
-    return {"perfect": _line(lambda_curve(perfect, outcomes, file.costs)), "by_price": _line(own)}
+    by_price = _line(own, file.scorer.cost)
+    return {"perfect": _line(lambda_curve(perfect, outcomes, file.costs)), "by_price": by_price}
 
 
-def _line(curve: LambdaCurve) -> CostLine:
+def _line(curve: LambdaCurve, scoring: float = 0.0) -> CostLine:
     order = np.argsort(curve.cost, kind="stable")
-    return CostLine(tuple(curve.cost[order].tolist()), tuple(curve.quality[order].tolist()))
+    cost = curve.cost[order] + scoring
+    return CostLine(tuple(cost.tolist()), tuple(curve.quality[order].tolist()))

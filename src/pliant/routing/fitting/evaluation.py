@@ -7,12 +7,13 @@ Evaluation.from_dict(content).routed.quality
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from pliant.errors import InvalidInput
+from pliant.routing.fitting.verdict import Verdict
 from pliant.routing.metrics.ranking import Report
 from pliant.stats import Band, as_json, from_json
 
@@ -133,6 +134,20 @@ class Evaluation:
     """Of perfect routing, which knows which models will be right."""
     by_price: CostLine | None = None
     """Of more than two models: the router's own, as the price of cost goes up."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """Of a prompt, by model, if that model answers every one; empty in older files."""
+    verdict: Verdict | None = None
+    """Whether the router pays; None in older files."""
+
+    @property
+    def cheap_cost(self) -> float:
+        """Of a prompt, if the first model answers every one, without scoring."""
+        return self.costs.get(self.report.models[0], float(self.report.curve.cost[0]))
+
+    @property
+    def strong_cost(self) -> float:
+        """Of a prompt, if the strongest model answers every one, without scoring."""
+        return self.costs.get(self.report.models[-1], float(self.report.curve.cost[-1]))
 
     @property
     def metrics(self) -> Mapping[str, Band]:
@@ -141,8 +156,11 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """For JSON; the report's own figures are not nested."""
         content = as_json(self)
-        threshold = self.threshold if np.isfinite(self.threshold) else str(self.threshold)
-        return {**content.pop("report"), **content, "threshold": threshold}
+        content["threshold"] = (
+            self.threshold if np.isfinite(self.threshold) else str(self.threshold)
+        )
+        content["verdict"] = None if self.verdict is None else self.verdict.as_dict()
+        return {**content.pop("report"), **content}
 
     @classmethod
     def from_dict(cls, content: Json) -> Evaluation:
@@ -155,6 +173,7 @@ class Evaluation:
                 "histogram": content["histogram"] or None,
                 "examples": _examples(content["examples"]),
                 "novel": content["novel"] if "novel" in content else content["far"],
+                "verdict": _verdict(content.get("verdict")),
             }
             evaluation: Evaluation = from_json(cls, nested)
             return evaluation
@@ -168,6 +187,11 @@ class Evaluation:
             f"{routed.quality}, {routed.of_strong} of {strong}'s, at {routed.of_strong_cost} of "
             "its cost."
         )
+
+
+def _verdict(content: Json | None) -> Json | None:
+    """The fields alone; what follows from them is computed again."""
+    return content and {field.name: content[field.name] for field in fields(Verdict)}
 
 
 def _examples(content: Json) -> dict[str, Any]:

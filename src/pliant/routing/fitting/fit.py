@@ -21,21 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, PliantError
 from pliant.files import locked
 from pliant.routing import router_file
 from pliant.routing.backends import Used
 from pliant.routing.fitting.evaluate import BASELINES, measure
 from pliant.routing.fitting.evaluation import Evaluation
-from pliant.routing.fitting.ladder import (
-    EVERY,
-    LADDER,
-    READS_A_MODEL,
-    Progress,
-    Rung,
-    climb,
-    select,
-)
+from pliant.routing.fitting.ladder import EVERY, LADDER, Progress, Rung, climb, select
 from pliant.routing.fitting.router_folder import RECORD, SCORER, refuse_folder, replace_fit
 from pliant.routing.fitting.splits import (
     Splits,
@@ -44,6 +36,7 @@ from pliant.routing.fitting.splits import (
     split,
     write_hashes,
 )
+from pliant.routing.fitting.verdict import Verdict
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.labels.label import JUDGE
@@ -52,7 +45,7 @@ from pliant.routing.live import drift
 from pliant.routing.metrics import calibration
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
-from pliant.routing.scorers import Predictions, Scorer, kind_class, make
+from pliant.routing.scorers import READS_A_MODEL, Predictions, Scorer, kind_class, make
 from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 
 GOAL = "95 % of the large model's quality"
@@ -61,9 +54,20 @@ _LEAST_GAIN = 0.01
 """Of quality, that the best routing would add to the best model: with less, nothing is learnt."""
 
 
+class SavesNothing(PliantError):
+    """A fit whose router does not pay: it was not written. `fitted` holds all that was measured."""
+
+    def __init__(self, fitted: Fitted) -> None:
+        self.fitted = fitted
+        super().__init__(
+            f"{fitted.folder}: not written, because the router {fitted.verdict.headline}. The "
+            "labels stay as they are; --force (force=True) writes the router all the same"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A router that was written, and how it was fitted."""
+    """A fitted router, and how it was fitted."""
 
     folder: Path
     rungs: tuple[Rung, ...]
@@ -75,9 +79,19 @@ class Fitted:
     evaluation: Evaluation
     """On the test split, which nothing was chosen on."""
 
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the router pays."""
+        assert self.evaluation.verdict is not None
+        return self.evaluation.verdict
+
+    def __str__(self) -> str:
+        return str(self.verdict)
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "router": str(self.folder),
+            "verdict": self.verdict.as_dict(),
             "splits": self.splits.sizes(),
             "choice": self.splits.how,
             "ladder": [rung.as_dict() for rung in self.rungs],
@@ -102,10 +116,13 @@ def fit(
     groups_known: bool = False,
     every: bool = False,
     seed: int = 0,
+    force: bool = False,
     progress: Progress = lambda items, _: items,
 ) -> Fitted:
-    """Fit a router and write it to the folder `out`.
+    """Fit a router and write it to the folder `out`, if it pays.
 
+    Raises SavesNothing, with all that was measured, where the router neither saves anything on the
+    test split nor answers better than the strongest model alone; `force` writes that one, too.
     `scorers` are the kinds to try (the default ones if none are named, and all of them with
     `every`; those that read a model only with a `base`).
     The strongest model is the one that the labels show to be right most often, and the default.
@@ -143,6 +160,7 @@ def fit(
             "kind": selected.kind,
             "folder": f"fit-{secrets.token_hex(4)}/{SCORER}",
             "cost": _scoring_cost(selected, splits.calibration),
+            "ms": selected.ms,
         },
         default=outcomes.models[outcomes.best],
         label_cost=_label_cost(outcomes, label_cost or {}),
@@ -153,6 +171,8 @@ def fit(
     baselines = {r.kind: r.scorer.predict(test.asked, test.groups) for r in rungs}
     evaluation = measure(file, scorer.predict(test.asked, test.groups), test, baselines)
     fitted = Fitted(folder, tuple(rungs), selected, splits, chosen, file, evaluation)
+    if not (force or fitted.verdict.pays):
+        raise SavesNothing(fitted)
     write(fitted, scorer)
     return fitted
 

@@ -18,7 +18,7 @@ from pliant.routing.fitting.splits import Splits
 from pliant.routing.metrics.curves import hull_area
 from pliant.routing.metrics.ranking import band, difference
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.scorers import Scorer, kind_class, make
+from pliant.routing.scorers import READS_A_MODEL, Scorer, kind_class, make
 from pliant.stats import Band, Floats, bootstrap_counts
 
 Progress = Callable[[Sequence[str], str], Iterable[str]]
@@ -27,7 +27,6 @@ CONTROLS = ("random", "length", "group")
 LADDER = (*CONTROLS, "tfidf", "tfidf-ridge", "knn", "pair", "text", "probe", "cpx")
 EVERY = (*LADDER, "tfidf-logistic", "text+group")
 """With those that are expensive to fit, or that few can use."""
-READS_A_MODEL = ("probe", "cpx")
 MARGIN = 0.02
 """How much APGR a cheap scorer may lose and still tie."""
 _TIMED = 50  # prompts, one at a time

@@ -31,6 +31,7 @@ _CLASSES = {
     "cpx": ("cpx", "Cpx"),
 }
 KINDS = tuple(_CLASSES)
+READS_A_MODEL = ("probe", "cpx")
 _DROPPED = {
     # benchmarks/results/routing_nano.json: an APGR below that of cpx, on both test sets.
     "cpx+text": "Pliant dropped it, because 'cpx' was better: fit the router again with 'cpx'"
@@ -38,6 +39,7 @@ _DROPPED = {
 
 __all__ = [
     "KINDS",
+    "READS_A_MODEL",
     "Prefilling",
     "Predictions",
     "Scorer",

@@ -1,0 +1,127 @@
+"""Does a router pay? Its mean cost, scoring counted, and its quality beside the strongest model's.
+
+print(evaluation.verdict)  # Saves 34.1 % of nano-l's cost at 98.7 % of its quality (...)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pliant.stats import Band, as_json
+
+_SAME = 1 + 1e-9
+"""Costs that differ by less are equal."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a router saves and loses against always asking the strongest model; `str` says it."""
+
+    strongest: str
+    cost: float
+    """Of a prompt, in `unit`, scoring counted where it has a cost in that unit."""
+    strongest_cost: float
+    """Of a prompt, if the strongest model answers every one."""
+    unit: str
+    of_quality: Band
+    """The router's quality as a share of the strongest model's."""
+    over_random: Band
+    """Its quality less that of a random choice with the same shares of calls: the control."""
+    scoring: float = 0.0
+    """The cost of scoring a prompt, in `unit`; counted in `cost`."""
+    scoring_ms: float | None = None
+    """The time that it takes, where it was measured."""
+    shares: tuple[float, ...] = ()
+    """Of calls, by model; the strongest last."""
+    reads_model: bool = False
+    """Whether the scorer reads a model, which a scorer of text would save."""
+
+    @property
+    def saved(self) -> float:
+        """The share of the strongest model's cost that is saved; below 0 the router costs more."""
+        if self.strongest_cost > 0:
+            return 1 - self.cost / self.strongest_cost
+        return math.nan if self.cost > 0 else 0.0
+
+    @property
+    def pays(self) -> bool:
+        """Whether it is cheaper than the strongest model alone; or better, and no more expensive;
+        or shown to be better, at any cost."""
+        if self.cost * _SAME < self.strongest_cost:
+            return True
+        costs_the_same = self.cost <= self.strongest_cost * _SAME
+        return (costs_the_same and self.of_quality.value > _SAME) or self.of_quality.low > 1
+
+    @property
+    def beats_random(self) -> bool:
+        """Whether it was shown to be better than a random choice with the same shares of calls."""
+        return self.over_random.low > 0
+
+    @property
+    def advice(self) -> str:
+        """What to do; empty if the router pays and was shown to be better than chance."""
+        if self.pays:
+            return "" if self.beats_random else "More labels, or another scorer."
+        if self.shares and self.shares[-1] == 1:
+            return f"Every prompt goes to {self.strongest}: more labels, or another goal."
+        if self.reads_model and self.cost - self.scoring < self.strongest_cost:
+            return "Scoring costs more than it saves: --scorer text, or more labels."
+        if self.strongest_cost <= self.cost - self.scoring:
+            return f"Always ask {self.strongest}, or give more labels."
+        return "More labels, or --scorer text."
+
+    @property
+    def scoring_note(self) -> str:
+        """What scoring takes that `cost` cannot count; empty where it is counted in full."""
+        if self.scoring > 0 or self.scoring_ms is None:
+            return ""
+        what = {"flops": "FLOPs", "usd": "dollars", "ms": "time"}.get(self.unit, self.unit)
+        time = f"Scoring takes {self.scoring_ms:.3g} ms a prompt on this machine"
+        return f"{time} and next to no {what}, so it is not counted in the cost."
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the fields, and what follows from them."""
+        derived = {
+            "saved": self.saved,
+            "pays": self.pays,
+            "beats_random": self.beats_random,
+            "advice": self.advice,
+            "sentence": str(self),
+        }
+        return {**as_json(self), **as_json(derived)}
+
+    @property
+    def headline(self) -> str:
+        """The first words alone: what is saved, at which quality."""
+        share = _percent(self.of_quality.value)
+        quality = f"at {share} of its quality"
+        if self.cost * _SAME < self.strongest_cost:
+            return f"saves {_percent(self.saved)} of {self.strongest}'s cost {quality}"
+        times = ""
+        if self.cost > self.strongest_cost * _SAME:
+            times = " at a cost where it has none"
+            if self.strongest_cost > 0:
+                times = f" at {self.cost / self.strongest_cost:.3f} times its cost"
+        more = _percent(self.of_quality.value - 1)
+        if self.pays:
+            return f"has {more} more quality than {self.strongest} alone{times}"
+        if times:
+            return f"saves nothing: {share} of the quality of {self.strongest} alone,{times}"
+        return f"saves nothing: costs as much as {self.strongest} alone, {quality}"
+
+    def __str__(self) -> str:
+        head = f"{self.headline[0].upper()}{self.headline[1:]}"
+        if not self.pays:
+            return f"{head}. {self.advice}"
+        if self.beats_random:
+            less = f"{100 * self.over_random.value:.1f} points less quality"
+            return f"{head}; a random choice of as many calls has {less}."
+        chance = "not shown to be better than a random choice of as many calls"
+        return f"{head}; {chance}. {self.advice}"
+
+
+def _percent(share: float) -> str:
+    """Of 1, to a tenth of a percent."""
+    return f"{100 * share:.1f} %"

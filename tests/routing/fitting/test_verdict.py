@@ -1,0 +1,78 @@
+"""Whether a router pays: cost, scoring counted, and quality beside the strongest and chance."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.routing.labels import outcomes
+from tests.routing.minimal_scorer import content
+
+from pliant.routing import router_file
+from pliant.routing.fitting.evaluate import measure
+from pliant.routing.fitting.evaluation import Evaluation
+from pliant.routing.fitting.verdict import Verdict
+from pliant.routing.scorers import Predictions
+from pliant.stats import Band
+
+PAYS = Verdict(
+    "large", 0.66, 1.0, "usd", Band(0.987, 0.97, 1.0), Band(0.072, 0.03, 0.11), shares=(0.6, 0.4)
+)
+
+
+def test_it_says_what_is_saved_at_which_quality_beside_chance() -> None:
+    assert PAYS.pays and PAYS.saved == pytest.approx(0.34) and not PAYS.advice
+    assert str(PAYS) == (
+        "Saves 34.0 % of large's cost at 98.7 % of its quality; a random choice of as many calls "
+        "has 7.2 points less quality."
+    )
+    chance = replace(PAYS, over_random=Band(0.01, -0.02, 0.04))
+    assert chance.pays and "not shown to be better than a random choice" in str(chance)
+
+
+def test_scoring_that_costs_more_than_it_saves_does_not_pay() -> None:
+    dear = replace(PAYS, cost=1.106, scoring=0.446, reads_model=True)
+    assert not dear.pays and dear.saved < 0
+    assert str(dear).startswith("Saves nothing: 98.7 % of the quality of large alone, at 1.106")
+    assert "--scorer text" in dear.advice
+    everything = replace(PAYS, cost=1.0, of_quality=Band(1, 1, 1), shares=(0.0, 1.0))
+    assert not everything.pays and "Every prompt goes to large" in str(everything)
+
+
+def test_more_quality_pays_where_it_costs_no_more_or_was_shown() -> None:
+    specialists = replace(PAYS, cost=1.0, of_quality=Band(1.2, 0.98, 1.4))
+    assert specialists.pays and "20.0 % more quality than large alone" in str(specialists)
+    assert not replace(specialists, cost=1.01).pays
+    assert replace(specialists, cost=1.01, of_quality=Band(1.2, 1.1, 1.3)).pays
+    free = replace(PAYS, cost=0.5, strongest_cost=0.0)
+    assert not free.pays and "Always ask large" in str(free)
+
+
+def test_time_that_is_not_counted_is_mentioned() -> None:
+    assert not PAYS.scoring_note
+    assert "6.2 ms" in (note := replace(PAYS, scoring_ms=6.2).scoring_note) and "dollars" in note
+    assert not replace(PAYS, scoring_ms=6.2, scoring=6.2, unit="ms").scoring_note
+
+
+def test_the_chosen_point_lies_on_the_router_s_own_curve_and_scoring_is_in_both() -> None:
+    """With novel prompts, which go to the default whatever their gain."""
+    labels = outcomes(1000, 3)
+    rng = np.random.default_rng(0)
+    gain = np.stack([np.zeros(1000), labels.gain / 3 + rng.normal(0, 0.2, 1000)], axis=1)
+    for novel_to, default in enumerate(("nano-s", "nano-l")):
+        scorer = {"kind": "letters", "cost": 0.25}
+        file = router_file.make(**content(default=default, scorer=scorer))
+        named = replace(labels, models=("nano-s", "nano-l"))
+        evaluation = measure(file, Predictions(None, gain, rng.random(1000) < 0.1), named, {})
+        curve, routed = evaluation.report.curve, evaluation.routed
+        assert np.interp(routed.share, curve.share, curve.cost) == pytest.approx(routed.cost.value)
+        on_it = np.interp(routed.share, curve.share, curve.quality)
+        assert on_it == pytest.approx(routed.quality.value, abs=0.002), novel_to
+        assert curve.cost[-1] == pytest.approx(1.25) and evaluation.strong_cost == 1
+        verdict = evaluation.verdict
+        assert verdict is not None and verdict.cost == routed.cost.value
+        assert verdict.saved == pytest.approx(1 - routed.of_strong_cost.value)
+        again = Evaluation.from_dict(json.loads(json.dumps(evaluation.as_dict(), allow_nan=False)))
+        assert again.verdict == verdict and again.costs == evaluation.costs
