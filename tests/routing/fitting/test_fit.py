@@ -496,7 +496,7 @@ def test_novel_prompts_count_in_a_budget():
 def test_a_router_that_saves_nothing_is_not_written_unless_it_is_forced(tmp_path):
     """The length says nothing here, so the default goal sends everything to the strong model."""
     out = tmp_path / "r"
-    with pytest.raises(SavesNothing, match="saves nothing: costs as much.*--force") as no:
+    with pytest.raises(SavesNothing, match="saves nothing.*--force") as error:
         fit(outcomes(300, 1), out, scorers=["length"], backends=BACKENDS)
     assert not out.exists() and not error.value.fitted.verdict.pays
     assert error.value.fitted.evaluation.routed.share == 1
