@@ -82,7 +82,7 @@ LAYERS = {
         {"goals", "judge", "labels", "metrics", "scorers"},
         {"backends", "decision_rule"},
         {"outcomes"},
-        {"prompts"},
+        {"prompts", "strict", "units"},
     ],
     "structure": [
         {"facade", "generation_check", "plasticity", "recovery"},

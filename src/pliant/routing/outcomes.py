@@ -19,9 +19,9 @@ from pliant.data import Row, normalised, read_rows, splits, write_rows
 from pliant.errors import InvalidInput, did_you_mean
 from pliant.routing.prompts import Message, Prompt, text_of
 from pliant.routing.prompts import messages as messages_of
+from pliant.routing.units import UNITS
 from pliant.stats import Floats
 
-UNITS = ("tokens", "usd", "ms", "flops", "calls")
 _COLUMNS = ("prompts", "groups", "wordings", "questions", "messages")
 
 

@@ -12,12 +12,10 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -38,6 +36,7 @@ from pliant.routing.backends import (
 )
 from pliant.routing.decision_rule import DecisionRule
 from pliant.routing.metrics.calibration import from_json
+from pliant.routing.strict import Part, fault
 
 if TYPE_CHECKING:
     from pliant.routing.scorers import Scorer
@@ -50,10 +49,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class PromptFormatEntry(Part):
@@ -125,6 +120,8 @@ class ScorerEntry(Part):
     """Of scoring one prompt, in the router's unit, where it was measured."""
     ms: Amount | None = None
     """The time that it takes, on the machine of the fit."""
+    continued_by: str | None = None
+    """The model whose answers continue from the scorer's prefill, and so pay nothing for it."""
 
 
 class ThresholdEntry(Part):
@@ -280,6 +277,12 @@ class RouterFile(Part):
         return tuple(model.cost for model in self.models)
 
     @property
+    def scoring(self) -> tuple[float, ...]:
+        """The cost of scoring a prompt, by the model that answers it."""
+        entry = self.scorer
+        return tuple(0.0 if name == entry.continued_by else entry.cost for name in self.names)
+
+    @property
     def novel_to(self) -> int | None:
         """The index of the model that answers novel prompts; None: routed as all others."""
         return self.names.index(self.default) if self.novel == "default" else None
@@ -327,7 +330,7 @@ def make(**content: Any) -> RouterFile:
     try:
         return RouterFile.model_validate(content, strict=False)
     except ValidationError as error:
-        raise InvalidInput(f"router: {_fault(error)}") from None
+        raise InvalidInput(f"router: {fault(error, RouterFile)}") from None
 
 
 def read(folder: Path) -> RouterFile:
@@ -351,7 +354,7 @@ def read(folder: Path) -> RouterFile:
     try:
         return RouterFile.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        raise InvalidInput(f"{path}: {_fault(error)}") from None
+        raise InvalidInput(f"{path}: {fault(error, RouterFile)}") from None
 
 
 def open_router(folder: Path, device: str | None = None) -> tuple[RouterFile, Scorer]:
@@ -366,35 +369,3 @@ def open_router(folder: Path, device: str | None = None) -> tuple[RouterFile, Sc
             if now == file:
                 raise
             file = now
-
-
-def _fault(error: ValidationError) -> str:
-    """The first error on one line: where and what, and for an unknown key the nearest valid one."""
-    fault = error.errors()[0]
-    where = ".".join(map(str, fault["loc"]))
-    if fault["type"] == "extra_forbidden":
-        *place, key = fault["loc"]
-        inside = "".join(f"{step}." for step in place).rstrip(".")
-        near = did_you_mean(str(key), _keys(place))
-        return f"{inside + ': ' if inside else ''}no key {str(key)!r}{near}"
-    message = fault["msg"].removeprefix("Value error, ")
-    shown = "" if fault["type"] in ("value_error", "missing") else f", and is {fault['input']!r}"
-    return f"{where}: {message}{shown}" if where else message
-
-
-def _keys(place: list[Any]) -> list[str]:
-    """The valid keys at a place."""
-    kind: Any = RouterFile
-    for step in place:
-        if isinstance(step, str):
-            kind = kind.model_fields[step].annotation
-        kind = _part(kind)
-    return list(kind.model_fields)
-
-
-def _part(kind: Any) -> Any:
-    """The Part in an annotation such as `Drift | None` or `list[SettingsBand]`."""
-    if isinstance(kind, type) and issubclass(kind, Part):
-        return kind
-    parts = map(_part, get_args(kind))
-    return next((part for part in parts if part is not None), None)

@@ -29,7 +29,7 @@ from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import threshold
 from pliant.routing.labels.label import JUDGE
 from pliant.routing.live.ledger import Ledger
-from pliant.routing.scorers import Predictions, make
+from pliant.routing.scorers import Predictions, kind_class, make
 from pliant.routing.scorers.linear import folds, joined
 from pliant.stats import Band
 
@@ -552,4 +552,45 @@ def test_the_area_of_two_models_is_their_metric_and_of_more_rewards_knowing():
     many = outcomes(800, 5, models=3)
     knowing = make("text").fit(outcomes(800, 6, models=3)).predict(many.prompts).gain
     chance = make("random").fit(many).predict(many.prompts).gain
-    assert ladder.gap(knowing, chance, many).low > 0
+    a, b = (replace(rung("text", 0, 0, None), gain=gain) for gain in (knowing, chance))
+    assert ladder.gap(a, b, many).low > 0
+
+
+@pytest.mark.parametrize("models", [2, 3])
+def test_scorers_are_worth_what_they_gain_at_equal_cost(models):
+    """What scoring costs cannot be spent on calls: all of it, and nothing is left."""
+    labels = outcomes(800, 5, models=models)
+    gain = make("text").fit(outcomes(800, 6, models=models)).predict(labels.prompts).gain
+    free, some, half, all_of_it = (
+        ladder.value_of(gain, labels, np.full(models, cost)).value for cost in (0, 0.001, 0.5, 1)
+    )
+    assert free == pytest.approx(ladder.value_of(gain, labels).value)
+    assert free > some > half > all_of_it and free - some < 0.005
+    if models == 2:  # by hand: a perfect line up to half of the calls, then level
+        assert all_of_it == 0
+        assert ladder.value_of(np.zeros((800, 2)), labels, np.full(2, 0.5)).value == (
+            pytest.approx(0.125, abs=1e-3)  # the triangle under the diagonal up to a half
+        )
+        kept = ladder.value_of(gain, labels, np.array([0.0, 0.5])).value
+        assert half < kept < free, "answers of the cheap model continue from the scoring"
+
+
+def test_a_scorer_that_ties_and_costs_nothing_is_kept(monkeypatch, tmp_path):
+    """Labels in flops: as good an order, but reading a model costs half of what can be saved."""
+    labels = replace(outcomes(900, 1), unit="flops")
+
+    class Reads(kind_class("text")):
+        kind = "knn"
+
+        def flops(self, prompts):
+            return 0.5
+
+    monkeypatch.setattr(ladder, "make", lambda kind: Reads() if kind == "knn" else make(kind))
+    made = fit(labels, tmp_path / "r", scorers=["knn", "text"], backends=BACKENDS)
+    assert made.selected.kind == "text" and made.rungs[0].kind == "text"
+    read = made.rungs[1]
+    assert read.value.value == made.rungs[0].value.value and read.behind.high < -0.2
+    forced = fit(labels, tmp_path / "f", scorers=["knn"], backends=BACKENDS, force=True)
+    assert forced.file.scorer.cost == 0.5 and forced.verdict.scoring == 0.5
+    cost = forced.verdict.cost - forced.threshold.share
+    assert cost == pytest.approx(0.5, abs=0.1) and forced.threshold.cost > 0.5

@@ -13,6 +13,7 @@ from pliant.reports.plots import Line
 from pliant.reports.tables import count
 from pliant.routing.fitting.evaluation import CostLine
 from pliant.routing.metrics.curves import Curve
+from pliant.routing.units import amount
 from pliant.stats import Band
 
 MEASURE_IT = (
@@ -69,7 +70,7 @@ def summary(data: ReportData) -> list[str]:
         f"{_share(routed.of_strong_cost)} of its cost."
     )
     if data.file.scorer.cost:
-        scoring = tables.amount(data.file.scorer.cost, data.file.unit)
+        scoring = amount(data.file.scorer.cost, data.file.unit)
         sentences.append(f"Scoring a prompt costs {scoring}, which is counted in that.")
     goes = f"; they go to {data.file.default}" if data.file.novel == "default" else ""
     return [*sentences, *tables.novelty(evaluation, goes)]
@@ -91,8 +92,8 @@ def label_sentences(data: ReportData) -> list[str]:
     if data.totals is not None and data.label_cost is not None:
         left = data.totals.saved - data.label_cost
         sentences.append(
-            f"By the ledger {tables.amount(data.totals.saved, unit)} were saved until now: "
-            f"{tables.amount(abs(left), unit)} {'more' if left >= 0 else 'less'} than the labels "
+            f"By the ledger {amount(data.totals.saved, unit)} were saved until now: "
+            f"{amount(abs(left), unit)} {'more' if left >= 0 else 'less'} than the labels "
             "cost."
         )
     return sentences
@@ -106,8 +107,8 @@ def ledger_sentences(data: ReportData) -> list[str]:
     chose = totals.decisions - totals.answered - totals.failed
     sentences = [
         f"{totals.decisions:,} decisions: {totals.answered:,} answered, {totals.failed:,} failed, "
-        f"{chose:,} only chose. They cost {tables.amount(totals.cost, unit)}, and "
-        f"{tables.amount(totals.saved, unit)} less than always asking {data.strong}.",
+        f"{chose:,} only chose. They cost {amount(totals.cost, unit)}, and "
+        f"{amount(totals.saved, unit)} less than always asking {data.strong}.",
         f"Another model stood in {totals.fell_over:,} times; {totals.from_session:,} followed "
         f"their session; {totals.novel:,} prompts were unlike those that the router was made on.",
     ]

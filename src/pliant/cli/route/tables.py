@@ -9,6 +9,7 @@ from typing import Any
 from pliant.cli.route.report_data import Measured, ReportData
 from pliant.reports.tables import Table, count, size
 from pliant.routing.fitting.evaluation import Evaluation, Example
+from pliant.routing.units import amount
 from pliant.stats import Band, from_json
 
 RIGHT, WRONG = "✓", "✗"
@@ -30,17 +31,17 @@ def points(data: ReportData, measured: Measured) -> Table:
 
     def alone(model: str, share: str, quality: float, cost: float) -> list[str]:
         part = f"{cost / always:.3f}" if always else "-"
-        return [brief(model), share, f"{quality:.3f}", part, figures(cost)]
+        return [brief(model), share, f"{quality:.3f}", part, amount(cost, unit)]
 
     router = ["the router", percent(routed.share), band(routed.quality)]
-    router += [band(routed.of_strong_cost), figures(routed.cost.value)]
+    router += [band(routed.of_strong_cost), amount(routed.cost.value, unit)]
     rows = [
         alone(data.weak, "0 %", report.weak_quality, evaluation.cheap_cost),
         *([] if measured.outdated else [router]),
         alone(data.strong, "100 %", report.strong_quality, always),
     ]
     name = brief(data.strong)
-    head = ["", f"to {name}", "quality", f"cost ({name} = 1)", unit]
+    head = ["", f"to {name}", "quality", f"cost ({name} = 1)", "cost"]
     goal = "" if data.goal is None or measured.outdated else f", for {data.goal}"
     return Table(f"Quality and cost of a prompt{goal}", head, rows, right=frozenset(head[1:]))
 
@@ -216,18 +217,6 @@ def novelty(evaluation: Evaluation, goes: str = "") -> list[str]:
 
 
 # --- how figures are written ---------------------------------------------------------------------
-
-
-def amount(cost: float, unit: str) -> str:
-    """A cost, with its unit: $0.0012, 56.1M flops, 3.4 ms."""
-    if unit == "usd":
-        return f"${cost:,.2f}" if 1 <= abs(cost) < 1e6 else f"${figures(cost)}"
-    return f"{figures(cost)} {unit}"
-
-
-def figures(cost: float) -> str:
-    """Three significant figures or so."""
-    return count(cost) if abs(cost) >= 100 else f"{cost:.3g}"
 
 
 def number(value: float) -> str:

@@ -78,7 +78,7 @@ def measure(
     right = calibrated(file, predictions)
     gain, score = predictions.last_gain, None if right is None else 1 - right[:, 0]
     columns = () if right is None else zip(outcomes.models, right.T, outcomes.right.T, strict=True)
-    routed = _routed(chosen, outcomes, file.scorer.cost)
+    routed = _routed(chosen, outcomes, np.array(file.scoring))
     return Evaluation(
         scorer=file.scorer.kind,
         report=_with_scoring(file, report(gain, outcomes, score), predictions, outcomes),
@@ -134,9 +134,9 @@ def reliability(model: str, p: Floats, y: Floats) -> Reliability:
     )
 
 
-def _routed(chosen: Chosen, outcomes: Outcomes, scoring: float) -> Routed:
+def _routed(chosen: Chosen, outcomes: Outcomes, scoring: Floats) -> Routed:
     right, cost = outcomes.routed(chosen)
-    cost, one = cost + scoring, np.ones(len(outcomes))
+    cost, one = cost + scoring[chosen], np.ones(len(outcomes))
 
     def ratio(of: Floats, total: Floats) -> Band:
         return bootstrap_counts(
@@ -164,7 +164,7 @@ def _verdict(file: RouterFile, routed: Routed, chosen: Chosen, outcomes: Outcome
         over_random=bootstrap_counts(
             lambda c: (c @ more) / c.sum(axis=1), len(more), clusters=outcomes.questions
         ),
-        scoring=file.scorer.cost,
+        scoring=float(shares @ np.array(file.scoring)),
         scoring_ms=file.scorer.ms,
         shares=tuple(shares.tolist()),
         reads_model=file.scorer.kind in READS_A_MODEL,
@@ -182,7 +182,9 @@ def _with_scoring(
         place = apart if file.novel_to else -apart
         gain = np.where(predictions.novel, place, predictions.last_gain)
         curve = quality_cost_curve(gain, outcomes)
-    return replace(measured, curve=replace(curve, cost=curve.cost + file.scorer.cost))
+    first, *_, last = file.scoring
+    scoring = first + (last - first) * curve.share
+    return replace(measured, curve=replace(curve, cost=curve.cost + scoring))
 
 
 def _histogram(score: Floats, outcomes: Outcomes) -> Histogram:
@@ -253,11 +255,11 @@ def _lines(
         return {"perfect": CostLine(tuple(curve.cost.tolist()), tuple(curve.quality.tolist()))}
     gain, novel = predictions.gain, predictions.novel
     own = lambda_curve(gain, outcomes, file.costs, novel=novel, novel_to=file.novel_to)
-    by_price = _line(own, file.scorer.cost)
+    by_price = _line(own, own.shares @ np.array(file.scoring))
     return {"perfect": _line(lambda_curve(perfect, outcomes, file.costs)), "by_price": by_price}
 
 
-def _line(curve: LambdaCurve, scoring: float = 0.0) -> CostLine:
-    order = np.argsort(curve.cost, kind="stable")
-    cost = curve.cost[order] + scoring
-    return CostLine(tuple(cost.tolist()), tuple(curve.quality[order].tolist()))
+def _line(curve: LambdaCurve, scoring: Floats | float = 0.0) -> CostLine:
+    cost = curve.cost + scoring
+    order = np.argsort(cost, kind="stable")
+    return CostLine(tuple(cost[order].tolist()), tuple(curve.quality[order].tolist()))

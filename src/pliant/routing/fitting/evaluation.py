@@ -31,7 +31,7 @@ class Routed:
     of_strong: Band
     """The quality as a share of the strongest model's."""
     cost: Band
-    """Of a prompt, scoring counted in full (an answer that continues from it saves it again)."""
+    """Of a prompt, with scoring, unless the answer continues from the scorer's prefill."""
     of_strong_cost: Band
     """The cost as a share of always asking the strongest model."""
 

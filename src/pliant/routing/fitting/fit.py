@@ -13,7 +13,7 @@ import json
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from numpy.typing import ArrayLike
 from pliant.errors import InvalidInput, PliantError
 from pliant.files import locked
 from pliant.routing import router_file
-from pliant.routing.backends import Used
+from pliant.routing.backends import ModelSpec, Used
 from pliant.routing.fitting.evaluate import BASELINES, measure
 from pliant.routing.fitting.evaluation import Evaluation
-from pliant.routing.fitting.ladder import EVERY, LADDER, Progress, Rung, climb, select
+from pliant.routing.fitting.ladder import EVERY, LADDER, Progress, Rung, climb, continued_by, select
 from pliant.routing.fitting.router_folder import RECORD, SCORER, refuse_folder, replace_fit
 from pliant.routing.fitting.splits import (
     Splits,
@@ -47,6 +47,7 @@ from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import READS_A_MODEL, Predictions, Scorer, kind_class, make
 from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
+from pliant.stats import Floats
 
 GOAL = "95 % of the large model's quality"
 _LEAST_NEW = 50  # prompts to calibrate on
@@ -145,22 +146,26 @@ def fit(
     refuse_folder(folder)
     tried = kinds(scorers, base, outcomes, every)
     splits = split(outcomes, seed)
-    rungs = climb(splits, tried, base, seed, progress)
+    models = _models(outcomes, backends or {}, descriptions or {})
+    local = _local(models)
+    rungs = climb(splits, tried, base, seed, progress, local)
     selected = select(rungs, groups_known, outcomes=splits.ladder)
     train = (*splits.train.prompts, *splits.choice.prompts)
     scorer = WithNovelty(selected.scorer, NoveltyDetector.fit(train, splits.ladder.prompts))
     predictions = scorer.predict(splits.calibration.asked, splits.calibration.groups)
     costs, chosen = outcomes.cost.mean(axis=0), None
     if lam is None:
-        chosen = choose_threshold(goal or GOAL, predictions, splits.calibration, costs)
+        scored = with_scoring(splits.calibration, selected.scoring)
+        chosen = choose_threshold(goal or GOAL, predictions, scored, costs)
     file = router_file.make(
         unit=outcomes.unit,
-        models=_models(outcomes, backends or {}, descriptions or {}),
+        models=models,
         scorer={
             "kind": selected.kind,
             "folder": f"fit-{secrets.token_hex(4)}/{SCORER}",
-            "cost": _scoring_cost(selected, splits.calibration),
+            "cost": selected.cost,
             "ms": selected.ms,
+            "continued_by": continued_by(selected.scorer, local),
         },
         default=outcomes.models[outcomes.best],
         label_cost=_label_cost(outcomes, label_cost or {}),
@@ -210,7 +215,8 @@ def calibrate(
         )
     held = outcomes.select(~learned)
     predictions = scorer.predict(held.asked, held.groups)
-    chosen = choose_threshold(goal, predictions, held, file.costs, file.novel_to)
+    scored = with_scoring(held, file.scoring)
+    chosen = choose_threshold(goal, predictions, scored, file.costs, file.novel_to)
     new = reference(predictions, held, kind)
     if file.drift is not None and "drift" in new:  # how drift is watched is the user's choice
         new["drift"] |= {name: getattr(file.drift, name) for name in ("window", "false_alarms")}
@@ -320,11 +326,19 @@ def _models(
     ]
 
 
-def _scoring_cost(selected: Rung, outcomes: Outcomes) -> float:
-    """Of one prompt, in the labels' unit; reading a local model costs no money and no tokens."""
-    if outcomes.unit == "ms":
-        return selected.ms
-    return selected.scorer.flops(outcomes.asked) if outcomes.unit == "flops" else 0.0
+def _local(models: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What each model that runs on this machine is loaded from, if it gets prompts as they are:
+    a scorer reads them so, and a framed prompt has another prefill."""
+    plain = [entry for entry in models if not entry.get("prompt_format")]
+    specs = {str(entry["name"]): ModelSpec.parse(entry["backend"]) for entry in plain}
+    return {name: spec.model for name, spec in specs.items() if spec.url is None}
+
+
+def with_scoring(outcomes: Outcomes, scoring: Sequence[float] | Floats | None) -> Outcomes:
+    """The outcomes, each answer at its cost with scoring: a budget has to pay for both."""
+    if scoring is None:
+        return outcomes
+    return replace(outcomes, cost=outcomes.cost + np.asarray(scoring, dtype=np.float64))
 
 
 def _label_cost(outcomes: Outcomes, used: Mapping[str, Used]) -> dict[str, dict[str, float]]:

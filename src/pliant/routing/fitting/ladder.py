@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,8 +16,8 @@ import numpy as np
 from pliant.errors import InvalidInput
 from pliant.routing.decision_rule import sweep
 from pliant.routing.fitting.splits import Splits
-from pliant.routing.metrics.curves import hull_area
-from pliant.routing.metrics.ranking import band, difference
+from pliant.routing.metrics.curves import Ranking, hull_area
+from pliant.routing.metrics.ranking import GRID, METRICS
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import READS_A_MODEL, Scorer, kind_class, make
 from pliant.stats import Band, Floats, bootstrap_counts
@@ -49,15 +50,29 @@ class Rung:
     size: int
     """Bytes on disk."""
     behind: Band | None = None
-    """The distance to the best, paired; None for the best itself."""
+    """The distance of the net value to the best one's, paired; None for the best itself."""
+    net: Band | None = None
+    """The value at equal cost, scoring counted; None where scoring costs nothing."""
+    cost: float = 0.0
+    """Of scoring a prompt, in the unit of the labels; 0 where it cannot be counted in that."""
+    scoring: Floats | None = None
+    """(m,) the same by the model that answers: one that continues from it pays nothing."""
+
+    @property
+    def worth(self) -> float:
+        """What the scorers are ordered by."""
+        value = (self.net or self.value).value
+        return -math.inf if math.isnan(value) else value
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "scorer": self.kind,
             "value": self.value.as_dict(),
+            "net": (self.net or self.value).as_dict(),
             "behind": None if self.behind is None else self.behind.as_dict(),
             "fit_seconds": self.fit_seconds,
             "ms": self.ms,
+            "cost": self.cost,
             "bytes": self.size,
             "chosen": self.scorer.chosen(),
         }
@@ -69,19 +84,32 @@ def climb(
     base: str | None,
     seed: int,
     progress: Progress = lambda items, _: items,
+    local: Mapping[str, str] | None = None,
 ) -> list[Rung]:
-    """Fit every scorer and compare it with the best on the ladder split."""
+    """Fit every scorer and compare it with the best on the ladder split.
+
+    `local` names, for each model that runs on this machine, what it was loaded from: an answer of
+    the model that a scorer reads may continue from its prefill.
+    """
     for kind in kinds:
         kind_class(kind)  # refuses a wrong name before the work
     rungs: list[Rung] = []
     for kind in progress(kinds, "fitting"):
         scorer = make(kind, base=base) if kind in READS_A_MODEL else make(kind)
-        rungs.append(_rung(scorer, splits, seed))
-    best = max(rungs, key=_rank)
+        rungs.append(_rung(scorer, splits, seed, continued_by(scorer, local or {})))
+    best = max(rungs, key=lambda rung: rung.worth)
     return [
         rung if rung is best else _compared(rung, best, splits.ladder)
-        for rung in sorted(rungs, key=_rank, reverse=True)
+        for rung in sorted(rungs, key=lambda rung: rung.worth, reverse=True)
     ]
+
+
+def continued_by(scorer: Scorer, local: Mapping[str, str]) -> str | None:
+    """The model whose answer continues from this scorer's prefill, if there is one."""
+    if not hasattr(scorer, "while_answering"):
+        return None
+    base = scorer.chosen().get("base")
+    return next((name for name, source in local.items() if source == base), None)
 
 
 def select(
@@ -92,9 +120,10 @@ def select(
 ) -> Rung:
     """The scorer with the fastest decision among those that tie with the best.
 
-    A scorer ties if the paired interval of its distance to the best includes 0 (it was not shown to
-    be worse) and ends within `margin` (it was shown not to be much worse). With few labels nothing
-    is shown, so only the best itself ties. `random` is never selected, nor a scorer that needs a
+    Scorers are compared at equal cost, scoring counted (`value_of`). A scorer ties if the paired
+    interval of its distance to the best includes 0 (it was not shown to be worse) and ends within
+    `margin` (it was shown not to be much worse). With few labels nothing is shown, so only the best
+    itself ties. `random` is never selected, nor a scorer that needs a
     prompt's group unless `groups_known`: if that rules out the best one, the others are compared
     with the best that remains, on the `outcomes` of the ladder split.
     """
@@ -102,7 +131,7 @@ def select(
     fit = [r for r in fit if groups_known or not r.scorer.needs_groups]
     if not fit:
         raise InvalidInput("none of these scorers can be selected: add text or cpx")
-    best = max(fit, key=_rank)
+    best = max(fit, key=lambda rung: rung.worth)
     if math.isnan(best.value.value):  # nothing to gain, so nothing separates them
         return min(fit, key=lambda rung: rung.ms)
 
@@ -114,11 +143,6 @@ def select(
     return min((r for r in fit if r is best or tied(r)), key=lambda rung: rung.ms)
 
 
-def _rank(rung: Rung) -> float:
-    value = rung.value.value
-    return -math.inf if math.isnan(value) else value
-
-
 def ties(rung: Rung, margin: float = MARGIN) -> bool:
     """Whether it was not shown to be worse than the best, and shown not to be much worse."""
     if rung.behind is None:
@@ -126,41 +150,86 @@ def ties(rung: Rung, margin: float = MARGIN) -> bool:
     return rung.behind.high >= 0 and rung.behind.low > -margin
 
 
-def value_of(gain: Floats, outcomes: Outcomes) -> Band:
+def value_of(gain: Floats, outcomes: Outcomes, scoring: Floats | None = None) -> Band:
     """APGR of two models. Of more: the area under quality against cost, between all to the cheapest
-    and all to the most expensive, as prompts go to the highest gain - price * cost."""
-    if len(outcomes.models) == 2:
-        return band("apgr", gain[:, -1], outcomes)
-    return _area_band(_area(gain, outcomes), outcomes)
+    and all to the most expensive, as prompts go to the highest gain - price * cost.
+
+    With the cost of `scoring` (m,), by the model that answers, it is the same at equal cost: what
+    scoring costs is lost for calls to the stronger models.
+    """
+    return _band(_worth(gain, outcomes, scoring), outcomes)
 
 
-def gap(a: Floats, b: Floats, outcomes: Outcomes) -> Band:
+def gap(a: Rung, b: Rung, outcomes: Outcomes) -> Band:
     """How much more a is worth than b, on the same resamples."""
-    if len(outcomes.models) == 2:
-        return difference("apgr", a[:, -1], b[:, -1], outcomes)
-    area_a, area_b = _area(a, outcomes), _area(b, outcomes)
-    return _area_band(lambda counts: area_a(counts) - area_b(counts), outcomes)
+    of_a = _worth(a.gain, outcomes, a.scoring)
+    of_b = _worth(b.gain, outcomes, b.scoring)
+    return _band(lambda counts: of_a(counts) - of_b(counts), outcomes)
 
 
-def _area_band(measure: Callable[[Floats], Floats], outcomes: Outcomes) -> Band:
-    return bootstrap_counts(measure, len(outcomes), resamples=200, clusters=outcomes.questions)
+def _worth(gain: Floats, outcomes: Outcomes, scoring: Floats | None) -> Callable[[Floats], Floats]:
+    """A statistic of counts: the value at equal cost."""
+    paid = np.zeros(len(outcomes.models)) if scoring is None else scoring
+    if len(outcomes.models) > 2:
+        return _area(gain, outcomes, paid)
+    ranking = Ranking.of(gain[:, -1], outcomes)
+    extra = float(ranking.extra.mean())
+    if not paid.any() or extra <= 0:  # the strong model costs no more: nothing is lost for calls
+        return lambda counts: METRICS["apgr"](ranking, counts)
+    start, slope = paid[0] / extra, 1 + (paid[1] - paid[0]) / extra
+    return partial(_net_apgr, ranking, start=start, slope=slope)
 
 
-def _area(gain: Floats, outcomes: Outcomes) -> Callable[[Floats], Floats]:
-    """A statistic of counts; the choices at each price are computed once."""
+def _net_apgr(ranking: Ranking, counts: Floats, start: float, slope: float) -> Floats:
+    """The mean share of the difference that is recovered, over budgets from all weak to all strong.
+
+    With a share x of strong calls and scoring, a budget is used to `start + slope * x`. Budgets
+    too small for scoring recover nothing.
+    """
+    reach = min(1.0, (1 - start) / slope)
+    if reach <= 0:
+        return np.zeros(len(counts))
+    at = np.concatenate([np.linspace(0, reach, GRID + 1), [1.0]])
+    quality, _ = ranking.curve(counts, at)
+    recovered, whole = quality[:, :-1] - quality[:, :1], quality[:, -1:] - quality[:, :1]
+    mean = np.trapezoid(recovered, at[:-1], axis=1)[:, None] * slope
+    nothing = np.full_like(mean, np.nan)
+    net: Floats = np.divide(mean, whole, out=nothing, where=whole > 1e-12)[:, 0]
+    return net
+
+
+def _band(measure: Callable[[Floats], Floats], outcomes: Outcomes) -> Band:
+    resamples = 1000 if len(outcomes.models) == 2 else 200
+    n, clusters = len(outcomes), outcomes.questions
+    return bootstrap_counts(measure, n, resamples=resamples, clusters=clusters)
+
+
+def _area(gain: Floats, outcomes: Outcomes, scoring: Floats) -> Callable[[Floats], Floats]:
+    """A statistic of counts; the choices at each price are computed once.
+
+    Scoring moves the points to the right, between the ends that are reached without scoring.
+    """
     swept = sweep(gain, outcomes)
     values = swept.steps.values[:: max(1, len(swept.steps.values) // _POINTS)]
     values = np.unique(np.concatenate([values, [-np.inf, np.inf]]))
-    routed = [outcomes.routed(swept.choose(float(value))) for value in values]
-    right, cost = (np.stack(columns) for columns in zip(*routed, strict=True))
+    choices = [swept.choose(float(value)) for value in values]
+    right = np.stack([outcomes.routed(chosen)[0] for chosen in choices])
+    cost = np.stack([outcomes.routed(chosen)[1] + scoring[chosen] for chosen in choices])
+    ends = slice(None)
+    if scoring.any():
+        prices = outcomes.cost.mean(axis=0)
+        alone, ends = [int(prices.argmin()), int(prices.argmax())], slice(-2, None)
+        right = np.concatenate([right, outcomes.right[:, alone].T])
+        cost = np.concatenate([cost, outcomes.cost[:, alone].T])
 
     def measure(counts: Floats) -> Floats:
         size = counts.sum(axis=1, keepdims=True)
         qualities, costs = counts @ right.T / size, counts @ cost.T / size
         areas = []
         for c, q in zip(costs, qualities, strict=True):
-            order = np.argsort(c, kind="stable")
-            spread = c.max() - c.min()
+            inside = (c >= c[ends].min()) & (c <= c[ends].max())
+            order = np.flatnonzero(inside)[np.argsort(c[inside], kind="stable")]
+            spread = c[ends].max() - c[ends].min()
             area = hull_area(c[order], q[order]) / spread if spread > 0 else q.max()
             areas.append(area)  # at one price for all, there is only quality
         return np.asarray(areas)
@@ -168,18 +237,30 @@ def _area(gain: Floats, outcomes: Outcomes) -> Callable[[Floats], Floats]:
     return measure
 
 
-def _rung(scorer: Scorer, splits: Splits, seed: int) -> Rung:
-    kind = scorer.kind
+def _rung(scorer: Scorer, splits: Splits, seed: int, continues: str | None) -> Rung:
     begun = time.perf_counter()
     scorer.fit(splits.train, splits.choice, seed)
     seconds = time.perf_counter() - begun
-    gain = scorer.predict(splits.ladder.asked, splits.ladder.groups).gain
-    value = value_of(gain, splits.ladder)
-    return Rung(kind, scorer, gain, value, seconds, decision_ms(scorer, splits), size_of(scorer))
+    held = splits.ladder
+    gain = scorer.predict(held.asked, held.groups).gain
+    ms = decision_ms(scorer, splits)
+    cost = scoring_cost(scorer, ms, held)
+    scoring = np.array([0.0 if name == continues else cost for name in held.models])
+    value = value_of(gain, held)
+    net = value_of(gain, held, scoring) if cost else None
+    size = size_of(scorer)
+    return Rung(scorer.kind, scorer, gain, value, seconds, ms, size, None, net, cost, scoring)
+
+
+def scoring_cost(scorer: Scorer, ms: float, outcomes: Outcomes) -> float:
+    """Of one prompt, in the labels' unit; reading a local model costs no money and no tokens."""
+    if outcomes.unit == "ms":
+        return ms
+    return scorer.flops(outcomes.asked) if outcomes.unit == "flops" else 0.0
 
 
 def _compared(rung: Rung, best: Rung, outcomes: Outcomes) -> Rung:
-    return replace(rung, behind=gap(rung.gain, best.gain, outcomes))
+    return replace(rung, behind=gap(rung, best, outcomes))
 
 
 def decision_ms(scorer: Scorer, splits: Splits) -> float:

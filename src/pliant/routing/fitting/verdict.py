@@ -30,7 +30,7 @@ class Verdict:
     over_random: Band
     """Its quality less that of a random choice with the same shares of calls: the control."""
     scoring: float = 0.0
-    """The cost of scoring a prompt, in `unit`; counted in `cost`."""
+    """The mean cost of scoring a prompt, in `unit`; counted in `cost`."""
     scoring_ms: float | None = None
     """The time that it takes, where it was measured."""
     shares: tuple[float, ...] = ()

@@ -1,0 +1,45 @@
+"""Costs with their units, as people read them: $0.0012, 3.4 ms, 56.1 MFLOPs, 120 tokens."""
+
+from __future__ import annotations
+
+import math
+
+UNITS = ("tokens", "usd", "ms", "flops", "calls")
+TOKENIZERS = (
+    "Each model counts tokens with its own tokenizer, so sums and ratios over models are rough."
+)
+"""To be shown wherever tokens of several models are compared or added."""
+_SCALES = ("", "k", "M", "G", "T", "P")
+_FLOPS = ("FLOPs", "kFLOPs", "MFLOPs", "GFLOPs", "TFLOPs", "PFLOPs")
+
+
+def amount(cost: float, unit: str) -> str:
+    """A cost in about three figures, with its unit."""
+    if not math.isfinite(cost):
+        return f"{cost} {unit}"
+    sign, size = "-" if cost < 0 else "", abs(cost)
+    if unit == "usd":
+        return f"{sign}${size:,.2f}" if 1 <= size < 1e6 else f"{sign}${_figures(size)}"
+    if unit == "flops":
+        scale = _scale(size)
+        return f"{sign}{size / 1000**scale:.3g} {_FLOPS[scale]}"
+    if unit == "ms" and size >= 10_000:
+        return f"{sign}{_figures(size / 1000)} s"
+    one = {"calls": "call", "tokens": "token"}.get(unit, unit)
+    return f"{sign}{_figures(size)} {one if size == 1 else unit}"
+
+
+def _figures(size: float) -> str:
+    """812, 4.06k, 1.24M; small ones as they are."""
+    if size < 1000:
+        return f"{size:.3g}" if size < 999.5 else "1k"
+    scale = _scale(size)
+    return f"{size / 1000**scale:.3g}{_SCALES[scale]}"
+
+
+def _scale(size: float) -> int:
+    """How many times a thousand, so that three figures are below a thousand."""
+    scale = 0
+    while size >= 999.5 and scale < len(_SCALES) - 1:
+        size, scale = size / 1000, scale + 1
+    return scale
