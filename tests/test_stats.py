@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from pliant import stats
 from pliant.errors import InvalidInput
-from pliant.stats import Band, bootstrap, bootstrap_counts, brier_skill, ece, paired
+from pliant.stats import Band, as_difference, bootstrap, bootstrap_counts, brier_skill, ece, paired
 
 shares = st.floats(0, 1, allow_subnormal=False)
 columns = st.integers(1, 60).flatmap(
@@ -197,3 +197,11 @@ def test_scores_check_their_arguments(p: list[float], y: list[float], error: str
         ece(p, y)
     with pytest.raises(InvalidInput):
         ece([0.5], [1], bins=0)
+
+
+def test_differences_of_probabilities_lie_within_one_in_the_order_of_the_fit() -> None:
+    fitted = np.linspace(-9, 9, 3601)
+    limited = as_difference(fitted)
+    assert (np.abs(limited) < 1).all() and (np.diff(limited) > 0).all()
+    inside = np.abs(fitted) <= 0.95
+    assert (limited[inside] == fitted[inside]).all()

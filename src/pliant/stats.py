@@ -42,6 +42,18 @@ def logit(p: ArrayLike, margin: float) -> Floats:
     return np.log(inside / (1 - inside))
 
 
+_LINEAR = 0.95  # up to here `as_difference` changes nothing
+
+
+def as_difference(x: ArrayLike) -> NDArray[Any]:
+    """Numbers as differences of two probabilities: those beyond .95 are pressed together before 1
+    (and -1), in their order. A linear fit of a difference predicts beyond 1 where it is sure."""
+    values = np.asarray(x)
+    beyond = np.maximum(np.abs(values) - _LINEAR, 0) / (1 - _LINEAR)
+    pressed: NDArray[Any] = np.sign(values) * (_LINEAR + (1 - _LINEAR) * beyond / (1 + beyond))
+    return np.where(beyond > 0, pressed, values)
+
+
 @dataclass(frozen=True)
 class Band:
     """A value with its confidence interval over prompts drawn in the same way.

@@ -78,7 +78,13 @@ def test_the_lora_scale_is_alpha_over_rank() -> None:
 LOGITS = np.array([[0.0, 0.5], [100.0, -0.25], [-800.0, 0.0]])
 
 
-def test_a_score_is_a_probability_and_a_gain_is_not() -> None:
+def test_a_gain_that_was_fitted_beyond_one_is_a_difference_of_probabilities() -> None:
+    scores = Scores(("score", "gain"), np.array([[0.0, 1.569], [0.0, -1.2], [0.0, 0.9]]))
+    assert scores.gain is not None and 0.95 < scores.gain[0] < 1 and -1 < scores.gain[1] < -0.95
+    assert scores.gain[2] == 0.9 and scores["gain"].tolist() == scores.gain.tolist()
+
+
+def test_a_score_is_a_probability_and_a_gain_is_linear() -> None:
     scores = Scores(("score", "gain"), LOGITS)
     assert scores.score.tolist() == [0.5, 1.0, 0.0] and len(scores) == 3
     assert scores.gain is not None and scores.gain.tolist() == [0.5, -0.25, 0.0]

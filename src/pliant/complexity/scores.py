@@ -9,7 +9,7 @@ import numpy as np
 
 from pliant.complexity.config import GAIN, RIGHT, SCORE, Reads
 from pliant.errors import InvalidInput
-from pliant.stats import sigmoid
+from pliant.stats import as_difference, sigmoid
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +26,14 @@ class Scores:
 
     @property
     def values(self) -> np.ndarray:
-        """(n, outputs): probabilities (of classes: summing to 1); numbers and gains as they are."""
+        """(n, outputs): probabilities (of classes: summing to 1), gains in [-1, 1], and numbers as
+        they are."""
         if self.reads == "numbers":
             return self.logits
         if self.reads == "classes":
             return _softmax(self.logits)
         linear = np.array([name == GAIN for name in self.outputs])
-        return np.where(linear, self.logits, sigmoid(self.logits))
+        return np.where(linear, as_difference(self.logits), sigmoid(self.logits))
 
     @property
     def score(self) -> np.ndarray:
@@ -54,7 +55,8 @@ class Scores:
 
     @property
     def gain(self) -> np.ndarray | None:
-        """(n,) P(the strong model is right) - P(this one is); None without an output for it."""
+        """(n,) P(the strong model is right) - P(this one is), in [-1, 1]; None without an output
+        for it."""
         if GAIN in self.outputs:
             return self[GAIN]
         right = self._right

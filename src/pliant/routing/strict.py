@@ -1,4 +1,4 @@
-"""Parts of a strict JSON file: no unknown keys, and errors on one line that name the nearest one."""
+"""Parts of a strict JSON file: no unknown keys; an error is one line with the nearest valid key."""
 
 from __future__ import annotations
 

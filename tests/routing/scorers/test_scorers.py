@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,24 @@ def test_a_saved_scorer_predicts_the_same(scorers, test, tmp_path, kind):
     assert np.allclose(after.gain, before.gain, atol=tolerance)
     assert np.allclose(after.right, before.right, atol=tolerance)
     assert not list(tmp_path.rglob("*.pkl"))
+
+
+@pytest.mark.parametrize("kind", ["tfidf", "tfidf-ridge", "pair", "text"])
+def test_a_gain_is_a_difference_of_probabilities_where_its_fit_is_not(kind, test):
+    """Linear fits predict beyond 1; what comes out lies within, in the same order."""
+    scorer = fitted(kind)
+    surely = outcomes(300, 4)
+    before = scorer.predict(surely.prompts).last_gain
+    if kind == "pair":
+        scorer.line = 6 * scorer.line
+    else:
+        part, name = (scorer.stack, "gain") if kind == "text" else (scorer, "head")
+        fit = getattr(part, name)
+        larger = replace(fit, weight=6 * fit.weight, bias=6 * fit.bias)
+        object.__setattr__(part, name, larger)
+    after = scorer.predict(surely.prompts).last_gain
+    assert (6 * before > 1.1).any() and (np.abs(after) <= 1).all()
+    assert (np.argsort(after, kind="stable") == np.argsort(before, kind="stable")).all()
 
 
 def test_chance_is_chance_and_always_the_same(scorers, test):

@@ -21,6 +21,7 @@ from pliant.routing.prompts import text_of
 from pliant.routing.scorers.features import TextFeatures, TextSettings
 from pliant.routing.scorers.linear import Floats, best, gain_error, together
 from pliant.routing.scorers.protocol import Groups, Predictions, Prompts, Scorer, State, gains
+from pliant.stats import as_difference
 
 _PRIOR = 10.0
 """The number of prompts that the overall mean counts for in a group's mean."""
@@ -128,6 +129,8 @@ class OnVectors(Scorer):
     features: TextFeatures
     head: Callable[[Any], Floats]
     """From vectors to (n, m), how likely each model is right."""
+    linear: ClassVar[bool] = False
+    """Whether that may lie beyond 0 and 1."""
 
     def __init__(self) -> None:
         self.tuned = self.candidates[1]
@@ -149,7 +152,8 @@ class OnVectors(Scorer):
 
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         right = self.head(self._matrix(prompts))
-        return Predictions(np.clip(right, 0.0, 1.0), gains(right))
+        gain = as_difference(gains(right)) if self.linear else gains(right)
+        return Predictions(np.clip(right, 0.0, 1.0), gain)
 
     def chosen(self) -> dict[str, Any]:
         return {self.tunes: self.tuned}
@@ -180,7 +184,7 @@ class Tfidf(OnVectors):
     kind = "tfidf"
     settings = TextSettings(shapes=False)
     tunes, candidates = "strength", (3.0, 10.0, 30.0)
-    logistic: ClassVar[bool] = False
+    linear = True
     head: Linear
 
     def state(self) -> State:
@@ -190,10 +194,10 @@ class Tfidf(OnVectors):
 
     def load_state(self, state: State) -> None:
         super().load_state(state)
-        self.head = Linear.from_arrays(state.arrays, logistic=self.logistic)
+        self.head = Linear.from_arrays(state.arrays, logistic=not self.linear)
 
     def _solve(self, x: Any, right: Floats, strength: float) -> Linear:
-        return logistic(x, right, strength) if self.logistic else ridge(x, right, strength)
+        return ridge(x, right, strength) if self.linear else logistic(x, right, strength)
 
 
 class TfidfRidge(Tfidf):
@@ -208,7 +212,7 @@ class TfidfLogistic(TfidfRidge):
 
     kind = "tfidf-logistic"
     candidates = (0.3, 1.0, 3.0)
-    logistic = True
+    linear = False
 
 
 @dataclass(frozen=True, eq=False)

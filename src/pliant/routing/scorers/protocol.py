@@ -38,7 +38,9 @@ class Predictions:
     right: Floats | None
     """(n, m) P(model j is right); None for a scorer that predicts no probabilities."""
     gain: Floats
-    """(n, m) how much more often model j is right than the first; its first column is 0."""
+    """(n, m) P(model j is right) - P(the first is), in [-1, 1]; its first column is 0. It is an
+    estimate of its own: many scorers fit the difference, which orders prompts better than the
+    difference of two fits."""
     novel: NDArray[np.bool_] | None = None
     """(n,) whether a prompt is unlike all training prompts; None if novelty was not checked."""
 

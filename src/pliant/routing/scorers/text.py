@@ -12,7 +12,7 @@ to choose, because a few hundred labels are too few to choose a penalty by: both
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations_with_replacement
 from typing import Any, ClassVar, Self
@@ -25,6 +25,7 @@ from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers.features import TextFeatures, TextSettings
 from pliant.routing.scorers.linear import Floats, best, folds, gain_error, out_of_fold, together
 from pliant.routing.scorers.protocol import Groups, Predictions, Prompts, Scorer, State, gains
+from pliant.stats import as_difference
 
 _FOLDS = 5
 _FEW, _REPEATS, _SEED_STEP = 10_000, 3, 1000
@@ -64,7 +65,8 @@ class Text(Scorer):
         return self
 
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
-        return self.stack(self.head(self._matrix(prompts, groups)))
+        predicted = self.stack(self.head(self._matrix(prompts, groups)))
+        return replace(predicted, gain=as_difference(predicted.gain))
 
     def chosen(self) -> dict[str, Any]:
         return {"strength": self.strength}
@@ -206,7 +208,8 @@ class Pair(Scorer):
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         each = [self.heads[name](x.matrix(prompts)) for name, x in self.features.items()]
         gain = self.line[0] + self._mean_gain(each) * self.line[1]
-        return Predictions(self.right(np.hstack(each)), np.hstack([np.zeros((len(gain), 1)), gain]))
+        gain = as_difference(np.hstack([np.zeros((len(gain), 1)), gain]))
+        return Predictions(self.right(np.hstack(each)), gain)
 
     def state(self) -> State:
         state = State(arrays={"spread": self.spread, "line": self.line})
