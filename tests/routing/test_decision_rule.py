@@ -243,6 +243,23 @@ def test_ties_go_to_the_cheaper_model() -> None:
     assert rule.preference([0, 0.25, 0.5]) == (0, 1, 2)
 
 
+@pytest.mark.parametrize("prices", [(5.0, 1.0, 2.0), (2.0, 2.0, 2.0), (3.0, 2.0, 1.0)])
+def test_the_rule_does_not_take_the_expensive_model_for_the_strong_one(
+    prices: tuple[float, ...],
+) -> None:
+    """At inf the cheapest answers, at 0 the likelier right, at -inf the last, whatever it costs."""
+    gain = np.array([[0, 0.3, 0.2], [0, -0.4, -0.1], [0, 0.1, 0.6]])
+
+    def choose(value: float) -> list[int]:
+        return DecisionRule(value, 3, prices).choose(gain).tolist()
+
+    assert choose(0.0) == [1, 0, 2] and choose(-np.inf) == [2, 2, 2]
+    assert choose(np.inf) == ([1, 0, 2] if len(set(prices)) == 1 else [np.argmin(prices)] * 3)
+    assert DecisionRule(0.0, 3, prices).choose(np.zeros((1, 3))) == np.argmin(prices)
+    if len(set(prices)) > 1:
+        assert choose(-1000.0) == [2, 2, 2], "far below 0 as at -inf"
+
+
 def test_novel_prompts_go_to_the_default_and_then_to_the_strongest() -> None:
     rule = DecisionRule(0.1, 4, (1.0, 2.0, 3.0, 4.0), novel_to=1)
     assert rule.choose([[0, 0, 0, 9.0]] * 2, [True, False]).tolist() == [1, 3]

@@ -94,6 +94,22 @@ def test_models_come_in_the_order_of_their_cost_or_as_they_are_named(tmp_path: P
     assert (named.gain == -Outcomes.read(tmp_path / "a.jsonl").gain).all()
 
 
+@pytest.mark.parametrize("column", ["right", "results", None])
+def test_grades_may_be_objects(tmp_path: Path, column: str | None) -> None:
+    """{model: {correct: ..., cost: ...}}, in a column of any name or a column a model."""
+    grades = {"dear": {"correct": True, "cost": 3}, "cheap": {"correct": 0.5, "cost": "0.5"}}
+    rows = [{"q": f"prompt {i}", **(grades if column is None else {column: grades})} for i in "ab"]
+    write_rows(tmp_path / "a.jsonl", rows)
+    named = {} if column is None else {"right": column}
+    read = Outcomes.read(tmp_path / "a.jsonl", prompt="q", unit="usd", **named)
+    assert read.models == ("cheap", "dear") and read.unit == "usd"
+    assert read.right.tolist() == [[0.5, 1.0]] * 2 and read.cost.tolist() == [[0.5, 3.0]] * 2
+    rows[1] = {"q": "?", **(rows[0] | {"dear": {"wrong": 1}} if column is None else {column: {}})}
+    write_rows(tmp_path / "b.jsonl", rows)
+    with pytest.raises(InvalidInput, match="row 2: no number under"):
+        Outcomes.read(tmp_path / "b.jsonl", prompt="q", **named)
+
+
 def test_costs_by_model(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", FLAT)
     read = Outcomes.read(

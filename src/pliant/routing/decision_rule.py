@@ -10,8 +10,9 @@ other prompt is decided by its predicted gains, in one of two ways:
 - Without `prices`: the last of two models answers where its gain is above `value`, strictly.
 - With `prices`: the model with the highest gain - value * price answers; of equals, the cheapest.
 
-The higher the value, the fewer prompts go to the strongest model; `sweep` tries every value on a
-split.
+Models are in the order of their strength, the strongest last, whatever they cost. The lower the
+value, the less counts what an answer costs: at 0 the gain alone decides, and below 0 each model is
+preferred by its place, up to the strongest for every prompt. `sweep` tries every value on a split.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ STEPS = 1000
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """From predicted gains and novel flags to models, given as indices, the cheapest first."""
+    """From predicted gains and novel flags to models, given as indices, the strongest last."""
 
     value: float
-    """The threshold, or the price of a unit of cost. -inf prefers the last model, inf the first."""
+    """The threshold, or the price of a unit of cost. -inf prefers the last model; inf the first, or
+    with `prices` the cheapest."""
     models: int
     """How many there are."""
     prices: tuple[float, ...] | Floats | None = None
@@ -56,7 +58,7 @@ class DecisionRule:
             last = predicted if predicted.ndim == 1 else predicted[:, -1]
             chosen = np.where(last > self.value, self.models - 1, 0)
         else:
-            chosen = net_gain(predicted, self.prices, self.value).argmax(axis=1)
+            chosen = self._ordered(predicted)[:, 0]
         if novel is None or self.novel_to is None:
             return chosen
         return np.where(np.asarray(novel, dtype=np.bool_), self.novel_to, chosen)
@@ -71,26 +73,40 @@ class DecisionRule:
             return tuple(dict.fromkeys([self.novel_to, *reversed(range(self.models))]))
         if self.prices is None:
             return (self.models - 1, 0) if self.choose(gains)[0] else (0, self.models - 1)
-        # The sort is stable, so that of equals the cheaper model stays first.
-        order = np.argsort(-net_gain(gains, self.prices, self.value)[0], kind="stable")
-        return tuple(order.tolist())
+        return tuple(self._ordered(gains)[0].tolist())
+
+    def _ordered(self, gain: Floats) -> NDArray[np.int64]:
+        """(n, m) the models by their net gain, the highest first; of equals, the cheapest."""
+        assert self.prices is not None
+        paid = np.broadcast_to(np.asarray(self.prices, dtype=np.float64), gain.shape)
+        return np.lexsort((paid, -net_gain(gain, paid, self.value)), axis=1)
 
 
 def net_gain(gain: ArrayLike, prices: ArrayLike, value: float) -> Floats:
-    """(n, m) gain - value * price, prices (m,) or (n, m); at an infinite value the price decides,
-    and the gain between equal prices."""
+    """(n, m) gain - value * price, prices (m,) or (n, m). Below 0 a value is a bonus for strength:
+    then the highest price stands for the strongest model, and so on down.
+
+    At infinity the price decides, and the gain between equal prices; at -infinity the strength.
+    """
     predicted = np.asarray(gain, dtype=np.float64)
     paid = np.broadcast_to(np.asarray(prices, dtype=np.float64), predicted.shape)
     if np.isfinite(value):
-        return np.asarray(predicted - value * paid)
-    cheaper = (paid[:, None, :] < paid[:, :, None]).sum(axis=2)
+        return np.asarray(predicted - value * (paid if value > 0 else np.sort(paid, axis=1)))
     apart = 2 * np.abs(predicted).max(initial=0.0) + 1
-    return np.asarray(predicted - np.sign(value) * apart * cheaper)
+    if value < 0:
+        return np.asarray(predicted + apart * np.arange(predicted.shape[1]))
+    cheaper = (paid[:, None, :] < paid[:, :, None]).sum(axis=2)
+    return np.asarray(predicted - apart * cheaper)
 
 
 def turning_points(gain: Floats, prices: ArrayLike) -> Floats:
     """The values at which one model overtakes another on a prompt, of all pairs and prompts."""
     paid = np.broadcast_to(np.asarray(prices, dtype=np.float64), gain.shape)
+    above, below = _crossings(gain, paid), _crossings(gain, np.sort(paid, axis=1))
+    return np.concatenate([above[above > 0], below[below <= 0]])
+
+
+def _crossings(gain: Floats, paid: Floats) -> Floats:
     points = []
     for j in range(gain.shape[1]):
         for k in range(j + 1, gain.shape[1]):
@@ -101,7 +117,8 @@ def turning_points(gain: Floats, prices: ArrayLike) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """The distinct values on a split, from the fewest calls to the strongest model to the most."""
+    """The distinct values on a split, descending: of models whose prices ascend with their
+    strength, from the fewest calls to the strongest to the most."""
 
     values: Floats
     shares: Floats
@@ -128,10 +145,8 @@ class Sweep:
     @property
     def unit_gain(self) -> float:
         """What a gain of 1 is in units of the value: 1, or 1 over the range of the prices."""
-        prices = self.rule.prices
-        if prices is None or prices[-1] == prices[0]:
-            return 1.0
-        return 1 / (prices[-1] - prices[0])
+        spread = 0.0 if self.rule.prices is None else float(np.ptp(self.rule.prices))
+        return 1 / spread if spread > 0 else 1.0
 
     @cached_property
     def steps(self) -> Steps:
@@ -196,7 +211,7 @@ def sweep(
         raise InvalidInput(f"novel must hold one flag for each of {n} prompts, not {flags.shape}")
     paid = None
     if predicted.ndim == 2:
-        paid = _ascending(outcomes.cost.mean(axis=0) if prices is None else prices, outcomes)
+        paid = _checked(outcomes.cost.mean(axis=0) if prices is None else prices, outcomes)
     return Sweep(DecisionRule(np.inf, m, paid, home), predicted, flags, outcomes)
 
 
@@ -211,11 +226,8 @@ def _between(points: Floats, margin: float) -> Floats:
     return np.concatenate([[ends[0]], (distinct[:-1] + distinct[1:]) / 2, [ends[1]]])
 
 
-def _ascending(prices: ArrayLike, outcomes: Outcomes) -> tuple[float, ...]:
+def _checked(prices: ArrayLike, outcomes: Outcomes) -> tuple[float, ...]:
     paid = np.asarray(prices, dtype=np.float64)
     if paid.shape != (len(outcomes.models),) or not np.isfinite(paid).all():
         raise InvalidInput(f"prices must hold one number for each of {len(outcomes.models)} models")
-    if len(paid) > 2 and (np.diff(paid) < 0).any():
-        shown = ", ".join(f"{m} {p:g}" for m, p in zip(outcomes.models, paid, strict=True))
-        raise InvalidInput(f"prices: no model may be cheaper than the one before it ({shown})")
     return tuple(paid.tolist())

@@ -22,12 +22,14 @@ from pliant.routing.prompts import messages as messages_of
 from pliant.routing.units import UNITS
 from pliant.stats import Floats
 
+_CORRECT = ("correct", "right", "is_correct")
+"""Keys of a grade, where a table holds objects."""
 _COLUMNS = ("prompts", "groups", "wordings", "questions", "messages")
 
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """n prompts and m models, the cheapest model first; of two models, the better one may be last
+    """n prompts and m models: the cheapest first as they are read, the strongest last in a fit
     (`by_quality`)."""
 
     prompts: tuple[str, ...]
@@ -123,25 +125,28 @@ class Outcomes:
         """Read a table: JSONL, CSV (also .gz), parquet or a data set.
 
         A row holds `right` (and `cost`) by model, as `pliant route label` writes it. Without such
-        a column each of `models` is a column, with true and false or shares. `models` are named
-        the cheapest first; left out, they are ordered by their mean cost. `cost` may also be a
-        price of a call for each model. Without any costs a call of the first of two models costs
-        0 and of the second 1, in "calls".
+        a column each of `models` is a column, with true and false or shares. Either may also hold
+        objects, {"correct": true, "cost": 0.01}, which need no names. `models` are named the
+        cheapest first; left out, they are ordered by their mean cost. `cost` may also be a price
+        of a call for each model. Without any costs a call of the first of two models costs 0 and
+        of the second 1, in "calls".
         """
         rows = read_rows(path, [prompt], limit=limit)
         nested = right in rows[0]
         if nested and not isinstance(rows[0][right], Mapping):
             raise InvalidInput(f"{path}, row 1: no numbers by model under {right!r}")
         columns = list(rows[0][right]) if nested else list(rows[0])
-        if models is None and not nested:
+        graded = [name for name in columns if nested or _is_graded(rows[0][name])]
+        if models is None and not graded:
             raise InvalidInput(
                 f"{path}: no column {right!r}; say which columns are the models, the cheapest "
-                f"first (there are {', '.join(columns)})"
+                "first (models=, --model), or which column holds them (right=, --right-column): there "
+                f"are {', '.join(columns)}"
             )
-        named = tuple(models or columns)
+        named = tuple(models or graded)
         _refuse_unknown(path, named, columns)
         table = _table(path, rows, named, right if nested else None)
-        costs, stated_unit = _costs(path, rows, named, cost)
+        costs, stated_unit = _costs(path, rows, named, cost, right if nested else None)
         texts, conversations = _prompts(path, rows, prompt)
         result = cls(
             texts,
@@ -173,7 +178,7 @@ class Outcomes:
         return replace(self, right=self.right[index], cost=self.cost[index], **selected)
 
     def of_models(self, models: Sequence[str]) -> Outcomes:
-        """The same prompts with these models, in this order (the cheapest first)."""
+        """The same prompts with these models, in this order."""
         _refuse_unknown("these outcomes", models, self.models)
         at = [self.models.index(name) for name in models]
         return replace(self, models=tuple(models), right=self.right[:, at], cost=self.cost[:, at])
@@ -184,12 +189,10 @@ class Outcomes:
         return self.of_models([self.models[j] for j in order])
 
     def by_quality(self) -> Outcomes:
-        """The model that is right most often last, whatever it costs. More than two models stay in
-        the order of their costs, which their decision rule compares."""
-        ordered = self.by_cost()
-        if len(self.models) > 2 or ordered.best == 1:
-            return ordered
-        return ordered.of_models(ordered.models[::-1])
+        """The model that is right most often last, whatever it costs, and the one that is right
+        least often first; of equals, the cheaper one counts as the stronger."""
+        order = np.lexsort((-self.cost.mean(axis=0), self.right.mean(axis=0)))
+        return self.of_models([self.models[j] for j in order])
 
     def split(
         self, shares: Sequence[float], seed: int, by: str | None = None
@@ -304,17 +307,30 @@ def _conversation(row: Row, text: str) -> Sequence[Message] | None:
     return conversation if text_of(conversation) == text else None
 
 
+def _is_graded(value: Any) -> bool:
+    """Whether it is an object such as {"correct": true}."""
+    return isinstance(value, Mapping) and any(key in value for key in _CORRECT)
+
+
 def _table(
-    path: str | Path, rows: Sequence[Row], models: Sequence[str], column: str | None
+    path: str | Path,
+    rows: Sequence[Row],
+    models: Sequence[str],
+    column: str | None,
+    keys: Sequence[str] = _CORRECT,
 ) -> Floats:
-    """(n, m): a nested column's values by model, or one column a model."""
+    """(n, m): a nested column's values by model, or one column a model; of objects, the number
+    under the first of these keys."""
     table = np.empty((len(rows), len(models)))
     for i, row in enumerate(rows):
         values = row if column is None else row.get(column)
         for j, name in enumerate(models):
             try:
-                table[i, j] = _number(values[name])  # type: ignore[index]
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                value = values[name]  # type: ignore[index]
+                if isinstance(value, Mapping):
+                    value = next(value[key] for key in keys if key in value)
+                table[i, j] = _number(value)
+            except (KeyError, TypeError, ValueError, OverflowError, StopIteration) as error:
                 label = name if column is None else f"{column}.{name}"
                 raise InvalidInput(f"{path}, row {i + 1}: no number under {label!r}") from error
     return table
@@ -329,7 +345,11 @@ def _number(value: Any) -> float:
 
 
 def _costs(
-    path: str | Path, rows: Sequence[Row], models: Sequence[str], cost: str | Mapping[str, float]
+    path: str | Path,
+    rows: Sequence[Row],
+    models: Sequence[str],
+    cost: str | Mapping[str, float],
+    right: str | None,
 ) -> tuple[Floats, str]:
     """(n, m), and the unit that the rows state."""
     unit = str(rows[0].get("unit") or "calls")
@@ -340,6 +360,9 @@ def _costs(
         return np.tile([float(cost[name]) for name in models], (len(rows), 1)), unit
     if cost in rows[0]:
         return _table(path, rows, models, cost), unit
+    graded = rows[0] if right is None else rows[0][right]
+    if all(isinstance(graded[name], Mapping) and cost in graded[name] for name in models):
+        return _table(path, rows, models, right, [cost]), unit
     if len(models) > 2:
         raise InvalidInput(f"{path}: no column {cost!r}; more than two models need costs")
     return np.tile([0.0, 1.0], (len(rows), 1)), "calls"

@@ -131,7 +131,8 @@ class ThresholdEntry(Part):
     """gain: the last of two models answers if gain > value. worth: the model with the highest
     gain - value * cost answers, of two or more."""
     value: Finite | Literal["inf", "-inf"]
-    """JSON has no infinity, so it is a text: "inf" sends every prompt to the cheapest model."""
+    """JSON has no infinity, so it is a text: "inf" sends every prompt to the first model, or by
+    worth to the cheapest."""
     sentence: str
     """What it promises, and on which split it was chosen."""
 
@@ -221,8 +222,7 @@ class RouterFile(Part):
     unit: Literal["tokens", "usd", "ms", "flops", "calls"]
     """Of every cost in this file."""
     models: Annotated[list[ModelEntry], Field(min_length=2)]
-    """In the order of the scorer's columns: the strongest of two is the last, of more the most
-    expensive."""
+    """In the order of the scorer's columns: the strongest last."""
     scorer: ScorerEntry
     calibration: dict[str, dict[str, Any]] | None = None
     """By model: from the scorer's P(right) to a probability (`metrics.calibration`)."""

@@ -9,6 +9,8 @@ TOKENIZERS = (
     "Each model counts tokens with its own tokenizer, so sums and ratios over models are rough."
 )
 """To be shown wherever tokens of several models are compared or added."""
+ONE = {"tokens": "token", "usd": "dollar", "ms": "ms", "flops": "FLOP", "calls": "call"}
+"""What a price of cost is per."""
 _SCALES = ("", "k", "M", "G", "T", "P")
 _FLOPS = ("FLOPs", "kFLOPs", "MFLOPs", "GFLOPs", "TFLOPs", "PFLOPs")
 
@@ -25,8 +27,14 @@ def amount(cost: float, unit: str) -> str:
         return f"{sign}{size / 1000**scale:.3g} {_FLOPS[scale]}"
     if unit == "ms" and size >= 10_000:
         return f"{sign}{_figures(size / 1000)} s"
-    one = {"calls": "call", "tokens": "token"}.get(unit, unit)
-    return f"{sign}{_figures(size)} {one if size == 1 else unit}"
+    return f"{sign}{_figures(size)} {ONE[unit] if size == 1 else unit}"
+
+
+def saving(saved: float, unit: str, strongest: str) -> str:
+    """What was saved against asking the strongest model, in words where it is less than nothing."""
+    if saved < 0:
+        return f"{amount(-saved, unit)} more than {strongest} alone"
+    return f"saved {amount(saved, unit)}"
 
 
 def _figures(size: float) -> str:

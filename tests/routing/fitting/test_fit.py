@@ -177,6 +177,35 @@ def test_the_strongest_model_is_the_one_that_the_labels_show(tmp_path):
     assert goal.threshold.quality >= goal.threshold.strong_quality, "calls to model-0 save nothing"
 
 
+def test_three_models_are_ordered_by_the_labels_whatever_they_cost(tmp_path):
+    """The most expensive is the worst, and the middle one the best: goals are measured by that."""
+    labels = outcomes(900, 1, models=3)
+    labels = replace(labels, cost=np.tile([1.0, 9.0, 3.0], (900, 1)))
+    right = labels.right.copy()
+    right[:, 1] = right[:, 0] * (np.arange(900) % 5 > 0)  # worse than the cheap one
+    labels = replace(labels, right=right)
+    made = fit(labels, tmp_path / "r", scorers=["text"], goal="95 % of the large model's quality")
+    assert made.file.names == ("model-1", "model-0", "model-2") and made.file.default == "model-2"
+    assert made.file.costs == (9.0, 1.0, 3.0)
+    shares = made.evaluation.routed.shares
+    assert shares["model-1"] == 0 and 0.1 < shares["model-2"] < 0.9
+    assert made.threshold.quality >= 0.95 * made.threshold.strong_quality
+    assert made.verdict.pays and made.verdict.strongest == "model-2"
+    budget = choose_threshold(
+        "2 calls a prompt", Predictions(None, made.selected.gain), made.splits.ladder
+    )
+    assert budget.cost <= 2 and budget.shares[0] == 0
+    proved = choose_threshold(
+        "at most 1 % worse, with 99 % confidence",
+        Predictions(None, made.selected.gain),
+        made.splits.ladder,
+    )
+    assert proved.value == -np.inf and proved.shares == (0, 0, 1)
+    with Router.load(made.folder, ledger=None) as router:
+        assert router.choose(" ").model == "model-0", "an empty prompt goes to the cheapest"
+        assert router.choose("Wie spät ist es denn?").model == "model-2"
+
+
 @pytest.mark.parametrize("models", [2, 3])
 def test_specialists_at_one_price_answer_what_they_are_good_at(models, tmp_path):
     labels = outcomes(900, 1, models=models)

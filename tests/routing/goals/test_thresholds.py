@@ -203,7 +203,7 @@ def test_a_gain_at_the_threshold_stays_with_the_cheap_model() -> None:
 def test_a_budget_that_cannot_be_is_refused() -> None:
     gain, outcomes = world(20, 0)
     dear = outcomes_of(outcomes.right, np.tile([1.0, 2.0], (20, 1)), "usd")
-    with pytest.raises(InvalidInput, match="no threshold costs less than 1 usd"):
+    with pytest.raises(InvalidInput, match=r"no threshold costs less than \$1.00 a prompt"):
         threshold(Goal("cost", 0.5, None, dear.unit), gain, dear)
     with pytest.raises(InvalidInput, match="are in usd, not tokens"):
         threshold("5 tokens per prompt", gain, dear)
@@ -314,8 +314,8 @@ def test_many_models_need_a_gain_and_a_price_each() -> None:
     gain, outcomes = three(30, 0)
     with pytest.raises(InvalidInput, match="with 3 models it must be"):
         threshold(Goal("share", 0.3), gain[:, 2], outcomes)
-    with pytest.raises(InvalidInput, match="may be cheaper than the one before"):
-        threshold(Goal("share", 0.3), gain, outcomes, prices=[1, 3, 2])
+    with pytest.raises(InvalidInput, match="strongest model and the cheapest"):
+        threshold(Goal("share", 0.0), gain, outcomes, prices=[2, 3, 1])
     with pytest.raises(InvalidInput, match="one number for each of 3 models"):
         threshold(Goal("share", 0.3), gain, outcomes, prices=[1, 3])
 

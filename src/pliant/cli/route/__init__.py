@@ -43,6 +43,18 @@ class LabelsOptions:
     """Labels of prompts that the router was not fitted on."""
     model: tuple[str, ...] = ()
     """A model's column in the labels; repeatable. Default: all of them."""
+    prompt_column: str = "prompt"
+    """The column of the prompts."""
+    right_column: str = "right"
+    """The column that holds, by model, whether it is right: true, a share, or {"correct": true}."""
+    cost_column: str = "cost"
+    """The column that holds the cost of each answer by model."""
+    unit: str | None = None
+    """Of the costs: usd, flops, tokens, ms or calls. Default: as the rows state it."""
+    group_column: str = "group"
+    """The column of the subject, family or source of each prompt."""
+    wording_column: str = "wording"
+    """The column that tells several wordings apart."""
     question_column: str = "question"
     """The column that names the question, where several prompts word the same one."""
     limit: Annotated[int, Ge(1)] | None = None
@@ -57,6 +69,12 @@ class LabelsOptions:
         return Outcomes.read(
             self.labels,
             models=self.model or None,
+            prompt=self.prompt_column,
+            right=self.right_column,
+            cost=self.cost_column,
+            unit=self.unit,
+            group=self.group_column,
+            wording=self.wording_column,
             question=self.question_column,
             limit=self.limit,
         )

@@ -94,13 +94,17 @@ def read_prompt(text: str | None, messages: bool) -> Prompt:
 
 def _draw(result: Decision | Reply) -> None:
     from pliant.routing.live.decision import Reply
+    from pliant.routing.units import amount, saving
 
     console = terminal.console()
     decision = result.decision if isinstance(result, Reply) else result
     line = [decision.model, decision.reason]
     if decision.score is not None:
         line.append(f"score {decision.score:.3f}")
+    if decision.gain is not None:
+        line.append(f"gain {decision.gain:+.3f}")
     if isinstance(result, Reply):
         console.print(result.text, markup=False, soft_wrap=True)
-        line += [f"cost {result.cost:.4g} {result.unit}", f"saved {result.saved:.4g}"]
+        line.append(f"cost {amount(result.cost, result.unit)}")
+        line.append(saving(result.saved, result.unit, result.strongest))
     console.print(" | ".join(line), markup=False, soft_wrap=True, style="dim")

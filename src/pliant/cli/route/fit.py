@@ -87,7 +87,7 @@ def _fitted(options: FitOptions) -> Fitted:
     outcomes = options.outcomes()
     backends = dict(_pair(text) for text in options.backend)
     terminal.hide_loading_bars()
-    path = Path(options.labels)
+    path, column = options.labels, options.prompt_column
     return fit_router(
         outcomes,
         options.out,
@@ -101,8 +101,8 @@ def _fitted(options: FitOptions) -> Fitted:
         every=options.ladder,
         force=options.force,
         seed=options.seed,
-        descriptions=backend_descriptions(path),
-        label_cost=label_cost(path),
+        descriptions=backend_descriptions(path, column),
+        label_cost=label_cost(path, column),
         progress=terminal.track,
     )
 
@@ -132,18 +132,14 @@ def _draw(fitted: Fitted, blind: bool, written: bool) -> None:
         f"On {evaluation.report.n:,} test prompts: {evaluation.routed.share:.1%} of calls to "
         f"{names[-1]}, at {evaluation.routed.of_strong} of its quality; APGR "
         f"{evaluation.metrics['apgr']}, at most {evaluation.report.oracle_apgr:.3f}.",
+        *fitted.verdict.notes,
+        *_label_cost(fitted),
     ]
     if written:
         sentences.append(f"Router: {fitted.folder}")
     if blind:
         untried = ", ".join(READS_A_MODEL)
         sentences.insert(1, f"Not tried: {untried}, which read a model (--base nano-s, say).")
-    if (best := fitted.file.default) != names[-1]:
-        sentences.insert(
-            0,
-            f"WARNING: {best} is right most often, and goals are measured against {names[-1]}, the "
-            f"most expensive model: leave that out (--model).",
-        )
     if not math.isfinite(evaluation.report.oracle_apgr):
         sentences.insert(0, _nothing_to_gain(fitted))
     terminal.draw((), [f"{fitted.verdict}", ""])
@@ -158,6 +154,20 @@ def _why(fitted: Fitted) -> str:
     if fitted.selected.value.value == max(rung.value.value for rung in fitted.rungs):
         return f"{kind}, the best; no cheaper one was shown to be within {MARGIN:g} of it."
     return f"{kind}, the cheapest per decision of those that tie with the best and can be saved."
+
+
+def _label_cost(fitted: Fitted) -> list[str]:
+    """What the labels cost, and when the router has paid for them."""
+    from pliant.reports.tables import count
+    from pliant.routing.live.decision import Costing
+    from pliant.routing.units import amount
+
+    cost = Costing(fitted.file).labels()
+    if not cost:
+        return []
+    after = fitted.verdict.paid_back(cost)
+    paid = "never earned back" if after is None else f"earned back after {count(after)} prompts"
+    return [f"The labels cost {amount(cost, fitted.file.unit)}: {paid}."]
 
 
 def _nothing_to_gain(fitted: Fitted) -> str:
@@ -246,5 +256,6 @@ def _sentences(evaluation: Evaluation) -> list[str]:
         f"{report.n:,} prompts. {weak} alone {report.weak_quality:.3f}, {strong} alone "
         f"{report.strong_quality:.3f}, the best possible APGR {report.oracle_apgr:.3f}.",
         str(evaluation),
+        *(() if evaluation.verdict is None else evaluation.verdict.notes),
         *novelty(evaluation),
     ]

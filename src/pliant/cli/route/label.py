@@ -98,8 +98,8 @@ class LabelOptions:
 def label(options: LabelOptions) -> None:
     """Run models over prompts: which are right, and at what cost?
 
-    After a kill or a partial failure, run the same command again: it goes on from there. Exit code
-    2 if no prompt could be labelled.
+    `pliant route fit` needs 200 labels. After a kill or a partial failure, run the same command
+    again: it goes on from there. Exit code 2 if no prompt could be labelled.
 
     Example: pliant route label --prompts questions.jsonl --model nano-s --model nano-l
     --out labels.jsonl
@@ -283,7 +283,8 @@ def _draw(done: LabelReport) -> None:
     console = terminal.console()
     _table(done).draw(console)
     if done.rows:
-        console.print(f"{done.rows:,} labels: {done.path}", markup=False, soft_wrap=True)
+        for sentence in _sentences(done):
+            console.print(sentence, markup=False, soft_wrap=True)
     errors = terminal.console(stderr=True)
     for run in done.models:
         for kind, times in run.failures.items():
@@ -294,11 +295,27 @@ def _draw(done: LabelReport) -> None:
         errors.print(line, markup=False, soft_wrap=True)
 
 
+def _sentences(done: LabelReport) -> list[str]:
+    """Where the labels are, what they cost, and whether they are enough for a router."""
+    from pliant.routing.fitting.splits import FEWEST
+    from pliant.routing.units import TOKENIZERS, amount
+
+    cost = "" if done.cost is None else f"; they cost {amount(done.cost, done.unit)}"
+    sentences = [f"{done.rows:,} labels: {done.path}{cost}"]
+    if done.unit == "tokens":
+        sentences.append(TOKENIZERS)
+    if done.rows < FEWEST:
+        missing = f"{FEWEST - done.rows:,} more prompts: label a longer file into the same --out"
+        return [*sentences, f"`pliant route fit` needs {FEWEST} labels, so {missing}."]
+    return [*sentences, f"Next: pliant route fit --labels {done.path} --out my-router"]
+
+
 def _table(done: LabelReport) -> Table:
-    from pliant.reports.tables import Table, count
+    from pliant.reports.tables import Table
+    from pliant.routing.units import amount
 
     def money(usd: float | None) -> str:
-        return "-" if usd is None else f"{usd:.4f}"
+        return "-" if usd is None else amount(usd, "usd")
 
     rows = [
         [
@@ -311,7 +328,7 @@ def _table(done: LabelReport) -> Table:
             f"{run.used.prompt_tokens:,}",
             f"{run.used.answer_tokens:,}",
             f"{run.used.ms / 1000:,.1f}",
-            "-" if run.used.flops is None else count(int(run.used.flops)),
+            "-" if run.used.flops is None else amount(run.used.flops, "flops"),
             money(run.used.usd),
         ]
         for run in done.models
@@ -321,5 +338,5 @@ def _table(done: LabelReport) -> Table:
         tokens = [f"{used.prompt_tokens:,}", f"{used.answer_tokens:,}", f"{used.ms / 1000:,.1f}"]
         rows.append(["judge", f"{used.calls:,}", "", "", "", "", *tokens, "-", money(used.usd)])
     columns = ["model", "answered", "now", "failed", "truncated", "right"]
-    columns += ["tokens in", "tokens out", "seconds", "flops", "usd"]
+    columns += ["tokens in", "tokens out", "seconds", "FLOPs", "$"]
     return Table("Labels", columns, rows, right=frozenset(columns[1:]))

@@ -80,9 +80,8 @@ class ReportData:
         if self.measured is None or self.measured.outdated or self.label_cost is None:
             return None
         evaluation = self.measured.evaluation
-        always = evaluation.strong_cost
-        routed = evaluation.routed.cost.value  # scoring is in it
-        return self.label_cost / (always - routed) if always > routed else None
+        saved = evaluation.strong_cost - evaluation.routed.cost.value  # scoring is in it
+        return self.label_cost / saved if saved > 0 else None
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -71,7 +71,11 @@ def summary(data: ReportData) -> list[str]:
     )
     if data.file.scorer.cost:
         scoring = amount(data.file.scorer.cost, data.file.unit)
-        sentences.append(f"Scoring a prompt costs {scoring}, which is counted in that.")
+        free = data.file.scorer.continued_by
+        but = "" if free is None else f"; answers of {free} continue from it and pay nothing"
+        sentences.append(f"Scoring a prompt costs {scoring}, which is counted in that{but}.")
+    if data.verdict is not None:
+        sentences += data.verdict.notes
     goes = f"; they go to {data.file.default}" if data.file.novel == "default" else ""
     return [*sentences, *tables.novelty(evaluation, goes)]
 
@@ -90,11 +94,11 @@ def label_sentences(data: ReportData) -> list[str]:
     elif data.measured is not None and not data.measured.outdated:
         sentences.append("At this threshold nothing is saved, so the labels are never earned back.")
     if data.totals is not None and data.label_cost is not None:
-        left = data.totals.saved - data.label_cost
+        saved = data.totals.saved
+        left, verb = saved - data.label_cost, "saved" if saved >= 0 else "lost"
         sentences.append(
-            f"By the ledger {amount(data.totals.saved, unit)} were saved until now: "
-            f"{amount(abs(left), unit)} {'more' if left >= 0 else 'less'} than the labels "
-            "cost."
+            f"By the ledger {amount(abs(saved), unit)} were {verb} until now: "
+            f"{amount(abs(left), unit)} {'more' if left >= 0 else 'less'} than the labels cost."
         )
     return sentences
 
@@ -104,11 +108,11 @@ def ledger_sentences(data: ReportData) -> list[str]:
     if totals is None:
         return ["There is no ledger, or nothing in it yet: the router has not been asked."]
     unit = data.file.unit
-    chose = totals.decisions - totals.answered - totals.failed
+    chose, saved = totals.decisions - totals.answered - totals.failed, abs(totals.saved)
     sentences = [
         f"{totals.decisions:,} decisions: {totals.answered:,} answered, {totals.failed:,} failed, "
-        f"{chose:,} only chose. They cost {amount(totals.cost, unit)}, and "
-        f"{amount(totals.saved, unit)} less than always asking {data.strong}.",
+        f"{chose:,} only chose. They cost {amount(totals.cost, unit)}, {amount(saved, unit)} "
+        f"{'less' if totals.saved >= 0 else 'more'} than always asking {data.strong}.",
         f"Another model stood in {totals.fell_over:,} times; {totals.from_session:,} followed "
         f"their session; {totals.novel:,} prompts were unlike those that the router was made on.",
     ]

@@ -25,7 +25,7 @@ _NAMES = {
 
 
 def points(data: ReportData, measured: Measured) -> Table:
-    """The router at its threshold, between the cheapest model alone and the strongest alone."""
+    """The router at its threshold, between the first model alone and the strongest alone."""
     evaluation, unit = measured.evaluation, data.file.unit
     report, routed, always = evaluation.report, evaluation.routed, evaluation.strong_cost
 
@@ -147,14 +147,20 @@ def ladder(
 ) -> Table:
     """The scorers that a fit tried, from its record; `perfect` is the best possible APGR."""
     head = ["scorer", "APGR" if len(models) == 2 else "area", "behind the best"]
+    rungs = list(rungs)
+    is_net = any(rung.get("cost") for rung in rungs)
+    net = ["at equal cost"] if is_net else []
+    head[2:2] = net
     head += ["ms", "size", "fitted in", ""]
-    rows = [] if perfect is None else [["perfect routing", f"{perfect:.3f}", *["-"] * 4, ""]]
+    best = [f"{perfect:.3f}"] * (1 + len(net)) if perfect is not None else []
+    rows = [["perfect routing", *best, *["-"] * 4, ""]] if best else []
     for rung in rungs:
-        behind = rung["behind"]
+        behind, value = rung["behind"], rung["value"]
         rows.append(
             [
                 str(rung["scorer"]),
-                number(from_json(Band, rung["value"]).value),
+                number(from_json(Band, value).value),
+                *(number(from_json(Band, rung.get("net", value)).value) for _ in net),
                 "-" if behind is None else signed(from_json(Band, behind)),
                 f"{rung['ms']:.2f}",
                 size(rung["bytes"]),
@@ -163,7 +169,9 @@ def ladder(
             ]
         )
     title = "The scorers (ms: of one decision; behind the best: with 95 % intervals)"
-    return Table(title, head, rows, right=frozenset(head[1:6]), colours={RIGHT: "green"})
+    if is_net:
+        title = f"{title[:-1]}; at equal cost: with what scoring costs)"
+    return Table(title, head, rows, right=frozenset(head[1:-1]), colours={RIGHT: "green"})
 
 
 def calls(data: ReportData) -> Table:
@@ -177,7 +185,9 @@ def calls(data: ReportData) -> Table:
             f"{int(models[name]['calls']):,}",
             percent(models[name]["share"]),
             amount(models[name]["cost"], unit),
-            amount(models[name]["saved"], unit),
+            amount(models[name]["saved"], unit)
+            if models[name]["saved"] >= 0
+            else f"{amount(-models[name]['saved'], unit)} more",
             count(models[name]["prompt_tokens"] + models[name]["answer_tokens"]),
         ]
         for name in [*named, *sorted(set(models) - set(named))]

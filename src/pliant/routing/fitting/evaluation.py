@@ -58,7 +58,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Scores, by whether the cheapest model was right."""
+    """Scores, by whether the first model was right."""
 
     edges: tuple[float, ...]
     model: str
@@ -103,7 +103,7 @@ class GroupResult:
 
 @dataclass(frozen=True)
 class CostLine:
-    """Quality against cost, from all to the cheapest model to all to the strongest."""
+    """Quality against cost, from all to the first model to all to the strongest."""
 
     cost: tuple[float, ...]
     quality: tuple[float, ...]

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from pliant.errors import InvalidInput, PliantError
 from pliant.files import locked
 from pliant.routing import router_file
-from pliant.routing.backends import ModelSpec, Used
+from pliant.routing.backends import ModelSpec, Used, open_backend
 from pliant.routing.fitting.evaluate import BASELINES, measure
 from pliant.routing.fitting.evaluation import Evaluation
 from pliant.routing.fitting.ladder import EVERY, LADDER, Progress, Rung, climb, continued_by, select
@@ -38,7 +38,7 @@ from pliant.routing.fitting.splits import (
 )
 from pliant.routing.fitting.verdict import Verdict
 from pliant.routing.goals.goal import Goal
-from pliant.routing.goals.thresholds import Threshold, threshold
+from pliant.routing.goals.thresholds import Threshold, check_unit, threshold
 from pliant.routing.labels.label import JUDGE
 from pliant.routing.labels.table import BackendDescription
 from pliant.routing.live import drift
@@ -47,6 +47,7 @@ from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import READS_A_MODEL, Predictions, Scorer, kind_class, make
 from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
+from pliant.routing.units import ONE
 from pliant.stats import Floats
 
 GOAL = "95 % of the large model's quality"
@@ -142,11 +143,14 @@ def fit(
         lam = 0.0
     if lam is not None and not 0 <= lam < math.inf:
         raise InvalidInput(f"lam={lam}: the price of a unit of cost must be 0 or more and finite")
+    goal = goal or Goal.parse(GOAL)
+    check_unit(goal, outcomes.unit)
+    calibration.kind_class(calibrate_by)
+    models = _models(outcomes, backends or {}, descriptions or {})
     folder = Path(out).expanduser()
     refuse_folder(folder)
     tried = kinds(scorers, base, outcomes, every)
     splits = split(outcomes, seed)
-    models = _models(outcomes, backends or {}, descriptions or {})
     local = _local(models)
     rungs = climb(splits, tried, base, seed, progress, local)
     selected = select(rungs, groups_known, outcomes=splits.ladder)
@@ -156,7 +160,7 @@ def fit(
     costs, chosen = outcomes.cost.mean(axis=0), None
     if lam is None:
         scored = with_scoring(splits.calibration, selected.scoring)
-        chosen = choose_threshold(goal or GOAL, predictions, scored, costs)
+        chosen = choose_threshold(goal, predictions, scored, costs)
     file = router_file.make(
         unit=outcomes.unit,
         models=models,
@@ -167,9 +171,9 @@ def fit(
             "ms": selected.ms,
             "continued_by": continued_by(selected.scorer, local),
         },
-        default=outcomes.models[outcomes.best],
+        default=outcomes.models[-1],
         label_cost=_label_cost(outcomes, label_cost or {}),
-        threshold=threshold_entry(chosen, lam),
+        threshold=threshold_entry(chosen, lam, outcomes.unit),
         **reference(predictions, splits.calibration, calibrate_by),
     )
     test = splits.test
@@ -207,6 +211,9 @@ def calibrate(
     outcomes = outcomes.of_models(file.names)
     if outcomes.unit != file.unit:
         raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
+    goal = Goal.parse(goal) if isinstance(goal, str) else goal
+    check_unit(goal, file.unit)
+    calibration.kind_class(kind)
     learned = learned_from(file.fit_folder(folder), outcomes.prompts)
     if (~learned).sum() < _LEAST_NEW:
         raise InvalidInput(
@@ -247,14 +254,16 @@ def choose_threshold(
     return threshold(goal, gain, outcomes, None, costs, predictions.novel, novel_to)
 
 
-def threshold_entry(chosen: Threshold | None, lam: float | None) -> dict[str, Any]:
-    """A threshold for a router's file, or else the price of cost that replaces it."""
+def threshold_entry(
+    chosen: Threshold | None, lam: float | None, unit: str = "calls"
+) -> dict[str, Any]:
+    """A threshold for a router's file, or else the price of a unit of cost that replaces it."""
     if chosen is not None:
         return {"on": chosen.on, "value": chosen.value, "sentence": str(chosen)}
     if lam == 0:
         sentence = "each prompt goes to the model that is likelier right, whatever it costs"
         return {"on": "worth", "value": lam, "sentence": sentence}
-    sentence = f"one unit of cost is worth {lam:g} right answers: set by hand, not chosen"
+    sentence = f"one {ONE[unit]} is worth {lam:g} right answers: set by hand, not chosen"
     return {"on": "worth", "value": lam, "sentence": sentence}
 
 
@@ -313,9 +322,10 @@ def kinds(
 def _models(
     outcomes: Outcomes, backends: Mapping[str, str], descriptions: Mapping[str, BackendDescription]
 ) -> list[dict[str, Any]]:
-    for name in backends:
+    for name, backend in backends.items():
         if name not in outcomes.models:
             raise InvalidInput(f"no model {name!r} in the labels: {', '.join(outcomes.models)}")
+        open_backend(ModelSpec.parse(backend)).close()  # refuses an unknown one; it loads nothing
     # A model with another backend than in the labels also has another price and key.
     own = {name: BackendDescription(backend) for name, backend in backends.items()}
     known = {**descriptions, **own}

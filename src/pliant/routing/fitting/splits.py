@@ -18,7 +18,8 @@ from pliant.errors import CorruptFile, InvalidInput
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers.protocol import read_arrays, write_arrays
 
-_LEAST = 200  # labels: five splits of fewer show nothing
+FEWEST = 200
+"""Labels: five splits of fewer show nothing."""
 _GROUPS = 5  # fewer cannot be split four to one
 HASHES = "seen.safetensors"
 
@@ -52,8 +53,12 @@ def split(outcomes: Outcomes, seed: int = 0) -> Splits:
     prompts overfits them. All wordings of a question stay in one split; if that prevents a choice
     split of another wording, it has other groups or other questions.
     """
-    if len(outcomes) < _LEAST:
-        raise InvalidInput(f"{len(outcomes)} labels: a fit needs {_LEAST} or more")
+    if len(outcomes) < FEWEST:
+        missing = FEWEST - len(outcomes)
+        raise InvalidInput(
+            f"{len(outcomes)} labels: a fit needs {FEWEST} or more, so label {missing:,} more "
+            "prompts (`pliant route label` on a longer file asks only the new ones)"
+        )
     fitted, ladder, calibration, test = outcomes.split((0.55, 0.15, 0.15, 0.15), seed)
     keys, how = _difference(fitted)
     train, choice = fitted.split((0.8, 0.2), seed) if keys is None else _apart(fitted, keys, seed)

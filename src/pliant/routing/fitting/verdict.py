@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from pliant.routing.units import TOKENIZERS
 from pliant.stats import Band, as_json
 
 _SAME = 1 + 1e-9
@@ -81,6 +82,17 @@ class Verdict:
         time = f"Scoring takes {self.scoring_ms:.3g} ms a prompt on this machine"
         return f"{time} and next to no {what}, so it is not counted in the cost."
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the figures leave out, in sentences."""
+        tokens = (TOKENIZERS,) if self.unit == "tokens" else ()
+        return (self.scoring_note, *tokens) if self.scoring_note else tokens
+
+    def paid_back(self, label_cost: float | None) -> float | None:
+        """Prompts after which the router has saved what its labels cost; None if never."""
+        saved = self.strongest_cost - self.cost
+        return label_cost / saved if label_cost is not None and saved > 0 else None
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the fields, and what follows from them."""
         derived = {
@@ -88,6 +100,7 @@ class Verdict:
             "pays": self.pays,
             "beats_random": self.beats_random,
             "advice": self.advice,
+            "notes": list(self.notes),
             "sentence": str(self),
         }
         return {**as_json(self), **as_json(derived)}

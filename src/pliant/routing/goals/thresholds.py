@@ -33,6 +33,7 @@ from pliant.routing.decision_rule import Chosen, DecisionRule, Sweep, sweep
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.risk import proves_below
 from pliant.routing.outcomes import Outcomes
+from pliant.routing.units import ONE, amount
 from pliant.stats import Floats
 
 GRID = np.linspace(-1, 1, 2001)
@@ -44,7 +45,8 @@ class Threshold:
     """Which prompts go to which model, and the result on the split that it was chosen on."""
 
     value: float
-    """-inf sends every prompt to the strongest model, inf to the cheapest."""
+    """-inf sends every prompt to the strongest model, inf to the first (or `on` worth, to the
+    cheapest)."""
     goal: Goal
     n: int
     """How many prompts the calibration split had."""
@@ -94,10 +96,13 @@ class Threshold:
         """The rule in words."""
         weak, strong = self.models[0], self.models[-1]
         if math.isinf(self.value):
+            if self.value > 0 and self.prices is not None:
+                weak = self.models[int(np.argmin(self.prices))]
             return f"everything goes to {strong if self.value < 0 else weak}"
         if self.on == "gain":
             return f"a predicted gain above {self.value:.4g} goes to {strong}, the rest to {weak}"
-        return f"the highest gain less {self.value:.4g} for each of its {self.unit} answers"
+        price = f"{self.value:.4g} per {ONE[self.unit]}"
+        return f"the model with the highest gain less {price} of its cost answers"
 
     def __str__(self) -> str:
         weak, strong = self.models[0], self.models[-1]
@@ -108,8 +113,8 @@ class Threshold:
         return (
             f"{self.goal}: {self.rule}. On {self.n:,} calibration prompts that was {calls}, at a "
             f"quality of {self.quality:.3f} ({weak} alone {self.weak_quality:.3f}, {strong} alone "
-            f"{self.strong_quality:.3f}) and a mean cost of {self.cost:.4g} {self.unit} a prompt. "
-            f"{self.promise}"
+            f"{self.strong_quality:.3f}) and a mean cost of {amount(self.cost, self.unit)} a "
+            f"prompt. {self.promise}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -166,16 +171,23 @@ def threshold(
             return _at(goal, swept, float(steps.values[meets[steps.qualities[meets].argmax()]]))
         return _at(goal, swept, float(steps.values[meets[0]]))
     if goal.kind == "cost":
-        if goal.unit != outcomes.unit:
-            raise InvalidInput(
-                f"{goal}: the costs of these labels are in {outcomes.unit}, not {goal.unit}"
-            )
+        check_unit(goal, outcomes.unit)
         (meets,) = np.nonzero(steps.costs <= goal.amount * (1 + 1e-9))
     else:
         (meets,) = np.nonzero(steps.shares <= goal.amount + 1e-12)
     if not len(meets):
         raise InvalidInput(f"{goal}: {_least(goal, swept)}")
-    return _at(goal, swept, float(steps.values[meets[-1]]))
+    prices = swept.rule.prices
+    ascend = prices is None or bool((np.diff(prices) >= 0).all())
+    # A strong model that is cheap: then the fewest savings are not the best that is affordable.
+    at = meets[-1] if ascend else meets[steps.qualities[meets].argmax()]
+    return _at(goal, swept, float(steps.values[at]))
+
+
+def check_unit(goal: Goal, unit: str) -> None:
+    """Refuse a budget in another unit than the labels' costs."""
+    if goal.kind == "cost" and goal.unit != unit:
+        raise InvalidInput(f"{goal}: the costs of these labels are in {unit}, not {goal.unit}")
 
 
 # --- choosing ------------------------------------------------------------------------------------
@@ -250,10 +262,13 @@ def _least(goal: Goal, swept: Sweep) -> str:
     """What the smallest possible budget is."""
     steps, unit = swept.steps, swept.outcomes.unit
     if goal.kind == "cost":
-        return f"no threshold costs less than {steps.costs.min():.4g} {unit} a prompt"
+        return f"no threshold costs less than {amount(steps.costs.min(), unit)} a prompt"
+    strong, prices = swept.outcomes.models[-1], swept.rule.prices
+    if prices is not None and prices[-1] <= min(prices):
+        return f"{strong} is the strongest model and the cheapest, so fewer calls save nothing"
     return (
         f"no threshold sends less than {_percent(steps.shares.min())} of calls to "
-        f"{swept.outcomes.models[-1]}: so many prompts are novel, and go there whatever their "
+        f"{strong}: so many prompts are novel, and go there whatever their "
         'gain. Allow more, or let novel prompts be routed by their gain ("novel": "ignore" in '
         "router.json, then calibrate)"
     )

@@ -64,6 +64,14 @@ class LabelReport:
     judging: Used | None = None
 
     @property
+    def cost(self) -> float | None:
+        """Of making the labels, the judge included; None where that is unknown in their unit."""
+        used = [model.used for model in self.models] + ([self.judging] if self.judging else [])
+        if not all(each.known(self.unit) for each in used):
+            return None
+        return sum(each.of(self.unit) for each in used)
+
+    @property
     def failures(self) -> int:
         return sum(sum(model.failures.values()) for model in self.models)
 
@@ -79,6 +87,7 @@ class LabelReport:
             "rows": self.rows,
             "missing": self.missing,
             "unit": self.unit,
+            "cost": self.cost,
             "models": [model.as_dict() for model in self.models],
             "judging": self.judging and self.judging.as_dict(),
         }
@@ -121,7 +130,7 @@ def label(
     return LabelReport(out, journal.path, len(rows), missing, unit, models_done, judging)
 
 
-def label_cost(path: Path) -> dict[str, Used]:
+def label_cost(path: str | Path, prompt: str = "prompt") -> dict[str, Used]:
     """What making the labels of a file cost, by model and, if there was a judge, for JUDGE.
 
     The answers to a prompt count once, however many rows it has.
@@ -133,8 +142,10 @@ def label_cost(path: Path) -> dict[str, Used]:
         more = Used.from_dict(used)
         total[name] = total[name] + more if name in total else more
 
-    for row in read_rows(path, ("prompt",)):
-        key = digest(row.get("messages") or row["prompt"])
+    for row in read_rows(path, (prompt,)):
+        if not (row.get("used") or row.get("judging")):
+            continue  # of another's making
+        key = digest(row.get("messages") or row[prompt])
         for name, used in (row.get("used") or {}).items() if key not in seen else ():
             count(name, used)
         if row.get("judging"):
@@ -143,10 +154,10 @@ def label_cost(path: Path) -> dict[str, Used]:
     return total
 
 
-def backend_descriptions(path: Path) -> dict[str, BackendDescription]:
+def backend_descriptions(path: str | Path, prompt: str = "prompt") -> dict[str, BackendDescription]:
     """The backends of the models in a label file, by its last rows."""
     last: dict[str, Row] = {}
-    for row in read_rows(path, ("prompt",)):
+    for row in read_rows(path, (prompt,)):
         last |= row.get("reached") or {}
     return {name: BackendDescription.from_dict(row) for name, row in last.items()}
 

@@ -16,9 +16,9 @@ class Decision:
 
     model: str
     score: float | None
-    """The probability that the cheapest model fails; None where the scorer was not used."""
+    """The probability that the first model, the weakest, fails; None where it was not scored."""
     gain: float | None
-    """How much more often the strongest model is expected to be right than the cheapest."""
+    """P(the strongest model is right) - P(the first is), in [-1, 1]."""
     reason: str
     wanted: str
     """The preferred model, if it had been up and the prompt had fitted its context."""
@@ -44,11 +44,14 @@ class Reply:
     cost: float
     """In the router's unit; the labels' average where the answer's own is unknown."""
     saved: float
-    """Against the strongest model on the same prompt, by the ratio of their average costs."""
+    """Against the strongest model on the same prompt, by the ratio of their average costs; below 0
+    if the answer cost more, as one of the strongest model does by its scoring."""
     unit: str
     used: Used
     texts: tuple[str, ...]
     """All samples; `text` is the most frequent one, the first of those."""
+    strongest: str = ""
+    """The model that `saved` is measured against."""
     continued: bool = False
     """Whether the answer continued from the prefill that scored the prompt."""
 
@@ -97,6 +100,7 @@ class Costing:
             unit=unit,
             used=used,
             texts=answers.texts,
+            strongest=self._file.models[-1].name,
             continued=continued,
         )
 

@@ -17,6 +17,7 @@ from pliant.routing.metrics.calibration import from_json
 from pliant.routing.prompts import Prompt, text_of
 from pliant.routing.router_file import ModelEntry, RouterFile
 from pliant.routing.scorers import Predictions, Scorer
+from pliant.routing.units import ONE
 
 Predict = Callable[[], Predictions]
 
@@ -68,7 +69,8 @@ class Preferences:
             order, reason = self._substitutes(session.model), f"the session is with {session.model}"
             return Preference(order, reason, from_session=True)
         if not text_of(prompt).strip():
-            order = self._file.names if session is None else self._substitutes(session.model)
+            cheapest = min(self._file.models, key=lambda entry: entry.cost).name
+            order = self._substitutes(cheapest if session is None else session.model)
             return Preference(order, "the prompt is empty", from_session=session is not None)
         return None
 
@@ -104,14 +106,15 @@ class Preferences:
         return Preference(order, reason, score, gain, novel)
 
     def _score(self, right: float) -> float:
-        """1 - P(the cheapest model is right), calibrated where a calibration was fitted."""
+        """1 - P(the first model is right), calibrated where a calibration was fitted."""
         calibration = self._calibration
         return 1 - (right if calibration is None else float(calibration.apply([right])[0]))
 
     def _reason(self, chosen: str, gain: float) -> str:
         threshold = self._file.threshold
         if threshold.on == "worth":
-            return f"{chosen} is worth the most, at {threshold.limit:g} for a unit of cost"
+            price = f"{threshold.limit:g} per {ONE[self._file.unit]}"
+            return f"{chosen} has the highest gain less {price} of its cost"
         above = "above" if chosen == self._file.names[-1] else "not above"
         return f"expected gain {gain:+.3f}, {above} {threshold.limit:+.3f}"
 

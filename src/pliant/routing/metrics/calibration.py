@@ -110,12 +110,12 @@ CALIBRATIONS: dict[str, type[Calibration]] = {
 
 def fit(kind: str, p: ArrayLike, y: ArrayLike) -> Calibration:
     """The calibration of that name, fitted."""
-    return _kind(kind).fit(p, y)
+    return kind_class(kind).fit(p, y)
 
 
 def from_json(content: dict[str, Any]) -> Calibration:
     """Read what `to_json` wrote."""
-    kind = _kind(str(content.get("kind")))
+    kind = kind_class(str(content.get("kind")))
     fields = {name: value for name, value in content.items() if name != "kind"}
     if kind is Isotonic:
         x, y = (tuple(map(float, fields.pop(name, ()))) for name in ("x", "y"))
@@ -159,7 +159,8 @@ def _most_likely(p: Floats, y: Floats, shifted: bool) -> tuple[float, float]:
     return (slope, shift) if shifted else (min(max(slope, 0.01), 100.0), 0.0)
 
 
-def _kind(name: str) -> type[Calibration]:
+def kind_class(name: str) -> type[Calibration]:
+    """The class of a kind; the error about an unknown kind names those like it."""
     if name not in CALIBRATIONS:
         raise InvalidInput(f"no calibration {name!r}{did_you_mean(name, CALIBRATIONS)}")
     return CALIBRATIONS[name]

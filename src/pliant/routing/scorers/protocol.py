@@ -33,7 +33,7 @@ INDEX, WEIGHTS = "scorer.json", "scorer.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """One row a prompt, one column a model, the cheapest model first."""
+    """One row a prompt, one column a model, in the order of the labels: the strongest last."""
 
     right: Floats | None
     """(n, m) P(model j is right); None for a scorer that predicts no probabilities."""
@@ -46,14 +46,14 @@ class Predictions:
 
     @property
     def score(self) -> Floats:
-        """(n,) the probability that the prompt is hard for the cheapest model."""
+        """(n,) the probability that the prompt is hard for the first model."""
         if self.right is None:
             raise InvalidInput("this scorer orders prompts and predicts no probabilities")
         return 1.0 - self.right[:, 0]
 
     @property
     def last_gain(self) -> Floats:
-        """(n,) of the most expensive model over the cheapest."""
+        """(n,) of the strongest model over the first."""
         return self.gain[:, -1]
 
     def __len__(self) -> int:
