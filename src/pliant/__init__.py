@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     # What type checkers and editors see: the same names as _HOMES (a test compares the two).
+    from pliant import route as route
     from pliant.adapters import Adapter as Adapter
     from pliant.adapters import attach as attach
     from pliant.adapters import attached as attached
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 
 # Which module each public name lives in.
 _HOMES = {
+    "pliant": ("route",),
     "pliant.adapters": ("Adapter", "attach", "attached"),
     "pliant.anatomy": ("Anatomy",),
     "pliant.anatomy.depth": ("run_first",),
@@ -112,7 +114,10 @@ __all__ = ["__version__", *_HOME_OF]
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'pliant' has no attribute {name!r}")
-    value = getattr(import_module(_HOME_OF[name]), name)
+    home = _HOME_OF[name]
+    # A home of "pliant" means a module, whose functions are called by its name: pliant.route.fit.
+    is_module = home == "pliant"
+    value = import_module(f"pliant.{name}") if is_module else getattr(import_module(home), name)
     globals()[name] = value
     return value
 

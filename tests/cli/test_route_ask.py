@@ -41,7 +41,7 @@ def test_the_answer_comes_first_and_then_one_line(
     printed, complained = capsys.readouterr()
     answer, line = printed.splitlines()
     assert answer.strip()
-    assert line.startswith("nano-s | expected gain") and "cost 1 calls | saved 4" in line
+    assert line.startswith("nano-s | expected gain") and "cost 1 call | saved 4 calls" in line
     assert complained == ""
 
 

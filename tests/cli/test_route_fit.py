@@ -46,6 +46,9 @@ def test_fit_shows_the_ladder_and_what_is_selected(done, folder):
     assert done.returncode == 0, done.stderr
     assert "The scorers" in done.stdout and "Selected: text" in done.stdout
     assert "40 % of calls" in done.stdout
+    first = done.stdout.splitlines()[0]
+    assert first.startswith("Saves ") and "of model-1's cost at" in first
+    assert "The labels cost 246 calls: earned back after" in done.stdout
     assert (folder / "router" / "router.json").is_file()
 
 
@@ -72,6 +75,7 @@ def test_evaluate_and_calibrate(done, folder):
     shown = route("evaluate", "--router", "router", "--labels", "test.jsonl", cwd=folder)
     assert shown.returncode == 0, shown.stderr
     assert "APGR" in shown.stdout and "length" in shown.stdout
+    assert shown.stdout.startswith("Saves ")
     both = "both.jsonl"
     parts = [(folder / name).read_text() for name in ("labels.jsonl", "test.jsonl")]
     (folder / both).write_text("".join(parts))
@@ -128,6 +132,20 @@ def test_recipes_lead_from_labels_to_a_measured_router(tmp_path, capsys):
     assert "100 prompts. model-0 alone" in capsys.readouterr().out
 
 
+def test_a_router_that_saves_nothing_is_shown_and_not_written(folder):
+    """The length tells nothing here; the figures are shown, in JSON, too."""
+    words = ["fit", "--labels", "labels.jsonl", "--out", "useless", "--scorer", "length"]
+    done = route(*words, cwd=folder)
+    assert done.returncode == 2 and not (folder / "useless").exists()
+    assert done.stdout.startswith("Saves nothing: ") and "The scorers" in done.stdout
+    assert "not written" in done.stderr and "--force" in done.stderr
+    shown = json.loads(route(*words, "--json", cwd=folder).stdout)
+    assert shown["written"] is False and shown["verdict"]["pays"] is False
+    forced = route(*words, "--force", cwd=folder)
+    assert forced.returncode == 0 and forced.stdout.startswith("Saves nothing: ")
+    assert (folder / "useless" / "router.json").is_file()
+
+
 def test_models_with_nothing_between_them_are_said(folder):
     labels = replace(outcomes(300, 1), right=np.ones((300, 2)))
     labels.write(folder / "equal.jsonl")
@@ -148,6 +166,11 @@ def test_models_with_nothing_between_them_are_said(folder):
         (["--lam", "inf"], "lam"),
         (["--seed", "-1"], "--seed"),
         (["--question-column", "qestion"], "no column 'qestion'"),
+        (["--prompt-column", "promt"], "did you mean 'prompt'"),
+        (["--right-column", "rights"], "--right-column"),
+        (["--goal", "5 ms a call"], "are in calls, not ms"),
+        (["--calibration", "plat"], "did you mean 'platt'"),
+        (["--backend", "model-0=./nowhere"], "no such folder"),
     ],
 )
 def test_what_is_wrong_is_one_line(folder, arguments, words, capsys, monkeypatch):

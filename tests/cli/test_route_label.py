@@ -78,6 +78,17 @@ def test_labels_say_who_is_right_and_at_what_cost(
         assert run["used"]["flops"] == pytest.approx(column.sum())
 
 
+def test_the_last_lines_say_what_they_cost_and_how_many_are_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, out = questions(tmp_path, 9), tmp_path / "labels.jsonl"
+    assert label(prompts, out, *BOTH, *FAST, "--cost", "tokens") == 0
+    *_, labels, tokens, few = capsys.readouterr().out.splitlines()
+    used = [used.of("tokens") for used in label_cost(out).values()]
+    assert labels.endswith(f"they cost {sum(used):.0f} tokens") and "own tokenizer" in tokens
+    assert few.startswith("`pliant route fit` needs 200 labels, so 191 more prompts")
+
+
 def test_a_killed_job_goes_on_and_loses_no_finished_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,7 +319,7 @@ def test_a_router_asks_the_models_as_they_were_asked_for_the_labels(
         options += ["--api-key-env", "large=MY_KEY"]
         assert label(prompts, out, *options) == 0
         fitted = ["fit", "--labels", str(out), "--out", router, "--scorer", "length"]
-        assert app.outcome(["route", *fitted, "--goal", "100 % of calls"]) == 0
+        assert app.outcome(["route", *fitted, "--goal", "100 % of calls", "--force"]) == 0
         capsys.readouterr()
         assert app.outcome(["route", "ask", "--router", router, "--json", "hello"]) == 0
         reply = json.loads(capsys.readouterr().out)

@@ -334,9 +334,14 @@ def test_what_is_not_defined_is_a_dash(router: Path, fitted: Path) -> None:
     [
         (0.00123, "usd", "$0.00123"),
         (2.6, "usd", "$2.60"),
-        (5.6e7, "flops", "56.0M flops"),
+        (5.6e7, "flops", "56 MFLOPs"),
         (3.14159, "ms", "3.14 ms"),
         (0.0, "calls", "0 calls"),
+        (1.0, "calls", "1 call"),
+        (-0.25, "usd", "-$0.25"),
+        (999_700, "flops", "1 MFLOPs"),
+        (61_000, "ms", "61 s"),
+        (48_212, "tokens", "48.2k tokens"),
     ],
 )
 def test_a_cost_is_short_and_has_its_unit(cost: float, unit: str, said: str) -> None:

@@ -140,8 +140,8 @@ class Outcomes:
         if models is None and not graded:
             raise InvalidInput(
                 f"{path}: no column {right!r}; say which columns are the models, the cheapest "
-                "first (models=, --model), or which column holds them (right=, --right-column): there "
-                f"are {', '.join(columns)}"
+                "first (models=, --model), or which column holds them (right=, --right-column); "
+                f"there are {', '.join(columns)}"
             )
         named = tuple(models or graded)
         _refuse_unknown(path, named, columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
@@ -62,19 +62,15 @@ class LabelsOptions:
     json: bool = False
     """Print one JSON document."""
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The arguments of `Outcomes.read`."""
+        names = ("prompt", "right", "cost", "group", "wording", "question")
+        columns = {name: getattr(self, f"{name}_column") for name in names}
+        return {**columns, "unit": self.unit, "limit": self.limit}
+
     def outcomes(self) -> Outcomes:
         """The labels, read and checked."""
         from pliant.routing.outcomes import Outcomes
 
-        return Outcomes.read(
-            self.labels,
-            models=self.model or None,
-            prompt=self.prompt_column,
-            right=self.right_column,
-            cost=self.cost_column,
-            unit=self.unit,
-            group=self.group_column,
-            wording=self.wording_column,
-            question=self.question_column,
-            limit=self.limit,
-        )
+        return Outcomes.read(self.labels, models=self.model or None, **self.columns)

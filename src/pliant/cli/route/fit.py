@@ -81,16 +81,15 @@ def fit(options: FitOptions) -> None:
 
 def _fitted(options: FitOptions) -> Fitted:
     """The router, with the models and the cost that the labels' rows record."""
-    from pliant.routing.fitting.fit import fit as fit_router
-    from pliant.routing.labels.label import backend_descriptions, label_cost
+    from pliant import route
 
-    outcomes = options.outcomes()
     backends = dict(_pair(text) for text in options.backend)
     terminal.hide_loading_bars()
-    path, column = options.labels, options.prompt_column
-    return fit_router(
-        outcomes,
+    return route.fit(
+        options.labels,
         options.out,
+        models=options.model,
+        columns=options.columns,
         scorers=list(options.scorer) or None,
         base=options.base,
         goal=options.goal,
@@ -101,8 +100,6 @@ def _fitted(options: FitOptions) -> Fitted:
         every=options.ladder,
         force=options.force,
         seed=options.seed,
-        descriptions=backend_descriptions(path, column),
-        label_cost=label_cost(path, column),
         progress=terminal.track,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,10 +15,8 @@ from pliant.options import Flag
 
 if TYPE_CHECKING:
     from pliant.reports.tables import Table
-    from pliant.routing.backends import ModelSpec, PromptFormat, Settings
-    from pliant.routing.labels.grading import Grader
+    from pliant.routing.backends import ModelSpec
     from pliant.routing.labels.label import LabelReport
-    from pliant.routing.labels.table import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,23 +75,6 @@ class LabelOptions:
     json: bool = False
     """Print one JSON document."""
 
-    def prompt_format(self) -> PromptFormat:
-        from pliant.routing.backends import PromptFormat
-
-        template, system, *stop = (
-            None if text is None else text.replace("\\n", "\n")
-            for text in (self.template, self.system, *self.stop)
-        )
-        return PromptFormat(template, system, tuple(text or "" for text in stop))
-
-    def settings(self) -> Settings:
-        from pliant.routing.backends import Settings
-
-        temperature = self.temperature
-        if temperature is None:
-            temperature = 0.0 if self.samples == 1 else 1.0
-        return Settings(self.max_new_tokens, temperature, self.samples, self.seed)
-
 
 def label(options: LabelOptions) -> None:
     """Run models over prompts: which are right, and at what cost?
@@ -114,103 +95,44 @@ def label(options: LabelOptions) -> None:
         raise PliantError(f"no prompt could be labelled: {next(messages, 'no model answered')}")
 
 
+_SAME = (
+    *("verifier", "judge", "prompt_column", "answer_column", "limit", "samples", "temperature"),
+    *("max_new_tokens", "seed", "cost", "batch_size", "concurrency", "timeout", "tries"),
+    *("device", "dtype"),
+)
+"""Options that `pliant.route.label` takes as they are."""
+
+
 def _labelled(options: LabelOptions) -> LabelReport:
-    from pliant.data import read_rows
-    from pliant.routing.backends import BackendWarning
-    from pliant.routing.labels.label import label as label_rows
-    from pliant.routing.labels.table import Columns
+    from pliant import route
+    from pliant.routing.backends import BackendWarning, ModelSpec
+    from pliant.routing.backends.remote import KEY
 
-    _check_apart(options.prompts, options.out)
-    settings, models = options.settings(), _models(options)
-    judge = models.pop() if options.judge else None
-    grader = _grader(options, judge)
-    columns = Columns(options.prompt_column, options.answer_column)
+    judges = [options.judge] if options.judge else []
+    specs = [ModelSpec.parse(text) for text in (*options.model, *judges)]
+    template, system, *stop = map(_unescaped, (options.template, options.system, *options.stop))
     terminal.hide_loading_bars()
-    needed = [columns.prompt] + ([columns.answer] if grader.name != "function" else [])
-    rows = read_rows(options.prompts, needed, limit=options.limit)
-    try:
-        with terminal.shown_warnings(BackendWarning):
-            return label_rows(
-                rows,
-                models,
-                grader,
-                options.out,
-                settings=settings,
-                unit=options.cost,
-                columns=columns,
-                progress=terminal.track,
-            )
-    finally:
-        for each in models if judge is None else (*models, judge):
-            each.backend.close()
-
-
-def _check_apart(prompts: str, out: Path) -> None:
-    """Refuse to write over the prompts."""
-    from pliant.routing.labels.label import journal_of
-
-    source = Path(prompts).expanduser()
-    for place in (out, journal_of(out)):
-        if source.exists() and place.exists() and source.samefile(place):
-            raise InvalidInput(
-                f"--out {out}: {place.name} is the file of the prompts, which labelling would "
-                "overwrite: name another file"
-            )
+    with terminal.shown_warnings(BackendWarning):
+        return route.label(
+            options.prompts,
+            options.model,
+            options.out,
+            verifier_options=_verifier_options(options.verifier_option),
+            template=template,
+            system=system,
+            stop=[text or "" for text in stop],
+            prices=_by_model(options.price, specs, "--price"),
+            api_key_env=_by_model(options.api_key_env, specs, "--api-key-env", default=KEY),
+            progress=terminal.track,
+            **{name: getattr(options, name) for name in _SAME},
+        )
 
 
 # --- what the options mean -----------------------------------------------------------------------
 
 
-def _models(options: LabelOptions) -> list[Model]:
-    """The models, and the judge last if there is one."""
-    from pliant.routing.backends import (
-        ModelSpec,
-        Price,
-        PromptFormat,
-        Retry,
-        check_names,
-        open_backend,
-    )
-    from pliant.routing.backends.remote import KEY
-    from pliant.routing.labels.table import Model
-
-    judges = [options.judge] if options.judge else []
-    specs = [ModelSpec.parse(text) for text in (*options.model, *judges)]
-    check_names(specs)
-    prices = _by_model(options.price, specs, "--price")
-    priced = {name: Price.parse(text) for name, text in prices.items()}
-    keys = _by_model(options.api_key_env, specs, "--api-key-env", default=KEY)
-    _check_keys(specs, keys)
-    calls: dict[str, Any] = {"concurrency": options.concurrency, "timeout": options.timeout}
-    calls["retry"] = Retry(tries=options.tries)
-    here: dict[str, Any] = {"device": options.device, "dtype": options.dtype}
-    here["batch_size"] = options.batch_size
-    framed = options.prompt_format()
-    models = []
-    for spec in specs:
-        key, local = keys[spec.name], spec.url is None
-        settings = here if local else {**calls, "key_env": key}
-        asked = PromptFormat() if spec in specs[len(options.model) :] else framed
-        backend = open_backend(spec, prompt_format=asked, **settings)
-        key_env = None if local or key == KEY else key
-        models.append(Model(spec, backend, priced.get(spec.name), key_env, asked))
-    return models
-
-
-def _check_keys(specs: list[ModelSpec], keys: Mapping[str, str]) -> None:
-    """Refuse a key that cannot be sent, and a variable without one; neither is shown."""
-    from pliant.credentials import api_key, check_variable
-    from pliant.routing.backends.remote import KEY
-
-    for spec in specs:
-        variable = keys[spec.name]
-        if spec.url is None:
-            continue
-        check_variable(variable)
-        if api_key(variable) is None and variable != KEY:
-            raise InvalidInput(
-                f"--api-key-env: the environment variable for {spec.name} is not set, or empty"
-            )
+def _unescaped(text: str | None) -> str | None:
+    return None if text is None else text.replace("\\n", "\n")
 
 
 def _by_model(
@@ -235,28 +157,6 @@ def _by_model(
     if default is not None:
         values = dict.fromkeys(names, bare[0] if bare else default) | values
     return values
-
-
-def _grader(options: LabelOptions, judge: Model | None) -> Grader:
-    from pliant.routing.backends import Settings as Answering
-    from pliant.routing.labels.grading import Grader, JudgeGrader
-    from pliant.verify import verifier
-
-    name, settings = options.verifier, _verifier_options(options.verifier_option)
-    if (name == "judge") != (judge is not None):
-        raise InvalidInput("--verifier judge and --judge MODEL go together")
-    if judge is not None:
-        return JudgeGrader(
-            judge.backend,
-            str(judge.spec),
-            Answering(options.max_new_tokens),
-            price=judge.price,
-            concurrency=options.concurrency,
-            **settings,
-        )
-    if ":" in name:
-        name, settings = "function", {"function": name, **settings}
-    return Grader(verifier(name, **settings))
 
 
 def _verifier_options(texts: Sequence[str]) -> dict[str, Any]:

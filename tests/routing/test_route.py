@@ -1,0 +1,113 @@
+"""Routing from Python in three calls: `pliant.route` is what the command line calls."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.routing.labels import outcomes
+
+import pliant
+from pliant import Router, nano, route
+from pliant.data import read_rows, write_rows
+from pliant.errors import InvalidInput, PliantError
+from pliant.routing.fitting.fit import SavesNothing
+
+
+def test_three_calls_lead_from_prompts_to_a_measured_router(tmp_path: Path) -> None:
+    """The labels' own backends reach the router, so nothing has to be named twice."""
+    rows = [{"prompt": q.prompt, "answer": q.answer} for q in nano.questions("dev", 260, seed=1)]
+    write_rows(tmp_path / "q.jsonl", rows[:220])
+    labels = route.label(tmp_path / "q.jsonl", models=["nano-s", "nano-l"], max_new_tokens=24)
+    assert labels.path == tmp_path / "q.labels.jsonl" and labels.rows == 220
+    assert labels.cost == pytest.approx(sum(model.used.flops or 0 for model in labels.models))
+    goal = "50 % of calls"
+    fitted = route.fit(labels, tmp_path / "r", scorers=["tfidf"], goal=goal, force=True)
+    assert fitted.file.names == ("nano-s", "nano-l") and fitted.file.label_cost["nano-l"]["flops"]
+    held = route.label(rows[220:], ["nano-s", "nano-l"], tmp_path / "held.jsonl", max_new_tokens=24)
+    evaluation = route.evaluate(fitted, held)
+    assert evaluation.report.n == 40 and evaluation.left_out == 0
+    assert evaluation.verdict is not None and str(evaluation.verdict).split()[0] in ("Saves", "Has")
+    with Router.load(tmp_path / "r", ledger=None) as router:
+        assert router.ask("what is 2+2", max_new_tokens=4).model in fitted.file.names
+
+
+def test_a_function_of_one_s_own_grades(tmp_path: Path) -> None:
+    done = route.label(
+        [{"prompt": "what is 2+2"}], ["nano-s"], tmp_path / "l.jsonl", max_new_tokens=4,
+        verifier=lambda answer: 1.0,
+    )  # fmt: skip
+    assert [row["right"] for row in read_rows(done.path)] == [{"nano-s": 1.0}]
+
+
+def test_tables_of_other_columns_are_fitted_and_measured(tmp_path: Path) -> None:
+    for name, labels in (("a", outcomes(300, 1)), ("b", outcomes(100, 2))):
+        labels.write(tmp_path / f"{name}.jsonl")
+        rows = [
+            {
+                "text": row["prompt"],
+                "graded": {
+                    model: {"correct": right, "price": row["cost"][model]}
+                    for model, right in row["right"].items()
+                },
+            }
+            for row in read_rows(tmp_path / f"{name}.jsonl")
+        ]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    columns = {"prompt": "text", "right": "graded", "cost": "price", "unit": "usd"}
+    fitted = route.fit(
+        tmp_path / "a.jsonl",
+        tmp_path / "r",
+        columns=columns,
+        scorers=["tfidf"],
+        goal="60 % of calls",
+    )
+    assert fitted.file.unit == "usd" and "dollars" in fitted.verdict.scoring_note
+    assert route.evaluate(tmp_path / "r", tmp_path / "b.jsonl", columns=columns).report.n == 100
+    with pytest.raises(InvalidInput, match="no column 'right'"):
+        route.evaluate(tmp_path / "r", tmp_path / "b.jsonl", columns={"prompt": "text"})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"goal": "5 ms a call"}, "are in calls, not ms"),
+        ({"calibrate_by": "plat"}, "did you mean 'platt'"),
+        ({"backends": {"model-0": "./nowhere"}}, "nowhere"),
+        ({"backends": {"model-9": "nano-s"}}, "no model 'model-9'"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, object], words: str
+) -> None:
+    def work(*_: object) -> None:
+        raise AssertionError("a scorer was fitted")
+
+    monkeypatch.setattr("pliant.routing.fitting.fit.climb", work)
+    with pytest.raises(PliantError, match=words):
+        route.fit(outcomes(300, 1), tmp_path / "r", scorers=["length"], **wrong)
+
+
+def test_few_labels_say_how_many_are_missing(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="150 labels: a fit needs 200 or more, so label 50 more"):
+        route.fit(outcomes(150, 1), tmp_path / "r")
+    with pytest.raises(SavesNothing):
+        route.fit(replace(outcomes(300, 1), unit="ms"), tmp_path / "r", scorers=["length"])
+
+
+def test_labels_without_a_place_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="name the file of the labels"):
+        route.label([{"prompt": "?"}], models=["nano-s"])
+    with pytest.raises(InvalidInput, match="prices: no model 'nano-m'; did you mean"):
+        route.label([{"prompt": "?"}], ["nano-s"], tmp_path / "l.jsonl", prices={"nano-m": "1,2"})
+
+
+def test_importing_it_is_light() -> None:
+    code = "import sys; from pliant import route; import pliant; assert pliant.route is route; "
+    code += "print([m for m in ('torch', 'numpy', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.replace("'", '"')) == [] and "route" in dir(pliant)
