@@ -65,6 +65,16 @@ def test_further_options_reach_transformers(folder: Path) -> None:
     assert model.config._attn_implementation == "eager"
 
 
+def test_settings_of_the_config_can_be_overridden(folder: Path) -> None:
+    model = loading.load_model(folder, use_cache=False, rms_norm_eps=0.5, dtype="bfloat16")
+    assert (model.config.use_cache, model.config.rms_norm_eps) == (False, 0.5)
+    assert model.model.norm.variance_epsilon == 0.5
+    assert model.dtype == torch.bfloat16
+    config = loading.load_config(folder)
+    config.use_cache = False
+    assert loading.load_model(folder, config=config).config.use_cache is False
+
+
 def test_a_folder_is_a_model_only_with_a_config(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="without a config.json"):
         loading.resolve(tmp_path)
@@ -192,6 +202,7 @@ def test_a_missing_tokenizer_is_reported(folder: Path) -> None:
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
         ({"flash": True}, "flash"),
+        ({"use_cache": "perhaps"}, "use_cache"),
     ],
     ids=str,
 )

@@ -43,8 +43,8 @@ def load(
 
     A GGUF file is named by its path, by its folder, or as `gguf_file` in a folder or hub repository
     with several; its weights become dense. `dtype="auto"` is the checkpoint's own dtype, float32
-    for GGUF. Further options (device_map, quantization_config, attn_implementation, ...) go to
-    `AutoModelForCausalLM.from_pretrained` as they are.
+    for GGUF. Further options (device_map, attn_implementation, or a setting of the model's config
+    such as `use_cache=False`) go to `AutoModelForCausalLM.from_pretrained` as they are.
     """
     source: dict[str, Any] = {"gguf_file": gguf_file, "revision": revision}
     source["trust_remote_code"] = trust_remote_code
@@ -68,13 +68,10 @@ def load_model(
 
     check_dtype(dtype)
     place = torch_device(device)
-    config = load_config(
-        name, gguf_file=gguf_file, revision=revision, trust_remote_code=trust_remote_code
-    )
+    load_config(name, gguf_file=gguf_file, revision=revision, trust_remote_code=trust_remote_code)
     with _one_line(source, "weights"):
         model, report = AutoModelForCausalLM.from_pretrained(
             source.location,
-            config=config,
             dtype=dtype,
             revision=revision,
             trust_remote_code=trust_remote_code,
@@ -287,6 +284,8 @@ def _refuse_no_tokenizer(source: Source) -> None:
 @contextmanager
 def _one_line(source: Source, what: str) -> Iterator[None]:
     """Turn any error of the libraries into one line; the original is its `__cause__`."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
     except (ModelNotFound, InvalidInput, MemoryError):
@@ -294,9 +293,9 @@ def _one_line(source: Source, what: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
             raise
-        # The config was valid, so a type error is about the options that were passed on, and an
-        # import error about a package that they need (bitsandbytes, for a quantized base).
-        if what == "weights" and isinstance(error, (TypeError, ImportError)):
+        # The config was valid, so a type error is about the options that were passed on (a config's
+        # setting among them), and an import error about a package that they need (bitsandbytes).
+        if what == "weights" and isinstance(error, (TypeError, ImportError, StrictDataclassError)):
             raise InvalidInput(
                 f"{source} cannot be loaded with these options: {_gist(error)}"
             ) from error
