@@ -54,7 +54,7 @@ LAYERS = {
     ],
     "complexity": [
         {"facade"},
-        {"training"},
+        {"plain_loops", "training"},
         {"model"},
         {"export", "prefix_cache"},
         {"stock"},
@@ -62,6 +62,7 @@ LAYERS = {
         {"prompts"},
         {"rows", "scores", "tokenizer"},
         {"config", "post_processor"},
+        {"saved"},
     ],
     "gradients": [
         {"selective_run", "trl"},

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.utils import convert_to_fp32, send_to_device
 from accelerate.utils.operations import recursively_apply
+from safetensors.torch import load_file
 from torch.utils import _pytree as pytree
 from transformers import BitsAndBytesConfig, Trainer, TrainingArguments
 from transformers.utils import ModelOutput
@@ -120,6 +121,30 @@ def test_a_plain_trainer_evaluates_it(trained: CPXCausalLM, tokenizer: Any, tmp_
     with torch.no_grad():
         logits, _ = trained(**ids)
     assert metrics["eval_logits"] == pytest.approx(float(logits.sum()), abs=1e-4)
+
+
+def test_a_plain_trainer_saves_the_scorer_alone_and_resumes(tokenizer: Any, tmp_path: Path) -> None:
+    """The embeddings of nano-s are tied, and safetensors writes no tensor twice."""
+    ids = batch(tokenizer, texts=["1+1", "2+2", "3+3", "4+4"])
+    rows = [
+        {"input_ids": r, "labels": torch.tensor([i % 2.0])} for i, r in enumerate(ids.input_ids)
+    ]
+
+    def train(resume: str | None = None) -> CPXCausalLM:
+        model = new(tokenizer)
+        fixed: dict[str, Any] = {"max_steps": 3, "save_steps": 1, "learning_rate": 0.03}
+        quiet: dict[str, Any] = {"report_to": "none", "use_cpu": True, "disable_tqdm": True}
+        args = TrainingArguments(str(tmp_path), per_device_train_batch_size=2, **fixed, **quiet)
+        Trainer(model, args, train_dataset=rows).train(resume_from_checkpoint=resume)
+        return model
+
+    through = train()
+    saved = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    assert saved.keys() == {"scorer.rows", "scorer.head.weight", "scorer.head.bias"}
+    resumed = train(str(tmp_path / "checkpoint-1"))
+    for name, tensor in through.scorer.state_dict().items():
+        assert torch.equal(resumed.scorer.state_dict()[name], tensor), name
+        assert not torch.equal(saved[f"scorer.{name}"], tensor), "it went on after the checkpoint"
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -330,6 +355,24 @@ def test_an_optimizer_of_the_embeddings_is_refused_at_its_first_step(tokenizer: 
     step(model.classifier.parameters(), embeddings)
 
 
+def test_the_parameters_to_train_are_named(tokenizer: Any) -> None:
+    model = new(tokenizer, config=CPXConfig(lora_rank=1))
+    scorer = model.scorer
+    named = {id(p) for p in model.params_to_train}
+    assert {id(scorer.rows), id(scorer.head.weight), id(scorer.head.bias)} < named
+    assert named == {id(p) for p in scorer.parameters()}
+    scorer.rows.requires_grad_(False)
+    assert {id(p) for p in model.params_to_train} == named - {id(scorer.rows)}
+
+
+def test_a_prefill_by_name_is_forward_without_a_cache(trained: CPXCausalLM, tokenizer: Any) -> None:
+    inputs = batch(tokenizer)
+    logits, outputs = trained.prefill_forward(**inputs)
+    assert torch.equal(logits, trained(**inputs).logits)
+    with pytest.raises(InvalidInput, match="takes whole prompts"):
+        trained.prefill_forward(inputs["input_ids"], past_key_values=outputs.past_key_values)
+
+
 def test_labels_give_the_loss(trained: CPXCausalLM, tokenizer: Any) -> None:
     inputs, labels = batch(tokenizer), torch.tensor([1, 0, 1, 0])
     output = trained(**inputs, labels=labels)
@@ -386,6 +429,16 @@ def test_saved_and_loaded_it_says_the_same(tokenizer: Any, tmp_path: Path) -> No
         CPXCausalLM.from_pretrained(tmp_path, base="nano-l")
 
 
+def test_a_config_is_read_from_a_scorer_or_begun_for_a_base(tokenizer: Any, tmp_path: Path) -> None:
+    config = CPXConfig.from_pretrained("nano-s", num_labels=2, cpx_token="[CPX]", cpx_token_id=260)
+    assert config == CPXConfig(num_labels=2)
+    new(tokenizer, config=config).save_pretrained(tmp_path)
+    assert CPXConfig.from_pretrained(tmp_path) == config
+    assert CPXConfig.from_pretrained(tmp_path, outputs=("a", "b")).outputs == ("a", "b")
+    with pytest.raises(ModelNotFound, match="did you mean 'nano-s'"):
+        CPXConfig.from_pretrained("nano-z")
+
+
 def test_a_scorer_on_the_hub_is_told_by_its_files(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,13 +478,34 @@ def test_a_state_dict_holds_what_was_trained(tokenizer: Any) -> None:
     with torch.no_grad():
         model.scorer.rows.normal_()
     state = model.state_dict()
-    assert {k for k in state if not k.startswith("base_model.")} == {
-        "scorer.rows",
-        "scorer.head.weight",
-        "scorer.head.bias",
-    }
+    assert state.keys() == {"scorer.rows", "scorer.head.weight", "scorer.head.bias"}
     other.load_state_dict(state)
     assert torch.equal(other.scorer.rows, model.scorer.rows)
+    whole = {f"base_model.{k}": v + 1 for k, v in model.base_model.state_dict().items()}
+    other.load_state_dict(whole | state)  # as earlier versions saved it
+    assert torch.equal(other.base_model.lm_head.weight, model.base_model.lm_head.weight + 1)
+    with pytest.raises(RuntimeError, match="Missing.*scorer.rows"):
+        other.load_state_dict({})
+
+
+def test_a_state_dict_holds_what_is_trained_of_the_base(tokenizer: Any) -> None:
+    model, other = new(tokenizer), new(tokenizer)
+    for each in (model, other):
+        each.base_model.lm_head.weight.requires_grad_(True)  # tied: one tensor with two names
+    state = model.state_dict()
+    trained = "base_model.model.embed_tokens.weight"
+    assert [k for k in state if k.startswith("base_model.")] == [trained]
+    wrapped = torch.nn.ModuleDict({"module": other})
+    wrapped.load_state_dict({f"module.{k}": v for k, v in state.items()})
+    del state[trained]
+    with pytest.raises(RuntimeError, match="Missing.*embed_tokens"):
+        other.load_state_dict(state)
+
+
+def test_a_copied_model_has_a_scorer_of_its_own(tokenizer: Any) -> None:
+    model = new(tokenizer)
+    with torch.no_grad():
+        model.scorer.rows.normal_()
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin.scorer.rows.zero_()

@@ -57,7 +57,7 @@ def load(cls: type[A], model: nn.Module, source: str | Path, insist: bool, **hub
     """A new, detached adapter for `model`, loaded from `source`."""
     saved = files.read(files.locate(source, **hub))
     kind = _class_of(saved, cls)
-    config = _config(saved, kind.config_class)
+    config = config_of(saved, kind.config_class)
     if not insist:
         _check_base(saved, fingerprint(model))
     with _Allowance(saved):
@@ -74,7 +74,7 @@ def read_matching(
     """Read `source` and check that `adapter` can load it; nothing changes."""
     saved = files.read(files.locate(source, **hub))
     _class_of(saved, type(adapter))
-    if _config(saved, adapter.config_class) != adapter.config:
+    if config_of(saved, adapter.config_class) != adapter.config:
         raise AdapterError(
             f"{saved.folder}: saved with another configuration, {saved.index.config}, than this "
             f"adapter's, {asdict(adapter.config)}"
@@ -163,7 +163,8 @@ def _without_retired_tensors(adapter: Adapter, saved: files.Saved) -> files.Save
     return replace(saved, tensors=tensors)
 
 
-def _config(saved: files.Saved, config_class: type) -> Any:
+def config_of(saved: files.Saved, config_class: type) -> Any:
+    """The settings in an adapter's folder, checked."""
     folder, values = saved.folder, without_retired(config_class, saved.index.config)
     unknown = values.keys() - config_class.__dataclass_fields__.keys()  # type: ignore[attr-defined]
     if unknown:

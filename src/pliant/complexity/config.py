@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
 
 from pliant.errors import InvalidInput, check_choice, check_whole
 
@@ -53,6 +54,24 @@ class CPXConfig:
             object.__setattr__(self, "lora_targets", (self.lora_targets,))
         object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
         self._check()
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **settings: Any) -> Self:
+        """The settings of a saved scorer, or of a new one on this base, with those passed.
+
+        `cpx_token` and `cpx_token_id` belong to the tokenizer and are accepted without effect. The
+        base's own config, with the scorer's settings in it, is `CPXCausalLM.config`.
+        """
+        from pliant import loading
+        from pliant.adapters import files, saving
+        from pliant.complexity.saved import saved_scorer
+
+        changes = {k: v for k, v in settings.items() if k not in ("cpx_token", "cpx_token_id")}
+        if (folder := saved_scorer(name)) is None:
+            loading.load_config(name)  # an error for what is no model
+            return cls(**changes)
+        saved: Self = saving.config_of(files.read(folder), cls)
+        return replace(saved, **changes)
 
     @property
     def scale(self) -> float:

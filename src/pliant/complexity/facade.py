@@ -11,9 +11,7 @@ mode: its dropout would only add noise to what the scorer reads.
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
@@ -30,9 +27,11 @@ from pliant import loading, prefill
 from pliant.anatomy.depth import CACHE_NAMES, collected_inside, passed_cache
 from pliant.complexity.config import CPXConfig
 from pliant.complexity.model import Complexity, attach
+from pliant.complexity.plain_loops import WrappedBase
 from pliant.complexity.prompts import checked, unpadded
+from pliant.complexity.saved import base_of, saved_scorer
 from pliant.complexity.scores import Scores
-from pliant.complexity.tokenizer import CPXTokenizer, base_of, saved_scorer
+from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.complexity.training.config import CPXDatasetConfig, CPXTrainingConfig, Loss
 from pliant.complexity.training.losses import losses
 from pliant.errors import InvalidInput, PliantError, UnsupportedModel
@@ -59,7 +58,7 @@ class CPXOutput(ModelOutput):
         return iter((self.logits, self.outputs))
 
 
-class CPXCausalLM(nn.Module):
+class CPXCausalLM(WrappedBase):
     """Scores prompts that end in [CPX], and returns the base's output for the text before it."""
 
     def __init__(
@@ -67,13 +66,12 @@ class CPXCausalLM(nn.Module):
     ) -> None:
         super().__init__()
         self.base_model = base_model
-        # Registered here as well, so that `state_dict` includes what is trained.
+        # Registered here as well: `state_dict` has what is trained, and no frozen base.
         self.scorer = scorer
         self.cpx_token_id = cpx_token_id
         for _, parameter in scorer.base_parameters():
             parameter.requires_grad_(False)
         self.train(base_model.training)
-        _check_optimizers_of(self)
 
     @classmethod
     def from_pretrained(
@@ -141,6 +139,23 @@ class CPXCausalLM(nn.Module):
         """
         if passed_cache(inputs) is not None:
             return self._decode(input_ids, attention_mask, labels, inputs)
+        options: dict[str, Any] = {"loss": loss, "return_outputs": return_outputs, **inputs}
+        return self.prefill_forward(input_ids, attention_mask, labels, prefixes, **options)
+
+    def prefill_forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        prefixes: Sequence[prefill.Prefix] | None = None,
+        *,
+        loss: Loss | None = None,
+        return_outputs: bool = True,
+        **inputs: Any,
+    ) -> CPXOutput:
+        """`forward` of whole prompts: what it does unless there is a cache."""
+        if passed_cache(inputs) is not None:
+            raise InvalidInput("prefill_forward takes whole prompts: call the model with a cache")
         scorer = self.scorer
         if prefixes is not None:
             joined = prefill.Prefilled.join(scorer.anatomy, prefixes, layers=scorer.config.layer)
@@ -185,6 +200,11 @@ class CPXCausalLM(nn.Module):
     def classifier(self) -> nn.Linear:
         """The head, from a hidden state to the outputs."""
         return self.scorer.head
+
+    @property
+    def params_to_train(self) -> list[nn.Parameter]:
+        """What an optimizer gets: the head, the [CPX] rows unless frozen, and the LoRA, if any."""
+        return [p for p in self.parameters() if p.requires_grad]
 
     @property
     def config(self) -> Any:
@@ -343,34 +363,3 @@ def _check_known(cpx_token_id: int | None, tokenizer: CPXTokenizer | None) -> No
             f"the base's vocabulary; [CPX] is {tokenizer.cpx_token_id}: make the tokenizer with "
             "CPXTokenizer.from_pretrained"
         )
-
-
-# --- optimizers -----------------------------------------------------------------------------------
-
-_models: weakref.WeakSet[CPXCausalLM] = weakref.WeakSet()
-
-
-def _check_optimizers_of(model: CPXCausalLM) -> None:
-    _models.add(model)
-    _hook_optimizers()
-
-
-@functools.cache
-def _hook_optimizers() -> None:
-    register_optimizer_step_pre_hook(_check_rows_are_trained)
-
-
-def _check_rows_are_trained(optimizer: Any, args: Any, kwargs: Any) -> None:
-    """Refuse to train the embeddings in place of the rows: no [CPX] is among them."""
-    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for model in list(_models):
-        rows, embeddings = model.scorer.rows, model.scorer.anatomy.embeddings
-        only_head = id(model.classifier.weight) in trained and id(rows) not in trained
-        if not only_head or not rows.requires_grad:
-            continue
-        if any(id(p) in trained for p in embeddings.parameters()):
-            raise InvalidInput(
-                "the optimizer has the base's embeddings, and not [CPX], which is no row of them: "
-                "give it model.scorer.rows instead of get_input_embeddings().weight (or train the "
-                "head alone: is_cpx_token_trainable=False)"
-            )

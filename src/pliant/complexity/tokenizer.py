@@ -27,8 +27,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from pliant import loading
-from pliant.adapters import files
 from pliant.complexity.post_processor import cpx_post_processor
+from pliant.complexity.saved import base_of, saved_scorer
 from pliant.errors import InvalidInput, ModelNotFound, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -293,39 +293,3 @@ def _load(name: str | Path, options: dict[str, Any]) -> Any:
         if saved is None:
             raise
         return loading.load_tokenizer(base_of(saved), **options)
-
-
-def base_of(folder: str | Path) -> str:
-    """The name of the base that a saved scorer belongs to."""
-    if (Path(folder) / "config.json").is_file():
-        return str(folder)
-    base = files.read(Path(folder)).index.base
-    if not base.name:
-        raise InvalidInput(
-            f"{folder}: its base, a {base.model}, was loaded from a folder whose name is not "
-            "recorded: pass the base's folder (base=...)"
-        )
-    return base.name
-
-
-def saved_scorer(name: str | Path) -> Path | None:
-    """The folder of a saved scorer, if there is one at that path or hub name."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder if (folder / files.INDEX).is_file() else None
-    if loading.resolve(name).kind == "hub" and _on_hub(str(name)):
-        return files.locate(name)
-    return None
-
-
-def _on_hub(name: str) -> bool:
-    """Whether a hub repository holds an adapter, according to the cache or the hub."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(name, files.INDEX), str):
-        return True
-    try:
-        get_hf_file_metadata(hf_hub_url(name, files.INDEX))
-    except Exception:  # missing, or no network: loading the base reports which
-        return False
-    return True
