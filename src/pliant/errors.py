@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
+from dataclasses import fields
 from difflib import get_close_matches
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class PliantError(Exception):
@@ -21,6 +26,10 @@ class ModelNotFound(PliantError):
 
 class InvalidInput(PliantError, ValueError):
     """A value that cannot be used: says which one, and what would be accepted."""
+
+
+class UnknownSetting(InvalidInput, TypeError):
+    """A configuration was created with a name that it does not have."""
 
 
 class AdapterError(PliantError):
@@ -60,6 +69,24 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     if near:
         return f"; did you mean {' or '.join(repr(folded[each]) for each in near)}?"
     return f"; there are {', '.join(names)}" if names else "; there are none"
+
+
+def named_settings(config: type[T]) -> type[T]:
+    """A dataclass whose error about a wrong name has the names that are like it."""
+    create: Any = config.__init__
+
+    @functools.wraps(create)
+    def checked(self: T, *args: Any, **settings: Any) -> None:
+        known = [field.name for field in fields(config) if field.init]  # type: ignore[arg-type]
+        for name in settings:
+            if name not in known:
+                # PEFT reads this sentence: it leaves out what a later version may have saved.
+                sentence = f"{config.__name__} got an unexpected keyword argument {name!r}"
+                raise UnknownSetting(sentence + did_you_mean(name, known))
+        create(self, *args, **settings)
+
+    setattr(config, "__init__", checked)  # noqa: B010 -- mypy knows no assignment to a method
+    return config
 
 
 def without_password(text: str) -> str:

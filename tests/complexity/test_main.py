@@ -40,12 +40,16 @@ def test_the_seeds_flags_train_and_save_a_scorer(data: Path, tmp_path: Path, cap
     flags = ["--model_name", "nano-s", "--batch_size", "8", "--num_epochs", "2"]
     flags += ["--data_size", "40", "--evaluation_size", "10", "--data", str(data)]
     flags += ["--device", "cpu", "--output_dir", str(tmp_path / "out"), "--lora_rank", "2"]
+    flags += ["--lora_alpha", "3", "--lora_targets", "q_proj", "down_proj"]
     assert main(flags) == 0
     printed = capsys.readouterr().out
     assert "for 2 epochs over 40 prompts" in printed and "saved in" in printed
     model, _ = pliant.load("nano-s")
     scorer = Complexity.from_pretrained(model, tmp_path / "out")
-    assert scorer.config.lora_rank == 2 and scorer.head.weight.abs().max() > 0
+    config = scorer.config
+    assert (config.lora_rank, config.lora_alpha) == (2, 3.0)
+    assert config.lora_targets == ("q_proj", "down_proj")
+    assert scorer.head.weight.abs().max() > 0
     assert sum(p.stat().st_size for p in (tmp_path / "out").glob("*.safetensors")) < 40_000
 
 
@@ -179,7 +183,16 @@ def test_a_run_is_resumed_as_what_it_was(data: Path, tmp_path: Path, capsys: Any
     assert (out / "pliant.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("flags", [["--wrong"], ["--batch_size", "many"], ["--loss", "hinge"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--wrong"],
+        ["--batch_size", "many"],
+        ["--loss", "hinge"],
+        ["--lora_targets", "q_proj"],
+        ["--lora_rank", "2", "--lora_alpha", "nan"],
+    ],
+)
 def test_a_mistyped_flag_is_one_line(flags: list[str], capsys: Any) -> None:
     assert main(flags) == 2 and capsys.readouterr().err.count("\n") == 1
 

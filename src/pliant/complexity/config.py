@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pliant.errors import InvalidInput, check_choice, check_whole
+from pliant.errors import InvalidInput, check_choice, check_whole, named_settings
 
 Aggregation = Literal["last", "mean", "max", "attention"]
 Reads = Literal["probabilities", "classes", "numbers"]
@@ -19,6 +20,7 @@ SCORE, GAIN, RIGHT = "score", "gain", "right:"
 MOST_OUTPUTS = 100_000
 
 
+@named_settings
 @dataclass(frozen=True)
 class CPXConfig:
     """Trainable: rows * d + d * outputs, plus outputs for a bias, d for attention, and the LoRA."""
@@ -100,6 +102,9 @@ class CPXConfig:
         check_whole("lora_rank", self.lora_rank, least=0)
         if self.layer is not None:
             check_whole("layer", self.layer, least=1)
+        alpha = self.lora_alpha
+        if alpha is not None and not (isinstance(alpha, (int, float)) and 0 < alpha < math.inf):
+            raise InvalidInput(f"lora_alpha = {alpha!r}: give a number above 0, or None")
         check_choice("aggregation", self.aggregation, get_args(Aggregation))
         check_choice("reads", self.reads, get_args(Reads))
         name, times = Counter(self.outputs).most_common(1)[0]

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from peft import PeftConfig
 from peft.utils import PeftType
 
-from pliant.errors import InvalidInput, check_choice, check_whole
+from pliant.errors import InvalidInput, check_choice, check_whole, named_settings
 from pliant.loading import public_name
 
 Parts = Literal["all", "mlp", "attention"]
@@ -33,6 +33,7 @@ def _extend_peft_types() -> PeftType:
 SVF = _extend_peft_types()
 
 
+@named_settings
 @dataclass
 class SVFConfig(PeftConfig):
     """Singular-value fine-tuning: W = U diag(s) V^T becomes U diag(s z) V^T.

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from pliant.errors import InvalidInput, check_choice, check_whole
+from pliant.errors import InvalidInput, check_choice, check_whole, named_settings
 
 Engine = Literal["sparse", "exact", "completion"]
 Selection = Literal[
@@ -16,6 +16,7 @@ Score = Literal["gradient", "loss", "entropy", "margin", "combined", "doubt"]
 KvGrad = Literal["detach", "one_hop", "full"]
 
 
+@named_settings
 @dataclass(frozen=True)
 class GradientConfig:
     """How much is trained, and how that is chosen; nothing here changes what the model computes."""

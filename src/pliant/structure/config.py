@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pliant.errors import InvalidInput, check_choice, check_whole
+from pliant.errors import InvalidInput, check_choice, check_whole, named_settings
 
 Kind = Literal[
     "heads",
@@ -28,6 +28,7 @@ PruneScore = Literal[
 ]
 
 
+@named_settings
 @dataclass(frozen=True)
 class GateConfig:
     """One number for each unit of the chosen kinds, in every pattern."""
@@ -58,6 +59,7 @@ def check_pattern_name(name: str) -> None:
         raise InvalidInput(f"{name!r} cannot name a pattern: use letters, digits and '_'")
 
 
+@named_settings
 @dataclass(frozen=True)
 class PruneConfig:
     """How much of each part goes."""
@@ -121,6 +123,7 @@ class PruneConfig:
         return self.label()
 
 
+@named_settings
 @dataclass(frozen=True)
 class AgencyConfig:
     """When a head's state changes; the states themselves are in `pliant.structure.agency`."""

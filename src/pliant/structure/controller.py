@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from pliant import adapters
 from pliant.adapters import Adapter, Wire, attached
 from pliant.adapters.hooks import is_off
-from pliant.errors import AdapterError, InvalidInput, check_choice, check_whole
+from pliant.errors import AdapterError, InvalidInput, check_choice, check_whole, named_settings
 from pliant.structure.budget import Span, groups_of, spans_of
 from pliant.structure.config import Kind
 from pliant.structure.gates import Gates
@@ -58,6 +58,7 @@ BY_ENTROPY, BY_GRADIENT, BY_IMPORTANCE = -0.1, -0.05, 1.0
 LIMIT = 10.0
 
 
+@named_settings
 @dataclass(frozen=True)
 class ControllerConfig:
     """How many gates end closed, and how the controller finds out which."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pliant import loading
-from pliant.errors import InvalidInput, PliantError, check_choice, check_whole
+from pliant.errors import InvalidInput, PliantError, check_choice, check_whole, named_settings
 from pliant.structure.entropy import attention_entropy
 from pliant.structure.gates import Gates, attach
 from pliant.structure.units import Site
@@ -27,6 +27,7 @@ PRUNED = 0.001
 """The gate of a pruned head, as the seed's page sets it."""
 
 
+@named_settings
 @dataclass(frozen=True)
 class CheckConfig:
     """How to prune, and what to generate."""

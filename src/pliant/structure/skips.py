@@ -42,12 +42,14 @@ from pliant.errors import (
     check_choice,
     check_whole,
     did_you_mean,
+    named_settings,
 )
 from pliant.structure.gates import with_first
 
 Fusion = Literal["scale", "linear"]
 
 
+@named_settings
 @dataclass(frozen=True)
 class SkipConfig:
     """What a decoder layer does with the output that it takes."""

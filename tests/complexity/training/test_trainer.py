@@ -550,7 +550,7 @@ def test_fit_trains_in_place_and_leaves_nothing(
         fit(one, prompts[::-1], labels[::-1], prefixes=shared)
     with pytest.raises(InvalidInput, match="60 prompts and 3 labels"):
         fit(one, prompts, labels[:3])
-    with pytest.raises(InvalidInput, match="'epochs' is no setting"):
+    with pytest.raises(InvalidInput, match="'epochs'; did you mean 'num_epochs'"):
         fit(one, prompts, labels, epochs=3)
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pliant.errors import InvalidInput, check_choice, check_whole
+from pliant.errors import InvalidInput, check_choice, check_whole, named_settings
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -16,6 +16,7 @@ Prefixes = Literal["auto", "memory", "disk", "recompute"]
 RATES = ("learning_rate", "rows_learning_rate", "lora_learning_rate")
 
 
+@named_settings
 @dataclass(frozen=True)
 class CPXModelConfig:
     """The base, and the scorer on it. Every field is an option of `pliant train scorer`."""
@@ -39,8 +40,21 @@ class CPXModelConfig:
     """Give the head a bias."""
     lora_rank: int = 0
     """The rank of a LoRA that acts on [CPX] positions only; 0: no LoRA."""
+    lora_alpha: float | None = None
+    """The LoRA's scale times its rank; none: twice the rank."""
+    lora_targets: tuple[str, ...] = ()
+    """The projections with the LoRA, by the ends of their names (q_proj, down_proj, ...); none:
+    every one that sees all positions."""
+
+    def __post_init__(self) -> None:
+        for name in ("lora_alpha", "lora_targets"):
+            if getattr(self, name) and not self.lora_rank:
+                raise InvalidInput(
+                    f"{name} = {getattr(self, name)!r}, and there is no LoRA: give lora_rank"
+                )
 
 
+@named_settings
 @dataclass(frozen=True)
 class CPXTrainingConfig:
     """How a scorer learns. Every field is an option of `pliant train scorer`."""
@@ -170,6 +184,7 @@ class CPXTrainingConfig:
             raise InvalidInput(f"transformers refuses these settings: {error}") from error
 
 
+@named_settings
 @dataclass(frozen=True)
 class CPXDatasetConfig:
     """Which rows a scorer learns from. Every field is an option of `pliant train scorer`."""

@@ -8,8 +8,8 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def fit(
     `prompts` are texts, messages or ids. `prefixes` are the result of `remember(scorer, prompts)`,
     computed once for several scorers that read the same layer of one base.
     """
-    config = _changed(config or CPXTrainingConfig(), changes)
+    config = replace(config or CPXTrainingConfig(), **changes)
     module = train_module_of(scorer, config.base_dropout)
     dataset = _dataset(module.scorer, prompts, labels, config)
     if prefixes is not None:
@@ -113,13 +113,6 @@ def _dataset(
         )
     targets = labels_of(values, loss=config.loss, outputs=scorer.config.outputs)
     return PromptDataset(ids, targets, texts_of(prompts))
-
-
-def _changed(config: CPXTrainingConfig, changes: Mapping[str, Any]) -> CPXTrainingConfig:
-    names = {field.name for field in fields(CPXTrainingConfig)}
-    if unknown := sorted(changes.keys() - names):
-        raise InvalidInput(f"{unknown[0]!r} is no setting of CPXTrainingConfig")
-    return replace(config, **changes)
 
 
 # --- from a file to a folder ---------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torch import Tensor
 from pliant.anatomy import Anatomy
 from pliant.anatomy.decoder import last_hidden_state, run_decoder, run_head, with_hidden
 from pliant.data import has_chat_template
-from pliant.errors import InvalidInput, did_you_mean
+from pliant.errors import InvalidInput, did_you_mean, named_settings
 from pliant.experts.adapting.likelihood import Likelihood
 from pliant.experts.adapting.prompts import (
     Prompt,
@@ -48,6 +48,7 @@ SHARE_FROM = 64
 pays from about here on SmolLM2-135M, and later on smaller models (docs/experts-adapting.md)."""
 
 
+@named_settings
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
     """What the model is asked about a question."""

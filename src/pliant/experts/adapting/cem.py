@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from pliant.errors import InvalidInput, check_whole
+from pliant.errors import InvalidInput, check_whole, named_settings
 from pliant.stats import Floats, as_json
 
 DIGITS = 6
 """Values that differ less than 10^-6 tie: batches of another size round otherwise."""
 
 
+@named_settings
 @dataclass(frozen=True, kw_only=True)
 class CEMConfig:
     """How the cross-entropy method searches."""

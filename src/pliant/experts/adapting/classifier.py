@@ -27,7 +27,14 @@ from pliant.adapters import Fingerprint, files, fingerprint
 from pliant.anatomy import Anatomy
 from pliant.anatomy.depth import run_first
 from pliant.data import splits
-from pliant.errors import CorruptFile, InvalidInput, UnsupportedModel, WrongBase, did_you_mean
+from pliant.errors import (
+    CorruptFile,
+    InvalidInput,
+    UnsupportedModel,
+    WrongBase,
+    did_you_mean,
+    named_settings,
+)
 from pliant.experts.adapting.prompts import (
     Prompt,
     batches,
@@ -56,6 +63,7 @@ LAYERS = 4
 """How many layers are tried at most."""
 
 
+@named_settings
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
     """What the head reads, and when it trusts itself."""

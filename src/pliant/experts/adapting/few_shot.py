@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pliant.anatomy import Anatomy
 from pliant.data import has_chat_template
-from pliant.errors import InvalidInput, check_choice, check_whole
+from pliant.errors import InvalidInput, check_choice, check_whole, named_settings
 from pliant.experts.adapting.cem import CEMConfig, CEMResult, Scores, search
 from pliant.experts.adapting.likelihood import Likelihood, answer_ids
 from pliant.experts.adapting.prompts import (
@@ -41,6 +41,7 @@ Reward = Callable[[str, Any, Any], float]
 """How right an answer is, from the answer, its reference and the prompt: a verifier, say."""
 
 
+@named_settings
 @dataclass(frozen=True, kw_only=True)
 class FewShotConfig(CEMConfig):
     """What the coefficients may differ by, and how they are searched."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from pliant.errors import InvalidInput, check_choice, check_whole
+from pliant.errors import InvalidInput, check_choice, check_whole, named_settings
 from pliant.experts.config import Parts, SVFConfig
 from pliant.training.arguments import check_reporters
 
@@ -25,6 +25,7 @@ OUTSIDE_THE_PLAN = ("batch_size", "logging_steps", "save_steps", "report_to")
 """What may differ when a run is resumed."""
 
 
+@named_settings
 @dataclass(frozen=True, kw_only=True)
 class ExpertTrainingConfig:
     """How an expert learns. Every field is an option of `pliant expert train`."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from pliant.data import Row, has_chat_template
-from pliant.errors import InvalidInput, check_whole
+from pliant.errors import InvalidInput, check_whole, named_settings
 from pliant.experts.training.config import ExpertTrainingConfig
 from pliant.experts.training.run import (
     ExpertResult,
@@ -40,6 +40,7 @@ BETWEEN = "\n\n"
 """Stands between examples where there is no chat template."""
 
 
+@named_settings
 @dataclass(frozen=True, kw_only=True)
 class ControlsConfig:
     """What an expert is compared with, besides its base."""

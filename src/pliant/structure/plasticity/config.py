@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pliant.errors import InvalidInput, check_choice, check_whole
+from pliant.errors import InvalidInput, check_choice, check_whole, named_settings
 from pliant.structure.config import check_pattern_name
 from pliant.structure.ranking.importance import ImportanceConfig
 from pliant.structure.ranking.measures import Score
@@ -14,6 +14,7 @@ from pliant.structure.ranking.measures import Score
 Growth = Literal["gradient", "entropy_gap", "balanced", "random"]
 
 
+@named_settings
 @dataclass(frozen=True)
 class PlasticityConfig:
     """How many heads are closed, how many of them grow again, and when."""
@@ -77,6 +78,7 @@ class PlasticityConfig:
         return self.cycles * (self.adapt + self.learn)
 
 
+@named_settings
 @dataclass(frozen=True)
 class SleepConfig:
     """Which heads are merged or dropped, and what takes over."""

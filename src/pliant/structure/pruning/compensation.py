@@ -21,11 +21,12 @@ from pliant.adapters import Adapter, Around, Wire
 from pliant.adapters.hooks import Patch
 from pliant.anatomy import Anatomy
 from pliant.anatomy.modes import eval_mode
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, named_settings
 from pliant.structure.config import Kind
 from pliant.structure.units import Site, check_projections, sites_of
 
 
+@named_settings
 @dataclass(frozen=True)
 class CompensationConfig:
     """Which projections get a weight of their own."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
-from pliant.errors import InvalidInput, UnsupportedModel, check_choice
+from pliant.errors import InvalidInput, UnsupportedModel, check_choice, named_settings
 from pliant.structure.calibration import Batch
 from pliant.structure.config import PARTS, Part, PruneConfig, PruneScore
 from pliant.structure.pruning.costs import COSTS, Cost, Costs, costs_of
@@ -39,6 +39,7 @@ ENOUGH = 0.97
 CORRECTIONS = 3
 
 
+@named_settings
 @dataclass(frozen=True)
 class PlanConfig:
     """How much is to be saved, of what, and from which parts."""

@@ -27,13 +27,14 @@ from pliant.anatomy import Anatomy
 from pliant.anatomy.find import path_of
 from pliant.anatomy.modes import eval_mode
 from pliant.anatomy.trial import trial_ids
-from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.errors import InvalidInput, UnsupportedModel, named_settings
 from pliant.structure.stock.smaller import Stock, with_fewer
 from pliant.structure.units import Site, sites_of
 
 PROBE = 8  # tokens in each of the two rows on which a form is tried
 
 
+@named_settings
 @dataclass(frozen=True)
 class RemainingExpertsConfig:
     """The experts that routers no longer choose."""

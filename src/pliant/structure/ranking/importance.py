@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from pliant.anatomy import Anatomy
 from pliant.anatomy.find import device_of
 from pliant.anatomy.modes import eval_mode
-from pliant.errors import CorruptFile, InvalidInput, check_choice, check_whole, did_you_mean
+from pliant.errors import (
+    CorruptFile,
+    InvalidInput,
+    check_choice,
+    check_whole,
+    did_you_mean,
+    named_settings,
+)
 from pliant.structure.calibration import Batch, samples_of
 from pliant.structure.config import GateConfig, Kind
 from pliant.structure.ranking.measures import (
@@ -38,6 +45,7 @@ from pliant.structure.ranking.measures import (
 from pliant.structure.units import Site, sites_of
 
 
+@named_settings
 @dataclass(frozen=True)
 class ImportanceConfig:
     """What is ranked, and by which score."""

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from transformers import TrainingArguments
 
-from pliant.errors import InvalidInput, check_choice, check_whole
+from pliant.errors import InvalidInput, check_choice, check_whole, named_settings
 from pliant.structure.recovery.trained_weights import Train
 from pliant.training.arguments import training_arguments
 
@@ -20,6 +20,7 @@ DISTILL = 0.5
 """Of the loss, if there is a teacher and no other share is asked for."""
 
 
+@named_settings
 @dataclass(frozen=True)
 class RecoveryConfig:
     """What is trained, and by what it is taught."""
