@@ -189,15 +189,29 @@ class Schedule:
 
     def __init__(self, config: GradientConfig) -> None:
         self.config = config
-        self.steps = 0
-        """Steps that are over."""
-        self._start = 0
+        self.count = torch.zeros((), dtype=torch.long)
+        """Steps that are over. What somebody writes to it holds, as in a state that is loaded."""
+        self._written = self._start = 0
         self._by_hand = False
         self._open = False
         self._items: Any = None
         self._version: int | None = None
         self._watching = False
         """Whether the weights were seen to change: then that is what ends a step."""
+
+    @property
+    def steps(self) -> int:
+        """Steps that are over."""
+        count = int(self.count)
+        if count != self._written:
+            self._written = self._start = count
+            self._open = False
+        return count
+
+    @steps.setter
+    def steps(self, count: int) -> None:
+        self.count.fill_(count)
+        self._written = count
 
     def ratio(self, confidence: float | None = None) -> float:
         """The share of tokens to train now: 1 on dense steps and at the start of the warm-up.
@@ -229,9 +243,10 @@ class Schedule:
         tensor (`items`). Where there is neither, a forward pass is a step.
         """
         changed = version is not None and version != self._version
+        steps = self.steps
         if self._open:
             if changed and not self._watching:  # what was seen until now was one step
-                self.steps, self._watching = self._start if not self._by_hand else self.steps, True
+                self.steps, self._watching = self._start if not self._by_hand else steps, True
                 self.forward_seen()
             elif changed if self._watching else not _is_same(items, self._items):
                 self.forward_seen()
@@ -244,9 +259,10 @@ class Schedule:
 
     def step(self) -> None:
         """The optimizer has stepped."""
+        steps = self.steps
         if not self._by_hand:
-            self.steps, self._by_hand = self._start, True
-        self.steps += 1
+            steps, self._by_hand = self._start, True
+        self.steps = steps + 1
 
     def state(self) -> dict[str, Any]:
         """For `load_state`, as JSON: the forward pass that was last begun is over."""

@@ -5,18 +5,23 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import LlamaForTokenClassification
 
 from pliant.anatomy.tiny import tiny_model
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.gradients.cautions import BiasedWarning
 from pliant.gradients.facade.causal_lm import CGGRModel
-from pliant.gradients.facade.scorer import create_truncated_router
+from pliant.gradients.facade.loss import CGGRLoss
+from pliant.gradients.facade.scorer import CGGRScorer, RouterWarning, create_truncated_router
+from pliant.gradients.model import GradientsWarning
+from pliant.gradients.selection.scores import measured
 
 IDS = torch.randint(5, 100, (3, 12), generator=torch.Generator().manual_seed(0))
 
@@ -187,6 +192,124 @@ def test_a_mask_and_nothing_to_learn() -> None:
     loss = cggr(IDS, labels=torch.full_like(IDS, -100))
     loss.backward()
     assert loss.item() == 0
+
+
+class Recurrent(nn.Module):
+    """A language model of no architecture that Pliant knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(100, 16)
+        self.gru = nn.GRU(16, 16, batch_first=True)
+        self.head = nn.Linear(16, 100)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.gru(self.embed(tokens))[0])
+        return logits
+
+
+@pytest.mark.parametrize("with_router", [False, True])
+def test_another_architecture_passes_through(with_router: bool) -> None:
+    """The model is run whole, and the loss is that of the chosen tokens."""
+    model, router = Recurrent(), Recurrent() if with_router else None
+    with pytest.warns(GradientsWarning, match=r"Recurrent has no stack of layers.*runs whole"):
+        cggr = wrapped(model, router=router)
+    loss = cggr(IDS, labels=IDS)
+    losses = F.cross_entropy(model(IDS)[:, :-1].transpose(1, 2), IDS[:, 1:], reduction="none")
+    scored = (router or model)(IDS)[:, :-1]
+    scores, _, _ = measured(scored.flatten(0, 1), IDS[:, 1:].flatten(), "combined")
+    hardest = scores.view(3, 11).topk(3, dim=1).indices
+    torch.testing.assert_close(loss, losses.gather(1, hardest).mean())
+    loss.backward()
+    assert model.head.weight.grad is not None
+    assert router is None or router.head.weight.grad is None, "it scores, and is not trained"
+    metrics = cggr.get_metrics()
+    assert (metrics["tokens_selected"], metrics["tokens_total"]) == (9, 33)
+    torch.testing.assert_close(cggr.eval()(IDS, labels=IDS), losses.mean())
+    assert torch.equal(cggr(IDS), model(IDS)), "without labels, the model's own output"
+    with pytest.raises(UnsupportedModel, match="nothing is attached"):
+        _ = cggr.gradients
+
+
+def test_a_router_of_another_architecture_is_the_model_itself() -> None:
+    model = Recurrent()
+    with pytest.warns(RouterWarning, match="the router is the whole Recurrent"):
+        router = create_truncated_router(model, num_layers=4)
+    assert torch.equal(router(IDS), model(IDS))
+    _, mask, _ = CGGRScorer(router, min_tokens_ratio=0.5, warmup_steps=0)(IDS)
+    assert mask.shape == IDS.shape
+    with pytest.warns(GradientsWarning):
+        cggr, plain = wrapped(model, router=router), wrapped(model)
+    calls: list[Any] = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.equal(cggr(IDS, labels=IDS), plain(IDS, labels=IDS))
+    assert len(calls) == 2, "its own logits are the router's"
+
+
+def test_another_architecture_has_the_curriculum_and_its_state() -> None:
+    with pytest.warns(GradientsWarning):
+        cggr, again = (wrapped(Recurrent(), warmup_steps=4) for _ in range(2))
+    for _ in range(2):
+        cggr(IDS, labels=IDS)
+        cggr.step()
+    again.load_state_dict(cggr.state_dict())
+    assert int(again.step_count) == int(cggr.step_count) == 2
+    again(IDS, labels=IDS)
+    assert again.get_metrics()["token_ratio"] == 1 - 0.5 * 0.75
+
+
+def test_metrics_where_every_token_was_trained() -> None:
+    """The loss of a classifier of tokens is none of next tokens, so nothing can be selected."""
+    config = tiny_model("llama").config
+    config.classifier_dropout = 0.0
+    cggr = wrapped(LlamaForTokenClassification(config))
+    with pytest.warns(GradientsWarning, match="nothing is selected"):
+        cggr(IDS, labels=(IDS % 2).masked_fill(IDS > 90, -100))
+    metrics = cggr.get_metrics()
+    assert metrics["tokens_selected"] == metrics["tokens_total"] == int((IDS <= 90).sum())
+    assert metrics["token_ratio"] == 1.0 and 0.5 <= metrics["avg_confidence"] <= 1
+
+
+def test_its_steps_can_be_read_and_set() -> None:
+    """As the published package's buffer: a resumed loop sets it, and goes on from there."""
+    cggr = wrapped(tiny_model("llama"), warmup_steps=10)
+    cggr(IDS, labels=IDS)
+    cggr.step_count.fill_(5)
+    cggr(IDS, labels=IDS)
+    assert cggr.get_metrics()["step"] == 5
+    cggr.step()
+    assert cggr.step_count.item() == 6
+    assert not any("step_count" in name for name in cggr.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"min_tokens_ratio": 2}, "^min_tokens_ratio = 2: give a share"),
+        ({"scoring": "excess"}, "^scoring = 'excess': give one of"),
+        ({"dynamic_threshold": 3}, "^dynamic_threshold = 3"),
+        ({"threshold_sensitivity": -1}, "^threshold_sensitivity = -1"),
+        ({"selection": "hardest"}, "^selection = 'hardest'"),
+        ({"warmup_steps": -1}, "^warmup_steps = -1"),
+    ],
+    ids=str,
+)
+def test_errors_name_the_parameter(setting: dict[str, Any], message: str) -> None:
+    router = create_truncated_router(model := tiny_model("llama"), 1)
+    for create in (CGGRLoss, partial(CGGRScorer, router), partial(wrapped, model)):
+        with pytest.raises(InvalidInput, match=message):
+            create(**setting)
+
+
+def test_a_sensitivity_above_1_stays_within_half_of_the_ratio() -> None:
+    for sensitivity in (2.0, 100.0):
+        cggr = wrapped(
+            tiny_model("llama"), dynamic_threshold=True, threshold_sensitivity=sensitivity
+        )
+        ratio = cggr.gradients.selector.schedule.ratio
+        assert ratio(0.99) == 0.25 / 2 and ratio(0.0) == pytest.approx(
+            min(1.0, 0.25 * (1 + sensitivity))
+        )
 
 
 def test_the_default_is_the_seeds_and_is_warned_of() -> None:

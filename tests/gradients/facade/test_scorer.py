@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.anatomy.tiny import tiny_model
+from pliant.errors import InvalidInput
 from pliant.gradients.facade.scorer import CGGRScorer, create_truncated_router
 from pliant.gradients.selection.scores import difficulty
 
@@ -68,6 +69,17 @@ def test_labels_say_which_positions_count() -> None:
     logits = create_truncated_router(tiny_model("llama"), num_layers=2)(IDS)
     expected = difficulty(logits[2, :-1].detach(), IDS[2, 1:], "loss")
     torch.testing.assert_close(found[2, :-1], expected)
+
+
+@pytest.mark.parametrize("labels", [IDS[:, :5], IDS[0], IDS[:2]])
+def test_labels_of_another_shape_are_named(labels: Tensor) -> None:
+    with pytest.raises(InvalidInput, match=r"labels of shape \(.*\) for input_ids of \(3, 12\)"):
+        scorer()(IDS, labels=labels)
+
+
+def test_targets_are_not_taken_for_an_input_of_the_router() -> None:
+    with pytest.raises(InvalidInput, match="targets: .* takes labels"):
+        scorer()(IDS, targets=IDS)
 
 
 def test_padding_is_never_chosen() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pliant.data.collate import IGNORED
 from pliant.errors import InvalidInput
 from pliant.gradients.cautions import warn_if_biased
-from pliant.gradients.config import GradientConfig, Score, Selection
+from pliant.gradients.config import Engine, GradientConfig, Score, Selection
 from pliant.gradients.labelled_batch import divisor, following
 from pliant.gradients.selection.rules import mask_and_weights
 from pliant.gradients.selection.scores import measured
@@ -45,6 +45,11 @@ class TokenRule(nn.Module):
     def step(self) -> None:
         """The optimizer has stepped: the curriculum advances by this alone from now on."""
         self.schedule.step()
+
+    @property
+    def step_count(self) -> Tensor:
+        """The steps that are over. `step_count.fill_(1000)` goes on from there."""
+        return self.schedule.count
 
     def get_extra_state(self) -> dict[str, Any]:
         return {**self.schedule.state(), "draws": self.draws}
@@ -101,14 +106,13 @@ class CGGRLoss(TokenRule):
         base_loss: BaseLoss | None = None,
     ) -> None:
         """`base_loss` gives the loss of each row of (N, V) logits; left out, a cross entropy."""
-        config = GradientConfig(
-            engine="exact",
-            ratio=min_tokens_ratio,
+        config = config_of(
+            scoring=scoring,
             selection=selection,
-            score=scoring,
+            dynamic_threshold=dynamic_threshold,
+            threshold_sensitivity=threshold_sensitivity,
+            min_tokens_ratio=min_tokens_ratio,
             warmup_steps=warmup_steps,
-            dynamic=dynamic_threshold,
-            sensitivity=threshold_sensitivity,
             num_strata=num_strata,
             min_tokens_per_sequence=min_tokens_per_sequence,
         )
@@ -122,18 +126,22 @@ class CGGRLoss(TokenRule):
         logits: Any,
         targets: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        *,
+        router_logits: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum of the chosen tokens' losses over the number of labelled tokens.
 
         That number is `num_items_in_batch` where a Trainer counted the tokens of a whole step: so
-        the batches of one step add up to what they would be as one.
+        the batches of one step add up to what they would be as one. `router_logits`, aligned as
+        the logits are, give the scores in their place.
         """
         logits_BTV, targets_BT = aligned(logits, targets)
         valid_BT = targets_BT != getattr(self.base_loss, "ignore_index", IGNORED)
         mask_BT, weights_BT = valid_BT, valid_BT.float()
         if self.training and torch.is_grad_enabled():
             self.schedule.begin(num_items_in_batch)
-            mask_BT, weights_BT = self._chosen(logits_BTV, targets_BT, valid_BT)
+            scored_BTV = logits_BTV if router_logits is None else router_logits
+            mask_BT, weights_BT = self._chosen(scored_BTV, targets_BT, valid_BT)
         total = self._loss(logits_BTV, targets_BT, mask_BT, weights_BT)
         return total / divisor(valid_BT, num_items_in_batch)
 
@@ -178,6 +186,25 @@ class CGGRLoss(TokenRule):
                 'one loss a token is due (reduction="none")'
             )
         return (weights_BT[mask_BT] * losses_N).sum()
+
+
+SEED_NAMES = {
+    "ratio": "min_tokens_ratio",
+    "score": "scoring",
+    "dynamic": "dynamic_threshold",
+    "sensitivity": "threshold_sensitivity",
+}
+"""A setting of GradientConfig -> the seed's name of it, where they differ."""
+
+
+def config_of(engine: Engine = "exact", **settings: Any) -> GradientConfig:
+    """From the seed's parameters; an error names them as they were passed."""
+    own = {seed: name for name, seed in SEED_NAMES.items()}
+    try:
+        return GradientConfig(engine, **{own.get(k, k): v for k, v in settings.items()})
+    except InvalidInput as error:
+        name, equals, rest = str(error).partition(" = ")
+        raise InvalidInput(f"{SEED_NAMES.get(name, name)}{equals}{rest}") from error
 
 
 def _cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ from pliant.anatomy.depth import Walk
 from pliant.anatomy.intercept import CALL, Handler, Target, intercept
 from pliant.data.collate import IGNORED
 from pliant.errors import InvalidInput, UnsupportedModel
-from pliant.gradients.config import GradientConfig, Score, Selection
-from pliant.gradients.facade.loss import TokenRule, logits_of
+from pliant.gradients.config import Score, Selection
+from pliant.gradients.facade.loss import TokenRule, config_of, logits_of
 from pliant.gradients.labelled_batch import following
 
 
@@ -51,14 +51,13 @@ class CGGRScorer(TokenRule):
     ) -> None:
         """`router` gives logits, or an output with logits, for `input_ids`."""
         super().__init__(
-            GradientConfig(
-                engine="exact",
-                ratio=min_tokens_ratio,
-                selection=selection,
-                score=scoring,
+            config_of(
+                min_tokens_ratio=min_tokens_ratio,
                 warmup_steps=warmup_steps,
-                dynamic=dynamic_threshold,
-                sensitivity=threshold_sensitivity,
+                dynamic_threshold=dynamic_threshold,
+                threshold_sensitivity=threshold_sensitivity,
+                selection=selection,
+                scoring=scoring,
                 num_strata=num_strata,
                 min_tokens_per_sequence=min_tokens_per_sequence,
             )
@@ -76,6 +75,13 @@ class CGGRScorer(TokenRule):
         `confidence` and `entropy` of each position, the `current_ratio`, and the `weights` that
         make the mask an unbiased sample where the rule draws one.
         """
+        if "targets" in inputs:
+            raise InvalidInput("targets: CGGRScorer takes labels, those of input_ids (unshifted)")
+        if labels is not None and labels.shape != input_ids.shape:
+            raise InvalidInput(
+                f"labels of shape {tuple(labels.shape)} for input_ids of {tuple(input_ids.shape)}: "
+                "give a label for each id, -100 where there is none"
+            )
         if self.training:
             self.schedule.begin()
         logits_BTV = logits_of(self.router(input_ids, **inputs))
@@ -151,9 +157,12 @@ class TruncatedRouter(nn.Module):
 
     def forward(self, input_ids: Tensor | None = None, **inputs: Any) -> Tensor:
         model = self._whole[0]
+        takes = inspect.signature(model.forward).parameters
+        if input_ids is not None and self.passthrough and "input_ids" not in takes:
+            return logits_of(model(input_ids, **inputs))
         if input_ids is not None:
             inputs["input_ids"] = input_ids
-        if "use_cache" in inspect.signature(model.forward).parameters:
+        if "use_cache" in takes:
             inputs.setdefault("use_cache", False)
         if self._anatomy:
             try:
