@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "pliant"
 ORDER = [
     {"cli"},
     {"serving"},
-    {"adaptive", "recipes", "reports", "route", "survey"},
+    {"adaptive", "attaching", "recipes", "reports", "route", "survey"},
     {"routing"},
     {"complexity", "structure", "experts", "gradients"},
     {"linear", "training", "prefill"},

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     # What type checkers and editors see: the same names as _HOMES (a test compares the two).
     from pliant import route as route
     from pliant.adapters import Adapter as Adapter
-    from pliant.adapters import attach as attach
     from pliant.adapters import attached as attached
     from pliant.anatomy import Anatomy as Anatomy
     from pliant.anatomy.depth import run_first as run_first
+    from pliant.attaching import attach as attach
     from pliant.complexity.config import CPXConfig as CPXConfig
     from pliant.complexity.facade import CPXCausalLM as CPXCausalLM
     from pliant.complexity.facade import CPXMistralConfig as CPXMistralConfig
@@ -64,9 +64,10 @@ if TYPE_CHECKING:
 # Which module each public name lives in.
 _HOMES = {
     "pliant": ("route",),
-    "pliant.adapters": ("Adapter", "attach", "attached"),
+    "pliant.adapters": ("Adapter", "attached"),
     "pliant.anatomy": ("Anatomy",),
     "pliant.anatomy.depth": ("run_first",),
+    "pliant.attaching": ("attach",),
     "pliant.complexity.config": ("CPXConfig",),
     "pliant.complexity.facade": (
         "CPXCausalLM",

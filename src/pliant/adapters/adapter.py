@@ -12,7 +12,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -144,6 +144,19 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
         adapters = {id(p) for p in branch.parameters()}
         frozen = not any(p.requires_grad for p in self.base.parameters() if id(p) not in adapters)
         return before if frozen else replace(before, samples={}, why=now.why)
+
+    def __str__(self) -> str:
+        """One line: what it is, where it is attached, how many numbers it has, and `summary`."""
+        base = f"attached to {type(self.base).__name__} as {self.name!r}" if self.name else ""
+        numbers = sum(p.numel() for p in self.parameters())
+        facts = ", ".join([base or "detached", *([f"{numbers:,} numbers"] if numbers else [])])
+        return f"{type(self).__name__} ({facts}): {self.summary()}"
+
+    def summary(self) -> str:
+        """What it does, for `print`; here the settings that are not the defaults."""
+        defaults = {f.name: f.default for f in fields(self.config)}
+        changed = {k: v for k, v in vars(self.config).items() if v != defaults.get(k)}
+        return ", ".join(f"{k} = {v!r}" for k, v in changed.items()) or "default settings"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copied with its model, it is attached to the copy; copied alone, it is detached."""

@@ -97,6 +97,21 @@ class Anatomy:
         anatomy._check_names()
         return anatomy
 
+    def __str__(self) -> str:
+        """One line: the sizes of what Pliant can read, gate and train."""
+        indices = range(len(self.layers))
+        rows = getattr(self.embeddings, "num_embeddings", None)
+        parts = [
+            f"{len(self.layers)} layers of width {self.hidden_size}",
+            _sizes("heads", [a.heads for i in indices for a in self.attentions(i)]),
+            _sizes("KV heads", [a.kv_heads for i in indices for a in self.attentions(i)]),
+            _sizes("channels", [m.width for i in indices for m in self.mlps(i)]),
+            _sizes("experts", [m.count for i in indices for m in self.mixtures(i)]),
+            f"a vocabulary of {rows:,}" if rows else "",
+            f"{sum(p.numel() for p in self.model.parameters()):,} parameters",
+        ]
+        return f"{type(self.model).__name__}: {', '.join(part for part in parts if part)}"
+
     def attention(self, index: int) -> Attention | None:
         """The attention of layer `index`, or None; `why_no_attention(index)` is the reason.
 
@@ -255,3 +270,11 @@ def _present(blocks: tuple[Any, ...] | Absent) -> tuple[Any, ...]:
 
 def _reason(blocks: tuple[Any, ...] | Absent) -> str | None:
     return blocks.reason if isinstance(blocks, Absent) else None
+
+
+def _sizes(what: str, sizes: list[int]) -> str:
+    """Of the blocks that have any: one number, or the smallest and the largest."""
+    if not sizes:
+        return ""
+    low, high = min(sizes), max(sizes)
+    return f"{low:,} {what}" if low == high else f"{low:,} to {high:,} {what}"

@@ -108,6 +108,13 @@ class PromptScorer(Adapter):
             for key, projection in targets(self.anatomy, self.config):
                 yield After(projection.module, partial(self._add_lora, key))
 
+    def summary(self) -> str:
+        config = self.config
+        rows = f"{config.rows} [CPX] row" + ("s" if config.rows > 1 else "")
+        layer = "the last layer" if config.layer is None else f"layer {config.layer}"
+        lora = f", LoRA of rank {config.lora_rank}" if config.lora_rank else ""
+        return f"{rows} read after {layer}{lora}, for {', '.join(config.outputs)}"
+
     def read_as(self, reads: Reads) -> None:
         """Set what the outputs are: probabilities, classes or numbers, as they are trained."""
         self.config = replace(self.config, reads=reads)

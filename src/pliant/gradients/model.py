@@ -127,6 +127,15 @@ class Gradients(Adapter):
         if self.base.training and torch.is_grad_enabled() and cautions.is_bypassed(self, self.base):
             self._warn(cautions.bypassed_message(self.base))
 
+    def summary(self) -> str:
+        config, by = self.acting, f" by {self.acting.score}" if self.acting.needs_scores else ""
+        text = f"trains {config.ratio:.0%} of the tokens, {config.selection}{by}"
+        text += f", engine {self.engine}; step {self.selector.schedule.steps}"
+        if last := self.metrics():
+            chosen, total = int(last["tokens_selected"]), int(last["tokens_total"])
+            text += f", {chosen} of {total} tokens in the last batch"
+        return text
+
     # --- for training loops ---
 
     def step(self) -> None:

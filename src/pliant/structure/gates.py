@@ -90,6 +90,16 @@ class Gates(Adapter):
         """Where the gates act; needs the model that they are attached to."""
         return sites_of(self.anatomy, self.config.units)
 
+    def summary(self) -> str:
+        """The gates of each kind in the active pattern, and how many are closed."""
+        counts = []
+        for kind in self.config.units:
+            gates = [g for n, g in self.pattern().named_parameters() if n.split(".")[0] == kind]
+            closed = sum(int((gate == 0).sum()) for gate in gates)
+            counts.append(f"{closed} of {sum(g.numel() for g in gates):,} {kind} closed")
+        patterns = f" ({len(self.patterns)} patterns)" if len(self.patterns) > 1 else ""
+        return f"{', '.join(counts)} in pattern {self.active[0]!r}{patterns}"
+
     # --- patterns ------------------------------------------------------------------------------
 
     def add_pattern(self, name: str, like: str | None = None) -> Pattern:

@@ -148,6 +148,9 @@ class Agency(Adapter):
             self.observations, tuple(heads), tuple(self.transitions), tuple(self.violations)
         )
 
+    def summary(self) -> str:
+        return str(self.get_agency_report())
+
     # --- measured ------------------------------------------------------------------------------
 
     def observe(self, batch: Mapping[str, Any]) -> tuple[Transition, ...]:
