@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 from typer.main import get_command
 
 from pliant import options
-from pliant.cli.app import plain_flags, typer_command, without_underscores
+from pliant.cli.flags import plain_flags, typer_command, without_underscores
 from pliant.errors import InvalidInput
 from pliant.options import Flag
 

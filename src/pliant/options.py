@@ -45,6 +45,8 @@ class Flag:
     """What stands for the value in the help."""
     hidden: bool = False
     """Left out of the help."""
+    group: str | None = None
+    """The heading that it stands under in the help, where its name does not tell."""
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from pliant import __version__, options
+from pliant import __version__
 from pliant.cli import terminal
+from pliant.cli.flags import GroupedCommand, plain_flags, typer_command, width, without_underscores
 from pliant.errors import PliantError
-from pliant.options import Command, Option
+from pliant.options import Command
 
 # Every command and its line in `pliant --help`. `pliant.cli.<name>` has a function of that name;
 # its parameter is the dataclass of its options (`pliant.options`), and its docstring the help, with
@@ -48,13 +49,35 @@ COMMANDS = {
 # underscores where commands have hyphens. With a DEFAULT, that command runs when none is named.
 GROUPS = ("expert", "gradients", "models", "route", "train")
 HELP_FLAGS = ("-h", "--help")
+WIDE = 100
+"""From so many columns on, a terminal shows a help in panels."""
+COMPLETION = "_PLIANT_COMPLETE"
+"""What a shell sets to ask how a line goes on: `pliant --show-completion` prints how."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and end the process."""
+    if COMPLETION in os.environ:
+        complete()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     sys.exit(outcome([word for word in arguments if word != "--debug"], debug))
+
+
+def complete() -> None:
+    """Answer a shell that asks how a line may go on, and end the process.
+
+    Shells give the line in one of two variables. The default command of a group is written out in
+    it, so that its options are known.
+    """
+    line = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
+    words = line.split()[1:]
+    if words and (full := with_default(words)) != words:
+        os.environ["_TYPER_COMPLETE_ARGS"] = os.environ["COMP_WORDS"] = f"pliant {' '.join(full)}"
+        os.environ["COMP_CWORD"] = str(int(os.environ.get("COMP_CWORD", "0")) + 1)
+        words = full
+    names = [without_underscores(word) for word in words if not word.startswith("-")]
+    get_command(application(*names[:2])).main(prog_name="pliant")
 
 
 def run_program(command: Command, name: str, arguments: Sequence[str] | None = None) -> None:
@@ -63,7 +86,7 @@ def run_program(command: Command, name: str, arguments: Sequence[str] | None = N
     Returns if it succeeds, else ends the process with the exit code.
     """
     app = _group()
-    app.command(**_help(command.__doc__))(typer_command(command))
+    app.command(cls=GroupedCommand, **_help(command.__doc__))(typer_command(command))
 
     def run() -> None:
         given = plain_flags(command, sys.argv[1:] if arguments is None else arguments)
@@ -127,7 +150,7 @@ def with_default(arguments: list[str]) -> list[str]:
 
 def application(command: str | None = None, subcommand: str | None = None) -> typer.Typer:
     """The whole command line, in which only the named command is more than a line of help."""
-    app = _group(name="pliant")
+    app = _group(name="pliant", add_completion=True)
     app.callback()(root)
     for name, line in COMMANDS.items():
         if name == command and name in GROUPS:
@@ -161,12 +184,14 @@ def command_function(name: str) -> Command:
 
 
 def _group(**about: Any) -> typer.Typer:
+    about = {"add_completion": False, **about}
     return typer.Typer(
-        add_completion=False,
-        rich_markup_mode="rich" if sys.stdout.isatty() else None,
+        # In the panels of a narrow terminal, the text of an option would be a narrow column.
+        rich_markup_mode="rich" if sys.stdout.isatty() and width() >= WIDE else None,
         context_settings={
             "help_option_names": list(HELP_FLAGS),
             "token_normalize_func": without_underscores,
+            "max_content_width": width(),
         },
         **about,
     )
@@ -175,7 +200,8 @@ def _group(**about: Any) -> typer.Typer:
 def _add(app: typer.Typer, name: str, line: str, real: bool, path: str | None = None) -> None:
     if real:
         function = command_function(path or name)
-        app.command(name, short_help=line, **_help(function.__doc__))(typer_command(function))
+        about = {"short_help": line, **_help(function.__doc__)}
+        app.command(name, cls=GroupedCommand, **about)(typer_command(function))
     else:
         app.command(name, help=line)(_listed_only)
 
@@ -193,7 +219,8 @@ def _module(name: str) -> Any:
 def _help(doc: str | None) -> dict[str, Any]:
     """A docstring as a help and its last paragraph, which is an example, as an epilog."""
     text, mark, example = inspect.cleandoc(doc or "").rpartition("Example: ")
-    return {"help": text, "epilog": mark + " ".join(example.split())}
+    paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+    return {"help": "\n\n".join(paragraphs), "epilog": mark + " ".join(example.split())}
 
 
 def _listed_only() -> None:
@@ -245,94 +272,3 @@ def _usage_line(error: typer.TyperException) -> str:
     path = context.command_path if context is not None else "pliant"
     end = "" if line.endswith("?") else "."
     return f"{line}{end} See {path} --help"
-
-
-# --- from the options of a command to its flags --------------------------------------------------
-
-
-def typer_command(command: Command) -> Callable[..., None]:
-    """A function with one parameter an option, as typer wants it, that calls the command."""
-
-    def run(**values: Any) -> None:
-        options.call(command, {o.name: _value(o, values[o.name]) for o in options.of(command)})
-
-    required_first = sorted(options.of(command), key=lambda o: (not o.required, o.name == "json"))
-    parameters = [_parameter(option) for option in required_first]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    run.__doc__ = command.__doc__
-    return run
-
-
-def without_underscores(token: str) -> str:
-    """`--batch_size` is `--batch-size`: the seeds' flags have underscores."""
-    return token.replace("_", "-")
-
-
-def plain_flags(command: Command, arguments: Sequence[str]) -> list[str]:
-    """The seeds' way to write values, as ours: `--bias false` and `--class_weights 1 2.5`."""
-    by_flag = {_flag(option.name): option for option in options.of(command)}
-    runs: list[tuple[str, list[str]]] = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if argument.startswith("--") or not runs:
-            runs.append((name, [value] if equals else []))
-        else:
-            runs[-1][1].append(argument)
-    return [
-        text
-        for name, values in runs
-        for text in _plain(by_flag.get(without_underscores(name)), name, values)
-    ]
-
-
-def _plain(option: Option | None, name: str, values: list[str]) -> list[str]:
-    if option is not None and option.item_type is not None:
-        return [text for value in values for text in (name, value)]
-    if option is not None and option.type is bool and values:
-        value, *rest = values
-        if option.from_text(value):
-            return [name, *rest]
-        return rest if option.default is False else [f"--no-{name.removeprefix('--')}", *rest]
-    return [name, *values]
-
-
-def _parameter(option: Option) -> inspect.Parameter:
-    kind = option.type if option.item_type is None else list[option.item_type]  # type: ignore[name-defined]
-    default = inspect.Parameter.empty if option.required else option.default
-    if option.optional or (option.item_type is not None and option.flag.positional):
-        kind = kind | None
-    mark = option.flag
-    argument = typer.Argument(help=option.help, metavar=mark.metavar, hidden=mark.hidden)
-    info = argument if mark.positional else _named(option)
-    return inspect.Parameter(
-        option.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[kind, info],
-    )
-
-
-def _named(option: Option) -> Any:
-    name, item = _flag(option.name), option.item_type
-    # Of an option that is given several times, the type of one value; else typer's own.
-    metavar = option.flag.metavar or (f"<{item.__name__}>" if item is not None else None)
-    if option.type is bool and option.default is not False:
-        name = f"{name}/--no-{name.removeprefix('--')}"
-    return typer.Option(
-        name,
-        *option.flag.aliases,
-        help=option.help,
-        metavar=metavar,
-        hidden=option.flag.hidden,
-        min=option.least,
-        max=option.most,
-    )
-
-
-def _value(option: Option, value: Any) -> Any:
-    return tuple(value or ()) if option.item_type is not None else value
-
-
-def _flag(name: str) -> str:
-    return "--" + without_underscores(name)
