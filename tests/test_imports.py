@@ -74,7 +74,7 @@ LAYERS = {
         {"selection"},
         {"config", "labelled_batch"},
     ],
-    "loading": [{"fetch"}, {"models"}, {"names"}, {"catalogue"}],
+    "loading": [{"fetch"}, {"models"}, {"lora"}, {"names"}, {"catalogue"}],
     "prefill": [{"prefilled"}, {"forward"}, {"batch"}],
     "routing": [
         {"fitting", "router"},

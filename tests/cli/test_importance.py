@@ -64,7 +64,7 @@ def test_scores_without_text_need_none(capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nano-s", "--units", "toes"], "units = 'toes'"),
+        (["nano-s", "--units", "toes"], "'toes' is not one of 'heads'"),
         (["nano-s", "--units", "layers", "--score", "entropy"], "for layers give one of fisher"),
         (["nano-s", "--units", "heads", "--units", "heads"], "'heads' repeats"),
         (["nano-s", "--units", "experts"], "has no experts to gate"),

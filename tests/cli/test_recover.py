@@ -89,7 +89,7 @@ def interrupt_after(step: int, arguments: list[str], root: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--train", "some"), "train = 'some': give one of lora, norms, all"),
+        (("--train", "some"), "'some' is not one of 'all', 'lora', 'norms'"),
         (("--distill", "1.5"), "distill = 1.5: give a share from 0 to 1"),
         (("--temperature", "0"), "temperature = 0.0: give a number above 0"),
         (("--set", "learning_rat=1"), "--set learning_rat: TrainingArguments has none; did you"),

@@ -131,7 +131,7 @@ def test_a_router_s_scorer(tmp_path: Path, capsys: Any) -> None:
         (["FOLDER", "--file", "nowhere.txt"], "No such file"),
         (["FOLDER", "--file", "nowhere.jsonl"], "nowhere.jsonl"),
         (["FOLDER", "x" * 3000], "tokens long"),
-        (["FOLDER", "x", "--truncation", "middle"], "truncation = 'middle'"),
+        (["FOLDER", "x", "--truncation", "middle"], "'middle' is not one of 'left', 'right'"),
         (["FOLDER", "x", "--base", "nano-l"], "trained on another base"),
         (["FOLDER", "x", "--batch-size", "0"], "batch-size"),
         (["EMPTY", "x"], "holds no scorer"),

@@ -158,11 +158,11 @@ def test_text_trains_with_lora_and_is_merged(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--engine", "fast"), "engine = 'fast': give one of sparse"),
+        (("--engine", "fast"), "'fast' is not one of 'auto', 'sparse'"),
         (("--ratio", "0"), "ratio = 0.0: give a share above 0"),
         (("--choose", "mixx=1"), "--choose mixx: there is none; did you mean 'mix'?"),
         (("--choose", "mix=much"), "--choose mix=much:"),
-        (("--score", "excess"), "score = 'excess': give one of"),
+        (("--score", "excess"), "'excess' is not one of 'gradient'"),
         (("--set", "learning_rat=1"), "--set learning_rat: TrainingArguments has none; did you"),
         (("--set", "weight_decay=low"), "weight_decay: invalid float value: 'low'"),
         (("--set", "weight_decay"), "--set 'weight_decay': write it as name=value"),

@@ -268,7 +268,7 @@ def explanation(error: Exception) -> str:
 def _usage_line(error: typer.TyperException) -> str:
     """Typer's message, then where to read more."""
     context = getattr(error, "ctx", None)
-    line = error.format_message().rstrip(".")
+    line = error.format_message().replace("Value error, ", "").rstrip(".")
     path = context.command_path if context is not None else "pliant"
     end = "" if line.endswith("?") else "."
     return f"{line}{end} See {path} --help"

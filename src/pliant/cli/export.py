@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pliant.cli import terminal
+from pliant.cli.shared_options import DeviceOptions
 from pliant.errors import InvalidInput
 from pliant.options import Flag
 
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions:
+class ExportOptions(DeviceOptions):
     model: Annotated[str, Flag(positional=True)]
     """nano-s, nano-l, a folder, or a name on the hub."""
     adapters: tuple[str, ...] = ()
-    """A folder of saved gates or new weights, or one that Pruned.save wrote; repeatable."""
+    """A folder of saved gates or new weights, or one that Pruned.save wrote; repeatable. Needed."""
     out: Path | None = None
-    """The smaller model's new folder."""
+    """The smaller model's new folder. Needed."""
     stream: bool = False
     """Go from disk to disk, a shard at a time, with one layer in memory. This is the default for a
     model of which two copies do not fit into memory."""
@@ -31,9 +32,7 @@ class ExportOptions:
     shard_size: str = "5GB"
     """The largest file of weights, as in 500MB or 5GB."""
     dtype: str = "auto"
-    """The weights' type: float32, bfloat16, ...; by default that of the checkpoint."""
-    device: str | None = None
-    """Where the models are compared: cpu, cuda, ..."""
+    """The weights' type: float32, bfloat16, ...; auto is that of the checkpoint."""
     json: bool = False
     """Print one JSON document."""
 

@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
 from pliant.cli import terminal
+from pliant.cli.shared_options import DeviceOptions, RowOptions
 from pliant.cli.training_text import calibration_rows, default_data, fitting_length
 from pliant.errors import InvalidInput
 from pliant.files import SVG, check_ours, write_file
@@ -20,46 +21,66 @@ from pliant.reports.tables import Table
 if TYPE_CHECKING:
     from pliant.structure import Importance, ImportanceConfig
 
+Kind = Literal[
+    "heads",
+    "channels",
+    "experts",
+    "layers",
+    "attention",
+    "mlp",
+    "expert_channels",
+    "recurrent_heads",
+]
+Score = Literal[
+    "fisher",
+    "taylor",
+    "activation",
+    "relative_activation",
+    "leave_one_out",
+    "entropy",
+    "block_influence",
+    "frequency",
+    "magnitude",
+    "random",
+]
+
 
 @dataclass(frozen=True, kw_only=True)
-class ImportanceOptions:
+class ImportanceOptions(RowOptions, DeviceOptions):
     model: Annotated[str, Flag(positional=True)]
     """nano-s, nano-l, a folder, or a name on the hub."""
     data: str | None = None
-    """Calibration text (.txt); rows with text, prompt and completion, or messages (.jsonl, ...); a
-    hub data set (name:split); or nano, the default for nano models: questions of their world."""
-    units: tuple[str, ...] = ()
-    """heads, channels, experts, layers, attention or mlp; repeatable. Default: heads."""
-    score: str = "fisher"
-    """fisher, taylor, activation, leave_one_out, entropy (heads), block_influence (layers),
-    frequency (experts), magnitude or random."""
+    """Calibration text (.txt); rows with text, prompt and completion, or messages, of Alpaca or
+    ShareGPT (.jsonl, ...); a hub data set (name:split); or nano: questions of the embedded models'
+    world. Default: nano, for nano models."""
+    units: tuple[Kind, ...] = ()
+    """What is scored; repeatable. Default: heads."""
+    score: Score = "fisher"
+    """How. entropy is for heads, block_influence for layers, frequency for experts."""
     tokens: Annotated[int, Ge(1)] = 8192
     """How much calibration text is read, in tokens."""
     length: Annotated[int, Ge(2)] = 256
     """The longest piece of text, in tokens."""
     batch_size: Annotated[int, Ge(1)] = 8
     """Pieces of text per batch."""
-    rows: Annotated[int, Ge(1)] | None = None
-    """Read only this many rows of the data."""
     seed: Annotated[int, Ge(0)] = 0
     """For the score random."""
     out: Path | None = None
-    """Write all scores to this file (.json)."""
+    """Write all scores to this file (.json). Default: none."""
     picture: Path | None = None
-    """Write a heat map to this file (.svg)."""
+    """Write a heat map to this file (.svg). Default: none."""
     resume: Path | None = None
-    """For leave_one_out: note each unit in this file (.jsonl), and go on from what it holds."""
+    """For leave_one_out: note each unit in this file (.jsonl), and go on from what it holds.
+    Default: start anew, and note nothing."""
     dtype: str = "float32"
     """The weights' type: float32, bfloat16, ..."""
-    device: str | None = None
-    """cpu, cuda, ..."""
     json: bool = False
     """Print one JSON document."""
 
     def config(self) -> ImportanceConfig:
         from pliant.structure import ImportanceConfig
 
-        return ImportanceConfig(self.units or ("heads",), self.score, self.seed)  # type: ignore[arg-type]
+        return ImportanceConfig(self.units or ("heads",), self.score, self.seed)
 
 
 def importance(options: ImportanceOptions) -> None:
@@ -145,7 +166,7 @@ def calibration(options: ImportanceOptions) -> list[dict[str, Any]]:
     data = data_of(options)
     if data is None and options.score in ("magnitude", "random"):
         return []
-    return calibration_rows(data, options.tokens, options.rows)
+    return calibration_rows(data, options.tokens, options)
 
 
 # --- output --------------------------------------------------------------------------------------

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
 from pliant.cli import terminal
 from pliant.cli.gradients.inputs import quiet_libraries
-from pliant.cli.training_text import EMBEDDED, encode, read_data
+from pliant.cli.shared_options import EngineOrStandard, RowOptions, TrainerOptions
+from pliant.cli.training_text import encode, read_data
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.options import Flag, named_values
 from pliant.reports.tables import Table
@@ -24,20 +25,21 @@ STANDARD = "standard"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoverOptions:
+class RecoverOptions(RowOptions, TrainerOptions):
     model: Annotated[str, Flag(positional=True)]
     """The smaller model: the folder that `pliant prune --out` wrote, or any other model."""
     data: str
-    """Text (.txt); rows with text, prompt and completion, or messages (.jsonl, ...); a hub data set
-    (name:split); or nano: questions of the embedded models' world."""
+    """Text (.txt); rows with text, prompt and completion, or messages, of Alpaca or ShareGPT
+    (.jsonl, ...); a hub data set (name:split); or nano: questions of the embedded models' world."""
     out: Path
     """The run's folder, and in the end the recovered model's."""
     teacher: str | None = None
-    """The model before pruning: its predictions are learned as well."""
+    """The model before pruning: its predictions are learned as well. Default: none."""
     adapters: Path | None = None
     """What `pliant prune --adapters` wrote for MODEL, the whole model: it is trained with its gates
-    on (--train lora or norms), is its own teacher with them off, and then made smaller."""
-    train: str = "all"
+    on (--train lora or norms), is its own teacher with them off, and then made smaller. Default:
+    none, MODEL is smaller already."""
+    train: Literal["all", "lora", "norms"] = "all"
     """What is trained: all weights, or lora or norms, which take less memory."""
     rank: Annotated[int, Ge(1)] = 16
     """Of the low-rank matrices."""
@@ -46,19 +48,14 @@ class RecoverOptions:
     the teacher only tells how much was lost."""
     temperature: float = 1.0
     """Softens the predictions that are compared."""
-    engine: str = "standard"
-    """standard: every token is trained. auto: a short race decides, as in `pliant train`. Or
-    sparse, exact, completion: how selected tokens are trained, on the text alone."""
+    engine: EngineOrStandard = "standard"
+    """standard: every token is trained. auto: a short race decides, as in `pliant train`. Else how
+    selected tokens are trained, on the text alone."""
     choose: Annotated[tuple[str, ...], Flag(metavar="NAME=VALUE")] = ()
-    """For another engine: any field of GradientConfig, as ratio=0.5; repeatable."""
-    set: Annotated[tuple[str, ...], Flag(metavar="NAME=VALUE")] = ()
-    """Any field of TrainingArguments; repeatable."""
+    """For another engine: any field of GradientConfig, as ratio=0.5; repeatable. Default: its own
+    values."""
     length: Annotated[int, Ge(2)] = 512
     """The longest piece of text, in tokens."""
-    rows: Annotated[int, Ge(1)] | None = None
-    """Read only this many rows."""
-    subset: str | None = None
-    """The subset of a data set on the hub."""
     evaluate: str | None = None
     """Data like --data to measure the loss on. Default: a part of the data is held out."""
     dtype: str = "auto"
@@ -74,7 +71,7 @@ class RecoverOptions:
         taught = self.teacher is not None or self.adapters is not None
         with_teacher = DISTILL if taught and self.engine == STANDARD else 0.0
         return RecoveryConfig(
-            train=self.train,  # type: ignore[arg-type]
+            train=self.train,
             rank=self.rank,
             distill=with_teacher if self.distill is None else self.distill,
             temperature=self.temperature,
@@ -101,22 +98,21 @@ def recovered(options: RecoverOptions) -> RecoveryResult:
     from pliant.structure import recovery
 
     config = options.config()
-    settings = named_values(options.set, "--set")
+    settings = options.settings()
     check(options, config, settings)
-    rows = read_data(options.data, "train", QUESTIONS, limit=options.rows, subset=options.subset)
+    rows = read_data(options.data, "train", QUESTIONS, options)
     measured_on = None
     if options.evaluate is not None:
-        limit = options.rows if options.evaluate == EMBEDDED else None
-        measured_on = read_data(options.evaluate, "dev", QUESTIONS, limit=limit)
+        measured_on = read_data(options.evaluate, "dev", QUESTIONS, options, evaluates=True)
     terminal.hide_loading_bars()
-    model, tokenizer = load(options.model, dtype=options.dtype)
+    model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
     texts = encode(rows, model, tokenizer, options.length)
     held_out = measured_on and encode(measured_on, model, tokenizer, options.length)
     if options.adapters is not None:
         return _recovered_gated(options, config, model, tokenizer, texts, held_out or None)
     teacher = None
     if options.teacher is not None:
-        teacher, _ = load(options.teacher, dtype=options.dtype)
+        teacher, _ = load(options.teacher, dtype=options.dtype, device=options.device)
     with quiet_libraries():
         return recovery.recover(
             model,
@@ -156,7 +152,7 @@ def _recovered_gated(
             config,
             options.resume,
             held_out=held_out,
-            settings=named_values(options.set, "--set"),
+            settings=options.settings(),
         )
 
 
@@ -204,7 +200,7 @@ def check(options: RecoverOptions, config: RecoveryConfig, settings: dict[str, s
     recovery.check_teacher(config, options.teacher is not None or gated)
     if gated:
         _check_gated(options)
-    config.arguments(options.out, settings)
+    options.check_device(config.arguments(options.out, settings))
     check_folder(options.out, options.resume)
     check_model(options.model)
     if options.teacher is None:

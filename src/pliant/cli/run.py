@@ -17,7 +17,7 @@ class RunOptions:
     recipe: Annotated[Path, Flag(positional=True)]
     """A YAML file with a command and its options."""
     set: Annotated[tuple[str, ...], Flag(metavar="KEY=VALUE")] = ()
-    """Replace one option of the recipe; repeatable."""
+    """Replace one option of the recipe; repeatable. Default: as the recipe has it."""
 
 
 def run(options: RunOptions) -> None:

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
 from pliant.cli import terminal
+from pliant.cli.shared_options import DeviceOptions, PromptColumns
 from pliant.errors import InvalidInput
 from pliant.options import Flag
 
@@ -26,27 +27,24 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions:
+class ScoreOptions(PromptColumns, DeviceOptions):
     scorer: Annotated[str, Flag(positional=True)]
     """A saved scorer (a folder, or on the hub), or a router's folder."""
     prompts: Annotated[tuple[str, ...], Flag(positional=True)] = ()
     """If they are left out or -, one is read from each line of stdin."""
     file: Path | None = None
-    """A file of prompts: .txt with one on each line, or JSONL, CSV, parquet."""
-    column: str = "prompt"
-    """The file's column of prompts: texts, or lists of messages."""
+    """A file of prompts: .txt with one on each line, or JSONL, CSV, parquet. Default: the prompts
+    are arguments."""
     chat: bool = False
     """Put each text through the chat template, as a user's message."""
     base: str | None = None
-    """The scorer's base model, if it has moved: a folder, for example."""
-    truncation: str | None = None
-    """left or right: the end at which to truncate prompts that are too long."""
+    """The scorer's base model, if it has moved. Default: the one that the scorer names."""
+    truncation: Literal["left", "right"] | None = None
+    """The end at which to truncate prompts that are too long. Default: they are an error."""
     batch_size: Annotated[int, Ge(1)] | None = None
     """Prompts per batch. Default: as many as fit well."""
     dtype: str | None = None
     """The base model's type. Default: as it was saved."""
-    device: str | None = None
-    """Where the base model runs: cpu, cuda, ..."""
     json: bool = False
     """Print one JSON object per prompt, one on each line."""
 
@@ -65,7 +63,7 @@ def score(options: ScoreOptions) -> None:
 
     Example: pliant score my-scorer "What is 2 + 2?" "Prove it."
     """
-    prompts = read_prompts(options.prompts, options.file, options.column)
+    prompts = read_prompts(options.prompts, options.file, options)
     rows = score_rows(options.scorer, prompts, options.scoring(), options.loading())
     if options.json:
         for row in rows:
@@ -178,13 +176,13 @@ def shown(prompt: Any) -> str:
     return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
 
 
-def read_prompts(texts: Sequence[str], file: Path | None, column: str) -> list[Any]:
+def read_prompts(texts: Sequence[str], file: Path | None, columns: PromptColumns) -> list[Any]:
     """The prompts, from the arguments, a file or stdin: only one of them."""
     if texts and file is not None:
         raise InvalidInput("prompts as arguments and --file: give one of the two")
     prompts: list[Any] = list(texts)
     if file is not None:
-        prompts = _from_file(file, column)
+        prompts = _from_file(file, columns)
     elif not prompts or prompts == ["-"]:
         if sys.stdin.isatty() and not prompts:
             raise InvalidInput("no prompts: give them as arguments, with --file, or on stdin")
@@ -194,15 +192,13 @@ def read_prompts(texts: Sequence[str], file: Path | None, column: str) -> list[A
     return prompts
 
 
-def _from_file(file: Path, column: str) -> list[Any]:
+def _from_file(file: Path, columns: PromptColumns) -> list[Any]:
     if file.suffix.lower() in TEXT:
         try:
             return _lines(file.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             raise InvalidInput(f"{file}: not text in UTF-8 ({error.reason})") from error
-    from pliant.data import read_rows
-
-    return [row[column] for row in read_rows(file, [column])]
+    return [row["prompt"] for row in columns.read(str(file))]
 
 
 def _lines(text: str) -> list[str]:

@@ -11,9 +11,9 @@ from annotated_types import Ge
 
 from pliant.cli import terminal
 from pliant.cli.gradients.inputs import SelectiveOptions, quiet_libraries
-from pliant.cli.training_text import EMBEDDED, encode, read_data
+from pliant.cli.shared_options import EngineOrAuto, TrainerOptions
+from pliant.cli.training_text import encode, read_data
 from pliant.complexity.training.config import CPXDatasetConfig, CPXModelConfig, CPXTrainingConfig
-from pliant.options import Flag, named_values
 
 HELP = """Train a language model, on every token or on selected ones, or a scorer.
 
@@ -31,19 +31,16 @@ QUESTIONS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class LmOptions(SelectiveOptions):
+class LmOptions(SelectiveOptions, TrainerOptions):
     out: Path
     """The run's folder, and in the end the model's."""
-    engine: str = "auto"
-    """auto: a short race decides. Or sparse, exact, completion: how the selected tokens are
-    trained."""
+    engine: EngineOrAuto = "auto"
+    """auto: a short race decides. Else how the selected tokens are trained."""
     length: Annotated[int, Ge(2)] = 512
-    set: Annotated[tuple[str, ...], Flag(metavar="NAME=VALUE")] = ()
-    """Any field of TrainingArguments; repeatable."""
     evaluate: str | None = None
-    """Data like --data: its loss is measured at the end."""
+    """Data like --data: its loss is measured at the end. Default: none."""
     lora: Annotated[int, Ge(1)] | None = None
-    """Train low-rank matrices of this rank only."""
+    """Train low-rank matrices of this rank only. Default: all weights."""
     resume: bool = False
     """Resume from the run's last complete checkpoint."""
     json: bool = False
@@ -66,14 +63,14 @@ def lm(options: LmOptions) -> None:
     from pliant.training.terminal import print_to_stderr
 
     config = options.config()
-    settings = named_values(options.set, "--set")
-    training_arguments(options.out, settings)  # report mistakes before anything is loaded
-    rows = read_data(options.data, "train", QUESTIONS, limit=options.rows, subset=options.subset)
-    model, tokenizer = load(options.model, dtype=options.dtype)
+    settings = options.settings()
+    args = training_arguments(options.out, settings)  # report mistakes before anything is loaded
+    options.check_device(args)
+    rows = read_data(options.data, "train", QUESTIONS, options)
+    model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
     train_texts, evaluation = encode(rows, model, tokenizer, options.length), None
     if options.evaluate is not None:
-        limit = options.rows if options.evaluate == EMBEDDED else None
-        rows = read_data(options.evaluate, "dev", QUESTIONS, limit=limit)
+        rows = read_data(options.evaluate, "dev", QUESTIONS, options, evaluates=True)
         evaluation = encode(rows, model, tokenizer, options.length)
     if train_texts.left_out:
         print_to_stderr(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pliant.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from pliant.cli.shared_options import RowOptions
     from pliant.training.texts import Texts
 
 EMBEDDED = "nano"
@@ -16,16 +17,22 @@ TOKENS_IN_A_QUESTION = 8
 
 
 def read_data(
-    data: str, split: str, questions: int, *, limit: int | None = None, subset: str | None = None
+    data: str, split: str, questions: int, options: RowOptions, *, evaluates: bool = False
 ) -> list[dict[str, Any]]:
-    """The rows of --data; of the embedded models' world, so many questions of a split."""
+    """The rows of --data; of the embedded models' world, so many questions of a split.
+
+    Of other data that `evaluates`, all rows are read.
+    """
+    columns = options.columns()
     if data == EMBEDDED:
         from pliant import nano
 
-        return nano.conversations(split, limit or questions)
+        return nano.conversations(split, options.rows or questions)
     from pliant.data import read_rows
 
-    return read_rows(data, subset=subset, limit=limit)
+    limit, subset = (None, None) if evaluates else (options.rows, options.subset)
+    rows = read_rows(data, columns, subset=subset, limit=limit)
+    return [{name: row[name] for name in columns} for row in rows] if columns else rows
 
 
 def encode(rows: list[dict[str, Any]], model: Any, tokenizer: Any, length: int) -> Texts:
@@ -43,14 +50,14 @@ def default_data(model: str) -> str | None:
     return EMBEDDED if model.startswith("nano-") else None
 
 
-def calibration_rows(data: str | None, tokens: int, limit: int | None) -> list[dict[str, Any]]:
+def calibration_rows(data: str | None, tokens: int, options: RowOptions) -> list[dict[str, Any]]:
     """The rows of --data, and of the embedded models' world enough questions for so many tokens."""
     if data is None:
         raise InvalidInput(
             "calibration text is needed: --data notes.txt (or --data nano, questions of the "
             "embedded models' world)"
         )
-    return read_data(data, "train", 1 + tokens // TOKENS_IN_A_QUESTION, limit=limit)
+    return read_data(data, "train", 1 + tokens // TOKENS_IN_A_QUESTION, options)
 
 
 def fitting_length(length: int, config: Any) -> int:

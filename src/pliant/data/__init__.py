@@ -18,12 +18,13 @@ from pliant.data.chat import (
     has_chat_template,
     ordinary_text,
 )
+from pliant.data.formats import Row
 from pliant.data.journal import Journal
 from pliant.data.rows import (
     Duplicates,
-    Row,
     duplicates,
     normalised,
+    read_prompts,
     read_rows,
     splits,
     write_rows,
@@ -42,6 +43,7 @@ __all__ = [
     "has_chat_template",
     "normalised",
     "ordinary_text",
+    "read_prompts",
     "read_rows",
     "splits",
     "write_rows",

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from pliant.data.formats import Row, standard
 from pliant.errors import InvalidInput, did_you_mean
 from pliant.files import replacing
 from pliant.loading.models import hub_answers
 
-Row = dict[str, Any]
 Columns = Sequence[str] | Mapping[str, str]
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 TEXT_FILES = (".txt", ".text", ".md")
@@ -40,6 +40,8 @@ def read_rows(
     A data set is a folder or a name on the hub, with its `split` and `subset` (also written
     `name:split`). A text file is one row, its `text`. Every row must have `columns`; a mapping of
     our name to the file's also renames them. Other columns stay as they are. CSV knows text only.
+    ShareGPT's conversations become `messages`; `prompt` and `answer`, if they are asked for, are
+    found in Alpaca's columns and in conversations too.
     """
     path = Path(source).expanduser()
     kind = _format_of(path)
@@ -55,6 +57,30 @@ def read_rows(
     else:
         rows = _data_set(str(source), split, subset)
     return _select_columns(rows, str(source), columns, limit)
+
+
+def read_prompts(
+    source: str | Path,
+    columns: Columns = ("prompt",),
+    *,
+    messages: str | None = None,
+    limit: int | None = None,
+) -> list[Row]:
+    """The rows of `read_rows`; with `messages`, their prompts and answers are those of that column
+    of conversations, whatever else the rows have."""
+    if messages is None:
+        return read_rows(source, columns, limit=limit)
+    names = columns if isinstance(columns, Mapping) else {name: name for name in columns}
+    asked = {"prompt", "answer"} & names.keys()
+    rest = {ours: theirs for ours, theirs in names.items() if ours not in asked}
+    rows = []
+    for i, row in enumerate(read_rows(source, {**rest, "messages": messages}, limit=limit), 1):
+        others = {name: value for name, value in row.items() if name not in asked}
+        rows.append(standard(others, asked))
+        if missing := asked - rows[-1].keys():
+            why = "its last message is not the assistant's" if "answer" in missing else "it is none"
+            raise InvalidInput(f"{source}, row {i}: no {min(missing)} in {messages!r}: {why}")
+    return rows
 
 
 def write_rows(
@@ -222,20 +248,27 @@ def _select_columns(
     rows: Iterable[tuple[int, Row]], source: str, columns: Columns, limit: int | None
 ) -> list[Row]:
     """The rows with the requested columns, under the requested names."""
-    renamed = columns if isinstance(columns, Mapping) else {name: name for name in columns}
+    names = columns if isinstance(columns, Mapping) else {name: name for name in columns}
+    renamed = {ours: theirs for ours, theirs in names.items() if ours != theirs}
     selected: list[Row] = []
     for at, row in rows:
-        for theirs in renamed.values():
-            if theirs not in row:
-                where = f"{source}, line {at}" if selected else source
-                raise InvalidInput(f"{where}: no column {theirs!r}{did_you_mean(theirs, row)}")
+        where = f"{source}, line {at}" if selected else source
+        _check_columns(row, renamed.values(), where)
         rest = {name: x for name, x in row.items() if name not in set(renamed.values())}
-        selected.append({**rest, **{ours: row[theirs] for ours, theirs in renamed.items()}})
+        own = {ours: row[theirs] for ours, theirs in renamed.items()}
+        selected.append(standard({**rest, **own}, names, f"{source}, line {at}"))
+        _check_columns(selected[-1], names, where)
         if limit is not None and len(selected) >= limit:
             break
     if not selected:
         raise InvalidInput(f"{source}: holds no rows")
     return selected
+
+
+def _check_columns(row: Row, needed: Iterable[str], where: str) -> None:
+    for name in needed:
+        if name not in row:
+            raise InvalidInput(f"{where}: no column {name!r}{did_you_mean(name, row)}")
 
 
 def _short(value: object) -> str:

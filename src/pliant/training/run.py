@@ -56,6 +56,8 @@ UNFINISHED = ".model.unfinished"
 UNBEGUN = {RECORD, "runs", "log.jsonl"}
 """What is in a run's folder before its first checkpoint: its record, and logs."""
 LORA = "lora"
+OF_THE_MACHINE = {"use_cpu", "report_to", "run_name", "project"}
+"""Settings that change no loss beyond rounding: a resumed run may change them."""
 CONFLICTS = (ValueError, ImportError, RuntimeError)
 """What transformers raises for settings that exclude each other."""
 
@@ -278,6 +280,8 @@ def _refuse_another_plan(folder: Path, before: dict[str, Any], now: dict[str, An
             continue
         if isinstance(value, dict) and isinstance(now.get(key), dict):
             names = {k for k in value.keys() | now[key].keys() if value.get(k) != now[key].get(k)}
+            if key == "settings" and names <= OF_THE_MACHINE:
+                continue
             key = f"{key} ({', '.join(sorted(names))})"
         what = "other data" if key == "content" else f"another {key}"
         raise InvalidInput(

@@ -3,7 +3,7 @@
 Rows with `text` are plain text: they are joined, an end token between them, and split into pieces
 of equal length; every token is trained on. Rows with `prompt` and `completion`, or with `messages`,
 are instructions: each is a piece of its own, and only the completion (the assistant's messages) is
-trained on.
+trained on. So are Alpaca's rows, with `instruction`, `input` and `output`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pliant.data import Row, assistant_tokens, check_messages
+from pliant.data import Row, assistant_tokens, check_messages, has_chat_template
 from pliant.data.collate import IGNORED
+from pliant.data.formats import alpaca_messages, alpaca_text
 from pliant.errors import InvalidInput
 
 Piece = dict[str, list[int]]
@@ -50,12 +51,8 @@ def texts(rows: Sequence[Row], tokenizer: Any, length: int) -> Texts:
     kind = _kind(rows)
     if kind == "text":
         return Texts(list(_split(_ids_of_texts(rows, tokenizer), length)))
-    instructions = [
-        _of_messages(row["messages"], tokenizer, f"row {i}")
-        if kind == "messages"
-        else _of_pair(row, tokenizer, f"row {i}")
-        for i, row in enumerate(rows, start=1)
-    ]
+    encode = {"messages": _of_conversation, "pair": _of_pair, "alpaca": _of_alpaca}[kind]
+    instructions = [encode(row, tokenizer, f"row {i}") for i, row in enumerate(rows, start=1)]
     short = [{key: ids[:length] for key, ids in piece.items()} for piece in instructions]
     pieces = [piece for piece in short if any(x != IGNORED for x in piece["labels"][1:])]
     if not pieces:
@@ -101,6 +98,19 @@ def _of_pair(row: Row, tokenizer: Any, where: str) -> Piece:
     return {"input_ids": [*before, *answer], "labels": [IGNORED] * len(before) + list(answer)}
 
 
+def _of_alpaca(row: Row, tokenizer: Any, where: str) -> Piece:
+    if not (isinstance(row["instruction"], str) and isinstance(row["output"], str)):
+        raise InvalidInput(f"{where}: its instruction and output are texts in Alpaca's format")
+    if has_chat_template(tokenizer):
+        return _of_messages(alpaca_messages(row), tokenizer, where)
+    pair = {"prompt": alpaca_text(row), "completion": row["output"]}
+    return _of_pair(pair, tokenizer, where)
+
+
+def _of_conversation(row: Row, tokenizer: Any, where: str) -> Piece:
+    return _of_messages(row["messages"], tokenizer, where)
+
+
 def _of_messages(messages: Any, tokenizer: Any, where: str) -> Piece:
     """The assistant's messages are trained on."""
     check_messages(messages, where)
@@ -120,9 +130,16 @@ def _kind(rows: Sequence[Row]) -> str:
                     raise InvalidInput(f"row {i} has no {min(missing)!r}, and the first row has")
             return kind
     raise InvalidInput(
-        "nothing to train on: a row holds text, or prompt and completion, or messages; the first "
-        f"has {', '.join(map(repr, rows[0])) or 'nothing'}"
+        "nothing to train on: a row holds text, or prompt and completion, or messages (or Alpaca's "
+        "or ShareGPT's columns); the first has "
+        f"{', '.join(map(repr, rows[0])) or 'nothing'}. On the command line, --prompt-column and "
+        "the like name other columns"
     )
 
 
-KINDS = {"messages": ("messages",), "pair": ("prompt", "completion"), "text": ("text",)}
+KINDS = {
+    "messages": ("messages",),
+    "pair": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),  # before text, which repeats both in Alpaca's own data
+    "text": ("text",),
+}

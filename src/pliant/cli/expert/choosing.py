@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Le
 
 from pliant.cli import terminal
+from pliant.cli.shared_options import DeviceOptions
 from pliant.errors import InvalidInput
 from pliant.options import Flag, named_values
 
@@ -19,13 +20,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertsOptions:
+class ExpertsOptions(DeviceOptions):
     experts: Annotated[tuple[str, ...], Flag(aliases=("-e",))] = ()
-    """The folder of an expert, or of several; may be given more than once."""
+    """The folder of an expert, or of several; repeatable. Needed."""
     base: str | None = None
     """Their base: nano-s, a folder, or a name on the hub. Default: the one that they name."""
-    device: str | None = None
-    """Where the model runs: cpu, cuda, ..."""
     json: bool = False
     """Print one JSON document."""
 
@@ -49,13 +48,14 @@ class ChoosingOptions(ExpertsOptions):
     by: Literal["prompt", "classifier"] | None = None
     """The model itself classifies (prompt), or a fitted head does. Default: the head, if given."""
     classifier: str | None = None
-    """The folder of a fitted head, as `pliant expert classify --out` writes it."""
+    """The folder of a fitted head, as `pliant expert classify --out` writes it. Default: none."""
     label: Annotated[tuple[str, ...], Flag(metavar="NAME=TEXT")] = ()
     """What an expert is for, in words that complete the sentence; default: its name."""
     sentence: str | None = None
-    """The beginning of the sentence, instead of "The topic of this question is"."""
+    """The beginning of the sentence. Default: "The topic of this question is"."""
     threshold: Annotated[float, Ge(0), Le(1)] | None = None
-    """A less probable expert leaves the prompt to the base."""
+    """A less probable expert leaves the prompt to the base. Default: 0.5 for a fitted head, else
+    none does."""
 
     def check(self) -> None:
         """Before anything is loaded."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pliant.cli import terminal
 from pliant.cli.expert.choosing import ChoosingOptions, choice_line, read_prompts
+from pliant.cli.shared_options import PromptColumns
 from pliant.errors import InvalidInput
 from pliant.options import Flag
 
@@ -19,15 +20,17 @@ BASE = "base"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyOptions(ChoosingOptions):
+class ClassifyOptions(ChoosingOptions, PromptColumns):
     prompt: Annotated[tuple[str, ...], Flag(positional=True)] = ()
-    """One or more; if there is none, and no --data, one is read from stdin."""
+    """One or more. Default: --data, or one is read from stdin."""
     data: str | None = None
-    """A file or data set of prompts; with a column `expert`, the choices are compared with it."""
+    """A file or data set of prompts; with a column `expert`, the choices are compared with it.
+    Default: the prompts are arguments."""
     out: Path | None = None
-    """Fit a head on the column `expert` of --data, and write it to this new folder."""
+    """Fit a head on the column `expert` of --data, and write it to this new folder. Default: choose
+    an expert for each prompt."""
     layer: int | None = None
-    """How many layers run before the head reads; by default the best on held-out prompts."""
+    """How many layers run before the head reads. Default: the best on held-out prompts."""
     seed: int = 0
     """Of the held-out prompts."""
 
@@ -64,8 +67,6 @@ def classify(options: ClassifyOptions) -> None:
 
 
 def _rows(options: ClassifyOptions) -> list[dict[str, Any]]:
-    from pliant.data import read_rows
-
     if options.data is None:
         if options.out is not None:
             raise InvalidInput("--out needs --data: prompts with their expert to learn from")
@@ -78,8 +79,8 @@ def _rows(options: ClassifyOptions) -> list[dict[str, Any]]:
         if options.classifier is not None or options.label or options.by == "prompt":
             raise InvalidInput("--out fits a new head: leave out --classifier, --label and --by")
         check_new(options.out.expanduser())
-        return read_rows(options.data, ("prompt", "expert"))
-    return read_rows(options.data, ("prompt",))
+        return options.read(options.data, "expert")
+    return options.read(options.data)
 
 
 def _fit(options: ClassifyOptions, rows: Sequence[dict[str, Any]]) -> None:

@@ -16,11 +16,13 @@ from pliant.reports.tables import Table
 @dataclass(frozen=True, kw_only=True)
 class ExportLoraOptions(LeavingOptions):
     rank: Annotated[int, Ge(1)] | None = None
-    """The same rank for every weight."""
+    """The same rank for every weight. Default: --budget."""
     budget: Annotated[int, Ge(1)] | None = None
-    """How many numbers the LoRA may have: each weight gets the rank that is best for all."""
+    """How many numbers the LoRA may have: each weight gets the rank that is best for all. Default:
+    --rank."""
     exclude: tuple[str, ...] = ()
-    """A module that is left out, as out_proj or a part of a path; repeatable."""
+    """A module that is left out, as out_proj or a part of a path; repeatable. Default: none
+    is."""
 
 
 def export_lora(options: ExportLoraOptions) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pliant.cli import terminal
+from pliant.cli.shared_options import DeviceOptions
 from pliant.errors import InvalidInput
 from pliant.options import Flag
 
@@ -15,17 +16,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeavingOptions:
+class LeavingOptions(DeviceOptions):
     expert: Annotated[str, Flag(positional=True)]
     """An expert's folder."""
     base: str | None = None
     """Its base: nano-s, a folder, or a name on the hub. Default: the one that it names."""
     out: Path | None = None
-    """The new folder."""
+    """The new folder. Needed."""
     dtype: str = "auto"
-    """The weights' type: float32, bfloat16, ...; by default that of the base."""
-    device: str | None = None
-    """Where the models are compared: cpu, cuda, ..."""
+    """The weights' type: float32, bfloat16, ...; auto is that of the base."""
     json: bool = False
     """Print one JSON document."""
 

@@ -11,6 +11,7 @@ from annotated_types import Ge
 
 from pliant.cli import terminal
 from pliant.cli.expert.choosing import ExpertsOptions
+from pliant.cli.shared_options import AnswerColumns
 from pliant.errors import InvalidInput
 from pliant.options import Flag
 
@@ -21,22 +22,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixOptions(ExpertsOptions):
+class MixOptions(ExpertsOptions, AnswerColumns):
     data: str = ""
-    """Solved examples: a file or data set with columns `prompt` and `answer`."""
+    """Solved examples: a file or data set with columns `prompt` and `answer`. Needed."""
     shots: Annotated[int, Ge(1)] | None = None
-    """Draw so many as shots and test on the others; by default all are shots."""
+    """Draw so many as shots and test on the others. Default: all are shots."""
     test: str | None = None
-    """A file to test on, instead; it may hold none of the shots."""
+    """A file to test on, instead; it may hold none of the shots. Default: none."""
     out: Annotated[Path | None, Flag(aliases=("-o",))] = None
-    """The new folder of the mixed expert."""
+    """The new folder of the mixed expert. Default: it is not written."""
     scope: Literal["global", "block", "layer"] = "global"
     """One coefficient for each expert, one for each block of layers, or one for each layer."""
     blocks: Annotated[int, Ge(1)] = 4
     """How many blocks, for --scope block."""
     reward: str | None = None
-    """Search by the answers' mean reward: exact, numeric, contains, choice, ...; by default by the
-    likelihood of the right answers."""
+    """Search by the answers' mean reward: exact, numeric, contains, choice, .... Default: by
+    the likelihood of the right answers."""
     population: Annotated[int, Ge(2)] = 32
     """Candidates in each round of the search."""
     iterations: Annotated[int, Ge(1)] = 12
@@ -48,7 +49,7 @@ class MixOptions(ExpertsOptions):
     seed: int = 0
     """Of the drawn shots and of the search."""
     report: Path | None = None
-    """Write a page with the coefficients, the search and the test (.html)."""
+    """Write a page with the coefficients, the search and the test (.html). Default: none."""
 
 
 def mix(options: MixOptions) -> None:
@@ -87,7 +88,6 @@ def mix(options: MixOptions) -> None:
 
 def _checked(options: MixOptions) -> tuple[Verifier, list[Shot], list[Shot]]:
     """The verifier, the shots and the test, before any model is loaded."""
-    from pliant.data import read_rows
     from pliant.experts.adapting import check_split, shots_of, split_shots
     from pliant.files import check_new
     from pliant.reports.page import check_writable
@@ -102,12 +102,12 @@ def _checked(options: MixOptions) -> tuple[Verifier, list[Shot], list[Shot]]:
     if options.report is not None:
         check_writable(options.report)
     judge = verifier(options.reward or "exact")
-    rows = read_rows(options.data, ("prompt", "answer"))
+    rows = options.read(options.data, "answer")
     rest: list[dict[str, Any]] = []
     if options.shots is not None:
         rows, rest = split_shots(rows, options.shots, options.seed)
     if options.test is not None:
-        rest = read_rows(options.test, ("prompt", "answer"))
+        rest = options.read(options.test, "answer")
     shots, test = shots_of(rows), shots_of(rest)
     check_split(shots, [each.prompt for each in test])
     return judge, shots, test

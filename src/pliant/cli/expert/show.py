@@ -22,11 +22,11 @@ class ShowOptions:
     expert: Annotated[str, Flag(positional=True)]
     """An expert's folder."""
     other: Annotated[str | None, Flag(aliases=("--with",))] = None
-    """Another expert's folder: show where the two differ."""
+    """Another expert's folder: show where the two differ. Default: none."""
     base: str | None = None
-    """Its base: then a change is relative to the weight, and not that of z alone."""
+    """Its base: then a change is relative to the weight. Default: none, the change of z alone."""
     heatmap: Path | None = None
-    """Write a heat map by layer and projection to this file (.html or .svg)."""
+    """Write a heat map by layer and projection to this file (.html or .svg). Default: none."""
     json: bool = False
     """Print one JSON document."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
 from pliant.cli import terminal
+from pliant.cli.shared_options import AnswerColumns
 from pliant.errors import InvalidInput, did_you_mean
 from pliant.options import Flag, from_texts, named_values
 
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
     from pliant.experts.training.run import ExpertResult
 
 EMBEDDED = "nano:"
-CONTROLS = ("few-shot", "lora")
+Control = Literal["few-shot", "lora"]
+Method = Literal["grpo", "rloo", "reinforce"]
 QUESTIONS, MEASURED = 2000, 300
 """Of the embedded models' world: to train on, and to measure the accuracy on."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class TrainOptions(AnswerColumns):
     base: str
     """The base: an embedded model, a folder, or a name on the hub."""
     task: str
@@ -37,39 +39,44 @@ class TrainOptions:
     """What makes an answer right: exact, numeric, contains, choice, unit_tests, ..., with options
     and a weight (numeric:tolerance=0.1, contains=0.5), or file.py:function; repeatable: a sum."""
     group: str | None = None
-    """Only the rows of the task whose column `group` has this value."""
+    """Only the rows of the task whose column `group` has this value. Default: all."""
     evaluate: str | None = None
     """Rows like those of the task to measure the accuracy on. Default: some are held out."""
     rows: Annotated[int, Ge(2)] | None = None
-    """Read only this many rows."""
-    method: str | None = None
-    """grpo (the default), rloo or reinforce."""
-    steps: Annotated[int, Ge(1)] | None = None
+    """Read only this many rows. Default: all."""
+    method: Method = "grpo"
+    """How it learns: against a group of answers, or as REINFORCE does."""
+    steps: Annotated[int, Ge(1)] = 60
     """Updates of the expert."""
     learning_rate: float | None = None
     """Of Adam, which moves each number by about this much in a step. Default: 0.02 divided by the
     square root of the number of layers."""
-    max_new_tokens: Annotated[int, Ge(1)] | None = None
+    max_new_tokens: Annotated[int, Ge(1)] = 64
     """The longest answer, in tokens."""
-    seed: int | None = None
+    seed: int = 0
     """Of the held-out rows, the prompts and the sampled answers."""
-    compare: Annotated[tuple[str, ...], Flag(metavar="CONTROL")] = ()
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
+    """Also log to tensorboard (in OUT/runs) or wandb. --set report_to=... names others."""
+    compare: tuple[Control, ...] = ()
     """Measure a control on the same held-out rows: few-shot (the base, with solved examples in the
-    prompt) or lora (a LoRA, trained with as many answers, in OUT/lora); repeatable."""
-    shots: Annotated[int, Ge(1)] = 4
+    prompt) or lora (a LoRA, trained with as many answers, in OUT/lora); repeatable. Default: the
+    base alone."""
+    shots: Annotated[int, Ge(1), Flag(group="Method")] = 4
     """Examples in the prompt, for --compare few-shot."""
     lora_rank: Annotated[int, Ge(1)] = 16
     """Of the LoRA, for --compare lora."""
     lora_learning_rate: float | None = None
     """Of the LoRA, whose matrices need smaller steps than z. Default: 0.002."""
     set: Annotated[tuple[str, ...], Flag(metavar="NAME=VALUE")] = ()
-    """Any other field of ExpertTrainingConfig (beta, parts, ...); repeatable."""
+    """Any other field of ExpertTrainingConfig (beta, parts, ...); repeatable. Default: its own
+    values."""
     dtype: str = "auto"
     """The base's type: float32, bfloat16, ... Default: as it was saved."""
     device: str | None = None
-    """cpu, cuda, ... Default: the best there is."""
+    """cpu, cuda, ... Default: an accelerator, if there is one."""
     report: Path | None = None
-    """Write a page with what was gained, how it learned and where the expert acts (.html)."""
+    """Write a page with what was gained, how it learned and where the expert acts (.html). Default:
+    none."""
     resume: bool = False
     """Resume from the run's last complete checkpoint."""
     json: bool = False
@@ -87,14 +94,12 @@ class TrainOptions:
             learning_rate=self.learning_rate,
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
+            report_to=self.report_to,
         )
 
     def controls(self) -> ControlsConfig:
-        from pliant.errors import check_choice
         from pliant.experts.training.controls import ControlsConfig
 
-        for name in self.compare:
-            check_choice("--compare", name, CONTROLS)
         rate = self.lora_learning_rate
         return ControlsConfig(
             shots=self.shots if "few-shot" in self.compare else None,
@@ -197,10 +202,10 @@ def task_rows(options: TrainOptions, seed: int) -> tuple[list[Any], list[Any]]:
         if options.evaluate is None:
             return rows, nano_rows(kind, "test", MEASURED, seed)
     else:
-        rows = read(options.task, options.group, options.rows)
+        rows = read(options.task, options)
         if options.evaluate is None:
             return hold_out(rows, seed)
-    held_out = read(options.evaluate, options.group, None)
+    held_out = read(options.evaluate, replace(options, rows=None))
     shared = duplicates(*([str(row["prompt"]) for row in each] for each in (held_out, rows)))
     rows = [row for i, row in enumerate(rows) if i not in set(shared.test_rows)]
     if not rows:
@@ -208,18 +213,17 @@ def task_rows(options: TrainOptions, seed: int) -> tuple[list[Any], list[Any]]:
     return rows, held_out
 
 
-def read(source: str, group: str | None, limit: int | None) -> list[Any]:
+def read(source: str, options: TrainOptions) -> list[Any]:
     """The rows of a file or data set, or those of one group."""
-    from pliant.data import read_rows
-
+    group = options.group
     if group is None:
-        return read_rows(source, ("prompt", "answer"), limit=limit)
-    rows = read_rows(source, ("prompt", "answer", "group"))
+        return options.read(source, "answer", limit=options.rows)
+    rows = options.read(source, "answer", "group")
     own = [row for row in rows if row["group"] == group]
     if not own:
         near = did_you_mean(group, sorted({str(row["group"]) for row in rows}))
         raise InvalidInput(f"{source}: no group {group!r}{near}")
-    return own[:limit]
+    return own[: options.rows]
 
 
 def nano_rows(kind: str, split: str, count: int, seed: int) -> list[Any]:

@@ -11,6 +11,7 @@ from annotated_types import Ge
 
 from pliant.cli import terminal
 from pliant.cli.gradients.inputs import Inputs, SelectiveOptions, load_inputs, quiet_libraries
+from pliant.cli.shared_options import DeviceOptions, Engine
 from pliant.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditOptions(SelectiveOptions):
+class AuditOptions(SelectiveOptions, DeviceOptions):
+    engine: Engine = "sparse"
+    """How the selected tokens are trained."""
     batch_size: Annotated[int, Ge(1)] = 8
     """Sequences per batch."""
     batches: Annotated[int, Ge(1)] = 4
@@ -33,9 +36,9 @@ class AuditOptions(SelectiveOptions):
     turns: Annotated[int, Ge(1)] = 9
     """How often each step is timed."""
     seconds: Annotated[float, Ge(0)] | None = None
-    """The race's budget for each contender; 20 if neither this nor --steps is given."""
+    """The race's budget for each contender. Default: 20, if --steps is not given either."""
     steps: Annotated[int, Ge(1)] | None = None
-    """The race's budget instead: the operations of this many standard steps."""
+    """The race's budget instead: the operations of this many standard steps. Default: seconds."""
     race: bool = True
     """Race the contenders; with --no-race, only compare single steps."""
     seeds: Annotated[int, Ge(1)] = 3
@@ -45,13 +48,11 @@ class AuditOptions(SelectiveOptions):
     held_out: Annotated[int, Ge(1)] = 64
     """Pieces held out to measure the race on."""
     lora: Annotated[int, Ge(1)] | None = None
-    """Train low-rank matrices of this rank only."""
+    """Train low-rank matrices of this rank only. Default: all weights."""
     seed: int = 0
     """Shuffles the pieces."""
-    device: str | None = None
-    """cpu, cuda, ..."""
     page: Path | None = None
-    """Also write an HTML page here."""
+    """Also write an HTML page here. Default: none."""
     json: bool = False
     """Print one JSON document."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from pliant.cli import terminal
+from pliant.cli.shared_options import RowOptions, Selection, TokenScore
 from pliant.cli.training_text import encode, read_data
 from pliant.options import Flag, from_texts, named_values
 
@@ -23,28 +24,24 @@ QUESTIONS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectiveOptions:
+class SelectiveOptions(RowOptions):
     model: str
     """nano-s, nano-l, a folder, or a name on the hub."""
     data: str
-    """Text (.txt); rows with text, prompt and completion, or messages (.jsonl, ...); a hub data set
-    (name:split); or nano: questions of the embedded models' world."""
+    """Text (.txt); rows with text, prompt and completion, or messages, of Alpaca or ShareGPT
+    (.jsonl, ...); a hub data set (name:split); or nano: questions of the embedded models' world."""
     engine: str = "sparse"
     """How the selected tokens are trained: sparse, exact or completion."""
     ratio: float = 0.25
     """The share of each row's tokens that is trained."""
-    selection: str | None = None
-    """How tokens are selected: sampled, uniform, topk, all, ..."""
-    score: str | None = None
-    """What they are selected by: gradient, loss, entropy, margin, ..."""
+    selection: Selection = "sampled"
+    """How tokens are selected."""
+    score: TokenScore = "gradient"
+    """What they are selected by."""
     choose: Annotated[tuple[str, ...], Flag(metavar="NAME=VALUE")] = ()
-    """Any other field of GradientConfig; repeatable."""
+    """Any other field of GradientConfig, as mix=0.5; repeatable. Default: its own values."""
     length: Annotated[int, Ge(2)] = 256
     """The longest piece of text, in tokens."""
-    rows: Annotated[int, Ge(1)] | None = None
-    """Read only this many rows."""
-    subset: str | None = None
-    """The subset of a data set on the hub."""
     dtype: str = "float32"
     """The weights' type: float32, bfloat16, ..."""
 
@@ -83,7 +80,7 @@ def load_inputs(options: SelectiveOptions, device: str | None, seed: int) -> Inp
     """Read the data, which can fail at once, then load the model and cut the data into pieces."""
     from pliant.loading import load
 
-    rows = read_data(options.data, "dev", QUESTIONS, limit=options.rows, subset=options.subset)
+    rows = read_data(options.data, "dev", QUESTIONS, options)
     model, tokenizer = load(options.model, dtype=options.dtype, device=device)
     pieces = encode(rows, model, tokenizer, options.length).pieces
     random.Random(seed).shuffle(pieces)

@@ -10,6 +10,7 @@ from annotated_types import Ge
 
 from pliant.cli import terminal
 from pliant.cli.gradients.inputs import SelectiveOptions, load_inputs, quiet_libraries
+from pliant.cli.shared_options import DeviceOptions, Engine
 
 if TYPE_CHECKING:
     from pliant.gradients.audit.audit import Shown, ShownToken
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowOptions(SelectiveOptions):
+class ShowOptions(SelectiveOptions, DeviceOptions):
+    engine: Engine = "sparse"
+    """How the selected tokens are trained."""
     texts: Annotated[int, Ge(1)] = 4
     """How many texts."""
     seed: int = 0
     """Picks the texts, and the draw of tokens."""
-    device: str | None = None
-    """cpu, cuda, ..."""
     page: Path | None = None
-    """Also write an HTML page here."""
+    """Also write an HTML page here. Default: none."""
     json: bool = False
     """Print one JSON document."""
 

@@ -6,17 +6,18 @@ import shlex
 from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from pliant.cli import terminal
 from pliant.cli.prune import saved
 from pliant.cli.recover import QUESTIONS, RecoverOptions, check_model, recovered
 from pliant.cli.recover import table as recovery_table
+from pliant.cli.shared_options import SEED, DeviceOptions, RowOptions
 from pliant.cli.training_text import calibration_rows, default_data, fitting_length, read_data
 from pliant.errors import InvalidInput
-from pliant.options import Flag, named_values
+from pliant.options import Flag
 from pliant.reports.tables import Table
 
 if TYPE_CHECKING:
@@ -24,42 +25,46 @@ if TYPE_CHECKING:
     from pliant.structure.recovery import RecoveryResult
 
 HELD_OUT = 4  # of the batches, one in so many is kept to measure perplexity on
-PARTS = ("experts", "heads", "channels", "layers")
+Part = Literal["experts", "heads", "channels", "layers"]
+PARTS: tuple[Part, ...] = get_args(Part)
+PruneScore = Literal[
+    "error", "fisher", "taylor", "leave_one_out", "entropy", "activation", "magnitude", "random"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions:
+class PruneOptions(RowOptions, DeviceOptions):
     model: Annotated[str, Flag(positional=True)]
     """nano-s, nano-l, a folder, or a name on the hub."""
     out: Path | None = None
     """The smaller model's new folder. Left out: nothing is written, the table alone is printed."""
     budget: float | None = None
-    """The share to save; what each part should lose for it is found by trying."""
-    budget_of: str = "parameters"
-    """What to save a share of: parameters, flops, kv (bytes of the cache) or latency (measured)."""
-    parts: tuple[str, ...] = ()
-    """channels, heads, experts or layers may lose units for the budget; repeatable. Default: all
-    that a smaller stock model can have fewer of."""
+    """The share to save; what each part should lose for it is found by trying. Default: the shares
+    below."""
+    budget_of: Literal["parameters", "flops", "kv", "latency"] = "parameters"
+    """What to save a share of; kv is bytes of the cache, latency is measured."""
+    parts: tuple[Part, ...] = ()
+    """What may lose units for the budget; repeatable. Default: all that a smaller stock model can
+    have fewer of."""
     channels: float = 0.0
     """Instead of a budget: the share of the MLP's channels to remove."""
     heads: float = 0.0
     """Instead of a budget: the share of the attention heads to remove."""
-    experts: float = 0.0
+    experts: Annotated[float, Flag(group="Method")] = 0.0
     """Instead of a budget: the share of a mixture's experts to remove."""
     layers: float = 0.0
     """Instead of a budget: the share of the layers to remove."""
     data: str | None = None
-    """Calibration text (.txt); rows with text, prompt and completion, or messages (.jsonl, ...); a
-    hub data set (name:split); or nano, the default for nano models: questions of their world."""
+    """Calibration text (.txt); rows with text, prompt and completion, or messages, of Alpaca or
+    ShareGPT (.jsonl, ...); a hub data set (name:split); or nano: questions of the embedded models'
+    world. Default: nano, for nano models."""
     tokens: Annotated[int, Ge(1)] = 16384
     """How much calibration text is read, in tokens; a quarter of it measures the perplexity."""
     length: Annotated[int, Ge(2)] = 256
     """The longest piece of text, in tokens."""
     batch_size: Annotated[int, Ge(1)] = 8
     """Pieces of text per batch."""
-    rows: Annotated[int, Ge(1)] | None = None
-    """Read only this many rows of the data."""
-    score: str = "error"
+    score: PruneScore = "error"
     """Which units go first: error, or a score of `pliant importance` that ranks them."""
     compensate: bool = True
     """Give the projections new weights, so that the rest takes over."""
@@ -73,17 +78,22 @@ class PruneOptions:
     """Measure random and smallest-weight units beside it, at the same size."""
     recover: str | None = None
     """Data to train the smaller model on afterwards, with the whole one as its teacher. --out then
-    holds the recovered model, and OUT-pruned the one before. See `pliant recover`."""
+    holds the recovered model, and OUT-pruned the one before. See `pliant recover`. Default: the
+    smaller model is not trained."""
     set: Annotated[tuple[str, ...], Flag(metavar="NAME=VALUE")] = ()
-    """For --recover: any field of TrainingArguments; repeatable."""
-    adapters: Path | None = None
-    """Write the gates and new weights to this folder, for `pliant export`."""
+    """For --recover: any field of TrainingArguments; repeatable. Default: those of `pliant
+    recover`."""
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
+    """For --recover: also log to tensorboard (in OUT/runs) or wandb."""
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] | None = None
+    """Of units drawn at random, and of the training of --recover. Default: 0, and 42."""
+    adapters: Annotated[Path | None, Flag(group="Output")] = None
+    """Write the gates and new weights to this folder, for `pliant export`. Default: none."""
     report: Path | None = None
-    """Write a page (.html): quality against size, heat maps, sizes and speeds, and two texts."""
+    """Write a page (.html): quality against size, heat maps, sizes and speeds, and two texts.
+    Default: none."""
     dtype: str = "float32"
     """The weights' type: float32, bfloat16, ..."""
-    device: str | None = None
-    """cpu, cuda, ..."""
     json: bool = False
     """Print one JSON document."""
 
@@ -101,11 +111,11 @@ class PruneOptions:
         from pliant.structure import PlanConfig, PruneConfig
 
         how: dict[str, Any] = {"score": self.score, "compensate": self.compensate}
-        how["uniform"] = self.uniform
+        how |= {"uniform": self.uniform, "seed": self.seed or 0}
         if self.budget is None:
             return PruneConfig(**{**how, **self.shares()})
         parts: Any = self.parts or PARTS
-        return PlanConfig(self.budget, self.budget_of, parts, **how)  # type: ignore[arg-type]
+        return PlanConfig(self.budget, self.budget_of, parts, **how)
 
 
 def prune(options: PruneOptions) -> None:
@@ -119,7 +129,7 @@ def prune(options: PruneOptions) -> None:
     """
     check(options)
     data = options.data or default_data(options.model)
-    rows = calibration_rows(data, options.tokens, options.rows)
+    rows = calibration_rows(data, options.tokens, options)
     check_inputs(options)
     content, table, sentences = _prune(options, rows)
     if not options.json:  # now, for a recovery takes a while and may be interrupted
@@ -223,6 +233,13 @@ def _recovery(options: PruneOptions) -> RecoverOptions:
         out=options.out,
         teacher=options.model,
         set=options.set,
+        report_to=options.report_to,
+        device=options.device,
+        seed=SEED if options.seed is None else options.seed,
+        text_column=options.text_column,
+        prompt_column=options.prompt_column,
+        completion_column=options.completion_column,
+        messages_column=options.messages_column,
         length=fitting_length(options.length, load_config(options.model)),
     )
 
@@ -235,9 +252,6 @@ def check(options: PruneOptions) -> None:
         raise InvalidInput("--parts says what a --budget is saved from: give a budget")
     if options.budget_of != "parameters" and options.budget is None:
         raise InvalidInput("--budget-of says what a --budget is a share of: give a budget")
-    for part in options.parts:
-        if part not in PARTS:
-            raise InvalidInput(f"--parts {part}: give {', '.join(PARTS)}")
     if not options.uniform and options.out is not None and not options.zeros:
         raise InvalidInput(
             "--no-uniform: nearly every stock config has one number of heads and channels for all "
@@ -291,8 +305,8 @@ def check_inputs(options: PruneOptions) -> None:
     from pliant.training.texts import texts
 
     own = _recovery(options)
-    own.config().arguments(own.out, named_values(own.set, "--set"))
-    rows = read_data(own.data, "train", QUESTIONS)
+    own.check_device(own.config().arguments(own.out, own.settings()))
+    rows = read_data(own.data, "train", QUESTIONS, own)
     split(texts(rows, load_tokenizer(options.model), own.length))
 
 

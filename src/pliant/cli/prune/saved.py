@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pliant.structure import Plan
 
-ABOUT_THE_REST = {"out", "adapters", "report", "zeros", "recover", "set", "device", "json"}
+ABOUT_THE_REST = {
+    "out",
+    "adapters",
+    "report",
+    "zeros",
+    "recover",
+    "set",
+    "report_to",
+    "device",
+    "json",
+}
 """Options on which the pruning does not depend."""
 
 
@@ -25,12 +35,12 @@ def plan_of(folder: Path, options: Mapping[str, Any]) -> Plan | None:
 
     try:
         content = json.loads((folder.expanduser() / NOTES).read_bytes())
-        same = content["command"] == _command(options)
+        same = _command(content["command"]) == _command(options)
         return Plan.from_dict(content["plan"]) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _command(options: Mapping[str, Any]) -> dict[str, Any]:
-    own = {k: v for k, v in options.items() if k not in ABOUT_THE_REST}
+    own = {k: v for k, v in options.items() if k not in ABOUT_THE_REST and v is not None}
     return dict(json.loads(json.dumps(own)))

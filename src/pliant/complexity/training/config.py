@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
+from pliant.complexity.config import Aggregation
 from pliant.errors import InvalidInput, check_choice, check_whole, named_settings
+from pliant.options import Flag
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -28,12 +30,12 @@ class CPXModelConfig:
     CPU that computes faster in it."""
     device: str | None = None
     """cpu, cuda, ...; none: the best there is."""
-    rows: int = 1
+    rows: Annotated[int, Flag(group="Method")] = 1
     """The number of [CPX] positions after a prompt."""
     outputs: tuple[str, ...] = ()
-    """The meaning of each output: score, gain, right:NAME, or names of your own."""
-    aggregation: str = "last"
-    """How several rows become one: last, mean, max, attention."""
+    """The meaning of each output: score, gain, right:NAME, or names of your own; none: score."""
+    aggregation: Aggregation = "last"
+    """How several rows become one."""
     layer: int | None = None
     """Read the hidden states after this many layers; none: after the last."""
     bias: bool = True
@@ -97,7 +99,7 @@ class CPXTrainingConfig:
     warmup: float = 0.05
     """The share of the steps in which the learning rate rises."""
     patience: int | None = None
-    """Stop after this many evaluations without a better loss, and restore the best."""
+    """Stop after this many evaluations without a better loss, and restore the best; none: never."""
     gradient_checkpointing: bool = False
     """Accepted and without effect for a frozen base, which stores no activations of a prompt;
     refused for a trained one, whose cache it would drop."""
@@ -123,6 +125,8 @@ class CPXTrainingConfig:
     """Write a checkpoint (kilobytes) after each epoch."""
     logging_steps: int = 50
     """Log the loss every so many steps."""
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
+    """Also log to tensorboard (in `output_dir`/runs) or wandb."""
 
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, get_args(Loss))
@@ -176,7 +180,7 @@ class CPXTrainingConfig:
             "remove_unused_columns": False,
             "label_names": ["labels"],
             "dataloader_pin_memory": torch.cuda.is_available(),
-            "report_to": "none",
+            "report_to": self.report_to,
         }
         try:
             return TrainingArguments(**{**options, **best, **changes})
@@ -190,11 +194,15 @@ class CPXDatasetConfig:
     """Which rows a scorer learns from. Every field is an option of `pliant train scorer`."""
 
     data: str = ""
-    """A JSONL or CSV file, or a data set on the hub."""
+    """A JSONL or CSV file, or a data set on the hub (command line: needed)."""
     evaluation_data: str | None = None
     """The same for evaluation; none: rows are held back from `data`."""
     prompt_column: str = "prompt"
-    """The column of the prompts: texts, or lists of messages."""
+    """The column of the prompts: texts, or lists of messages; Alpaca's instruction and input if it
+    is missing."""
+    messages_column: str | None = None
+    """The column of conversations, in place of prompts: what comes before the last answer is the
+    prompt; none: messages or ShareGPT's conversations, if there are no prompts."""
     label_column: str = "label"
     """The column of the labels: 1 is hard (the model fails), 0 easy; or a probability, a class, or
     a list with one number for each output."""

@@ -37,8 +37,9 @@ from pliant.complexity.training.dataset import (
 from pliant.complexity.training.report import TrainingReport
 from pliant.complexity.training.train_module import train_module_of
 from pliant.complexity.training.trainer import CPXTrainer
-from pliant.data import read_rows
+from pliant.data import read_prompts
 from pliant.errors import InvalidInput
+from pliant.training.arguments import check_reporters
 from pliant.training.run import TrainingRun, read_record
 from pliant.training.terminal import print_to_stderr
 
@@ -49,6 +50,7 @@ OUTSIDE_THE_PLAN = (
     "prefix_folder",
     "save_epochs",
     "logging_steps",
+    "report_to",
 )
 """Settings that change no loss beyond rounding: a resumed run may change them."""
 MUCH_SLOWER = 1.2
@@ -123,6 +125,7 @@ def train_scorer(
 ) -> TrainingReport | None:
     """Train a scorer, or resume that, and save it in `output_dir`. Returns the report of this
     session; None, if nothing was left to train."""
+    check_reporters([training.report_to])
     rows, held_out_rows = rows_of(data)
     base, tokenizer = loading.load(model.model_name, dtype=model.dtype, device=model.device)
     if model.dtype == "auto":
@@ -194,9 +197,7 @@ def rows_of(data: CPXDatasetConfig) -> tuple[list[Any], list[Any]]:
     """The rows of both sources, under the trainer's column names; the second may be empty."""
     if not data.data:
         raise InvalidInput("no data: give --data FILE, or the name of a data set on the hub")
-    columns = {"prompt": data.prompt_column, "label": data.label_column}
-    sources = (data.data, data.evaluation_data)
-    rows, held_out = ([_row(r) for r in read_rows(s, columns)] if s else [] for s in sources)
+    rows, held_out = (_rows(s, data) if s else [] for s in (data.data, data.evaluation_data))
     size = _evaluation_size(data, len(rows))
     if not held_out and size >= len(rows):
         raise InvalidInput(
@@ -221,9 +222,11 @@ def _evaluation_size(data: CPXDatasetConfig, rows: int) -> int:
     return data.evaluation_size or max(1, rows // 10)
 
 
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """These columns alone: the file may have others with the names of a prompt's."""
-    return {"prompt": plain(row["prompt"]), "label": row["label"]}
+def _rows(source: str, data: CPXDatasetConfig) -> list[dict[str, Any]]:
+    """Prompt and label alone: the file may have other columns with the names of a prompt's."""
+    columns = {"prompt": data.prompt_column, "label": data.label_column}
+    rows = read_prompts(source, columns, messages=data.messages_column)
+    return [{"prompt": plain(row["prompt"]), "label": row["label"]} for row in rows]
 
 
 def _digest(*datasets: PromptDataset) -> str:

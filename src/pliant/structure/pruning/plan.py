@@ -20,7 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from pliant.anatomy import Anatomy
-from pliant.errors import InvalidInput, UnsupportedModel, check_choice, named_settings
+from pliant.errors import (
+    InvalidInput,
+    UnsupportedModel,
+    check_choice,
+    check_whole,
+    named_settings,
+)
 from pliant.structure.calibration import Batch
 from pliant.structure.config import PARTS, Part, PruneConfig, PruneScore
 from pliant.structure.pruning.costs import COSTS, Cost, Costs, costs_of
@@ -57,12 +63,15 @@ class PlanConfig:
     """As in `PruneConfig`."""
     uniform: bool = True
     """As in `PruneConfig`."""
+    seed: int = 0
+    """As in `PruneConfig`."""
 
     def __post_init__(self) -> None:
         if isinstance(self.budget, bool) or not 0 < self.budget < 1:
             raise InvalidInput(f"budget = {self.budget!r}: give a share above 0 and below 1")
         check_choice("of", self.of, COSTS)
         check_choice("score", self.score, get_args(PruneScore))
+        check_whole("seed", self.seed, least=0)
         if not self.parts:
             raise InvalidInput(f"parts = {self.parts!r}: name one of {', '.join(PARTS)}")
         for part in self.parts:
@@ -72,7 +81,8 @@ class PlanConfig:
 
     def with_shares(self, shares: Mapping[Part, float]) -> PruneConfig:
         how: dict[str, Any] = {"score": self.score, "compensate": self.compensate}
-        return PruneConfig(**shares, **how, uniform=self.uniform)  # type: ignore[arg-type]
+        how |= {"uniform": self.uniform, "seed": self.seed}
+        return PruneConfig(**shares, **how)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
