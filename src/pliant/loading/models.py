@@ -10,12 +10,13 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pliant.errors import InvalidInput, ModelNotFound, did_you_mean, without_password
-from pliant.loading import catalogue
+from pliant.loading import catalogue, lora
 from pliant.loading.names import Source, resolve, suggestion
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ def load(
     """Load a model, in eval mode, and its tokenizer.
 
     A GGUF file is named by its path, by its folder, or as `gguf_file` in a folder or hub repository
-    with several; its weights become dense. `dtype="auto"` is the checkpoint's own dtype, float32
-    for GGUF. Further options (device_map, attn_implementation, or a setting of the model's config
-    such as `use_cache=False`) go to `AutoModelForCausalLM.from_pretrained` as they are.
+    with several; its weights become dense. A LoRA's folder is its base, with the LoRA merged in
+    memory. `dtype="auto"` is the checkpoint's own dtype, float32 for GGUF. Further options
+    (device_map, attn_implementation, or a setting of the model's config such as `use_cache=False`)
+    go to `AutoModelForCausalLM.from_pretrained` as they are.
     """
     source: dict[str, Any] = {"gguf_file": gguf_file, "revision": revision}
     source["trust_remote_code"] = trust_remote_code
@@ -64,6 +66,11 @@ def load_model(
 ) -> PreTrainedModel:
     """Load the model alone; a checkpoint without some of its weights raises `ModelNotFound`."""
     source = _readable(name, gguf_file)
+    if source.kind == "lora":
+        given = {"revision": revision, "trust_remote_code": trust_remote_code, **options}
+        base = lora.of_base(source, partial(load_model, dtype=dtype, device=device, **given))
+        with _one_line(source, "LoRA"):
+            return lora.merged(source, base)
     from transformers import AutoModelForCausalLM
 
     check_dtype(dtype)
@@ -100,6 +107,11 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer alone; `options` go to `AutoTokenizer.from_pretrained`."""
     source = _readable(name, gguf_file)
+    if source.kind == "lora" and not _has_tokenizer(source):
+        given = {"revision": revision, "trust_remote_code": trust_remote_code, **options}
+        tokenizer_of_base: PreTrainedTokenizerBase
+        tokenizer_of_base = lora.of_base(source, partial(load_tokenizer, **given))
+        return tokenizer_of_base
     _refuse_no_tokenizer(source)
     from transformers import AutoTokenizer
 
@@ -123,6 +135,10 @@ def load_config(
 ) -> PretrainedConfig:
     """Load the config of a causal language model, and nothing else."""
     source = _readable(name, gguf_file)
+    if source.kind == "lora":
+        ask = partial(load_config, revision=revision, trust_remote_code=trust_remote_code)
+        config_of_base: PretrainedConfig = lora.of_base(source, ask)
+        return config_of_base
     if source.kind == "fetched" and (kind := catalogue.entry(source.name).kind) == "text encoder":
         raise ModelNotFound(f"{source} is a {kind}, not a causal language model")
     raw = {} if source.gguf else _read_config(source, revision)
@@ -275,10 +291,12 @@ def _refuse_gaps(source: Source, report: dict[str, Any]) -> None:
 
 def _refuse_no_tokenizer(source: Source) -> None:
     """Some versions of transformers create an empty tokenizer if the folder has none."""
-    if source.kind != "hub" and not source.gguf:
-        folder = Path(source.location)
-        if not any(path for kind in TOKENIZER_FILES for path in folder.glob(kind)):
-            raise ModelNotFound(f"{source} has no tokenizer (looked for {TOKENIZER_FILES[0]}, ...)")
+    if source.kind != "hub" and not source.gguf and not _has_tokenizer(source):
+        raise ModelNotFound(f"{source} has no tokenizer (looked for {TOKENIZER_FILES[0]}, ...)")
+
+
+def _has_tokenizer(source: Source) -> bool:
+    return any(path for kind in TOKENIZER_FILES for path in Path(source.location).glob(kind))
 
 
 @contextmanager

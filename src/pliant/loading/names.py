@@ -16,6 +16,7 @@ from pliant.loading import catalogue
 WEIGHTS = Path(__file__).parents[1] / "nano" / "weights"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+LORA_CONFIG = "adapter_config.json"
 STOCK_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -25,7 +26,7 @@ class Source:
 
     name: str
     location: str
-    kind: Literal["embedded", "fetched", "folder", "hub"]
+    kind: Literal["embedded", "fetched", "folder", "lora", "hub"]
     gguf: str = ""
     """The GGUF file in that place, if the model is one."""
 
@@ -49,6 +50,8 @@ def resolve(name: str | Path, gguf_file: str | None = None) -> Source:
         _check_gguf_file(gguf_file, text, path)
     if isinstance(name, str) and text in embedded():
         return Source(text, str(WEIGHTS / text), "embedded")
+    if gguf_file is None and _is_lora(Path(path)):
+        return Source(text, path, "lora")
     if os.path.isdir(path):
         return Source(text, path, "folder", _gguf_in(text, Path(path), gguf_file))
     if os.path.exists(path):
@@ -91,6 +94,10 @@ def _check_gguf_file(gguf_file: str, name: str, path: str) -> None:
     fetched = name in catalogue.CATALOGUE and not os.path.isdir(path)
     if name in embedded() or os.path.isfile(path) or fetched:
         raise InvalidInput(f"gguf_file goes with a folder or a hub name, and {name!r} is neither")
+
+
+def _is_lora(folder: Path) -> bool:
+    return (folder / LORA_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def _gguf_in(name: str, folder: Path, wanted: str | None) -> str:

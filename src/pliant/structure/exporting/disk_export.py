@@ -125,9 +125,11 @@ def check_on_disk(source: str | Path) -> None:
 
 
 def weight_files(source: str | Path) -> list[Path]:
-    """The safetensors files of a model in a folder; none of one on the hub."""
+    """The safetensors files of a model in a folder; none of a LoRA, or of one on the hub."""
     place = resolve(source)
-    return [] if place.kind == "hub" else sorted(Path(place.location).glob("*.safetensors"))
+    return (
+        [] if place.kind in ("hub", "lora") else sorted(Path(place.location).glob("*.safetensors"))
+    )
 
 
 def fits_into_memory(source: str | Path, dtype: str | torch.dtype = "auto") -> bool:
