@@ -2,13 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from tests.in_process import pliant
 
 from pliant import nano
 from pliant.cli import app
-from pliant.cli.demo import real, router
+from pliant.cli.demo import _print, real, size
 from pliant.cli.demo.two_models import (
     Answer,
     Shown,
@@ -17,16 +18,17 @@ from pliant.cli.demo.two_models import (
     difficulty_table,
     section,
 )
+from pliant.reports.page import Section
+from pliant.reports.tables import Table
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """With a third of the questions to learn from, which is enough for what is tested."""
     folder = tmp_path_factory.mktemp("demo")
-    words = ["demo", "--questions", "100", "--seconds", "0.05", "--json"]
+    words = ["demo", "--questions", "100", "--steps", "3", "--json"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(router, "TRAINED", 1000)
-        patch.setattr(router, "CALIBRATED", 700)
+        patch.setattr(size, "SHORT", replace(size.SHORT, trained=1_000, race_points=2))
         return pliant(*words, cwd=folder), folder
 
 
@@ -52,7 +54,7 @@ def test_the_page_opens_without_a_network_and_shows_the_same(demo):
     addresses = re.findall(r'(?:href|src)="([^"]*)"', page)
     assert all(address.startswith(("#", "data:image/png;")) for address in addresses)
     assert "@import" not in page and "<script" not in page
-    assert page.count("<svg") == 6 and page.count("<table") == 6
+    assert page.count("<svg") == 6
     accuracy = json.loads(done.stdout)["two_models"]["accuracy"]
     assert f"{accuracy['nano-s']:.2f}" in page and f"{accuracy['nano-l']:.2f}" in page
 
@@ -86,6 +88,10 @@ def test_the_router_answers_for_both_and_says_what_it_saved(demo):
     unscored = routed["share"] + (1 - routed["share"]) * small
     assert unscored < routed["cost"] < unscored + small  # a score is less than an answer
     assert routed["apgr"]["low"] > 0.5  # better than chance
+    rival = routed["text"]  # scores for nothing
+    assert rival["cost"] == pytest.approx(rival["share"] + (1 - rival["share"]) * small)
+    ahead = routed["ahead_of_text_at_equal_cost"]
+    assert -0.3 < ahead["low"] <= ahead["value"] <= ahead["high"] < 0.3
     turns = {turn["prompt"]: turn for turn in routed["turns"]}
     for shown in found["two_models"]["shown"]:
         turn = turns[shown["question"]["prompt"]]
@@ -97,6 +103,7 @@ def test_three_ways_of_training_are_raced_from_the_same_start(demo):
     done, folder = demo
     found = json.loads(done.stdout)["tokens"]
     names = [run["name"] for run in found["runs"]]
+    assert found["seconds"] is None and found["runs"][2]["steps"] == 3  # no clock decides
     assert names[0] == "sampled .25, sparse" and names[2] == "standard"
     assert names[1].startswith("random sequences") and found["seeds"] == 3
     starts = {curve[0][1] for run in found["runs"] for curve in run["curves"]}
@@ -106,6 +113,16 @@ def test_three_ways_of_training_are_raced_from_the_same_start(demo):
     assert by_operations[names[0]] == pytest.approx(by_operations[names[1]], rel=0.2)
     page = (folder / "pliant-demo.html").read_text()
     assert page.count('class="coloured"') == 3 and 'class="marked"' in page
+
+
+def test_it_says_at_once_how_long_it_takes(demo):
+    done, _ = demo
+    assert done.stderr.splitlines()[0].endswith("about a minute on two cores.")
+
+
+def test_a_chapter_has_a_heading_and_blank_lines(capsys):
+    _print(2, Section("Who?", ["one.", "two."], [Table("figures", ["n"], [["1"]])]))
+    assert capsys.readouterr().out == "2. Who?\n=======\n\none.\n\ntwo.\n\nfigures\nn\n1\n\n"
 
 
 def test_too_few_questions_and_a_folder_as_page_are_named(tmp_path, monkeypatch, capsys):
@@ -177,8 +194,6 @@ def test_perfect_routing_asks_the_large_model_only_where_it_alone_is_right():
 
 
 def test_a_model_that_says_html_does_no_harm_to_the_page():
-    from dataclasses import replace
-
     from pliant.reports.page import render
 
     two = found("11", "11")
@@ -196,7 +211,7 @@ def test_the_real_demo_runs_its_chapters(tmp_path, monkeypatch, capsys):
     for name, value in {"MODEL": "nano-s", "TRAINING": 24, "TEST": 16, "NEW_TOKENS": 4}.items():
         monkeypatch.setattr(real, name, value)
     page = tmp_path / "real.html"
-    arguments = ["demo", "--real", "--json", "--seconds", "0.01", "--page", str(page)]
+    arguments = ["demo", "--real", "--json", "--steps", "1", "--page", str(page)]
     assert app.outcome(arguments) == 0
     results = json.loads(capsys.readouterr().out)
     assert results["score + generate"]["identical"] is True

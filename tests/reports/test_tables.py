@@ -32,6 +32,14 @@ def test_in_a_pipe_a_row_is_one_plain_line() -> None:
     assert "\x1b" not in drawn(TABLE)
 
 
+def test_rows_after_the_first_are_left_to_the_page() -> None:
+    table = Table("Questions", ["a question"], [["short"], ["a longer one"], ["3"]], shown=1)
+    for way in ({}, {"force_terminal": True, "color_system": None}):
+        text = drawn(table, **way)
+        assert "short" in text and "longer" not in text and "... and 2 more on the page" in text
+    assert "on the page" not in drawn(Table("Questions", ["a question"], [["short"]], shown=1))
+
+
 def test_on_a_terminal_no_line_is_wider_than_it() -> None:
     text = drawn(TABLE, force_terminal=True, no_color=True, color_system=None)
     assert max(map(len, text.splitlines())) <= 80

@@ -40,6 +40,13 @@ def print_text(sentence: str) -> None:
     where.print(sentence, markup=False, soft_wrap=not where.is_terminal)
 
 
+def print_heading(heading: str) -> None:
+    """A heading on stdout, underlined, with a blank line after it; bold on a terminal."""
+    from rich.text import Text
+
+    console().print(Text(f"{heading}\n{'=' * len(heading)}\n", style="bold"), soft_wrap=True)
+
+
 def draw(
     tables: Iterable[Table], sentences: Iterable[str] = (), texts: Iterable[Coloured] = ()
 ) -> None:

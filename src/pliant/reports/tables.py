@@ -20,6 +20,8 @@ class Table:
     right: frozenset[str] = frozenset()
     # Colours by cell text, on a terminal: {"yes": "green"}.
     colours: dict[str, str] | None = None
+    # How many rows come first; a page folds the others, and a terminal leaves them to the page.
+    shown: int | None = None
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -31,6 +33,17 @@ class Table:
         else:
             console.print("\n".join(self._lines()), soft_wrap=True, markup=False, end="\n\n")
 
+    @property
+    def first(self) -> Sequence[Sequence[str]]:
+        """The rows that are not folded."""
+        return self.rows[: self.shown]
+
+    @property
+    def note(self) -> str:
+        """Where the folded rows are; empty if there are none."""
+        folded = len(self.rows) - len(self.first)
+        return f"... and {folded} more on the page" if folded else ""
+
     def _draw_on_terminal(self, console: Console) -> None:
         from rich import box
         from rich.table import Table as Drawn
@@ -39,11 +52,13 @@ class Table:
         drawn = Drawn(
             title=Text(self.title, style="bold"),
             title_justify="left",
+            caption=Text(self.note) if self.note else None,
+            caption_justify="left",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
         )
         for column, name in enumerate(self.head):
-            longest = max((len(row[column]) for row in self.rows), default=0)
+            longest = max((len(row[column]) for row in self.first), default=0)
             drawn.add_column(
                 name,
                 justify="right" if name in self.right else "left",
@@ -51,13 +66,14 @@ class Table:
                 no_wrap=longest <= 16,
             )
         colours = self.colours or {}
-        for row in self.rows:
+        for row in self.first:
             drawn.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
         console.print(drawn)
 
     def _lines(self) -> list[str]:
-        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
-        return [self.title, *(self._line(row, widths) for row in (self.head, *self.rows))]
+        widths = [max(map(len, column)) for column in zip(self.head, *self.first, strict=True)]
+        lines = [self.title, *(self._line(row, widths) for row in (self.head, *self.first))]
+        return [*lines, self.note] if self.note else lines
 
     def _line(self, row: Sequence[str], widths: Sequence[int]) -> str:
         cells = (

@@ -1,8 +1,10 @@
-"""`pliant demo`: what Pliant does, on the embedded models, in a minute or two."""
+"""`pliant demo`: what Pliant does, on the embedded models, in about a minute."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +13,19 @@ from annotated_types import Ge
 from pliant.cli import terminal
 
 if TYPE_CHECKING:
+    from pliant.cli.demo.size import Size
     from pliant.reports.page import Section
 
-REAL_SECONDS = 10
-"""How many times as long a real model trains as an embedded one."""
+REAL_STEPS = 12
+"""A real model trains with the operations of so many standard steps."""
+NEXT = """What next?
+  pliant doctor MODEL             what can be done with a model of yours, from its config alone
+  pliant route label --help       label 200 prompts of yours, then: pliant route fit
+  pliant gradients audit --help   does training on selected tokens help with your data?
+  pliant prune MODEL --help       a smaller stock model, with the curve of what it costs
+  pliant expert train --help      a specialist by reward, in a file of kilobytes
+  pliant demo --full              this demo with more questions, labels and steps
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +34,11 @@ class DemoOptions:
     """How many test questions to measure the accuracies on."""
     seed: int = 0
     """Picks the test questions."""
-    seconds: Annotated[float, Ge(0.01)] = 1.5
-    """How long each way of training gets, for each of three seeds."""
+    full: bool = False
+    """More labels and longer trainings: about two minutes."""
+    steps: Annotated[int | None, Ge(1)] = None
+    """Each way of training gets the operations of so many standard steps. Default: 24; 40 with
+    --full; 12 with --real."""
     page: Path = Path("pliant-demo.html")
     """Where to write the page."""
     real: bool = False
@@ -37,11 +51,12 @@ def demo(options: DemoOptions) -> None:
     """Ask two embedded models a range of questions: who is right, and at what cost?
 
     Then train a router between the two on the spot, and measure what it saves. Then teach the small
-    model something new in three ways, in the same time: which tokens should it train on? Then the
+    model something new in three ways, at the same cost: which tokens should it train on? Then the
     large model loses a quarter of its channels, and answers the same questions again. In the end it
     learns two new wordings by reward, and each prompt picks its own expert.
 
-    Ends with one HTML page that shows the same as pictures and needs no network.
+    Takes about a minute on two cores, and ends with one HTML page that shows the same as pictures
+    and needs no network.
 
     With --real: SmolLM2 on Python's language reference, which takes longer. It scores a prompt
     while it answers, learns which passages will be hard, and trains on selected tokens.
@@ -57,48 +72,69 @@ def demo(options: DemoOptions) -> None:
             f"--questions is {options.questions}; 50 or more give each difficulty a few"
         )
     check_writable(options.page)
-    if options.real:
-        results, sections = _real(options)
-    else:
-        results, sections = _embedded(options)
+    results: dict[str, Any] = {}
+    sections: list[Section] = []
+    for number, (result, section) in enumerate(_chapters(options), start=1):
+        results |= result
+        sections.append(section)
+        if not options.json:
+            _print(number, section)
     page = write(options.page, "Pliant: compute where it matters", sections)
     if options.json:
         terminal.print_json({**results, "page": str(page)})
         return
-    for section in sections:
-        terminal.draw(section.tables, section.sentences, section.texts)
-    terminal.print_text(f"\nThe same as pictures: {page}")
+    terminal.print_text(f"The same as pictures: {page}\n\n{NEXT}")
 
 
-def _embedded(options: DemoOptions) -> tuple[dict[str, Any], list[Section]]:
+def _print(number: int, section: Section) -> None:
+    """A heading, what the chapter found, and its tables, with blank lines between them."""
+    terminal.print_heading(f"{number}. {section.title}")
+    for sentence in section.sentences:
+        terminal.print_text(f"{sentence}\n")
+    terminal.draw(section.tables, (), section.texts)
+
+
+def _chapters(options: DemoOptions) -> Iterator[tuple[dict[str, Any], Section]]:
+    """Each chapter as soon as it is measured: its results for JSON, and what is shown."""
+    if options.real:
+        yield from _real(options)
+        return
+    from pliant.cli.demo.size import FULL, SHORT
+
+    size = FULL if options.full else SHORT
+    _announce(f"Five chapters on two embedded models: about {size.minutes} on two cores.")
+    if options.steps is not None:
+        size = replace(size, race_steps=options.steps)
+    yield from _embedded(options, size)
+
+
+def _embedded(options: DemoOptions, size: Size) -> Iterator[tuple[dict[str, Any], Section]]:
     from pliant.cli.demo import router, smaller, specialists, tokens, two_models
 
     measured = two_models.measure(options.questions, options.seed)
-    routed = router.measure(measured)
-    trained = tokens.measure(options.seconds)
+    yield {"two_models": measured.as_dict()}, two_models.section(measured)
+    routed = router.measure(measured, size)
+    yield {"router": routed.as_dict()}, router.section(measured, routed)
+    trained = tokens.measure(size)
+    yield {"tokens": trained.race.as_dict()}, tokens.section(trained)
     pruned = smaller.measure(measured)
-    taught = specialists.measure(measured)
-    sections = [
-        two_models.section(measured),
-        router.section(measured, routed),
-        tokens.section(trained),
-        smaller.section(pruned),
-        specialists.section(taught),
-    ]
-    chapters = {
-        "two_models": measured.as_dict(),
-        "router": routed.as_dict(),
-        "tokens": trained.race.as_dict(),
-        "smaller": pruned.as_dict(),
-        "specialists": taught.as_dict(),
-    }
-    return chapters, sections
+    yield {"smaller": pruned.as_dict()}, smaller.section(pruned)
+    taught = specialists.measure(measured, size)
+    yield {"specialists": taught.as_dict()}, specialists.section(taught)
 
 
-def _real(options: DemoOptions) -> tuple[dict[str, Any], list[Section]]:
+def _real(options: DemoOptions) -> Iterator[tuple[dict[str, Any], Section]]:
     from pliant.cli.demo import real
     from pliant.loading import load
 
     model, tokenizer = load(real.MODEL, dtype="float32")
-    results = real.measure(model, tokenizer, REAL_SECONDS * options.seconds, options.seed)
-    return results.as_dict(), real.sections(results, real.MODEL)
+    _announce(f"Three chapters on {real.MODEL}: some minutes.")
+    results = real.measure(model, tokenizer, options.steps or REAL_STEPS, options.seed)
+    for (name, result), section in zip(
+        results.as_dict().items(), real.sections(results, real.MODEL), strict=True
+    ):
+        yield {name: result}, section
+
+
+def _announce(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

@@ -148,8 +148,8 @@ def _scores(scorer: Complexity, prompts: list[list[int]]) -> NDArray[Any]:
 # --- chapter 3: which tokens are worth a gradient? -----------------------------------------------
 
 
-def train(model: Any, tokenizer: Any, passages: Tensor, seconds: float) -> tuple[Race, Any]:
-    """Train on the passages in two ways, for the same time, from the same weights."""
+def train(model: Any, tokenizer: Any, passages: Tensor, steps: int) -> tuple[Race, Any]:
+    """Train on the passages in two ways, with the same operations, from the same weights."""
     rows = [{"input_ids": row.tolist(), "labels": row.tolist()} for row in passages]
     model.requires_grad_(True).train()
     raced = race(
@@ -157,7 +157,7 @@ def train(model: Any, tokenizer: Any, passages: Tensor, seconds: float) -> tuple
         rows[:TRAINING],
         rows[TRAINING : TRAINING + HELD_OUT],
         CONFIG,
-        seconds=seconds,
+        steps=steps,
         seeds=SEEDS,
         points=2,
         batch_size=BATCH // 2,
@@ -189,12 +189,12 @@ class Real:
         }
 
 
-def measure(model: Any, tokenizer: Any, seconds: float, seed: int) -> Real:
+def measure(model: Any, tokenizer: Any, steps: int, seed: int) -> Real:
     passages = passages_of(tokenizer, TRAINING + TEST, seed)
     model.requires_grad_(False)
     scored = generate(model, tokenizer)
     difficulty = foresee(model, tokenizer, passages)
-    raced, texts = train(model, tokenizer, passages, seconds)
+    raced, texts = train(model, tokenizer, passages, steps)
     return Real(scored, difficulty, raced, tuple(texts))
 
 

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from pliant import nano
-from pliant.cli.demo.two_models import LARGE, SMALL, Shown, TwoModels, ask_all, counted_flops
+from pliant.cli.demo.size import Size
+from pliant.cli.demo.two_models import (
+    LARGE,
+    SHOWN_FIRST,
+    SMALL,
+    Shown,
+    TwoModels,
+    ask_all,
+    counted_flops,
+)
 from pliant.cli.terminal import track
 from pliant.nano import NAMES, Question
 from pliant.reports import plots
@@ -20,14 +29,13 @@ from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.metrics import ranking as metrics
 from pliant.routing.metrics.curves import Curve, quality_cost_curve
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.scorers import Scorer
+from pliant.routing.scorers import Scorer, make
 from pliant.routing.scorers.cpx import Capacity, Cpx
 from pliant.stats import Band, bootstrap_counts
 
 GOAL = "95 % of the large model's quality, with 90 % confidence"
-PERFECT = "perfect"
+PERFECT, RIVAL, OURS = "perfect", "text", "[CPX]"
 LONGEST_ANSWER = 24  # tokens
-TRAINED, CALIBRATED = 3_000, 2_000
 
 
 @dataclass(frozen=True)
@@ -51,75 +59,133 @@ class Scoring:
     """To a question for the small model: only the token, as the answer needs the prefill too."""
 
 
-@dataclass(frozen=True)
-class RoutedQuestions:
-    """The results of the chapter."""
+FREE = Scoring(0, 0)
+"""Of a scorer that reads the text alone."""
 
-    seconds: float
-    """Of training, without the labelling."""
-    trained: int
-    """How many parameters were trained."""
-    threshold: Threshold
-    turns: tuple[Turn, ...]
+
+@dataclass(frozen=True)
+class Routed:
+    """What one scorer makes of the test questions at its own threshold."""
+
     share: float
+    """Of the questions that go to the large model."""
     quality: float
     of_large: Band
     """The quality as a share of the large model's."""
     cost: float
     """As a share of always asking the large model, scoring included."""
-    scoring: Scoring
     apgr: Band
-    curves: dict[str, Curve]
+    curve: Curve
+
+
+@dataclass(frozen=True)
+class RoutedQuestions:
+    """The results of the chapter."""
+
+    size: Size
+    seconds: float
+    """Of training, without the labelling."""
+    parameters: int
+    """How many were trained."""
+    goal: str
+    turns: tuple[Turn, ...]
+    scoring: Scoring
+    ours: Routed
+    rival: Routed
+    """The scorer that reads the text alone."""
+    ahead: Band
+    """How much more often we are right than the rival is at the same total cost."""
+    perfect: Curve
 
     def as_dict(self) -> dict[str, object]:
         """For JSON: without the curves."""
         return {
-            "goal": str(self.threshold.goal),
-            "trained": self.trained,
-            "share": self.share,
-            "accuracy": self.quality,
-            "of_large": self.of_large.as_dict(),
-            "cost": self.cost,
-            "apgr": self.apgr.as_dict(),
+            "goal": self.goal,
+            "trained": self.parameters,
+            **_figures(self.ours),
+            "text": _figures(self.rival),
+            "ahead_of_text_at_equal_cost": self.ahead.as_dict(),
             "turns": [asdict(turn) for turn in self.turns],
         }
 
 
-def measure(measured: TwoModels) -> RoutedQuestions:
+def _figures(routed: Routed) -> dict[str, object]:
+    return {
+        "share": routed.share,
+        "accuracy": routed.quality,
+        "of_large": routed.of_large.as_dict(),
+        "cost": routed.cost,
+        "apgr": routed.apgr.as_dict(),
+    }
+
+
+def measure(measured: TwoModels, size: Size) -> RoutedQuestions:
     """Train on dev questions, choose the threshold on others, route the test questions."""
-    labelled = _labelled(TRAINED + CALIBRATED, measured)
-    training = labelled.select(range(TRAINED))
-    calibration = labelled.select(range(TRAINED, len(labelled)))
+    labelled = _labelled(size.trained + size.calibrated, measured)
+    training = labelled.select(range(size.trained))
+    calibration = labelled.select(range(size.trained, len(labelled)))
     scorer = Cpx(SMALL, capacities=[Capacity(rows=1, lora_rank=4)])
     start = time.perf_counter()
     scorer.fit(training)
     assert scorer.scorer is not None
     seconds = time.perf_counter() - start
-    rule = threshold(GOAL, scorer.predict(calibration.prompts).last_gain, calibration)
+    text = make(RIVAL).fit(training)
+    scoring = _scoring(scorer, measured)
     test = _outcomes(measured.questions, measured.right, measured)
+    rule = _rule(scorer, calibration)
+    ours = _routed(scorer, rule, test, measured, scoring)
+    rival = _routed(text, _rule(text, calibration), test, measured, FREE)
+    return RoutedQuestions(
+        size=size,
+        seconds=seconds,
+        parameters=sum(p.numel() for p in scorer.scorer.parameters()),
+        goal=str(rule.goal),
+        turns=tuple(_turns(measured.shown, scorer, rule)),
+        scoring=scoring,
+        ours=ours,
+        rival=rival,
+        ahead=_ahead(scorer, rule, text, test, _free_share(ours.cost, measured)),
+        perfect=quality_cost_curve(test.gain, test),
+    )
+
+
+def _rule(scorer: Scorer, calibration: Outcomes) -> Threshold:
+    return threshold(GOAL, scorer.predict(calibration.prompts).last_gain, calibration)
+
+
+def _routed(
+    scorer: Scorer, rule: Threshold, test: Outcomes, measured: TwoModels, scoring: Scoring
+) -> Routed:
     gain = scorer.predict(test.prompts).last_gain
     large = rule.strong(gain)
     share = float(large.mean())
-    scoring = _scoring(scorer, measured)
     quality = np.where(large, test.strong, test.weak)
-    return RoutedQuestions(
-        seconds=seconds,
-        trained=sum(p.numel() for p in scorer.scorer.parameters()),
-        threshold=rule,
-        turns=tuple(_turns(measured.shown, scorer, rule)),
+    return Routed(
         share=share,
         quality=float(quality.mean()),
         of_large=bootstrap_counts(
             lambda counts: (counts @ quality) / (counts @ test.strong), len(test)
         ),
         cost=_cost(share, measured, scoring),
-        scoring=scoring,
         apgr=metrics.band("apgr", gain, test),
-        curves={
-            "[CPX] router": quality_cost_curve(gain, test),
-            PERFECT: quality_cost_curve(test.gain, test),
-        },
+        curve=quality_cost_curve(gain, test),
     )
+
+
+def _ahead(scorer: Scorer, rule: Threshold, text: Scorer, test: Outcomes, share: float) -> Band:
+    """Against the text scorer that sends `share` of the questions to the large model."""
+    ours = np.where(rule.strong(scorer.predict(test.prompts).last_gain), test.strong, test.weak)
+    order = np.argsort(-text.predict(test.prompts).last_gain, kind="stable")
+    large = np.zeros(len(test), dtype=bool)
+    large[order[: round(share * len(test))]] = True
+    more = ours - np.where(large, test.strong, test.weak)
+    return bootstrap_counts(lambda counts: (counts @ more) / counts.sum(-1), len(test))
+
+
+def _free_share(cost: float, measured: TwoModels) -> float:
+    """The share of calls of the large model that this cost buys if scoring is free."""
+    none, every = _cost(0, measured, FREE), _cost(1, measured, FREE)
+    return min(1.0, max(0.0, (cost - none) / (every - none)))
 
 
 def _cost(share: float, measured: TwoModels, scoring: Scoring) -> float:
@@ -182,29 +248,60 @@ def section(measured: TwoModels, routed: RoutedQuestions) -> Section:
     return Section(
         "A router that reads the question with the small model",
         sentences=_sentences(measured, routed),
-        tables=(turns_table(routed),),
+        tables=(rivals_table(measured, routed), turns_table(routed)),
         pictures=((_picture(measured, routed), "Quality against cost, on the test questions."),),
     )
 
 
 def _sentences(measured: TwoModels, routed: RoutedQuestions) -> tuple[str, ...]:
-    large = measured.share(LARGE)
+    ours, rival, size = routed.ours, routed.rival, routed.size
     to_large = routed.scoring.to_large / measured.flops[LARGE]
     to_small = routed.scoring.to_small / measured.flops[LARGE]
     return (
-        f"A [CPX] token after the question was trained on {TRAINED:,} labelled questions in "
-        f"{routed.seconds:.0f} s: {routed.trained:,} parameters, while {SMALL} itself does not "
-        f"change. The goal: {GOAL}; the threshold was chosen on {CALIBRATED:,} other questions.",
-        f"On the {len(measured.questions):,} test questions it gets {routed.quality:.0%} right "
-        f"and sends {routed.share:.0%} of them to {LARGE}, which alone gets {large:.0%}. That is "
-        f"{routed.of_large.value:.0%} of its quality (95 % confidence: {routed.of_large.low:.0%} "
-        f"to {routed.of_large.high:.0%}) for {routed.cost:.0%} of its cost, scoring included: "
-        f"{to_large:.0%} for a question that goes to {LARGE}, which {SMALL} has read in vain, and "
-        f"{to_small:.0%} for one that {SMALL} answers.",
-        f"APGR, the share of the difference between the models that it recovers, averaged over "
-        f"all budgets (chance .5): {routed.apgr.value:.2f} (95 % confidence: "
-        f"{routed.apgr.low:.2f} to {routed.apgr.high:.2f}).",
+        f"A [CPX] token after the question was trained on {size.trained:,} labelled questions in "
+        f"{routed.seconds:.0f} s: {routed.parameters:,} parameters, while {SMALL} itself does not "
+        f"change. The goal: {GOAL}; the threshold was chosen on {size.calibrated:,} other "
+        "questions.",
+        f"On the {len(measured.questions):,} test questions the router gets {ours.quality:.0%} "
+        f"right and sends {ours.share:.0%} of them to {LARGE}, which alone gets "
+        f"{measured.share(LARGE):.0%} right. That is {_percent(ours.of_large)} of its quality for "
+        f"{ours.cost:.0%} of its cost. Scoring is in that cost: {to_large:.0%} for a question that "
+        f"goes to {LARGE}, which {SMALL} has read in vain, and {to_small:.0%} for one that {SMALL} "
+        "answers.",
+        f"Its rival, `{RIVAL}`, reads the question's words alone, which costs next to nothing. "
+        f"For the same goal it keeps {_percent(rival.of_large)} of the quality for "
+        f"{rival.cost:.0%} of the cost. At the same total cost as the [CPX] router it is right "
+        f"{_than_ours(routed.ahead)}. A reading by {SMALL} costs {to_large:.0%} of an answer by "
+        f"{LARGE}: the cheaper it is beside the large model's answer, the better for [CPX].",
     )
+
+
+def _percent(band: Band) -> str:
+    return f"{band.value:.0%} [{band.low:.0%}, {band.high:.0%}]"
+
+
+def _than_ours(ahead: Band) -> str:
+    interval = f"{100 * ahead.value:+.1f} points for [CPX], 95 % interval "
+    interval += f"{100 * ahead.low:+.1f} to {100 * ahead.high:+.1f}"
+    if not ahead.excludes(0):
+        return f"about as often ({interval}): the difference is within chance"
+    return f"{'less' if ahead.value > 0 else 'more'} often ({interval})"
+
+
+def rivals_table(measured: TwoModels, routed: RoutedQuestions) -> Table:
+    """Both scorers between the two models."""
+    scorers = {"[CPX], reads with nano-s": routed.ours, f"{RIVAL}, reads the words": routed.rival}
+    small = f"{_cost(0, measured, FREE):.0%}"
+    rows = [
+        [f"always {SMALL}", "0%", f"{measured.share(SMALL):.2f}", small, "-"],
+        *(
+            [name, f"{each.share:.0%}", f"{each.quality:.2f}", f"{each.cost:.0%}", str(each.apgr)]
+            for name, each in scorers.items()
+        ),
+        [f"always {LARGE}", "100%", f"{measured.share(LARGE):.2f}", "100%", "-"],
+    ]
+    head = ["router", f"to {LARGE}", "right", "cost", "APGR (chance .5)"]
+    return Table("The router, its rival, and no router", head, rows, right=frozenset(head[1:]))
 
 
 def turns_table(routed: RoutedQuestions) -> Table:
@@ -219,18 +316,26 @@ def turns_table(routed: RoutedQuestions) -> Table:
         rows,
         right=frozenset(["score", "gain"]),
         colours={"✓ right": "green", "✗": "red"},
+        shown=SHOWN_FIRST,
     )
 
 
 def _picture(measured: TwoModels, routed: RoutedQuestions) -> str:
     """Each curve from the small model alone to the large one; scoring shifts ours to the right."""
-    nothing = Scoring(0, 0)
-    small = (_cost(0, measured, nothing), measured.share(SMALL))
+    small = (_cost(0, measured, FREE), measured.share(SMALL))
     large = (1.0, measured.share(LARGE))
-    lines = {"random": [small, large]}
-    for name, curve in routed.curves.items():
-        scoring = nothing if name == PERFECT else routed.scoring
-        points = zip(curve.share, curve.quality, strict=True)
-        lines[name] = [(_cost(share, measured, scoring), quality) for share, quality in points]
-    marks = {SMALL: small, LARGE: large, "chosen": (routed.cost, routed.quality)}
-    return plots.curve(lines, marks, f"cost (1 = always {LARGE})", "accuracy")
+    drawn = {
+        "[CPX] router": (routed.ours.curve, routed.scoring),
+        RIVAL: (routed.rival.curve, FREE),
+        PERFECT: (routed.perfect, FREE),
+    }
+    lines = {
+        name: [
+            (_cost(share, measured, scoring), quality)
+            for share, quality in zip(curve.share, curve.quality, strict=True)
+        ]
+        for name, (curve, scoring) in drawn.items()
+    }
+    lines["random"] = [small, large]
+    marks = {SMALL: small, LARGE: large, "chosen": (routed.ours.cost, routed.ours.quality)}
+    return plots.curve(lines, marks, f"cost (1 = always {LARGE})", "share answered correctly")

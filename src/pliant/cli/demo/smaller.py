@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pliant import nano
-from pliant.cli.demo.two_models import LARGE, RIGHT, WRONG, TwoModels, ask_all
+from pliant.cli.demo.two_models import LARGE, RIGHT, SHOWN_FIRST, WRONG, TwoModels, ask_all
 from pliant.cli.importance import heat_map
 from pliant.reports.page import Section
 from pliant.reports.tables import Table
@@ -131,4 +131,5 @@ def _answers(results: Smaller) -> Table:
     ]
     colours = {cell: "red" for row in rows for cell in row if cell.startswith(WRONG)}
     head = ["question", f"the smaller {LARGE}"]
-    return Table("The smaller model answers", head, rows, colours={RIGHT: "green", **colours})
+    colours = {RIGHT: "green", **colours}
+    return Table("The smaller model answers", head, rows, colours=colours, shown=SHOWN_FIRST)

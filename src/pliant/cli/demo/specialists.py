@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pliant import nano
+from pliant.cli.demo.size import Size
 from pliant.cli.demo.two_models import LARGE, WRONG, TwoModels
 from pliant.cli.gradients.inputs import quiet_libraries
 from pliant.cli.terminal import track
@@ -24,7 +25,6 @@ from pliant.reports.tables import Table
 
 TASKS = ("plus", "biggest")
 """nano-l can add and compare, but has never been asked in these words."""
-STEPS = 40
 TRAINING: dict[str, Any] = {
     "parts": "all",  # learns more, and forgets more, which its own prompts alone see
     "prompts": 8,
@@ -36,7 +36,6 @@ TRAINING: dict[str, Any] = {
 }
 TRAINED, HELD_OUT = 300, 100  # prompts of each task
 LABELLED, ASKED = 60, 50  # of each task, to fit the classifier on and to ask at the end
-KNOWN = 600  # prompts of the kinds that it knows, to fit the classifier on
 EXPERT_FILE = "adapter_model.safetensors"
 RIGHT = "✓"
 
@@ -45,6 +44,8 @@ RIGHT = "✓"
 class Specialists:
     """The results of the chapter."""
 
+    steps: int
+    """Of each expert's training."""
     trained: dict[str, ExpertResult]
     bytes: dict[str, int]
     """Of the expert's file."""
@@ -59,15 +60,16 @@ class Specialists:
         return asdict(self)
 
 
-def measure(measured: TwoModels) -> Specialists:
+def measure(measured: TwoModels, size: Size) -> Specialists:
     """Train an expert for each task, and ask a mixed batch that neither has seen."""
     known = [Row(prompt=q.prompt, answer=q.answer) for q in measured.questions[: 2 * ASKED]]
     with TemporaryDirectory() as place, quiet_libraries():
         trained = {
-            task: _trained(task, Path(place) / task) for task in track(TASKS, "training experts")
+            task: _trained(task, Path(place) / task, size.expert_steps)
+            for task in track(TASKS, "training experts")
         }
         sizes = {task: (Path(place) / task / EXPERT_FILE).stat().st_size for task in TASKS}
-        strategy = _strategy(Path(place))
+        strategy = _strategy(Path(place), size.known)
         mixed = {task: _rows(task, ASKED, seed=3) for task in TASKS} | {"base": known}
         answers = {task: strategy.answer(_prompts(rows)) for task, rows in mixed.items()}
         with strategy.model.disable_adapter():
@@ -77,22 +79,25 @@ def measure(measured: TwoModels) -> Specialists:
             }
     own = [a.choice.name == task for task, given in answers.items() for a in given]
     return Specialists(
+        steps=size.expert_steps,
         trained=trained,
         bytes=sizes,
         right={task: _shares(rows, plain[task], answers[task]) for task, rows in mixed.items()},
         routed=sum(own) / len(own),
         answers=tuple(
-            _shown(rows[0], plain[task][0], answers[task][0]) for task, rows in mixed.items()
+            _shown(row, before, after)
+            for task, rows in mixed.items()
+            for row, before, after in zip(rows[:2], plain[task], answers[task], strict=False)
         ),
     )
 
 
-def _trained(task: str, folder: Path) -> ExpertResult:
+def _trained(task: str, folder: Path, steps: int) -> ExpertResult:
     model, tokenizer = nano.load(LARGE)
     held_out = _rows(task, HELD_OUT, seed=1)
     avoid = {row["prompt"] for row in held_out}
     rows = [row for row in _rows(task, TRAINED, seed=2) if row["prompt"] not in avoid]
-    config = ExpertTrainingConfig(steps=STEPS, save_steps=STEPS, **TRAINING)
+    config = ExpertTrainingConfig(steps=steps, save_steps=steps, **TRAINING)
     return train_expert(
         model,
         tokenizer,
@@ -105,12 +110,12 @@ def _trained(task: str, folder: Path) -> ExpertResult:
     )
 
 
-def _strategy(place: Path) -> ByClassifier:
+def _strategy(place: Path, number: int) -> ByClassifier:
     """A head on the prompt's own states, from a few prompts of each task and of the known kinds."""
     base, tokenizer = nano.load(LARGE)
     model = load_experts(base, [place])
     prompts = {task: _prompts(_rows(task, LABELLED, seed=4)) for task in TASKS}
-    known = [q.prompt for q in nano.questions("train", KNOWN)]
+    known = [q.prompt for q in nano.questions("train", number)]
     labels = [task for task in TASKS for _ in prompts[task]] + ["base"] * len(known)
     every = [prompt for task in TASKS for prompt in prompts[task]] + known
     return ByClassifier.fit(model, tokenizer, every, labels)
@@ -167,15 +172,17 @@ def section(results: Specialists) -> Section:
 def _sentences(results: Specialists) -> tuple[str, ...]:
     learned = [
         f"{result.before.value:.0%} to {result.after.value:.0%} of held-out prompts in the words "
-        f"of '{answer[0]}' ({results.bytes[task] / 1000:.0f} kB)"
-        for (task, result), answer in zip(results.trained.items(), results.answers, strict=False)
+        f"of '{example}' ({results.bytes[task] / 1000:.0f} kB)"
+        for (task, result), (example, *_) in zip(
+            results.trained.items(), results.answers[::2], strict=False
+        )
     ]
     numbers = next(iter(results.trained.values())).trained
     known = results.right["base"]
     return (
         f"{LARGE} can add and compare, but has never been asked in these words. Two experts learn "
-        f"them from nothing but whether an answer is right, in {STEPS} steps on {numbers:,} "
-        f"numbers, one for each singular value: from {', and from '.join(learned)}.",
+        f"them from nothing but whether an answer is right, in {results.steps} steps on "
+        f"{numbers:,} numbers, one for each singular value: from {', and from '.join(learned)}.",
         f"Then all kinds of prompts come in one batch, and a linear head on each prompt's own "
         f"states picks its expert or the base: {results.routed:.1%} go where they belong. Of the "
         f"prompts that {LARGE} knew before, {known['own expert']:.0%} are answered correctly, "

@@ -1,4 +1,7 @@
-"""The demo's third chapter: the small model learns something new in three ways, in equal time."""
+"""The demo's third chapter: the small model learns something new in three ways, at equal cost.
+
+The cost is counted in operations, so that the verdict does not depend on the machine or its load.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pliant import nano
+from pliant.cli.demo.size import Size
 from pliant.cli.demo.two_models import SMALL
 from pliant.cli.gradients.audit import RACE_CAPTION, race_picture, race_table
 from pliant.cli.gradients.show import coloured
@@ -18,7 +22,7 @@ from pliant.training.texts import Piece, texts
 
 FAMILY = "shift"  # unseen by the models: each letter of a word becomes the next one
 TRAINING, TEST, SHOWN = 2_000, 200, 3
-BATCH, RATE, SEEDS = 32, 3e-3, 3
+BATCH, RATE, SEEDS, TURNS = 32, 3e-3, 3, 5
 CONFIG = GradientConfig()
 
 
@@ -31,8 +35,8 @@ class Tokens:
     """Some of the training texts, and the tokens that the default trains at first."""
 
 
-def measure(seconds: float) -> Tokens:
-    """Each way trains for `seconds` per seed, from the same embedded model."""
+def measure(size: Size) -> Tokens:
+    """Each way starts from the same embedded model and gets the same operations per seed."""
     model, tokenizer = nano.load(SMALL)
     training, test = _pieces("train", TRAINING, tokenizer), _pieces("test", TEST, tokenizer)
     padded = Collator.of(tokenizer)
@@ -42,8 +46,10 @@ def measure(seconds: float) -> Tokens:
         training,
         test,
         CONFIG,
-        seconds=seconds,
+        steps=size.race_steps,
+        points=size.race_points,
         seeds=SEEDS,
+        turns=TURNS,
         batch_size=BATCH,
         lr=RATE,
         collate=padded,
@@ -85,11 +91,11 @@ def _sentences(results: Tokens) -> tuple[str, ...]:
     assert selective.operations_a_step is not None
     time = selective.seconds_a_step / race.standard.seconds_a_step
     return (
-        f"{SMALL} learns a new family of questions (the next letter of each letter of a word), for "
-        f"{race.seconds:g} s, {SEEDS} times in each of three ways: on every token of every answer; "
-        f"on {CONFIG.ratio:.0%} of each answer's tokens, sampled and weighted by their gradients, "
-        "with a backward pass through these alone; and on fewer questions per step, with the same "
-        "number of operations.",
+        f"{SMALL} learns a new kind of question (the next letter of each letter of a word) in "
+        f"three ways, {SEEDS} times each, with the operations of {race.steps} standard steps: on "
+        f"every token of every answer; on {CONFIG.ratio:.0%} of each answer's tokens, sampled and "
+        "weighted by their gradients, with a backward pass through these alone; and on fewer "
+        "questions per step.",
         race.sentence,
         f"A step on the sampled tokens has {selective.operations_a_step:.0%} of a standard step's "
         f"operations and took {time:.0%} of its time: in a model this small much of a step is "

@@ -17,6 +17,9 @@ from pliant.reports.tables import Table
 
 SMALL, LARGE = NAMES
 RIGHT, WRONG = "✓ right", "✗"
+READABLE = ("add", "multiply", "largest", "step", "subtract", "reverse")
+"""The families whose questions need no explanation: they are shown first."""
+SHOWN_FIRST = len(READABLE)
 _LONGEST_PROMPT, _LONGEST_ANSWER = 34, 8  # to be read in a terminal of 80 columns
 
 
@@ -109,14 +112,15 @@ def measure(questions: int, seed: int) -> TwoModels:
 
 
 def _sample(questions: Sequence[Question]) -> list[Question]:
-    """One short question of each family, of the difficulties in turn."""
+    """One short question of each family, of the difficulties in turn; the readable ones first."""
     sample: list[Question] = []
     for i, family in enumerate(nano.TRAINED):
         wanted = DIFFICULTIES[i % len(DIFFICULTIES)]
         short = [q for q in questions if q.family == family.name and _is_short(q)]
         if short:
             sample.append(min(short, key=lambda q: abs(q.difficulty - wanted)))
-    return sample
+    rank = {family: i for i, family in enumerate(READABLE)}
+    return sorted(sample, key=lambda q: rank.get(q.family, len(rank)))
 
 
 def _is_short(question: Question) -> bool:
@@ -198,6 +202,7 @@ def answers_table(measured: TwoModels) -> Table:
         rows,
         right=frozenset(["MFLOPs", "ms"]),
         colours={RIGHT: "green", **colours},
+        shown=SHOWN_FIRST,
     )
 
 
