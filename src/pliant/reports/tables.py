@@ -52,8 +52,6 @@ class Table:
         drawn = Drawn(
             title=Text(self.title, style="bold"),
             title_justify="left",
-            caption=Text(self.note) if self.note else None,
-            caption_justify="left",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
         )
@@ -69,6 +67,8 @@ class Table:
         for row in self.first:
             drawn.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
         console.print(drawn)
+        if self.note:
+            console.print(Text(f"{self.note}\n", style="dim"))
 
     def _lines(self) -> list[str]:
         widths = [max(map(len, column)) for column in zip(self.head, *self.first, strict=True)]
