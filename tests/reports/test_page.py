@@ -1,23 +1,36 @@
 """A page is one file that opens anywhere: whole or not at all, safe, and legible in the dark."""
 
+import platform
 import re
+from dataclasses import replace
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
-from pliant.reports import page, plots
-from pliant.reports.page import SHADES, Coloured, Section, Word, render, write
+import pliant
+from pliant.reports import page, palette, plots
+from pliant.reports.page import (
+    SHADES,
+    Coloured,
+    KeyFigure,
+    Section,
+    Top,
+    Verdict,
+    Word,
+    render,
+    write,
+)
 from pliant.reports.tables import Table
 
 LINES = plots.lines(
     {
         "main": plots.Line([0, 1], [0, 1], [-0.1, 0.9], [0.1, 1.1]),
-        **{f"other {i}": plots.Line([0, 1], [i, 1], faint=True) for i in range(9)},
+        **{f"other {i}": plots.Line([0, 1], [i, 1], role="control") for i in range(9)},
     },
     "x",
     "y",
-    {"cheap": (0, 0), "dear": (1, 1)},
+    {"cheap": (0, 0), "expensive": (1, 1)},
     ("$1 or $2", (0.5, 0.5)),
 )
 HEAT = plots.heat_maps(
@@ -28,11 +41,11 @@ SECTION = Section(
     sentences=["a & b"],
     tables=[Table("figures", ["what", "n"], [["a word", "1"], ["a sentence of some length", "2"]])],
     pictures=[
-        (plots.bars(["1", "2"], {"a": [0.1, 0.2], "b": [0.3, 0.4]}, "x", "y"), 'bars & "bars"'),
-        (plots.curve({"line": [(0, 0), (1, 1)]}, {"end": (1, 1)}, "x", "y"), "a line"),
+        (plots.bars(["1", "2"], {"a": [0.1, 0.2]}, {"a": "ours"}, "x", "y"), 'bars & "bars"'),
+        (plots.lines({"line": plots.Line.through([(0, 0), (1, 1)])}, "x", "y"), "a line"),
         (LINES, "many lines"),
         (plots.reliability([(0.2, 0.1, 5), (0.2, 0.3, 5), (0.9, 1, 10)], "x", "y"), "kept"),
-        (plots.histograms([0, 0.5, 1], {"a": [1, 2], "b": [3, 0]}, "x", "y"), "two histograms"),
+        (plots.histograms([0, 0.5, 1], {"a": [1, 2], "b": [3, 0]}, {}, "x", "y"), "two of them"),
         (plots.lines({"a": plots.Line([0, 1], [1, 0], [0, 0], [1, 1])}, "x", "y"), "a band"),
         (HEAT, "two heat maps"),
     ],
@@ -69,12 +82,57 @@ def test_every_picture_is_told_to_those_who_do_not_see_it():
     assert 'aria-label="bars &amp; &quot;bars&quot;"' in html and 'aria-label="a line"' in html
 
 
-def test_what_is_black_in_a_picture_takes_the_colour_of_the_page():
-    """Every colour is one of the series or the ink, and the page has a rule for the ink."""
+def test_every_colour_of_a_picture_follows_the_mode_of_the_page():
+    """Alone a picture has a role's light colour or ink; on a page these are variables."""
+    light = {pair[0] for pair in palette.COLOURS.values()}
     for svg, _ in SECTION.pictures:
-        assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) <= {plots.INK, *plots.COLOURS}
+        assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) <= {palette.INK, *light}
         assert "fill: #ffffff" not in svg and "background" not in svg
-    assert f"stroke: {plots.INK}" in page._STYLE and f"fill: {plots.INK}" in page._STYLE
+    html = render("t", [SECTION])
+    pictures = "".join(re.findall(r"<figure>.*?</figure>", html, re.DOTALL))
+    assert not re.findall(r"#[0-9a-f]{6}\b", pictures)
+    used = set(re.findall(r"var\(--([a-z]+)\)", pictures))
+    assert {"ours", "control", "ink"} <= used
+    for name in used:
+        assert html.count(f"--{name}: #") == 2, name  # for light and for dark mode
+
+
+def test_no_two_colours_mean_the_same_in_either_mode():
+    for mode in (0, 1):
+        shades = [pair[mode] for pair in palette.COLOURS.values()]
+        assert len(set(shades)) == len(shades)
+
+
+def test_pictures_are_as_wide_as_each_other_and_their_axes_begin_at_zero():
+    widths = {re.search(r'width="([^"]+)"', svg)[1] for svg, _ in SECTION.pictures}
+    assert len(widths) == 1
+    high = plots.lines({"a": plots.Line([0.6, 0.9], [0.90, 0.95])}, "x", "y")
+    assert high.count(">0.0<") == 2
+    below = plots.lines({"a": plots.Line([0.6, 0.9], [-0.1, 0.95])}, "x", "y")
+    assert below.count(">0.0<") == 2  # and what is negative is drawn, too
+    bands = plots.intervals({"a": (0.8, 0.7, 0.9)}, {}, "x")
+    assert ">0.0<" in bands
+
+
+def test_the_top_of_a_page_is_its_verdict_its_figures_and_its_contents():
+    figures = [KeyFigure("quality", "98 %", "of <large>'s")]
+    verdict = Verdict("mixed", "Saves 3 %.", "More labels & more.")
+    html = render("t", [SECTION] * 3, Top(verdict, figures, seed=7))
+    assert '<p class="verdict mixed"><strong>Saves 3 %.</strong><br>More labels &amp; more.' in html
+    assert "<dt>quality</dt><dd>98 %</dd>" in html and "of &lt;large&gt;" in html
+    assert [html.count(f'href="#section-{i}"') for i in (1, 2, 3, 4)] == [1, 1, 1, 0]
+    assert html.index("verdict mixed") < html.index("quality") < html.index("<nav")
+    footer = html[html.index("<footer>") :]
+    assert f"Pliant {pliant.__version__} · seed 7 · " in footer and "CPU core" in footer
+    assert platform.node() not in footer
+    assert "<nav" not in render("t", [SECTION])
+
+
+def test_rows_after_the_first_are_folded():
+    table = Table("t", ["n"], [["one"], ["two"], ["three"]], shown=1)
+    html = render("t", [Section("s", tables=[table])])
+    assert html.index("one") < html.index("<summary>2 more</summary>") < html.index("three")
+    assert "<details" not in render("t", [Section("s", tables=[replace(table, shown=3)])])
 
 
 def test_a_heat_map_has_a_row_for_each_name_and_sorts_long_rows():
@@ -97,13 +155,10 @@ def test_what_is_counted_has_no_halves_on_its_axis():
     assert re.search(r">\d\.\d+<", measured) and not re.search(r">\d\.\d+<", counted)
 
 
-def test_what_lies_in_one_bin_is_one_bar():
-    """The area of a bar is its count; those of one prediction are together."""
-    places = plots._bars_at_the_bottom([(0.2, 0.1, 5), (0.2, 0.3, 5), (0.9, 1.0, 20)])
-    assert len(places) == 2
-    (_, first, low), (left, second, high) = places
-    assert second * high == pytest.approx(2 * first * low)
-    assert left == pytest.approx(0.55) and max(low, high) == pytest.approx(0.25)
+def test_what_lies_in_one_bin_is_counted_once():
+    bins = [(0.2, 0.1, 5), (0.2, 0.3, 5), (0.9, 1.0, 1_234)]
+    picture = plots.reliability(bins, "x", "y")
+    assert ">10<" in picture and ">1,234<" in picture and ">5<" not in picture
 
 
 def test_short_cells_stay_on_one_line_and_long_ones_may_wrap():

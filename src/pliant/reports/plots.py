@@ -1,23 +1,26 @@
-"""Pictures as SVG text in one style: one colour per series."""
+"""Pictures as SVG text in one style and one width. A series' colour is its role: see `palette`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
+from itertools import count
 from typing import TYPE_CHECKING, Any
+
+from pliant.reports.palette import INK, Role, colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The page replaces it by its own text colour: see `page`.
-INK = "#000000"
-COLOURS = ("#98a2b3", "#2e6fdb", "#14804a", "#d97706", "#9333ea")
-_MAIN, _FAINT = COLOURS[1], (COLOURS[0], *COLOURS[2:])
+_WIDTH, _HEIGHT, _LOW = 8.0, 3.8, 2.8  # inches: all pictures of a page are as wide as each other
 _DASHES: Any = ("--", ":", "-.", (0, (6, 1)), (0, (1, 1)))
-_SIZE, _WIDE, _LOW = (5.6, 3.4), (9.0, 4.6), (9.0, 3.0)  # inches: two in a row, or one alone
+_WIDTHS = (1.4, 2.6)
+
+Roles = Mapping[str, Role]
+"""What is not named in one is a control."""
 
 
 @dataclass(frozen=True)
@@ -28,73 +31,61 @@ class Line:
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
-    faint: bool = False
-    """Whether it is only there for comparison."""
+    role: Role = "ours"
+
+    @classmethod
+    def through(cls, points: Iterable[tuple[float, float]], role: Role = "ours") -> Line:
+        x, y = zip(*points, strict=True)
+        return cls(x, y, role=role)
+
+    @property
+    def is_main(self) -> bool:
+        return self.role == "ours"
 
 
-def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], x: str, y: str) -> str:
+def bars(
+    groups: Sequence[str], series: Mapping[str, Sequence[float]], roles: Roles, x: str, y: str
+) -> str:
     """Grouped bars of shares: one group per name on the axis, one bar per series in it."""
     width = 0.8 / len(series)
     with _drawing(x, y) as (axes, out):
         for i, (name, values) in enumerate(series.items()):
             places = [g + (i - (len(series) - 1) / 2) * width for g in range(len(groups))]
-            axes.bar(places, values, width * 0.92, label=name, color=COLOURS[i % len(COLOURS)])
+            shade = colour(roles.get(name, "control"))
+            axes.bar(places, values, width * 0.92, label=name, color=shade)
         axes.set_xticks(range(len(groups)), groups)
         axes.set_ylim(0, 1)
         _legend(axes, len(series))
     return out.getvalue()
 
 
-def intervals(values: Mapping[str, tuple[float, float, float]], x: str) -> str:
+def intervals(values: Mapping[str, tuple[float, float, float]], roles: Roles, x: str) -> str:
     """A point with its interval for each name, the first on top; each is (value, low, high)."""
-    size = (_WIDE[0], 0.9 + 0.36 * len(values))
-    with _drawing(x, "", size) as (axes, out):
-        for place, (value, low, high) in enumerate(values.values()):
-            colour = COLOURS[0] if place == 0 else _MAIN
-            axes.plot([low, high], [place, place], color=colour, linewidth=2.4)
-            axes.plot([value], [place], "o", color=colour, markersize=7)
+    with _drawing(x, "", 0.9 + 0.36 * len(values)) as (axes, out):
+        for place, (name, (value, low, high)) in enumerate(values.items()):
+            shade = colour(roles.get(name, "control"))
+            axes.plot([low, high], [place, place], color=shade, linewidth=2.4)
+            axes.plot([value], [place], "o", color=shade, markersize=7)
             axes.annotate(
                 f"{value:.3g}", (value, place), (0, 7), textcoords="offset points", ha="center"
             )
         axes.set_yticks(range(len(values)), list(values))
         axes.set_ylim(len(values) - 0.4, -0.7)
         axes.margins(x=0.06)
+        _from_zero(axes, "x")
         axes.grid(axis="x", alpha=0.15, color=INK)
     return out.getvalue()
 
 
 def signed_bars(values: Mapping[str, float], x: str) -> str:
     """A horizontal bar for each name, to the right or to the left of 0; the first on top."""
-    with _drawing(x, "", (_WIDE[0], 0.9 + 0.36 * len(values))) as (axes, out):
-        colours = [_MAIN if value >= 0 else COLOURS[3] for value in values.values()]
-        drawn = axes.barh(range(len(values)), list(values.values()), 0.6, color=colours)
+    with _drawing(x, "", 0.9 + 0.36 * len(values)) as (axes, out):
+        drawn = axes.barh(range(len(values)), list(values.values()), 0.6, color=colour("ours"))
         axes.bar_label(drawn, fmt="{:.3g}", padding=4)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(values)), list(values))
         axes.invert_yaxis()
         axes.margins(x=0.12)
-    return out.getvalue()
-
-
-def curve(
-    points: Mapping[str, Sequence[tuple[float, float]]],
-    marks: Mapping[str, tuple[float, float]],
-    x: str,
-    y: str,
-) -> str:
-    """Lines through points, and single named points."""
-    highest = max((height for _, height in marks.values()), default=0.0)
-    with _drawing(x, y) as (axes, out):
-        for i, (name, line) in enumerate(points.items()):
-            xs, ys = zip(*line, strict=True)
-            axes.plot(xs, ys, label=name, color=COLOURS[i % len(COLOURS)], linewidth=2)
-        for name, (at, height) in marks.items():
-            axes.plot([at], [height], "o", color=INK, markersize=5)
-            rise = 6 if height == highest else -13  # clear of the lines
-            axes.annotate(name, (at, height), (6, rise), textcoords="offset points", fontsize=9)
-        axes.margins(0.12)  # for the labels of the outermost
-        axes.locator_params(nbins=6)
-        _legend(axes, len(points))
     return out.getvalue()
 
 
@@ -105,74 +96,112 @@ def lines(
     ends: Mapping[str, tuple[float, float]] | None = None,
     point: tuple[str, tuple[float, float]] | None = None,
 ) -> str:
-    """Many lines in one wide picture: the main ones with bands, and faint ones for comparison.
+    """Lines in the colours of their roles, ours in front and with bands; both axes begin at 0.
 
     `ends` are labelled where they are; the label of `point` is in the lower right corner, which is
     free where lines rise from left to right.
     """
     from matplotlib.ticker import MaxNLocator
 
-    main = [name for name, line in drawn.items() if not line.faint]
-    faint = [name for name, line in drawn.items() if line.faint]
-    with _drawing(x, y, _WIDE) as (axes, out):
-        for name, line in drawn.items():
-            if not line.faint:
-                colour = COLOURS[(main.index(name) + 1) % len(COLOURS)]
-                if line.low is not None and line.high is not None:
-                    axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, lw=0)
-                axes.plot(line.x, line.y, label=name, color=colour, linewidth=2.4, zorder=3)
-                continue
-            # Colours and dashes repeat with different periods, so no two lines look alike.
-            i = faint.index(name)
-            colour, dashes = _FAINT[i % len(_FAINT)], _DASHES[i % len(_DASHES)]
-            axes.plot(line.x, line.y, ls=dashes, label=name, color=colour, linewidth=1.4)
+    with _drawing(x, y) as (axes, out):
+        for (name, line), style in zip(drawn.items(), _styles(drawn.values()), strict=True):
+            if line.low is not None and line.high is not None:
+                axes.fill_between(
+                    line.x, line.low, line.high, color=style["color"], alpha=0.18, lw=0
+                )
+            axes.plot(line.x, line.y, label=name, zorder=3 if line.is_main else 2, **style)
         for name, at in (ends or {}).items():
             axes.plot(*at, "o", color=INK, markersize=6, zorder=4)
-            axes.annotate(name, at, (10, -14), textcoords="offset points", fontsize=10)
+            axes.annotate(name, at, (8, -14), textcoords="offset points", fontsize=10)
         if point is not None:
             name, at = point
-            axes.plot(*at, "o", color=INK, markersize=7, zorder=4)
+            axes.plot(*at, "o", color=colour("ours"), markersize=8, zorder=4)
             corner: Any = {"textcoords": "axes fraction", "ha": "right", "fontsize": 10}
             arrow: Any = {"arrowstyle": "-", "color": INK, "lw": 0.8, "shrinkB": 5}
             axes.annotate(name, at, (0.97, 0.06), arrowprops=arrow, **corner)
         axes.margins(0.06)
+        _from_zero(axes, "y")
         if all(isinstance(at, int) for line in drawn.values() for at in line.x):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        else:
+            _from_zero(axes, "x")
         axes.grid(alpha=0.15, color=INK)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=10)
     return out.getvalue()
 
 
+def _styles(drawn: Any) -> Iterator[dict[str, Any]]:
+    """A line is solid if it is the first of its role, and not a control; the others are dashed.
+
+    Dashes and widths repeat with different periods, so no two lines of a role look alike.
+    """
+    counted = {line.role: count(0 if line.role != "control" else 1) for line in drawn}
+    for line in drawn:
+        i = next(counted[line.role])
+        if i == 0:
+            yield {"color": colour(line.role), "lw": 2.4 if line.is_main else 1.8, "ls": "-"}
+            continue
+        dashes, width = _DASHES[(i - 1) % len(_DASHES)], _WIDTHS[(i - 1) // len(_DASHES) % 2]
+        yield {"color": colour(line.role), "lw": width, "ls": dashes}
+
+
+def _from_zero(axes: Axes, which: str) -> None:
+    """Begin the axis at 0 if all that it shows lies above, so that no difference looks larger."""
+    low, high = getattr(axes, f"get_{which}lim")()
+    low, high = min(low, high), max(low, high)
+    smallest = axes.dataLim.x0 if which == "x" else axes.dataLim.y0
+    if smallest >= 0:
+        getattr(axes, f"set_{which}lim")(0, high)
+
+
 def reliability(bins: Sequence[tuple[float, float, float]], x: str, y: str) -> str:
     """Predicted against observed shares; each bin is (prediction, share, count).
 
-    The area of the bars at the bottom shows how many predictions each bin has.
+    The bars below show how many predictions each bin has.
     """
     predicted, observed, counts = zip(*bins, strict=True)
-    constant = sum(share * count for _, share, count in bins) / (sum(counts) or 1.0)
-    grey: Any = {"color": COLOURS[0], "alpha": 0.35}
-    with _drawing(x, y) as (axes, out):
-        lefts, widths, heights = zip(*_bars_at_the_bottom(bins), strict=True)
-        axes.bar(lefts, heights, widths, align="edge", label="predictions", **grey)
-        axes.plot([0, 1], [0, 1], color=COLOURS[0], linewidth=1.2, label="perfect")
+    constant = sum(share * number for _, share, number in bins) / (sum(counts) or 1.0)
+    with _figure(_HEIGHT + 1.2) as (figure, out):
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+        axes.plot([0, 1], [0, 1], color=colour("bound"), linewidth=1.2, label="perfect")
         marks: Any = {"zorder": 3, "clip_on": False}  # uncut at the edges
-        axes.plot([constant], [constant], "s", color=COLOURS[3], ms=7, label="constant", **marks)
-        axes.plot(predicted, observed, "o-", color=_MAIN, lw=1.6, ms=5, label="router", **marks)
+        grey = colour("control")
+        axes.plot([constant], [constant], "s", color=grey, ms=7, label="constant", **marks)
+        ours: Any = {"color": colour("ours"), "lw": 1.6, "ms": 5, "label": "router", **marks}
+        axes.plot(predicted, observed, "o-", **ours)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
-        _legend(axes, 4)
+        axes.set_ylabel(y)
+        _legend(axes, 3)
+        together = _counts(bins)
+        width = min([0.05, *(b - a for a, b in zip(sorted(together), sorted(together)[1:]))])  # noqa: B905
+        drawn = below.bar(list(together), list(together.values()), max(width, 0.01), color=grey)
+        below.bar_label(drawn, fmt="{:,.0f}", fontsize=8, padding=2)
+        below.margins(y=0.35)
+        below.set_xlabel(x)
+        below.set_ylabel("prompts")
+        for each in (axes, below):
+            each.spines[["top", "right"]].set_visible(False)
     return out.getvalue()
 
 
+def _counts(bins: Sequence[tuple[float, float, float]]) -> dict[float, float]:
+    """The predictions of each bin; bins of one prediction together."""
+    together: dict[float, float] = {}
+    for prediction, _, number in bins:
+        together[prediction] = together.get(prediction, 0.0) + number
+    return together
+
+
 def histograms(
-    edges: Sequence[float], counts: Mapping[str, Sequence[float]], x: str, y: str
+    edges: Sequence[float], counts: Mapping[str, Sequence[float]], roles: Roles, x: str, y: str
 ) -> str:
     """Transparent counts in the same bins, drawn over each other."""
-    colours = (COLOURS[2], COLOURS[3], COLOURS[4])
     with _drawing(x, y, _LOW) as (axes, out):
-        for i, (name, heights) in enumerate(counts.items()):
-            axes.stairs(heights, edges, fill=True, color=colours[i], alpha=0.3)
-            axes.stairs(heights, edges, color=colours[i], linewidth=1.6, label=name)
+        for name, heights in counts.items():
+            shade = colour(roles.get(name, "control"))
+            axes.stairs(heights, edges, fill=True, color=shade, alpha=0.3)
+            axes.stairs(heights, edges, color=shade, linewidth=1.6, label=name)
         axes.set_xlim(edges[0], edges[-1])
         _legend(axes, len(counts))
     return out.getvalue()
@@ -188,8 +217,7 @@ def heat_maps(
     value that is NaN has no colour.
     """
     rows = sum(min(len(drawn), 40) for drawn in maps.values())
-    size = (_WIDE[0], 1.1 * len(maps) + 0.16 * rows + 0.6)
-    with _figure(size) as (figure, out):
+    with _figure(1.1 * len(maps) + 0.16 * rows + 0.6) as (figure, out):
         for i, (title, drawn) in enumerate(maps.items()):
             axes = figure.add_subplot(len(maps), 1, i + 1)
             _heat_map(axes, title, drawn, value, x)
@@ -215,8 +243,8 @@ def _heat_map(
         [*(max(cell, floor) for cell in row), *[float("nan")] * (longest - len(row))]
         for row in rows
     ]
-    colours = LinearSegmentedColormap.from_list("importance", ["#f2f4f7", COLOURS[1], "#101828"])
-    image = axes.imshow(padded, aspect="auto", cmap=colours, norm=norm, interpolation="nearest")
+    shades = LinearSegmentedColormap.from_list("importance", ["#f2f4f7", colour("ours"), "#101828"])
+    image = axes.imshow(padded, aspect="auto", cmap=shades, norm=norm, interpolation="nearest")
     # No powers of ten in formulas, which `_figure` turns off.
     bar = axes.figure.colorbar(image, ax=axes, label=value, pad=0.01, format="{x:g}")
     assert bar.solids is not None
@@ -232,32 +260,14 @@ def _heat_map(
     axes.locator_params(axis="x", integer=True)
 
 
-def _bars_at_the_bottom(
-    bins: Sequence[tuple[float, float, float]],
-) -> list[tuple[float, float, float]]:
-    """(left, width, height): each bin reaches half-way to its neighbours."""
-    together: dict[float, float] = {}
-    for prediction, _, count in bins:
-        together[prediction] = together.get(prediction, 0.0) + count
-    at = sorted(together)
-    middles = [(a + b) / 2 for a, b in zip(at, at[1:], strict=False)]
-    lefts = [max(0.0, at[0] - 0.05), *middles]
-    rights = [*middles, min(1.0, at[-1] + 0.05)]
-    # A minimum width: the bar of a narrower bin would be so high that it dwarfs the rest.
-    widths = [max(right - left, 0.02) for left, right in zip(lefts, rights, strict=True)]
-    heights = [together[p] / width for p, width in zip(at, widths, strict=True)]
-    scale = 0.25 / max(*heights, 1e-12)
-    return [(x, w, h * scale) for x, w, h in zip(lefts, widths, heights, strict=True)]
-
-
 def _legend(axes: Axes, columns: int) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, frameon=False, fontsize=9)
 
 
 @contextmanager
-def _drawing(x: str, y: str, size: tuple[float, float] = _SIZE) -> Iterator[tuple[Axes, StringIO]]:
+def _drawing(x: str, y: str, height: float = _HEIGHT) -> Iterator[tuple[Axes, StringIO]]:
     """Axes, and a text that holds the picture when the block ends."""
-    with _figure(size) as (figure, out):
+    with _figure(height) as (figure, out):
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel(x)
@@ -266,7 +276,7 @@ def _drawing(x: str, y: str, size: tuple[float, float] = _SIZE) -> Iterator[tupl
 
 
 @contextmanager
-def _figure(size: tuple[float, float]) -> Iterator[tuple[Figure, StringIO]]:
+def _figure(height: float) -> Iterator[tuple[Figure, StringIO]]:
     """A figure, and a text that holds it when the block ends. No pyplot: no global state."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -276,6 +286,6 @@ def _figure(size: tuple[float, float]) -> Iterator[tuple[Figure, StringIO]]:
     # and no formulas, so that a dollar sign in a name is one.
     plain: Any = {"svg.hashsalt": "pliant", "svg.fonttype": "none", "text.parse_math": False}
     with rc_context({**plain, "font.family": "sans-serif"}):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         yield figure, out
         figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)

@@ -14,7 +14,9 @@ from pliant.cli import terminal
 
 if TYPE_CHECKING:
     from pliant.cli.demo.size import Size
-    from pliant.reports.page import Section
+    from pliant.reports.page import KeyFigure, Section
+
+    Chapter = tuple[dict[str, Any], Section, KeyFigure | None]
 
 REAL_STEPS = 12
 """A real model trains with the operations of so many standard steps."""
@@ -64,7 +66,7 @@ def demo(options: DemoOptions) -> None:
     Example: pliant demo --questions 1000 --page demo.html
     """
     from pliant.errors import InvalidInput
-    from pliant.reports.page import check_writable, write
+    from pliant.reports.page import Top, check_writable, write
 
     terminal.hide_loading_bars()
     if options.questions < 50:
@@ -74,12 +76,15 @@ def demo(options: DemoOptions) -> None:
     check_writable(options.page)
     results: dict[str, Any] = {}
     sections: list[Section] = []
-    for number, (result, section) in enumerate(_chapters(options), start=1):
+    figures: list[KeyFigure] = []
+    for number, (result, section, figure) in enumerate(_chapters(options), start=1):
         results |= result
         sections.append(section)
+        figures += [] if figure is None else [figure]
         if not options.json:
             _print(number, section)
-    page = write(options.page, "Pliant: compute where it matters", sections)
+    top = Top(None, figures, options.seed)
+    page = write(options.page, "Pliant: compute where it matters", sections, top)
     if options.json:
         terminal.print_json({**results, "page": str(page)})
         return
@@ -94,8 +99,8 @@ def _print(number: int, section: Section) -> None:
     terminal.draw(section.tables, (), section.texts)
 
 
-def _chapters(options: DemoOptions) -> Iterator[tuple[dict[str, Any], Section]]:
-    """Each chapter as soon as it is measured: its results for JSON, and what is shown."""
+def _chapters(options: DemoOptions) -> Iterator[Chapter]:
+    """Each chapter as soon as it is measured: its results for JSON, what is shown, its figure."""
     if options.real:
         yield from _real(options)
         return
@@ -108,32 +113,40 @@ def _chapters(options: DemoOptions) -> Iterator[tuple[dict[str, Any], Section]]:
     yield from _embedded(options, size)
 
 
-def _embedded(options: DemoOptions, size: Size) -> Iterator[tuple[dict[str, Any], Section]]:
+def _embedded(options: DemoOptions, size: Size) -> Iterator[Chapter]:
     from pliant.cli.demo import router, smaller, specialists, tokens, two_models
 
     measured = two_models.measure(options.questions, options.seed)
-    yield {"two_models": measured.as_dict()}, two_models.section(measured)
+    yield (
+        {"two_models": measured.as_dict()},
+        two_models.section(measured),
+        None,
+    )
     routed = router.measure(measured, size)
-    yield {"router": routed.as_dict()}, router.section(measured, routed)
+    yield {"router": routed.as_dict()}, router.section(measured, routed), router.figure(routed)
     trained = tokens.measure(size)
-    yield {"tokens": trained.race.as_dict()}, tokens.section(trained)
+    yield {"tokens": trained.race.as_dict()}, tokens.section(trained), tokens.figure(trained)
     pruned = smaller.measure(measured)
-    yield {"smaller": pruned.as_dict()}, smaller.section(pruned)
+    yield {"smaller": pruned.as_dict()}, smaller.section(pruned), smaller.figure(pruned)
     taught = specialists.measure(measured, size)
-    yield {"specialists": taught.as_dict()}, specialists.section(taught)
+    yield {"specialists": taught.as_dict()}, specialists.section(taught), specialists.figure(taught)
 
 
-def _real(options: DemoOptions) -> Iterator[tuple[dict[str, Any], Section]]:
+def _real(options: DemoOptions) -> Iterator[Chapter]:
     from pliant.cli.demo import real
     from pliant.loading import load
 
     model, tokenizer = load(real.MODEL, dtype="float32")
     _announce(f"Three chapters on {real.MODEL}: some minutes.")
     results = real.measure(model, tokenizer, options.steps or REAL_STEPS, options.seed)
-    for (name, result), section in zip(
-        results.as_dict().items(), real.sections(results, real.MODEL), strict=True
-    ):
-        yield {name: result}, section
+    chapters = zip(
+        results.as_dict().items(),
+        real.sections(results, real.MODEL),
+        real.figures(results),
+        strict=True,
+    )
+    for (name, result), section, figure in chapters:
+        yield {name: result}, section, figure
 
 
 def _announce(sentence: str) -> None:

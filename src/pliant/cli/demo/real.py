@@ -25,7 +25,7 @@ from pliant.complexity import Complexity, CPXConfig, attach, fit
 from pliant.data.collate import Collator
 from pliant.gradients import GradientConfig
 from pliant.gradients.audit import Contender, Race, race, show
-from pliant.reports.page import Coloured, Section
+from pliant.reports.page import Coloured, KeyFigure, Section
 from pliant.reports.tables import Table
 from pliant.stats import Band, auc, paired
 
@@ -255,6 +255,21 @@ def sections(results: Real, name: str) -> list[Section]:
             texts=results.coloured,
         ),
     ]
+
+
+def figures(results: Real) -> tuple[KeyFigure, ...]:
+    """One for each chapter."""
+    scored, difficulty, raced = results.scored, results.difficulty, results.race
+    gain = raced.gain(raced.runs[0])
+    return (
+        KeyFigure("a score while answering", f"{scored.ratio:.2f}x", "the time of answering alone"),
+        KeyFigure(
+            "hard passages, AUROC",
+            f"{difficulty.scorer:.2f}",
+            f"the model's own loss on the prompt {difficulty.prompt_loss:.2f}",
+        ),
+        KeyFigure("selected tokens gain", f"{gain.value:+.2f}", "nats a token, over standard"),
+    )
 
 
 def _verdict(difficulty: Difficulty) -> str:

@@ -23,7 +23,9 @@ from pliant.cli.demo.two_models import (
 from pliant.cli.terminal import track
 from pliant.nano import NAMES, Question
 from pliant.reports import plots
-from pliant.reports.page import Section
+from pliant.reports.page import KeyFigure, Section
+from pliant.reports.palette import Role
+from pliant.reports.plots import Line
 from pliant.reports.tables import Table
 from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.metrics import ranking as metrics
@@ -243,6 +245,12 @@ def _scoring(scorer: Cpx, measured: TwoModels) -> Scoring:
     return Scoring(sum(to_large) / len(to_large), sum(to_small) / len(to_small))
 
 
+def figure(routed: RoutedQuestions) -> KeyFigure:
+    note = f"of {LARGE}'s quality at {routed.ours.cost:.0%} of its cost; "
+    rival = f"{RIVAL}: {routed.rival.of_large.value:.0%} at {routed.rival.cost:.0%}"
+    return KeyFigure("a router keeps", f"{routed.ours.of_large.value:.0%}", note + rival)
+
+
 def section(measured: TwoModels, routed: RoutedQuestions) -> Section:
     """The chapter as sentences, tables and pictures."""
     return Section(
@@ -324,18 +332,15 @@ def _picture(measured: TwoModels, routed: RoutedQuestions) -> str:
     """Each curve from the small model alone to the large one; scoring shifts ours to the right."""
     small = (_cost(0, measured, FREE), measured.share(SMALL))
     large = (1.0, measured.share(LARGE))
-    drawn = {
-        "[CPX] router": (routed.ours.curve, routed.scoring),
-        RIVAL: (routed.rival.curve, FREE),
-        PERFECT: (routed.perfect, FREE),
-    }
-    lines = {
-        name: [
-            (_cost(share, measured, scoring), quality)
-            for share, quality in zip(curve.share, curve.quality, strict=True)
-        ]
-        for name, (curve, scoring) in drawn.items()
-    }
-    lines["random"] = [small, large]
-    marks = {SMALL: small, LARGE: large, "chosen": (routed.ours.cost, routed.ours.quality)}
-    return plots.curve(lines, marks, f"cost (1 = always {LARGE})", "share answered correctly")
+    curves: tuple[tuple[str, Curve, Scoring, Role], ...] = (
+        ("[CPX] router", routed.ours.curve, routed.scoring, "ours"),
+        (RIVAL, routed.rival.curve, FREE, "rival"),
+        (PERFECT, routed.perfect, FREE, "bound"),
+    )
+    lines = {"random": Line.through([small, large], "control")}
+    for name, curve, scoring, role in curves:
+        cost = [_cost(share, measured, scoring) for share in curve.share]
+        lines[name] = Line(cost, curve.quality.tolist(), role=role)
+    chosen = ("chosen", (routed.ours.cost, routed.ours.quality))
+    x = f"cost (1 = always {LARGE})"
+    return plots.lines(lines, x, "share of right answers", {SMALL: small, LARGE: large}, chosen)

@@ -12,7 +12,7 @@ from typing import Any
 from pliant import nano
 from pliant.cli.demo.two_models import LARGE, RIGHT, SHOWN_FIRST, WRONG, TwoModels, ask_all
 from pliant.cli.importance import heat_map
-from pliant.reports.page import Section
+from pliant.reports.page import KeyFigure, Section
 from pliant.reports.tables import Table
 from pliant.structure import (
     Importance,
@@ -95,6 +95,13 @@ def _written(model: Any, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
     with TemporaryDirectory() as folder:
         result = export(model, Path(folder) / "smaller", tokenizer)
         yield AutoModelForCausalLM.from_pretrained(result.folder).eval(), result
+
+
+def figure(results: Smaller) -> KeyFigure:
+    after, before = results.parameters["smaller"], results.parameters["whole"]
+    right = results.accuracies
+    note = f"right answers: {right['whole']:.1%} before, {right['smaller']:.1%} after"
+    return KeyFigure("smaller by", f"{1 - after / before:.0%}", note)
 
 
 def section(results: Smaller) -> Section:

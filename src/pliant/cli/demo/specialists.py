@@ -19,7 +19,7 @@ from pliant.experts.adapting import Answer, ByClassifier, load_experts
 from pliant.experts.rewards import Reward
 from pliant.experts.training.config import ExpertTrainingConfig
 from pliant.experts.training.run import ExpertResult, train_expert
-from pliant.reports.page import Section
+from pliant.reports.page import KeyFigure, Section
 from pliant.reports.plots import bars
 from pliant.reports.tables import Table
 
@@ -153,6 +153,12 @@ def _shown(row: Row, plain: str, own: Answer) -> tuple[str, str, bool, str, bool
 # --- what is shown -------------------------------------------------------------------------------
 
 
+def figure(results: Specialists) -> KeyFigure:
+    task, result = next(iter(results.trained.items()))
+    note = f"right in new words, {result.before.value:.0%} before, in {results.bytes[task]:,} bytes"
+    return KeyFigure("an expert gets", f"{result.after.value:.0%}", note)
+
+
 def section(results: Specialists) -> Section:
     """The chapter as sentences, tables and a picture."""
     groups = [*TASKS, "what it knew"]
@@ -160,7 +166,7 @@ def section(results: Specialists) -> Section:
         way: [results.right[task][way] for task in (*TASKS, "base")]
         for way in ("base", "own expert")
     }
-    picture = bars(groups, series, "task", "share answered correctly")
+    picture = bars(groups, series, {"own expert": "ours"}, "task", "share answered correctly")
     return Section(
         "Which speciality does a prompt call for?",
         sentences=_sentences(results),

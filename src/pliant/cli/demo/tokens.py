@@ -17,7 +17,7 @@ from pliant.cli.terminal import track
 from pliant.data.collate import Collator
 from pliant.gradients import GradientConfig
 from pliant.gradients.audit import Contender, Race, race, show
-from pliant.reports.page import Coloured, Section
+from pliant.reports.page import Coloured, KeyFigure, Section
 from pliant.training.texts import Piece, texts
 
 FAMILY = "shift"  # unseen by the models: each letter of a word becomes the next one
@@ -73,6 +73,13 @@ def _contenders(model: Any, batch: dict[str, Any]) -> list[Contender]:
 def _pieces(split: str, number: int, tokenizer: Any) -> list[Piece]:
     rows = nano.conversations(split, number, families=[FAMILY])
     return texts(rows, tokenizer, 256).pieces
+
+
+def figure(results: Tokens) -> KeyFigure:
+    race = results.race
+    gain = race.gain(race.runs[0])
+    note = f"nats a token on standard training, {gain.low:+.2f} to {gain.high:+.2f}"
+    return KeyFigure("selected tokens gain", f"{gain.value:+.2f}", note)
 
 
 def section(results: Tokens) -> Section:

@@ -235,7 +235,8 @@ def _accuracy_picture(measured: TwoModels) -> str:
     difficulties = measured.difficulties
     series = {name: [measured.share(name, d) for d in difficulties] for name in NAMES}
     series["perfect routing"] = [measured.perfect(d) for d in difficulties]
-    return plots.bars([str(d) for d in difficulties], series, "difficulty", "accuracy")
+    roles: plots.Roles = {SMALL: "small", LARGE: "large", "perfect routing": "bound"}
+    return plots.bars([str(d) for d in difficulties], series, roles, "difficulty", "accuracy")
 
 
 def _cost_picture(measured: TwoModels) -> str:
@@ -243,6 +244,9 @@ def _cost_picture(measured: TwoModels) -> str:
     cheap = measured.flops[SMALL] / measured.flops[LARGE]
     small, large = (cheap, measured.share(SMALL)), (1.0, measured.share(LARGE))
     perfect = (measured.perfect_cost(), measured.perfect())
-    lines = {"random routing": [small, large], "perfect routing": [small, perfect, large]}
+    lines = {
+        "random routing": plots.Line.through([small, large], "control"),
+        "perfect routing": plots.Line.through([small, perfect, large], "bound"),
+    }
     marks = {SMALL: small, LARGE: large, "perfect": perfect}
-    return plots.curve(lines, marks, "cost (1 = always nano-l)", "accuracy")
+    return plots.lines(lines, "cost (1 = always nano-l)", "accuracy", marks)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pliant.reports.page import Section, write
-from pliant.reports.plots import COLOURS, Line, intervals, lines, signed_bars
+from pliant.reports.plots import Line, Roles, intervals, lines, signed_bars
 from pliant.reports.tables import Table
 
 if TYPE_CHECKING:
@@ -42,12 +42,10 @@ def _coefficients(mixed: FewShot) -> Section:
     if not depths:
         caption = f"{formula}; 0 everywhere is the base."
         return Section("The coefficients", (), (), [(signed_bars(values, "coefficient"), caption)])
-    many = len(values) >= len(COLOURS)  # then lines need dashes, too
     drawn = {
         name: Line(range(depths[0]), [value] * depths[0] if isinstance(value, float) else value)
         for name, value in values.items()
     }
-    drawn = {name: Line(line.x, line.y, faint=many) for name, line in drawn.items()}
     picture = lines(drawn, "layer", "coefficient")
     table = Table(
         "Mean coefficient over the layers",
@@ -64,7 +62,7 @@ def _search(mixed: FewShot, reward: str | None) -> Section:
     rounds = range(1, len(result.history) + 1)
     drawn = {
         "the best so far": Line(rounds, result.history),
-        "base": Line(rounds, [result.start_value] * len(rounds), faint=True),
+        "base": Line(rounds, [result.start_value] * len(rounds), role="control"),
     }
     what = f"mean reward ({reward})" if reward else "log-likelihood, a token"
     caption = "How well the best mixture after each round does on the shots."
@@ -74,5 +72,6 @@ def _search(mixed: FewShot, reward: str | None) -> Section:
 def _test(scores: Mapping[str, Band], tested: int) -> Section:
     bands = {name: (band.value, band.low, band.high) for name, band in scores.items()}
     caption = f"{tested:,} prompts that are no shots, with the interval over prompts."
-    picture = intervals(bands, "share of right answers")
+    roles: Roles = {"mixture": "ours"}
+    picture = intervals(bands, roles, "share of right answers")
     return Section("The test", (), [scores_table(scores, tested)], [(picture, caption)])

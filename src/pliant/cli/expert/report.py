@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pliant.reports.page import Section, write
-from pliant.reports.plots import Line, heat_maps, intervals, lines
+from pliant.reports.page import KeyFigure, Section, Top, Verdict, write
+from pliant.reports.palette import Role
+from pliant.reports.plots import Line, Roles, heat_maps, intervals, lines
 from pliant.reports.tables import Table
 
 if TYPE_CHECKING:
     from pliant.experts.comparison import Profile
     from pliant.experts.expert import Expert
     from pliant.experts.training.controls import Controls
+    from pliant.stats import Band
 
 BINS = 20
 """Groups of singular values in a spectrum, from the largest to the smallest."""
@@ -26,7 +28,33 @@ def write_report(path: Path, folder: Path, controls: Controls) -> Path:
 
     expert = Expert.load(folder)
     sections = [_gained(folder, controls), _learned(folder), _acts(expert)]
-    return write(path, f"Expert: {folder.name}", sections)
+    return write(path, f"Expert: {folder.name}", sections, _top(folder, controls))
+
+
+def _top(folder: Path, controls: Controls) -> Top:
+    """What was gained, and what a LoRA would, if it was compared."""
+    result = controls.expert
+    ahead = result.gain.low > 0
+    figures = [
+        KeyFigure("held-out reward", f"{result.after.value:.3f}", _interval(result.after)),
+        KeyFigure("the base", f"{result.before.value:.3f}", _interval(result.before)),
+        KeyFigure("gain, paired", f"{result.gain.value:+.3f}", _interval(result.gain)),
+        KeyFigure("trained numbers", f"{result.trained:,}", f"{result.steps:,} steps"),
+    ]
+    action = f"Ask it: pliant expert ask --experts {folder.name}. Other tasks may have suffered."
+    if not ahead:
+        action = "Not shown to be better than the base: more steps, or an easier reward."
+    kind: Literal["good", "bad"] = "good" if ahead else "bad"
+    return Top(Verdict(kind, str(result), action), figures)
+
+
+def _interval(band: Band) -> str:
+    return f"95 % interval {band.low:.3f} to {band.high:.3f}"
+
+
+def _role(way: str) -> Role:
+    """The colour of a way to answer."""
+    return "ours" if way == "expert" else "rival" if way.startswith("LoRA") else "control"
 
 
 def ways_table(controls: Controls) -> Table:
@@ -45,7 +73,8 @@ def _gained(folder: Path, controls: Controls) -> Section:
         f"The mean reward of greedy answers to {result.held_out:,} held-out prompts, with the "
         "interval over prompts."
     )
-    pictures = [(intervals(bands, "reward"), caption)]
+    roles: Roles = {way.name: _role(way.name) for way in controls.ways}
+    pictures = [(intervals(bands, roles, "reward"), caption)]
     sentences = [str(result), *([str(controls)] if len(controls.ways) > 2 else [])]
     return Section("What was gained", sentences, [ways_table(controls), table], pictures)
 

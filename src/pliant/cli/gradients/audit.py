@@ -17,7 +17,7 @@ from pliant.errors import InvalidInput
 if TYPE_CHECKING:
     from pliant.gradients.audit import Audit, Race
     from pliant.gradients.config import GradientConfig
-    from pliant.reports.page import Section
+    from pliant.reports.page import Section, Top
     from pliant.reports.tables import Table
 
 SECONDS = 20.0
@@ -86,7 +86,7 @@ def audit(options: AuditOptions) -> None:
     page = None
     if options.page is not None:
         title = f"{options.model} on {options.data}: which tokens should train?"
-        page = write(options.page, title, drawn)
+        page = write(options.page, title, drawn, _top(options, audited, raced))
     if options.json:
         race = None if raced is None else raced.as_dict()
         terminal.print_json({"audit": audited.as_dict(), "race": race})
@@ -140,6 +140,28 @@ def measure(
 
 
 # --- an audit and a race as sentences, tables and a picture --------------------------------------
+
+
+def _top(options: AuditOptions, audit: Audit, race: Race | None) -> Top:
+    """What to train on, from the race; without one there is no verdict."""
+    from pliant.reports.page import KeyFigure, Top, Verdict
+
+    ours = audit.findings[0]
+    figures = [
+        KeyFigure("speed of a step", f"{ours.cost.speed.value:.2f}x", "of training every token"),
+        KeyFigure("peak memory", f"{audit.memory(ours):.0%}", "of training every token"),
+    ]
+    if race is None:
+        return Top(None, figures, options.seed)
+    run, gain = race.runs[0], race.gain(race.runs[0])
+    note = f"interval {gain.low:+.3f} to {gain.high:+.3f}; above 0 is better"
+    figures.append(KeyFigure("gain on standard", f"{gain.value:+.3f}", note))
+    figures.append(KeyFigure("held-out loss", f"{race.loss(run):.3f}", run.name))
+    pays = race.winner is not race.standard
+    action = f"Train: pliant train lm --model {options.model} --data {options.data} --out FOLDER."
+    if not race.is_conclusive:
+        action = "Give the race more time: --seconds."
+    return Top(Verdict("good" if pays else "mixed", race.sentence, action), figures, options.seed)
 
 
 def sections(audit: Audit, race: Race | None) -> list[Section]:
@@ -232,6 +254,6 @@ def race_picture(race: Race) -> str:
             [sum(ys) / len(ys) for ys in heights],
             [min(ys) for ys in heights] if banded else None,
             [max(ys) for ys in heights] if banded else None,
-            faint=run is race.standard,
+            role="control" if run is race.standard else "ours" if run is race.runs[0] else "rival",
         )
     return plots.lines(lines, "share of the budget, %", "loss")

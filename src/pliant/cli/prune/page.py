@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pliant.errors import PliantError, UnsupportedModel
 from pliant.reports import page, plots
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from pliant.structure import ExportResult, Plan, Pruned
 
+SMALL_LOSS = 1.05
+"""A perplexity times this needs no recovery to be worth a look."""
 PROMPT, ANSWER = 24, 48  # tokens of the texts that are shown
 
 
@@ -36,13 +38,40 @@ class Page:
         pruned.detach()
         if result is not None:
             sections.insert(1, self._sizes(result))
-        page.write(path, f"{self.name}, pruned", sections)
+        page.write(path, f"{self.name}, pruned", sections, self._top(result))
+
+    def _top(self, result: ExportResult | None) -> page.Top:
+        """What is saved and what it costs, beside random units at the same size."""
+        best, whole = self.plan.best, self.plan.whole
+        ratio = best.perplexity / whole
+        random = [point for point in self.plan.points if point.config.score == "random"]
+        near = min(random, key=lambda point: abs(point.saved - best.saved), default=None)
+        chance = None if near is None else near.perplexity / whole
+        figures = [
+            page.KeyFigure(f"{self.plan.costs.of} saved", f"{best.saved:.1%}"),
+            page.KeyFigure("perplexity", f"{ratio:.3f}x", "of the whole model's, held-out text"),
+        ]
+        if near is not None:
+            note = f"at {near.saved:.1%} saved: the control"
+            figures.append(page.KeyFigure("random units", f"{chance:.3g}x", note))
+        if result is not None:
+            before = f"{count(result.parameters_before)} before"
+            figures.append(page.KeyFigure("parameters", count(result.parameters), before))
+        worse = chance is not None and ratio >= chance
+        kind: Literal["good", "mixed", "bad"] = "bad" if worse else "mixed"
+        action = "No better than random units: give other parts or more calibration text."
+        if not worse:
+            kind = "good" if ratio <= SMALL_LOSS else "mixed"
+            action = "Check it on your own task" + (
+                "." if kind == "good" else ", and train it back: pliant recover."
+            )
+        return page.Top(page.Verdict(kind, str(self.plan), action), figures)
 
     # --- sections ------------------------------------------------------------------------------
 
     def _quality(self) -> page.Section:
         ours = "compensated" if self.plan.config.compensate else self.plan.config.score
-        ways: dict[str, list[tuple[float, float]]] = {"random": [], ours: []}  # grey, and blue
+        ways: dict[str, list[tuple[float, float]]] = {"random": [], ours: []}
         for point in self.plan.points:
             how = point.config.score if not point.config.compensate else "compensated"
             parts = " and ".join(point.config.parts)
@@ -54,12 +83,13 @@ class Page:
             name: [(0.0, 1.0), *sorted(at for at in line if at[1] <= most)]
             for name, line in ways.items()
         }
-        picture = plots.curve(
-            {name: line for name, line in drawn.items() if len(line) > 1},
-            {},
-            f"{self.plan.costs.of} saved",
-            "perplexity, of the whole model's",
-        )
+        lines = {
+            name: plots.Line.through(line, "ours" if name == ours else "control")
+            for name, line in drawn.items()
+            if len(line) > 1
+        }
+        of = self.plan.costs.of
+        picture = plots.lines(lines, f"{of} saved", "perplexity, of the whole model's")
         caption = (
             f"Ways that multiply the perplexity by more than {most:.2g} end beyond the picture."
         )

@@ -60,7 +60,7 @@ def report(options: ReportOptions) -> None:
         measured = _measured(folder, file, out, options)
     data = report_data.ReportData(folder, file, measured, ladder, totals)
     sections = pages.sections(data)
-    written = page.write(out, pages.title(data), sections)
+    written = page.write(out, pages.title(data), sections, pages.top(data))
     if options.json:
         terminal.print_json({**data.as_dict(), "page": str(written)})
     else:

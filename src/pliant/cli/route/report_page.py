@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from pliant.cli.route import tables
 from pliant.cli.route.report_data import Measured, ReportData
 from pliant.cli.route.tables import brief
 from pliant.reports import plots
-from pliant.reports.page import Section
-from pliant.reports.plots import Line
+from pliant.reports.page import KeyFigure, Section, Top, Verdict
+from pliant.reports.palette import Role
+from pliant.reports.plots import Line, Roles
 from pliant.reports.tables import count
 from pliant.routing.fitting.evaluation import CostLine
 from pliant.routing.metrics.curves import Curve
@@ -32,7 +34,8 @@ def sections(data: ReportData) -> list[Section]:
     if measured is not None:
         shown.append(_figures(data, measured))
         if not measured.outdated:
-            shown += [*_probabilities(measured), *_examples(data, measured)]
+            shown += [*_groups(data, measured), *_examples(data, measured)]
+            shown += _probabilities(measured)
     if data.ladder:
         tried = tables.ladder(data.ladder, data.file.names, data.file.scorer.kind)
         shown.append(Section("How the scorer was chosen", tables=[tried]))
@@ -42,6 +45,49 @@ def sections(data: ReportData) -> list[Section]:
 def title(data: ReportData) -> str:
     names = ", ".join(data.file.names[:-1])
     return f"{data.folder.resolve().name}: a router between {names} and {data.strong}"
+
+
+# --- the verdict and its figures ---------------------------------------------------------------
+
+
+def top(data: ReportData) -> Top:
+    """Quality, cost, what is escalated and what scoring adds; and whether that pays."""
+    verdict = _verdict(data)
+    if data.measured is None or data.measured.outdated:
+        return Top(verdict)
+    evaluation, scorer = data.measured.evaluation, data.file.scorer
+    routed, strong = evaluation.routed, brief(data.strong)
+    overhead = scorer.cost / evaluation.strong_cost if evaluation.strong_cost else 0.0
+    time = "" if scorer.ms is None else f", {scorer.ms:.3g} ms"
+    figures = (
+        KeyFigure("quality", tables.percent(routed.of_strong.value), _of(routed.of_strong, strong)),
+        KeyFigure(
+            "cost", tables.percent(routed.of_strong_cost.value), f"of always asking {strong}"
+        ),
+        KeyFigure("escalated", tables.percent(routed.share), f"of calls go to {strong}"),
+        KeyFigure("overhead", tables.percent(overhead), f"of {strong}'s cost for scoring{time}"),
+    )
+    return Top(verdict, figures)
+
+
+def _of(band: Band, strong: str) -> str:
+    interval = "" if math.isnan(band.low) else f", {100 * band.low:.1f} to {100 * band.high:.1f}"
+    return f"of {strong}'s{interval}"
+
+
+def _verdict(data: ReportData) -> Verdict | None:
+    """In the words of the measurement; without one, how to get one."""
+    verdict = data.verdict
+    if verdict is None:
+        if data.measured is None:
+            return Verdict("mixed", "This router was not measured.", MEASURE_IT)
+        return Verdict("mixed", "The router has changed since it was measured.", _OUTDATED)
+    kind: Literal["good", "mixed", "bad"] = "bad"
+    if verdict.pays:
+        kind = "good" if verdict.beats_random else "mixed"
+    sentence = str(verdict).removesuffix(verdict.advice).strip()
+    use = f'Ask through it: pliant route ask --router {data.folder} "..."'
+    return Verdict(kind, sentence, verdict.advice or use)
 
 
 # --- sentences -----------------------------------------------------------------------------------
@@ -164,11 +210,11 @@ def _curves(data: ReportData, measured: Measured) -> str:
     expensive = (evaluation.strong_cost / always, report.strong_quality)
     drawn = {f"this router ({scorer})": _line(evaluation.by_price or curve, always)}
     if evaluation.perfect is not None:
-        drawn["perfect"] = _line(evaluation.perfect, always, faint=True)
-    drawn["random"] = Line((cheap[0], expensive[0]), (cheap[1], expensive[1]), faint=True)
+        drawn["perfect"] = _line(evaluation.perfect, always, "bound")
+    drawn["random"] = Line((cheap[0], expensive[0]), (cheap[1], expensive[1]), role="control")
     for kind, baseline in evaluation.baselines.items():
         if kind not in ("random", scorer):
-            drawn[kind] = _line(baseline.curve, always, faint=True)
+            drawn[kind] = _line(baseline.curve, always, "rival" if kind == "text" else "control")
     point = None
     if not measured.outdated:
         at = (evaluation.routed.cost.value / always, evaluation.routed.quality.value)
@@ -178,18 +224,33 @@ def _curves(data: ReportData, measured: Measured) -> str:
     return plots.lines(drawn, x, "share of right answers", ends, point)
 
 
-def _line(curve: Curve | CostLine, always: float, faint: bool = False) -> Line:
+def _line(curve: Curve | CostLine, always: float, role: Role = "ours") -> Line:
+    """Ours with its band."""
     cost = [float(x) / always for x in curve.cost]
-    if isinstance(curve, Curve):
-        return Line(cost, list(curve.quality), list(curve.low), list(curve.high), faint)
-    return Line(cost, curve.quality, faint=faint)
+    if isinstance(curve, Curve) and role == "ours":
+        return Line(cost, list(curve.quality), list(curve.low), list(curve.high))
+    return Line(cost, list(curve.quality), role=role)
 
 
 def _figures(data: ReportData, measured: Measured) -> Section:
     shown = [tables.metrics(measured.evaluation), tables.baselines(measured.evaluation)]
-    if measured.evaluation.groups and not measured.outdated:
-        shown.append(tables.groups(data, measured))
     return Section("Figures, and what they are worth", [f"On {measured.where}."], shown)
+
+
+def _groups(data: ReportData, measured: Measured) -> list[Section]:
+    """Which kinds of prompts the router harms most."""
+    if not measured.evaluation.groups:
+        return []
+    strong, groups = brief(data.strong), tables.by_damage(measured.evaluation)[: tables.GROUPS]
+    lost = {g.name: (g.lost.value, g.lost.low, g.lost.high) for g in groups if g.lost is not None}
+    sentence = (
+        f"How much less often the router is right than {data.strong} alone, with 95 % intervals: "
+        "above 0 the group loses by routing."
+    )
+    x = f"share of right answers below {strong}"
+    roles: Roles = {name: "bad" if low > 0 else "control" for name, (_, low, _) in lost.items()}
+    pictures = [(plots.intervals(lost, roles, x), "The most damaged first.")] if lost else []
+    return [Section("Groups", [sentence], [tables.groups(data, measured)], pictures)]
 
 
 def _probabilities(measured: Measured) -> list[Section]:
@@ -204,14 +265,15 @@ def _probabilities(measured: Measured) -> list[Section]:
     sentences = [
         "ECE is the mean distance between what is predicted and what is so (debiased; a constant "
         "can have none, and tells nothing). Brier is the mean squared error; skill is the part of "
-        "the constant's that is gone. The grey bars show where the predictions lie."
+        "the constant's that is gone. The bars below show how many predictions lie where."
     ]
     table = tables.probabilities(measured.evaluation)
     shown = [Section("Probabilities", sentences, [table], pictures)]
     if histogram is not None:
         model, name = histogram.model, brief(histogram.model)
         counts = {f"{name} right": histogram.right, f"{name} wrong": histogram.wrong}
-        picture = plots.histograms(histogram.edges, counts, "score", "prompts")
+        roles: Roles = {f"{name} right": "good", f"{name} wrong": "bad"}
+        picture = plots.histograms(histogram.edges, counts, roles, "score", "prompts")
         captioned = (picture, f"Scores, by whether {model} was right.")
         sentence = f"The score is the probability that {model} fails."
         shown.append(Section("Scores", [sentence], pictures=[captioned]))
@@ -240,7 +302,7 @@ def _ledger(data: ReportData) -> Section:
     pictures = []
     if len(windows) > 1:
         distance = Line(at, [window.distance for window in windows])
-        bound = Line(at, [window.bound for window in windows], faint=True)
+        bound = Line(at, [window.bound for window in windows], role="control")
         drawn = {"distance": distance, "chance stays below": bound}
         picture = plots.lines(drawn, "window", "distance of the scores")
         pictures.append((picture, "Drift of the scores."))

@@ -8,11 +8,13 @@ from typing import Any
 
 from pliant.cli.route.report_data import Measured, ReportData
 from pliant.reports.tables import Table, count, size
-from pliant.routing.fitting.evaluation import Evaluation, Example
+from pliant.routing.fitting.evaluation import Evaluation, Example, GroupResult
 from pliant.routing.units import amount
 from pliant.stats import Band, from_json
 
 RIGHT, WRONG = "✓", "✗"
+GROUPS, EXAMPLES = 12, 3
+"""Rows that come first on a page; the others are folded. There are two tables of examples."""
 _PROMPT, _MODEL = 72, 20  # letters of a prompt that are shown, and of a model's name in a heading
 _NAMES = {
     "apgr": "APGR",
@@ -104,13 +106,25 @@ def probabilities(evaluation: Evaluation) -> Table:
 
 
 def groups(data: ReportData, measured: Measured) -> Table:
+    """The most damaged first."""
     rows = [
-        [g.name, f"{g.n:,}", *map(number, (g.weak, g.strong, g.routed)), percent(g.share)]
-        for g in measured.evaluation.groups
+        [
+            g.name,
+            f"{g.n:,}",
+            *map(number, (g.weak, g.strong, g.routed)),
+            "-" if g.lost is None else signed(g.lost),
+            percent(g.share),
+        ]
+        for g in by_damage(measured.evaluation)
     ]
     weak, strong = brief(data.weak), brief(data.strong)
-    head = ["group", "prompts", weak, strong, "routed", f"to {strong}"]
-    return Table("Group by group: share of right answers", head, rows, right=frozenset(head[1:]))
+    head = ["group", "prompts", weak, strong, "routed", f"below {strong}", f"to {strong}"]
+    title = "Share of right answers, group by group, the most damaged first"
+    return Table(title, head, rows, right=frozenset(head[1:]), shown=GROUPS)
+
+
+def by_damage(evaluation: Evaluation) -> list[GroupResult]:
+    return sorted(evaluation.groups, key=lambda g: g.routed - g.strong)
 
 
 def examples(data: ReportData, measured: Measured) -> list[Table]:
@@ -136,7 +150,8 @@ def _examples(title: str, examples: Iterable[Example], data: ReportData) -> Tabl
     ]
     head = ["prompt", "score", "gain", *map(brief, data.file.names)]
     colours = {RIGHT: "green", WRONG: "red"}
-    return Table(title, head, rows, right=frozenset(["score", "gain"]), colours=colours)
+    right = frozenset(["score", "gain"])
+    return Table(title, head, rows, right=right, colours=colours, shown=EXAMPLES)
 
 
 def ladder(

@@ -237,7 +237,10 @@ def _groups(outcomes: Outcomes, chosen: Chosen) -> tuple[GroupResult, ...]:
     def group(name: str) -> GroupResult:
         rows = names == name
         columns = (outcomes.weak, outcomes.strong, routed, chosen == strong)
-        return GroupResult(name, int(rows.sum()), *(float(of[rows].mean()) for of in columns))
+        less = (outcomes.strong - routed)[rows]
+        lost = bootstrap_counts(lambda counts: (counts @ less) / counts.sum(-1), len(less))
+        weak, large, ours, share = (float(of[rows].mean()) for of in columns)
+        return GroupResult(name, len(less), weak, large, ours, share, lost)
 
     return tuple(group(name) for name in sorted(set(outcomes.groups)))
 

@@ -99,6 +99,8 @@ class GroupResult:
     routed: float
     share: float
     """Of calls to the strongest model."""
+    lost: Band | None = None
+    """The strongest model's share of right answers less the router's; None in older files."""
 
 
 @dataclass(frozen=True)
