@@ -51,6 +51,10 @@ real: $(STAMP) ## fetch SmolLM2 and MiniLM (180 MB); then the tests and benchmar
 gpu: $(STAMP) ## on a machine with a GPU: checks and timings in bf16, in eight minutes
 	@$(PY) -m benchmarks.gpu --out benchmarks/results $(if $(MODEL),--model $(MODEL))
 
+.PHONY: attack
+attack: $(STAMP) ## thousands of bad command lines, kills, broken servers and forged files, ten minutes
+	@OMP_NUM_THREADS=1 $(PY) -m tests.attacks
+
 .PHONY: lint
 lint: $(STAMP) ## ruff, the type checker and the direction of imports
 	@$(PY) -m ruff check .

@@ -1,0 +1,192 @@
+"""Saved files that somebody else has edited: every field odd, every header a lie."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import random
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.attacks.judged import Tally, fault
+from tests.attacks.worker import Worker
+from tests.attacks.workplace import Workplace
+
+ODD: list[Any] = [None, True, -1, 10**9, 10**30, 0.5, float("nan"), float("inf"), "", "x", "\ud800"]
+ODD += [
+    [],
+    {},
+    [[]],
+    "../../theirs",
+    "/etc/passwd",
+    "a\0b",
+    {"a": 1},
+    [None],
+    "nonesuch:f",
+    10**400,
+]
+DEEP = b"[" * 100_000
+GONE = object()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A saved file, and a command that reads it."""
+
+    path: str
+    """In the workplace's `ours`; a pattern."""
+    words: str
+
+
+SCORE = "score ../ours/scorer 2+2"
+ASK = "route ask --router ../ours/router 2+2 --max-new-tokens 2"
+REPORT = "route report --router ../ours/router --labels ../data/labels.jsonl --out report.html"
+EXPERT_ASK = "expert ask --experts ../ours/experts 2+2 --max-new-tokens 2"
+MERGE = "expert merge ../ours/experts/words --out new"
+EXPORT = "export nano-s --adapters ../ours/gates --out new"
+RECOVER = """recover ../ours/model --teacher nano-s --data ../data/few.jsonl --length 32 --out new
+--set max_steps=1"""
+TARGETS = [
+    Target("scorer/pliant.json", SCORE),
+    Target("scorer/adapter-c29bff51904683f6.safetensors", SCORE),
+    Target("router/router.json", ASK),
+    Target("router/router.json", REPORT),
+    Target("router/fit-*/scorer/scorer.json", ASK),
+    Target("router/fit-*/scorer/scorer.safetensors", ASK),
+    Target("router/fit-*/scorer/scorer.json", "score ../ours/router 2+2"),
+    Target("router/fit-*/scorer/familiar.safetensors", ASK),
+    Target("router/fit-*/seen.safetensors", ASK),
+    Target("router/ledger.sqlite", REPORT),
+    Target("router/fit-*/baselines/length/scorer.json", REPORT),
+    Target("router/fit-*/baselines/length/scorer.safetensors", REPORT),
+    Target("experts/words/adapter_config.json", EXPERT_ASK),
+    Target("experts/words/adapter_model.safetensors", EXPERT_ASK),
+    Target("experts/words/adapter_config.json", MERGE),
+    Target("experts/words/adapter_model.safetensors", MERGE),
+    Target("experts/words/adapter_config.json", "expert show ../ours/experts/words"),
+    Target("experts/words/adapter_model.safetensors", "expert show ../ours/experts/words"),
+    Target("experts/words/adapter_config.json", "expert list ../ours/experts"),
+    Target("gates/pliant.json", EXPORT),
+    Target("gates/adapter-63e367010f6fda2f.safetensors", EXPORT),
+    Target("model/config.json", "doctor ../ours/model"),
+    Target("model/config.json", "importance ../ours/model --data ../data/notes.txt --tokens 40"),
+    Target("model/model.safetensors", RECOVER),
+    Target("model/tokenizer.json", RECOVER),
+]
+
+
+class Marker:
+    """Unpickled, it runs code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch code-ran",)
+
+
+def attack(worker: Worker, place: Workplace, count: int, seed: int = 0) -> Tally:
+    """So many forgeries of each file, and the command that reads it."""
+    tally, draw = Tally("forged files"), random.Random(seed)
+    share = -(-count // len(TARGETS))
+    for target in TARGETS:
+        (path,) = (place.folder / "ours").glob(target.path)
+        forged = list(forgeries(path))
+        for what, content in draw.sample(forged, min(share, len(forged))):
+            before = place.state()
+            path.write_bytes(content)
+            done = worker.run(target.words.split(), place.cwd)
+            ran = (place.cwd / "code-ran").exists()
+            problem = "code was run" if ran else fault(done, place.reset(before))
+            if ran:
+                place.reset(before)
+            tally.add(f"{target.path}: {what} ({target.words.split()[0]})", problem, done.code)
+    return tally
+
+
+def forgeries(path: Path) -> Iterator[tuple[str, bytes]]:
+    content = path.read_bytes()
+    yield "empty", b""
+    yield "half", content[: len(content) // 2]
+    yield "zeros", bytes(len(content))
+    yield "a pickle", pickle.dumps(Marker())
+    yield "deep", DEEP
+    yield "no UTF-8", b"\xff\xfe" + content
+    if path.suffix == ".json":
+        yield from _edited(json.loads(content))
+    if path.suffix == ".safetensors":
+        yield from _lying(content)
+
+
+def _edited(content: Any) -> Iterator[tuple[str, bytes]]:
+    for where in _places(content):
+        for value in (*ODD, GONE):
+            edited = copy.deepcopy(content)
+            _put(edited, where, value)
+            name = "gone" if value is GONE else repr(value)[:30]
+            yield f"{'.'.join(map(str, where))} = {name}", json.dumps(edited).encode()
+
+
+def _places(content: Any, start: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = content.items() if isinstance(content, dict) else ()
+    if isinstance(content, list):
+        items = enumerate(content[:2])  # type: ignore[assignment]
+    for key, value in items:
+        yield (*start, key)
+        if len(start) < 3:
+            yield from _places(value, (*start, key))
+
+
+def _put(content: Any, where: tuple[Any, ...], value: Any) -> None:
+    *way, last = where
+    for key in way:
+        content = content[key]
+    if value is GONE:
+        del content[last]
+    else:
+        content[last] = value
+
+
+def _lying(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """A safetensors file whose header lies about what follows."""
+    (size,) = struct.unpack("<Q", content[:8])
+    header, body = json.loads(content[8 : 8 + size]), content[8 + size :]
+
+    def file(changed: Any, length: int | None = None, data: bytes = body) -> bytes:
+        text = json.dumps(changed).encode()
+        return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+    for length in (2**64 - 1, 2**63, 2**40, 10**9, 0, 1):
+        yield f"a header of {length}", file(header, length)
+    yield "a deep header", struct.pack("<Q", len(DEEP)) + DEEP + body
+    yield "no tensors", file({})
+    yield "a list", file([])
+    yield "infinite", file(header, data=b"\xff\xf0\x7f\x7f"[:4] * (len(body) // 4 + 1))
+    yield (
+        "not a number",
+        file(header, data=(b"\x00\x00\xc0\x7f" * (len(body) // 4 + 1))[: len(body)]),
+    )
+    yield "one byte short", file(header, data=body[:-1])
+    for name in [name for name in header if name != "__metadata__"][:2]:
+        about = header[name]
+        shapes: list[Any] = [[2**40, 2**40], [10**9], [-1], [], [0], "x", None, [1.5], [1] * 100]
+        for shape in shapes:
+            yield (
+                f"{name} of shape {str(shape)[:20]}",
+                file({**header, name: {**about, "shape": shape}}),
+            )
+        for dtype in ("I64", "F64", "BOOL", "F8_E4M3", "X", None):
+            yield f"{name} of {dtype}", file({**header, name: {**about, "dtype": dtype}})
+        start, end = about["data_offsets"]
+        for offsets in ([0, 2**63], [end, start], [-1, end], [start, end + 4], [], "x"):
+            lie = {**about, "data_offsets": offsets}
+            yield f"{name} at {offsets}", file({**header, name: lie})
+        without = {each: value for each, value in header.items() if each != name}
+        yield f"{name} has another name", file({**without, name + "x": about})
+        flat = 1
+        for length in about["shape"]:
+            flat *= length
+        yield f"{name} flat", file({**header, name: {**about, "shape": [flat]}})
+        yield f"{name} in one row", file({**header, name: {**about, "shape": [1, 1, flat]}})
