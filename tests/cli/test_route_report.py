@@ -19,8 +19,9 @@ from pliant.cli import app
 from pliant.cli.route import report_page, tables
 from pliant.cli.route.report_data import Measured, ReportData, fit_record
 from pliant.routing import Outcomes, router_file, scorers
+from pliant.routing.fitting.calibrating import calibrate
 from pliant.routing.fitting.evaluate import evaluate
-from pliant.routing.fitting.fit import calibrate, fit
+from pliant.routing.fitting.fit import fit
 from pliant.routing.fitting.splits import add_hashes
 from pliant.routing.router import Router
 from pliant.routing.router_file import make

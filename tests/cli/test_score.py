@@ -126,6 +126,8 @@ def test_a_router_s_scorer(tmp_path: Path, capsys: Any) -> None:
     ("words", "said"),
     [
         (["./nowhere", "x"], "no such folder"),
+        (["my-router", "x"], "no such folder, so no scorer and no router"),
+        (["one/two/router", "x"], "no such folder"),
         (["nano-s", "x"], "is a model, not a scorer"),
         (["FOLDER", "x", "--file", "y.txt"], "give one of the two"),
         (["FOLDER", "--file", "nowhere.txt"], "No such file"),

@@ -18,8 +18,9 @@ from tests.routing.minimal_scorer import content
 from pliant.errors import InvalidInput
 from pliant.routing import Goal, Outcomes, Router
 from pliant.routing.decision_rule import DecisionRule
+from pliant.routing.fitting.calibrating import calibrate, choose_threshold, threshold_entry
 from pliant.routing.fitting.evaluate import measure
-from pliant.routing.fitting.fit import calibrate, choose_threshold, fit, threshold_entry
+from pliant.routing.fitting.fit import fit
 from pliant.routing.goals.thresholds import threshold
 from pliant.routing.prompts import Prompt, text_of
 from pliant.routing.router_file import RouterFile, make

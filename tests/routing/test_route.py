@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.in_process import pliant as pliant_command
 from tests.routing.labels import outcomes
 
 import pliant
 from pliant import Router, nano, route
 from pliant.data import read_rows, write_rows
 from pliant.errors import InvalidInput, PliantError
+from pliant.routing import scorers
 from pliant.routing.fitting.fit import SavesNothing
 
 
@@ -104,6 +106,71 @@ def test_labels_without_a_place_are_refused(tmp_path: Path) -> None:
         route.label([{"prompt": "?"}], models=["nano-s"])
     with pytest.raises(InvalidInput, match="prices: no model 'nano-m'; did you mean"):
         route.label([{"prompt": "?"}], ["nano-s"], tmp_path / "l.jsonl", prices={"nano-m": "1,2"})
+
+
+OWN = """
+import numpy as np
+from pliant.routing.scorers import Predictions, Scorer
+from pliant.routing.scorers.protocol import State
+
+class Times(Scorer):
+    kind = "times"
+    most = 0.9
+
+    def fit(self, train, choice=None, seed=0):
+        return self
+
+    def predict(self, prompts, groups=None):
+        gain = np.array([[0.0, self.most * ("times" in str(prompt))] for prompt in prompts])
+        return Predictions(None, gain)
+
+    def state(self):
+        return State()
+
+    def load_state(self, state):
+        pass
+
+class Wild(Times):
+    kind, most = "wild", 1.5
+"""
+
+
+def test_a_scorer_of_one_s_own_is_named_by_its_place(tmp_path: Path) -> None:
+    """Its file is imported because the user names it, never because a router does."""
+    (tmp_path / "mine.py").write_text(OWN)
+    outcomes(300, 1).write(tmp_path / "labels.jsonl")
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        scorers._registered.clear()  # as in a new process
+        return pliant_command("route", *words, cwd=tmp_path)
+
+    words = ["--labels", "labels.jsonl", "--goal", "40 % of calls", "--out", "r"]
+    backends = ["--backend", "model-0=nano-s", "--backend", "model-1=nano-l"]
+    done = run("fit", *words, *backends, "--scorer", "mine.py:Times", "--scorer", "length")
+    assert done.returncode == 0 and "Selected: times" in done.stdout, done.stderr
+    known = next(prompt for prompt in outcomes(300, 1).prompts if "times" in prompt)
+    ask = ["ask", "--router", "r", "--choose", known]
+    unnamed = run(*ask)
+    assert unnamed.returncode == 2 and "--scorer MODULE:CLASS" in unnamed.stderr
+    named = run(*ask, "--scorer", "mine.py:Times")
+    assert named.returncode == 0 and "gain +0.900" in named.stdout, named.stderr
+    none = run(*ask, "--scorer", "mine.py:Times", "--share", "0")
+    assert none.stdout.startswith("model-0 | ")
+    wild = run("fit", *words, "--scorer", "mine.py:Wild")
+    assert wild.returncode == 2 and "'wild': a gain is a difference" in wild.stderr
+    index = next((tmp_path / "r").glob("fit-*/scorer/scorer.json"))
+    index.write_text(index.read_text().replace('"times"', '"mine:Times"'))
+    router = tmp_path / "r" / "router.json"
+    router.write_text(router.read_text().replace('"times"', '"mine:Times"'))
+    assert "name its class first" in run(*ask, "--scorer", "mine.py:Times").stderr
+
+
+def test_what_is_no_scorer_is_not_registered() -> None:
+    for wrong in (dict, scorers.Scorer, scorers.kind_class("text"), "text"):
+        with pytest.raises(InvalidInput, match="subclass of"):
+            scorers.register(wrong)
+    with pytest.raises(InvalidInput, match="did you mean 'text'"):
+        scorers.kind_class("texd")
 
 
 def test_importing_it_is_light() -> None:

@@ -109,14 +109,19 @@ def _check_scorer(name: str) -> None:
     """Refuse a folder without a scorer before torch is imported."""
     folder = Path(name).expanduser()
     local = folder.is_absolute() or name.startswith((".", "~")) or folder.exists()
-    if not local:
+    # A name on the hub has one slash, and an owner who is no folder here.
+    local = local or name.count("/") != 1 or folder.parent.is_dir()
+    if not local or "/" not in name:
         from pliant.loading import embedded
 
         if name in embedded():
             raise InvalidInput(f"{name!r} is a model, not a scorer: train one on it first")
+    if not local:
         return
     if not folder.is_dir():
-        raise InvalidInput(f"{name!r}: no such folder")
+        raise InvalidInput(
+            f"{name!r}: no such folder, so no scorer and no router (on the hub: OWNER/NAME)"
+        )
     if not (folder / "pliant.json").is_file():
         raise InvalidInput(
             f"{name!r} holds no scorer (looked for pliant.json, router.json, scorer.json)"

@@ -28,6 +28,7 @@ from pliant.routing.live.decision import Costing, Decision, Reply
 from pliant.routing.live.ledger import Ledger, Totals
 from pliant.routing.live.preference import (
     Breakers,
+    Call,
     ContextFit,
     Predict,
     Preference,
@@ -124,10 +125,19 @@ class Router:
         return self.file.write(folder)
 
     def choose(
-        self, prompt: Prompt, session: str | None = None, *, group: str | None = None
+        self,
+        prompt: Prompt,
+        session: str | None = None,
+        *,
+        group: str | None = None,
+        share: float | None = None,
     ) -> Decision:
-        """Choose a model without asking it; the ledger records its average cost."""
-        plan = self._planned(prompt, session, group, Settings.max_new_tokens)
+        """Choose a model without asking it; the ledger records its average cost.
+
+        `share` replaces the router's threshold for this call: .3 sends the prompt to the strongest
+        model if it is among the 30 % that gain the most by it.
+        """
+        plan = self._planned(Call(prompt, session, group, share), Settings.max_new_tokens)
         self._record(prompt, session, plan)
         return plan.decision
 
@@ -137,15 +147,16 @@ class Router:
         session: str | None = None,
         *,
         group: str | None = None,
+        share: float | None = None,
         **settings: Any,
     ) -> Reply:
-        """Choose a model and ask it; if it fails, the next one.
+        """Choose a model and ask it; if it fails, the next one. `share` as in `choose`.
 
         `settings` are max_new_tokens, temperature, samples and seed. Those left out come from the
         router's settings by score, then from the defaults of `Settings`.
         """
         _refuse_unknown(settings)
-        plan, row, answers = self._begin(prompt, session, group, settings)
+        plan, row, answers = self._begin(Call(prompt, session, group, share), settings)
         try:
             if answers is None:
                 reply, home = self._answered(prompt, plan, settings)
@@ -185,26 +196,20 @@ class Router:
 
     # --- choosing --------------------------------------------------------------------------------
 
-    def _planned(
-        self,
-        prompt: Prompt,
-        name: str | None,
-        group: str | None,
-        answer_tokens: int,
-        predict: Predict | None = None,
-    ) -> _Plan:
+    def _planned(self, call: Call, answer_tokens: int, predict: Predict | None = None) -> _Plan:
         """Decide on a prompt; those of one session are decided on one after the other.
 
         `answer_tokens` is the length that an answer needs; `predict` supplies the predictions
         where they exist already.
         """
+        prompt, name = call.prompt, call.session
         messages(prompt)  # refuses what is not a prompt, before anything else
         if name is None or self.file.sticky.policy == "off":
-            preference = self._preferences.of(prompt, None, group, predict)
+            preference = self._preferences.of(call, None, predict)
             return self._plan(prompt, preference, None, answer_tokens)
         with self._session_locks[hash(name) % _LOCKS]:
             session = self._sessions.get(name)
-            preference = self._preferences.of(prompt, session, group, predict)
+            preference = self._preferences.of(call, session, predict)
             plan = self._plan(prompt, preference, session, answer_tokens)
             self._remember(name, plan.home, plan.score)
         return plan
@@ -242,19 +247,17 @@ class Router:
 
     # --- asking ----------------------------------------------------------------------------------
 
-    def _begin(
-        self, prompt: Prompt, session: str | None, group: str | None, options: Mapping[str, Any]
-    ) -> tuple[_Plan, int, Answers | None]:
+    def _begin(self, call: Call, options: Mapping[str, Any]) -> tuple[_Plan, int, Answers | None]:
         """The decision and its row, and the answer if the scorer's prefill continued to one."""
         answer_tokens = options.get("max_new_tokens", Settings.max_new_tokens)
         begun: list[tuple[_Plan, int]] = []
 
         def begin(predict: Predict | None = None) -> _Plan:
-            plan = self._planned(prompt, session, group, answer_tokens, predict)
-            begun.append((plan, self._record(prompt, session, plan)))
+            plan = self._planned(call, answer_tokens, predict)
+            begun.append((plan, self._record(call.prompt, call.session, plan)))
             return plan
 
-        answers = self._continued(prompt, session, options, begin)
+        answers = self._continued(call.prompt, call.session, options, begin)
         if not begun:
             begin()
         return (*begun[0], answers)

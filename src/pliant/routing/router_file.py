@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
+    BeforeValidator,
     Field,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 NAME = "router.json"
+STEPS = 20
+"""Of the shares of calls whose thresholds a file holds."""
 AT_ONCE = 64  # calls of one URL at a time
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -124,23 +126,25 @@ class ScorerEntry(Part):
     """The model whose answers continue from the scorer's prefill, and so pay nothing for it."""
 
 
+def _as_text(value: Any) -> Any:
+    infinite = isinstance(value, float) and math.isinf(value)
+    return str(value) if infinite else value
+
+
+Value = Annotated[Finite | Literal["inf", "-inf"], BeforeValidator(_as_text)]
+"""Of a threshold. JSON has no infinity, so it is a text: "inf" sends every prompt to the first
+model, or by worth to the cheapest."""
+
+
 class ThresholdEntry(Part):
     """Which predicted gain is worth the more expensive model."""
 
     on: Literal["gain", "worth"] = "gain"
     """gain: the last of two models answers if gain > value. worth: the model with the highest
     gain - value * cost answers, of two or more."""
-    value: Finite | Literal["inf", "-inf"]
-    """JSON has no infinity, so it is a text: "inf" sends every prompt to the first model, or by
-    worth to the cheapest."""
+    value: Value
     sentence: str
     """What it promises, and on which split it was chosen."""
-
-    @field_validator("value", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        infinite = isinstance(value, float) and math.isinf(value)
-        return str(value) if infinite else value
 
     @property
     def limit(self) -> float:
@@ -235,6 +239,9 @@ class RouterFile(Part):
     """default: novel prompts go to the default; ignore: they are routed as all others."""
     sticky: Sticky = Sticky()
     drift: Drift | None = None
+    shares: list[Value] = []
+    """The threshold that sends 0, 5, 10, ... 100 % of calls to the strongest model, for calls that
+    state a share of their own."""
     settings: list[SettingsBand] = []
     """How to answer, by score; empty: always by the caller's settings."""
     ledger: LedgerEntry = LedgerEntry()
@@ -262,6 +269,8 @@ class RouterFile(Part):
         ends = [band.up_to for band in self.settings]
         if ends and (ends != sorted(set(ends)) or ends[-1] != 1):
             raise ValueError(f"settings: up_to must ascend to 1, and is {ends}")
+        if len(self.shares) not in (0, STEPS + 1):
+            raise ValueError(f"shares: {len(self.shares)} thresholds; 0 to 100 % has {STEPS + 1}")
         folder = Path(self.scorer.folder)
         if folder.is_absolute() or ".." in folder.parts:
             raise ValueError(f"scorer: {self.scorer.folder!r} must be a folder beside {NAME}")
@@ -292,6 +301,22 @@ class RouterFile(Part):
         """Which model answers a prompt."""
         prices = self.costs if self.threshold.on == "worth" else None
         return DecisionRule(self.threshold.limit, len(self.models), prices, self.novel_to)
+
+    def value_for(self, share: float) -> float:
+        """The threshold for this share of calls to the strongest model; between two that were
+        computed, in proportion."""
+        if not 0 <= share <= 1:
+            raise InvalidInput(f"share={share}: a share of calls lies between 0 and 1")
+        if not self.shares:
+            raise InvalidInput(
+                "share: this router has no thresholds by share: fit it, or calibrate it, again"
+            )
+        at, between = divmod(round(share * STEPS, 9), 1)
+        below = float(self.shares[int(at)])
+        above = float(self.shares[min(int(at) + 1, STEPS)])
+        if between == 0 or not (math.isfinite(below) and math.isfinite(above)):
+            return below
+        return below + between * (above - below)
 
     def fit_folder(self, folder: Path) -> Path:
         """The folder of what the fit wrote, for the folder of this file."""

@@ -20,13 +20,14 @@ from pliant.errors import InvalidInput
 from pliant.routing import Router, router_file
 from pliant.routing.backends import Used
 from pliant.routing.fitting import ladder
+from pliant.routing.fitting.calibrating import calibrate, choose_threshold
 from pliant.routing.fitting.evaluate import evaluate
-from pliant.routing.fitting.fit import SavesNothing, calibrate, choose_threshold, fit, write
+from pliant.routing.fitting.fit import SavesNothing, fit, write
 from pliant.routing.fitting.ladder import Rung, select, ties
 from pliant.routing.fitting.router_folder import refuse_folder
 from pliant.routing.fitting.splits import fitted_on, split
 from pliant.routing.goals.goal import Goal
-from pliant.routing.goals.thresholds import threshold
+from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.labels.label import JUDGE
 from pliant.routing.live.ledger import Ledger
 from pliant.routing.scorers import Predictions, kind_class, make
@@ -494,6 +495,50 @@ def test_a_new_goal_needs_no_training(fitted, tmp_path):
     for part in learned:
         with pytest.raises(InvalidInput, match="0 of these"):
             calibrate(made.folder, part, "20 % of calls")
+
+
+def test_a_share_of_calls_needs_prompts_alone(fitted, tmp_path):
+    made = fit(outcomes(300, 1), tmp_path / "r", scorers=["tfidf"], backends=BACKENDS)
+    new, chats = outcomes(300, 7), outcomes(60, 8).prompts
+    done = calibrate(made.folder, new.prompts, "30 % of calls")
+    labelled = calibrate(made.folder, new, "30 % of calls")
+    assert done.threshold.value == labelled.threshold.value and done.threshold.share <= 0.3
+    assert done.threshold.shares == labelled.threshold.shares
+    assert "prompts without labels" in str(done.threshold) and "not known" in str(done.threshold)
+    assert Threshold.from_json(json.loads(json.dumps(done.threshold.to_json()))).share <= 0.3
+    folder = made.file.fit_folder(made.folder)
+    before = router_file.read(made.folder)
+    done = calibrate(made.folder, [[{"role": "user", "content": t}] for t in chats], "1 % of calls")
+    after = router_file.read(made.folder)
+    assert done.threshold.n == 60 == after.drift.n and after.calibration == before.calibration
+    assert not fitted_on(folder, chats).any(), "they may still be labelled, and measured on"
+    with pytest.raises(InvalidInput, match="needs labels"):
+        calibrate(made.folder, new.prompts, "95 % of the large model's quality")
+    with pytest.raises(InvalidInput, match="no prompts"):
+        calibrate(made.folder, [], "30 % of calls")
+
+
+@pytest.mark.parametrize("models", [2, 3])
+def test_a_call_may_state_a_share_of_its_own(models, tmp_path):
+    """On the split that the thresholds come from, as many calls as fit; many prompts tie."""
+    backends = {f"model-{j}": f"openai:m@http://127.0.0.1:9{j}/v1" for j in range(models)}
+    made = fit(outcomes(500, 1, models=models), tmp_path / "r", scorers=["text"], backends=backends)
+    held = made.splits.calibration
+    with Router.load(made.folder, ledger=None) as router:
+        for share in (0.0, 0.3, 0.55, 1.0):
+            calls = [router.choose(prompt, share=share) for prompt in held.prompts]
+            strong = np.mean([call.model == f"model-{models - 1}" for call in calls])
+            novel = np.mean([call.novel for call in calls])
+            assert 0.6 * share <= strong <= max(share, novel), share
+        between = router.file.value_for(0.32)
+        assert router.file.value_for(0.35) <= between <= router.file.value_for(0.3)
+        with pytest.raises(InvalidInput, match="between 0 and 1"):
+            router.choose("times 1 and 2", share=30)
+        usual = router.choose(held.prompts[0])
+        assert usual == router.choose(held.prompts[0], share=None)
+    older = router_file.make(**made.file.model_dump() | {"shares": []})
+    with pytest.raises(InvalidInput, match="calibrate it, again"):
+        older.value_for(0.3)
 
 
 def test_a_new_calibration_leaves_what_the_user_set(tmp_path):

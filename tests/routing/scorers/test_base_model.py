@@ -12,8 +12,9 @@ from tests.routing.labels import outcomes
 from pliant import nano
 from pliant.complexity import CPXConfig, attach
 from pliant.errors import WrongBase
+from pliant.routing.fitting.calibrating import calibrate
 from pliant.routing.fitting.evaluate import evaluate
-from pliant.routing.fitting.fit import calibrate, fit
+from pliant.routing.fitting.fit import fit
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import load, make
 from pliant.routing.scorers.base_model import BaseLM, Probe

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
+from pliant.options import Flag
+
 if TYPE_CHECKING:
     from pliant.routing.outcomes import Outcomes
 
@@ -35,6 +37,15 @@ MODULES = {"calibrate": "fit", "evaluate": "fit"}
 class RouterOptions:
     router: Path
     """The folder that `pliant route fit` wrote."""
+    scorer: Annotated[str | None, Flag(metavar="MODULE:CLASS")] = None
+    """The class of the router's scorer, if it is your own: my_module:Mine, or mine.py:Mine."""
+
+    def register_scorer(self) -> None:
+        """Import the class of a scorer of one's own, which no file may name."""
+        if self.scorer is not None:
+            from pliant.routing.scorers import kind_class
+
+            kind_class(self.scorer)
 
 
 @dataclass(frozen=True, kw_only=True)

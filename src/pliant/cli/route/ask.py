@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from pliant.cli import terminal
 from pliant.cli.route import RouterOptions
@@ -29,6 +29,9 @@ class AskOptions(RouterOptions):
     """Only show which model should answer."""
     group: str | None = None
     """The prompt's group, if you know it."""
+    share: Annotated[float, Ge(0), Le(1)] | None = None
+    """Instead of the router's threshold: the share of calls that may go to the strongest model, as
+    in 0.3."""
     max_new_tokens: Annotated[int, Ge(1)] | None = None
     """The longest answer, in tokens."""
     temperature: float | None = None
@@ -58,6 +61,7 @@ def ask(options: AskOptions) -> None:
     from pliant.routing.backends import BackendWarning
     from pliant.routing.router import AS_THE_FILE_SAYS, DriftWarning, Router
 
+    options.register_scorer()
     prompt = read_prompt(options.prompt, options.messages)
     ledger: Any = {None: AS_THE_FILE_SAYS, "none": None}.get(options.ledger, options.ledger)
     with (
@@ -65,9 +69,11 @@ def ask(options: AskOptions) -> None:
         Router.load(options.router, ledger=ledger, device=options.device) as router,
     ):
         result: Decision | Reply = (
-            router.choose(prompt, group=options.group)
+            router.choose(prompt, group=options.group, share=options.share)
             if options.choose
-            else router.ask(prompt, group=options.group, **options.generation())
+            else router.ask(
+                prompt, group=options.group, share=options.share, **options.generation()
+            )
         )
     if options.json:
         terminal.print_json(result.as_dict())

@@ -17,6 +17,8 @@ from pliant.options import Flag
 if TYPE_CHECKING:
     from pliant.routing.fitting.evaluation import Evaluation
     from pliant.routing.fitting.fit import Fitted
+    from pliant.routing.outcomes import Outcomes
+    from pliant.routing.prompts import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class FitOptions(LabelsOptions):
     ladder: bool = False
     """Try every scorer, including tfidf-logistic and text+group."""
     scorer: tuple[str, ...] = ()
-    """Try this scorer; repeatable."""
+    """Try this scorer; repeatable. One of your own is my_module:Mine, or mine.py:Mine."""
     base: str | None = None
     """The model that the scorers cpx and probe read, usually the small one."""
     goal: str | None = None
@@ -182,23 +184,42 @@ def _nothing_to_gain(fitted: Fitted) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions(LabelsOptions, RouterOptions):
+    labels: str = ""
+    """Labels of prompts that the router was not fitted on."""
+    prompts: str = ""
+    """Instead of labels, for a share of calls: prompts alone."""
     goal: str = "95 % of the large model's quality"
     """A budget, a quality or a risk, in words."""
     calibration: str = "platt"
     """platt, temperature or isotonic."""
 
+    def __post_init__(self) -> None:
+        if bool(self.labels) == bool(self.prompts):
+            raise InvalidInput("--labels or --prompts: give one of the two")
+
+    def prompts_or_outcomes(self) -> Outcomes | list[Prompt]:
+        if self.labels:
+            return self.outcomes()
+        from pliant.data import read_rows
+
+        rows = read_rows(self.prompts, [self.prompt_column], limit=self.limit)
+        return [row[self.prompt_column] for row in rows]
+
 
 def calibrate(options: CalibrateOptions) -> None:
     """Recompute a router's probabilities and threshold, on new labels or for a new goal.
 
-    The scorer does not change. Prompts that it was fitted on are left out.
+    The scorer does not change. Prompts that it was fitted on are left out. A goal such as "30 % of
+    calls" needs prompts alone: --prompts instead of --labels.
 
     Example: pliant route calibrate --router my-router --labels new.jsonl --goal "30 % of calls"
     """
-    from pliant.routing.fitting.fit import calibrate as recalibrate
+    from pliant.routing.fitting.calibrating import calibrate as recalibrate
 
     terminal.hide_loading_bars()
-    calibrated = recalibrate(options.router, options.outcomes(), options.goal, options.calibration)
+    options.register_scorer()
+    given = options.prompts_or_outcomes()
+    calibrated = recalibrate(options.router, given, options.goal, options.calibration)
     if options.json:
         terminal.print_json(calibrated.as_dict())
         return
@@ -227,6 +248,7 @@ def evaluate(options: EvaluateOptions) -> None:
     from pliant.routing.fitting.evaluate import evaluate as measure
 
     terminal.hide_loading_bars()
+    options.register_scorer()
     evaluation = measure(options.router, options.outcomes())
     if options.json:
         terminal.print_json(evaluation.as_dict())

@@ -48,6 +48,7 @@ def report(options: ReportOptions) -> None:
     from pliant.routing import router_file
 
     terminal.hide_loading_bars()
+    options.register_scorer()
     folder, out = options.router.expanduser(), options.out.expanduser()
     if out.is_dir():
         raise InvalidInput(f"--out {out}: a folder; name the page, as in {out / 'report.html'}")

@@ -13,45 +13,44 @@ import json
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from pliant.errors import InvalidInput, PliantError
-from pliant.files import locked
 from pliant.routing import router_file
 from pliant.routing.backends import ModelSpec, Used, open_backend
+from pliant.routing.fitting.calibrating import (
+    choose_threshold,
+    reference,
+    threshold_entry,
+    with_scoring,
+    with_shares,
+)
 from pliant.routing.fitting.evaluate import BASELINES, measure
 from pliant.routing.fitting.evaluation import Evaluation
 from pliant.routing.fitting.ladder import EVERY, LADDER, Progress, Rung, climb, continued_by, select
 from pliant.routing.fitting.router_folder import RECORD, SCORER, refuse_folder, replace_fit
 from pliant.routing.fitting.splits import (
     Splits,
-    add_hashes,
-    learned_from,
     split,
     write_hashes,
 )
 from pliant.routing.fitting.verdict import Verdict
 from pliant.routing.goals.goal import Goal
-from pliant.routing.goals.thresholds import Threshold, check_unit, threshold
+from pliant.routing.goals.thresholds import Threshold, check_unit
 from pliant.routing.labels.label import JUDGE
 from pliant.routing.labels.table import BackendDescription
-from pliant.routing.live import drift
 from pliant.routing.metrics import calibration
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
-from pliant.routing.scorers import READS_A_MODEL, Predictions, Scorer, kind_class, make
+from pliant.routing.scorers import READS_A_MODEL, Scorer, kind_class, make
 from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
-from pliant.routing.units import ONE
-from pliant.stats import Floats
 
 GOAL = "95 % of the large model's quality"
-_LEAST_NEW = 50  # prompts to calibrate on
 _LEAST_GAIN = 0.01
 """Of quality, that the best routing would add to the best model: with less, nothing is learnt."""
 
@@ -176,6 +175,7 @@ def fit(
         threshold=threshold_entry(chosen, lam, outcomes.unit),
         **reference(predictions, splits.calibration, calibrate_by),
     )
+    file = with_shares(file, predictions, splits.calibration)
     test = splits.test
     baselines = {r.kind: r.scorer.predict(test.asked, test.groups) for r in rungs}
     evaluation = measure(file, scorer.predict(test.asked, test.groups), test, baselines)
@@ -184,103 +184,6 @@ def fit(
         raise SavesNothing(fitted)
     write(fitted, scorer)
     return fitted
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """The new threshold."""
-
-    threshold: Threshold
-    left_out: int
-    """Prompts that the router's scorer was fitted on."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"threshold": self.threshold.to_json(), "left_out": self.left_out}
-
-
-def calibrate(
-    router: str | Path, outcomes: Outcomes, goal: str | Goal, kind: str = "platt"
-) -> Calibrated:
-    """Replace a router's calibration, threshold and reference scores; the scorer stays.
-
-    Prompts that the scorer was trained or chosen on are left out; those that an earlier threshold
-    was chosen on are used again. From then on the router counts as fitted on all of them.
-    """
-    folder = Path(router).expanduser()
-    file, scorer = router_file.open_router(folder)
-    outcomes = outcomes.of_models(file.names)
-    if outcomes.unit != file.unit:
-        raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
-    goal = Goal.parse(goal) if isinstance(goal, str) else goal
-    check_unit(goal, file.unit)
-    calibration.kind_class(kind)
-    learned = learned_from(file.fit_folder(folder), outcomes.prompts)
-    if (~learned).sum() < _LEAST_NEW:
-        raise InvalidInput(
-            f"{(~learned).sum()} of these {len(learned):,} prompts are new to the router: "
-            f"{_LEAST_NEW} or more are needed"
-        )
-    held = outcomes.select(~learned)
-    predictions = scorer.predict(held.asked, held.groups)
-    scored = with_scoring(held, file.scoring)
-    chosen = choose_threshold(goal, predictions, scored, file.costs, file.novel_to)
-    new = reference(predictions, held, kind)
-    if file.drift is not None and "drift" in new:  # how drift is watched is the user's choice
-        new["drift"] |= {name: getattr(file.drift, name) for name in ("window", "false_alarms")}
-    content = file.model_dump() | {"threshold": threshold_entry(chosen, None), **new}
-    changed = router_file.make(**content)
-    with locked(folder):
-        if router_file.read(folder) != file:
-            raise InvalidInput(f"{folder}: was fitted or calibrated again meanwhile: repeat this")
-        # Before the file: if this stops in between, too many prompts are left out, not too few.
-        add_hashes(file.fit_folder(folder), held.prompts)
-        changed.write(folder)
-    return Calibrated(chosen, int(learned.sum()))
-
-
-def choose_threshold(
-    goal: str | Goal,
-    predictions: Predictions,
-    outcomes: Outcomes,
-    costs: ArrayLike | None = None,
-    novel_to: int | None = -1,
-) -> Threshold:
-    """The threshold that meets a goal on these outcomes, as the router decides on them.
-
-    `costs` are those of the router's file, and `novel_to` is where it sends novel prompts; None
-    decides on them by their gains.
-    """
-    gain = predictions.last_gain if len(outcomes.models) == 2 else predictions.gain
-    return threshold(goal, gain, outcomes, None, costs, predictions.novel, novel_to)
-
-
-def threshold_entry(
-    chosen: Threshold | None, lam: float | None, unit: str = "calls"
-) -> dict[str, Any]:
-    """A threshold for a router's file, or else the price of a unit of cost that replaces it."""
-    if chosen is not None:
-        return {"on": chosen.on, "value": chosen.value, "sentence": str(chosen)}
-    if lam == 0:
-        sentence = "each prompt goes to the model that is likelier right, whatever it costs"
-        return {"on": "worth", "value": lam, "sentence": sentence}
-    sentence = f"one {ONE[unit]} is worth {lam:g} right answers: set by hand, not chosen"
-    return {"on": "worth", "value": lam, "sentence": sentence}
-
-
-def reference(predictions: Predictions, outcomes: Outcomes, kind: str) -> dict[str, Any]:
-    """The calibrations and the reference for drift, from the calibration split."""
-    if predictions.right is None:
-        return {}
-    fits = {
-        name: calibration.fit(kind, predictions.right[:, j], outcomes.right[:, j])
-        for j, name in enumerate(outcomes.models)
-    }
-    first = fits[outcomes.models[0]]
-    scores = 1 - first.apply(predictions.right[:, 0])
-    return {
-        "calibration": {name: calibrated.to_json() for name, calibrated in fits.items()},
-        "drift": drift.reference(scores.tolist()).model_dump(),
-    }
 
 
 def _refuse_nothing_to_gain(outcomes: Outcomes) -> None:
@@ -342,13 +245,6 @@ def _local(models: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     plain = [entry for entry in models if not entry.get("prompt_format")]
     specs = {str(entry["name"]): ModelSpec.parse(entry["backend"]) for entry in plain}
     return {name: spec.model for name, spec in specs.items() if spec.url is None}
-
-
-def with_scoring(outcomes: Outcomes, scoring: Sequence[float] | Floats | None) -> Outcomes:
-    """The outcomes, each answer at its cost with scoring: a budget has to pay for both."""
-    if scoring is None:
-        return outcomes
-    return replace(outcomes, cost=outcomes.cost + np.asarray(scoring, dtype=np.float64))
 
 
 def _label_cost(outcomes: Outcomes, used: Mapping[str, Used]) -> dict[str, dict[str, float]]:

@@ -242,7 +242,9 @@ def _rung(scorer: Scorer, splits: Splits, seed: int, continues: str | None) -> R
     scorer.fit(splits.train, splits.choice, seed)
     seconds = time.perf_counter() - begun
     held = splits.ladder
-    gain = scorer.predict(held.asked, held.groups).gain
+    predictions = scorer.predict(held.asked, held.groups)
+    predictions.check(held, scorer.kind)
+    gain = predictions.gain
     ms = decision_ms(scorer, splits)
     cost = scoring_cost(scorer, ms, held)
     scoring = np.array([0.0 if name == continues else cost for name in held.models])

@@ -22,7 +22,7 @@ one question, each question counts once.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -34,7 +34,7 @@ from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.risk import proves_below
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.units import ONE, amount
-from pliant.stats import Floats
+from pliant.stats import Floats, as_json
 
 GRID = np.linspace(-1, 1, 2001)
 """The gains that are tested where no others are named: all there can be, by .001."""
@@ -81,9 +81,15 @@ class Threshold:
         """Which prompts go to the strongest model."""
         return self.models_for(gain, novel) == len(self.models) - 1
 
+    def unlabelled(self) -> Threshold:
+        """The same without qualities, for a split whose labels are not known."""
+        return replace(self, quality=math.nan, weak_quality=math.nan, strong_quality=math.nan)
+
     @property
     def promise(self) -> str:
         """What it promises for other prompts."""
+        if math.isnan(self.quality):
+            return "Which quality that has is not known: these prompts have no labels."
         if self.goal.confidence is None:
             return "This was so on the calibration split; it is no promise for other prompts."
         return (
@@ -110,6 +116,9 @@ class Threshold:
             f"{_percent(share)} of calls to {name}"
             for name, share in reversed(list(zip(self.models, self.shares, strict=True)))
         )
+        if math.isnan(self.quality):
+            split = f"{self.n:,} prompts without labels"
+            return f"{self.goal}: {self.rule}. On {split} that was {calls}. {self.promise}"
         return (
             f"{self.goal}: {self.rule}. On {self.n:,} calibration prompts that was {calls}, at a "
             f"quality of {self.quality:.3f} ({weak} alone {self.weak_quality:.3f}, {strong} alone "
@@ -120,12 +129,14 @@ class Threshold:
     def to_json(self) -> dict[str, Any]:
         """For a file; an infinite value is text, because JSON has no infinity."""
         value = self.value if math.isfinite(self.value) else str(self.value)
-        return {**asdict(self), "value": value, "goal": str(self.goal)}
+        return {**as_json(self), "value": value, "goal": str(self.goal)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Threshold:
         try:
             fields = {**content, "value": float(content["value"])}
+            for name in ("quality", "weak_quality", "strong_quality"):
+                fields[name] = math.nan if content[name] is None else content[name]
             fields |= {name: tuple(content[name]) for name in ("models", "shares")}
             if fields.get("prices") is not None:
                 fields["prices"] = tuple(fields["prices"])
@@ -182,6 +193,17 @@ def threshold(
     # A strong model that is cheap: then the fewest savings are not the best that is affordable.
     at = meets[-1] if ascend else meets[steps.qualities[meets].argmax()]
     return _at(goal, swept, float(steps.values[at]))
+
+
+def values_by_share(swept: Sweep, steps: int) -> list[float]:
+    """The value at which at most 0, 1 / steps, ... 1 of the calls go to the strongest model; inf
+    where novel prompts alone are more."""
+    shares, values = swept.steps.shares, []
+    for limit in np.arange(steps + 1) / steps:
+        within = np.where(shares <= limit + 1e-12, shares, -1.0)
+        at = int(within.argmax())
+        values.append(float(swept.steps.values[at]) if within[at] >= 0 else math.inf)
+    return values
 
 
 def check_unit(goal: Goal, unit: str) -> None:

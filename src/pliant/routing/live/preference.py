@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from pliant.errors import InvalidInput, PliantError
 from pliant.routing.backends import Backend
+from pliant.routing.decision_rule import DecisionRule
 from pliant.routing.metrics.calibration import from_json
 from pliant.routing.prompts import Prompt, text_of
 from pliant.routing.router_file import ModelEntry, RouterFile
@@ -20,6 +21,17 @@ from pliant.routing.scorers import Predictions, Scorer
 from pliant.routing.units import ONE
 
 Predict = Callable[[], Predictions]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A prompt that is to be routed."""
+
+    prompt: Prompt
+    session: str | None = None
+    group: str | None = None
+    share: float | None = None
+    """Of calls to the strongest model, instead of the router's threshold."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +64,17 @@ class Preferences:
 
     def of(
         self,
-        prompt: Prompt,
+        call: Call,
         session: Session | None,
-        group: str | None,
         predict: Predict | None = None,
     ) -> Preference:
         """The session's model, or what the predictions say; `predict` supplies existing ones."""
-        groups = None if group is None else [group]
+        prompt, groups = call.prompt, None if call.group is None else [call.group]
+        rule = self._rule
+        if call.share is not None:
+            rule = replace(rule, value=self._file.value_for(call.share))
         return self.without_scorer(prompt, session) or self._with_scorer(
-            predict or (lambda: self._scorer.predict([prompt], groups)), session
+            predict or (lambda: self._scorer.predict([prompt], groups)), session, rule
         )
 
     def without_scorer(self, prompt: Prompt, session: Session | None) -> Preference | None:
@@ -74,9 +88,11 @@ class Preferences:
             return Preference(order, "the prompt is empty", from_session=session is not None)
         return None
 
-    def _with_scorer(self, predict: Predict, session: Session | None) -> Preference:
+    def _with_scorer(
+        self, predict: Predict, session: Session | None, rule: DecisionRule
+    ) -> Preference:
         """A session moves up to a stronger model, and never down."""
-        preference = self._scored(predict)
+        preference = self._scored(predict, rule)
         if session is None:
             return preference
         names, model = self._file.names, session.model
@@ -87,7 +103,7 @@ class Preferences:
         reason = f"the session is with {model}"
         return replace(preference, order=order, reason=reason, from_session=True)
 
-    def _scored(self, predict: Predict) -> Preference:
+    def _scored(self, predict: Predict, rule: DecisionRule) -> Preference:
         default = self._file.default
         try:
             predictions = predict()
@@ -97,12 +113,12 @@ class Preferences:
         gain = float(predictions.gain[0, -1])
         score = None if predictions.right is None else self._score(float(predictions.right[0, 0]))
         novel = bool(predictions.novel is not None and predictions.novel[0])
-        indices = self._rule.preference(predictions.gain[0], novel)
+        indices = rule.preference(predictions.gain[0], novel)
         order = tuple(self._file.names[j] for j in indices)
-        if novel and self._rule.novel_to is not None:
+        if novel and rule.novel_to is not None:
             reason = f"unlike the prompts that the router was fitted on: {default}, the default"
         else:
-            reason = self._reason(order[0], gain)
+            reason = self._reason(order[0], gain, rule.value)
         return Preference(order, reason, score, gain, novel)
 
     def _score(self, right: float) -> float:
@@ -110,13 +126,12 @@ class Preferences:
         calibration = self._calibration
         return 1 - (right if calibration is None else float(calibration.apply([right])[0]))
 
-    def _reason(self, chosen: str, gain: float) -> str:
-        threshold = self._file.threshold
-        if threshold.on == "worth":
-            price = f"{threshold.limit:g} per {ONE[self._file.unit]}"
+    def _reason(self, chosen: str, gain: float, value: float) -> str:
+        if self._file.threshold.on == "worth":
+            price = f"{value:g} per {ONE[self._file.unit]}"
             return f"{chosen} has the highest gain less {price} of its cost"
         above = "above" if chosen == self._file.names[-1] else "not above"
-        return f"expected gain {gain:+.3f}, {above} {threshold.limit:+.3f}"
+        return f"expected gain {gain:+.3f}, {above} {value:+.3f}"
 
     def _substitutes(self, first: str) -> tuple[str, ...]:
         """A model, then the default, then the others, the strongest first."""

@@ -3,11 +3,16 @@
 scorer = make("text").fit(train, choice)
 scorer.predict(["What is 2 + 2?"]).gain
 scorer.save(folder); load(folder)
+
+A scorer of your own is a class like those in this folder (`protocol.Scorer`). `register` makes its
+kind known in a program, an entry point of the group "pliant.scorers" in every one that has your
+package installed, and `module:Class` where a name is expected imports it.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +42,9 @@ _DROPPED = {
     "cpx+text": "Pliant dropped it, because 'cpx' was better: fit the router again with 'cpx'"
 }
 
+ENTRY_POINTS = "pliant.scorers"
+_registered: dict[str, type[Scorer]] = {}
+
 __all__ = [
     "KINDS",
     "READS_A_MODEL",
@@ -47,6 +55,7 @@ __all__ = [
     "load",
     "make",
     "read_index",
+    "register",
 ]
 
 
@@ -61,8 +70,10 @@ def load(folder: str | Path, **settings: Any) -> Scorer:
 
     path = Path(folder)
     kind = read_index(path)["kind"]
-    if kind not in _CLASSES:
-        reason = _DROPPED.get(kind, "this Pliant does not know it")
+    # A file does not say what is imported: that would run the code of whoever wrote it.
+    if ":" in kind or _known(kind) is None:
+        own = "it is not one of Pliant's own: name its class first (--scorer MODULE:CLASS, or "
+        reason = _DROPPED.get(kind, f"{own}pliant.routing.scorers.register)")
         raise CorruptFile(f"{path}: a scorer of kind {kind!r}: {reason}")
     scorer = kind_class(kind).load(path, **settings)
     if (path / NOVELTY).is_file():
@@ -70,12 +81,42 @@ def load(folder: str | Path, **settings: Any) -> Scorer:
     return scorer
 
 
+def register(scorer: type[Scorer]) -> type[Scorer]:
+    """Make the kind of your own scorer known, so that routers with it can be fitted and loaded."""
+    is_scorer = isinstance(scorer, type) and issubclass(scorer, Scorer)
+    kind = getattr(scorer, "kind", None)
+    if not is_scorer or not isinstance(kind, str) or ":" in kind or kind in _CLASSES:
+        raise InvalidInput(
+            f"{scorer!r} is no scorer that can be registered: it must be a subclass of "
+            "pliant.routing.scorers.Scorer with a `kind` of its own"
+        )
+    _registered[kind] = scorer
+    return scorer
+
+
 def kind_class(kind: str) -> type[Scorer]:
-    """The class of a kind; the error about an unknown kind names those like it."""
+    """The class of a kind, or of `module:Class` or `file.py:Class`, which is imported and
+    registered; the error about an unknown kind names those like it."""
     if kind in _DROPPED:
         raise InvalidInput(f"no scorer is called {kind!r}: {_DROPPED[kind]}")
-    if kind not in _CLASSES:
-        raise InvalidInput(f"no scorer is called {kind!r}{did_you_mean(kind, KINDS)}")
-    module, name = _CLASSES[kind]
-    scorer: type[Scorer] = getattr(import_module(f"pliant.routing.scorers.{module}"), name)
+    if ":" in kind:
+        from pliant.verify.custom import import_function
+
+        return register(import_function(kind))  # type: ignore[arg-type]
+    scorer = _known(kind)
+    if scorer is None:
+        near = did_you_mean(kind, [*KINDS, *_registered])
+        raise InvalidInput(f"no scorer is called {kind!r}{near}")
     return scorer
+
+
+def _known(kind: str) -> type[Scorer] | None:
+    """The class of Pliant's own kinds, of registered ones, and of those of installed packages."""
+    if kind in _CLASSES:
+        module, name = _CLASSES[kind]
+        scorer: type[Scorer] = getattr(import_module(f"pliant.routing.scorers.{module}"), name)
+        return scorer
+    if kind not in _registered:
+        for entry in entry_points(group=ENTRY_POINTS, name=kind):
+            register(entry.load())
+    return _registered.get(kind)

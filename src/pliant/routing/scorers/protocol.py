@@ -59,6 +59,21 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.gain)
 
+    def check(self, outcomes: Outcomes, kind: str) -> None:
+        """Refuse what is not one row a prompt, or no probabilities and differences of them."""
+        shape, gain, right = outcomes.right.shape, np.asarray(self.gain), self.right
+        if gain.shape != shape or (right is not None and np.shape(right) != shape):
+            raise InvalidInput(
+                f"scorer {kind!r}: predicts {gain.shape}, for prompts and models {shape}"
+            )
+        if not (np.abs(gain) <= 1).all() or (gain[:, 0] != 0).any():
+            raise InvalidInput(
+                f"scorer {kind!r}: a gain is a difference of probabilities: in [-1, 1], and 0 in "
+                "the first column (pliant.stats.as_difference presses fitted ones into that)"
+            )
+        if right is not None and not ((np.asarray(right) >= 0) & (np.asarray(right) <= 1)).all():
+            raise InvalidInput(f"scorer {kind!r}: `right` must be probabilities, in [0, 1]")
+
 
 @dataclass(frozen=True)
 class Prefilling:

@@ -1,0 +1,186 @@
+"""What turns a scorer into a router: its threshold, its probabilities, its scores for drift.
+
+calibrate("my-router", Outcomes.read("new.jsonl"), "at most 2 % worse")
+calibrate("my-router", ["a prompt", ...], "30 % of calls")   # which needs no labels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pliant.errors import InvalidInput
+from pliant.files import locked
+from pliant.routing import router_file
+from pliant.routing.decision_rule import sweep
+from pliant.routing.fitting.evaluate import calibrated
+from pliant.routing.fitting.splits import add_hashes, learned_from
+from pliant.routing.goals.goal import Goal
+from pliant.routing.goals.thresholds import Threshold, check_unit, threshold, values_by_share
+from pliant.routing.live import drift
+from pliant.routing.metrics import calibration
+from pliant.routing.outcomes import Outcomes
+from pliant.routing.prompts import Prompt, messages, text_of
+from pliant.routing.router_file import RouterFile
+from pliant.routing.scorers import Predictions
+from pliant.routing.units import ONE
+from pliant.stats import Floats
+
+_LEAST_NEW = 50  # prompts to calibrate on
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The new threshold."""
+
+    threshold: Threshold
+    left_out: int
+    """Prompts that the router's scorer was fitted on."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"threshold": self.threshold.to_json(), "left_out": self.left_out}
+
+
+def calibrate(
+    router: str | Path,
+    labels: Outcomes | Sequence[Prompt],
+    goal: str | Goal,
+    kind: str = "platt",
+) -> Calibrated:
+    """Replace a router's calibration, threshold and reference scores; the scorer stays.
+
+    A share of calls needs prompts alone, without labels; then the calibration stays as well.
+    Prompts that the scorer was trained or chosen on are left out; those that an earlier threshold
+    was chosen on are used again. From then on the router counts as fitted on labelled ones.
+    """
+    folder = Path(router).expanduser()
+    goal = Goal.parse(goal) if isinstance(goal, str) else goal
+    calibration.kind_class(kind)
+    file, scorer = router_file.open_router(folder)
+    check_unit(goal, file.unit)
+    labelled = isinstance(labels, Outcomes)
+    outcomes = labels if isinstance(labels, Outcomes) else _unlabelled(labels, file, goal)
+    outcomes = outcomes.of_models(file.names)
+    if outcomes.unit != file.unit:
+        raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
+    learned = learned_from(file.fit_folder(folder), outcomes.prompts)
+    if (~learned).sum() < _LEAST_NEW:
+        raise InvalidInput(
+            f"{(~learned).sum()} of these {len(learned):,} prompts are new to the router: "
+            f"{_LEAST_NEW} or more are needed"
+        )
+    held = outcomes.select(~learned)
+    predictions = scorer.predict(held.asked, held.groups)
+    scored = with_scoring(held, file.scoring)
+    chosen = choose_threshold(goal, predictions, scored, file.costs, file.novel_to)
+    if labelled:
+        new = reference(predictions, held, kind)
+    else:
+        chosen, new = chosen.unlabelled(), _scores_alone(file, predictions)
+    if file.drift is not None and "drift" in new:  # how drift is watched is the user's choice
+        new["drift"] |= {name: getattr(file.drift, name) for name in ("window", "false_alarms")}
+    content = file.model_dump() | {"threshold": threshold_entry(chosen, None), **new}
+    changed = with_shares(router_file.make(**content), predictions, held)
+    with locked(folder):
+        if router_file.read(folder) != file:
+            raise InvalidInput(f"{folder}: was fitted or calibrated again meanwhile: repeat this")
+        # Before the file: if this stops in between, too many prompts are left out, not too few.
+        if labelled:
+            add_hashes(file.fit_folder(folder), held.prompts)
+        changed.write(folder)
+    return Calibrated(chosen, int(learned.sum()))
+
+
+def _unlabelled(prompts: Sequence[Prompt], file: RouterFile, goal: Goal) -> Outcomes:
+    """Prompts as a table in which every answer is wrong, and costs what is usual."""
+    if goal.kind != "share":
+        raise InvalidInput(
+            f"{goal}: needs labels, because it depends on right answers and their costs; only a "
+            'share such as "30 % of calls" does not'
+        )
+    if not prompts:
+        raise InvalidInput("there are no prompts to calibrate on")
+    n, m = len(prompts), len(file.names)
+    conversations = tuple(None if isinstance(p, str) else messages(p) for p in prompts)
+    return Outcomes(
+        tuple(map(text_of, prompts)),
+        file.names,
+        np.zeros((n, m)),
+        np.tile(file.costs, (n, 1)),
+        unit=file.unit,
+        messages=conversations if any(conversations) else None,
+    )
+
+
+def _scores_alone(file: RouterFile, predictions: Predictions) -> dict[str, Any]:
+    """The reference for drift, by the calibration that the router has."""
+    right = calibrated(file, predictions)
+    if right is None:
+        return {}
+    return {"drift": drift.reference((1 - right[:, 0]).tolist()).model_dump()}
+
+
+def choose_threshold(
+    goal: str | Goal,
+    predictions: Predictions,
+    outcomes: Outcomes,
+    costs: ArrayLike | None = None,
+    novel_to: int | None = -1,
+) -> Threshold:
+    """The threshold that meets a goal on these outcomes, as the router decides on them.
+
+    `costs` are those of the router's file, and `novel_to` is where it sends novel prompts; None
+    decides on them by their gains.
+    """
+    gain = predictions.last_gain if len(outcomes.models) == 2 else predictions.gain
+    return threshold(goal, gain, outcomes, None, costs, predictions.novel, novel_to)
+
+
+def threshold_entry(
+    chosen: Threshold | None, lam: float | None, unit: str = "calls"
+) -> dict[str, Any]:
+    """A threshold for a router's file, or else the price of a unit of cost that replaces it."""
+    if chosen is not None:
+        return {"on": chosen.on, "value": chosen.value, "sentence": str(chosen)}
+    if lam == 0:
+        sentence = "each prompt goes to the model that is likelier right, whatever it costs"
+        return {"on": "worth", "value": lam, "sentence": sentence}
+    sentence = f"one {ONE[unit]} is worth {lam:g} right answers: set by hand, not chosen"
+    return {"on": "worth", "value": lam, "sentence": sentence}
+
+
+def with_shares(file: RouterFile, predictions: Predictions, outcomes: Outcomes) -> RouterFile:
+    """The file with the thresholds for calls that state a share of their own."""
+    by_worth = file.rule.prices is not None
+    gain = predictions.gain if by_worth else predictions.last_gain
+    swept = sweep(gain, outcomes, file.costs, predictions.novel, file.novel_to)
+    values = values_by_share(swept, router_file.STEPS)
+    return router_file.make(**file.model_dump() | {"shares": values})
+
+
+def reference(predictions: Predictions, outcomes: Outcomes, kind: str) -> dict[str, Any]:
+    """The calibrations and the reference for drift, from the calibration split."""
+    if predictions.right is None:
+        return {}
+    fits = {
+        name: calibration.fit(kind, predictions.right[:, j], outcomes.right[:, j])
+        for j, name in enumerate(outcomes.models)
+    }
+    first = fits[outcomes.models[0]]
+    scores = 1 - first.apply(predictions.right[:, 0])
+    return {
+        "calibration": {name: calibrated.to_json() for name, calibrated in fits.items()},
+        "drift": drift.reference(scores.tolist()).model_dump(),
+    }
+
+
+def with_scoring(outcomes: Outcomes, scoring: Sequence[float] | Floats | None) -> Outcomes:
+    """The outcomes, each answer at its cost with scoring: a budget has to pay for both."""
+    if scoring is None:
+        return outcomes
+    return replace(outcomes, cost=outcomes.cost + np.asarray(scoring, dtype=np.float64))
