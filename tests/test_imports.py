@@ -35,7 +35,7 @@ LAYERS = {
         {"adapter", "saving"},
         {"files", "parameters", "stock"},
         {"fingerprint", "hooks", "quantized"},
-        {"active_peft"},
+        {"active_peft", "local_bases"},
     ],
     "anatomy": [
         {"depth", "lockstep", "roles"},

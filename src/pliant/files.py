@@ -69,6 +69,14 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
         raise
 
 
+def cache_folder(variable: str, name: str) -> Path:
+    """The folder that the environment's `variable` names, or `pliant/NAME` in the user's cache."""
+    if configured := os.environ.get(variable):
+        return Path(configured).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "pliant" / name
+
+
 def unfinished_name(path: Path) -> Path:
     """The name of a new file or folder beside `path`, for its unfinished content."""
     start = UNFINISHED.format(path.name[:_SHOWN])

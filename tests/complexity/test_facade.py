@@ -459,16 +459,24 @@ def test_a_scorer_on_the_hub_is_told_by_its_files(
         CPXTokenizer.from_pretrained("somebody/else")
 
 
-def test_a_base_from_a_folder_is_named_by_hand(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_base_from_a_folder_is_remembered_on_this_machine_alone(
+    tokenizer: Any, tmp_path: Path
+) -> None:
     base = tiny_model("gpt2")
     base.save_pretrained(tmp_path / "base")
     model = CPXCausalLM.from_pretrained(tmp_path / "base", num_labels=1)
     assert model.cpx_token_id is None, "it has no tokenizer"
     model.save_pretrained(tmp_path / "scorer")
-    with pytest.raises(InvalidInput, match="pass the base"):
-        CPXCausalLM.from_pretrained(tmp_path / "scorer")
-    again = CPXCausalLM.from_pretrained(tmp_path / "scorer", base=tmp_path / "base")
+    for name in ("pliant.json", "README.md"):
+        assert str(tmp_path) not in (tmp_path / "scorer" / name).read_text(), "it may be shared"
+    (tmp_path / "scorer").rename(tmp_path / "moved")
+    again = CPXCausalLM.from_pretrained(tmp_path / "moved")
     assert torch.equal(again.scorer.rows, model.scorer.rows)
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(InvalidInput, match=r"name the base's folder \(base=..., or --base\)"):
+        CPXCausalLM.from_pretrained(tmp_path / "moved")
+    CPXCausalLM.from_pretrained(tmp_path / "moved", base=tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").rename(tmp_path / "base")
     with pytest.raises(InvalidInput, match="holds no scorer"):
         CPXCausalLM.from_pretrained(tmp_path / "base", base="nano-s")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.minimal_adapter import tiny_llama, trained
 from torch import nn
 from transformers import PreTrainedModel
 
+from pliant import loading
 from pliant.complexity import Complexity, CPXConfig, attach
 from pliant.complexity.prompts import ids_of
 from pliant.errors import InvalidInput
@@ -181,3 +183,12 @@ def test_every_prompt_is_in_one_batch(lengths: list[int], batch_size: int | None
 def test_a_batch_of_none_is_refused(size: Any) -> None:
     with pytest.raises(InvalidInput, match=f"batch_size = {size}"):
         list(alike([1, 2], size))
+
+
+def test_a_chat_without_a_template_is_named_as_what_was_asked_for() -> None:
+    tokenizer = copy.deepcopy(loading.load_tokenizer("nano-s"))
+    tokenizer.chat_template = None
+    with pytest.raises(InvalidInput, match="prompt 0 was to go through the chat template.*none"):
+        ids_of(["What is 1+1?"], tokenizer, chat=True)
+    with pytest.raises(InvalidInput, match="is a list of messages.*no chat template: give text"):
+        ids_of([[{"role": "user", "content": "hi"}]], tokenizer)

@@ -18,9 +18,12 @@ from tests.minimal_adapter import tiny_llama
 
 from pliant.anatomy.tiny import tiny_model
 from pliant.errors import AdapterError, CorruptFile, InvalidInput, UnsupportedModel, WrongBase
+from pliant.experts.adapting.folders import base_of
 from pliant.experts.expert import Expert
+from pliant.experts.export import on_its_base
 from pliant.experts.factors import singular_values
 from pliant.experts.model import svf_layers
+from pliant.loading import load_model
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 BASE = "base_model_name_or_path"
@@ -225,6 +228,28 @@ class TestFiles:
             Expert(MATH.changes, {**MATH.settings, BASE: place}).save(tmp_path / "old")
             for folder in ("peft/math", "taken", "old"):
                 assert json.loads((tmp_path / folder / FILES[0]).read_text())[BASE] == name
+
+    @pytest.mark.parametrize("how", ["peft", "expert"])
+    def test_a_base_in_a_folder_is_remembered_on_this_machine_alone(
+        self, how: str, tmp_path: Path
+    ) -> None:
+        tiny_llama(seed=7).save_pretrained(tmp_path / "base")
+        model = with_experts("math", model=load_model(tmp_path / "base"))
+        folder = tmp_path / ("peft/math" if how == "peft" else "value")
+        if how == "peft":
+            model.save_pretrained(tmp_path / "peft")
+        else:
+            Expert.of(model, "math").save(folder)
+        for path in folder.rglob("*"):
+            assert str(tmp_path).encode() not in path.read_bytes(), "it may be shared"
+        expert = Expert.load(folder)
+        assert expert.base_name == ""
+        on_base, _ = on_its_base(expert)
+        assert torch.allclose(logits(on_base), logits(model), atol=1e-6)
+        assert base_of({"math": folder}) == str(tmp_path / "base")
+        (tmp_path / "base").rename(tmp_path / "moved")
+        with pytest.raises(InvalidInput, match="does not name its base"):
+            base_of({"math": folder})
 
     def test_peft_loads_what_was_saved(self, tmp_path: Path) -> None:
         value = MATH + 0.5 * Expert.of(MODEL, "code")

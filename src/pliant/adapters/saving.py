@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from pliant import __version__
 from pliant.adapters import files
 from pliant.adapters.fingerprint import Fingerprint, fingerprint
+from pliant.adapters.local_bases import note_place
 from pliant.errors import AdapterError, CorruptFile, WrongBase
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def save(adapter: Adapter, folder: Path, *, here: bool = True) -> None:
         base=adapter.fingerprint(),
     )
     files.write(folder, index, weights, sum(t.numel() for t in tensors.values()))
+    if adapter.name:
+        place = getattr(getattr(adapter.base, "config", None), "_name_or_path", None)
+        note_place(asdict(index.base), place)
 
 
 def load(cls: type[A], model: nn.Module, source: str | Path, insist: bool, **hub: Any) -> A:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pliant.complexity.tokenizer import plain_ids
-from pliant.data import chat_text, check_text
+from pliant.data import chat_text, check_text, has_chat_template
 from pliant.errors import InvalidInput
 from pliant.prefill import align
 
@@ -89,6 +89,11 @@ def _ids(i: int, prompt: Any, tokenizer: PreTrainedTokenizerBase | None, chat: b
         prompt = prompt.tolist()
     if isinstance(prompt, str):
         _need(tokenizer, i, "a text")
+        if chat and not has_chat_template(tokenizer):
+            raise InvalidInput(
+                f"prompt {i} was to go through the chat template, and the tokenizer has none: "
+                "leave chat out, and texts are read as they are"
+            )
         if chat:
             return _ids(i, [{"role": "user", "content": prompt}], tokenizer, chat)
         assert tokenizer is not None

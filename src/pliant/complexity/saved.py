@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from pliant import loading
 from pliant.adapters import files
+from pliant.adapters.local_bases import noted_place
 from pliant.errors import InvalidInput
 
 
 def base_of(folder: str | Path) -> str:
-    """The name of the base that a saved scorer belongs to."""
+    """The name of the base that a saved scorer belongs to, or its folder on this machine."""
     if (Path(folder) / "config.json").is_file():
         return str(folder)
     base = files.read(Path(folder)).index.base
-    if not base.name:
+    place = base.name or noted_place(asdict(base))
+    if not place:
         raise InvalidInput(
-            f"{folder}: its base, a {base.model}, was loaded from a folder whose name is not "
-            "recorded: pass the base's folder (base=...)"
+            f"{folder}: its base, a {base.model}, was loaded from a folder, which is not where it "
+            "was on this machine: name the base's folder (base=..., or --base)"
         )
-    return base.name
+    return place
 
 
 def saved_scorer(name: str | Path) -> Path | None:

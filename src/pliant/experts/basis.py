@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pliant.files import cache_folder
+
 Side = Literal["input", "output"]
 """The side of a weight whose singular vectors are used: V of its input, or U of its output."""
 
@@ -109,10 +111,7 @@ def check_value(vectors: Tensor) -> float:
 
 def folder() -> Path:
     """PLIANT_BASES, or `pliant/bases` in the user's cache."""
-    if configured := os.environ.get("PLIANT_BASES"):
-        return Path(configured).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "pliant" / "bases"
+    return cache_folder("PLIANT_BASES", "bases")
 
 
 def _digest(weight: Tensor) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from peft import PeftConfig
 from peft.utils import PeftType
 
+from pliant.adapters.local_bases import note_place
 from pliant.errors import InvalidInput, check_choice, check_whole, named_settings
 from pliant.loading import public_name
 
@@ -88,6 +89,7 @@ class SVFConfig(PeftConfig):
         """As PEFT does, but name the base only if anybody can load it: a path may be private."""
         public = copy(self)
         public.base_model_name_or_path = public_name(self.base_model_name_or_path or "") or None
+        note_place(self.fingerprint or {}, self.base_model_name_or_path)
         super(SVFConfig, public).save_pretrained(save_directory, **kwargs)
 
 

@@ -49,6 +49,7 @@ from pliant.experts.dequantised import (
 )
 from pliant.experts.expert import Expert
 from pliant.experts.folded import folded
+from pliant.experts.folder import base_place_of
 from pliant.experts.layer import SVFLayer
 from pliant.experts.model import svf_layers
 from pliant.files import check_new, new_folder
@@ -130,7 +131,7 @@ def on_its_base(
     from pliant.errors import ModelNotFound
     from pliant.loading import load_model, load_tokenizer
 
-    name = base or expert.base_name
+    name = base or base_place_of(expert.settings)
     if not name:
         raise InvalidInput("the expert does not say what its base is: name it, base=...")
     plain = load_model(name, **loading)

@@ -18,6 +18,7 @@ from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from pliant.adapters import Fingerprint
+from pliant.adapters.local_bases import noted_place
 from pliant.errors import AdapterError, CorruptFile, InvalidInput, UnsupportedModel
 from pliant.experts.config import TYPE, SVFConfig
 from pliant.files import locked, write_file
@@ -82,6 +83,14 @@ def base_name_of(settings: Mapping[str, Any]) -> str:
     """The name or folder from which the expert's base can be loaded; empty if it is unknown."""
     public = (settings.get("fingerprint") or {}).get("name")
     return str(public or settings.get("base_model_name_or_path") or "")
+
+
+def base_place_of(settings: Mapping[str, Any]) -> str:
+    """As `base_name_of`, or else the base's folder, if it is where it was on this machine.
+
+    This path is for loading alone: nothing that is saved may name it.
+    """
+    return base_name_of(settings) or noted_place(settings.get("fingerprint") or {})
 
 
 def _check_fields(path: Path, content: bytes) -> None:

@@ -10,7 +10,6 @@ is listed with the SHA-256 of what is downloaded; nothing is fetched unless `get
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pliant.errors import InvalidInput, ModelNotFound, did_you_mean
+from pliant.files import cache_folder
 
 try:
     import fcntl
@@ -135,10 +135,7 @@ CATALOGUE = {entry.name: entry for entry in (SMOLLM2, GEMMA3, MINILM)}
 
 def home() -> Path:
     """The folder of fetched models: PLIANT_MODELS, or `pliant/models` in the user's cache."""
-    if folder := os.environ.get("PLIANT_MODELS"):
-        return Path(folder).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "pliant" / "models"
+    return cache_folder("PLIANT_MODELS", "models")
 
 
 def entry(name: str) -> Entry:

@@ -13,7 +13,7 @@ from torch import nn
 from pliant.errors import InvalidInput, PliantError, WrongBase
 from pliant.experts.adapting.prompts import experts_on
 from pliant.experts.expert import Expert
-from pliant.experts.folder import CONFIG, base_name_of, read_settings
+from pliant.experts.folder import CONFIG, base_place_of, read_settings
 from pliant.experts.model import check_name, svf_layers
 from pliant.experts.rows import Mixture, Rows
 from pliant.files import check_new, new_folder
@@ -72,7 +72,7 @@ def base_of(folders: Mapping[str, Path]) -> str:
     """The name of the base that these experts name; all must name the same one."""
     names: dict[str, str] = {}
     for folder in folders.values():
-        name = base_name_of(read_settings(folder))
+        name = base_place_of(read_settings(folder))
         if not name:
             raise InvalidInput(f"{folder}: does not name its base: name it, --base NAME")
         names.setdefault(name, str(folder))
