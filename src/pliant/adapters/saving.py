@@ -188,7 +188,8 @@ def _check_base(saved: files.Saved, base: Fingerprint) -> None:
     if differences := trained_on.differences(base):
         raise WrongBase(
             f"{saved.folder}: was trained on another base than this one ({trained_on.name or 'a'} "
-            f"{trained_on.model}): {differences}. Load it on its own base, or pass insist=True"
+            f"{trained_on.model}): {differences}. Load it on its own base; in Python, insist=True "
+            "loads it on this one"
         )
 
 

@@ -77,7 +77,8 @@ def checked(
         if len(ids) > max_length and truncation is None:
             raise InvalidInput(
                 f"prompt {i} is {len(ids):,} tokens long; the model takes {max_length:,} beside "
-                "what follows. Shorten it, or pass truncation='left' to remove its beginning"
+                "what follows. Shorten it, or remove its beginning: truncation='left' in Python, "
+                "--truncation left of `score`, --truncate of `train scorer`"
             )
     if truncation == "left":
         return [ids[max(0, len(ids) - max_length) :] for ids in prompts]
