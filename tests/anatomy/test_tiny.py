@@ -87,6 +87,15 @@ def test_query_heads_share_key_heads_as_they_did(
     assert tiny_config(config).num_key_value_heads == tiny_kv_heads
 
 
+def test_three_heads_become_a_number_that_divides_the_hidden_size() -> None:
+    """transformers refuses others, so every question about nano-s was answered with no."""
+    three = LlamaConfig(hidden_size=48, num_attention_heads=3, num_key_value_heads=3)
+    tiny = tiny_config(three)
+    assert tiny.hidden_size % tiny.num_attention_heads == 0
+    assert tiny.num_key_value_heads == tiny.num_attention_heads
+    assert tiny_model(three)(torch.tensor([[5, 6]])).logits.isfinite().all()
+
+
 def test_tied_embeddings_stay_tied_and_untied_ones_apart() -> None:
     for tied in (True, False):
         model = tiny_model(LlamaConfig(tie_word_embeddings=tied))

@@ -104,7 +104,6 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_atte
 # The largest size for each kind of key; smaller sizes stay.
 _CAPS = (
     (LAYERS, _LAYERS),
-    (HEADS, (*_HEADS, r".*_attention_heads(_per_layer)?", "index_n_heads", "linear_num_heads")),
     (WIDTH, (r"(.*_)?intermediate_size(_mlp)?", r"(.*_)?ffn_(hidden_size|dim)", "d_?ff", "dim_ff",
              "d_inner", "mlp_dim", "feed_forward_size")),
     (VOCAB, (r"(.*_)?vocab_size(_.*)?", "codebook_size", r".*_vocab")),
@@ -126,6 +125,9 @@ _CAPS = (
          "first_k_dense_replace", "num_dense_layers", "attn_layer_offset")),
 )  # fmt: skip
 _CAP_OF = [(re.compile(f"({'|'.join(keys)})"), cap) for cap, keys in _CAPS]
+_HEAD_COUNT = re.compile(
+    f"({'|'.join(_HEADS)}|.*_attention_heads(_per_layer)?|index_n_heads|linear_num_heads)"
+)
 _KV_HEADS = re.compile(
     r"(.*_)?num_(key_value|kv)_heads|kv_n_heads|num_query_groups|indexer_kv_heads"
 )
@@ -207,6 +209,8 @@ def _size(key: str, value: int, sizes: _Sizes) -> int:
         return HEADS // min(HEADS, 1 << (max(1, sizes.heads // max(1, value)).bit_length() - 1))
     if key != "qk_rope_head_dim" and _HEAD_DIM.fullmatch(key):
         return _head_dim(key, value, sizes)
+    if _HEAD_COUNT.fullmatch(key):
+        return HEADS if value > 2 else value  # three would not divide the hidden size
     for pattern, cap in _CAP_OF:
         if pattern.fullmatch(key):
             return min(value, cap)
