@@ -50,7 +50,7 @@ LAYERS = {
         {"expert", "recover"},
         {"app", "doctor", "gradients", "importance", "models", "route", "score"},
         {"training_text"},
-        {"flags", "shared_options", "terminal"},
+        {"doctor_sentences", "flags", "shared_options", "terminal"},
     ],
     "complexity": [
         {"facade"},

@@ -6,13 +6,16 @@ import json
 import re
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import LlamaConfig, MambaConfig, T5Config
 
 from pliant.cli import app
+from pliant.cli.doctor_sentences import NEEDED, SUBJECTS, summary
 from pliant.loading import load_tokenizer
+from pliant.survey import CAPABILITIES, examine
 
 SEVENTY_BILLION = LlamaConfig(
     hidden_size=8192,
@@ -45,10 +48,45 @@ def test_a_model_of_seventy_billion_is_examined_without_its_weights(
     assert complained == ""
     assert "70.6B" in said
     assert "has no chat template" in said and "--template" in said
-    assert "141 GB in bf16" in said
-    assert "Foundation: does Pliant recognise" in said
-    assert "What each part would add to memory" in said
+    assert "KB a token" in said
+    assert "What each part would add to memory" not in said and f"doctor {large} --all" in said
     assert grown < 2_000_000, "kilobytes: the weights would be 141 million of them"
+
+
+def test_five_sentences_come_first_and_all_else_with_all(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert app.outcome(["doctor", "nano-s", "--all"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("nano-s (LlamaForCausalLM, ") and first.endswith("3 layers)")
+    answers = [line.split(". ")[0] for line in lines[:5]]
+    assert answers == [f"{subject}: yes" for subject in SUBJECTS]
+    assert "Each prompt of a batch can have its own" in lines[3]
+    text = "\n".join(lines)
+    assert "Can Pliant read this architecture: does it find the layers?" in text
+    assert all(capability.question in text for capability in CAPABILITIES)
+    assert "192 KB in bf16" in text and "What each part would add to memory" in text
+
+
+def test_what_is_not_all_possible_says_why() -> None:
+    statements = summary(examine(MambaConfig(hidden_size=64, num_hidden_layers=2)), "m")
+    answers = ["yes", "partly", "yes", "partly", "no"]
+    assert [statement.answer for statement in statements] == answers
+    text = " ".join(map(str, statements))
+    for part in ("--engine exact", "All prompts of a batch have the same", "again in each epoch"):
+        assert part in text
+
+
+def test_without_known_layers_nothing_is_possible() -> None:
+    unknown = replace(examine(MambaConfig(hidden_size=64, num_hidden_layers=2), NEEDED))
+    findings = tuple(
+        replace(f, ok=False, reason="no list of layers") if f.name == "layers" else f
+        for f in unknown.findings
+    )
+    statements = summary(replace(unknown, findings=findings))
+    assert {str(s).partition(": ")[2] for s in statements} == {
+        "no. Pliant cannot read this architecture: no list of layers."
+    }
 
 
 def test_machines_get_one_document(large: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +94,8 @@ def test_machines_get_one_document(large: str, capsys: pytest.CaptureFixture[str
     found = json.loads(capsys.readouterr().out)
     assert found["model"] == large and found["chat_template"] is None
     assert found["architecture"] == "LlamaForCausalLM"
+    assert len(found["findings"]) == len(CAPABILITIES)
+    assert [each["answer"] for each in found["summary"]] == ["yes"] * 5
     assert found["sizes"]["parameters"] == 70_553_706_496
     assert all(finding["ok"] for finding in found["findings"] if finding["name"] == "layers")
     assert {estimate["part"] for estimate in found["estimates"]} >= {"structure", "experts"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
 from pliant.cli import terminal
+from pliant.cli.doctor_sentences import NEEDED, summary
 from pliant.options import Flag
 from pliant.reports.tables import Table, count, size
 
@@ -27,6 +29,8 @@ TITLES = {
 class DoctorOptions:
     model: Annotated[str, Flag(positional=True)]
     """nano-s, nano-l, a folder, or a name on the hub."""
+    all: bool = False
+    """Show every question with its answer, the sizes, and the memory that each part would add."""
     json: bool = False
     """Print one JSON document."""
 
@@ -35,22 +39,42 @@ def doctor(options: DoctorOptions) -> None:
     """Show what Pliant can do with a model, and why not, from its config alone.
 
     No weights are read: this takes seconds and works for models that do not fit this machine. Each
-    answer comes from a trial on a tiny copy of the same structure.
+    answer comes from a trial on a tiny copy of the same structure. --json holds all of them.
 
-    Example: pliant doctor nano-l --json
+    Example: pliant doctor nano-l --all
     """
     from pliant import loading
 
     config = loading.load_config(options.model)
-    from pliant.survey import examine  # takes seconds, so only once the name is known to be a model
+    # Takes seconds, so only once the name is known to be a model.
+    from pliant.survey import CAPABILITIES, examine
 
-    examination = examine(config)
+    every = options.all or options.json
+    examination = examine(config, None if every else NEEDED)
+    statements = summary(examination, shlex.quote(options.model))
     chats = chat_template_of(options.model)
     if options.json:
-        content = {"model": options.model, "chat_template": chats, **examination.as_dict()}
-        terminal.print_json(content)
+        said = [{**asdict(statement), "text": str(statement)} for statement in statements]
+        content = {"model": options.model, "chat_template": chats, "summary": said}
+        terminal.print_json({**content, **examination.as_dict()})
+        return
+    terminal.draw((), [title(options.model, examination), *map(str, statements)])
+    if chats is False:
+        terminal.draw((), NO_TEMPLATE)
+    if options.all:
+        terminal.draw(tables(examination))
     else:
-        terminal.draw(tables(options.model, examination), NO_TEMPLATE if chats is False else ())
+        terminal.print_text(
+            f"All {len(CAPABILITIES)} questions with their answers, the sizes, and the memory of "
+            f"each part: pliant doctor {shlex.quote(options.model)} --all"
+        )
+
+
+def title(name: str, examination: Examination) -> str:
+    layers = "" if examination.sizes is None else f", {examination.sizes.layers} layers"
+    total = "" if examination.sizes is None else f", {count(examination.sizes.parameters)} weights"
+    kind = f"{examination.architecture}, transformers {examination.transformers_version}"
+    return f"{name} ({kind}{total}{layers})"
 
 
 NO_TEMPLATE = (
@@ -72,12 +96,10 @@ def chat_template_of(model: str) -> bool | None:
         return None
 
 
-def tables(name: str, examination: Examination) -> Iterator[Table]:
+def tables(examination: Examination) -> Iterator[Table]:
     """The model's sizes, what each part can do with it, and the memory that each would need."""
     if examination.sizes is not None:
-        title = f"{name}: {examination.architecture}, "
-        title += f"transformers {examination.transformers_version}"
-        yield Table(title, ["what", "how much"], list(size_rows(examination.sizes)))
+        yield Table("Sizes", ["what", "how much"], list(size_rows(examination.sizes)))
     for part, findings in groupby(examination.findings, key=lambda finding: finding.part):
         yield Table(
             TITLES[part],

@@ -93,9 +93,10 @@ def count(table: list[Row], capability: str) -> int:
 
 
 def _questions(table: list[Row]) -> list[str]:
-    lines = ["| part | column | question | yes |", "|---|---|---|--:|"]
+    lines = ["| part | column | question | exactly | yes |", "|---|---|---|---|--:|"]
     for c in by_part():
-        lines.append(f"| {c.part} | {c.name} | {c.question} | {count(table, c.name)} |")
+        yes = count(table, c.name)
+        lines.append(f"| {c.part} | {c.name} | {c.question} | {c.exactly} | {yes} |")
     return lines
 
 

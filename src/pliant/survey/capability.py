@@ -52,6 +52,8 @@ class Capability:
     name: str
     question: str
     check: Check
+    exactly: str = ""
+    """What is tried, as exactly as a sentence can say it."""
     needs: tuple[str, ...] = ()
     """Capabilities that this one depends on; if one is missing, its reason counts here, too."""
 
@@ -62,14 +64,15 @@ CAPABILITIES: list[Capability] = []
 def register(part: str, name: str, needs: Sequence[str] = ()) -> Callable[[Check], Check]:
     """Make the decorated check a capability, after those that it needs.
 
-    The first paragraph of its docstring is the question.
+    The first paragraph of its docstring is the question in plain words, the second what is tried.
     """
 
     def decorate(check: Check) -> Check:
         names = [capability.name for capability in CAPABILITIES]
         assert name not in names and set(needs) <= set(names) and part in PARTS, name
-        question = " ".join((check.__doc__ or "").partition("\n\n")[0].split())
-        CAPABILITIES.append(Capability(part, name, question, check, tuple(needs)))
+        paragraphs = [" ".join(text.split()) for text in (check.__doc__ or "").split("\n\n")]
+        question, exactly = (*paragraphs, "")[:2]
+        CAPABILITIES.append(Capability(part, name, question, check, exactly, tuple(needs)))
         return check
 
     return decorate

@@ -36,7 +36,10 @@ _plain: WeakKeyDictionary[Specimen, Tensor] = WeakKeyDictionary()
 
 @register("foundation", "cached", needs=["runs"])
 def cached(specimen: Specimen) -> Verdict:
-    """Does generation with the cache equal generation without?"""
+    """Does its cache work: does it generate the same with and without?
+
+    Does generation with the cache equal generation without?
+    """
     with_cache = generate(specimen, specimen.ids, use_cache=True)
     without = generate(specimen, specimen.ids, use_cache=False)
     return compare(with_cache, without, "with the cache", "without")
@@ -44,7 +47,10 @@ def cached(specimen: Specimen) -> Verdict:
 
 @register("complexity", "crop", needs=["cached"])
 def crop(specimen: Specimen) -> Verdict:
-    """Can the last tokens be cropped from its cache without a trace?"""
+    """Can the end of a prompt be removed from its cache again?
+
+    Can the last tokens be cropped from its cache without a trace?
+    """
     cache = _filled(specimen, record=False)
     if not hasattr(cache, "is_croppable"):
         return Verdict(False, "its forward returns no cache of transformers' kind")
@@ -58,7 +64,10 @@ def crop(specimen: Specimen) -> Verdict:
 
 @register("complexity", "left padding", needs=["cached"])
 def left_padding(specimen: Specimen) -> Verdict:
-    """Does padding on the left leave the answers as they are?"""
+    """Can prompts of several lengths be answered in one batch?
+
+    Does padding on the left leave the answers as they are?
+    """
     plain = generate(specimen, specimen.ids[:1], use_cache=True)
     padding = torch.full((1, PADDING), _pad_token(specimen))
     ids = torch.cat([padding, specimen.ids[:1]], dim=1)
@@ -71,7 +80,10 @@ def left_padding(specimen: Specimen) -> Verdict:
 @register("complexity", "scores", needs=["layers"])
 @torch.no_grad()
 def scores(specimen: Specimen) -> Verdict:
-    """Does a prompt have the same score in a padded batch, on a cache and alone in one forward?"""
+    """Can a scorer on it tell how hard a prompt is?
+
+    Does a prompt have the same score in a padded batch, on a cache and alone in one forward?
+    """
     with _scorer(specimen, rows=2, aggregation="mean") as scorer:
         if not torch.equal(specimen.run(), specimen.logits):
             return Verdict(False, "attached but unused, it changes the logits")
@@ -84,19 +96,28 @@ def scores(specimen: Specimen) -> Verdict:
 
 @register("complexity", "score + generate", needs=["scores"])
 def score_andgenerate(specimen: Specimen) -> Verdict:
-    """Scored in the prefill, does it generate the same logits as without a scorer?"""
+    """Can it score a prompt and answer it at once, with the same answer?
+
+    Scored in the prefill, does it generate the same logits as without a scorer?
+    """
     return _generates(specimen, layer=None)
 
 
 @register("complexity", "early exit", needs=["scores", "first k", "resume"])
 def early_exit(specimen: Specimen) -> Verdict:
-    """Scored at half depth and resumed, does it generate the same logits as without a scorer?"""
+    """Can it score a prompt half-way through its layers, and then answer it?
+
+    Scored at half depth and resumed, does it generate the same logits as without a scorer?
+    """
     return _generates(specimen, layer=max(1, len(specimen.anatomy.layers) // 2))
 
 
 @register("complexity", "learns", needs=["scores"])
 def learns(specimen: Specimen) -> Verdict:
-    """Do the rows have the same gradient on a cache as in one forward over prompt and rows?"""
+    """Can a scorer be trained on prompts that were run once?
+
+    Do the rows have the same gradient on a cache as in one forward over prompt and rows?
+    """
     batch = Batch.of(_prompts()[:1])
     with _scorer(specimen, rows=2, aggregation="mean") as scorer:
         logits = scorer.logits(batch.ids_BT)
@@ -110,7 +131,10 @@ def learns(specimen: Specimen) -> Verdict:
 @register("complexity", "row LoRA", needs=["scores"])
 @torch.no_grad()
 def row_lora(specimen: Specimen) -> Verdict:
-    """Can a LoRA act on the rows alone, with the same result on a cache as in one forward?"""
+    """Can a scorer have a LoRA of its own?
+
+    Can a LoRA act on the rows alone, with the same result on a cache as in one forward?
+    """
     with _scorer(specimen, rows=2, lora_rank=2) as scorer:
         on_cache = scorer.logits_of(prefill(scorer.anatomy, _same_length(), head=False))
         at_once = _alone(scorer, _same_length().tolist())
@@ -124,7 +148,10 @@ def row_lora(specimen: Specimen) -> Verdict:
 @register("complexity", "prefixes", needs=["scores"])
 @torch.no_grad()
 def prefixes(specimen: Specimen) -> Verdict:
-    """Can each prompt's keys and values be stored alone, and joined into other batches?"""
+    """Can prompts be stored, and batched again in any order?
+
+    Can each prompt's keys and values be stored alone, and joined into other batches?
+    """
     with _scorer(specimen, rows=2) as scorer:
         stored = prefill(scorer.anatomy, *pad_rows(_prompts()), head=False).split()
         joined = Prefilled.join(scorer.anatomy, [stored[2], stored[0]])
@@ -134,7 +161,9 @@ def prefixes(specimen: Specimen) -> Verdict:
 
 @register("complexity", "export", needs=["layers"])
 def exports(specimen: Specimen) -> Verdict:
-    """Can a scorer be exported as an equivalent stock classifier, at full and at half depth?
+    """Can a scorer be written as a stock classifier, which needs no Pliant?
+
+    Can a scorer be exported as an equivalent stock classifier, at full and at half depth?
 
     Half depth makes a smaller model; if only that is impossible, it is a yes with the reason.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from pliant.anatomy.blocks import projections
 from pliant.anatomy.config import read
 from pliant.anatomy.depth import cache_name
 from pliant.errors import UnsupportedModel
-from pliant.survey.capability import Specimen, ask, by_part
+from pliant.survey.capability import CAPABILITIES, Specimen, ask, by_part
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 CPX_ROWS, CPX_LABELS = 4, 1
@@ -87,8 +88,9 @@ class Examination:
         return f"{self.architecture} has {yes} of {len(self.findings)} capabilities."
 
 
-def examine(config: PreTrainedConfig) -> Examination:
-    """Examine the causal LM that this config describes, whatever its size."""
+def examine(config: PreTrainedConfig, questions: Collection[str] | None = None) -> Examination:
+    """Examine the causal LM that this config describes, whatever its size; with `questions`, only
+    these are asked, and those that they need."""
     model = without_weights(config)
     sizes: Sizes | None = None
     estimates: tuple[Estimate, ...] = ()
@@ -99,7 +101,8 @@ def examine(config: PreTrainedConfig) -> Examination:
     else:
         sizes = sizes_of(anatomy)
         estimates = estimates_of(anatomy, sizes)
-    answers = ask(Specimen(config))
+    asked = [c for c in CAPABILITIES if c.name in _with_needs(questions)]
+    answers = ask(Specimen(config), asked)
     return Examination(
         model_type=config.model_type,
         architecture=type(model).__name__,
@@ -108,9 +111,20 @@ def examine(config: PreTrainedConfig) -> Examination:
         findings=tuple(
             Finding(c.part, c.name, c.question, answers[c.name].ok, answers[c.name].reason)
             for c in by_part()
+            if c.name in answers
         ),
         estimates=estimates,
     )
+
+
+def _with_needs(questions: Collection[str] | None) -> set[str]:
+    """These, and what they need; all, if none are named."""
+    needs = {c.name: c.needs for c in CAPABILITIES}
+    names, new = set[str](), set(needs if questions is None else questions)
+    while new:
+        names |= new
+        new = {need for name in new for need in needs[name]} - names
+    return names
 
 
 def without_weights(config: PreTrainedConfig) -> PreTrainedModel:

@@ -1,18 +1,21 @@
-"""Questions about experts: can the singular values of its projections be scaled, and merged?"""
+"""Questions about experts: can the singular values of its projections be scaled, and merged?
+
+They import PEFT when they are asked: with bitsandbytes, which it imports, that takes a second.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel, get_peft_model
 
-from pliant.experts import SVFConfig
-from pliant.experts.model import svf_layers
 from pliant.survey.capability import Specimen, Verdict, register, yes_if
 from pliant.survey.complexity import compare, generate
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 EQUAL = 5e-5
 """Sums of the same numbers in another order, relative to the largest logit; CPM-Ant's activations
@@ -23,7 +26,10 @@ SPREAD = 0.1
 
 @register("experts", "singular values", needs=["layers"])
 def singular_values(specimen: Specimen) -> Verdict:
-    """Does an expert at z = 1 change no bit, act otherwise, and merge to the same logits?"""
+    """Can an expert act on it, and be merged into a stock model?
+
+    Does an expert at z = 1 change no bit, act otherwise, and merge to the same logits?
+    """
     with _expert(specimen) as (model, plain):
         if not torch.equal(specimen.run(), plain):
             return Verdict(False, "z = 1 changes the logits")
@@ -46,7 +52,10 @@ def singular_values(specimen: Specimen) -> Verdict:
 
 @register("experts", "z gradients", needs=["singular values"])
 def z_gradients(specimen: Specimen) -> Verdict:
-    """Has z a gradient, the same in both forms, and nothing else?"""
+    """Can an expert be trained on it?
+
+    Has z a gradient, the same in both forms, and nothing else?
+    """
     with _expert(specimen) as (model, _):
         scatter(model)
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -63,7 +72,10 @@ def z_gradients(specimen: Specimen) -> Verdict:
 
 @register("experts", "expert cache", needs=["cached", "singular values"])
 def expert_cache(specimen: Specimen) -> Verdict:
-    """With an expert, does generation with the cache equal generation without?"""
+    """With an expert, does its cache still work?
+
+    With an expert, does generation with the cache equal generation without?
+    """
     with _expert(specimen) as (model, _):
         scatter(model)
         model.requires_grad_(False)
@@ -73,7 +85,10 @@ def expert_cache(specimen: Specimen) -> Verdict:
 
 @register("experts", "expert rows", needs=["singular values"])
 def expert_rows(specimen: Specimen) -> Verdict:
-    """Can each row of a batch have its own expert, and equal that expert alone?"""
+    """Can each prompt of a batch have an expert of its own?
+
+    Can each row of a batch have its own expert, and equal that expert alone?
+    """
     with _expert(specimen) as (model, plain):
         scatter(model)
         model.requires_grad_(False)
@@ -87,6 +102,10 @@ def expert_rows(specimen: Specimen) -> Verdict:
 @contextmanager
 def _expert(specimen: Specimen) -> Iterator[tuple[PeftModel, torch.Tensor]]:
     """The specimen with an expert on all projections, and its logits without, weights frozen."""
+    from peft import get_peft_model
+
+    from pliant.experts import SVFConfig
+
     trainable = [p for p in specimen.model.parameters() if p.requires_grad]
     specimen.model.requires_grad_(False)  # a convolution rounds otherwise if its weight is not
     plain = specimen.run()
@@ -103,21 +122,27 @@ def _expert(specimen: Specimen) -> Iterator[tuple[PeftModel, torch.Tensor]]:
 def scatter(model: torch.nn.Module, seed: int = 0) -> None:
     """Every z around 1."""
     generator = torch.Generator().manual_seed(seed)
-    for _, layer in svf_layers(model):
+    for _, layer in _layers(model):
         for change in layer.changes().values():
             change.copy_(SPREAD * torch.randn(change.shape, generator=generator))
 
 
 def _as(specimen: Specimen, model: Any, form: str) -> torch.Tensor:
-    for _, layer in svf_layers(model):
+    for _, layer in _layers(model):
         layer.form = form
     return specimen.run()
 
 
 def _gradients(specimen: Specimen, model: Any, form: str) -> list[torch.Tensor]:
-    for _, layer in svf_layers(model):
+    for _, layer in _layers(model):
         layer.form = form
     logits = specimen.model(input_ids=specimen.ids, use_cache=False).logits
     own = [p for p in model.parameters() if p.requires_grad]
     found = torch.autograd.grad(logits.float().logsumexp(-1).sum(), own, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(own, found, strict=True)]
+
+
+def _layers(model: Any) -> Iterator[tuple[str, Any]]:
+    from pliant.experts.model import svf_layers
+
+    return svf_layers(model)

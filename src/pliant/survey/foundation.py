@@ -17,7 +17,10 @@ from pliant.survey.capability import YES, Specimen, Verdict, register, yes_if
 
 @register("foundation", "runs")
 def runs(specimen: Specimen) -> Verdict:
-    """Does a tiny copy build and give finite logits?"""
+    """Can a tiny copy of it be built, and does it run?
+
+    Does a tiny copy build and give finite logits?
+    """
     logits, ids = specimen.logits, specimen.ids
     if logits.shape[:2] != ids.shape:
         return Verdict(False, f"logits of shape {tuple(logits.shape)} for ids {tuple(ids.shape)}")
@@ -26,7 +29,10 @@ def runs(specimen: Specimen) -> Verdict:
 
 @register("foundation", "embeddings", needs=["runs"])
 def embeddings(specimen: Specimen) -> Verdict:
-    """Are embeddings and hidden size known, and do they embed?"""
+    """Does Pliant find its embeddings?
+
+    Are embeddings and hidden size known, and do they embed?
+    """
     table = find_embeddings(specimen.model)
     if table is None:
         return Verdict(False, "it has no module that embeds tokens")
@@ -42,7 +48,10 @@ def embeddings(specimen: Specimen) -> Verdict:
 
 @register("foundation", "layers", needs=["runs"])
 def layers(specimen: Specimen) -> Verdict:
-    """Are the layers known, and does each of them run?"""
+    """Can Pliant read this architecture: does it find the layers?
+
+    Are the layers known, and does each of them run?
+    """
     calls = _layer_calls(specimen)
     idle = [i for i in range(len(specimen.anatomy.layers)) if i not in calls]
     if not idle:
@@ -54,7 +63,10 @@ def layers(specimen: Specimen) -> Verdict:
 
 @register("foundation", "in order", needs=["layers"])
 def in_order(specimen: Specimen) -> Verdict:
-    """Does each layer run exactly once, in order?"""
+    """Do its layers run one after the other?
+
+    Does each layer run exactly once, in order?
+    """
     calls = _layer_calls(specimen)
     first = ", ".join(map(str, calls[:8]))
     reason = f"{len(specimen.anatomy.layers)} layers make {len(calls)} calls: {first}, ..."
@@ -63,7 +75,10 @@ def in_order(specimen: Specimen) -> Verdict:
 
 @register("structure", "attention", needs=["layers"])
 def attention(specimen: Specimen) -> Verdict:
-    """Are the output projections of attention known?"""
+    """Does Pliant find its attention heads?
+
+    Are the output projections of attention known?
+    """
     anatomy = specimen.anatomy
     blocks = [block for i in range(len(anatomy.layers)) for block in anatomy.attentions(i)]
     parts = [(block.output, block.heads * block.head_dim) for block in blocks]
@@ -72,7 +87,10 @@ def attention(specimen: Specimen) -> Verdict:
 
 @register("structure", "mlp", needs=["layers"])
 def mlp(specimen: Specimen) -> Verdict:
-    """Is the down projection of the MLP known?"""
+    """Does Pliant find the channels of its MLP?
+
+    Is the down projection of the MLP known?
+    """
     anatomy = specimen.anatomy
     blocks = [block for i in range(len(anatomy.layers)) for block in anatomy.mlps(i)]
     return _has_widths(specimen, [(b.down, b.width) for b in blocks], anatomy.why_no_mlp)
@@ -81,7 +99,10 @@ def mlp(specimen: Specimen) -> Verdict:
 @register("gradients", "head", needs=["layers"])
 @torch.no_grad()
 def head(specimen: Specimen) -> Verdict:
-    """Does the decoder, then the head, give the model's logits?"""
+    """Does Pliant find its output layer?
+
+    Does the decoder, then the head, give the model's logits?
+    """
     anatomy = specimen.anatomy
     if anatomy.head is None:
         return Verdict(False, "it has no known projection to the vocabulary")
@@ -102,7 +123,10 @@ def head(specimen: Specimen) -> Verdict:
 
 @register("gradients", "chosen logits", needs=["runs"])
 def chosen_logits(specimen: Specimen) -> Verdict:
-    """Can it compute logits at chosen positions alone?"""
+    """Can it predict at selected positions alone?
+
+    Can it compute logits at chosen positions alone?
+    """
     positions = torch.tensor([1, 4, specimen.ids.shape[1] - 1])
     chosen = specimen.run(logits_to_keep=positions)
     if chosen.shape[1] != len(positions):
@@ -113,21 +137,29 @@ def chosen_logits(specimen: Specimen) -> Verdict:
 
 @register("complexity", "first k", needs=["layers"])
 def first_layers(specimen: Specimen) -> Verdict:
-    """Run alone, do the first layers give the model's own hidden state?"""
+    """Can its first layers run alone?
+
+    Run alone, do the first layers give the model's own hidden state?
+    """
     reason = specimen.depth.first_layers
     return yes_if(reason is None, reason or "")
 
 
 @register("complexity", "resume", needs=["layers"])
 def resume(specimen: Specimen) -> Verdict:
-    """Stopped at half depth and resumed, does it give the same bits?"""
+    """Can it stop half-way through its layers, and go on?
+
+    Stopped at half depth and resumed, does it give the same bits?
+    """
     reason = specimen.depth.resume
     return yes_if(reason is None, reason or "")
 
 
 @register("experts", "projections", needs=["layers"])
 def adaptable(specimen: Specimen) -> Verdict:
-    """Are there projections that an expert can adapt?
+    """Does Pliant find weights that an expert can adapt?
+
+    Are there projections that an expert can adapt?
 
     An expert adapts modules that are called as such, which fused MoE weights are not.
     """

@@ -23,7 +23,10 @@ EXACT, SAME_GRADIENT = 1e-12, 1e-6
 
 @register("gradients", "chosen rows", needs=["runs"])
 def chosen_rows(specimen: Specimen) -> Verdict:
-    """With the head on labelled rows alone, are loss and gradient unchanged?"""
+    """Can the output layer run on selected tokens alone?
+
+    With the head on labelled rows alone, are loss and gradient unchanged?
+    """
     with _split(specimen) as split:
         ids = _ids()
         labels = ids.clone()
@@ -44,7 +47,10 @@ def chosen_rows(specimen: Specimen) -> Verdict:
 
 @register("gradients", "sparse", needs=["chosen rows"])
 def sparse(specimen: Specimen) -> Verdict:
-    """Are chosen positions exact in fp64 with any padding, and all together the dense gradient?"""
+    """Can training run backward through selected tokens alone?
+
+    Are chosen positions exact in fp64 with any padding, and all together the dense gradient?
+    """
     with _split(specimen) as split:
         for padding in (None, "right", "left"):
             off = _off_at_chosen(split, padding)
@@ -58,7 +64,10 @@ def sparse(specimen: Specimen) -> Verdict:
 @register("gradients", "completion", needs=["sparse"])
 @torch.no_grad()
 def completions(specimen: Specimen) -> Verdict:
-    """With the prompt run once without gradient, are the completion's positions exact in fp64?"""
+    """Can it train on completions without a gradient for their prompts?
+
+    With the prompt run once without gradient, are the completion's positions exact in fp64?
+    """
     with _split(specimen) as split:
         inputs, mask = _batch("right")
         valid = mask.bool()

@@ -30,13 +30,19 @@ CLOSE = 1e-5
 
 @register("structure", "head gates", needs=["layers"])
 def head_gates(specimen: Specimen) -> Verdict:
-    """Do gates on heads change no bit at 1, and equal zeroing a slice of W_o at 0?"""
+    """Can attention heads be switched off?
+
+    Do gates on heads change no bit at 1, and equal zeroing a slice of W_o at 0?
+    """
     return _gates_hold(specimen, "heads")
 
 
 @register("structure", "mlp gates", needs=["layers"])
 def mlp_gates(specimen: Specimen) -> Verdict:
-    """The same for channels of the MLP, experts of a mixture, or both."""
+    """Can channels of the MLP, or experts of a mixture, be switched off?
+
+    The same for channels of the MLP, experts of a mixture, or both.
+    """
     anatomy, every = specimen.anatomy, range(len(specimen.anatomy.layers))
     kinds: list[Kind] = ["channels"] if any(anatomy.mlps(i) for i in every) else []
     kinds += ["experts"] if any(anatomy.mixtures(i) for i in every) else []
@@ -50,7 +56,10 @@ def mlp_gates(specimen: Specimen) -> Verdict:
 
 @register("structure", "other gates", needs=["layers"])
 def other_gates(specimen: Specimen) -> Verdict:
-    """The same for channels of experts and for recurrent heads, where there are any."""
+    """Can channels of experts, and recurrent heads, be switched off, where there are any?
+
+    The same for channels of experts and for recurrent heads, where there are any.
+    """
     kinds = [kind for kind in OTHERS if _has(specimen, kind)]
     verdicts = [_gates_hold(specimen, kind) for kind in kinds]
     has = f"it has {' and '.join(kinds)}" if kinds else ""
@@ -59,13 +68,19 @@ def other_gates(specimen: Specimen) -> Verdict:
 
 @register("structure", "layer gates", needs=["layers"])
 def layer_gates(specimen: Specimen) -> Verdict:
-    """Do gates on layers change no bit at 1, and act at 0?"""
+    """Can whole layers be switched off?
+
+    Do gates on layers change no bit at 1, and act at 0?
+    """
     return _gates_hold(specimen, "layers")
 
 
 @register("structure", "gate gradients", needs=["layer gates"])
 def gate_gradients(specimen: Specimen) -> Verdict:
-    """Do gates on heads, channels of experts, recurrent heads and layers have gradients?"""
+    """Can it be learned which of these to switch off?
+
+    Do gates on heads, channels of experts, recurrent heads and layers have gradients?
+    """
     with _gated(specimen, *_gated_kinds(specimen)) as gates:
         logits = specimen.model(input_ids=specimen.ids, use_cache=False).logits
         gradients = torch.autograd.grad(
@@ -78,7 +93,10 @@ def gate_gradients(specimen: Specimen) -> Verdict:
 
 @register("structure", "gated cache", needs=["cached", "layer gates"])
 def gated_cache(specimen: Specimen) -> Verdict:
-    """With gates away from 1, does generation with the cache equal generation without?"""
+    """With some of these scaled, does its cache still work?
+
+    With gates away from 1, does generation with the cache equal generation without?
+    """
     with _gated(specimen, *_gated_kinds(specimen)) as gates:
         _scatter(gates)
         cached, without = (generate(specimen, specimen.ids, use_cache=c) for c in (True, False))
@@ -87,7 +105,10 @@ def gated_cache(specimen: Specimen) -> Verdict:
 
 @register("structure", "gated padding", needs=["layer gates"])
 def gated_padding(specimen: Specimen) -> Verdict:
-    """With gates away from 1, are later tokens and padding on either side still invisible?"""
+    """With some of these scaled, does padding still change nothing?
+
+    With gates away from 1, are later tokens and padding on either side still invisible?
+    """
     bare = _differences(specimen)
     with _gated(specimen, *_gated_kinds(specimen)) as gates:
         _scatter(gates)
@@ -101,7 +122,10 @@ def gated_padding(specimen: Specimen) -> Verdict:
 
 @register("structure", "agency", needs=["head gates"])
 def agency(specimen: Specimen) -> Verdict:
-    """Do states of heads change no bit while all are active, and can every head be observed?"""
+    """Can heads be observed, and have a state (active, withdrawn, ...)?
+
+    Do states of heads change no bit while all are active, and can every head be observed?
+    """
     with _gated(specimen, "heads") as gates:
         states = attach_agency(gates)
         try:
@@ -120,7 +144,10 @@ def agency(specimen: Specimen) -> Verdict:
 
 @register("structure", "blocks", needs=["head gates"])
 def blocks(specimen: Specimen) -> Verdict:
-    """Does the seed's loop over blocks and heads reach every head, and does each act?"""
+    """Does Sentinel's loop over blocks and heads work on it?
+
+    Does the seed's loop over blocks and heads reach every head, and does each act?
+    """
     adaptive = load_adaptive_model(specimen.model.config.model_type, specimen.model)
     try:
         counts = {block["attn"].num_heads for block in adaptive.blocks}
@@ -141,20 +168,29 @@ def blocks(specimen: Specimen) -> Verdict:
 
 @register("structure", "fewer heads", needs=["head gates"])
 def fewer_heads(specimen: Specimen) -> Verdict:
-    """Does the stock model with half of the heads (or their KV groups) equal the gated one?"""
+    """Can heads be removed, so that a smaller stock model is left?
+
+    Does the stock model with half of the heads (or their KV groups) equal the gated one?
+    """
     return _has_smaller_form(specimen, "heads")
 
 
 @register("structure", "fewer channels", needs=["mlp", "mlp gates"])
 def fewer_channels(specimen: Specimen) -> Verdict:
-    """Does the stock model with half of the channels equal the gated one?"""
+    """Can channels be removed, so that a smaller stock model is left?
+
+    Does the stock model with half of the channels equal the gated one?
+    """
     return _has_smaller_form(specimen, "channels")
 
 
 @register("structure", "fewer experts", needs=["mlp gates"])
 def fewer_experts(specimen: Specimen) -> Verdict:
-    """Does the stock model with three quarters of a mixture's experts equal the one whose routers
-    choose among them?"""
+    """Can experts of a mixture be removed, so that a smaller stock model is left?
+
+    Does the stock model with three quarters of a mixture's experts equal the one whose routers
+    choose among them?
+    """
     generator = torch.Generator().manual_seed(0)
     removed = {
         site.key: torch.randperm(site.count, generator=generator)[: site.count // 4].tolist()
@@ -173,7 +209,10 @@ def fewer_experts(specimen: Specimen) -> Verdict:
 
 @register("structure", "fewer layers", needs=["layer gates"])
 def fewer_layers(specimen: Specimen) -> Verdict:
-    """Does the stock model without one layer equal the model with that layer's gate at 0?"""
+    """Can layers be removed, so that a smaller stock model is left?
+
+    Does the stock model without one layer equal the model with that layer's gate at 0?
+    """
     depth, gone = len(specimen.anatomy.layers), 1
     if depth < 2:
         return Verdict(False, "it has one layer")
