@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 START = "<!doctype html>"
-_SHORT = 16  # letters: cells up to this length are not wrapped
+_SHORT = 24  # letters: cells up to this length, such as a figure and its interval, do not wrap
 
 
 @dataclass(frozen=True)

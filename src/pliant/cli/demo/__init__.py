@@ -14,9 +14,9 @@ from pliant.cli import terminal
 
 if TYPE_CHECKING:
     from pliant.cli.demo.size import Size
-    from pliant.reports.page import KeyFigure, Section
+    from pliant.reports.page import Section, Top
 
-    Chapter = tuple[dict[str, Any], Section, KeyFigure | None]
+    Chapter = tuple[dict[str, Any], Section, Top]
 
 REAL_STEPS = 12
 """A real model trains with the operations of so many standard steps."""
@@ -76,15 +76,17 @@ def demo(options: DemoOptions) -> None:
     check_writable(options.page)
     results: dict[str, Any] = {}
     sections: list[Section] = []
-    figures: list[KeyFigure] = []
-    for number, (result, section, figure) in enumerate(_chapters(options), start=1):
+    tops: list[Top] = []
+    for number, (result, section, top) in enumerate(_chapters(options), start=1):
         results |= result
         sections.append(section)
-        figures += [] if figure is None else [figure]
+        tops.append(top)
         if not options.json:
             _print(number, section)
-    top = Top(None, figures, options.seed)
-    page = write(options.page, "Pliant: compute where it matters", sections, top)
+    verdict = next((top.verdict for top in tops if top.verdict is not None), None)
+    figures = [figure for top in tops for figure in top.figures]
+    whole = Top(verdict, figures, options.seed)
+    page = write(options.page, "Pliant: compute where it matters", sections, whole)
     if options.json:
         terminal.print_json({**results, "page": str(page)})
         return
@@ -100,7 +102,7 @@ def _print(number: int, section: Section) -> None:
 
 
 def _chapters(options: DemoOptions) -> Iterator[Chapter]:
-    """Each chapter as soon as it is measured: its results for JSON, what is shown, its figure."""
+    """Each chapter as soon as it is measured: its results for JSON, what is shown, its figures."""
     if options.real:
         yield from _real(options)
         return
@@ -115,26 +117,27 @@ def _chapters(options: DemoOptions) -> Iterator[Chapter]:
 
 def _embedded(options: DemoOptions, size: Size) -> Iterator[Chapter]:
     from pliant.cli.demo import router, smaller, specialists, tokens, two_models
+    from pliant.reports.page import Top
 
     measured = two_models.measure(options.questions, options.seed)
-    yield (
-        {"two_models": measured.as_dict()},
-        two_models.section(measured),
-        None,
-    )
+    yield {"two_models": measured.as_dict()}, two_models.section(measured), Top()
     routed = router.measure(measured, size)
-    yield {"router": routed.as_dict()}, router.section(measured, routed), router.figure(routed)
+    yield {"router": routed.as_dict()}, router.section(measured, routed), router.top(routed)
     trained = tokens.measure(size)
-    yield {"tokens": trained.race.as_dict()}, tokens.section(trained), tokens.figure(trained)
+    top = Top(None, [tokens.figure(trained)])
+    yield {"tokens": trained.race.as_dict()}, tokens.section(trained), top
     pruned = smaller.measure(measured)
-    yield {"smaller": pruned.as_dict()}, smaller.section(pruned), smaller.figure(pruned)
+    top = Top(None, [smaller.figure(pruned)])
+    yield {"smaller": pruned.as_dict()}, smaller.section(pruned), top
     taught = specialists.measure(measured, size)
-    yield {"specialists": taught.as_dict()}, specialists.section(taught), specialists.figure(taught)
+    top = Top(None, [specialists.figure(taught)])
+    yield {"specialists": taught.as_dict()}, specialists.section(taught), top
 
 
 def _real(options: DemoOptions) -> Iterator[Chapter]:
     from pliant.cli.demo import real
     from pliant.loading import load
+    from pliant.reports.page import Top
 
     model, tokenizer = load(real.MODEL, dtype="float32")
     _announce(f"Three chapters on {real.MODEL}: some minutes.")
@@ -146,7 +149,7 @@ def _real(options: DemoOptions) -> Iterator[Chapter]:
         strict=True,
     )
     for (name, result), section, figure in chapters:
-        yield {name: result}, section, figure
+        yield {name: result}, section, Top(None, [figure])
 
 
 def _announce(sentence: str) -> None:

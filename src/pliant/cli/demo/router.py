@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from pliant.cli.demo.two_models import (
 from pliant.cli.terminal import track
 from pliant.nano import NAMES, Question
 from pliant.reports import plots
-from pliant.reports.page import KeyFigure, Section
+from pliant.reports.page import KeyFigure, Section, Top, Verdict
 from pliant.reports.palette import Role
 from pliant.reports.plots import Line
 from pliant.reports.tables import Table
@@ -245,10 +245,22 @@ def _scoring(scorer: Cpx, measured: TwoModels) -> Scoring:
     return Scoring(sum(to_large) / len(to_large), sum(to_small) / len(to_small))
 
 
-def figure(routed: RoutedQuestions) -> KeyFigure:
-    note = f"of {LARGE}'s quality at {routed.ours.cost:.0%} of its cost; "
-    rival = f"{RIVAL}: {routed.rival.of_large.value:.0%} at {routed.rival.cost:.0%}"
-    return KeyFigure("a router keeps", f"{routed.ours.of_large.value:.0%}", note + rival)
+def top(routed: RoutedQuestions) -> Top:
+    """Of the demo's page: what a router keeps and saves, and whether its rival does better."""
+    ours, rival = routed.ours, routed.rival
+    kind: Literal["good", "mixed"] = "good" if routed.ahead.low > 0 else "mixed"
+    sentence = (
+        f"A router between the two models keeps {ours.of_large.value:.0%} of {LARGE}'s quality at "
+        f"{ours.cost:.0%} of its cost; one that reads the words alone {rival.of_large.value:.0%} "
+        f"at {rival.cost:.0%}."
+    )
+    figure = KeyFigure(
+        "a router keeps",
+        f"{ours.of_large.value:.0%}",
+        f"of {LARGE}'s quality, {ours.of_large.low:.0%} to {ours.of_large.high:.0%}, at "
+        f"{ours.cost:.0%} of its cost",
+    )
+    return Top(Verdict(kind, sentence, "With models of your own: pliant doctor MODEL."), [figure])
 
 
 def section(measured: TwoModels, routed: RoutedQuestions) -> Section:

@@ -196,7 +196,9 @@ def _quality_against_cost(data: ReportData) -> Section:
             f"The lines go between {data.weak} and {data.strong} alone; the point uses all "
             "models, and lies off them. With --labels the router's line does so, too."
         )
-    sentences = [*summary(data), *([" ".join(notes)] if notes else [])]
+    at_the_top = None if data.verdict is None else str(data.verdict)
+    sentences = [sentence for sentence in summary(data) if sentence != at_the_top]
+    sentences += [" ".join(notes)] if notes else []
     picture = (_curves(data, measured), f"{name}.")
     return Section(name, sentences, [tables.points(data, measured)], [picture])
 
