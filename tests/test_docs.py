@@ -80,9 +80,9 @@ def blocks_with(*tags: str) -> list[Block]:
 
 
 def shown_only(block: Block) -> list[list[str]]:
-    """The arguments of our own commands in a block that does not run."""
+    """The arguments of our own commands in a block that does not run, with `$` in front or not."""
     lines = block.body.replace("\\\n", " ").splitlines()
-    ours = [line.rpartition("| ")[2].strip() for line in lines]
+    ours = [line.rpartition("| ")[2].strip().removeprefix("$ ") for line in lines]
     return [shlex.split(line)[1:] for line in ours if line.startswith("pliant ")]
 
 
@@ -150,6 +150,16 @@ def test_the_recipes_that_we_give_run(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
     copy = shutil.copy(recipe, tmp_path / "recipes")
     assert app.outcome(["run", str(copy)]) == 0
+
+
+@pytest.mark.parametrize("recipe", sorted(ROOT.glob("recipes/*/*.yaml")), ids=lambda p: p.name)
+def test_the_other_recipes_have_the_right_keys(recipe: Path) -> None:
+    """Those that need labels of the user's own, or a server; one in the text is the same."""
+    content = recipes.read(recipe)
+    recipes.bind(content, app.command_function(content.command))
+    text = "\n".join(line for line in recipe.read_text().splitlines() if not line.startswith("#"))
+    page = (ROOT / "docs" / "backends.md").read_text(encoding="utf-8")
+    assert f"recipes/routing/{recipe.name}" not in page or f"```yaml\n{text}\n```" in page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

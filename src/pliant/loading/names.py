@@ -97,7 +97,9 @@ def _check_gguf_file(gguf_file: str, name: str, path: str) -> None:
 
 
 def _is_lora(folder: Path) -> bool:
-    return (folder / LORA_CONFIG).is_file() and not (folder / "config.json").is_file()
+    # os.path answers no where Path raises: a name may be too long for a file.
+    config, lora = folder / "config.json", folder / LORA_CONFIG
+    return os.path.isfile(lora) and not os.path.isfile(config)
 
 
 def _gguf_in(name: str, folder: Path, wanted: str | None) -> str:

@@ -341,18 +341,24 @@ def turns_table(routed: RoutedQuestions) -> Table:
 
 
 def _picture(measured: TwoModels, routed: RoutedQuestions) -> str:
-    """Each curve from the small model alone to the large one; scoring shifts ours to the right."""
     small = (_cost(0, measured, FREE), measured.share(SMALL))
-    large = (1.0, measured.share(LARGE))
+    ends = {SMALL: small, LARGE: (1.0, measured.share(LARGE))}
+    chosen = ("chosen", (routed.ours.cost, routed.ours.quality))
+    drawn, x = lines(measured, routed), f"cost (1 = always {LARGE})"
+    return plots.lines(drawn, x, "share of right answers", ends, chosen)
+
+
+def lines(measured: TwoModels, routed: RoutedQuestions) -> dict[str, Line]:
+    """Quality against cost, from the small model alone to the large one; scoring shifts ours to
+    the right."""
+    small = (_cost(0, measured, FREE), measured.share(SMALL))
     curves: tuple[tuple[str, Curve, Scoring, Role], ...] = (
         ("[CPX] router", routed.ours.curve, routed.scoring, "ours"),
         (RIVAL, routed.rival.curve, FREE, "rival"),
         (PERFECT, routed.perfect, FREE, "bound"),
     )
-    lines = {"random": Line.through([small, large], "control")}
+    drawn = {"random": Line.through([small, (1.0, measured.share(LARGE))], "control")}
     for name, curve, scoring, role in curves:
         cost = [_cost(share, measured, scoring) for share in curve.share]
-        lines[name] = Line(cost, curve.quality.tolist(), role=role)
-    chosen = ("chosen", (routed.ours.cost, routed.ours.quality))
-    x = f"cost (1 = always {LARGE})"
-    return plots.lines(lines, x, "share of right answers", {SMALL: small, LARGE: large}, chosen)
+        drawn[name] = Line(cost, curve.quality.tolist(), role=role)
+    return drawn
