@@ -123,3 +123,10 @@ def test_printed_an_adapter_is_one_line() -> None:
 def test_printed_an_anatomy_is_its_sizes(kind: str, parts: str) -> None:
     text = str(pliant.Anatomy.of(tiny_model(kind)))
     assert parts in text and "\n" not in text and text.endswith(" parameters"), text
+
+
+def test_what_is_attached_is_no_part_of_an_anatomy() -> None:
+    model = tiny_model("llama")
+    before = str(pliant.Anatomy.of(model))
+    pliant.attach(model, CPXConfig())
+    assert str(pliant.Anatomy.of(model)) == before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -108,9 +108,14 @@ class Anatomy:
             _sizes("channels", [m.width for i in indices for m in self.mlps(i)]),
             _sizes("experts", [m.count for i in indices for m in self.mixtures(i)]),
             f"a vocabulary of {rows:,}" if rows else "",
-            f"{sum(p.numel() for p in self.model.parameters()):,} parameters",
+            f"{sum(p.numel() for p in self._own_parameters()):,} parameters",
         ]
         return f"{type(self.model).__name__}: {', '.join(part for part in parts if part)}"
+
+    def _own_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the model, without what is attached to it."""
+        attached = {id(p) for p in getattr(self.model, "pliant", nn.Module()).parameters()}
+        return (p for p in self.model.parameters() if id(p) not in attached)
 
     def attention(self, index: int) -> Attention | None:
         """The attention of layer `index`, or None; `why_no_attention(index)` is the reason.
