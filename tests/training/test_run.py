@@ -98,6 +98,13 @@ def test_a_token_is_written_into_no_file(tmp_path: Path, name: str) -> None:
     assert "verysecret" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
+def test_a_token_among_the_arguments_is_refused_too(tmp_path: Path) -> None:
+    args = TrainingArguments(str(tmp_path / "run"), use_cpu=True, hub_token="hf_verysecret")
+    with pytest.raises(InvalidInput, match="hub_token: .*HF_TOKEN") as caught:
+        TrainingRun(args, PLAN)
+    assert "verysecret" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"plan": 3}'])
 def test_a_damaged_record_is_an_error(tmp_path: Path, content: str) -> None:
     opened(tmp_path)

@@ -37,6 +37,10 @@ RESERVED = ("output_dir", "resume_from_checkpoint", "label_smoothing_factor", "d
 
 SECRET = ("hub_token", "push_to_hub_token")
 """What the Trainer would write into its files."""
+NO_TOKEN = (
+    "a token would be written into files beside the model; set HF_TOKEN in the environment, or log "
+    "in once (hf auth login)"
+)
 
 
 def training_arguments(folder: Path, settings: Mapping[str, str]) -> TrainingArguments:
@@ -44,10 +48,7 @@ def training_arguments(folder: Path, settings: Mapping[str, str]) -> TrainingArg
     names = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     for name in settings:
         if name in SECRET:
-            raise InvalidInput(
-                f"--set {name}: a token would be written into files beside the model; set HF_TOKEN "
-                "in the environment, or log in once (hf auth login)"
-            )
+            raise InvalidInput(f"--set {name}: {NO_TOKEN}")
         if name in RESERVED:
             raise InvalidInput(f"--set {name}: this is settled by pliant train itself")
         if name not in names:
@@ -74,6 +75,13 @@ def training_arguments(folder: Path, settings: Mapping[str, str]) -> TrainingArg
             "complete. Keep 2 or more"
         )
     return args
+
+
+def refuse_tokens(args: TrainingArguments) -> None:
+    """Each checkpoint of a Trainer holds all its arguments (training_args.bin)."""
+    for name in SECRET:
+        if getattr(args, name, None):
+            raise InvalidInput(f"{name}: {NO_TOKEN}")
 
 
 def check_reporters(names: Sequence[str]) -> None:

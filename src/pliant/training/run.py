@@ -32,7 +32,7 @@ from transformers import (
 from pliant import __version__
 from pliant.errors import InvalidInput, PliantError
 from pliant.files import leftovers, write_file
-from pliant.training.arguments import one_line
+from pliant.training.arguments import one_line, refuse_tokens
 from pliant.training.checkpoint import (
     TRAINER_STATE,
     CompleteCheckpoint,
@@ -111,6 +111,7 @@ class TrainingRun:
         shared: bool = False,
         say: Say = print_to_stderr,
     ) -> None:
+        refuse_tokens(args)
         self.args, self.say = args, say
         self.folder = Path(str(args.output_dir))
         self.record: dict[str, Any] = {"pliant": __version__, "plan": json.loads(json.dumps(plan))}
