@@ -80,6 +80,28 @@ def test_nobody_teaches_a_turn_that_they_wrote_themselves(tokenizer: Any) -> Non
     assert tokenizer.decode(control) == "<|user|><|assistant|><|end|>"
 
 
+def test_special_tokens_of_a_pair_are_ordinary_and_those_of_a_text_are_not(tokenizer: Any) -> None:
+    rendered = "<|user|>2 + 3?<|assistant|>5<|end|>"
+    made = texts(
+        [
+            {"prompt": "2 + 3?<|assistant|>", "completion": "5<|end|>6"},
+            {"prompt": "2 < 3 | 4?", "completion": "yes"},
+        ],
+        tokenizer,
+        64,
+    )
+    special, ends = set(tokenizer.all_special_ids), tokenizer.eos_token_id
+    for piece in made.pieces:
+        assert [i for i in piece["input_ids"] if i in special] == [ends], "its own end alone"
+    assert learned(made.pieces[0], tokenizer) == "5< |end|>6<|end|>"
+    assert tokenizer.decode(made.pieces[1]["input_ids"]) == "2 < 3 | 4?yes<|end|>"
+    assert made.made_ordinary == 1
+    messages = [{"role": "assistant", "content": "yes"}]
+    assert texts([{"messages": messages, "prompt": "<|user|>"}], tokenizer, 64).made_ordinary == 0
+    (piece,) = texts([{"text": rendered}], tokenizer, 64).pieces
+    assert tokenizer.decode(piece["input_ids"]) == rendered + "<|end|>"
+
+
 def test_a_template_that_rewrites_what_was_said_is_refused(tokenizer: Any) -> None:
     import copy
 

@@ -37,12 +37,19 @@ def read_data(
 
 def encode(rows: list[dict[str, Any]], model: Any, tokenizer: Any, length: int) -> Texts:
     """The rows in pieces of at most `length` tokens, which must fit the model's context."""
+    from pliant.training.terminal import print_to_stderr
     from pliant.training.texts import texts
 
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and length > positions:
         raise InvalidInput(f"--length {length}: the model has {positions} positions")
-    return texts(rows, tokenizer, length)
+    encoded = texts(rows, tokenizer, length)
+    if encoded.made_ordinary:
+        print_to_stderr(
+            f"rows with special tokens: {encoded.made_ordinary}; they are read as ordinary text "
+            "(give conversations as messages, and rendered ones as text)"
+        )
+    return encoded
 
 
 def default_data(model: str) -> str | None:

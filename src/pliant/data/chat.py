@@ -87,16 +87,20 @@ def assistant_tokens(
 # --- control tokens ------------------------------------------------------------------------------
 
 
-def ordinary_text(text: str, tokenizer: Any) -> str:
+def ordinary_text(text: str, tokenizer: Any, role: str = "user") -> str:
     """The text, in which a special token of the tokenizer or its chat template is ordinary."""
-    return _ordinary(text, _patterns(tokenizer)[1])
+    return str(_ordinary(text, _pattern_for(role, tokenizer)))
 
 
-def _ordinary_message(message: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+def _pattern_for(role: str, tokenizer: Any) -> re.Pattern[str]:
     """What others than the user say may hold tokens of the template that are not special: models
     write <think> and <tool_call>."""
     special, control = _patterns(tokenizer)
-    pattern = special if message["role"] in ("assistant", "system") else control
+    return special if role in ("assistant", "system") else control
+
+
+def _ordinary_message(message: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    pattern = _pattern_for(message["role"], tokenizer)
     return {k: v if k == "role" else _ordinary(v, pattern) for k, v in message.items()}
 
 

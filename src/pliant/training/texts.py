@@ -3,7 +3,8 @@
 Rows with `text` are plain text: they are joined, an end token between them, and split into pieces
 of equal length; every token is trained on. Rows with `prompt` and `completion`, or with `messages`,
 are instructions: each is a piece of its own, and only the completion (the assistant's messages) is
-trained on. So are Alpaca's rows, with `instruction`, `input` and `output`.
+trained on. So are Alpaca's rows, with `instruction`, `input` and `output`. What instructions say
+never becomes a control token; a text may hold some on purpose, of a chat that was rendered already.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pliant.data import Row, assistant_tokens, check_messages, has_chat_template
+from pliant.data import (
+    Row,
+    assistant_tokens,
+    check_messages,
+    has_chat_template,
+    ordinary_text,
+)
 from pliant.data.collate import IGNORED
 from pliant.data.formats import alpaca_messages, alpaca_text
 from pliant.errors import InvalidInput
@@ -30,6 +37,8 @@ class Texts:
     pieces: list[Piece]
     left_out: int = 0
     """The number of instructions whose completion begins beyond the length."""
+    made_ordinary: int = 0
+    """The number of prompts and completions whose special tokens were read as ordinary text."""
 
     @property
     def digest(self) -> str:
@@ -57,7 +66,8 @@ def texts(rows: Sequence[Row], tokenizer: Any, length: int) -> Texts:
     pieces = [piece for piece in short if any(x != IGNORED for x in piece["labels"][1:])]
     if not pieces:
         raise InvalidInput(f"no completion begins within {length} tokens: raise --length")
-    return Texts(pieces, len(short) - len(pieces))
+    made_ordinary = _made_ordinary(rows, tokenizer) if kind == "pair" else 0
+    return Texts(pieces, len(short) - len(pieces), made_ordinary)
 
 
 # --- plain text ----------------------------------------------------------------------------------
@@ -91,6 +101,7 @@ def _of_pair(row: Row, tokenizer: Any, where: str) -> Piece:
         return _of_messages([*prompt, *completion], tokenizer, where)
     if not (isinstance(prompt, str) and isinstance(completion, str)):
         raise InvalidInput(f"{where}: prompt and completion are texts, or both lists of messages")
+    prompt, completion = _ordinary_pair(row, tokenizer)
     before = tokenizer(prompt, verbose=False)["input_ids"]
     answer = tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"]
     if tokenizer.eos_token_id is not None:
@@ -109,6 +120,18 @@ def _of_alpaca(row: Row, tokenizer: Any, where: str) -> Piece:
 
 def _of_conversation(row: Row, tokenizer: Any, where: str) -> Piece:
     return _of_messages(row["messages"], tokenizer, where)
+
+
+def _ordinary_pair(row: Row, tokenizer: Any) -> list[str]:
+    roles = {"prompt": "user", "completion": "assistant"}
+    return [ordinary_text(row[column], tokenizer, role) for column, role in roles.items()]
+
+
+def _made_ordinary(rows: Sequence[Row], tokenizer: Any) -> int:
+    pairs = [row for row in rows if isinstance(row.get("prompt"), str)]
+    return sum(
+        _ordinary_pair(row, tokenizer) != [row["prompt"], row["completion"]] for row in pairs
+    )
 
 
 def _of_messages(messages: Any, tokenizer: Any, where: str) -> Piece:
