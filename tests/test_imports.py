@@ -26,7 +26,7 @@ ORDER = [
     {"data"},
     {"loading"},
     {"anatomy"},
-    {"credentials", "files", "options"},
+    {"credentials", "files", "options", "progress"},
     {"errors"},
 ]
 # The same inside the parts, for the files and folders that lie in each.

@@ -72,7 +72,8 @@ def test_a_scorers_training_is_resumed(folder: Path, named: bool) -> None:
 def test_a_selective_run_is_resumed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = EXPECTED["lm"]
     assert app.outcome([*expected["arguments"], "--resume"]) == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    printed = capsys.readouterr().err.splitlines()
+    lines = [line for line in printed if line.startswith("training, step ")]
     assert losses_of(lines) == pytest.approx(losses_of(expected["lines"][4:]), abs=DIGITS)
     weights = safetensors.torch.load_file("lm-run/model.safetensors")
     sums = {name: tensor.double().abs().sum().item() for name, tensor in weights.items()}

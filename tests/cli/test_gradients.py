@@ -6,13 +6,18 @@ import contextlib
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pliant.cli import app
 from pliant.cli.gradients.audit import race_table, sections, steps_table
+from pliant.gradients import GradientConfig
+from pliant.gradients.audit.contenders import STANDARD, Contender
+from pliant.gradients.audit.result import Race, Run
 
 NANO = ["--model", "nano-s", "--data", "nano"]
 SMALL = ["--rows", "24", "--batch-size", "4", "--batches", "1", "--draws", "2", "--turns", "1"]
@@ -29,7 +34,7 @@ def gradients(*arguments: str, cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     folder = tmp_path_factory.mktemp("audit")
-    race = ["--steps", "3", "--seeds", "2", "--held-out", "4", "--page", "audit.html", "--json"]
+    race = ["--steps", "10", "--seeds", "2", "--held-out", "4", "--page", "audit.html", "--json"]
     done = gradients("audit", *NANO, *SMALL, *race, cwd=folder)
     return json.loads(done), (folder / "audit.html").read_text()
 
@@ -43,9 +48,20 @@ def test_every_contender_is_measured_and_raced(audited: tuple[dict[str, Any], st
     standard = found["findings"][-1]
     assert standard["cosine"]["value"] == pytest.approx(1) and standard["bias"] < 1e-3
     assert all(f["seconds"] > 0 and f["memory"] > 0 for f in found["findings"])
-    assert ran["steps"] == 3 and ran["seeds"] == 2 and ran["conclusive"]
+    assert ran["steps"] == 10 and ran["seeds"] == 2 and ran["conclusive"]
     assert [run["name"] for run in ran["runs"]][-1] == "standard"
     assert ran["winner"] in names and ran["sentence"].startswith(("Train as usual", "Use "))
+
+
+def test_a_race_of_a_few_steps_prints_no_losses() -> None:
+    losses = np.ones((2, 5))
+    contenders = [Contender("tokens", GradientConfig()), STANDARD]
+    runs = tuple(Run(c, 3, 0.1, 1.0, (((0.0, 2.0), (1.0, 1.0)),) * 2, losses) for c in contenders)
+    race = Race(runs, np.full(5, 10), None, 3)
+    assert [row[3:5] for row in race_table(race).rows] == [["-", "-"]] * 2
+    assert "trained for only 3 steps, and 10 are needed. Give the race more steps." in str(race)
+    one = replace(race, runs=tuple(replace(r, steps=10, losses=losses[:1]) for r in runs))
+    assert race_table(one).rows[0][4] == "+0.0000 (one seed)"
 
 
 def test_the_page_says_the_same_without_a_network(audited: tuple[dict[str, Any], str]) -> None:
@@ -83,12 +99,7 @@ def test_a_lora_is_audited_as_it_would_be_trained(tmp_path: Path) -> None:
 
 
 def test_the_recommended_one_is_marked_in_the_table() -> None:
-    import numpy as np
-
-    from pliant.gradients.audit.contenders import STANDARD, Contender
-    from pliant.gradients.audit.result import Race, Run
-
-    def run(contender: Contender, level: float, steps: int = 5) -> Run:
+    def run(contender: Contender, level: float, steps: int = 10) -> Run:
         losses = level * np.ones((2, 6)) + 0.001 * np.arange(6)
         return Run(contender, steps, 0.1, 1.0, (((0.0, 2.0), (1.0, level)),), losses)
 

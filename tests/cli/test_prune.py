@@ -229,7 +229,7 @@ def test_an_interrupted_recovery_says_how_it_goes_on(
     command = ["prune", "nano-s", "--channels", "0.2", "--out", "out", "--recover", "nano"]
     command += ["--no-controls", *SMALL, *(word for s in settings for word in ("--set", s))]
     with Program("pliant", *command, cwd=tmp_path) as running:
-        next(line for line in running.stderr if line.startswith("step 2 of"))
+        next(line for line in running.stderr if line.startswith("training, step 2 of"))
         running.send_signal(signal.SIGINT)
         rest, printed = running.stderr.read(), running.stdout.read()
         assert running.wait(timeout=60) == 130, rest

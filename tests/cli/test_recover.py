@@ -78,7 +78,7 @@ def interrupt_after(step: int, arguments: list[str], root: Path) -> None:
     """Ctrl-C while the real command trains."""
     with Program("pliant", *arguments, cwd=root) as running:
         for line in running.stderr:
-            if line.startswith(f"step {step} of"):
+            if line.startswith(f"training, step {step} of"):
                 running.send_signal(signal.SIGINT)
                 break
         rest = running.stderr.read()

@@ -72,7 +72,7 @@ def test_what_it_leaves_is_a_stock_model(whole: Path) -> None:
 def killed_after(step: int, out: Path, root: Path) -> None:
     with Program("pliant", *words(out), cwd=root) as running:
         for line in running.stderr:
-            if line.startswith(f"step {step} of"):
+            if line.startswith(f"training, step {step} of"):
                 running.send_signal(signal.SIGKILL)
                 break
         assert running.wait(timeout=60) == -signal.SIGKILL
@@ -172,6 +172,11 @@ def test_text_trains_with_lora_and_is_merged(
         (("--set", "weight_decay=0", "--set", "weight_decay=1"), "weight_decay is given twice"),
         (("--set", "per_device_eval_batch_size=0"), "per_device_eval_batch_size=0: give 1 or more"),
         (("--set", "dataloader_num_workers=-1"), "dataloader_num_workers=-1: give 0 or more"),
+        (("--seed", "1", "--set", "seed=2"), "--seed and --set seed: give one of them"),
+        (("--device", "xpu"), "device 'xpu' cannot be used"),
+        (("--device", "meta"), "--device meta: the Trainer trains on "),
+        (("--report-to", "paper"), "'paper' is not one of 'none', 'tensorboard', 'wandb'"),
+        (("--text-column", "a", "--messages-column", "b"), "and not text and messages"),
         (("--length", "4096"), "--length 4096: the model has 2048 positions"),
     ],
 )

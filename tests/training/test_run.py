@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pliant.files import unfinished_name
 from pliant.training import AdapterCheckpoint
 from pliant.training.arguments import training_arguments
 from pliant.training.checkpoint import last_complete, mark_complete
-from pliant.training.run import RECORD, TrainingRun, read_record
+from pliant.training.run import RECORD, TrainingResult, TrainingRun, ends_of, read_record
 
 PLAN: dict[str, Any] = {
     "model": "nano-s",
@@ -43,6 +44,38 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path
     assert opened(tmp_path / "run") == (None, ["no checkpoint yet: starting again"])
 
 
+def logged(*entries: tuple[int, float]) -> list[dict[str, Any]]:
+    return [{"step": step, "loss": loss} for step, loss in entries]
+
+
+@pytest.mark.parametrize(
+    ("history", "ends"),
+    [
+        (logged((10, 6.7)), None),  # ten steps, one mean
+        (logged((10, 6.7), (11, 1.0)), None),  # and one step more, which is a single batch
+        (logged((10, 6.0), (20, 4.0)), (6.0, 4.0)),
+        (logged((10, 6.0), (20, 4.0), (22, 1.0)), (6.0, 3.5)),  # (10 x 4 + 2 x 1) / 12
+        (logged(*((i, float(i)) for i in range(1, 20))), None),
+        (logged(*((i, float(i)) for i in range(1, 21))), (5.5, 15.5)),
+        ([], None),
+    ],
+    ids=["one log", "one step more", "two logs", "a short end", "19", "20", "nothing"],
+)
+def test_where_a_loss_began_and_ended_are_means_over_ten_steps(
+    history: list[dict[str, Any]], ends: tuple[float, float] | None
+) -> None:
+    assert ends_of(history, "loss") == ends
+
+
+def test_a_summary_says_what_it_cannot_tell() -> None:
+    few = TrainingResult(10, 6.6954, 6.6954, None, None, 1.0, 0)
+    assert str(few) == "10 steps: too few to tell whether the loss fell"
+    assert few.cells()[1] == ["loss", "6.6954; 10 steps: too few to tell whether it fell"]
+    enough = replace(few, steps=20, losses=(6.7, 6.1))
+    assert str(enough) == "20 steps took the loss from 6.7000 to 6.1000"
+    assert enough.cells()[1:3] == [["loss of the first steps", "6.7000"], ["of the last", "6.1000"]]
+
+
 def test_it_resumes_from_the_last_complete_checkpoint(tmp_path: Path) -> None:
     opened(tmp_path)
     for step in (2, 10, 12):
@@ -59,6 +92,7 @@ def test_it_resumes_from_the_last_complete_checkpoint(tmp_path: Path) -> None:
     [
         ({"content": "other"}, "begun with other data"),
         ({"lora": 4}, "begun with another lora"),
+        ({"settings": {"max_steps": "4", "report_to": "wandb"}}, r"another settings \(max_steps,"),
         ({"settings": {}}, r"another settings \(max_steps\)"),
         ({"config": {"ratio": 0.5, "mix": 0.2}}, r"another config \(ratio\)"),
     ],
@@ -70,6 +104,8 @@ def test_another_run_is_refused(tmp_path: Path, change: dict[str, Any], message:
     with pytest.raises(InvalidInput, match=message):
         opened(tmp_path, **change)
     assert opened(tmp_path, data="moved/a.txt")[0] == "checkpoint-2"  # the same data, elsewhere
+    machine = {**PLAN["settings"], "report_to": "wandb", "use_cpu": "true"}
+    assert opened(tmp_path, settings=machine)[0] == "checkpoint-2"
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -152,7 +188,8 @@ def trained(
 
 def test_ctrl_c_finishes_the_step_and_the_run_resumes_exactly(tmp_path: Path) -> None:
     uninterrupted, lines = trained(tmp_path / "uninterrupted")
-    assert lines[0].startswith("step 1 of 12: loss ") and lines[0].endswith(", described")
+    assert lines[0].startswith("training, step 1 of 12: loss ")
+    assert ", described, about " in lines[0]
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "interrupted", Interrupt())

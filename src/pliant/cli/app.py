@@ -34,15 +34,15 @@ COMMANDS = {
     "doctor": "Show what Pliant can do with a model, from its config alone.",
     "expert": "Specialities in small files: train, pick, mix, merge.",
     "export": "Write a model with saved gates as a smaller stock model.",
-    "gradients": "Audit selective training: does it help, and which tokens train?",
+    "gradients": "Audit selective training: does it help? Which tokens train?",
     "importance": "Score every head, channel, expert or layer of a model.",
     "models": "Real models by name: list, get, path, remove.",
-    "prune": "Remove what a model can spare, and write a smaller stock model.",
+    "prune": "Remove what a model can spare; write a smaller stock model.",
     "recover": "Train a smaller model until it predicts as the whole one did.",
     "route": "Send each prompt to the model that it needs: label, fit, ask.",
     "run": "Run a command from a recipe: a YAML file with its options.",
     "score": "Score how hard prompts are, with a saved scorer or router.",
-    "train": "Train a language model or a scorer, in a folder that survives a kill.",
+    "train": "Train a language model or a scorer; killed, it resumes.",
 }
 # Those that are groups: modules with HELP, a table COMMANDS like the one above, and a function for
 # each; packages have a module for each, unless MODULES names another. Modules and functions have

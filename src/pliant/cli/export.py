@@ -50,7 +50,7 @@ def export(options: ExportOptions) -> None:
     terminal.hide_loading_bars()
     from pliant.structure.exporting.disk_export import fits_into_memory
 
-    with terminal.Stages() as report:
+    with terminal.Stages(lines=3) as report:
         streamed = options.stream or not fits_into_memory(options.model, options.dtype)
         result = (_streamed if streamed else _in_memory)(options, report)
     if options.json:

@@ -28,7 +28,7 @@ HEADINGS = {
     ),
     "Method": "batch_size evaluation_batch_size seed set choose",
     "Output": (
-        "out output_dir resume report page picture heatmap logging_dir report_to logging_steps "
+        "all out output_dir resume report page picture heatmap logging_dir report_to logging_steps "
         "save_epochs zeros shard_size ledger json"
     ),
     "Machine": ("device dtype stream concurrency timeout tries api_key_env prefixes prefix_folder"),

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pliant.progress import Pace
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from pliant.reports.tables import Table
 
 Item = TypeVar("Item")
+FEW = 5
+"""Lines of one piece of work in a pipe: several of them may follow each other."""
 Report = Callable[[int, str], None]
 
 
@@ -87,7 +91,7 @@ def shown_warnings(*kinds: type[Warning]) -> Iterator[None]:
 
 
 def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """Iterate with a progress bar on a terminal, or a line for the first and every tenth in a pipe.
+    """Iterate with a progress bar on a terminal, or some lines in a pipe, with the time left.
 
     The total of what has no length must be given.
     """
@@ -100,24 +104,28 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
         where = console(stderr=True)
         yield from bar(items, description=what, total=total, console=where, transient=True)
         return
-    tenths = 0
+    pace = Pace(total, FEW)
     for done, item in enumerate(items, start=1):
         yield item
-        if done == 1 or done * 10 // total > tenths:
-            tenths = done * 10 // total
-            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+        if pace.due(done):
+            print(f"{what}: {done} of {total}{pace.left(done)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def progress(title: str, total: int, every: int = 1) -> Iterator[Report]:
+def progress(title: str, total: int, every: int = 0, lines: int = FEW) -> Iterator[Report]:
     """Yields a function that takes how many are done and a message: `report(12, "loss 1.30")`.
 
-    On a terminal it moves a bar; in a pipe it prints a line whenever `every` more are done.
+    On a terminal it moves a bar; in a pipe it prints some lines with the time left, or one whenever
+    `every` more are done.
     """
+    pace = Pace(total, lines)
 
     def print_line(done: int, message: str) -> None:
-        if done % every == 0 or done == total:
-            print(f"{title}: {done}/{total} {message}".rstrip(), file=sys.stderr, flush=True)
+        due = done % every == 0 or done == total if every else pace.due(done)
+        if due:
+            left = "" if every else pace.left(done)
+            text = f"{title}: {done}/{total} {message}".rstrip() + left
+            print(text, file=sys.stderr, flush=True)
 
     if not sys.stderr.isatty():
         yield print_line
@@ -133,7 +141,7 @@ def progress(title: str, total: int, every: int = 1) -> Iterator[Report]:
 class Bar:
     """Opens a progress bar when the first step reports how many there are."""
 
-    def __init__(self, title: str, lines: int = 10) -> None:
+    def __init__(self, title: str, lines: int = FEW) -> None:
         self.title, self.lines = title, lines
         self.opened: Any = None
         self.report: Report | None = None
@@ -143,7 +151,7 @@ class Bar:
 
     def __call__(self, done: int, total: int) -> None:
         if self.report is None:
-            self.opened = progress(self.title, total, every=max(1, total // self.lines))
+            self.opened = progress(self.title, total, lines=self.lines)
             self.report = self.opened.__enter__()
         self.report(done, "")
 
@@ -155,28 +163,40 @@ class Bar:
 class Stages:
     """A bar for each thing that is done, one after the other: `stages("pruning", 3, 30)`.
 
-    In a pipe, each prints so many `lines` as it goes on.
+    In a pipe, each prints a line as it begins, and so many `lines` as it goes on. The more there
+    are, the fewer of them do: of a hundred, a dozen.
     """
 
-    def __init__(self, lines: int = 10) -> None:
+    def __init__(self, lines: int = 0) -> None:
         self.lines = lines
         self.bar: Bar | None = None
-        self.done = 0
+        self.what, self.done, self.count = "", 0, 0
 
     def __enter__(self) -> Stages:
         return self
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if self.bar is None or self.bar.title != what or done < self.done:
+        if what != self.what or done < self.done:
             self.__exit__(None, None, None)
-            self.bar = Bar(what, self.lines)
+            self.count += 1
+            self.what = what
+            if sys.stderr.isatty() or _is_round(self.count):
+                self.bar = Bar(what, self.lines)
         self.done = done
-        self.bar(done, total)
+        if self.bar is not None:
+            self.bar(done, total)
 
     def __exit__(self, *error: Any) -> None:
         if self.bar is not None:
             self.bar.__exit__(*error)
         self.bar = None
+
+
+def _is_round(count: int) -> bool:
+    """1, 2, 3, 4, 6, 8, 12, 16, 24, ...: a power of two, or one and a half times that."""
+    while count > 3 and count % 2 == 0:
+        count //= 2
+    return count <= 3
 
 
 @contextmanager
@@ -198,7 +218,8 @@ def transfers() -> Iterator[Callable[[str, int, int], None]]:
         return
     from rich import progress as rich
 
-    with _bar(rich.DownloadColumn(), rich.TransferSpeedColumn()) as bar:
+    columns = (rich.DownloadColumn(), rich.TransferSpeedColumn(), rich.TimeRemainingColumn())
+    with _bar(*columns) as bar:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,6 +58,8 @@ UNBEGUN = {RECORD, "runs", "log.jsonl"}
 LORA = "lora"
 OF_THE_MACHINE = {"use_cpu", "report_to", "run_name", "project"}
 """Settings that change no loss beyond rounding: a resumed run may change them."""
+FEWEST_STEPS = 10
+"""Single steps differ too much: where a run began and ended is a mean over at least so many."""
 CONFLICTS = (ValueError, ImportError, RuntimeError)
 """What transformers raises for settings that exclude each other."""
 
@@ -68,7 +70,11 @@ class TrainingResult:
 
     steps: int
     first_loss: float
+    """As logged first, a mean over `logging_steps`; and last."""
     last_loss: float
+    losses: tuple[float, float] | None
+    """The means over the first and over the last steps, at least `FEWEST_STEPS` each; None if there
+    were too few to tell whether the loss fell."""
     eval_loss: float | None
     seconds: float
     resumed_at: int
@@ -77,9 +83,14 @@ class TrainingResult:
         return asdict(self)
 
     def __str__(self) -> str:
-        return (
-            f"{self.steps} steps took the loss from {self.first_loss:.4f} to {self.last_loss:.4f}"
-        )
+        if self.losses is None:
+            return f"{self.steps} {self.steps_word}: too few to tell whether the loss fell"
+        first, last = self.losses
+        return f"{self.steps} steps took the loss from {first:.4f} to {last:.4f}"
+
+    @property
+    def steps_word(self) -> str:
+        return "step" if self.steps == 1 else "steps"
 
     def cells(self) -> list[list[str]]:
         """The rows of the final table: what, and how much."""
@@ -87,11 +98,45 @@ class TrainingResult:
         evaluated = [] if self.eval_loss is None else [f"{self.eval_loss:.4f}"]
         return [
             ["steps", f"{self.steps}{resumed}"],
-            ["first loss", f"{self.first_loss:.4f}"],
-            ["last loss", f"{self.last_loss:.4f}"],
+            *self.loss_cells(),
             *(["loss on evaluation data", loss] for loss in evaluated),
             ["seconds", f"{self.seconds:.1f}"],
         ]
+
+    def loss_cells(self) -> list[list[str]]:
+        """Where the loss began and ended, if there were enough steps to tell."""
+        if self.losses is None:
+            missing = f"{self.steps} {self.steps_word}: too few to tell whether it fell"
+            return [["loss", f"{self.last_loss:.4f}; {missing}"]]
+        first, last = self.losses
+        return [["loss of the first steps", f"{first:.4f}"], ["of the last", f"{last:.4f}"]]
+
+
+def ends_of(
+    history: Sequence[Mapping[str, Any]], key: str, fewest: int = FEWEST_STEPS
+) -> tuple[float, float] | None:
+    """The means of what was logged over the first and over the last steps, `fewest` or more each;
+    None if these would overlap.
+
+    What is logged is the mean since the log before it.
+    """
+    logs = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
+    starts = [0, *(step for step, _ in logs)]
+    spans = [(step - start, value) for start, (step, value) in zip(starts, logs, strict=False)]
+    first, last = _span_mean(spans, fewest), _span_mean(spans[::-1], fewest)
+    if first is None or last is None or first[0] + last[0] > len(spans):
+        return None
+    return first[1], last[1]
+
+
+def _span_mean(spans: Sequence[tuple[int, float]], fewest: int) -> tuple[int, float] | None:
+    """How many of the first spans cover so many steps, and the mean over them."""
+    covered, total = 0, 0.0
+    for count, (steps, value) in enumerate(spans, start=1):
+        covered, total = covered + steps, total + steps * value
+        if covered >= fewest:
+            return count, total / covered
+    return None
 
 
 class TrainingRun:
@@ -154,6 +199,7 @@ class TrainingRun:
             steps=trainer.state.global_step,
             first_loss=losses[0] if losses else float("nan"),
             last_loss=losses[-1] if losses else float("nan"),
+            losses=ends_of(trainer.state.log_history, "loss"),
             eval_loss=eval_loss,
             seconds=self.seconds,
             resumed_at=self.resumed_at,

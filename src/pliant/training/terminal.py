@@ -1,7 +1,7 @@
 """A run at a terminal: what it shows while it trains, and how Ctrl-C stops it.
 
-It shows a bar on a terminal and a line for each log in a pipe. Ctrl-C lets the Trainer finish its
-step and save a checkpoint.
+It shows a bar on a terminal, and some ten lines in a pipe, with the time left. Ctrl-C lets the
+Trainer finish its step and save a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pliant.progress import Pace
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -34,6 +37,8 @@ class ProgressReport(TrainerCallback):
         self.say, self.describe = say, describe
         self.bar: Progress | None = None
         self.task: TaskID | None = None
+        self.paces: dict[str, Pace] = {}
+        """Of the lines of losses, and of those of evaluations."""
 
     def __enter__(self) -> Self:
         return self
@@ -46,6 +51,8 @@ class ProgressReport(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        pace = partial(Pace, state.max_steps, begun=state.global_step)
+        self.paces = {"loss": pace(), "eval_loss": pace()}
         if not state.is_world_process_zero or not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -71,12 +78,19 @@ class ProgressReport(TrainerCallback):
         if not state.is_world_process_zero or not logs.keys() & {"loss", "eval_loss"}:
             return
         if self.bar is not None and self.task is not None and "loss" in logs:
-            self.bar.update(self.task, description=f"loss {logs['loss']:.4f}{self.describe(logs)}")
-        elif "loss" in logs:
-            step = f"step {state.global_step} of {state.max_steps}"
-            self.say(f"{step}: loss {logs['loss']:.4f}{self.describe(logs)}")
-        else:
-            self.say(f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4f}")
+            text = f"training, loss {logs['loss']:.4f}{self.describe(logs)}"
+            self.bar.update(self.task, description=text)
+            return
+        kind, done = "loss" if "loss" in logs else "eval_loss", state.global_step
+        pace = self.paces.get(kind)
+        if pace is not None and not pace.due(done):
+            return
+        if kind == "eval_loss":
+            self.say(f"step {done}: evaluation loss {logs['eval_loss']:.4f}")
+            return
+        left = "" if pace is None else pace.left(done)
+        text = f"loss {logs['loss']:.4f}{self.describe(logs)}"
+        self.say(f"training, step {done} of {state.max_steps}: {text}{left}")
 
 
 @contextmanager

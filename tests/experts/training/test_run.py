@@ -18,9 +18,10 @@ from transformers import TrainerCallback
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.experts.rewards import Reward
 from pliant.experts.training import ExpertTrainingConfig
-from pliant.experts.training.run import train_expert
+from pliant.experts.training.run import ExpertResult, train_expert
 from pliant.experts.training.task import encode, hold_out
 from pliant.experts.training.trainer import RewardMixin
+from pliant.stats import Band
 
 METHODS = ("grpo", "rloo", "reinforce")
 
@@ -89,7 +90,7 @@ def test_what_was_measured_is_what_was_saved(tmp_path: Path) -> None:
 def test_the_log_is_shown_with_the_share_that_answers_took(tmp_path: Path) -> None:
     lines: list[str] = []
     trained(tmp_path, say=lines.append, steps=2)
-    assert lines[0].startswith("step 1 of 2: loss ") and "% of the step" in lines[0]
+    assert lines[0].startswith("training, step 1 of 2: loss ") and "% of the step" in lines[0]
     assert ", reward " in lines[0] and ", KL " in lines[0] and "failed" not in lines[0]
 
 
@@ -249,3 +250,25 @@ def test_a_wrapped_model_is_refused(tmp_path: Path) -> None:
     wrapped = PeftModel.from_pretrained(model(), str(tmp_path))
     with pytest.raises(UnsupportedModel, match="the model is wrapped already"):
         trained(tmp_path / "other", base=wrapped)
+
+
+def test_a_result_claims_no_more_than_its_rows_and_steps_bear() -> None:
+    def result(held_out: int, gain: Band, **changes: Any) -> ExpertResult:
+        ends: Any = {"first_loss": 0.0, "last_loss": 0.0, "losses": None, "eval_loss": None}
+        facts: Any = {"seconds": 1.0, "resumed_at": 0, "method": "grpo", "trained": 9, "kl": None}
+        before, after = Band(0.2, 0.1, 0.3), Band(0.2 + gain.value, 0.1, 0.9)
+        rewards = {"first_reward": 0.1, "last_reward": 0.4, "rewards": None, **changes}
+        measured: Any = {"before": before, "after": after, "gain": gain, "held_out": held_out}
+        more: Any = {"rollout_share": 0.5, "shared_prefill": False, "reward_failures": 0}
+        return ExpertResult(steps=5, **ends, **facts, **rewards, **measured, **more)
+
+    sure, unsure = Band(0.5, 0.3, 0.7), Band(0.1, -0.1, 0.3)
+    assert "raised the held-out reward from 0.200 to 0.700" in str(result(50, sure))
+    assert "no more than chance may" in str(result(50, unsure))
+    assert "raised" not in str(result(50, unsure))
+    assert "9 held-out rows are too few to tell" in str(result(9, sure))
+    cells = dict(map(tuple, result(50, sure).cells()))  # type: ignore[arg-type]
+    assert cells["reward of sampled answers"] == "0.400; 5 steps: too few to tell whether it rose"
+    assert not any("loss" in name for name in cells), "that of a policy says nothing"
+    enough = dict(map(tuple, result(50, sure, rewards=(0.1, 0.4)).cells()))  # type: ignore[arg-type]
+    assert enough["reward of sampled answers"] == "0.100 -> 0.400"

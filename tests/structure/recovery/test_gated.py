@@ -93,7 +93,7 @@ def test_a_run_resumes_and_ends_as_one_that_was_not_interrupted(train: str, tmp_
     _, pruned = half()
 
     def die(line: str) -> None:
-        if line.startswith("step 3"):
+        if line.startswith("training, step 3"):
             raise KeyboardInterrupt  # between the checkpoints 2 and 4
 
     with pytest.raises(KeyboardInterrupt):

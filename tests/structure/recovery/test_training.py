@@ -112,7 +112,7 @@ def test_some_of_what_was_lost_comes_back(smaller: Path, tmp_path: Path) -> None
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert not model.training and same_bits(logits(again.eval()), logits(model))
     record = json.loads((tmp_path / "run" / RECORD).read_text())
-    assert record["ended"] == result.as_dict()
+    assert record["ended"] == json.loads(json.dumps(result.as_dict()))
 
 
 @pytest.mark.parametrize(("train", "dtype"), [("lora", "float32"), ("all", "bfloat16")])
@@ -127,7 +127,7 @@ def test_a_killed_run_resumes_as_if_it_had_not_been(
         return model, recovered(model, tmp_path / folder, config, teacher=teacher, **options)
 
     def die(line: str) -> None:
-        if line.startswith("step 3"):
+        if line.startswith("training, step 3"):
             raise KeyboardInterrupt  # between the checkpoints 2 and 4
 
     whole, uninterrupted = run("whole")
@@ -278,3 +278,20 @@ def test_settings_that_the_trainer_refuses_leave_the_folder_free(
         recovered(model, tmp_path / "run", RecoveryConfig("lora"), settings=settings)
     assert not list((tmp_path / "run").iterdir())
     assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "share", "said"),
+    [
+        (2.0, 1.5, 0.5, "50% of what was lost is back: "),
+        (1.005, 0.9, None, "too little was lost (1 % of the perplexity) to say what share is back"),
+        (0.9, 0.8, None, "nothing was lost: "),
+    ],
+)
+def test_a_share_of_next_to_nothing_is_not_printed(
+    before: float, after: float, share: float | None, said: str
+) -> None:
+    facts: Any = {"losses": None, "eval_loss": after, "seconds": 1.0, "resumed_at": 0}
+    losses = {"before": before, "after": after, "teacher": 1.0}
+    result = RecoveryResult(20, 2.0, 1.0, **facts, train="all", trained=9, **losses)
+    assert result.recovered == share and str(result).startswith(said)

@@ -181,7 +181,7 @@ def sections(audit: Audit, race: Race | None) -> list[Section]:
         "A race",
         [race.sentence],
         tables=[race_table(race)],
-        pictures=[(race_picture(race), RACE_CAPTION)],
+        pictures=[(race_picture(race), RACE_CAPTION)] if race.is_conclusive else [],
     )
     return [steps, race_section]
 
@@ -228,13 +228,15 @@ def race_table(race: Race) -> Table:
     for run in race.runs:
         gain = race.gain(run)
         band = f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+        if race.seeds == 1:
+            band = f"{gain.value:+.4f} (one seed)"
         cells.append(
             [
                 run.name,
                 f"{run.steps:,}",
                 f"{1000 * run.seconds_a_step:.1f}",
-                f"{race.loss(run):.4f}",
-                "-" if run is race.standard else band,
+                f"{race.loss(run):.4f}" if race.is_conclusive else "-",
+                "-" if run is race.standard or not race.is_conclusive else band,
                 "recommended" if race.is_conclusive and run is race.winner else "",
             ]
         )

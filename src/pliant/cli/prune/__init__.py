@@ -168,7 +168,7 @@ def _prune(
             f"--tokens {options.tokens} is one batch: give more tokens or a smaller --batch-size"
         )
     plan = _saved_plan(options)
-    with terminal.Stages(lines=1) as stages:
+    with terminal.Stages() as stages:
         if goes_on := plan is not None:
             stages(f"going on from {options.adapters}", 0, 1)
         else:

@@ -32,8 +32,11 @@ from pliant.experts.training.config import ExpertTrainingConfig
 from pliant.experts.training.task import Task, encode, hold_out
 from pliant.experts.training.trainer import TRAINERS, RewardFunction, SafeReward
 from pliant.stats import Band, bootstrap, paired
-from pliant.training.run import TrainingResult, TrainingRun
+from pliant.training.run import TrainingResult, TrainingRun, ends_of
 from pliant.training.terminal import Say, print_to_stderr
+
+FEWEST_ROWS = 10
+"""Of fewer held-out rows, an interval would claim more than they can tell."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class ExpertResult(TrainingResult):
     first_reward: float
     """The mean reward of the sampled answers in the first logged steps."""
     last_reward: float
+    rewards: tuple[float, float] | None
+    """The same of the first and of the last steps, ten or more each; None if there were too few."""
     kl: float | None
     """From the base, in nats a token, in the last logged steps; None without beta."""
     held_out: int
@@ -64,14 +69,21 @@ class ExpertResult(TrainingResult):
         return asdict(self)
 
     def __str__(self) -> str:
-        gain = self.gain.value
-        direction = "raised" if gain > 0 else "lowered" if gain < 0 else "took"
-        sure = "" if self.gain.excludes(0) else " (the interval includes no change)"
         failed = f"; {self.reward_failures:,} rewards failed" if self.reward_failures else ""
-        return (
-            f"{self.steps:,} steps on {self.trained:,} numbers {direction} the held-out reward "
-            f"from {self.before.value:.3f} to {self.after.value:.3f}: {self.gain}{sure}{failed}"
-        )
+        trained = f"{self.steps:,} {self.steps_word} on {self.trained:,} numbers"
+        change = f"from {self.before.value:.3f} to {self.after.value:.3f}"
+        if self.held_out < FEWEST_ROWS:
+            return (
+                f"{trained}: {self.held_out} held-out rows are too few to tell what they changed "
+                f"(the reward went {change}){failed}"
+            )
+        if not self.gain.excludes(0):
+            return (
+                f"{trained} changed the held-out reward by no more than chance may, {change}: "
+                f"{self.gain} (the interval includes no change){failed}"
+            )
+        direction = "raised" if self.gain.value > 0 else "lowered"
+        return f"{trained} {direction} the held-out reward {change}: {self.gain}{failed}"
 
     def cells(self) -> list[list[str]]:
         """The rows of the final table: what, and how much."""
@@ -81,7 +93,7 @@ class ExpertResult(TrainingResult):
             ["method", self.method],
             ["trained", f"{self.trained:,} numbers"],
             *super().cells(),
-            ["reward of sampled answers", f"{self.first_reward:.3f} -> {self.last_reward:.3f}"],
+            ["reward of sampled answers", self._sampled()],
             *kl,
             ["answers took, of each step", f"{self.rollout_share:.0%}"],
             *(failed if self.reward_failures else []),
@@ -89,6 +101,17 @@ class ExpertResult(TrainingResult):
             ["after", str(self.after)],
             ["gain (paired)", str(self.gain)],
         ]
+
+    def loss_cells(self) -> list[list[str]]:
+        """None: the loss of a policy is near 0 at all times, whatever it has learned."""
+        return []
+
+    def _sampled(self) -> str:
+        if self.rewards is None:
+            steps = f"{self.steps} {self.steps_word}"
+            return f"{self.last_reward:.3f}; {steps}: too few to tell whether it rose"
+        first, last = self.rewards
+        return f"{first:.3f} -> {last:.3f}"
 
 
 @dataclass(frozen=True)
@@ -302,6 +325,7 @@ def _result(
         trained=sum(p.numel() for p in expert.parameters() if p.requires_grad),
         first_reward=logs[0].get("task_reward") or 0.0 if logs else nothing,
         last_reward=logs[-1].get("task_reward") or 0.0 if logs else nothing,
+        rewards=ends_of(logs, "task_reward"),
         kl=logs[-1].get("kl") if logs else None,
         held_out=count,
         before=bootstrap(lambda rows: float(first[rows].mean()), count),

@@ -188,6 +188,8 @@ def no_progress(items: Sequence[Any], what: str) -> Iterable[Any]:
 
 
 def _band(band: Band) -> str:
+    if band.low == band.high:  # measured once
+        return f"{band.value:.2f}"
     return f"{band.value:.2f} [{band.low:.2f}, {band.high:.2f}]"
 
 

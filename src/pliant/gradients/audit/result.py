@@ -14,8 +14,8 @@ from pliant.gradients.audit.contenders import STANDARD, Contender
 from pliant.stats import Band, as_json, bootstrap
 
 Floats = NDArray[np.float64]
-FEWEST_STEPS = 3
-"""A training of a step or two shows nothing of where it would lead."""
+FEWEST_STEPS = 10
+"""A training of a few steps shows nothing of where it would lead."""
 
 Curve = Sequence[tuple[float, float]]
 """(share of the budget that is spent, loss on the held-out rows)"""
@@ -87,7 +87,7 @@ class Race:
 
     @property
     def is_conclusive(self) -> bool:
-        """Whether every contender trained for more than a step or two."""
+        """Whether every contender trained for more than a few steps."""
         return all(run.steps >= FEWEST_STEPS for run in self.runs)
 
     @property
@@ -114,7 +114,8 @@ class Race:
             steps = min(run.steps for run in self.runs)
             return (
                 f"Could not tell: {at}, a contender trained for only {steps} "
-                f"step{'s' * (steps != 1)}. Give the race more time."
+                f"step{'s' * (steps != 1)}, and {FEWEST_STEPS} are needed. Give the race more "
+                f"{'time' if self.seconds is not None else 'steps'}."
             )
         if winner is not standard:
             smaller = winner.contender.kind in ("rows", "hardest_rows")

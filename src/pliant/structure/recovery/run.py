@@ -28,6 +28,8 @@ HELD_OUT = 20
 """Of the pieces of text, one in so many is held out to measure the loss on,"""
 MOST_HELD_OUT = 64
 """but no more than this."""
+LEAST_LOST = 0.01
+"""Nats a token, or 1 % of the perplexity: a share of less is a ratio of two roundings."""
 ROWS = 8  # pieces in a batch that the loss is measured on
 
 
@@ -47,8 +49,9 @@ class RecoveryResult(TrainingResult):
 
     @property
     def recovered(self) -> float | None:
-        """The share of the lost log-perplexity that is back; None if none is known to be lost."""
-        if self.teacher is None or self.before <= self.teacher:
+        """The share of the lost log-perplexity that is back; None if none is known to be lost, or
+        so little that a share of it says nothing."""
+        if self.teacher is None or self.before - self.teacher < LEAST_LOST:
             return None
         return (self.before - self.after) / (self.before - self.teacher)
 
@@ -62,8 +65,13 @@ class RecoveryResult(TrainingResult):
         )
         if self.teacher is None:
             return sentence
-        share = "" if self.recovered is None else f"{self.recovered:.0%} of what was lost is back: "
-        return f"{share}{sentence}, and the teacher's is {self.teacher:.4f}"
+        if self.recovered is not None:
+            share = f"{self.recovered:.0%} of what was lost is back"
+        elif self.before <= self.teacher:
+            share = "nothing was lost"
+        else:
+            share = "too little was lost (1 % of the perplexity) to say what share is back"
+        return f"{share}: {sentence}, and the teacher's is {self.teacher:.4f}"
 
     def cells(self) -> list[list[str]]:
         """The rows of the final table: what, and how much."""
