@@ -78,7 +78,7 @@ def test_so_it_is_where_a_router_is_fitted_measured_and_calibrated(
     backends = {"model-0": "nano-s", "model-1": "nano-l"}
     folder = tmp_path / "router"
     labels = replace(conversations(200, 1), unit="flops")
-    fit(labels, folder, scorers=["probe"], base="nano-s", backends=backends)
+    fit(labels, folder, scorers=["probe"], base="nano-s", backends=backends, force=True)
     evaluate(folder, conversations(60, 2))
     calibrate(folder, replace(conversations(60, 3), unit="flops"), "30 % of calls")
     assert len(read_prompts) > 320

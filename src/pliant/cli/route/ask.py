@@ -107,7 +107,7 @@ def _draw(result: Decision | Reply) -> None:
     line = [decision.model, decision.reason]
     if decision.score is not None:
         line.append(f"score {decision.score:.3f}")
-    if decision.gain is not None:
+    if decision.gain is not None and "expected gain" not in decision.reason:
         line.append(f"gain {decision.gain:+.3f}")
     if isinstance(result, Reply):
         console.print(result.text, markup=False, soft_wrap=True)

@@ -116,7 +116,12 @@ class Verdict:
         if self.cost > self.strongest_cost * _SAME:
             times = " at a cost where it has none"
             if self.strongest_cost > 0:
-                times = f" at {self.cost / self.strongest_cost:.3f} times its cost"
+                ratio = self.cost / self.strongest_cost
+                times = (
+                    f" at {ratio:.3f} times its cost"
+                    if ratio < 10
+                    else " at a multiple of its cost"
+                )
         more = _percent(self.of_quality.value - 1)
         if self.pays:
             return f"has {more} more quality than {self.strongest} alone{times}"
