@@ -179,7 +179,8 @@ def _labels_beside(prompts: str | Path | Sequence[Row]) -> Path:
     path = Path(prompts) if isinstance(prompts, (str, Path)) else None
     if path is None or not path.expanduser().is_file():
         raise InvalidInput("out: name the file of the labels (.jsonl); the prompts are in no file")
-    return path.with_name(path.name.removesuffix(".gz").rpartition(".")[0] + ".labels.jsonl")
+    name = path.name.removesuffix(".gz")
+    return path.with_name(f"{name.rpartition('.')[0] or name}.labels.jsonl")
 
 
 def _check_apart(prompts: str | Path, out: Path) -> None:

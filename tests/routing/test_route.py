@@ -104,6 +104,8 @@ def test_few_labels_say_how_many_are_missing(tmp_path: Path) -> None:
 def test_labels_without_a_place_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="name the file of the labels"):
         route.label([{"prompt": "?"}], models=["nano-s"])
+    with pytest.raises(InvalidInput, match="name the file of the labels"):
+        route.label("no-such-questions.jsonl", models=["nano-s"])
     with pytest.raises(InvalidInput, match="prices: no model 'nano-m'; did you mean"):
         route.label([{"prompt": "?"}], ["nano-s"], tmp_path / "l.jsonl", prices={"nano-m": "1,2"})
 

@@ -364,7 +364,9 @@ def _costs(
     if all(isinstance(graded[name], Mapping) and cost in graded[name] for name in models):
         return _table(path, rows, models, right, [cost]), unit
     if len(models) > 2:
-        raise InvalidInput(f"{path}: no column {cost!r}; more than two models need costs")
+        raise InvalidInput(
+            f"{path}: no column {cost!r}; more than two models need costs (--cost-column)"
+        )
     return np.tile([0.0, 1.0], (len(rows), 1)), "calls"
 
 

@@ -254,6 +254,8 @@ def test_what_it_was_made_on_is_left_out_of_a_measurement(fitted):
     assert again == pytest.approx(before, abs=1e-3)
     with pytest.raises(InvalidInput, match="all"):
         evaluate(fitted.folder, fitted.splits.train)
+    with pytest.raises(InvalidInput, match="are in ms, the router's in calls"):
+        evaluate(fitted.folder, replace(outcomes(1500, 1), unit="ms"))
 
 
 def test_all_of_it_is_json(fitted):
@@ -651,7 +653,7 @@ def test_scorers_are_worth_what_they_gain_at_equal_cost(models):
 
 def test_a_scorer_that_ties_and_costs_nothing_is_kept(monkeypatch, tmp_path):
     """Labels in flops: as good an order, but reading a model costs half of what can be saved."""
-    labels = replace(outcomes(900, 1), unit="flops")
+    labels = replace(outcomes(500, 1), unit="flops")
 
     class Reads(kind_class("text")):
         kind = "knn"

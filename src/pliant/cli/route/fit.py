@@ -150,9 +150,9 @@ def _why(fitted: Fitted) -> str:
     from pliant.routing.fitting.ladder import MARGIN
 
     kind = fitted.selected.kind
-    if fitted.selected.value.value == max(rung.value.value for rung in fitted.rungs):
-        return f"{kind}, the best; no cheaper one was shown to be within {MARGIN:g} of it."
-    return f"{kind}, the cheapest per decision of those that tie with the best and can be saved."
+    if fitted.selected.worth == max(rung.worth for rung in fitted.rungs):
+        return f"{kind}, the best; no faster one was shown to be within {MARGIN:g} of it."
+    return f"{kind}, the fastest of those that tie with the best and can be saved."
 
 
 def _label_cost(fitted: Fitted) -> list[str]:

@@ -49,6 +49,8 @@ def evaluate(router: str | Path, outcomes: Outcomes) -> Evaluation:
     folder = Path(router).expanduser()
     file, scorer = router_file.open_router(folder)
     outcomes, fitted = outcomes.of_models(file.names), file.fit_folder(folder)
+    if outcomes.unit != file.unit:
+        raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
     known = fitted_on(fitted, outcomes.prompts)
     if known.all():
         raise InvalidInput(
@@ -177,10 +179,11 @@ def _with_scoring(
     """The report, with the curve of the router itself: every prompt is scored, and novel ones go
     to the default. So the router's own point lies on it."""
     curve = measured.curve
-    if predictions.novel is not None and file.novel_to in (0, len(file.models) - 1):
+    novel, ends = predictions.novel, (0, len(file.models) - 1)
+    if novel is not None and novel.any() and file.novel_to in ends:
         apart = np.abs(predictions.last_gain).max(initial=0.0) + 1
         place = apart if file.novel_to else -apart
-        gain = np.where(predictions.novel, place, predictions.last_gain)
+        gain = np.where(novel, place, predictions.last_gain)
         curve = quality_cost_curve(gain, outcomes)
     first, *_, last = file.scoring
     scoring = first + (last - first) * curve.share
