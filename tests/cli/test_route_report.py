@@ -69,7 +69,10 @@ def report(router: Path, out: Path, *words: str) -> int:
 
 
 def headings(page: Path) -> list[str]:
-    return re.findall("<h2>(.*?)</h2>", page.read_text())
+    return re.findall("<h2[^>]*>(.*?)</h2>", page.read_text())
+
+
+FIGURES = ("quality", "cost", "escalated", "overhead")
 
 
 def test_one_page_holds_all_of_it_and_fetches_nothing(
@@ -80,15 +83,18 @@ def test_one_page_holds_all_of_it_and_fetches_nothing(
     assert headings(out) == [
         "Quality against cost",
         "Figures, and what they are worth",
+        "Groups",
+        "On both sides of the threshold",
         "Probabilities",
         "Scores",
-        "On both sides of the threshold",
         "How the scorer was chosen",
         "What the labels cost",
         "The ledger",
     ]
     html = out.read_text()
-    assert html.count("<svg") == 4
+    assert html.count("<svg") == 5
+    assert [html.count(f"<dt>{name}</dt>") for name in FIGURES] == [1, 1, 1, 1]
+    assert html.index('class="verdict') < html.index('class="figures"') < html.index("<h2")
     assert "src=" not in html and "href=" not in html.replace('href="#', "")
     assert "&lt;b&gt;[1." in html and "<b>[1." not in html
     for said in ("chosen:", GOAL, "perfect", "random", "length", "this router", "small wrong"):
@@ -118,6 +124,13 @@ def test_its_figures_are_those_of_evaluate_and_its_groups_add_up(
     ):
         total = sum(group["n"] * group[name] for group in measured["groups"]) / n
         assert total == pytest.approx(whole), name
+    lost = sum(group["n"] * group["lost"]["value"] for group in measured["groups"]) / n
+    assert lost == pytest.approx(
+        expected["strong_quality"] - expected["routed"]["quality"]["value"]
+    )
+    page = (tmp_path / "x.html").read_text()
+    worst = max(measured["groups"], key=lambda group: group["lost"]["value"])["name"]
+    assert re.search(r"the most damaged first.*?<tbody><tr><td[^>]*>(.)<", page, re.S)[1] == worst
     # 600 labels, each asked of a model for 1 and of one for 5.
     saved = 5 - expected["routed"]["cost"]["value"]
     assert said["label_cost"] == 1200  # calls

@@ -119,7 +119,7 @@ def groups(data: ReportData, measured: Measured) -> Table:
     ]
     weak, strong = brief(data.weak), brief(data.strong)
     head = ["group", "prompts", weak, strong, "routed", f"below {strong}", f"to {strong}"]
-    title = "Share of right answers, group by group, the most damaged first"
+    title = "Group by group, the most damaged first: share of right answers"
     return Table(title, head, rows, right=frozenset(head[1:]), shown=GROUPS)
 
 
