@@ -310,6 +310,16 @@ with Journal(sys.argv[1]) as journal:
 """
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_half_a_character_is_refused_where_it_is_read(tmp_path: Path, name: str) -> None:
+    rows = [{"prompt": "\U0001f600 \\ud800"}, {"prompt": [{"role": "\ud800"}]}]
+    lines = [json.dumps(row) for row in rows]
+    text = "\n".join(lines) if name == "rows.jsonl" else f"[{', '.join(lines)}]"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InvalidInput, match=r"(line|entry) 2: contains half a character"):
+        read_rows(tmp_path / name)
+
+
 def test_a_killed_job_has_lost_no_row_that_it_reported(tmp_path: Path) -> None:
     """Twice in a row, at whatever point of a write the kill happens to come."""
     path = tmp_path / "j.jsonl"

@@ -15,7 +15,15 @@ from tests.minimal_adapter import Scale, ScaleConfig, tiny_llama, trained
 from pliant.adapters import attach
 from pliant.data import read_rows, write_rows
 from pliant.errors import InvalidInput
-from pliant.files import check_ours, check_writable, leftovers, new_folder, replacing, write_file
+from pliant.files import (
+    check_new,
+    check_ours,
+    check_writable,
+    leftovers,
+    new_folder,
+    replacing,
+    write_file,
+)
 from pliant.reports import page
 
 ROWS = [{"prompt": "a\nb", "answer": "é"}]
@@ -48,6 +56,16 @@ def test_a_symbolic_link_is_followed(tmp_path: Path, writer: str) -> None:
         write(link)
         assert link.is_symlink() and (tmp_path / "elsewhere" / "target").stat().st_size
     assert {path.name for path in tmp_path.rglob("*")} == {"elsewhere", "target", name}
+
+
+def test_no_place_for_a_new_folder_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match="the folder that you are in"):
+        check_new(Path("."))
+    with pytest.raises(InvalidInput, match="the root of the file system"):
+        check_writable(Path("/."))
 
 
 @each_writer

@@ -140,6 +140,33 @@ def test_the_command_line_refuses(arguments: list[str], message: str) -> None:
     assert message in caught.value.format_message()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["m", "--width", "nan"], "--width: must be a finite number"),
+        (["m", "--width=-inf"], "--width: must be a finite number"),
+        (["m", "-w", "1", "-w", "1e999"], "--weights: must be a finite number"),
+        (["m", "--limit", str(10**30)], "--limit: must be at most 4,294,967,295"),
+        (["a\0b"], "MODEL: must not hold a NUL"),
+        (["\udc80"], "MODEL: must be text that UTF-8 can hold"),
+        (["m", "--out", "\udcff.html"], "--out: must be text that UTF-8 can hold"),
+    ],
+)
+def test_what_no_command_can_use_is_refused_by_its_flag(arguments: list[str], message: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        called(*arguments)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("width", float("nan")), ("limit", 10**30), ("model", "a\0b"), ("model", "\ud800")],
+)
+def test_nor_does_a_recipe_hold_it(name: str, value: object) -> None:
+    with pytest.raises(InvalidInput, match=f"{name}: must"):
+        by_name()[name].from_yaml(value)
+
+
 def test_the_class_checks_what_types_cannot() -> None:
     with pytest.raises(InvalidInput, match="--width 0"):
         called("m", "--width", "0")

@@ -115,6 +115,8 @@ def check_new(target: Path) -> None:
     dangling = target.is_symlink() and not target.exists()
     if target.is_file() or dangling or (target.is_dir() and any(target.iterdir())):
         raise InvalidInput(f"{target} exists already: name a new folder")
+    if target.resolve() == Path.cwd():
+        raise InvalidInput(f"{target} is the folder that you are in: name a new folder")
     check_writable(target)
 
 
@@ -126,6 +128,8 @@ def check_writable(path: Path) -> None:
         if not os.access(target, os.W_OK):
             raise InvalidInput(f"{path}: cannot be written (no permission)")
         return
+    if not target.name:
+        raise InvalidInput(f"{path} is the root of the file system: name another place")
     place = next(each for each in target.parents if each.exists())
     try:
         tempfile.TemporaryFile(dir=place).close()

@@ -16,12 +16,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
 import textwrap
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass
 from functools import cache, reduce
 from operator import or_
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import BaseMetadata, Ge, Le
@@ -31,6 +33,8 @@ from pliant.errors import InvalidInput, did_you_mean
 Options = TypeVar("Options")
 Command = Callable[..., None]
 """A function whose every parameter is an instance of an options class."""
+MOST = 2**32 - 1
+"""Beyond this, no whole number is a count, a seed or a size that a command can use."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,13 @@ class Option:
     def most(self) -> Any:
         return next((bound.le for bound in self.bounds if isinstance(bound, Le)), None)
 
+    def check(self, value: Any, shown: str) -> None:
+        """Refuse what no command can use: NaN, 10**30, a text that no file can hold; `shown` is
+        how the option is written where the value comes from."""
+        for each in value if isinstance(value, (tuple, list)) else (value,):
+            if problem := unusable(each):
+                raise InvalidInput(f"{shown}: {problem}, and is {str(each)[:60]!r}")
+
     def from_text(self, text: str) -> Any:
         """The value of a text: `4`, `0.5`, `true`; `none` is None where that is a value."""
         if self.optional and text.lower() == "none":
@@ -92,6 +103,10 @@ class Option:
         value: Any = text
         if self.item_type is not None:
             value = [part.strip() for part in text.split(",") if part.strip()]
+        return self._validated(value, strict=False)
+
+    def from_value(self, value: Any) -> Any:
+        """The value as Python code gives it, of the right type or convertible to it."""
         return self._validated(value, strict=False)
 
     def from_yaml(self, value: Any) -> Any:
@@ -106,10 +121,12 @@ class Option:
         kind: Any = Annotated[(self.type, *self.bounds)] if self.bounds else self.type
         kind = kind | None if self.optional else kind
         try:
-            return TypeAdapter(kind).validate_python(value, strict=strict)
+            result = TypeAdapter(kind).validate_python(value, strict=strict)
         except ValidationError as error:
             problem = error.errors()[0]["msg"].removeprefix("Input ")
             raise InvalidInput(f"{self.name} {problem}, and is {value!r}") from None
+        self.check(result, self.name)
+        return result
 
 
 @cache
@@ -176,6 +193,21 @@ def from_texts(
         except InvalidInput as error:
             raise InvalidInput(f"{flag} {name}={text}: {error}") from None
     return kind(**values)
+
+
+def unusable(value: Any) -> str | None:
+    """What is wrong with a value, whichever option it is for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    if isinstance(value, int) and abs(value) > MOST:
+        return f"must be at {f'most {MOST:,}' if value > 0 else f'least -{MOST:,}'}"
+    if isinstance(value, (str, Path)):
+        text = str(value)
+        if "\0" in text:
+            return "must not hold a NUL character"
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            return "must be text that UTF-8 can hold"
+    return None
 
 
 def _option(field: dataclasses.Field[Any], hint: Any, help: str) -> Option:

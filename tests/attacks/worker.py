@@ -73,9 +73,10 @@ class Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self.process.stdin is not None
+        assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait(timeout=PATIENCE)
+        self.process.stdout.close()
 
     def run(
         self,

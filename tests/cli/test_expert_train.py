@@ -113,7 +113,7 @@ def test_no_row_is_trained_on_and_measured(task: str, tmp_path: Path) -> None:
         (["--set", "temperature=0"], "temperature = 0.0: give a number above 0"),
         (["--base", "nano-x"], "nano-x"),
         (["--set", "report_to=paper"], "report_to = 'paper': there is no such log"),
-        (["--seed", str(2**32)], "seed = 4294967296: give a number below 2**32"),
+        (["--seed", str(2**32)], "--seed: must be at most 4,294,967,295"),
         (["--task", "nano:sums"], "no such kind"),
         (["--reward", "choice"], "row 1 of the task: choice: the reference"),
         (["--task", "nonesuch.jsonl"], "there is no such file"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -120,11 +121,44 @@ def test_a_run_that_had_not_begun_binds_nobody(tmp_path: Path, resume: bool, sha
     assert (read_record(tmp_path) or {})["plan"] == PLAN
 
 
+def test_one_training_at_a_time_is_at_work_in_a_folder(tmp_path: Path) -> None:
+    first = TrainingRun(TrainingArguments(str(tmp_path), use_cpu=True), PLAN)
+    for resume in (False, True):
+        with pytest.raises(InvalidInput, match="another training is at work in it"):
+            opened(tmp_path, resume=resume)
+    del first
+    opened(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"pliant-train.json"}
+
+
 def test_a_model_without_checkpoints_is_a_run(tmp_path: Path) -> None:
     opened(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"model")
     with pytest.raises(InvalidInput, match="holds a run already"):
         opened(tmp_path, resume=False)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("neftune_noise_alpha=nan", "neftune_noise_alpha=nan: must be a finite number"),
+        ("num_train_epochs=inf", "num_train_epochs=inf: must be a finite number"),
+        (f"max_steps={10**30}", "must be at most"),
+        ("seed=-1", "seed=-1: give 0 or more"),
+        ("max_grad_norm=-1", "max_grad_norm=-1: give 0 or more"),
+        ("adam_beta1=2", "these make no optimizer: Invalid beta"),
+        ("adam_epsilon=-1", "these make no optimizer: Invalid epsilon"),
+        ("optim_args=[", "these make no optimizer"),
+        ('lr_scheduler_kwargs={"num_cycles": 2}', "these make no optimizer"),
+        ("push_to_hub=true", "settled by pliant train"),
+    ],
+)
+def test_a_setting_that_would_fail_later_is_refused_at_once(
+    tmp_path: Path, setting: str, message: str
+) -> None:
+    name, _, value = setting.partition("=")
+    with pytest.raises(InvalidInput, match=re.escape(message)):
+        training_arguments(tmp_path, {name: value})
 
 
 @pytest.mark.parametrize("name", ["hub_token", "push_to_hub_token"])

@@ -139,6 +139,25 @@ def test_numeric_tolerances() -> None:
     assert verifier("numeric", take="first")("7, not 8", "7") == 1.0
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("judge", {}, "judge needs its option 'ask'"),
+        ("reward_model", {}, "reward_model needs its option 'model'"),
+        ("numeric", {"tolerance": "x"}, "tolerance"),
+        ("numeric", {"tolerance": float("nan")}, "tolerance: must be a finite number"),
+        ("exact", {"ignore_case": 7}, "ignore_case"),
+        ("regex", {"pattern": 1.5}, "pattern"),
+        ("unit_tests", {"seconds": "soon"}, "seconds"),
+    ],
+)
+def test_an_option_that_is_missing_or_of_another_type_is_named(
+    name: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        verifier(name, **options)
+
+
 def test_a_reference_without_a_number_is_refused() -> None:
     with pytest.raises(InvalidInput, match="holds no number"):
         Numeric()("7", "seven")

@@ -249,7 +249,14 @@ def root(
 
 def is_the_users(error: Exception) -> bool:
     """Whether the user can fix it: a wrong argument, model or file, a full disk."""
-    return isinstance(error, (PliantError, typer.TyperException, OSError))
+    kinds = (PliantError, typer.TyperException, OSError)
+    return isinstance(error, kinds) or _needs_memory(error)
+
+
+def _needs_memory(error: Exception) -> bool:
+    """Whether there is not enough of it; torch says so in several ways."""
+    signs = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def explanation(error: Exception) -> str:
@@ -261,6 +268,9 @@ def explanation(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f": {os.fspath(error.filename)}" if error.filename else ""
         return f"{error.strerror}{where}"
+    if _needs_memory(error):
+        reason = " ".join(str(error).split())[:200]
+        return f"not enough memory ({reason}): give smaller numbers, or a smaller model"
     kind = type(error).__name__
     return f"{kind}: {error} (a bug in Pliant; please report it with the output of --debug)"
 

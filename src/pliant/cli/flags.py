@@ -76,6 +76,8 @@ def typer_command(command: Command) -> Callable[..., None]:
     """A function with one parameter an option, as typer wants it, that calls the command."""
 
     def run(**values: Any) -> None:
+        for option in options.of(command):
+            option.check(values[option.name], _shown(option))
         options.call(command, {o.name: _value(o, values[o.name]) for o in options.of(command)})
 
     parameters = [_parameter(option) for option in sorted(options.of(command), key=_place)]
@@ -180,6 +182,11 @@ def _value(option: Option, value: Any) -> Any:
     if option.item_type is None:
         return value
     return tuple(v.value if isinstance(v, Enum) else v for v in value or ())
+
+
+def _shown(option: Option) -> str:
+    """How an option is written in the help."""
+    return option.name.upper() if option.flag.positional else _flag(option.name)
 
 
 def _flag(name: str) -> str:

@@ -191,7 +191,7 @@ def read_prompts(texts: Sequence[str], file: Path | None, columns: PromptColumns
     elif not prompts or prompts == ["-"]:
         if sys.stdin.isatty() and not prompts:
             raise InvalidInput("no prompts: give them as arguments, with --file, or on stdin")
-        prompts = _lines(sys.stdin.read())
+        prompts = _lines(terminal.read_stdin())
     if not prompts:
         raise InvalidInput("it contains no prompts")
     return prompts

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pliant.errors import InvalidInput
+from pliant.options import unusable
 from pliant.progress import Pace
 
 if TYPE_CHECKING:
@@ -62,6 +64,17 @@ def draw(
         print_text(sentence)
     for text in texts:
         text.draw(where)
+
+
+def read_stdin() -> str:
+    """All of stdin, which must be UTF-8."""
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"stdin is not text in UTF-8 ({error.reason})") from None
+    if unusable(text):  # in another locale, what is not text comes as lone surrogates
+        raise InvalidInput(f"stdin {unusable(text)}")
+    return text
 
 
 def complain(message: str) -> None:

@@ -66,12 +66,12 @@ def lm(options: LmOptions) -> None:
     settings = options.settings()
     args = training_arguments(options.out, settings)  # report mistakes before anything is loaded
     options.check_device(args)
-    rows = read_data(options.data, "train", QUESTIONS, options)
-    model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
-    train_texts, evaluation = encode(rows, model, tokenizer, options.length), None
+    rows, held_out = read_data(options.data, "train", QUESTIONS, options), None
     if options.evaluate is not None:
-        rows = read_data(options.evaluate, "dev", QUESTIONS, options, evaluates=True)
-        evaluation = encode(rows, model, tokenizer, options.length)
+        held_out = read_data(options.evaluate, "dev", QUESTIONS, options, evaluates=True)
+    model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
+    train_texts = encode(rows, model, tokenizer, options.length)
+    evaluation = held_out and encode(held_out, model, tokenizer, options.length)
     if train_texts.left_out:
         print_to_stderr(
             f"{train_texts.left_out} rows are left out: their completion begins beyond "
@@ -94,7 +94,7 @@ def lm(options: LmOptions) -> None:
             train_texts,
             options.out,
             plan,
-            evaluation=evaluation,
+            evaluation=evaluation or None,
             resume=options.resume,
         )
     if options.json:

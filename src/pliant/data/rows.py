@@ -159,6 +159,7 @@ def json_lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, Row]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise InvalidInput(f"{path}, line {at}: not JSON ({error})") from error
+        _refuse_half_characters(line, row, f"{path}, line {at}")
         if not isinstance(row, dict):
             raise InvalidInput(f"{path}, line {at}: expected an object, not {_short(row)}")
         yield at, row
@@ -170,9 +171,21 @@ def _json_array(content: bytes, path: Path) -> Iterator[tuple[int, Row]]:
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path}: not JSON ({error})") from error
     for at, row in enumerate(rows, 1):
+        _refuse_half_characters(content, row, f"{path}, entry {at}")
         if not isinstance(row, dict):
             raise InvalidInput(f"{path}, entry {at}: expected an object, not {_short(row)}")
         yield at, row
+
+
+def _refuse_half_characters(content: bytes, row: Any, where: str) -> None:
+    """A lone surrogate, which JSON can write as an escape, can neither be encoded as tokens nor
+    written to a file."""
+    if b"\\ud" not in content and b"\\uD" not in content:
+        return
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{where}: contains half a character (a lone surrogate)") from None
 
 
 def _csv_rows(file: IO[str], path: Path) -> Iterator[tuple[int, Row]]:
@@ -226,6 +239,8 @@ def _load_data_set(name: str, subset: str | None) -> Mapping[str, Iterable[Row]]
             return loaded
     except Exception as error:  # its loaders raise errors of any kind
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, (LookupError, TypeError, AttributeError)):  # of no help to a user
+            reason = "it holds no data that the datasets library can read"
         raise InvalidInput(f"{name}: the data set could not be read ({reason})") from error
 
 

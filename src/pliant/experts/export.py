@@ -133,7 +133,9 @@ def on_its_base(
 
     name = base or base_place_of(expert.settings)
     if not name:
-        raise InvalidInput("the expert does not say what its base is: name it, base=...")
+        raise InvalidInput(
+            "the expert does not say what its base is: name it, --base NAME (base= in Python)"
+        )
     plain = load_model(name, **loading)
     if tokenizer is None:
         try:

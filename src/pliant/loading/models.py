@@ -166,6 +166,8 @@ def torch_device(device: str | torch.device | None) -> torch.device | None:
     if device is None:
         return None
     try:
+        if torch.device(device).type == "meta":
+            raise InvalidInput("device 'meta' cannot be used: it holds no numbers")
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidInput(f"device {str(device)!r} cannot be used: {_gist(error)}") from error

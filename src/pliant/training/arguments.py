@@ -10,9 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from transformers import HfArgumentParser, TrainingArguments
+import torch
+from transformers import HfArgumentParser, Trainer, TrainingArguments, get_scheduler
 
 from pliant.errors import InvalidInput, did_you_mean
+from pliant.options import unusable
 
 DEFAULTS = {
     "logging_steps": "10",
@@ -24,6 +26,12 @@ DEFAULTS = {
 """Where they differ from transformers' own."""
 MINIMUM = {
     "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "warmup_steps": 0,
+    "seed": 0,
+    "data_seed": 0,
+    "neftune_noise_alpha": 0,
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
@@ -32,9 +40,10 @@ MINIMUM = {
 """Below these, the Trainer fails only after the model is loaded."""
 REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 """The packages of logs, of which one is enough."""
-RESERVED = ("output_dir", "resume_from_checkpoint", "label_smoothing_factor", "disable_tqdm")
-
-
+RESERVED = {
+    *("output_dir", "resume_from_checkpoint", "label_smoothing_factor", "disable_tqdm"),
+    "push_to_hub",  # before the run ends, there is no model to push
+}
 SECRET = ("hub_token", "push_to_hub_token")
 """What the Trainer would write into its files."""
 NO_TOKEN = (
@@ -66,9 +75,13 @@ def training_arguments(folder: Path, settings: Mapping[str, str]) -> TrainingArg
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise InvalidInput(f"--set: {one_line(error)}") from error
-    for name, minimum in MINIMUM.items():
-        if not getattr(args, name) >= minimum:
-            raise InvalidInput(f"--set {name}={settings[name]}: give {minimum} or more")
+    for name, text in settings.items():
+        value = getattr(args, name)
+        if problem := unusable(value):
+            raise InvalidInput(f"--set {name}={text}: {problem}")
+        if name in MINIMUM and value is not None and not value >= MINIMUM[name]:
+            raise InvalidInput(f"--set {name}={text}: give {MINIMUM[name]} or more")
+    _check_optimizer(args)
     if args.save_total_limit == 1:
         raise InvalidInput(
             "--set save_total_limit=1: the last checkpoint would be removed before the next is "
@@ -82,6 +95,24 @@ def refuse_tokens(args: TrainingArguments) -> None:
     for name in SECRET:
         if getattr(args, name, None):
             raise InvalidInput(f"{name}: {NO_TOKEN}")
+
+
+def _check_optimizer(args: TrainingArguments) -> None:
+    """Refuse settings with which the Trainer would fail to make its optimizer and its schedule."""
+    if any(kind in str(args.optim) for kind in ("lomo", "galore", "apollo")):
+        return  # made for the modules of a model
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
+        get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=1,
+            num_training_steps=2,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs or {},
+        )
+    except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+        raise InvalidInput(f"--set: these make no optimizer: {one_line(error)}") from error
 
 
 def check_reporters(names: Sequence[str]) -> None:

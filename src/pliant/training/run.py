@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -53,7 +54,8 @@ from pliant.training.terminal import (
 T = TypeVar("T", bound=Trainer)
 RECORD = "pliant-train.json"
 UNFINISHED = ".model.unfinished"
-UNBEGUN = {RECORD, "runs", "log.jsonl"}
+LOCK = ".pliant-train.lock"
+UNBEGUN = {RECORD, LOCK, "runs", "log.jsonl"}
 """What is in a run's folder before its first checkpoint: its record, and logs."""
 LORA = "lora"
 OF_THE_MACHINE = {"use_cpu", "report_to", "run_name", "project"}
@@ -161,6 +163,7 @@ class TrainingRun:
         self.folder = Path(str(args.output_dir))
         self.record: dict[str, Any] = {"pliant": __version__, "plan": json.loads(json.dumps(plan))}
         self.seconds = 0.0
+        self._release: Callable[[], object] = lambda: None  # of the lock that one process holds
         self.checkpoint = self._in_first_process(lambda: self._open(resume, shared))
 
     @property
@@ -183,13 +186,16 @@ class TrainingRun:
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         began = time.perf_counter()
-        with ProgressReport(self.say, describe) as progress:
-            trainer.add_callback(progress)
-            CompleteCheckpoint.last_of(trainer)
-            if not self._has_ended(trainer):
-                checkpoint = str(self.checkpoint) if self.checkpoint else None
-                with finish_step_on_interrupt(trainer):
-                    trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            with ProgressReport(self.say, describe) as progress:
+                trainer.add_callback(progress)
+                CompleteCheckpoint.last_of(trainer)
+                if not self._has_ended(trainer):
+                    checkpoint = str(self.checkpoint) if self.checkpoint else None
+                    with finish_step_on_interrupt(trainer):
+                        trainer.train(resume_from_checkpoint=checkpoint)
+        finally:
+            self._release()
         self.seconds = time.perf_counter() - began
         return trainer
 
@@ -233,9 +239,11 @@ class TrainingRun:
         if record is not None and resume and begun:
             _refuse_another_plan(self.folder, record["plan"], self.record["plan"])
             self.record = {**record, "plan": self.record["plan"]}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._release = weakref.finalize(self, _locked(self.folder))
+        if record is not None and resume and begun:
             for name in remove_incomplete(self.folder):
                 self.say(f"{name} was not finished when the run ended: it is left out")
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.note()
         checkpoint = last_complete(self.folder) if resume else None
         if resume:
@@ -248,6 +256,7 @@ class TrainingRun:
         try:
             yield
         except Exception as error:
+            self._release()
             if self.checkpoint is None and self.args.process_index == 0:
                 (self.folder / RECORD).unlink(missing_ok=True)
             if isinstance(error, PliantError) or not isinstance(error, CONFLICTS):
@@ -267,6 +276,32 @@ class TrainingRun:
         restore_adapters(trainer.model, source)
         trainer.state = state
         return True
+
+
+def _locked(folder: Path) -> Callable[[], None]:
+    """Lock a folder, unless another training is at work in it: the two would mix their checkpoints.
+    Returns what unlocks it; the end of the process does, too."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return lambda: None
+    path = folder / LOCK
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InvalidInput(
+            f"{folder}: another training is at work in it: wait for its end, or give another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+
+    def release() -> None:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+    return release
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

@@ -11,10 +11,10 @@ reference that cannot be used is an error; an answer that cannot be used is a 0.
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any, ClassVar, Protocol
 
 from pliant.errors import InvalidInput, did_you_mean
+from pliant.options import read
 from pliant.verify.custom import Function, Judge, NoVerdict
 from pliant.verify.reward_model import RewardModel
 from pliant.verify.text import Choice, Contains, Exact, Numeric, Regex
@@ -43,10 +43,15 @@ def verifier(name: str, **options: Any) -> Verifier:
     if name not in VERIFIERS:
         raise InvalidInput(f"no verifier {name!r}{did_you_mean(name, list(VERIFIERS))}")
     kind = VERIFIERS[name]
-    known = [f.name for f in fields(kind) if f.init]
-    for option in options:
-        if option not in known:
-            raise InvalidInput(f"{name} has no option {option!r}{did_you_mean(option, known)}")
+    known = {option.name: option for option in read(kind)}
+    for given, value in options.items():
+        if given not in known:
+            raise InvalidInput(f"{name} has no option {given!r}{did_you_mean(given, known)}")
+        if isinstance(value, (bool, int, float, str)):  # and no function
+            options[given] = known[given].from_value(value)
+    for option in known.values():
+        if option.required and option.name not in options:
+            raise InvalidInput(f"{name} needs its option {option.name!r}")
     try:
         chosen: Verifier = kind(**options)
     except TypeError as error:

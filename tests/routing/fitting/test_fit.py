@@ -620,7 +620,7 @@ def test_scoring_costs_the_time_that_was_measured_where_time_is_the_unit(tmp_pat
 
 def test_a_place_where_nothing_can_be_written_is_said_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InvalidInput, match="is not writable"):
+    with pytest.raises(InvalidInput, match="cannot be written"):
         fit(outcomes(300), tmp_path / "file" / "r", scorers=["no scorer"])
 
 

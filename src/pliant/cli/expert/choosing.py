@@ -105,7 +105,7 @@ def read_prompts(texts: Sequence[str]) -> list[str]:
         return list(texts)
     if sys.stdin.isatty() and not texts:
         raise InvalidInput("no prompt: give it as an argument, or on stdin")
-    return [sys.stdin.read().removesuffix("\n")]
+    return [terminal.read_stdin().removesuffix("\n")]
 
 
 def choice_line(choice: Choice) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from annotated_types import Ge
 
@@ -91,7 +91,6 @@ def _checked(options: MixOptions) -> tuple[Verifier, list[Shot], list[Shot]]:
     from pliant.experts.adapting import check_split, shots_of, split_shots
     from pliant.files import check_new
     from pliant.reports.page import check_writable
-    from pliant.verify import verifier
 
     if not options.data:
         raise InvalidInput("there are no examples: give a file, --data FILE")
@@ -101,7 +100,7 @@ def _checked(options: MixOptions) -> tuple[Verifier, list[Shot], list[Shot]]:
         check_new(options.out.expanduser())
     if options.report is not None:
         check_writable(options.report)
-    judge = verifier(options.reward or "exact")
+    judge = _verifier(options.reward or "exact")
     rows = options.read(options.data, "answer")
     rest: list[dict[str, Any]] = []
     if options.shots is not None:
@@ -111,6 +110,17 @@ def _checked(options: MixOptions) -> tuple[Verifier, list[Shot], list[Shot]]:
     shots, test = shots_of(rows), shots_of(rest)
     check_split(shots, [each.prompt for each in test])
     return judge, shots, test
+
+
+def _verifier(text: str) -> Verifier:
+    """What `pliant expert train --reward` calls by this text."""
+    from pliant.experts.reward_parts import parse_part
+    from pliant.routing.judge import open_judge
+
+    part = parse_part(text, open_judge)
+    if not part.is_verifier:
+        raise InvalidInput(f"--reward {text}: name one verifier: exact, numeric, contains, ...")
+    return cast("Verifier", part.measure)
 
 
 def _tested(

@@ -85,7 +85,7 @@ def read_prompt(text: str | None, messages: bool) -> Prompt:
     if text in (None, "-"):
         if sys.stdin.isatty() and text is None:
             raise InvalidInput("no prompt: give it as an argument, or on stdin")
-        text = sys.stdin.read().removesuffix("\n")
+        text = terminal.read_stdin().removesuffix("\n")
     assert text is not None
     if not messages:
         return text

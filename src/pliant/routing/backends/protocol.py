@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +47,10 @@ class BackendError(PliantError):
         return self.kind in PROMPT_FAULTS
 
 
+LEAST_TEMPERATURE = 1e-6
+"""Divided by less, logits are no longer finite."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a model generates its answers."""
@@ -65,6 +69,10 @@ class Settings:
             )
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise InvalidInput(f"temperature={self.temperature}: give a number, 0 or more")
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise InvalidInput(
+                f"temperature={self.temperature}: give 0, or {LEAST_TEMPERATURE} or more"
+            )
         if not 0 <= self.seed < 2**32:
             raise InvalidInput(f"seed={self.seed}: give an integer from 0 to 2**32 - 1")
         if self.samples > 1 and self.temperature == 0:
@@ -190,8 +198,21 @@ class Used:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Used:
-        return cls(**{"flops": None, "usd": None, **content})
+    def from_dict(cls, content: Any) -> Used:
+        """From a file, which somebody may have edited."""
+        if not isinstance(content, Mapping):
+            raise InvalidInput(f"what an answer used is {content!r}: give numbers by name")
+        fields = {"flops": None, "usd": None, **content}
+        for name, amount in fields.items():
+            unknown = amount is None and name in ("flops", "usd")
+            if not (unknown or _is_amount(amount)) or name not in cls.__dataclass_fields__:
+                raise InvalidInput(f"what an answer used: {name} = {amount!r} is no amount")
+        return cls(**fields)
+
+
+def _is_amount(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value < float("inf")
 
 
 @dataclass(frozen=True)
@@ -274,7 +295,11 @@ def check_names(specs: Sequence[ModelSpec]) -> None:
 
 def _checked_url(url: str) -> str:
     """Only a plain http(s) address: a password in it would be written into files."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 (read, it is checked)
+    except ValueError as error:
+        raise InvalidInput(f"an address after openai:MODEL@ is none: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidInput(
             f"{parts.scheme}://{parts.hostname or ''} is no server address such as https://host/v1"

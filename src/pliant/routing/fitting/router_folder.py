@@ -6,7 +6,6 @@ the old one, after it the new one.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pliant.errors import CorruptFile, InvalidInput
-from pliant.files import locked, new_folder
+from pliant.files import check_writable, locked, new_folder
 from pliant.routing import router_file
 from pliant.routing.fitting.evaluate import BASELINES
 from pliant.routing.fitting.splits import HASHES
@@ -31,9 +30,7 @@ _FORMERLY = (SCORER, BASELINES, RECORD, HASHES)
 
 def refuse_folder(folder: Path) -> None:
     """Before the work: a folder that cannot be written, or holds something else than a router."""
-    there = next(place for place in folder.absolute().parents if place.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise InvalidInput(f"{folder}: {there} is not writable")
+    check_writable(folder)
     if folder.is_file():
         raise InvalidInput(f"{folder} is a file; a router is a folder")
     if not folder.is_dir():

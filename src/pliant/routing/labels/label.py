@@ -138,28 +138,40 @@ def label_cost(path: str | Path, prompt: str = "prompt") -> dict[str, Used]:
     total: dict[str, Used] = {}
     seen: set[str] = set()
 
-    def count(name: str, used: Row) -> None:
-        more = Used.from_dict(used)
+    def count(name: str, used: Any, at: int) -> None:
+        try:
+            more = Used.from_dict(used)
+        except InvalidInput as error:
+            raise InvalidInput(f"{path}, row {at}: {error}") from None
         total[name] = total[name] + more if name in total else more
 
-    for row in read_rows(path, (prompt,)):
-        if not (row.get("used") or row.get("judging")):
+    for at, row in enumerate(read_rows(path, (prompt,)), 1):
+        used = _by_model(path, at, row, "used")
+        if not (used or row.get("judging")):
             continue  # of another's making
         key = digest(row.get("messages") or row[prompt])
-        for name, used in (row.get("used") or {}).items() if key not in seen else ():
-            count(name, used)
+        for name, amounts in used.items() if key not in seen else ():
+            count(name, amounts, at)
         if row.get("judging"):
-            count(JUDGE, row["judging"])
+            count(JUDGE, row["judging"], at)
         seen.add(key)
     return total
 
 
 def backend_descriptions(path: str | Path, prompt: str = "prompt") -> dict[str, BackendDescription]:
     """The backends of the models in a label file, by its last rows."""
-    last: dict[str, Row] = {}
-    for row in read_rows(path, (prompt,)):
-        last |= row.get("reached") or {}
+    last: dict[str, Any] = {}
+    for at, row in enumerate(read_rows(path, (prompt,)), 1):
+        last |= _by_model(path, at, row, "reached")
     return {name: BackendDescription.from_dict(row) for name, row in last.items()}
+
+
+def _by_model(path: str | Path, at: int, row: Row, column: str) -> Mapping[str, Any]:
+    """A column that holds something for each model, or nothing."""
+    values = row.get(column) or {}
+    if not isinstance(values, Mapping):
+        raise InvalidInput(f"{path}, row {at}: {column} = {values!r} is not by model")
+    return values
 
 
 def journal_of(out: Path) -> Path:

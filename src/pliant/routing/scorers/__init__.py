@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from pliant.errors import CorruptFile, InvalidInput, did_you_mean
+from pliant.errors import CorruptFile, InvalidInput, PliantError, did_you_mean
 from pliant.routing.scorers.protocol import Predictions, Prefilling, Scorer, read_index
 
 # The module and class of each kind; imported on first use, because some need torch.
@@ -75,7 +75,12 @@ def load(folder: str | Path, **settings: Any) -> Scorer:
         own = "it is not one of Pliant's own: name its class first (--scorer MODULE:CLASS, or "
         reason = _DROPPED.get(kind, f"{own}pliant.routing.scorers.register)")
         raise CorruptFile(f"{path}: a scorer of kind {kind!r}: {reason}")
-    scorer = kind_class(kind).load(path, **settings)
+    try:
+        scorer = kind_class(kind).load(path, **settings)
+    except PliantError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CorruptFile(f"{path}: not what Pliant writes ({error!r})") from error
     if (path / NOVELTY).is_file():
         return WithNovelty(scorer, NoveltyDetector.load(path))
     return scorer

@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pliant.errors import CorruptFile
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt, text_of
 from pliant.routing.scorers.protocol import (
@@ -72,7 +73,16 @@ class NoveltyDetector:
     @classmethod
     def load(cls, folder: Path) -> NoveltyDetector:
         arrays = read_arrays(folder / NOVELTY)
-        return cls(np.unpackbits(arrays["known"]).astype(np.bool_), float(arrays["bound"][0]))
+        known, bound = arrays.get("known"), arrays.get("bound")
+        if (
+            known is None
+            or known.dtype != np.uint8
+            or known.size * 8 != _BITS
+            or bound is None
+            or bound.shape != (1,)
+        ):
+            raise CorruptFile(f"{folder / NOVELTY}: not what Pliant writes")
+        return cls(np.unpackbits(known).astype(np.bool_), float(bound[0]))
 
 
 def _grams(prompt: Prompt) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -127,10 +128,12 @@ class Scorer(ABC):
     def save(self, folder: Path) -> None:
         """Write the scorer to a folder, for `pliant.routing.scorers.load`."""
         state = self.state()
+        weights = _content(state.arrays)
         index = {"format": FORMAT, "kind": self.kind, "settings": state.settings}
+        index["digest"] = _digest(state.settings, weights)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            write_arrays(folder / WEIGHTS, state.arrays)
+            write_file(folder / WEIGHTS, weights)
             write_file(folder / INDEX, json.dumps(index, ensure_ascii=False).encode())
 
     @classmethod
@@ -162,12 +165,30 @@ def read_state(folder: Path, kind: str) -> State:
     index = read_index(folder)
     if index["kind"] != kind:
         raise CorruptFile(f"{folder}: holds a scorer of kind {index['kind']!r}, not {kind!r}")
-    return State(dict(index["settings"]), read_arrays(folder / WEIGHTS))
+    arrays, stored = read_arrays(folder / WEIGHTS), index.get("digest")
+    if stored is not None:  # Pliant 0.1 wrote none
+        now = _digest(index["settings"], (folder / WEIGHTS).read_bytes())
+        if stored != now:
+            raise CorruptFile(
+                f"{folder}: {INDEX} or {WEIGHTS} has been changed since Pliant wrote them: fit the "
+                "router again, or put the files back"
+            )
+    return State(dict(index["settings"]), arrays)
+
+
+def _digest(settings: Mapping[str, Any], weights: bytes) -> str:
+    """Of all that a scorer is made from: where a part of it has changed, numbers would be wrong."""
+    return hashlib.sha256(json.dumps(settings).encode() + weights).hexdigest()
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write a safetensors file, atomically."""
-    write_file(path, save_tensors({k: np.ascontiguousarray(x) for k, x in arrays.items()}))
+    write_file(path, _content(arrays))
+
+
+def _content(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    content: bytes = save_tensors({k: np.ascontiguousarray(x) for k, x in arrays.items()})
+    return content
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
