@@ -111,7 +111,7 @@ def test_a_mixture_is_written_and_loads(folder: Path, capsys: pytest.CaptureFixt
         ("mix -e both --data solved.jsonl --test solved.jsonl --out new", "are shots too"),
         ("mix -e both --data solved.jsonl --shots 8 --out new", "leave none to test on"),
         ("mix -e both --data solved.jsonl --report both --out new", "both is a folder"),
-        ("mix -e both --data solved.jsonl --reward best --out new", "no verifier 'best'"),
+        ("mix -e both --data solved.jsonl --reward best --out new", "no reward 'best'"),
         ("mix -e both -e large --data solved.jsonl --out new", "experts of different bases"),
         ("ask 17+4 -e nowhere --base nano-x", "nowhere: no expert here"),
         ("mix -e both --data solved.jsonl --test odd.jsonl", "prompt 7 is neither a text nor a"),

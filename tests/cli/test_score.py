@@ -149,6 +149,22 @@ def test_a_mistake_is_one_line(
     assert len(complained.splitlines()) == 1
 
 
+@pytest.mark.parametrize("prompt", ["[]", "[1, 2]", "7", "null", '[{"role": 7}]'])
+def test_a_row_without_a_prompt_is_named(
+    prompt: str, folder: str, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(f'{{"prompt": "a"}}\n{{"prompt": {prompt}}}\n')
+    assert outcome(folder, "--file", str(tmp_path / "rows.jsonl")) == 2
+    assert "rows.jsonl, row 2" in capsys.readouterr().err
+
+
+def test_stdin_that_is_no_text_is_said(folder: str, monkeypatch: Any, capsys: Any) -> None:
+    for stdin in (io.TextIOWrapper(io.BytesIO(b"\xff"), "utf-8"), io.StringIO("\udcff")):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert outcome(folder) == 2
+        assert "stdin" in capsys.readouterr().err
+
+
 def test_nothing_to_score_is_said(folder: str, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n \n"))
     assert outcome(folder) == 2

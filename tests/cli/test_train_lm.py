@@ -202,7 +202,7 @@ def test_settings_that_do_not_go_together_leave_the_folder_free(
         (None, "there is no such file"),
         ('{"question": "a"}\n', "the first has 'question'"),
         ('{"text": "a"}\n{"other": "b"}\n', "row 2 has no 'text'"),
-        ('{"text": 3}\n', "row 1: its text is int"),
+        ('{"text": 3}\n', "row 1: its text is 3"),
         ('{"prompt": "a", "completion": 3}\n', "row 1: prompt and completion are texts"),
         ('{"messages": [{"role": "user", "content": "a"}]}\n', "no message is the assistant's"),
         ("", "no rows"),

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from pliant.cli import terminal
 from pliant.cli.gradients.inputs import quiet_libraries
 from pliant.cli.shared_options import EngineOrStandard, RowOptions, TrainerOptions
-from pliant.cli.training_text import encode, read_data
+from pliant.cli.training_text import check_template, encode, read_data
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.options import Flag, named_values
 from pliant.reports.tables import Table
@@ -105,6 +105,7 @@ def recovered(options: RecoverOptions) -> RecoveryResult:
     if options.evaluate is not None:
         measured_on = read_data(options.evaluate, "dev", QUESTIONS, options, evaluates=True)
     terminal.hide_loading_bars()
+    check_template(rows, options.model)
     model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
     texts = encode(rows, model, tokenizer, options.length)
     held_out = measured_on and encode(measured_on, model, tokenizer, options.length)

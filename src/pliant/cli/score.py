@@ -203,7 +203,13 @@ def _from_file(file: Path, columns: PromptColumns) -> list[Any]:
             return _lines(file.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             raise InvalidInput(f"{file}: not text in UTF-8 ({error.reason})") from error
-    return [row["prompt"] for row in columns.read(str(file))]
+    from pliant.data import check_messages
+
+    prompts = [row["prompt"] for row in columns.read(str(file))]
+    for at, prompt in enumerate(prompts, 1):
+        if not isinstance(prompt, str):
+            check_messages(prompt, f"{file}, row {at}")
+    return prompts
 
 
 def _lines(text: str) -> list[str]:

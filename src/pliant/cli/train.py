@@ -12,7 +12,7 @@ from annotated_types import Ge
 from pliant.cli import terminal
 from pliant.cli.gradients.inputs import SelectiveOptions, quiet_libraries
 from pliant.cli.shared_options import EngineOrAuto, TrainerOptions
-from pliant.cli.training_text import encode, read_data
+from pliant.cli.training_text import check_template, encode, read_data
 from pliant.complexity.training.config import CPXDatasetConfig, CPXModelConfig, CPXTrainingConfig
 
 HELP = """Train a language model, on every token or on selected ones, or a scorer.
@@ -69,6 +69,7 @@ def lm(options: LmOptions) -> None:
     rows, held_out = read_data(options.data, "train", QUESTIONS, options), None
     if options.evaluate is not None:
         held_out = read_data(options.evaluate, "dev", QUESTIONS, options, evaluates=True)
+    check_template(rows, options.model)
     model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
     train_texts = encode(rows, model, tokenizer, options.length)
     evaluation = held_out and encode(held_out, model, tokenizer, options.length)

@@ -35,6 +35,20 @@ def read_data(
     return [{name: row[name] for name in columns} for row in rows] if columns else rows
 
 
+def check_template(rows: list[dict[str, Any]], model: str) -> None:
+    """Refuse conversations for a tokenizer without a chat template before weights are loaded."""
+    if not any(isinstance(rows[0].get(name), list) for name in ("messages", "prompt")):
+        return
+    from pliant.data import has_chat_template
+    from pliant.loading import load_tokenizer
+
+    if not has_chat_template(load_tokenizer(model)):
+        raise InvalidInput(
+            f"--data holds conversations, and the tokenizer of {model} has no chat template: give "
+            "text, or prompt and completion as texts"
+        )
+
+
 def encode(rows: list[dict[str, Any]], model: Any, tokenizer: Any, length: int) -> Texts:
     """The rows in pieces of at most `length` tokens, which must fit the model's context."""
     from pliant.training.terminal import print_to_stderr

@@ -84,8 +84,8 @@ class Reward:
         if not count:
             return []
         totals = [0.0] * count
+        self.load()
         for part in self.parts:
-            part.load()
             if part.in_batches:
                 values = self._batch(part, prompts, completions, columns)
             else:
@@ -109,6 +109,11 @@ class Reward:
                 f"{len(answers)} answers and {len(references)} references: give one for each"
             )
         return self(prompts, completions=answers, **columns)
+
+    def load(self) -> None:
+        """Load the models behind its parts: one that is missing is an error of the settings."""
+        for part in self.parts:
+            part.load()
 
     def check(self, columns: Iterable[str]) -> None:
         """Refuse rows without the columns that its parts need, before training begins."""

@@ -32,7 +32,7 @@ from transformers import (
 
 from pliant import __version__
 from pliant.errors import InvalidInput, PliantError
-from pliant.files import leftovers, write_file
+from pliant.files import check_writable, leftovers, write_file
 from pliant.training.arguments import one_line, refuse_tokens
 from pliant.training.checkpoint import (
     TRAINER_STATE,
@@ -319,6 +319,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def check_folder(folder: Path, resume: bool, *, shared: bool = False) -> dict[str, Any] | None:
     """Refuse a folder that no run may begin or resume in; returns the record of its run."""
+    check_writable(folder)
     record = read_record(folder)
     if record is None and not shared:
         _refuse_other_files(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -670,3 +671,20 @@ def test_a_scorer_that_ties_and_costs_nothing_is_kept(monkeypatch, tmp_path):
     assert forced.file.scorer.cost == 0.5 and forced.verdict.scoring == 0.5
     cost = forced.verdict.cost - forced.threshold.share
     assert cost == pytest.approx(0.5, abs=0.1) and forced.threshold.cost > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calibrate_by": "plat"}, "no calibration 'plat'"),
+        ({"backends": {"model-9": "nano-s"}}, "no model 'model-9'"),
+        ({"backends": {"model-0": "openai:m@http://["}}, "an address after openai:MODEL@ is none"),
+        ({"goal": "at most $3 per 1,000 prompts"}, "in calls, not usd"),
+    ],
+)
+def test_a_wrong_option_is_said_before_anything_is_fitted(tmp_path, options, message):
+    def fitted(items, what):
+        raise AssertionError("a scorer was fitted")
+
+    with pytest.raises(InvalidInput, match=re.escape(message)):
+        fit(outcomes(300), tmp_path / "r", scorers=["length"], progress=fitted, **options)

@@ -148,6 +148,7 @@ def trained(options: TrainOptions) -> Controls:
     reward.check({name for row in (*rows, *held_out) for name in row})
     reward.check_references((*rows, *held_out))
     check(options, config)
+    reward.load()  # in training, an error of the reward would only be counted
     from pliant.experts.rewards import RewardWarning
 
     with quiet_libraries(RewardWarning):

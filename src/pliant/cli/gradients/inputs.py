@@ -14,7 +14,7 @@ from annotated_types import Ge
 
 from pliant.cli import terminal
 from pliant.cli.shared_options import RowOptions, Selection, TokenScore
-from pliant.cli.training_text import encode, read_data
+from pliant.cli.training_text import check_template, encode, read_data
 from pliant.options import Flag, from_texts, named_values
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def load_inputs(options: SelectiveOptions, device: str | None, seed: int) -> Inp
     from pliant.loading import load
 
     rows = read_data(options.data, "dev", QUESTIONS, options)
+    check_template(rows, options.model)
     model, tokenizer = load(options.model, dtype=options.dtype, device=device)
     pieces = encode(rows, model, tokenizer, options.length).pieces
     random.Random(seed).shuffle(pieces)

@@ -21,7 +21,7 @@ from pliant.routing.decision_rule import sweep
 from pliant.routing.fitting.evaluate import calibrated
 from pliant.routing.fitting.splits import add_hashes, learned_from
 from pliant.routing.goals.goal import Goal
-from pliant.routing.goals.thresholds import Threshold, check_unit, threshold, values_by_share
+from pliant.routing.goals.thresholds import Threshold, threshold, values_by_share
 from pliant.routing.live import drift
 from pliant.routing.metrics import calibration
 from pliant.routing.outcomes import Outcomes
@@ -62,7 +62,7 @@ def calibrate(
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
     calibration.kind_class(kind)
     file, scorer = router_file.open_router(folder)
-    check_unit(goal, file.unit)
+    goal.check_unit(file.unit)
     labelled = isinstance(labels, Outcomes)
     outcomes = labels if isinstance(labels, Outcomes) else _unlabelled(labels, file, goal)
     outcomes = outcomes.of_models(file.names)

@@ -41,7 +41,7 @@ from pliant.routing.fitting.splits import (
 )
 from pliant.routing.fitting.verdict import Verdict
 from pliant.routing.goals.goal import Goal
-from pliant.routing.goals.thresholds import Threshold, check_unit
+from pliant.routing.goals.thresholds import Threshold
 from pliant.routing.labels.label import JUDGE
 from pliant.routing.labels.table import BackendDescription
 from pliant.routing.metrics import calibration
@@ -143,7 +143,7 @@ def fit(
     if lam is not None and not 0 <= lam < math.inf:
         raise InvalidInput(f"lam={lam}: the price of a unit of cost must be 0 or more and finite")
     goal = goal or Goal.parse(GOAL)
-    check_unit(goal, outcomes.unit)
+    goal.check_unit(outcomes.unit)
     calibration.kind_class(calibrate_by)
     models = _models(outcomes, backends or {}, descriptions or {})
     folder = Path(out).expanduser()

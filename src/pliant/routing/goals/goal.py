@@ -91,6 +91,11 @@ class Goal:
             + "; ".join(f'"{example}"' for example in EXAMPLES)
         )
 
+    def check_unit(self, unit: str) -> None:
+        """Refuse a budget in another unit than that of the labels' costs."""
+        if self.kind == "cost" and self.unit != unit:
+            raise InvalidInput(f"{self}: the costs of these labels are in {unit}, not {self.unit}")
+
     def __str__(self) -> str:
         confidence = f", with {_percent(self.confidence)} confidence" if self.confidence else ""
         if self.kind == "share":

@@ -182,7 +182,7 @@ def threshold(
             return _at(goal, swept, float(steps.values[meets[steps.qualities[meets].argmax()]]))
         return _at(goal, swept, float(steps.values[meets[0]]))
     if goal.kind == "cost":
-        check_unit(goal, outcomes.unit)
+        goal.check_unit(outcomes.unit)
         (meets,) = np.nonzero(steps.costs <= goal.amount * (1 + 1e-9))
     else:
         (meets,) = np.nonzero(steps.shares <= goal.amount + 1e-12)
@@ -204,12 +204,6 @@ def values_by_share(swept: Sweep, steps: int) -> list[float]:
         at = int(within.argmax())
         values.append(float(swept.steps.values[at]) if within[at] >= 0 else math.inf)
     return values
-
-
-def check_unit(goal: Goal, unit: str) -> None:
-    """Refuse a budget in another unit than the labels' costs."""
-    if goal.kind == "cost" and goal.unit != unit:
-        raise InvalidInput(f"{goal}: the costs of these labels are in {unit}, not {goal.unit}")
 
 
 # --- choosing ------------------------------------------------------------------------------------

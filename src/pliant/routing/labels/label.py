@@ -10,6 +10,7 @@ answered, in the order of the prompts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -298,7 +299,7 @@ def _check_unit(unit: str, models: Sequence[Model]) -> None:
 
 
 def _check_name(out: Path) -> None:
-    if not out.name.endswith((".jsonl", ".jsonl.gz")) or out.is_dir():
+    if not re.fullmatch(r".+\.jsonl(\.gz)?", out.name) or out.is_dir():
         raise InvalidInput(f"{out}: the name of a label file ends in .jsonl or .jsonl.gz")
 
 
