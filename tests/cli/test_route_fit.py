@@ -134,7 +134,7 @@ def test_recipes_lead_from_labels_to_a_measured_router(tmp_path, capsys):
 
 def test_a_router_that_saves_nothing_is_shown_and_not_written(folder):
     """The length tells nothing here; the figures are shown, in JSON, too."""
-    outcomes(220, 1).write(folder / "fewer.jsonl")
+    outcomes(300, 1).write(folder / "fewer.jsonl")
     words = ["fit", "--labels", "fewer.jsonl", "--out", "useless", "--scorer", "length"]
     done = route(*words, cwd=folder)
     assert done.returncode == 2 and not (folder / "useless").exists()

@@ -183,19 +183,24 @@ def hull_area(cost: Floats, quality: Floats) -> float:
 
     The hull is the least concave curve above all points, level after its highest.
     """
-    low, high = cost[0], cost[-1]
-    hull: list[tuple[float, float]] = []
-    best = -np.inf
-    for i in np.lexsort((quality, cost)):
-        if cost[i] > high:  # more expensive than the strongest model alone
-            continue
-        x, y = float(max(cost[i], low)), float(max(best, quality[i]))
-        best = y
-        while hull and (hull[-1][0] == x or _below(hull, x, y)):
-            hull.pop()
-        hull.append((x, y))
-    x_, y_ = np.array(hull).T
-    return float(np.trapezoid(y_, x_))
+    order = np.lexsort((quality, cost))
+    order = order[cost[order] <= cost[-1]]  # not what costs more than the strongest model alone
+    along = np.maximum(cost[order], cost[0]).tolist()
+    best = np.maximum.accumulate(quality[order]).tolist()
+    xs: list[float] = []
+    ys: list[float] = []
+    for x, y in zip(along, best, strict=True):
+        # The last point goes if it lies on or under the line from the one before it to this one.
+        while xs and (
+            xs[-1] == x
+            or len(xs) > 1
+            and (ys[-1] - ys[-2]) * (x - xs[-2]) <= (y - ys[-2]) * (xs[-1] - xs[-2])
+        ):
+            xs.pop()
+            ys.pop()
+        xs.append(x)
+        ys.append(y)
+    return float(np.trapezoid(ys, xs))
 
 
 def blocks(predicted: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -203,11 +208,3 @@ def blocks(predicted: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     order = np.argsort(-predicted, kind="stable")
     along = predicted[order]
     return order, np.flatnonzero(np.concatenate([[True], along[1:] != along[:-1]]))
-
-
-def _below(hull: list[tuple[float, float]], x: float, y: float) -> bool:
-    """Whether the last point lies on or under the line from the one before it to (x, y)."""
-    if len(hull) < 2:
-        return False
-    (x0, y0), (x1, y1) = hull[-2], hull[-1]
-    return (y1 - y0) * (x - x0) <= (y - y0) * (x1 - x0)
