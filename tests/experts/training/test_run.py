@@ -266,7 +266,7 @@ def test_a_result_claims_no_more_than_its_rows_and_steps_bear() -> None:
     assert "raised the held-out reward from 0.200 to 0.700" in str(result(50, sure))
     assert "no more than chance may" in str(result(50, unsure))
     assert "raised" not in str(result(50, unsure))
-    assert "9 held-out rows are too few to tell" in str(result(9, sure))
+    assert "held-out rows: 9, too few to tell" in str(result(9, sure))
     cells = dict(map(tuple, result(50, sure).cells()))  # type: ignore[arg-type]
     assert cells["reward of sampled answers"] == "0.400; 5 steps: too few to tell whether it rose"
     assert not any("loss" in name for name in cells), "that of a policy says nothing"

@@ -57,7 +57,8 @@ class TrainingReport:
             lines.append(f"an epoch on top of that: {mean:.2f} s")
         lines += [f"{name}: {place.where} ({place.why})" for name, place in self.storage.items()]
         metrics = [f"{name} {value:.4f}" for name, value in self.evaluation.items()]
-        lines.append(", ".join([f"training loss {self.loss:.4f}", *metrics]))
+        evaluated = f"; evaluation: {', '.join(metrics)}" if metrics else ""
+        lines.append(f"mean training loss {self.loss:.4f}{evaluated}")
         return "\n".join([*lines, *([self.duplicates] if self.duplicates else [])])
 
 

@@ -74,8 +74,8 @@ class ExpertResult(TrainingResult):
         change = f"from {self.before.value:.3f} to {self.after.value:.3f}"
         if self.held_out < FEWEST_ROWS:
             return (
-                f"{trained}: {self.held_out} held-out rows are too few to tell what they changed "
-                f"(the reward went {change}){failed}"
+                f"{trained}; held-out rows: {self.held_out}, too few to tell what changed (the "
+                f"reward went {change}){failed}"
             )
         if not self.gain.excludes(0):
             return (

@@ -60,8 +60,8 @@ class RecoveryResult(TrainingResult):
 
     def __str__(self) -> str:
         sentence = (
-            f"{self.steps:,} steps on {self.trained:,} numbers ({self.train}) took the held-out "
-            f"loss from {self.before:.4f} to {self.after:.4f}"
+            f"{self.steps:,} {self.steps_word} on {self.trained:,} numbers ({self.train}) took the "
+            f"held-out loss from {self.before:.4f} to {self.after:.4f}"
         )
         if self.teacher is None:
             return sentence
