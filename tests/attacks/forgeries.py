@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.attacks import workplace
 from tests.attacks.judged import Tally, fault
 from tests.attacks.worker import Worker
 from tests.attacks.workplace import Workplace
@@ -51,6 +52,8 @@ MERGE = "expert merge ../ours/experts/words --out new"
 EXPORT = "export nano-s --adapters ../ours/gates --out new"
 RECOVER = """recover ../ours/model --teacher nano-s --data ../data/few.jsonl --length 32 --out new
 --set max_steps=1"""
+RESUME = f"{workplace.TRAIN} --resume"
+CLASSIFY = "expert classify --experts ../ours/experts --classifier ../ours/head 2+2"
 TARGETS = [
     Target("scorer/pliant.json", SCORE),
     Target("scorer/adapter-c29bff51904683f6.safetensors", SCORE),
@@ -73,6 +76,16 @@ TARGETS = [
     Target("experts/words/adapter_config.json", "expert list ../ours/experts"),
     Target("gates/pliant.json", EXPORT),
     Target("gates/adapter-63e367010f6fda2f.safetensors", EXPORT),
+    Target("labels.answers.jsonl", workplace.LABEL),
+    Target("labels.jsonl", workplace.LABEL),
+    Target("head/pliant.json", CLASSIFY),
+    Target("head/adapter-*.safetensors", CLASSIFY),
+    Target("run/pliant-train.json", RESUME),
+    Target("run/checkpoint-1/optimizer.pt", RESUME),
+    Target("run/checkpoint-1/scheduler.pt", RESUME),
+    Target("run/checkpoint-1/rng_state.pth", RESUME),
+    Target("run/checkpoint-1/trainer_state.json", RESUME),
+    Target("run/checkpoint-1/model.safetensors", RESUME),
     Target("model/config.json", "doctor ../ours/model"),
     Target("model/config.json", "importance ../ours/model --data ../data/notes.txt --tokens 40"),
     Target("model/model.safetensors", RECOVER),
@@ -116,6 +129,8 @@ def forgeries(path: Path) -> Iterator[tuple[str, bytes]]:
     yield "no UTF-8", b"\xff\xfe" + content
     if path.suffix == ".json":
         yield from _edited(json.loads(content))
+    if path.suffix == ".jsonl":
+        yield from _edited_line(content.splitlines(keepends=True))
     if path.suffix == ".safetensors":
         yield from _lying(content)
 
@@ -127,6 +142,14 @@ def _edited(content: Any) -> Iterator[tuple[str, bytes]]:
             _put(edited, where, value)
             name = "gone" if value is GONE else repr(value)[:30]
             yield f"{'.'.join(map(str, where))} = {name}", json.dumps(edited).encode()
+
+
+def _edited_line(lines: list[bytes]) -> Iterator[tuple[str, bytes]]:
+    for i, line in enumerate(lines):
+        yield f"line {i + 1} twice", b"".join([*lines, line])
+        yield f"line {i + 1} is gone", b"".join([*lines[:i], *lines[i + 1 :]])
+        for what, edited in _edited(json.loads(line)):
+            yield f"line {i + 1}: {what}", b"".join([*lines[:i], edited, b"\n", *lines[i + 1 :]])
 
 
 def _places(content: Any, start: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

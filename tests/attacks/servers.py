@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -39,6 +39,12 @@ STATUSES: Mapping[str, Scripted] = {
     "a reason of another shape": '{"choices": [{"message": {"content": "x"}, "finish_reason": 7}]}',
 }
 ASKING, LABELLING, JUDGING = "ask", "label", "judge"
+QUESTIONS = 8
+"""In the workplace's `questions.jsonl`."""
+REPLIES: Mapping[str, Callable[[str], Scripted]] = {
+    "answer": lambda text: json.dumps({"choices": [{"message": {"content": text}}]}),
+    "reason": lambda text: (500, {}, text),
+}
 LABEL = ["route", "label", "--prompts", "../data/few.jsonl", "--out", "new.jsonl"]
 LABEL += ["--tries", "1", "--concurrency", "1"]
 
@@ -84,20 +90,21 @@ def _asked(worker: Worker, place: Workplace, way: str, url: str) -> Done:
 def attack_keys(worker: Worker, place: Workplace) -> Tally:
     """A server repeats the key in every form: in an answer, and in the reason of a failure."""
     tally = Tally("API keys")
-    for name, form in FORMS.items():
-        repeated = form(KEY)
-        replies: dict[str, Scripted] = {
-            "answer": json.dumps({"choices": [{"message": {"content": repeated}}]}),
-            "reason": (500, {}, repeated),
-        }
-        for where, reply in replies.items():
-            before = place.state()
-            with chat_server([reply], wants_key=KEY) as server:
-                words = [*LABEL, "--model", f"far=openai:m@{server.url}", "--cost", "tokens"]
-                done = worker.run(words, place.cwd, environment={"OPENAI_API_KEY": KEY})
-            leaks = [name for name, text in _written(place.cwd, done) if _holds(text, repeated)]
-            problem = f"the key is in {', '.join(leaks)}" if leaks else None
-            tally.add(f"{name} ({where})", fault(done, place.reset(before)) or problem, done.code)
+    forms = [(where, name, form) for where in REPLIES for name, form in FORMS.items()]
+    repeats = [(f"{name} ({where})", form(KEY), where) for where, name, form in forms]
+    for start in range(0, len(repeats), QUESTIONS):
+        some = repeats[start : start + QUESTIONS]
+        before = place.state()
+        with chat_server([REPLIES[where](text) for _, text, where in some]) as server:
+            words = [*LABEL, "--model", f"far=openai:m@{server.url}", "--cost", "tokens"]
+            words[words.index("../data/few.jsonl")] = "../data/questions.jsonl"
+            done = worker.run(words, place.cwd, environment={"OPENAI_API_KEY": KEY})
+            sent = set(server.keys) == {f"Bearer {KEY}"}
+        written = list(_written(place.cwd, done))
+        problem = fault(done, place.reset(before)) or (None if sent else "the key was not sent")
+        for name, text, _ in some:
+            leaks = [where for where, content in written if _holds(content, text)]
+            tally.add(name, f"the key is in {', '.join(leaks)}" if leaks else problem, done.code)
     return tally
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from tests.attacks.attack import SMALL, attack
+from tests.attacks.command_lines import GOOD
 from tests.attacks.judged import fault
 from tests.attacks.worker import Done
 from tests.attacks.workplace import Workplace
+
+from pliant.cli import app
 
 
 def test_the_attack_in_small(tmp_path: Path) -> None:
@@ -21,6 +24,10 @@ def test_the_attack_in_small(tmp_path: Path) -> None:
     assert tried["API keys"] >= 30 and tried["kills"] == 10 and tried["forged files"] >= 25
     codes = tallies[0].codes
     assert codes[0] >= 10 and codes[2] >= 30, "the lines are neither all good nor all bad"
+
+
+def test_every_command_is_attacked() -> None:
+    assert set(GOOD) == set(app.names())
 
 
 @pytest.mark.parametrize(

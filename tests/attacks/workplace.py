@@ -26,6 +26,11 @@ from tests.routing.labels import outcomes
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0_1"
 GUARDED = ("data", "hostile", "theirs")
 MODELS = ("nano-s", "nano-l")
+LABEL = """route label --prompts ../data/few.jsonl --model nano-s --out ../ours/labels.jsonl
+--max-new-tokens 2"""
+TRAIN = """train lm --model nano-s --data ../data/few.jsonl --engine exact --length 64
+--out ../ours/run --set max_steps=2 --set save_steps=1 --set per_device_train_batch_size=2"""
+"""What made the labels and the run in `ours`."""
 State = dict[str, tuple[int, ...]]
 
 
@@ -294,6 +299,17 @@ def _ours(folder: Path, labels: Path) -> None:
     gates = attach(model, GateConfig(("layers",)))
     gates["layers", 1].data.zero_()
     gates.save_pretrained(folder / "gates")
+    heads = "expert classify --experts experts --data ../data/questions.jsonl --out head"
+    for words in (LABEL, TRAIN, heads):
+        done = pliant(*words.replace("../ours/", "").split(), cwd=folder)
+        assert done.returncode == 0, done.stderr
+    shutil.rmtree(folder / "run" / "checkpoint-2")  # as after a kill in the second step
+    record = folder / "run" / "pliant-train.json"
+    for path in (folder / "run").iterdir():
+        if path.is_file() and path != record:
+            path.unlink()
+    begun = json.loads(record.read_text())
+    record.write_text(json.dumps({k: v for k, v in begun.items() if k != "ended"}))
     model, tokenizer = nano.load("nano-s")
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
