@@ -1,6 +1,6 @@
-"""The README's table and picture of measured gains, drawn from the files in `results/`.
+"""The README's headline, table and picture of measured gains, drawn from the files in `results/`.
 
-    python -m benchmarks.gains        # prints the table, writes docs/images/gains.svg
+    python -m benchmarks.gains        # prints both, writes docs/images/gains.svg
 
 Nothing is measured here. Each row names its benchmark, its control and where the gain ends, and
 `tests/test_gains.py` compares the README with what this module makes of the results.
@@ -20,10 +20,13 @@ matplotlib.use("svg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
+from pliant.reports.palette import Role, colour
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 PICTURE = ROOT / "docs" / "images" / "gains.svg"
-OURS, CONTROL, BOUND = "#0b7285", "#868e96", "#ced4da"
+ROLES: tuple[Role, ...] = ("ours", "control", "bound", "rival")
+OURS, CONTROL, BOUND, TEXT = map(colour, ROLES)
 SPLIT = "unseen wording"
 STEPS = "vocabulary 8192, 8 x 256 tokens"
 
@@ -61,6 +64,32 @@ def gains() -> Iterator[Gain]:
     yield from _gradients()
     yield from _experts()
     yield from _real_model()
+
+
+def headline() -> str:
+    """The figure at the top of the README: the router of the picture, beside its controls."""
+    measured = figures("quality_cost")
+    text, ours = measured["text"], measured
+    small, large = measured["right"].values()
+    cheap = measured["lines"]["random"][0][0]
+    chance = small + (text["cost"] - cheap) / (1 - cheap) * (large - small)
+    behind = {name: -100 * measured[AHEAD][name] for name in ("value", "low", "high")}
+    return (
+        f"**Measured:** asked for \"{measured['goal']}\", a router between the two tiny models that "
+        f"come with the package keeps {_kept(text)} of it at {text['cost']:.0%} of the cost, where "
+        f"chance keeps {chance / large:.0%}. It reads the text alone. One that reads each prompt "
+        f"with the small model keeps {_kept(ours)} at {ours['cost']:.0%}, scoring included: at equal "
+        f"cost it is right {behind['value']:.1f} [{behind['high']:.1f}, {behind['low']:.1f}] points "
+        "less often."
+    )
+
+
+AHEAD = "ahead_of_text_at_equal_cost"
+
+
+def _kept(routed: Mapping[str, Any]) -> str:
+    kept = routed["of_large"]
+    return f"{kept['value']:.0%} [{100 * kept['low']:.0f}, {100 * kept['high']:.0f}]"
 
 
 def _experts() -> Iterator[Gain]:
@@ -341,7 +370,7 @@ def _number(text: str) -> float:
 
 
 def draw(path: Path = PICTURE) -> Path:
-    """Two panels: what a router recovers, and what a training step costs."""
+    """Two panels: what a router gets for its cost, and what a training step costs."""
     settings = {"svg.hashsalt": "pliant", "font.size": 9, "svg.fonttype": "none"}
     with matplotlib.rc_context(settings):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
@@ -364,27 +393,33 @@ ROUTERS = {
     "linear probe": "probe",
     "Pliant's [CPX] scorer": "cpx",
 }
+LINES = {
+    "perfect": ("perfect routing", BOUND, "--"),
+    "[CPX] router": ("Pliant's [CPX] scorer", OURS, "-"),
+    "text": ("a scorer of the text alone", TEXT, "-"),
+    "random": ("chance", CONTROL, ":"),
+}
 
 
 def _draw_routing(axes: Axes) -> None:
-    measured = figures("routing_nano")[SPLIT]
-    for row, (label, kind) in enumerate(ROUTERS.items()):
-        band = measured["apgr"][kind]
-        colour = OURS if kind == "cpx" else CONTROL
-        axes.plot([band["low"], band["high"]], [row, row], color=colour, linewidth=2)
-        axes.plot(band["value"], row, "o", color=colour)
-        axes.annotate(label, (band["low"] - 0.012, row), ha="right", va="center", color=colour)
-    axes.axvline(measured["oracle"], color=BOUND, linestyle="--")
-    axes.annotate(
-        "perfect\nrouting", (measured["oracle"] - 0.01, 0), ha="right", va="center", color=CONTROL
-    )
-    axes.set(xlim=(0.2, 1.0), yticks=[], title="Which model answers: two tiny models")
-    axes.set_xlabel("share of the large model's advantage recovered (APGR, 95 %)")
+    """Quality against cost, scoring counted, from the small model alone to the large one."""
+    measured = figures("quality_cost")
+    for name, (label, shade, style) in LINES.items():
+        cost, quality = zip(*measured["lines"][name], strict=True)
+        axes.plot(cost, quality, style, color=shade, label=label, linewidth=1.8)
+    axes.plot(measured["cost"], measured["accuracy"], "o", color=OURS)
+    for model, at in zip(measured["right"], (0, -1), strict=True):
+        end = measured["lines"]["random"][at]
+        axes.plot(*end, "o", color="black", markersize=4)
+        axes.annotate(model, end, (4, -13), textcoords="offset points", ha="center")
+    axes.legend(loc="lower right", frameon=False)
+    axes.set(xlim=(0, 1.25), ylim=(0, 1), title="Which model answers: two tiny models")
+    axes.set(xlabel="cost, scoring included (1 = always nano-l)", ylabel="share of right answers")
 
 
 STEP_LABELS = {
     "standard": ("every token", (-6, -12), "right"),
-    "a quarter of the sequences": ("a quarter of the sequences", (12, 8), "center"),
+    "a quarter of the sequences": ("a quarter of the sequences", (0, -14), "center"),
     "CGGRModel": ("cggr's CGGRModel", (7, 4), "left"),
     "CGGRLoss": ("cggr's CGGRLoss", (-6, 6), "right"),
     "sparse .25": ("Pliant, a quarter of the tokens", (8, -3), "left"),
@@ -406,5 +441,5 @@ def _draw_steps(axes: Axes) -> None:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(f"{headline()}\n\n{table()}")
     print(f"wrote {draw().relative_to(ROOT)}")
