@@ -74,13 +74,13 @@ def headline() -> str:
     cheap = measured["lines"]["random"][0][0]
     chance = small + (text["cost"] - cheap) / (1 - cheap) * (large - small)
     behind = {name: -100 * measured[AHEAD][name] for name in ("value", "low", "high")}
+    points = f"{behind['value']:.1f} [{behind['high']:.1f}, {behind['low']:.1f}] points"
     return (
-        f"**Measured:** asked for \"{measured['goal']}\", a router between the two tiny models that "
-        f"come with the package keeps {_kept(text)} of it at {text['cost']:.0%} of the cost, where "
-        f"chance keeps {chance / large:.0%}. It reads the text alone. One that reads each prompt "
-        f"with the small model keeps {_kept(ours)} at {ours['cost']:.0%}, scoring included: at equal "
-        f"cost it is right {behind['value']:.1f} [{behind['high']:.1f}, {behind['low']:.1f}] points "
-        "less often."
+        f'**Measured:** asked for "{measured["goal"]}", a router between the two tiny models '
+        f"that come with the package keeps {_kept(text)} of it at {text['cost']:.0%} of the cost, "
+        f"where chance keeps {chance / large:.0%}. It reads the text alone. One that reads each "
+        f"prompt with the small model keeps {_kept(ours)} at {ours['cost']:.0%}, scoring included: "
+        f"at equal cost it is right {points} less often."
     )
 
 

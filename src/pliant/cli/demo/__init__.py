@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -112,7 +113,22 @@ def _chapters(options: DemoOptions) -> Iterator[Chapter]:
     _announce(f"Five chapters on two embedded models: about {size.minutes} on two cores.")
     if options.steps is not None:
         size = replace(size, race_steps=options.steps)
-    yield from _embedded(options, size)
+    with _one_thread():
+        yield from _embedded(options, size)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """More gain nothing with models this small, and on a busy machine they wait for each other. With
+    one, no sum depends on the number of cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _embedded(options: DemoOptions, size: Size) -> Iterator[Chapter]:

@@ -263,11 +263,12 @@ def _probabilities(measured: Measured) -> list[Section]:
     for each in calibration:
         x = f"predicted P({brief(each.model)} is right)"
         picture = plots.reliability(each.bins, x, "share that was right")
-        pictures.append((picture, f"{each.model}: predicted, and what was so."))
+        pictures.append((picture, f"{each.model}: predicted and observed."))
     sentences = [
-        "ECE is the mean distance between what is predicted and what is so (debiased; a constant "
-        "can have none, and tells nothing). Brier is the mean squared error; skill is the part of "
-        "the constant's that is gone. The bars below show how many predictions lie where."
+        "ECE is the mean distance between predicted and observed shares (debiased; a constant "
+        "prediction can have none, though it tells nothing about a prompt). Brier is the mean "
+        "squared error; skill is the part of a constant's error that is gone. The bars below each "
+        "curve count its prompts."
     ]
     table = tables.probabilities(measured.evaluation)
     shown = [Section("Probabilities", sentences, [table], pictures)]
