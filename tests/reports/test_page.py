@@ -126,6 +126,8 @@ def test_the_top_of_a_page_is_its_verdict_its_figures_and_its_contents():
     assert f"Pliant {pliant.__version__} · seed 7 · " in footer and "CPU core" in footer
     assert platform.node() not in footer
     assert "<nav" not in render("t", [SECTION])
+    again = Section("s", ["Saves 3 %.", "And more."])
+    assert render("t", [again], Top(verdict)).count("Saves 3 %.") == 1
 
 
 def test_rows_after_the_first_are_folded():

@@ -82,7 +82,8 @@ def write(path: Path, title: str, sections: Sequence[Section], top: Top | None =
 def render(title: str, sections: Sequence[Section], top: Top | None = None) -> str:
     top = top or Top()
     sections = [section for section in sections if section != Section(section.title)]
-    body = "\n".join(_section(section, i) for i, section in enumerate(sections, start=1))
+    said = "" if top.verdict is None else top.verdict.sentence  # at the top, and not again
+    body = "\n".join(_section(section, i, said) for i, section in enumerate(sections, start=1))
     return f"""{START}
 <html lang="en">
 <head>
@@ -145,9 +146,9 @@ def _footer(seed: int | None) -> str:
     return f"<footer>{escape(' · '.join(parts))} · {datetime.date.today()}</footer>"
 
 
-def _section(section: Section, number: int) -> str:
+def _section(section: Section, number: int, said: str) -> str:
     parts = [f'<h2 id="section-{number}">{escape(section.title)}</h2>']
-    parts += [f"<p>{escape(sentence)}</p>" for sentence in section.sentences]
+    parts += [f"<p>{escape(each)}</p>" for each in section.sentences if each != said]
     parts += [_picture(svg, caption) for svg, caption in section.pictures]
     parts += [_table(table) for table in section.tables]
     parts += [text.html() for text in section.texts]

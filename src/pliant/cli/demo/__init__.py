@@ -103,7 +103,7 @@ def _print(number: int, section: Section) -> None:
 
 
 def _chapters(options: DemoOptions) -> Iterator[Chapter]:
-    """Each chapter as soon as it is measured: its results for JSON, what is shown, its figures."""
+    """Each chapter as soon as it is measured: results for JSON, what is shown, its figures."""
     if options.real:
         yield from _real(options)
         return
@@ -119,8 +119,10 @@ def _chapters(options: DemoOptions) -> Iterator[Chapter]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """More gain nothing with models this small, and on a busy machine they wait for each other. With
-    one, no sum depends on the number of cores."""
+    """More gain nothing with models this small, and wait for each other on a busy machine.
+
+    With one, no sum depends on the number of cores.
+    """
     import torch
 
     threads = torch.get_num_threads()

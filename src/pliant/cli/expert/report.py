@@ -41,7 +41,7 @@ def _top(folder: Path, controls: Controls) -> Top:
         KeyFigure("gain, paired", f"{result.gain.value:+.3f}", _interval(result.gain)),
         KeyFigure("trained numbers", f"{result.trained:,}", f"{result.steps:,} steps"),
     ]
-    action = f"Ask it: pliant expert ask --experts {folder.name}. Other tasks may have suffered."
+    action = f"Ask it: pliant expert ask --experts {folder.parent}. Other tasks may have suffered."
     if not ahead:
         action = "Not shown to be better than the base: more steps, or an easier reward."
     kind: Literal["good", "bad"] = "good" if ahead else "bad"
