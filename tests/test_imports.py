@@ -110,6 +110,7 @@ LAYERS = {
     ],
     "training": [
         {"run"},
+        {"folder", "result"},
         {"arguments", "checkpoint", "distributed", "terminal", "texts"},
     ],
     "verify": [

@@ -20,7 +20,9 @@ from pliant.files import unfinished_name
 from pliant.training import AdapterCheckpoint
 from pliant.training.arguments import training_arguments
 from pliant.training.checkpoint import last_complete, mark_complete
-from pliant.training.run import RECORD, TrainingResult, TrainingRun, ends_of, read_record
+from pliant.training.folder import RECORD, read_record
+from pliant.training.result import TrainingResult, ends_of
+from pliant.training.run import TrainingRun
 
 PLAN: dict[str, Any] = {
     "model": "nano-s",

@@ -194,7 +194,7 @@ def check(options: RecoverOptions, config: RecoveryConfig, settings: dict[str, s
     """Refuse what cannot be done before a model is loaded."""
     from pliant.loading import load_config, load_tokenizer
     from pliant.structure import recovery
-    from pliant.training.run import check_folder
+    from pliant.training.folder import check_folder
 
     recovery.check_engine(config, engine_of(options))
     gated = options.adapters is not None

@@ -20,13 +20,9 @@ from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import OFF, Gradients
 from pliant.gradients.training import PREFIX, attached_to, make_selective
 from pliant.training.arguments import training_arguments
-from pliant.training.run import (
-    TrainingResult,
-    TrainingRun,
-    read_record,
-    save_stock_model,
-    with_lora,
-)
+from pliant.training.folder import read_record
+from pliant.training.result import TrainingResult
+from pliant.training.run import TrainingRun, save_stock_model, with_lora
 from pliant.training.terminal import Say, print_to_stderr
 from pliant.training.texts import Texts
 

@@ -16,9 +16,8 @@ import os
 import shutil
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,17 +31,25 @@ from transformers import (
 
 from pliant import __version__
 from pliant.errors import InvalidInput, PliantError
-from pliant.files import check_writable, leftovers, write_file
+from pliant.files import write_file
 from pliant.training.arguments import one_line, refuse_tokens
 from pliant.training.checkpoint import (
     TRAINER_STATE,
     CompleteCheckpoint,
-    checkpoints,
     last_complete,
     remove_incomplete,
     restore_adapters,
 )
 from pliant.training.distributed import from_first_process
+from pliant.training.folder import (
+    RECORD,
+    check_folder,
+    has_begun,
+    how_it_resumes,
+    lock,
+    refuse_another_plan,
+)
+from pliant.training.result import TrainingResult, ends_of
 from pliant.training.terminal import (
     Describe,
     ProgressReport,
@@ -52,93 +59,10 @@ from pliant.training.terminal import (
 )
 
 T = TypeVar("T", bound=Trainer)
-RECORD = "pliant-train.json"
 UNFINISHED = ".model.unfinished"
-LOCK = ".pliant-train.lock"
-UNBEGUN = {RECORD, LOCK, "runs", "log.jsonl"}
-"""What is in a run's folder before its first checkpoint: its record, and logs."""
 LORA = "lora"
-OF_THE_MACHINE = {"use_cpu", "report_to", "run_name", "project"}
-"""Settings that change no loss beyond rounding: a resumed run may change them."""
-FEWEST_STEPS = 10
-"""Single steps differ too much: where a run began and ended is a mean over at least so many."""
 CONFLICTS = (ValueError, ImportError, RuntimeError)
 """What transformers raises for settings that exclude each other."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a run came to; the seconds are those since it was resumed."""
-
-    steps: int
-    first_loss: float
-    """As logged first, a mean over `logging_steps`; and last."""
-    last_loss: float
-    losses: tuple[float, float] | None
-    """The means over the first and over the last steps, at least `FEWEST_STEPS` each; None if there
-    were too few to tell whether the loss fell."""
-    eval_loss: float | None
-    seconds: float
-    resumed_at: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        if self.losses is None:
-            return f"{self.steps} {self.steps_word}: too few to tell whether the loss fell"
-        first, last = self.losses
-        return f"{self.steps} steps took the loss from {first:.4f} to {last:.4f}"
-
-    @property
-    def steps_word(self) -> str:
-        return "step" if self.steps == 1 else "steps"
-
-    def cells(self) -> list[list[str]]:
-        """The rows of the final table: what, and how much."""
-        resumed = f" (from {self.resumed_at} on)" if self.resumed_at else ""
-        evaluated = [] if self.eval_loss is None else [f"{self.eval_loss:.4f}"]
-        return [
-            ["steps", f"{self.steps}{resumed}"],
-            *self.loss_cells(),
-            *(["loss on evaluation data", loss] for loss in evaluated),
-            ["seconds", f"{self.seconds:.1f}"],
-        ]
-
-    def loss_cells(self) -> list[list[str]]:
-        """Where the loss began and ended, if there were enough steps to tell."""
-        if self.losses is None:
-            missing = f"{self.steps} {self.steps_word}: too few to tell whether it fell"
-            return [["loss", f"{self.last_loss:.4f}; {missing}"]]
-        first, last = self.losses
-        return [["loss of the first steps", f"{first:.4f}"], ["of the last", f"{last:.4f}"]]
-
-
-def ends_of(
-    history: Sequence[Mapping[str, Any]], key: str, fewest: int = FEWEST_STEPS
-) -> tuple[float, float] | None:
-    """The means of what was logged over the first and over the last steps, `fewest` or more each;
-    None if these would overlap.
-
-    What is logged is the mean since the log before it.
-    """
-    logs = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
-    starts = [0, *(step for step, _ in logs)]
-    spans = [(step - start, value) for start, (step, value) in zip(starts, logs, strict=False)]
-    first, last = _span_mean(spans, fewest), _span_mean(spans[::-1], fewest)
-    if first is None or last is None or first[0] + last[0] > len(spans):
-        return None
-    return first[1], last[1]
-
-
-def _span_mean(spans: Sequence[tuple[int, float]], fewest: int) -> tuple[int, float] | None:
-    """How many of the first spans cover so many steps, and the mean over them."""
-    covered, total = 0, 0.0
-    for count, (steps, value) in enumerate(spans, start=1):
-        covered, total = covered + steps, total + steps * value
-        if covered >= fewest:
-            return count, total / covered
-    return None
 
 
 class TrainingRun:
@@ -237,17 +161,17 @@ class TrainingRun:
         record = check_folder(self.folder, resume, shared=shared)
         begun = has_begun(self.folder, shared=shared) or "ended" in (record or {})
         if record is not None and resume and begun:
-            _refuse_another_plan(self.folder, record["plan"], self.record["plan"])
+            refuse_another_plan(self.folder, record["plan"], self.record["plan"])
             self.record = {**record, "plan": self.record["plan"]}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._release = weakref.finalize(self, _locked(self.folder))
+        self._release = weakref.finalize(self, lock(self.folder))
         if record is not None and resume and begun:
             for name in remove_incomplete(self.folder):
                 self.say(f"{name} was not finished when the run ended: it is left out")
         self.note()
         checkpoint = last_complete(self.folder) if resume else None
         if resume:
-            self.say(_how_it_resumes(self.folder, record, checkpoint))
+            self.say(how_it_resumes(self.folder, record, checkpoint))
         return checkpoint
 
     @contextmanager
@@ -276,101 +200,6 @@ class TrainingRun:
         restore_adapters(trainer.model, source)
         trainer.state = state
         return True
-
-
-def _locked(folder: Path) -> Callable[[], None]:
-    """Lock a folder, unless another training is at work in it: the two would mix their checkpoints.
-    Returns what unlocks it; the end of the process does, too."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return lambda: None
-    path = folder / LOCK
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise InvalidInput(
-            f"{folder}: another training is at work in it: wait for its end, or give another folder"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-
-    def release() -> None:
-        path.unlink(missing_ok=True)
-        os.close(handle)
-
-    return release
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """What `pliant-train.json` holds, if there is one."""
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-        assert isinstance(content["plan"], dict)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InvalidInput(f"{path}: damaged; give another folder") from error
-    return dict(content)
-
-
-def check_folder(folder: Path, resume: bool, *, shared: bool = False) -> dict[str, Any] | None:
-    """Refuse a folder that no run may begin or resume in; returns the record of its run."""
-    check_writable(folder)
-    record = read_record(folder)
-    if record is None and not shared:
-        _refuse_other_files(folder)
-    if not resume and has_begun(folder, shared=shared) and (record is not None or shared):
-        raise InvalidInput(f"{folder}: holds a run already: add --resume, or give another folder")
-    return record
-
-
-def has_begun(folder: Path, *, shared: bool = False) -> bool:
-    """Whether a run in this folder got so far that something would be lost. Killed before its first
-    checkpoint, or refused for its settings, it leaves its record and logs alone."""
-    if shared or not folder.is_dir():
-        return bool(checkpoints(folder))
-    return any(path.name not in UNBEGUN for path in _contents(folder))
-
-
-def _contents(folder: Path) -> set[Path]:
-    """Without a record that a kill left unfinished."""
-    return set(folder.iterdir()) - set(leftovers(folder / RECORD))
-
-
-def _how_it_resumes(folder: Path, record: Any, checkpoint: Path | None) -> str:
-    if checkpoint is not None:
-        return f"resuming from {checkpoint.name}"
-    if record is None:
-        return f"{folder} holds no run yet: starting one"
-    return "no checkpoint yet: starting again"
-
-
-def _refuse_other_files(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InvalidInput(f"{folder} is a file: give a folder")
-    if folder.is_dir() and _contents(folder):
-        what = "checkpoints of another training" if checkpoints(folder) else "something else"
-        raise InvalidInput(f"{folder}: is not empty (it holds {what}): give another folder")
-
-
-def _refuse_another_plan(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for key, value in before.items():
-        if now.get(key) == value or key == "data":
-            continue
-        if isinstance(value, dict) and isinstance(now.get(key), dict):
-            names = {k for k in value.keys() | now[key].keys() if value.get(k) != now[key].get(k)}
-            if key == "settings" and names <= OF_THE_MACHINE:
-                continue
-            key = f"{key} ({', '.join(sorted(names))})"
-        what = "other data" if key == "content" else f"another {key}"
-        raise InvalidInput(
-            f"{folder}: this run was begun with {what}: resume it as it was begun, or give "
-            "another folder"
-        )
 
 
 # --- the model -----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from pliant.structure import (
     recover,
 )
 from pliant.structure.recovery import split
-from pliant.training.run import RECORD
+from pliant.training.folder import RECORD
 from pliant.training.texts import Texts, texts
 
 SETTINGS = {

@@ -180,7 +180,7 @@ def check(options: TrainOptions, config: ExpertTrainingConfig) -> None:
     """Refuse what cannot be done before a model is loaded."""
     from pliant.loading import load_config
     from pliant.reports.page import check_writable
-    from pliant.training.run import check_folder
+    from pliant.training.folder import check_folder
 
     if options.report is not None:
         check_writable(options.report)

@@ -40,7 +40,8 @@ from pliant.complexity.training.trainer import CPXTrainer
 from pliant.data import read_prompts
 from pliant.errors import InvalidInput
 from pliant.training.arguments import check_reporters
-from pliant.training.run import TrainingRun, read_record
+from pliant.training.folder import read_record
+from pliant.training.run import TrainingRun
 from pliant.training.terminal import print_to_stderr
 
 OUTSIDE_THE_PLAN = (

@@ -32,7 +32,7 @@ from pliant.experts.training.run import (
 from pliant.experts.training.task import Task, encode, hold_out
 from pliant.experts.training.trainer import RewardFunction, SafeReward
 from pliant.stats import Band, bootstrap, paired
-from pliant.training.run import check_folder
+from pliant.training.folder import check_folder
 from pliant.training.terminal import Say, print_to_stderr
 
 BASE, EXPERT, LORA = "base", "expert", "lora"

@@ -32,7 +32,8 @@ from pliant.experts.training.config import ExpertTrainingConfig
 from pliant.experts.training.task import Task, encode, hold_out
 from pliant.experts.training.trainer import TRAINERS, RewardFunction, SafeReward
 from pliant.stats import Band, bootstrap, paired
-from pliant.training.run import TrainingResult, TrainingRun, ends_of
+from pliant.training.result import TrainingResult, ends_of
+from pliant.training.run import TrainingRun
 from pliant.training.terminal import Say, print_to_stderr
 
 FEWEST_ROWS = 10

@@ -20,7 +20,9 @@ from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.structure.calibration import perplexity
 from pliant.structure.recovery.config import RecoveryConfig
 from pliant.structure.recovery.trainer import RecoveryTrainer, Teacher
-from pliant.training.run import TrainingResult, TrainingRun, check_folder, has_begun
+from pliant.training.folder import check_folder, has_begun
+from pliant.training.result import TrainingResult
+from pliant.training.run import TrainingRun
 from pliant.training.terminal import Say
 from pliant.training.texts import Texts
 
