@@ -1,4 +1,4 @@
-"""Kills at any moment: nothing is lost, and the same command goes on or says what to do."""
+"""Kills and Ctrl-C at any moment: nothing is lost, and the command goes on or says what to do."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ JOBS = {
 
 
 def attack(worker: Worker, place: Workplace, count: int, seed: int = 0) -> Tally:
-    """Kill each job in turn, at a random share of the time that it takes."""
+    """End each job in turn, at a random share of the time that it takes: by a kill in the first
+    round, by Ctrl-C in the second, and so on."""
     tally, draw = Tally("kills"), random.Random(seed)
     takes: dict[str, float] = {}
     for i in range(count):
@@ -71,17 +72,22 @@ def attack(worker: Worker, place: Workplace, count: int, seed: int = 0) -> Tally
             place.reset(before)
             before = place.state()
         moment = draw.random() * takes[name]
-        problem = _killed(JOBS[name], worker, place, moment)
+        by_kill = i // len(JOBS) % 2 == 0
+        problem = _ended(JOBS[name], worker, place, moment, by_kill)
         harmed = place.reset(before)
         problem = f"changed {harmed}" if harmed else problem
-        tally.add(f"{name}, killed after {moment:.2f} of {takes[name]:.2f} s", problem)
+        how = "killed" if by_kill else "interrupted"
+        tally.add(f"{name}, {how} after {moment:.2f} of {takes[name]:.2f} s", problem)
     return tally
 
 
-def _killed(job: Job, worker: Worker, place: Workplace, moment: float) -> str | None:
+def _ended(job: Job, worker: Worker, place: Workplace, moment: float, by_kill: bool) -> str | None:
     words = job.words.split()
-    killed = worker.run(words, place.cwd, kill_after=moment)
-    if killed.code not in (0, -signal.SIGKILL):
+    if by_kill:
+        killed = worker.run(words, place.cwd, kill_after=moment)
+    else:
+        killed = worker.run(words, place.cwd, limit=moment)
+    if killed.code not in (0, -signal.SIGKILL if by_kill else 130):
         return f"the first run: {fault(killed) or killed.stderr[-300:]}"
     rows = _rows(place.cwd)
     if problem := _damage(job, place.cwd):

@@ -578,3 +578,26 @@ def test_a_key_that_is_none_is_refused_unseen(
     printed = capsys.readouterr().err
     assert complaint in printed and "secret" not in printed
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("answers", 7), ("answers", []), ("answers", [None]), ("used", "x"), ("cut", "1")],
+)
+def test_answers_that_somebody_has_edited_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: Any
+) -> None:
+    prompts = write(tmp_path / "questions.jsonl", {"prompt": "2+2", "answer": "4"})
+    with chat_server() as server:
+        asked = far(server)
+        assert label(prompts, tmp_path / "labels.jsonl", *asked) == 0
+        journal = journal_of(tmp_path / "labels.jsonl")
+        rows = [json.loads(line) for line in journal.read_text().splitlines()]
+        rows[-1][field] = value
+        write(journal, *rows)
+        before = journal.read_bytes()
+        capsys.readouterr()
+        assert label(prompts, tmp_path / "labels.jsonl", *asked) == 2
+    complained = capsys.readouterr().err
+    assert f"{journal}, 'answer of far to " in complained and "bug" not in complained
+    assert journal.read_bytes() == before

@@ -22,6 +22,7 @@ from pliant.errors import InvalidInput
 from pliant.routing.backends import Answers, Result, Settings, Used
 from pliant.routing.labels.grading import Grader
 from pliant.routing.labels.table import (
+    ANSWER,
     BackendDescription,
     Columns,
     LabelTable,
@@ -262,7 +263,7 @@ def _check_settings(journal: Journal, settings: Settings, models: Sequence[Model
     stored = journal.rows()
     before = {row["key"]: row for row in stored if row["key"].startswith("how ")}
     answers = [row["key"] for row in stored if _is_answer(row)]
-    stated: list[tuple[str, Row]] = [("answer of ", {"key": ALL, **now})]
+    stated: list[tuple[str, Row]] = [(ANSWER, {"key": ALL, **now})]
     stated += [
         (answer_key(m, ""), {"key": f"how {m.name} was asked", **_how_asked(m)}) for m in models
     ]
@@ -285,7 +286,7 @@ def _how_asked(model: Model) -> Row:
 
 
 def _is_answer(row: Row) -> bool:
-    return str(row["key"]).startswith("answer of ")
+    return str(row["key"]).startswith(ANSWER)
 
 
 def _check_unit(unit: str, models: Sequence[Model]) -> None:

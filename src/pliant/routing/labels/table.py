@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pliant.data import Journal, Row
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, check_whole
 from pliant.routing.backends import Answers, Backend, ModelSpec, Price, PromptFormat, Used
 from pliant.routing.labels.grading import Grader, ToGrade
 from pliant.routing.prompts import digest, messages, text_of
+
+ANSWER = "answer of "
+"""How the keys of a journal's answers begin."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ class LabelTable:
         self._answered: list[tuple[str, Row, dict[str, Row]]] = []
         """For each prompt that all models answered: digest, row, and the answers by model."""
         stored = {row["key"]: row for row in journal.rows()}
+        for row in stored.values():
+            _check_answers(row, journal)
         for row in prompts:
             try:
                 key = digest(row[columns.prompt])
@@ -180,7 +185,7 @@ class LabelTable:
 
 
 def answer_key(model: Model, prompt: str) -> str:
-    return f"answer of {model.name} to {prompt}"
+    return f"{ANSWER}{model.name} to {prompt}"
 
 
 def answer_row(model: Model, prompt: str, answers: Answers) -> Row:
@@ -191,6 +196,20 @@ def answer_row(model: Model, prompt: str, answers: Answers) -> Row:
         "used": answers.used.as_dict(),
         "cut": answers.truncated,
     }
+
+
+def _check_answers(row: Row, journal: Journal) -> None:
+    """Refuse answers that somebody has edited so that they are none."""
+    if not str(row["key"]).startswith(ANSWER):
+        return
+    texts, cut = row.get("answers"), row.get("cut")
+    try:
+        if not (isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts)):
+            raise InvalidInput(f"answers = {texts!r}: give a list of texts")
+        check_whole("cut", cut, 0)
+        Used.from_dict(row.get("used"))
+    except InvalidInput as error:
+        raise InvalidInput(f"{journal.path}, {row['key']!r}: {error}") from None
 
 
 def used_by(model: Model, answers: Row) -> Used:
