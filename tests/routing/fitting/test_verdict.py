@@ -13,8 +13,9 @@ from tests.routing.minimal_scorer import content
 from pliant.routing import router_file
 from pliant.routing.fitting.evaluate import measure
 from pliant.routing.fitting.evaluation import Evaluation
+from pliant.routing.fitting.ladder import continued_by
 from pliant.routing.fitting.verdict import Verdict
-from pliant.routing.scorers import Predictions
+from pliant.routing.scorers import Predictions, make
 from pliant.stats import Band
 
 PAYS = Verdict(
@@ -76,3 +77,18 @@ def test_the_chosen_point_lies_on_the_router_s_own_curve_and_scoring_is_in_both(
         assert verdict.saved == pytest.approx(1 - routed.of_strong_cost.value)
         again = Evaluation.from_dict(json.loads(json.dumps(evaluation.as_dict(), allow_nan=False)))
         assert again.verdict == verdict and again.costs == evaluation.costs
+
+
+def test_answers_that_continue_from_the_scorer_s_prefill_pay_nothing_for_it() -> None:
+    local = {"small": "nano-s", "large": "nano-l"}
+    assert continued_by(make("cpx", base="nano-s"), local) == "small"
+    assert continued_by(make("cpx", base="nano-s"), {"large": "nano-l"}) is None
+    assert continued_by(make("probe", base="nano-s"), local) is None
+    labels = replace(outcomes(400, 3), models=("nano-s", "nano-l"))
+    gain = np.stack([np.zeros(400), labels.gain / 2], axis=1)
+    scorer = {"kind": "letters", "cost": 0.25, "continued_by": "nano-s"}
+    file = router_file.make(**content(scorer=scorer))
+    evaluation = measure(file, Predictions(None, gain), labels, {})
+    share, cost = evaluation.routed.share, evaluation.routed.cost.value
+    assert file.scoring == (0, 0.25) and cost == pytest.approx(1.25 * share)
+    assert evaluation.report.curve.cost[0] == 0 and evaluation.report.curve.cost[-1] == 1.25
