@@ -419,7 +419,7 @@ def _draw_routing(axes: Axes) -> None:
 
 STEP_LABELS = {
     "standard": ("every token", (-6, -12), "right"),
-    "a quarter of the sequences": ("a quarter of the sequences", (0, -14), "center"),
+    "a quarter of the sequences": ("a quarter of\nthe sequences", (0, 7), "center"),
     "CGGRModel": ("cggr's CGGRModel", (7, 4), "left"),
     "CGGRLoss": ("cggr's CGGRLoss", (-6, 6), "right"),
     "sparse .25": ("Pliant, a quarter of the tokens", (8, -3), "left"),
