@@ -39,6 +39,15 @@ def test_every_option_stands_once_under_a_heading(
             assert len(re.findall(first, text, re.M)) == 1, option.name
 
 
+def test_a_field_may_name_another_heading_than_its_name_does() -> None:
+    """Rows are what a command reads, and of a scorer the number of [CPX] positions."""
+    headings = {}
+    for command in ("train lm", "train scorer"):
+        (rows,) = (o for o in options.of(app.command_function(command)) if o.name == "rows")
+        headings[command] = flags.heading(rows)
+    assert headings == {"train lm": "Input", "train scorer": "Method"}
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("route")])
 def test_every_default_and_choice_is_shown(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
