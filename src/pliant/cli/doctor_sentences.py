@@ -28,7 +28,7 @@ NEEDED = (
     "prefixes",
 )
 """The questions whose answers make the sentences. Those that train an expert take too long: without
-them, the sentence on experts is about the structure alone."""
+them, the sentence on experts says what is likely from the structure alone."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Statement:
     """Whether one thing can be done, and what is known of it."""
 
     subject: str
-    answer: Literal["yes", "partly", "no"]
+    answer: Literal["yes", "likely", "partly", "no"]
     sentence: str
 
     def __str__(self) -> str:
@@ -136,15 +136,15 @@ def _experts(findings: Mapping[str, Finding], model: str, about: Examination) ->
     octets = next(e.bytes for e in about.estimates if e.what == "one expert on every projection")
     rows = findings.get("expert rows")
     if rows is None:
-        tried = "By its structure, it can have some: --all tries that on a tiny copy."
+        tried = "Its projections can have some: --all tries that on a tiny copy."
     elif rows.ok:
         tried = "Each prompt of a batch can have its own."
     else:
         tried = f"All prompts of a batch have the same: {_ended(rows.reason)}"
     return Statement(
         SUBJECTS[3],
-        "yes" if rows is None or rows.ok else "partly",
-        f"{tried} An expert is a file of {size(octets)} at most; `pliant expert train --base "
+        "likely" if rows is None else "yes" if rows.ok else "partly",
+        f"{tried} An expert's numbers take {size(octets)} at most; `pliant expert train --base "
         f"{model} --task FILE` trains one by reward, and shows what it gained.",
     )
 
