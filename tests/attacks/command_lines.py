@@ -6,9 +6,10 @@ Most are wrong in a way that a user, a script or an enemy can bring about.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +119,16 @@ class CommandLine:
 
 
 def draw(count: int) -> list[CommandLine]:
-    """So many command lines, always the same, spread over all commands."""
-    drawn: dict[str, CommandLine] = {}
+    """So many command lines, always the same, of all commands in turn."""
     commands = app.names()
     share = -(-count // len(commands))
-    for command in commands:
-        start = len(drawn)
-        for line in _examples(command, 3 * share):
-            if len(drawn) - start < share:
-                drawn.setdefault(repr(line), line)
-    return list(drawn.values())
+    drawn = [_different(_examples(command, 3 * share))[:share] for command in commands]
+    rounds = zip_longest(*drawn)
+    return [line for lines in rounds for line in lines if line is not None][:count]
+
+
+def _different(lines: Iterable[CommandLine]) -> list[CommandLine]:
+    return list({repr(line): line for line in lines}.values())
 
 
 def _examples(command: str, count: int) -> Iterator[CommandLine]:

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from pliant.data import Journal, Row
-from pliant.errors import PliantError
+from pliant.errors import InvalidInput, PliantError
 from pliant.routing.backends import Answers, Backend, Price, Settings, Used
 from pliant.routing.backends.remote import in_parallel
 from pliant.routing.prompts import digest
@@ -73,11 +73,12 @@ class JudgeGrader(Grader):
 
     def prepare(self, answers: Iterable[ToGrade], journal: Journal, shown: Any) -> Used | None:
         for row in journal.rows():
-            if row["key"].startswith("verdict "):
+            key = str(row["key"])
+            if key.startswith("verdict "):
                 self._store(row)
-            elif row["key"].startswith(f"no verdict of {self._label} on "):
-                spent = Used.from_dict(row["used"]).priced(self._price)
-                self._wasted[row["key"].removeprefix("no ")] = spent
+            elif key.startswith(f"no verdict of {self._label} on "):
+                spent = Used.from_dict(row.get("used")).priced(self._price)
+                self._wasted[key.removeprefix("no ")] = spent
         new = {self._key(*answer): answer for answer in answers}
         new = {key: answer for key, answer in new.items() if key not in self._verdicts}
         keys, total = list(new), self._nothing
@@ -104,7 +105,10 @@ class JudgeGrader(Grader):
         return sum(costs, self._nothing) if costs else None
 
     def _store(self, row: Row) -> None:
-        self._verdicts[row["key"]] = row["right"]
+        right = row.get("right")
+        if not isinstance(right, (int, float)) or not 0 <= right <= 1:
+            raise InvalidInput(f"{row['key']!r}: right = {right!r} is no share from 0 to 1")
+        self._verdicts[row["key"]] = right
         if "used" in row:  # at this run's price, not that of the run that stored it
             self._costs[row["key"]] = Used.from_dict(row["used"]).priced(self._price)
 

@@ -261,7 +261,7 @@ def _check_settings(journal: Journal, settings: Settings, models: Sequence[Model
     """Refuse answers under other settings, or by another model of the same name."""
     now = {"format": FORMAT, **asdict(settings)}
     stored = journal.rows()
-    before = {row["key"]: row for row in stored if row["key"].startswith("how ")}
+    before = {row["key"]: row for row in stored if str(row["key"]).startswith("how ")}
     answers = [row["key"] for row in stored if _is_answer(row)]
     stated: list[tuple[str, Row]] = [(ANSWER, {"key": ALL, **now})]
     stated += [
