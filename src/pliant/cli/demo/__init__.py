@@ -40,7 +40,7 @@ class DemoOptions:
     full: bool = False
     """More labels and longer trainings: about two minutes."""
     steps: Annotated[int | None, Ge(1)] = None
-    """Each way of training gets the operations of so many standard steps. Default: 24; 40 with
+    """Each way of training gets the operations of so many standard steps. Default: 20; 40 with
     --full; 12 with --real."""
     page: Path = Path("pliant-demo.html")
     """Where to write the page."""
