@@ -84,6 +84,7 @@ def test_a_mixture_is_written_and_loads(folder: Path, capsys: pytest.CaptureFixt
     shown = page.read_text()
     assert shown.count("<svg") == 3  # the coefficients in each layer, the search, the test
     assert "log-likelihood, a token" in shown and "Right answers to 4 prompts" in shown
+    assert shown.count('class="verdict') == 1 and "Not shown to be better" in shown
     more = ["--reward", "exact", "--report", page]
     assert outcome(["expert", "mix", *map(str, [*words, *more])]) == 0
     assert "the best of" in capsys.readouterr().out

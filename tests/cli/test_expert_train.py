@@ -60,7 +60,7 @@ def test_it_trains_an_expert_and_prints_what_it_came_to(
         assert text in page and text in shown
     assert "What was gained" in page and "How it learned" in page and "Where it acts" in page
     # ways, reward, KL, changes by layer, the spectrum by layer and by projection
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 6 and page.count('class="verdict') == 1
 
 
 def test_a_kind_of_question_is_a_task(

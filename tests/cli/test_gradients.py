@@ -69,6 +69,7 @@ def test_the_page_says_the_same_without_a_network(audited: tuple[dict[str, Any],
     assert all(a.startswith("#") for a in re.findall(r'(?:href|src)="([^"]*)"', page))
     assert "@import" not in page and "<script" not in page
     assert page.count("<svg") == 1 and page.count("<table") == 2
+    assert page.count('class="verdict') == 1 and page.count("<dt>") == 4
     assert found["race"]["winner"] in page and "recommended" in page
 
 

@@ -248,6 +248,7 @@ def test_the_page_shows_what_was_lost_and_gained(
     html = page.read_text()
     for words in ("Quality against what is saved", "Sizes and speeds", "operations of a prompt"):
         assert words in html
+    assert html.count('class="verdict') == 1 and html.count("<dt>") == 4
     assert html.count("<figure>") == 4  # the curve, importance, gates, utilisation of heads
     assert "the whole model" in html and "Of 9 heads, 9 active" in html
     printed = capsys.readouterr()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pliant.reports.page import Section, write
+from pliant.reports.page import KeyFigure, Section, Top, Verdict, write
 from pliant.reports.plots import Line, Roles, intervals, lines, signed_bars
 from pliant.reports.tables import Table
 
@@ -24,7 +24,29 @@ def write_report(
     sections = [_coefficients(mixed), _search(mixed, reward)]
     if scores:
         sections.append(_test(scores, tested))
-    return write(path, f"Mixture: {name_of(mixed.mixture)}", sections)
+    return write(path, f"Mixture: {name_of(mixed.mixture)}", sections, _top(scores, tested))
+
+
+def _top(scores: Mapping[str, Band], tested: int) -> Top:
+    """What the mixture gets right beside the base and the best expert alone, if it was tested."""
+    mixture, base = scores.get("mixture"), scores.get("base")
+    if mixture is None or base is None:
+        return Top()
+    alone = {name: band for name, band in scores.items() if name not in ("mixture", "base")}
+    best = max(alone, key=lambda name: alone[name].value, default=None)
+    shown = {"mixture": mixture, "base": base} | ({} if best is None else {best: alone[best]})
+    figures = [
+        KeyFigure(name, f"{band.value:.3f}", f"right, {band.low:.3f} to {band.high:.3f}")
+        for name, band in shown.items()
+    ]
+    figures.append(KeyFigure("prompts", f"{tested:,}", "that are no shots"))
+    highest = max(band.high for name, band in shown.items() if name != "mixture")
+    sentence = f"The mixture is right on {mixture.value:.3f} of the prompts, the base on "
+    sentence += f"{base.value:.3f}."
+    if mixture.low > highest:
+        return Top(Verdict("good", sentence, "Use it as any expert."), figures)
+    action = "Not shown to be better than its parts: test it on more prompts, or give more shots."
+    return Top(Verdict("mixed", sentence, action), figures)
 
 
 def scores_table(scores: Mapping[str, Band], tested: int) -> Table:
