@@ -23,5 +23,5 @@ class Size:
     """Prompts of the kinds that nano-l knows, to fit the classifier of prompts on."""
 
 
-SHORT = Size("a minute", 1_200, 600, race_steps=20, race_points=2, expert_steps=25, known=400)
+SHORT = Size("a minute", 1_500, 700, race_steps=20, race_points=2, expert_steps=25, known=400)
 FULL = Size("two minutes", 3_000, 2_000, race_steps=40, race_points=5, expert_steps=40, known=600)
