@@ -125,6 +125,8 @@ def forgeries(path: Path) -> Iterator[tuple[str, bytes]]:
     yield "half", content[: len(content) // 2]
     yield "zeros", bytes(len(content))
     yield "a pickle", pickle.dumps(Marker())
+    if path.suffix in (".pt", ".pth"):  # of a size that a checkpoint's marker has recorded
+        yield "a pickle of its size", pickle.dumps(Marker()).ljust(len(content), b"\0")
     yield "deep", DEEP
     yield "no UTF-8", b"\xff\xfe" + content
     if path.suffix == ".json":

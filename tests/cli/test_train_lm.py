@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import signal
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,14 @@ def test_a_killed_run_is_resumed_as_if_it_had_not_been(
     for file in (out / "checkpoint-3").iterdir():
         if file.is_file():
             (torn / file.name).write_bytes(file.read_bytes())
+    (torn / "optimizer.pt").write_bytes(b"half")
+    state = out / "checkpoint-3" / "optimizer.pt"
+    saved = state.read_bytes()
+    state.write_bytes(pickle.dumps(Path("x")).ljust(len(saved), b"\0"))  # would import, if loaded
+    assert app.outcome(words(out, "--resume")) == 2
+    assert "checkpoint-3: its state cannot be read" in capsys.readouterr().err
+    state.write_bytes(saved)
+    torn.mkdir(exist_ok=True)
     (torn / "optimizer.pt").write_bytes(b"half")
     assert app.outcome(words(out, "--resume")) == 0
     said = capsys.readouterr().err

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import time
 import weakref
@@ -30,7 +31,7 @@ from transformers import (
 )
 
 from pliant import __version__
-from pliant.errors import InvalidInput, PliantError
+from pliant.errors import CorruptFile, InvalidInput, PliantError
 from pliant.files import write_file
 from pliant.training.arguments import one_line, refuse_tokens
 from pliant.training.checkpoint import (
@@ -116,7 +117,7 @@ class TrainingRun:
                 CompleteCheckpoint.last_of(trainer)
                 if not self._has_ended(trainer):
                     checkpoint = str(self.checkpoint) if self.checkpoint else None
-                    with finish_step_on_interrupt(trainer):
+                    with finish_step_on_interrupt(trainer), self._readable():
                         trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             self._release()
@@ -186,6 +187,19 @@ class TrainingRun:
             if isinstance(error, PliantError) or not isinstance(error, CONFLICTS):
                 raise
             raise InvalidInput(f"the settings do not go together: {one_line(error)}") from error
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """torch refuses a saved optimizer or schedule that is damaged, or would run code."""
+        try:
+            yield
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+                raise
+            raise CorruptFile(
+                f"{self.checkpoint}: its state cannot be read: it has been changed or damaged. "
+                "Remove this folder, and the run goes on from the one before"
+            ) from error
 
     def _has_ended(self, trainer: Trainer) -> bool:
         """Whether only saving is left to do (the Trainer would train for one step more)."""
