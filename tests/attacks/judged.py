@@ -13,8 +13,9 @@ from tests.attacks.worker import Done
 FINE = (0, 2, 130)
 """Exit codes: success, an error that the user can fix, interrupted."""
 OF_PYTHON = re.compile(
-    r"positional argument|has no attribute|object is not|unexpected keyword|'NoneType' object|"
-    r"list index out of range|unhashable|a bug in Pliant|Traceback \(most recent"
+    r"positional argument|has no attribute|unexpected keyword|'NoneType' object|unhashable|"
+    r"object is not (?:iterable|a mapping|callable|subscriptable)|list index out of range|"
+    r"a bug in Pliant|Traceback \(most recent"
 )
 """What a programmer would have to explain to a user."""
 

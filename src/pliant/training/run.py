@@ -194,7 +194,8 @@ class TrainingRun:
         try:
             yield
         except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            signs = ("PytorchStreamReader", "weights_only")
+            if isinstance(error, RuntimeError) and not any(s in str(error) for s in signs):
                 raise
             raise CorruptFile(
                 f"{self.checkpoint}: its state cannot be read: it has been changed or damaged. "
