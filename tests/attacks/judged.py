@@ -13,7 +13,7 @@ from tests.attacks.worker import Done
 FINE = (0, 2, 130)
 """Exit codes: success, an error that the user can fix, interrupted."""
 OF_PYTHON = re.compile(
-    r"positional argument|has no attribute|unexpected keyword|'NoneType' object|unhashable|"
+    r"positional argument|has no attribute|unexpected keyword|'NoneType' object|"
     r"object is not (?:iterable|a mapping|callable|subscriptable)|list index out of range|"
     r"a bug in Pliant|Traceback \(most recent"
 )
