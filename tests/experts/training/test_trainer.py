@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 from trl import GRPOTrainer
 
+from pliant.errors import InvalidInput
 from pliant.experts.model import svf_layers
 from pliant.experts.rewards import Reward, RewardWarning
 from pliant.experts.training.trainer import SafeReward
@@ -233,6 +234,21 @@ class TestReward:
         with pytest.warns(RewardWarning, match="training goes on: RuntimeError: no such judge"):
             assert safe(completions=["a", "b"]) == [None, None]
         assert safe(completions=["c"]) == [None] and safe.failures == 3
+
+    def test_a_reward_that_judges_nothing_ends_the_training(self) -> None:
+        works = iter([False, False, True, False, False, False])
+
+        def judge(answer: str) -> float:
+            if not next(works):
+                raise ConnectionError("no route to the judge")
+            return 1.0
+
+        safe = SafeReward(Reward(judge))
+        with pytest.warns(RewardWarning, match="no route to the judge"):
+            rewards = [safe(prompts=["p"], completions=["a"], answer=["x"]) for _ in range(5)]
+        assert rewards == [[0.0], [0.0], [1.0], [0.0], [0.0]]
+        with pytest.raises(InvalidInput, match="batches in a row .*no route to the judge"):
+            safe(prompts=["p"], completions=["a"], answer=["x"])
 
     def test_what_a_reward_has_counted_itself_is_included_once(self) -> None:
         def broken(answer: str) -> float:

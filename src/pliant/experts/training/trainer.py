@@ -25,6 +25,7 @@ from trl import GRPOTrainer, RLOOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from pliant.adapters.files import serialize
+from pliant.errors import InvalidInput
 from pliant.experts.rewards import Reward, RewardWarning
 from pliant.experts.training.answers import sample_groups
 from pliant.experts.training.config import ExpertTrainingConfig
@@ -35,6 +36,8 @@ from pliant.files import write_file
 
 RewardFunction = Callable[..., Sequence[float | None]]
 """As trl calls it: `reward(prompts=, completions=, completion_ids=, **columns)`."""
+GIVE_UP = 3
+"""Batches in a row of which no answer could be judged, after which training stops."""
 STATE, ROLLOUTS = "prompts.json", "rollouts-{}.safetensors"
 LOG = "log.jsonl"
 
@@ -42,7 +45,8 @@ LOG = "log.jsonl"
 class SafeReward:
     """A reward that may raise, or return NaN: then it is None, and counted.
 
-    The first error is shown as a warning.
+    The first error is shown as a warning. A reward that fails for all answers of several batches in
+    a row, such as a judge whose server is down, teaches nothing: that is an error.
     """
 
     def __init__(self, reward: RewardFunction) -> None:
@@ -54,22 +58,34 @@ class SafeReward:
             named = inspect.signature(lambda **_: None).parameters
         self.takes_all = any(p.kind is p.VAR_KEYWORD for p in named.values())
         self.names = set(named)
-        self._failed, self._warned = 0, False
+        self._failed, self._first = 0, ""
         self._counted_before = _counted(reward)
+        self._in_a_row = 0
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        columns = {"completions": completions, **columns}
+        before = self.failures
+        rewards = self._rewards({"completions": completions, **columns}, len(completions))
+        failed = self.failures - before
+        self._in_a_row = self._in_a_row + 1 if failed >= len(completions) > 0 else 0
+        if self._in_a_row == GIVE_UP:
+            raise InvalidInput(
+                f"the reward failed for every answer of {GIVE_UP} batches in a row"
+                f"{self._reason()}: mend it, and continue with --resume (resume=True in Python)"
+            )
+        return rewards
+
+    def _rewards(self, columns: dict[str, Any], count: int) -> list[float | None]:
         if not self.takes_all:
             columns = {name: value for name, value in columns.items() if name in self.names}
         try:
             rewards = list(self.reward(**columns))
-            if len(rewards) != len(completions):
-                raise ValueError(f"{len(rewards)} rewards for {len(completions)} answers")
+            if len(rewards) != count:
+                raise ValueError(f"{len(rewards)} rewards for {count} answers")
             numbers = [math.nan if r is None else float(r) for r in rewards]
         except Exception as error:  # a user's function may raise anything
-            self._failed += len(completions)
+            self._failed += count
             self._warn(f"{type(error).__name__}: {error}")
-            return [None] * len(completions)
+            return [None] * count
         valid = [r if math.isfinite(r) else None for r in numbers]
         self._failed += sum(r is None for r in valid)
         return valid
@@ -80,9 +96,15 @@ class SafeReward:
         return self._failed + _counted(self.reward) - self._counted_before
 
     def _warn(self, error: str) -> None:
-        if not self._warned:
-            warnings.warn(f"the reward failed, and training goes on: {error}", RewardWarning, 3)
-        self._warned = True
+        if not self._first:
+            warnings.warn(f"the reward failed, and training goes on: {error}", RewardWarning, 4)
+        self._first = self._first or error
+
+    def _reason(self) -> str:
+        """How it failed first, as far as that is known."""
+        own = self.reward.as_dict()["first_failures"] if isinstance(self.reward, Reward) else {}
+        known = [self._first, *(f"{name}: {message}" for name, message in own.items())]
+        return next((f" ({text})" for text in known if text), "")
 
 
 def _counted(reward: RewardFunction) -> int:
