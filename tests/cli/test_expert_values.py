@@ -186,8 +186,12 @@ class TestLeaving:
         message: str,
         experts: Path,
         tmp_path: Path,
+        tmp_path_factory: pytest.TempPathFactory,
+        monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
+        # Without the notes of where bases are: another test's may be the nameless one.
+        monkeypatch.setenv("PLIANT_BASES", str(tmp_path_factory.mktemp("bases")))
         places = {"math": experts / "math", "other": experts / "other", "out": tmp_path / "out"}
         filled = [word.format(**places) for word in arguments]
         size = ["--rank", "2"] if command == "export-lora" else []

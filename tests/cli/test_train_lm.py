@@ -183,7 +183,7 @@ def test_text_trains_with_lora_and_is_merged(
         (("--set", "dataloader_num_workers=-1"), "dataloader_num_workers=-1: give 0 or more"),
         (("--seed", "1", "--set", "seed=2"), "--seed and --set seed: give one of them"),
         (("--device", "xpu"), "device 'xpu' cannot be used"),
-        (("--device", "meta"), "--device meta: the Trainer trains on "),
+        (("--device", "meta"), "device 'meta' cannot be used: it holds no numbers"),
         (("--report-to", "paper"), "'paper' is not one of 'none', 'tensorboard', 'wandb'"),
         (("--text-column", "a", "--messages-column", "b"), "and not text and messages"),
         (("--length", "4096"), "--length 4096: the model has 2048 positions"),

@@ -126,8 +126,8 @@ def test_a_named_dtype_is_left_alone(
         (["--data", "DATA", "--scheduler", "steep"], "steep is not a valid SchedulerType"),
         (["--data", "DATA", "--output_dir", "DATA/below"], "Not a directory"),
         (["--data", "DATA", "--seed", "-1"], "seed = -1"),
-        (["--data", "DATA", "--seed", str(2**32)], "seed = 4294967296"),
-        (["--data", "DATA", "--max_grad_norm", "nan"], "max_grad_norm = nan"),
+        (["--data", "DATA", "--seed", str(2**32)], "--seed: must be at most 4,294,967,295"),
+        (["--data", "DATA", "--max_grad_norm", "nan"], "--max-grad-norm: must be a finite number"),
         (["--data", "DATA", "--logging_steps", "-3"], "logging_steps = -3"),
     ],
 )

@@ -123,7 +123,7 @@ def test_new_weights_leave_no_card_of_old_ones(tmp_path):
     ("arguments", "said"),
     [
         (["--shorter", "0"], "shorter is 0.0"),
-        (["--shorter", "nan"], "shorter is nan"),
+        (["--shorter", "nan"], "--shorter: must be a finite number"),
         (["--shorter", "half"], "--shorter"),
         (["--every", "0"], "every is 0"),
         (["--threads", "-1"], "threads is -1"),
