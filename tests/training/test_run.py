@@ -20,7 +20,7 @@ from pliant.files import unfinished_name
 from pliant.training import AdapterCheckpoint
 from pliant.training.arguments import training_arguments
 from pliant.training.checkpoint import last_complete, mark_complete
-from pliant.training.folder import RECORD, read_record
+from pliant.training.folder import LOCK, RECORD, read_record
 from pliant.training.result import TrainingResult, ends_of
 from pliant.training.run import TrainingRun
 
@@ -128,7 +128,10 @@ def test_one_training_at_a_time_is_at_work_in_a_folder(tmp_path: Path) -> None:
     for resume in (False, True):
         with pytest.raises(InvalidInput, match="another training is at work in it"):
             opened(tmp_path, resume=resume)
+    first.note(ended={})
+    opened(tmp_path)
     del first
+    (tmp_path / LOCK).touch()  # by a kill
     opened(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"pliant-train.json"}
 

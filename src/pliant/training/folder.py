@@ -79,8 +79,8 @@ def has_begun(folder: Path, *, shared: bool = False) -> bool:
 
 
 def _contents(folder: Path) -> set[Path]:
-    """Without a record that a kill left unfinished."""
-    return set(folder.iterdir()) - set(leftovers(folder / RECORD))
+    """Without the lock, and a record that a kill left unfinished."""
+    return set(folder.iterdir()) - {folder / LOCK} - set(leftovers(folder / RECORD))
 
 
 def how_it_resumes(folder: Path, record: Any, checkpoint: Path | None) -> str:

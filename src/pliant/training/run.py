@@ -119,8 +119,9 @@ class TrainingRun:
                     checkpoint = str(self.checkpoint) if self.checkpoint else None
                     with finish_step_on_interrupt(trainer), self._readable():
                         trainer.train(resume_from_checkpoint=checkpoint)
-        finally:
+        except BaseException:
             self._release()
+            raise
         self.seconds = time.perf_counter() - began
         return trainer
 
@@ -142,6 +143,8 @@ class TrainingRun:
         if self.args.process_index == 0:
             content = (json.dumps(self.record, indent=2) + "\n").encode()
             write_file(self.folder / RECORD, content)
+        if "ended" in facts:
+            self._release()
 
     def _in_first_process(self, open_folder: Callable[[], Path | None]) -> Path | None:
         """One process decides; the others would meet what it has just written."""
@@ -195,7 +198,8 @@ class TrainingRun:
             yield
         except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
             signs = ("PytorchStreamReader", "weights_only")
-            if isinstance(error, RuntimeError) and not any(s in str(error) for s in signs):
+            others = isinstance(error, RuntimeError) and not any(s in str(error) for s in signs)
+            if others or self.checkpoint is None:
                 raise
             raise CorruptFile(
                 f"{self.checkpoint}: its state cannot be read: it has been changed or damaged. "
