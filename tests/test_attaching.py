@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.minimal_adapter import Scale
+from tests.minimal_adapter import Scale, ScaleConfig
 
 import pliant
 from pliant import CPXConfig
@@ -130,3 +130,16 @@ def test_what_is_attached_is_no_part_of_an_anatomy() -> None:
     before = str(pliant.Anatomy.of(model))
     pliant.attach(model, CPXConfig())
     assert str(pliant.Anatomy.of(model)) == before
+
+
+def test_what_would_be_ignored_is_refused() -> None:
+    model = tiny_model("llama")
+    with pytest.raises(InvalidInput, match="name='mine'"):
+        pliant.attach(model, GateConfig(("layers",)), "mine")
+    with pytest.raises(InvalidInput, match="give its name, and nothing else"):
+        pliant.attach(model, Scale(model, ScaleConfig()), "scale", router=model)
+
+    class Own(CPXConfig):
+        pass
+
+    assert type(pliant.attach(model, Own())).__name__ == "Complexity"

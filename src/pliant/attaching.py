@@ -78,8 +78,15 @@ def attach(
     """
     if isinstance(config, adapters.Adapter):
         third = tokenizer if isinstance(tokenizer, str) else None
+        if options or (tokenizer is not None and third is None):
+            raise InvalidInput("an Adapter is attached as it is: give its name, and nothing else")
         return adapters.attach(model, config, third if name is None else name)
-    kind = type(config).__name__
+    if isinstance(tokenizer, str):
+        raise InvalidInput(
+            f"{tokenizer!r} is where the tokenizer goes: give the name as name={tokenizer!r}"
+        )
+    names = [base.__name__ for base in type(config).__mro__]
+    kind = next((each for each in names if each in {*PARTS, *NEED_GATES}), names[0])
     if kind in NEED_GATES:
         raise InvalidInput(f"{kind} goes with gates that are attached: {NEED_GATES[kind]}")
     if kind not in PARTS:
