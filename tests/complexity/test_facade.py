@@ -25,6 +25,8 @@ from pliant.complexity.tokenizer import CPXTokenizer
 from pliant.complexity.training.losses import losses
 from pliant.errors import InvalidInput, ModelNotFound, UnsupportedModel, WrongBase
 from pliant.prefill import prefill
+from pliant.structure import GateConfig
+from pliant.structure import attach as gate
 
 TEXTS = ["What is 3 + 4? [CPX]", "Say yes.", "Sort these: pear apple fig", "[CPX] Is it? [CPX]"]
 
@@ -361,6 +363,8 @@ def test_the_parameters_to_train_are_named(tokenizer: Any) -> None:
     named = {id(p) for p in model.params_to_train}
     assert {id(scorer.rows), id(scorer.head.weight), id(scorer.head.bias)} < named
     assert named == {id(p) for p in scorer.parameters()}
+    gate(model.base_model, GateConfig(("layers",)))  # of another part, and saved by itself
+    assert {id(p) for p in model.params_to_train} == named
     scorer.rows.requires_grad_(False)
     assert {id(p) for p in model.params_to_train} == named - {id(scorer.rows)}
 
@@ -494,6 +498,8 @@ def test_a_state_dict_holds_what_was_trained(tokenizer: Any) -> None:
     assert torch.equal(other.base_model.lm_head.weight, model.base_model.lm_head.weight + 1)
     with pytest.raises(RuntimeError, match="Missing.*scorer.rows"):
         other.load_state_dict({})
+    with pytest.raises(RuntimeError, match="Unexpected.*classifier"):
+        other.load_state_dict({**state, "classifier.weight": state["scorer.rows"]})
 
 
 def test_a_state_dict_holds_what_is_trained_of_the_base(tokenizer: Any) -> None:

@@ -204,7 +204,7 @@ class CPXCausalLM(WrappedBase):
     @property
     def params_to_train(self) -> list[nn.Parameter]:
         """What an optimizer gets: the head, the [CPX] rows unless frozen, and the LoRA, if any."""
-        return [p for p in self.parameters() if p.requires_grad]
+        return [p for p in self.scorer.parameters() if p.requires_grad]
 
     @property
     def config(self) -> Any:

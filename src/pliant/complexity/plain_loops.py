@@ -38,6 +38,7 @@ class WrappedBase(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         self._prefix = prefix
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _trained(self) -> set[str]:
         """The names of the base's parameters that are trained; one for each that are tied."""

@@ -19,8 +19,8 @@ def base_of(folder: str | Path) -> str:
     place = base.name or noted_place(asdict(base))
     if not place:
         raise InvalidInput(
-            f"{folder}: its base, a {base.model}, was loaded from a folder, which is not where it "
-            "was on this machine: name the base's folder (base=..., or --base)"
+            f"{folder}: its base, a {base.model}, was loaded from a folder that is unknown on this "
+            "machine, or has moved: name the base's folder (base=..., or --base)"
         )
     return place
 
