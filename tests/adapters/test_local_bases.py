@@ -31,6 +31,13 @@ def test_a_note_is_private_and_holds_while_the_folder_is_there(base: Path) -> No
     assert noted_place(own) == ""
 
 
+def test_a_lora_is_loaded_as_a_base_and_noted_as_one(base: Path) -> None:
+    (base / "config.json").rename(base / "adapter_config.json")
+    own = asdict(fingerprint(tiny_llama()))
+    note_place(own, base)
+    assert noted_place(own) == str(base)
+
+
 def test_only_bases_without_a_name_are_noted_whose_values_are_known(base: Path) -> None:
     own = fingerprint(tiny_llama())
     for known in (replace(own, name="somebody/llama"), replace(own, samples={}, why="quantised")):

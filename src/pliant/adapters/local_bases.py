@@ -30,7 +30,7 @@ def note_place(fingerprint: Mapping[str, Any], place: object) -> None:
         return  # anybody can load it by its name; or several bases may have this fingerprint
     with suppress(OSError, RuntimeError):
         folder = Path(str(place)).expanduser()
-        if (folder / "config.json").is_file():
+        if _is_model(folder):
             path = _note_of(fingerprint)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, os.fsencode(folder.resolve()), private=True)
@@ -40,9 +40,14 @@ def noted_place(fingerprint: Mapping[str, Any]) -> str:
     """The folder of the base of this fingerprint; empty if there is no note, or no such folder."""
     with suppress(OSError, RuntimeError):
         place = os.fsdecode(_note_of(fingerprint).read_bytes())
-        if (Path(place) / "config.json").is_file():
+        if _is_model(Path(place)):
             return place
     return ""
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether it can be loaded: a model, or a LoRA, which is loaded as its base with it merged."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _note_of(fingerprint: Mapping[str, Any]) -> Path:
