@@ -15,6 +15,7 @@ from tests.experts.training.runs import config, lower_half, model, tokenizer, tr
 from tests.minimal_adapter import logits
 from transformers import TrainerCallback
 
+from pliant.cli.expert.report import _verdict
 from pliant.errors import InvalidInput, UnsupportedModel
 from pliant.experts.rewards import Reward
 from pliant.experts.training import ExpertTrainingConfig
@@ -252,7 +253,7 @@ def test_a_wrapped_model_is_refused(tmp_path: Path) -> None:
         trained(tmp_path / "other", base=wrapped)
 
 
-def test_a_result_claims_no_more_than_its_rows_and_steps_bear() -> None:
+def test_a_result_claims_no_more_than_its_rows_and_steps_bear(tmp_path: Path) -> None:
     def result(held_out: int, gain: Band, **changes: Any) -> ExpertResult:
         ends: Any = {"first_loss": 0.0, "last_loss": 0.0, "losses": None, "eval_loss": None}
         facts: Any = {"seconds": 1.0, "resumed_at": 0, "method": "grpo", "trained": 9, "kl": None}
@@ -264,7 +265,7 @@ def test_a_result_claims_no_more_than_its_rows_and_steps_bear() -> None:
 
     sure, unsure = Band(0.5, 0.3, 0.7), Band(0.1, -0.1, 0.3)
     assert "raised the held-out reward from 0.200 to 0.700" in str(result(50, sure))
-    assert "no more than chance may" in str(result(50, unsure))
+    assert "measurably" in str(result(50, unsure))
     assert "raised" not in str(result(50, unsure))
     assert "held-out rows: 9, too few to tell" in str(result(9, sure))
     cells = dict(map(tuple, result(50, sure).cells()))  # type: ignore[arg-type]
@@ -272,3 +273,9 @@ def test_a_result_claims_no_more_than_its_rows_and_steps_bear() -> None:
     assert not any("loss" in name for name in cells), "that of a policy says nothing"
     enough = dict(map(tuple, result(50, sure, rewards=(0.1, 0.4)).cells()))  # type: ignore[arg-type]
     assert enough["reward of sampled answers"] == "0.100 -> 0.400"
+    assert "[" in cells["after"] and "[" in cells["gain (paired)"]
+    few = result(9, sure)
+    assert not any("[" in value for _, value in few.cells()), "an interval claims too much"
+    verdicts = [_verdict(r, tmp_path)[0] for r in (few, result(50, unsure), result(50, sure))]
+    worse = result(50, Band(-0.1, -0.15, -0.05))
+    assert [*verdicts, _verdict(worse, tmp_path)[0]] == ["mixed", "mixed", "good", "bad"]

@@ -142,7 +142,7 @@ def _embedded(options: DemoOptions, size: Size) -> Iterator[Chapter]:
     routed = router.measure(measured, size)
     yield {"router": routed.as_dict()}, router.section(measured, routed), router.top(routed)
     trained = tokens.measure(size)
-    top = Top(None, [tokens.figure(trained)])
+    top = Top(None, tokens.figures(trained))
     yield {"tokens": trained.race.as_dict()}, tokens.section(trained), top
     pruned = smaller.measure(measured)
     top = Top(None, [smaller.figure(pruned)])

@@ -75,20 +75,24 @@ def _pieces(split: str, number: int, tokenizer: Any) -> list[Piece]:
     return texts(rows, tokenizer, 256).pieces
 
 
-def figure(results: Tokens) -> KeyFigure:
+def figures(results: Tokens) -> list[KeyFigure]:
+    """What selecting tokens gains; nothing if the race was too short to tell."""
     race = results.race
+    if not race.is_conclusive:
+        return []
     gain = race.gain(race.runs[0])
     note = f"nats a token on standard training, {gain.low:+.2f} to {gain.high:+.2f}"
-    return KeyFigure("selected tokens gain", f"{gain.value:+.2f}", note)
+    return [KeyFigure("selected tokens gain", f"{gain.value:+.2f}", note)]
 
 
 def section(results: Tokens) -> Section:
     """The chapter as sentences, a table, a picture and coloured text."""
+    race = results.race
     return Section(
         "Which tokens are worth a gradient?",
         sentences=_sentences(results),
-        tables=(race_table(results.race),),
-        pictures=((race_picture(results.race), RACE_CAPTION),),
+        tables=(race_table(race),),
+        pictures=[(race_picture(race), RACE_CAPTION)] if race.is_conclusive else [],
         texts=results.coloured,
     )
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pliant.experts.comparison import Profile
     from pliant.experts.expert import Expert
     from pliant.experts.training.controls import Controls
+    from pliant.experts.training.run import ExpertResult
     from pliant.stats import Band
 
 BINS = 20
@@ -34,22 +35,33 @@ def write_report(path: Path, folder: Path, controls: Controls) -> Path:
 def _top(folder: Path, controls: Controls) -> Top:
     """What was gained, and what a LoRA would, if it was compared."""
     result = controls.expert
-    ahead = result.gain.low > 0
+
+    def interval(band: Band) -> str:
+        if result.too_few_rows:
+            return f"of {result.held_out} rows"
+        return f"95 % interval {band.low:.3f} to {band.high:.3f}"
+
     figures = [
-        KeyFigure("held-out reward", f"{result.after.value:.3f}", _interval(result.after)),
-        KeyFigure("the base", f"{result.before.value:.3f}", _interval(result.before)),
-        KeyFigure("gain, paired", f"{result.gain.value:+.3f}", _interval(result.gain)),
-        KeyFigure("trained numbers", f"{result.trained:,}", f"{result.steps:,} steps"),
+        KeyFigure("held-out reward", f"{result.after.value:.3f}", interval(result.after)),
+        KeyFigure("the base", f"{result.before.value:.3f}", interval(result.before)),
+        KeyFigure("gain, paired", f"{result.gain.value:+.3f}", interval(result.gain)),
+        KeyFigure("trained parameters", f"{result.trained:,}", f"{result.steps:,} steps"),
     ]
-    action = f"Ask it: pliant expert ask --experts {folder.parent}. Other tasks may have suffered."
-    if not ahead:
-        action = "Not shown to be better than the base: more steps, or an easier reward."
-    kind: Literal["good", "bad"] = "good" if ahead else "bad"
+    kind, action = _verdict(result, folder)
     return Top(Verdict(kind, str(result), action), figures)
 
 
-def _interval(band: Band) -> str:
-    return f"95 % interval {band.low:.3f} to {band.high:.3f}"
+def _verdict(result: ExpertResult, folder: Path) -> tuple[Literal["good", "mixed", "bad"], str]:
+    """How well the training went, and what to do."""
+    if result.too_few_rows:
+        return "mixed", "Hold out more rows to tell what changed."
+    if not result.gain.excludes(0):
+        return "mixed", "Not shown to be better than the base: more steps, or an easier reward."
+    if result.gain.value < 0:
+        return "bad", "Do not use it: fewer steps, a smaller learning rate, or another reward."
+    return "good", (
+        f"Ask it: pliant expert ask --experts {folder.parent}. Other tasks may have suffered."
+    )
 
 
 def _role(way: str) -> Role:

@@ -153,14 +153,14 @@ def _top(options: AuditOptions, audit: Audit, race: Race | None) -> Top:
     ]
     if race is None:
         return Top(None, figures, options.seed)
+    if not race.is_conclusive:
+        return Top(Verdict("mixed", race.sentence, ""), figures, options.seed)
     run, gain = race.runs[0], race.gain(race.runs[0])
     note = f"interval {gain.low:+.3f} to {gain.high:+.3f}; above 0 is better"
     figures.append(KeyFigure("gain on standard", f"{gain.value:+.3f}", note))
     figures.append(KeyFigure("held-out loss", f"{race.loss(run):.3f}", run.name))
     pays = race.winner is not race.standard
     action = f"Train: pliant train lm --model {options.model} --data {options.data} --out FOLDER."
-    if not race.is_conclusive:
-        action = "Give the race more time: --seconds."
     return Top(Verdict("good" if pays else "mixed", race.sentence, action), figures, options.seed)
 
 

@@ -66,22 +66,27 @@ class ExpertResult(TrainingResult):
     reward_failures: int
     """Rewards that raised an error or were not a number, since the run was resumed."""
 
+    @property
+    def too_few_rows(self) -> bool:
+        """Whether the held-out rows are too few to tell what changed."""
+        return self.held_out < FEWEST_ROWS
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
         failed = f"; {self.reward_failures:,} rewards failed" if self.reward_failures else ""
-        trained = f"{self.steps:,} {self.steps_word} on {self.trained:,} numbers"
+        trained = f"{self.steps:,} {self.steps_word} on {self.trained:,} parameters"
         change = f"from {self.before.value:.3f} to {self.after.value:.3f}"
-        if self.held_out < FEWEST_ROWS:
+        if self.too_few_rows:
             return (
                 f"{trained}; held-out rows: {self.held_out}, too few to tell what changed (the "
                 f"reward went {change}){failed}"
             )
         if not self.gain.excludes(0):
             return (
-                f"{trained} changed the held-out reward by no more than chance may, {change}: "
-                f"{self.gain} (the interval includes no change){failed}"
+                f"{trained} did not change the held-out reward measurably, {change}: {self.gain} "
+                f"(the interval includes 0){failed}"
             )
         direction = "raised" if self.gain.value > 0 else "lowered"
         return f"{trained} {direction} the held-out reward {change}: {self.gain}{failed}"
@@ -92,20 +97,23 @@ class ExpertResult(TrainingResult):
         failed = [["rewards that failed", f"{self.reward_failures:,}"]]
         return [
             ["method", self.method],
-            ["trained", f"{self.trained:,} numbers"],
+            ["trained", f"{self.trained:,} parameters"],
             *super().cells(),
             ["reward of sampled answers", self._sampled()],
             *kl,
             ["answers took, of each step", f"{self.rollout_share:.0%}"],
             *(failed if self.reward_failures else []),
-            [f"{self.held_out:,} held-out rows, before", str(self.before)],
-            ["after", str(self.after)],
-            ["gain (paired)", str(self.gain)],
+            [f"{self.held_out:,} held-out rows, before", self._held_out(self.before)],
+            ["after", self._held_out(self.after)],
+            ["gain (paired)", self._held_out(self.gain)],
         ]
 
     def loss_cells(self) -> list[list[str]]:
         """None: the loss of a policy is near 0 at all times, whatever it has learned."""
         return []
+
+    def _held_out(self, band: Band) -> str:
+        return f"{band.value:.3f}; too few rows for an interval" if self.too_few_rows else str(band)
 
     def _sampled(self) -> str:
         if self.rewards is None:

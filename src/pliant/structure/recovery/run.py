@@ -80,7 +80,7 @@ class RecoveryResult(TrainingResult):
         whole = [] if self.teacher is None else [["of the teacher", f"{self.teacher:.4f}"]]
         back = [] if self.recovered is None else [["of what was lost", f"{self.recovered:.1%}"]]
         return [
-            ["trained", f"{self.train}, {self.trained:,} numbers"],
+            ["trained", f"{self.train}, {self.trained:,} parameters"],
             *super().cells(),
             ["held-out loss before", f"{self.before:.4f}"],
             ["held-out loss after", f"{self.after:.4f}"],
