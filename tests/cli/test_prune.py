@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import signal
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pliant import load
 from pliant.anatomy.tiny import tiny_model
 from pliant.cli.app import outcome
+from pliant.cli.prune import PruneOptions
 from pliant.cli.prune.page import gates_of
+from pliant.cli.prune.saved import plan_of
 from pliant.structure import PruneConfig, prune
 
 SMALL = ["--tokens", "2000", "--length", "64", "--batch-size", "4"]
@@ -219,6 +223,32 @@ def test_an_interrupted_export_goes_on_from_the_saved_pruning(
     )
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert outcome([*command, *places]) == 2  # all is done
+
+
+def test_edited_notes_are_no_pruning_to_go_on_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pruned"
+    options = PruneOptions(model="nano-s", heads=0.34, controls=False, tokens=600, adapters=folder)
+    command = ["prune", "nano-s", "--heads", "0.34", "--no-controls", "--tokens", "600"]
+    command += ["--adapters", str(folder)]
+    assert outcome(command) == 0
+    path = folder / "notes.json"
+    notes = json.loads(path.read_text())
+    assert plan_of(folder, asdict(options)) is not None
+    plan, (first, *rest) = notes["plan"], notes["plan"]["points"]
+    points = [{"saved": float("nan")}, {"perplexity": "x"}, {"removed": "x"}, {"config": 7}]
+    plans = [{"whole": 0.0}, {"whole": None}, {"of": 0.5}, {"points": []}]
+    plans += [{"points": [{**first, **change}, *rest]} for change in points]
+    edited: list[Any] = [7, [], {**notes, "command": "x"}, {**notes, "command": [1]}]
+    edited += [{**notes, "plan": {**plan, **change}} for change in plans]
+    for content in (json.dumps(each) for each in edited):
+        path.write_text(content)
+        assert plan_of(folder, asdict(options)) is None, content
+    path.write_text("[" * 100_000)
+    capsys.readouterr()
+    assert outcome([*command, "--out", str(tmp_path / "out")]) == 2
+    assert "name a new folder" in capsys.readouterr().err
 
 
 def test_an_interrupted_recovery_says_how_it_goes_on(

@@ -468,10 +468,9 @@ def test_pruning_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
     assert again.as_dict() == pruned.as_dict()
 
 
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    pruned = prune(llama(), text(), PruneConfig(channels=0.25))
-    pruned.save(tmp_path / "pruned")
-    record = tmp_path / "pruned" / "pruned.json"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "removed": [1]}))
-    with pytest.raises(CorruptFile, match=r"pruned\.json: damaged"):
-        Pruned.load(llama(), tmp_path / "pruned")
+@pytest.mark.parametrize("removed", [[1], "x", {"heads": 1}, {"heads": {"0": ["x"]}}, None])
+def test_a_damaged_record_is_named(removed: object, tmp_path: Path) -> None:
+    saved = {"config": {"heads": 0.3}, "removed": removed, "errors": {}}
+    (tmp_path / "pruned.json").write_text(json.dumps(saved))
+    with pytest.raises(CorruptFile, match=r"pruned\.json: damaged \(removed"):
+        Pruned.load(llama(), tmp_path)

@@ -37,7 +37,7 @@ def plan_of(folder: Path, options: Mapping[str, Any]) -> Plan | None:
         content = json.loads((folder.expanduser() / NOTES).read_bytes())
         same = _command(content["command"]) == _command(options)
         return Plan.from_dict(content["plan"]) if same else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -114,15 +114,23 @@ class Plan:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Plan:
-        """What `as_dict` gave; what each part costs is not in it."""
-        points = [{**p, "config": PruneConfig(**p["config"])} for p in content["points"]]
-        return cls(
-            PruneConfig(**content["config"]),
-            Costs(content["of"], 0.0, {}, content["left out"]),
-            content["whole"],
-            tuple(content["layer order"]),
-            tuple(Point(**point) for point in points),
-        )
+        """What `as_dict` gave; what each part costs is not in it. It may have been edited since."""
+        from pydantic import TypeAdapter  # not needed to plan
+
+        costs = {"of": content["of"], "whole": 0.0, "parts": {}, "why_not": content["left out"]}
+        fields = {name: content[name] for name in ("config", "whole", "points")}
+        fields |= {"costs": costs, "layer_order": content["layer order"]}
+        plan: Plan = TypeAdapter(cls).validate_python(fields)
+        if plan.config not in [point.config for point in plan.points]:
+            raise ValueError("the plan is none of its points")
+        figures = [
+            plan.whole,
+            *(p.saved for p in plan.points),
+            *(p.perplexity for p in plan.points),
+        ]
+        if not (plan.whole > 0 and all(map(math.isfinite, figures))):
+            raise ValueError("a figure of the plan is not a finite number")
+        return plan
 
     def __str__(self) -> str:
         ratio = self.best.perplexity / self.whole

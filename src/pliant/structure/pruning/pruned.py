@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from pliant.adapters import Adapter
+from pliant.adapters.files import first_fault
 from pliant.errors import AdapterError, CorruptFile
 from pliant.files import check_new, new_folder
 from pliant.structure.config import PruneConfig
@@ -69,8 +70,9 @@ class Pruned:
     def load(cls, model: nn.Module, folder: str | Path) -> Pruned:
         """Attach what `save` wrote; an error leaves `model` as it was."""
         folder = Path(folder).expanduser()
-        config, removed, errors = _read_saved(folder / SAVED)
-        pruned = cls(config, Gates.from_pretrained(model, folder / "gates"), None, None, removed)
+        saved = _read_saved(folder / SAVED)
+        gates = Gates.from_pretrained(model, folder / "gates")
+        pruned = cls(saved.config, gates, None, None, saved.removed, saved.errors)
         try:
             if (folder / "compensation").is_dir():
                 own = Compensation.from_pretrained(
@@ -79,11 +81,13 @@ class Pruned:
                 pruned = replace(pruned, compensation=own)
             if (folder / "experts").is_dir():
                 closed = RemainingExperts.from_pretrained(model, folder / "experts")
-                pruned = replace(pruned, experts=ClosedExperts.of(closed, expert_score(config)))
+                pruned = replace(
+                    pruned, experts=ClosedExperts.of(closed, expert_score(saved.config))
+                )
         except BaseException:
             pruned.detach()
             raise
-        return replace(pruned, errors=errors)
+        return pruned
 
     def as_dict(self) -> dict[str, Any]:
         removed = {k: {s: list(u) for s, u in sites.items()} for k, sites in self.removed.items()}
@@ -104,15 +108,23 @@ def expert_score(config: PruneConfig) -> Score:
     return config.score
 
 
-def _read_saved(path: Path) -> tuple[PruneConfig, dict[str, Any], dict[str, Any]]:
+@dataclass(frozen=True)
+class _Saved:
+    """What `Pruned.as_dict` gave."""
+
+    config: PruneConfig
+    removed: dict[str, dict[str, tuple[int, ...]]]
+    errors: dict[str, dict[str, float]]
+
+
+def _read_saved(path: Path) -> _Saved:
+    from pydantic import TypeAdapter, ValidationError  # not needed to prune
+
     try:
-        content = json.loads(path.read_bytes())
-        removed = {
-            kind: {site: tuple(units) for site, units in sites.items()}
-            for kind, sites in content["removed"].items()
-        }
-        return PruneConfig(**content["config"]), removed, content["errors"]
+        return TypeAdapter(_Saved).validate_python(json.loads(path.read_bytes()))
     except OSError as error:
         raise AdapterError(f"{path.parent}: no saved pruning (it has no {SAVED})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValidationError as error:
+        raise CorruptFile(f"{path}: damaged ({first_fault(error)})") from error
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{path}: damaged ({error})") from error
