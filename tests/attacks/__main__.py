@@ -29,12 +29,15 @@ def main() -> None:
 
 def show(tallies: list[Tally], seconds: float) -> None:
     for tally in tallies:
+        for each in tally.interrupted:
+            print(f"{tally.kind}, ended by Ctrl-C: {each}")
         for each in tally.wrong:
             print(f"{tally.kind}: {each}")
-    print(f"\n{'kind':16}{'tried':>8}{'right':>8}{'wrong':>8}   ends")
+    print(f"\n{'kind':16}{'tried':>8}{'right':>8}{'wrong':>8}{'Ctrl-C':>8}   ends")
     for tally in tallies:
         codes = ", ".join(f"{code}: {times}" for code, times in sorted(tally.codes.items()))
-        print(f"{tally.kind:16}{tally.tried:8}{tally.right:8}{len(tally.wrong):8}   {codes}")
+        counts = (tally.tried, tally.right, len(tally.wrong), len(tally.interrupted))
+        print(f"{tally.kind:16}{''.join(f'{count:8}' for count in counts)}   {codes}")
     print(f"{seconds / 60:.1f} minutes")
 
 

@@ -1,4 +1,4 @@
-"""The attack: command lines, servers, keys, kills and forged files, in any number."""
+"""The attack: good and bad command lines, servers, keys, kills and forged files, in any number."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 
 from tests.attacks import command_lines, forgeries, kills, servers
 from tests.attacks.command_lines import CommandLine
-from tests.attacks.judged import Tally, fault
+from tests.attacks.judged import Tally, fault, not_right
 from tests.attacks.worker import Worker
 from tests.attacks.workplace import Workplace
 
 LIMIT = 20.0
-"""Seconds after which a command of the whole attack gets Ctrl-C."""
+"""Seconds after which a command line gets Ctrl-C."""
+DEMO_LIMIT = 4.0
+"""The same of `pliant demo`: it takes half a minute, and says so before its first second."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class Sizes:
     faults: int
     kills: int
     forgeries: int
+    slow: int
+    """1 for the good lines that take more than half a second, too; or 0."""
     workers: int = 1
 
 
-SMALL = Sizes(lines=100, faults=20, kills=10, forgeries=40)
-WHOLE = Sizes(lines=2100, faults=150, kills=40, forgeries=600, workers=2)
+SMALL = Sizes(lines=100, faults=20, kills=10, forgeries=10, slow=0)
+WHOLE = Sizes(lines=2100, faults=150, kills=40, forgeries=600, slow=1, workers=2)
 
 
 def attack(folder: Path, sizes: Sizes) -> list[Tally]:
@@ -42,6 +46,7 @@ def attack(folder: Path, sizes: Sizes) -> list[Tally]:
         pool = stack.enter_context(ThreadPoolExecutor(sizes.workers))
         shares = [lines[i :: sizes.workers] for i in range(sizes.workers)]
         parts = list(pool.map(run_lines, workers, places, shares))
+        good = run_good_lines(workers[0], places[0], bool(sizes.slow))
         others = [
             pool.submit(servers.attack_clients, workers[0], places[0], sizes.faults),
             pool.submit(forgeries.attack, workers[-1], places[-1], sizes.forgeries),
@@ -49,7 +54,18 @@ def attack(folder: Path, sizes: Sizes) -> list[Tally]:
         done = [each.result() for each in others]
         done.append(servers.attack_keys(workers[0], places[0]))
         done.append(kills.attack(workers[0], places[0], sizes.kills))
-    return [_joined(parts), *done]
+    return [good, _joined(parts), *done]
+
+
+def run_good_lines(worker: Worker, place: Workplace, slow: bool) -> Tally:
+    """Those from which the others are drawn succeed: the others fail for what was changed."""
+    tally = Tally("good lines")
+    for line in command_lines.good_lines(slow):
+        before = place.state()
+        line.prepare(place.cwd)
+        done = worker.run(line.words, place.cwd)
+        tally.add(line, fault(done, place.reset(before)) or not_right(done), done)
+    return tally
 
 
 def run_lines(worker: Worker, place: Workplace, lines: Sequence[CommandLine]) -> Tally:
@@ -57,8 +73,9 @@ def run_lines(worker: Worker, place: Workplace, lines: Sequence[CommandLine]) ->
     for line in lines:
         before = place.state()
         line.prepare(place.cwd)
-        done = worker.run(line.words, place.cwd, stdin=line.stdin, limit=LIMIT)
-        tally.add(line, fault(done, place.reset(before)), done.code)
+        limit = DEMO_LIMIT if line.command == "demo" else LIMIT
+        done = worker.run(line.words, place.cwd, stdin=line.stdin, limit=limit)
+        tally.add(line, fault(done, place.reset(before), may_work=line.may_work), done)
     return tally
 
 
@@ -68,4 +85,5 @@ def _joined(parts: Sequence[Tally]) -> Tally:
         tally.tried += part.tried
         tally.wrong += part.wrong
         tally.codes += part.codes
+        tally.interrupted += part.interrupted
     return tally

@@ -28,7 +28,7 @@ TEXT = {"model": "nano-s", "data": "../data/few.jsonl", "rows": "3", "length": "
 EXPERTS = {"experts": ["../ours/experts"], "device": "cpu"}
 SELECTED = {**TEXT, "engine": "exact"}
 GOOD: Mapping[str, Values] = {
-    "demo": {"questions": "2", "seconds": "0.01", "page": "demo.html"},
+    "demo": {"questions": "50", "steps": "1", "page": "demo.html"},
     "doctor": {"model": "nano-s"},
     "export": {"model": "nano-s", "adapters": ["../ours/gates"], "out": "new"},
     "importance": {"model": "nano-s", "tokens": "60", "length": "32", "score": "magnitude"},
@@ -52,7 +52,7 @@ GOOD: Mapping[str, Values] = {
         "steps": "1",
         "max_new_tokens": "2",
         "device": "cpu",
-        "set": ["prompts=2", "group=2", "parts=down", "rank=1"],
+        "set": ["prompts=2", "group=2", "parts=mlp", "rank=1"],
     },
     "expert list": {"folder": "../ours/experts"},
     "expert show": {"expert": "../ours/experts/words"},
@@ -79,12 +79,17 @@ GOOD: Mapping[str, Values] = {
     "gradients show": {**SELECTED, "texts": "1"},
     "models list": {},
     "models get": {"names": ["smollm2-135m"]},
-    "models path": {"name": "nano-s"},
+    "models path": {"name": "smollm2-135m"},
     "models remove": {"name": "smollm2-135m"},
     "route ask": {"router": "../ours/router", "prompt": "2+2", "max_new_tokens": "2"},
     "route calibrate": {"router": "../ours/router", "labels": "../data/labels.jsonl"},
     "route evaluate": {"router": "../ours/router", "labels": "../data/labels.jsonl"},
-    "route fit": {"labels": "../data/labels.jsonl", "out": "new", "scorer": ["length"]},
+    "route fit": {
+        "labels": "../data/labels.jsonl",
+        "out": "new",
+        "scorer": ["length"],
+        "force": True,
+    },
     "route label": {
         "prompts": "../data/few.jsonl",
         "model": ["nano-s"],
@@ -99,6 +104,15 @@ GOOD: Mapping[str, Values] = {
     },
 }
 
+NEEDS_A_DOWNLOAD = ("models get", "models path", "models remove")
+"""Commands whose good line fails here: there is no network."""
+SLOW = ("demo", "gradients audit", "recover", "route evaluate", "route fit", "route report")
+SLOW += ("train", "train lm", "train scorer")
+"""Commands whose good line takes more than half a second."""
+WORKS = ("demo", "recover", "run", "train", "train lm", "train scorer", "expert train")
+WORKS += ("expert mix", "gradients audit", "prune", "importance")
+"""Commands that options may ask for more than a few seconds of work."""
+
 
 @dataclass(frozen=True)
 class CommandLine:
@@ -108,6 +122,10 @@ class CommandLine:
     files: Mapping[str, str] = field(default_factory=dict)
     """In the working folder: recipes."""
 
+    @property
+    def may_work(self) -> bool:
+        return self.command in WORKS
+
     def prepare(self, cwd: Path) -> None:
         for name, content in self.files.items():
             (cwd / name).write_text(content)
@@ -116,6 +134,17 @@ class CommandLine:
         note = "".join(f"; {name}: {content!r}" for name, content in self.files.items())
         note += f"; stdin: {self.stdin!r}" if self.stdin else ""
         return " ".join(word if word.isalnum() else repr(word) for word in self.words)[:400] + note
+
+
+def good_lines(slow: bool) -> list[CommandLine]:
+    """The good line of each command that needs no network."""
+    left_out = NEEDS_A_DOWNLOAD if slow else (*NEEDS_A_DOWNLOAD, *SLOW)
+    recipe = {"recipe.yaml": "command: doctor\nmodel: nano-s\n"}
+    return [
+        CommandLine(command, tuple(_words(command, values)), files=recipe)
+        for command, values in GOOD.items()
+        if command not in left_out
+    ]
 
 
 def draw(count: int) -> list[CommandLine]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.attacks import workplace
-from tests.attacks.judged import Tally, fault
+from tests.attacks.judged import Tally, fault, not_finite, not_right
 from tests.attacks.worker import Worker
 from tests.attacks.workplace import Workplace
 
@@ -54,6 +54,7 @@ RECOVER = """recover ../ours/model --teacher nano-s --data ../data/few.jsonl --l
 --set max_steps=1"""
 RESUME = f"{workplace.TRAIN} --resume"
 CLASSIFY = "expert classify --experts ../ours/experts --classifier ../ours/head 2+2"
+PRUNE = f"{workplace.PRUNE} --out new"
 TARGETS = [
     Target("scorer/pliant.json", SCORE),
     Target("scorer/adapter-c29bff51904683f6.safetensors", SCORE),
@@ -76,6 +77,8 @@ TARGETS = [
     Target("experts/words/adapter_config.json", "expert list ../ours/experts"),
     Target("gates/pliant.json", EXPORT),
     Target("gates/adapter-63e367010f6fda2f.safetensors", EXPORT),
+    Target("pruned/notes.json", PRUNE),
+    Target("pruned/pruned.json", PRUNE),
     Target("labels.answers.jsonl", workplace.LABEL),
     Target("labels.jsonl", workplace.LABEL),
     Target("head/pliant.json", CLASSIFY),
@@ -101,10 +104,19 @@ class Marker:
 
 
 def attack(worker: Worker, place: Workplace, count: int, seed: int = 0) -> Tally:
-    """So many forgeries of each file, and the command that reads it."""
+    """So many forgeries, as many of each file, and the command that reads it.
+
+    Each command succeeds with the files as they are, or it would not get as far as the forged one.
+    """
     tally, draw = Tally("forged files"), random.Random(seed)
-    share = -(-count // len(TARGETS))
-    for target in TARGETS:
+    targets = draw.sample(TARGETS, min(count, len(TARGETS)))
+    for words in dict.fromkeys(target.words for target in targets):
+        before = place.state()
+        done = worker.run(words.split(), place.cwd)
+        harmed = place.reset(before)
+        tally.add(f"unforged: {words}", fault(done, harmed) or not_right(done), done)
+    share = -(-count // len(targets))
+    for target in targets:
         (path,) = (place.folder / "ours").glob(target.path)
         forged = list(forgeries(path))
         for what, content in draw.sample(forged, min(share, len(forged))):
@@ -112,10 +124,9 @@ def attack(worker: Worker, place: Workplace, count: int, seed: int = 0) -> Tally
             path.write_bytes(content)
             done = worker.run(target.words.split(), place.cwd)
             ran = (place.cwd / "code-ran").exists()
-            problem = "code was run" if ran else fault(done, place.reset(before))
-            if ran:
-                place.reset(before)
-            tally.add(f"{target.path}: {what} ({target.words.split()[0]})", problem, done.code)
+            problem = fault(done, place.reset(before)) or not_finite(done)
+            problem = "code was run" if ran else problem
+            tally.add(f"{target.path}: {what} ({target.words.split()[0]})", problem, done)
     return tally
 
 

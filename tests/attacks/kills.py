@@ -8,9 +8,9 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tests.attacks.judged import Tally, fault
+from safetensors import SafetensorError, safe_open
+from tests.attacks.judged import INTERRUPTED, Tally, fault, not_right
 from tests.attacks.worker import Done, Worker
 from tests.attacks.workplace import Workplace
 
@@ -33,13 +33,16 @@ class Job:
     """Complete whenever it exists: a file, or a folder's file."""
     resumes: bool = False
     """Whether it goes on by --resume."""
+    always: str | None = None
+    """A command that succeeds at any time, before it is run again, too."""
 
+
+ASK = "route ask --router ../ours/router 2+2 --max-new-tokens 2"
+FIT = "route fit --labels ../data/labels.jsonl --scorer length --force"
 
 JOBS = {
     "label": Job(LABEL, "new.jsonl"),
-    "fit": Job(
-        "route fit --labels ../data/labels.jsonl --scorer length --out new", "new/router.json"
-    ),
+    "fit": Job(f"{FIT} --out new", "new/router.json"),
     "train lm": Job(LM, "new/model.safetensors", True),
     "train scorer": Job(SCORER, "new/pliant.json", True),
     "expert train": Job(EXPERT, "new/adapter_config.json", True),
@@ -49,30 +52,32 @@ JOBS = {
     ),
     "merge": Job("expert merge ../ours/experts/words --out new", "new/model.safetensors"),
     "fit over a router": Job(
-        "route fit --labels ../data/labels.jsonl --scorer length --out ../ours/router",
-        "../ours/router/router.json",
+        f"{FIT} --out ../ours/router", "../ours/router/router.json", always=ASK
     ),
     "calibrate": Job(
         "route calibrate --router ../ours/router --labels ../data/labels.jsonl",
         "../ours/router/router.json",
+        always=ASK,
     ),
 }
 
 
 def attack(worker: Worker, place: Workplace, count: int, seed: int = 0) -> Tally:
-    """End each job in turn, at a random share of the time that it takes: by a kill in the first
-    round, by Ctrl-C in the second, and so on."""
+    """End each job in turn, at a random share of the time that it takes: one by a kill, the next by
+    Ctrl-C, and in the next round the other way."""
     tally, draw = Tally("kills"), random.Random(seed)
     takes: dict[str, float] = {}
     for i in range(count):
         name = list(JOBS)[i % len(JOBS)]
         before = place.state()
         if name not in takes:
-            takes[name] = worker.run(JOBS[name].words.split(), place.cwd).seconds
-            place.reset(before)
+            whole = worker.run(JOBS[name].words.split(), place.cwd)
+            takes[name] = whole.seconds
+            if problem := fault(whole, place.reset(before)) or not_right(whole):
+                tally.add(f"{name}, left alone", problem, whole)
             before = place.state()
         moment = draw.random() * takes[name]
-        by_kill = i // len(JOBS) % 2 == 0
+        by_kill = (i + i // len(JOBS)) % 2 == 0
         problem = _ended(JOBS[name], worker, place, moment, by_kill)
         harmed = place.reset(before)
         problem = f"changed {harmed}" if harmed else problem
@@ -87,43 +92,51 @@ def _ended(job: Job, worker: Worker, place: Workplace, moment: float, by_kill: b
         killed = worker.run(words, place.cwd, kill_after=moment)
     else:
         killed = worker.run(words, place.cwd, limit=moment)
-    if killed.code not in (0, -signal.SIGKILL if by_kill else 130):
+    if killed.code not in (0, -signal.SIGKILL if by_kill else INTERRUPTED):
         return f"the first run: {fault(killed) or killed.stderr[-300:]}"
-    rows = _rows(place.cwd)
+    answers = _answers(place.cwd)
     if problem := _damage(job, place.cwd):
         return f"after the kill: {problem}"
+    asked = None if job.always is None else worker.run(job.always.split(), place.cwd)
+    if asked is not None and (problem := not_right(asked)):
+        return f"after the kill, {job.always}: {problem}"
     again = worker.run(words, place.cwd)
     if again.code == 2 and job.resumes and "--resume" in again.stderr:
         again = worker.run([*words, "--resume"], place.cwd)
     if again.code == 2 and killed.code == 0:  # all was done before the kill
         return fault(again)
-    return _unfinished(job, again, rows, place)
+    return _unfinished(job, again, answers, place.cwd)
 
 
-def _unfinished(job: Job, again: Done, rows: list[Any], place: Workplace) -> str | None:
+def _unfinished(job: Job, again: Done, answers: list[bytes], folder: Path) -> str | None:
+    """What the second run left undone, or lost of what the first had paid for."""
     if again.code != 0:
         return f"run again: exit {again.code}, {again.stderr[-300:]}"
-    if not (place.cwd / job.result).is_file():
+    if not (folder / job.result).is_file():
         return f"run again: no {job.result}"
-    later = _rows(place.cwd)
-    lost = [row for row in rows if row["prompt"] not in {each["prompt"] for each in later}]
-    return f"{len(lost)} labels are lost" if lost else None
+    lost = len(set(answers) - set(_answers(folder)))
+    return f"{lost} answers are lost" if lost else None
 
 
-def _rows(folder: Path) -> list[Any]:
-    path = folder / "new.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+def _answers(folder: Path) -> list[bytes]:
+    """The complete lines of the journal of `route label`."""
+    path = folder / "new.answers.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return [line for line in lines if line.endswith(b"\n")]
 
 
 def _damage(job: Job, folder: Path) -> str | None:
     """A file that ends in the middle."""
     result = folder / job.result
     for path in _files(result if result.parent == folder else result.parent):
-        content = path.read_bytes()
+        if "unfinished" in str(path):
+            continue
         try:
-            if path.suffix == ".json" and "unfinished" not in str(path):
-                json.loads(content)
-        except ValueError:
+            if path.suffix == ".json":
+                json.loads(path.read_bytes())
+            if path.suffix == ".safetensors":
+                safe_open(path, "numpy")  # compares the header with the size
+        except (ValueError, SafetensorError):
             if path.parent.name.startswith(("checkpoint-", "tmp-checkpoint")):
                 continue  # incomplete, which its marker says
             return f"{path.name} is not whole"

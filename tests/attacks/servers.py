@@ -39,6 +39,8 @@ STATUSES: Mapping[str, Scripted] = {
     "a reason of another shape": '{"choices": [{"message": {"content": "x"}, "finish_reason": 7}]}',
 }
 ASKING, LABELLING, JUDGING = "ask", "label", "judge"
+LIMIT = 60.0
+"""Seconds after which a command gets Ctrl-C; its calls give up after one."""
 QUESTIONS = 8
 """In the workplace's `questions.jsonl`."""
 REPLIES: Mapping[str, Callable[[str], Scripted]] = {
@@ -59,9 +61,11 @@ def attack_clients(worker: Worker, place: Workplace, count: int) -> Tally:
         with chat_server([faults[name]]) as server:
             done = _asked(worker, place, way, server.url)
         problem = fault(done, place.reset(before))
+        if problem is None and not server.bodies:
+            problem = f"the server was not asked: exit {done.code}, {done.stderr[-200:]}"
         if problem is None and way == ASKING and name in FAULTS and "2+2" not in done.stdout:
             problem = f"the other model was not asked: exit {done.code}, {done.stderr[-200:]}"
-        tally.add(f"{name} ({way})", problem, done.code)
+        tally.add(f"{name} ({way})", problem, done)
     return tally
 
 
@@ -77,14 +81,14 @@ def _asked(worker: Worker, place: Workplace, way: str, url: str) -> Done:
             model["timeout"] = 1.0
         settings.write_text(json.dumps(content))
         words = ["route", "ask", "--router", "../ours/remote", "2+2"]
-        return worker.run(words, place.cwd)
+        return worker.run(words, place.cwd, limit=LIMIT)
     remote = f"far=openai:m@{url}"
     words = [*LABEL, "--timeout", "1", "--max-new-tokens", "2"]
     if way == JUDGING:
         words += ["--model", "nano-s", "--verifier", "judge", "--judge", remote]
     else:
         words += ["--model", remote, "--cost", "tokens"]
-    return worker.run(words, place.cwd)
+    return worker.run(words, place.cwd, limit=LIMIT)
 
 
 def attack_keys(worker: Worker, place: Workplace) -> Tally:
@@ -99,12 +103,14 @@ def attack_keys(worker: Worker, place: Workplace) -> Tally:
             words = [*LABEL, "--model", f"far=openai:m@{server.url}", "--cost", "tokens"]
             words[words.index("../data/few.jsonl")] = "../data/questions.jsonl"
             done = worker.run(words, place.cwd, environment={"OPENAI_API_KEY": KEY})
-            sent = set(server.keys) == {f"Bearer {KEY}"}
+        sent = server.keys == [f"Bearer {KEY}"] * QUESTIONS  # so each form was repeated
         written = list(_written(place.cwd, done))
-        problem = fault(done, place.reset(before)) or (None if sent else "the key was not sent")
+        problem = fault(done, place.reset(before)) or (
+            None if sent else "the key was not sent with each question"
+        )
         for name, text, _ in some:
             leaks = [where for where, content in written if _holds(content, text)]
-            tally.add(name, f"the key is in {', '.join(leaks)}" if leaks else problem, done.code)
+            tally.add(name, f"the key is in {', '.join(leaks)}" if leaks else problem, done)
     return tally
 
 

@@ -30,7 +30,8 @@ LABEL = """route label --prompts ../data/few.jsonl --model nano-s --out ../ours/
 --max-new-tokens 2"""
 TRAIN = """train lm --model nano-s --data ../data/few.jsonl --engine exact --length 64
 --out ../ours/run --set max_steps=2 --set save_steps=1 --set per_device_train_batch_size=2"""
-"""What made the labels and the run in `ours`."""
+PRUNE = "prune nano-s --heads 0.34 --no-controls --tokens 600 --adapters ../ours/pruned"
+"""What made the labels, the run and the pruning in `ours`."""
 State = dict[str, tuple[int, ...]]
 
 
@@ -50,9 +51,7 @@ class Workplace:
         _hostile(folder / "hostile")
         _theirs(folder / "theirs")
         _ours(folder / "ours", folder / "data" / "labels.jsonl")
-        for name in GUARDED[1:]:  # a copy to mend what a command has harmed
-            shutil.copytree(folder / name, folder / "home" / name, symlinks=True)
-        for name in ("data", "ours"):
+        for name in (*GUARDED, "ours"):  # a copy to mend what a command has harmed
             shutil.copytree(folder / name, folder / "home" / name, symlinks=True)
         return cls(folder)
 
@@ -300,7 +299,7 @@ def _ours(folder: Path, labels: Path) -> None:
     gates["layers", 1].data.zero_()
     gates.save_pretrained(folder / "gates")
     heads = "expert classify --experts experts --data ../data/questions.jsonl --out head"
-    for words in (LABEL, TRAIN, heads):
+    for words in (LABEL, TRAIN, PRUNE, heads):
         done = pliant(*words.replace("../ours/", "").split(), cwd=folder)
         assert done.returncode == 0, done.stderr
     shutil.rmtree(folder / "run" / "checkpoint-2")  # as after a kill in the second step
