@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,11 @@ def test_a_conversation_has_a_prompt_and_its_answer(tmp_path: Path) -> None:
     assert row["prompt"] == MESSAGES[:2] and row["answer"] == "5"
 
 
-def test_who_speaks_is_known_or_named_with_the_line(tmp_path: Path) -> None:
-    rows = [*SHAREGPT, {"conversations": [{"from": "parrot", "value": "hi"}]}]
-    with pytest.raises(InvalidInput, match="line 2: a message is from 'parrot': give one of human"):
+@pytest.mark.parametrize("speaker", ["parrot", ["human"], {"name": "human"}, None])
+def test_who_speaks_is_known_or_named_with_the_line(tmp_path: Path, speaker: Any) -> None:
+    rows = [*SHAREGPT, {"conversations": [{"from": speaker, "value": "hi"}]}]
+    expected = re.escape(f"line 2: a message is from {speaker!r}: give one of human")
+    with pytest.raises(InvalidInput, match=expected):
         read_rows(written(tmp_path, rows))
 
 

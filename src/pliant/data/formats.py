@@ -85,9 +85,11 @@ def is_conversation(value: Any) -> bool:
 def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "role" in message or not {"from", "value"} <= message.keys():
         return dict(message)
-    if (role := ROLES.get(message["from"])) is None:
+    speaker = message["from"]
+    role = ROLES.get(speaker) if isinstance(speaker, str) else None
+    if role is None:
         known = ", ".join(ROLES)
-        raise InvalidInput(f"{where}: a message is from {message['from']!r}: give one of {known}")
+        raise InvalidInput(f"{where}: a message is from {speaker!r}: give one of {known}")
     return {"role": role, "content": message["value"]}
 
 
