@@ -60,6 +60,17 @@ def test_alpaca_has_prompts_and_answers(tmp_path: Path) -> None:
     assert [{k: r[k] for k in ALPACA[0]} for r in rows] == ALPACA  # and all that it had
 
 
+@pytest.mark.parametrize("row", [{"completion": "5", "output": "no"}, {"output": "5"}])
+def test_answers_have_their_defaults_beside_a_named_prompt(
+    row: dict[str, str], tmp_path: Path
+) -> None:
+    path = written(tmp_path, [{"instruction": "2+3?", **row}])
+    (own,) = AnswerColumns(prompt_column="instruction").read(path, "answer")
+    assert (own["prompt"], own["answer"]) == ("2+3?", "5")
+    (kept,) = read_rows(path, ("instruction", "answer"))  # as `route label` reads
+    assert (kept["instruction"], kept["answer"]) == ("2+3?", "5")
+
+
 def test_a_conversation_has_a_prompt_and_its_answer(tmp_path: Path) -> None:
     (row,) = read_rows(written(tmp_path, SHAREGPT), ("prompt", "answer"))
     assert row["messages"] == MESSAGES
@@ -114,8 +125,10 @@ def test_columns_that_are_named_are_the_ones_that_train(
 def test_columns_of_two_kinds_are_refused() -> None:
     with pytest.raises(InvalidInput, match="and not text and messages"):
         RowOptions(text_column="a", messages_column="b").columns()
-    with pytest.raises(InvalidInput, match="give one of them"):
+    with pytest.raises(InvalidInput, match="--prompt-column and --messages-column: give one"):
         AnswerColumns(prompt_column="a", messages_column="b").read("x.jsonl")
+    with pytest.raises(InvalidInput, match="--answer-column and --messages-column: give one"):
+        AnswerColumns(answer_column="a", messages_column="b").read("x.jsonl", "answer")
 
 
 def test_a_column_that_is_missing_is_named_with_the_nearest(tmp_path: Path) -> None:

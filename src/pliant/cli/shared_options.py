@@ -127,11 +127,16 @@ class PromptColumns:
         """The rows, with a prompt and the other columns each."""
         from pliant.data import read_prompts
 
-        if self.prompt_column is not None and self.messages_column is not None:
-            raise InvalidInput("--prompt-column and --messages-column: give one of them")
+        self.check_columns()
         named = {"prompt": self.prompt_column, **self.answers()}
         columns = {name: named.get(name) or name for name in ("prompt", *others)}
         return read_prompts(source, columns, messages=self.messages_column, limit=limit)
+
+    def check_columns(self) -> None:
+        """Refuse another column beside that of conversations, which hold prompts and answers."""
+        for name, column in {"prompt": self.prompt_column, **self.answers()}.items():
+            if column is not None and self.messages_column is not None:
+                raise InvalidInput(f"--{name}-column and --messages-column: give one of them")
 
     def answers(self) -> dict[str, str | None]:
         return {}

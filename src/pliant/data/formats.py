@@ -30,6 +30,8 @@ ROLES = {
     "observation": "tool",
 }
 """ShareGPT's names of who speaks, and those of chat templates."""
+ANSWERS = ("completion", "output")
+"""Other names of the answer, in this order."""
 ALPACA = "Below is an instruction that describes a task{more}. Write a response that appropriately "
 ALPACA += "completes the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
 """Alpaca's own prompt, for a model that has no chat template."""
@@ -46,8 +48,9 @@ def standard(row: Mapping[str, Any], wanted: Collection[str] = (), where: str = 
         result["messages"] = [_message(m, where) for m in result["messages"]]
     if "prompt" in wanted and "prompt" not in row:
         result |= _prompt_and_answer(result)
-    if "answer" in wanted and "answer" not in result and isinstance(row.get("completion"), str):
-        result["answer"] = row["completion"]
+    if "answer" in wanted and "answer" not in result:
+        texts = [row[name] for name in ANSWERS if isinstance(row.get(name), str)]
+        result |= {"answer": text for text in texts[:1]}
     return result
 
 
