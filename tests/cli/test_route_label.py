@@ -414,6 +414,26 @@ def test_messages_and_columns_of_the_users_own_are_kept(tmp_path: Path) -> None:
     assert row["prompt"] == "system: Be brief.\nuser: hello"
 
 
+def test_prompts_come_from_a_named_column_of_conversations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "HELLO"}]
+    prompts = write(tmp_path / "p.jsonl", {"prompt": "not this", "chat": chat, "mine": 1})
+    out, columns = tmp_path / "labels.jsonl", ("--messages-column", "chat")
+    with chat_server() as server:
+        assert label(prompts, out, *far(server), *columns) == 0
+        asked = [{"role": "user", "content": "hello"}]
+        assert server.bodies[0]["messages"] == asked
+        (row,) = read_rows(out)
+        assert row["messages"] == asked and row["right"] == {"far": 1} and row["mine"] == 1
+        for place, more, said in (
+            (out, ("--answer-column", "gold"), "--answer-column and --messages-column: give one"),
+            (prompts, (), "it is the file of the prompts"),
+        ):
+            assert label(prompts, place, *far(server), *columns, *more) == 2
+            assert said in capsys.readouterr().err
+
+
 def test_a_prompt_that_is_none_and_one_without_a_reference_fail_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -449,7 +469,7 @@ def test_the_same_prompt_is_asked_once(tmp_path: Path) -> None:
         (["--model", "nano-s", "--price", "nano-l=1,2"], "no model 'nano-l'"),
         (["--model", "nano-s", "--price", "1,2"], "nano-s=1,2"),
         (["--model", "nano-s", "--cost", "usd"], "nano-s has no price"),
-        (["--model", "nano-s", "--cost", "dollars"], "one of usd"),
+        (["--model", "nano-s", "--cost", "dollars"], "'usd', 'flops', 'tokens', 'ms'"),
         (["--model", "nano-s", "--model", "openai:m@http://127.0.0.1:1/v1"], "--cost tokens"),
         (["--model", "openai:m@http://127.0.0.1:1/v1", "--cost", "flops"], "not known"),
         (["--model", "nano-s", "--samples", "3", "--temperature", "0"], "temperature"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
 from pliant.cli import terminal
+from pliant.cli.shared_options import AnswerColumns
 from pliant.errors import InvalidInput, PliantError, did_you_mean
 from pliant.options import Flag
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelOptions:
+class LabelOptions(AnswerColumns):
     prompts: str
     """JSONL, CSV, parquet, or a data set on the hub (name:split)."""
     model: tuple[str, ...]
@@ -34,10 +35,6 @@ class LabelOptions:
     """An option of the verifier; repeatable."""
     judge: str | None = None
     """The model of --verifier judge."""
-    prompt_column: str = "prompt"
-    """The column of the prompts: texts, or lists of messages."""
-    answer_column: str = "answer"
-    """The column of the reference answers."""
     limit: Annotated[int, Ge(1)] | None = None
     """Read only the first prompts."""
     samples: Annotated[int, Ge(1)] = 1
@@ -54,8 +51,8 @@ class LabelOptions:
     """A system message before each prompt that has none."""
     stop: tuple[str, ...] = ()
     """Text before which an answer ends; \\n is a new line; repeatable."""
-    cost: str | None = None
-    """usd, flops, tokens or ms. Default: usd with --price, else flops."""
+    cost: Literal["usd", "flops", "tokens", "ms"] | None = None
+    """What the labels count as cost. Default: usd with --price, else flops."""
     price: Annotated[tuple[str, ...], Flag(metavar="MODEL=IN,OUT")] = ()
     """US dollars per million tokens, in and out; repeatable."""
     api_key_env: Annotated[tuple[str, ...], Flag(metavar="[MODEL=]NAME")] = ()
@@ -96,7 +93,7 @@ def label(options: LabelOptions) -> None:
 
 
 _SAME = (
-    *("verifier", "judge", "prompt_column", "answer_column", "limit", "samples", "temperature"),
+    *("verifier", "judge", "limit", "samples", "temperature"),
     *("max_new_tokens", "seed", "cost", "batch_size", "concurrency", "timeout", "tries"),
     *("device", "dtype"),
 )
@@ -111,10 +108,11 @@ def _labelled(options: LabelOptions) -> LabelReport:
     judges = [options.judge] if options.judge else []
     specs = [ModelSpec.parse(text) for text in (*options.model, *judges)]
     template, system, *stop = map(_unescaped, (options.template, options.system, *options.stop))
+    prompts, columns = _prompts(options)
     terminal.hide_loading_bars()
     with terminal.shown_warnings(BackendWarning):
         return route.label(
-            options.prompts,
+            prompts,
             options.model,
             options.out,
             verifier_options=_verifier_options(options.verifier_option),
@@ -124,11 +122,26 @@ def _labelled(options: LabelOptions) -> LabelReport:
             prices=_by_model(options.price, specs, "--price"),
             api_key_env=_by_model(options.api_key_env, specs, "--api-key-env", default=KEY),
             progress=terminal.track,
+            **columns,
             **{name: getattr(options, name) for name in _SAME},
         )
 
 
 # --- what the options mean -----------------------------------------------------------------------
+
+
+def _prompts(options: LabelOptions) -> tuple[str | list[dict[str, Any]], dict[str, Any]]:
+    """The file of the prompts and its columns; or the rows, whose prompts are in a named column of
+    conversations."""
+    options.check_columns()
+    if options.messages_column is None:
+        named = {"prompt": options.prompt_column, "answer": options.answer_column}
+        return options.prompts, {f"{name}_column": c for name, c in named.items() if c}
+    if Path(options.prompts).expanduser().resolve() == options.out.resolve():
+        raise InvalidInput(f"--out {options.out}: it is the file of the prompts: name another")
+    # A function of one's own may grade answers without a reference.
+    needed = () if ":" in options.verifier else ("answer",)
+    return options.read(options.prompts, *needed, limit=options.limit), {}
 
 
 def _unescaped(text: str | None) -> str | None:
