@@ -14,6 +14,8 @@ import pytest
 from pliant import options
 from pliant.cli import app, flags, importance, prune, recover, shared_options
 from pliant.cli.expert import train as expert_train
+from pliant.cli.route import fit as route_fit
+from pliant.cli.route import label as route_label
 
 COMMANDS = [name for name in app.names() if name not in ("run", *app.GROUPS)]
 
@@ -79,12 +81,15 @@ def test_a_help_is_as_wide_as_the_terminal(
 def test_closed_sets_of_values_are_those_of_the_parts() -> None:
     from pliant.experts.training import config as expert
     from pliant.gradients import config as gradients
+    from pliant.routing import units
+    from pliant.routing.labels import label
+    from pliant.routing.metrics import calibration
     from pliant.structure import config as structure
     from pliant.structure.pruning import costs
     from pliant.structure.ranking import measures
     from pliant.structure.recovery import trained_weights
 
-    def budget_of(name: str, command: Any) -> Any:
+    def type_of(name: str, command: Any) -> Any:
         return next(o.type for o in options.of(command) if o.name == name)
 
     for ours, theirs in (
@@ -95,11 +100,17 @@ def test_closed_sets_of_values_are_those_of_the_parts() -> None:
         (importance.Score, measures.Score),
         (prune.Part, structure.Part),
         (prune.PruneScore, structure.PruneScore),
-        (budget_of("budget_of", prune.prune), costs.Cost),
-        (budget_of("train", recover.recover), trained_weights.Train),
+        (type_of("budget_of", prune.prune), costs.Cost),
+        (type_of("train", recover.recover), trained_weights.Train),
         (expert_train.Method, expert.Method),
     ):
         assert set(get_args(ours)) == set(get_args(theirs)), ours
+    for ours, names in (
+        (type_of("calibration", route_fit.fit), calibration.CALIBRATIONS),
+        (type_of("unit", route_fit.evaluate), units.UNITS),
+        (type_of("cost", route_label.label), label.UNITS),
+    ):
+        assert set(get_args(ours)) == set(names), ours
 
 
 def test_defaults_of_the_command_line_are_those_of_the_parts() -> None:

@@ -170,7 +170,8 @@ def test_models_with_nothing_between_them_are_said(folder):
         (["--prompt-column", "promt"], "did you mean 'prompt'"),
         (["--right-column", "rights"], "--right-column"),
         (["--goal", "5 ms a call"], "are in calls, not ms"),
-        (["--calibration", "plat"], "did you mean 'platt'"),
+        (["--calibration", "plat"], "'platt', 'temperature', 'isotonic'"),
+        (["--unit", "dollars"], "'tokens', 'usd', 'ms', 'flops', 'calls'"),
         (["--backend", "model-0=./nowhere"], "no such folder"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -60,8 +60,8 @@ class LabelsOptions:
     """The column that holds, by model, whether it is right: true, a share, or {"correct": true}."""
     cost_column: str = "cost"
     """The column that holds the cost of each answer by model."""
-    unit: str | None = None
-    """Of the costs: usd, flops, tokens, ms or calls. Default: as the rows state it."""
+    unit: Literal["tokens", "usd", "ms", "flops", "calls"] | None = None
+    """Of the costs. Default: as the rows state it."""
     group_column: str = "group"
     """The column of the subject, family or source of each prompt."""
     wording_column: str = "wording"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Le
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pliant.routing.fitting.fit import Fitted
     from pliant.routing.outcomes import Outcomes
     from pliant.routing.prompts import Prompt
+
+Calibration = Literal["platt", "temperature", "isotonic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,8 @@ class FitOptions(LabelsOptions):
     others, whichever model is likelier right."""
     lam: Annotated[float, Ge(0)] | None = None
     """Instead of a goal: how much quality a unit of cost is worth."""
-    calibration: str = "platt"
-    """platt, temperature or isotonic."""
+    calibration: Calibration = "platt"
+    """How scores become probabilities."""
     backend: Annotated[tuple[str, ...], Flag(metavar="MODEL=BACKEND")] = ()
     """Where a model is served, if its name does not tell; repeatable."""
     groups_known: bool = False
@@ -190,8 +192,8 @@ class CalibrateOptions(LabelsOptions, RouterOptions):
     """Instead of labels, for a share of calls: prompts alone."""
     goal: str = "95 % of the large model's quality"
     """A budget, a quality or a risk, in words."""
-    calibration: str = "platt"
-    """platt, temperature or isotonic."""
+    calibration: Calibration = "platt"
+    """How scores become probabilities."""
 
     def __post_init__(self) -> None:
         if bool(self.labels) == bool(self.prompts):
