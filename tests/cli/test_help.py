@@ -41,6 +41,13 @@ def test_every_option_stands_once_under_a_heading(
             assert len(re.findall(first, text, re.M)) == 1, option.name
 
 
+def test_columns_of_labels_stand_under_one_heading() -> None:
+    read = {o.name: flags.heading(o) for o in options.of(route_fit.fit)}
+    columns = [name for name in read if name.endswith("_column")]
+    assert len(columns) == 6
+    assert {read[name] for name in (*columns, "unit")} == {"Input"}
+
+
 def test_a_field_may_name_another_heading_than_its_name_does() -> None:
     """Rows are what a command reads, and of a scorer the number of [CPX] positions."""
     headings = {}
