@@ -24,8 +24,8 @@ HEADINGS = {
         "task file shots test evaluate evaluation_data evaluation labels classifier source rows "
         "limit subset group text_column prompt_column completion_column answer_column "
         "messages_column label_column question_column right_column cost_column unit group_column "
-        "wording_column data_size evaluation_size tokens texts length max_length truncate truncation "
-        "messages chat"
+        "wording_column data_size evaluation_size tokens texts length max_length truncate "
+        "truncation messages chat"
     ),
     "Method": "batch_size evaluation_batch_size seed set choose",
     "Output": (
