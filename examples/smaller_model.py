@@ -3,10 +3,13 @@
     python examples/smaller_model.py
     python examples/smaller_model.py my-model smaller
 
+Without a second argument it writes to a new temporary folder.
+
 `pliant prune` does the same within a budget over channels, heads and layers, from your own text.
 """
 
 import sys
+import tempfile
 
 import pliant
 from pliant import nano
@@ -14,7 +17,8 @@ from pliant.structure import PruneConfig, calibration_batches, export, perplexit
 
 
 def main(arguments: list[str]) -> None:
-    name, folder = arguments or ["nano-s", "smaller-model"]
+    name = arguments[0] if arguments else "nano-s"
+    folder = arguments[1] if arguments[1:] else f"{tempfile.mkdtemp()}/smaller-model"
     model, tokenizer = pliant.load(name)
     print(pliant.Anatomy.of(model))
     text = nano.conversations("train", 100)  # in place of text of your own

@@ -34,3 +34,16 @@ def test_it_runs(
     runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]([])
     printed = capsys.readouterr().out
     assert [part for part in PRINTED[name] if part not in printed] == [], printed
+    assert not list(tmp_path.iterdir())  # so it runs a second time
+
+
+@pytest.mark.parametrize("name", ["smaller_model", "specialist"])
+def test_a_model_and_a_folder_are_arguments(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
+    main(["nano-s"])
+    assert not list(tmp_path.iterdir())
+    main(["nano-s", "new"])
+    assert list((tmp_path / "new").rglob("config.json"))
