@@ -48,9 +48,9 @@ def standard(row: Mapping[str, Any], wanted: Collection[str] = (), where: str = 
         result["messages"] = [_message(m, where) for m in result["messages"]]
     if "prompt" in wanted and "prompt" not in row:
         result |= _prompt_and_answer(result)
-    if "answer" in wanted and "answer" not in result:
-        texts = [row[name] for name in ANSWERS if isinstance(row.get(name), str)]
-        result |= {"answer": text for text in texts[:1]}
+    answers = [row[name] for name in ANSWERS if isinstance(row.get(name), str)]
+    if "answer" in wanted and answers:
+        result.setdefault("answer", answers[0])
     return result
 
 
