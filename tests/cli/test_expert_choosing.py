@@ -117,7 +117,7 @@ def test_a_mixture_is_written_and_loads(folder: Path, capsys: pytest.CaptureFixt
         ("ask 17+4 -e nowhere --base nano-x", "nowhere: no expert here"),
         ("mix -e both --data solved.jsonl --test odd.jsonl", "prompt 7 is neither a text nor a"),
         ("mix -e both --data odd.jsonl --shots 1", "prompt 7 is neither a text nor a list of"),
-        ("mix -e both --data none.jsonl --out new", "shot 0: the answer None is no text"),
+        ("mix -e both --data none.jsonl --out new", "shot 0: the answer None is neither text"),
         ("mix -e both --data solved.jsonl --out dangling", "dangling exists already"),
         ("mix -e both --data solved.jsonl --seed -1", "seed = -1: give a whole number, 0 or more"),
         ("classify -e both --data long.jsonl", "longer than the model's context of 2,048"),

@@ -136,7 +136,7 @@ def _experts(findings: Mapping[str, Finding], model: str, about: Examination) ->
     octets = next(e.bytes for e in about.estimates if e.what == "one expert on every projection")
     rows = findings.get("expert rows")
     if rows is None:
-        tried = "Its projections can have some: --all tries that on a tiny copy."
+        tried = "Its projections can be tuned: --all tries it on a tiny copy."
     elif rows.ok:
         tried = "Each prompt of a batch can have its own."
     else:

@@ -112,7 +112,9 @@ def _check_optimizer(args: TrainingArguments) -> None:
             scheduler_specific_kwargs=args.lr_scheduler_kwargs or {},
         )
     except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
-        raise InvalidInput(f"--set: these make no optimizer: {one_line(error)}") from error
+        raise InvalidInput(
+            f"--set: no optimizer or schedule can be made from these settings: {one_line(error)}"
+        ) from error
 
 
 def check_reporters(names: Sequence[str]) -> None:

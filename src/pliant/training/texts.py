@@ -76,7 +76,7 @@ def texts(rows: Sequence[Row], tokenizer: Any, length: int) -> Texts:
 def _ids_of_texts(rows: Sequence[Row], tokenizer: Any) -> Iterator[int]:
     for i, row in enumerate(rows, start=1):
         if not isinstance(row["text"], str):
-            raise InvalidInput(f"row {i}: its text is {str(row['text'])[:60]}, which is no text")
+            raise InvalidInput(f"row {i}: its text is {str(row['text'])[:60]}, which is not text")
         yield from tokenizer(row["text"], verbose=False)["input_ids"]
         if tokenizer.eos_token_id is not None:
             yield tokenizer.eos_token_id

@@ -39,7 +39,7 @@ def _top(scores: Mapping[str, Band], tested: int) -> Top:
         KeyFigure(name, f"{band.value:.3f}", f"right, {band.low:.3f} to {band.high:.3f}")
         for name, band in shown.items()
     ]
-    figures.append(KeyFigure("prompts", f"{tested:,}", "that are no shots"))
+    figures.append(KeyFigure("prompts", f"{tested:,}", "not used as examples"))
     highest = max(band.high for name, band in shown.items() if name != "mixture")
     sentence = f"The mixture is right on {mixture.value:.3f} of the prompts, the base on "
     sentence += f"{base.value:.3f}."
@@ -52,7 +52,7 @@ def _top(scores: Mapping[str, Band], tested: int) -> Top:
 def scores_table(scores: Mapping[str, Band], tested: int) -> Table:
     """The share of right answers of each, with its interval."""
     cells = [[name, str(band)] for name, band in scores.items()]
-    title = f"Right answers to {tested:,} prompts that are no shots"
+    title = f"Right answers to {tested:,} prompts not used as examples"
     return Table(title, ["answered by", "right"], cells, right=frozenset(["right"]))
 
 
@@ -93,7 +93,7 @@ def _search(mixed: FewShot, reward: str | None) -> Section:
 
 def _test(scores: Mapping[str, Band], tested: int) -> Section:
     bands = {name: (band.value, band.low, band.high) for name, band in scores.items()}
-    caption = f"{tested:,} prompts that are no shots, with the interval over prompts."
+    caption = f"{tested:,} prompts not used as examples, with the interval over prompts."
     roles: Roles = {"mixture": "ours"}
     picture = intervals(bands, roles, "share of right answers")
     return Section("The test", (), [scores_table(scores, tested)], [(picture, caption)])

@@ -32,7 +32,7 @@ def shots_of(rows: Sequence[Mapping[str, Any]]) -> list[Shot]:
         if isinstance(answer, list | tuple) and answer:
             answer = answer[0]
         if answer is None or isinstance(answer, list | tuple | Mapping):
-            raise InvalidInput(f"shot {i}: the answer {answer!r:.80} is no text and no number")
+            raise InvalidInput(f"shot {i}: the answer {answer!r:.80} is neither text nor a number")
         if not str(answer).strip():
             raise InvalidInput(f"shot {i} has an empty answer: there is nothing to learn from it")
         shots.append(Shot(row["prompt"], str(answer)))

@@ -168,8 +168,8 @@ class CGGRModel(nn.Module):
 
 def _pass_through(settings: dict[str, Any], reason: UnsupportedModel) -> CGGRLoss:
     warnings.warn(
-        f"{reason} Until then it runs whole, forward and backward, and only the loss is that of "
-        "the chosen tokens: no step is cheaper.",
+        f"{reason} CGGRModel therefore runs the whole model, forward and backward, and only the "
+        "loss is that of the chosen tokens: no step is cheaper.",
         GradientsWarning,
         stacklevel=3,
     )
