@@ -82,8 +82,11 @@ def write(path: Path, title: str, sections: Sequence[Section], top: Top | None =
 def render(title: str, sections: Sequence[Section], top: Top | None = None) -> str:
     top = top or Top()
     sections = [section for section in sections if section != Section(section.title)]
-    said = "" if top.verdict is None else top.verdict.sentence  # at the top, and not again
-    body = "\n".join(_section(section, i, said) for i, section in enumerate(sections, start=1))
+    verdict_sentence = (
+        "" if top.verdict is None else top.verdict.sentence
+    )  # at the top, and not again
+    numbered = enumerate(sections, start=1)
+    body = "\n".join(_section(section, i, verdict_sentence) for i, section in numbered)
     return f"""{START}
 <html lang="en">
 <head>
@@ -146,9 +149,10 @@ def _footer(seed: int | None) -> str:
     return f"<footer>{escape(' · '.join(parts))} · {datetime.date.today()}</footer>"
 
 
-def _section(section: Section, number: int, said: str) -> str:
+def _section(section: Section, number: int, verdict_sentence: str) -> str:
     parts = [f'<h2 id="section-{number}">{escape(section.title)}</h2>']
-    parts += [f"<p>{escape(each)}</p>" for each in section.sentences if each != said]
+    sentences = [each for each in section.sentences if each != verdict_sentence]
+    parts += [f"<p>{escape(each)}</p>" for each in sentences]
     parts += [_picture(svg, caption) for svg, caption in section.pictures]
     parts += [_table(table) for table in section.tables]
     parts += [text.html() for text in section.texts]
