@@ -4,7 +4,7 @@ pace = Pace(total=1000)
 for done in range(1, 1001):
     ...
     if pace.due(done):
-        print(f"training: {done} of 1000{pace.left(done)}")  # ten lines in all
+        print(f"training: {done} of 1000{pace.left(done)}")  # about ten lines
 """
 
 from __future__ import annotations

@@ -96,7 +96,10 @@ def lines(
     ends: Mapping[str, tuple[float, float]] | None = None,
     point: tuple[str, tuple[float, float]] | None = None,
 ) -> str:
-    """Lines in the colours of their roles, ours in front and with bands; both axes begin at 0.
+    """Lines in the colours of their roles, ours in front and with bands.
+
+    An axis begins at 0 where none of its values is below; one of whole numbers, such as steps,
+    begins at the first.
 
     `ends` are labelled where they are; the label of `point` is in the lower right corner, which is
     free where lines rise from left to right.
