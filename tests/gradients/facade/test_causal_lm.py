@@ -212,7 +212,7 @@ class Recurrent(nn.Module):
 def test_another_architecture_passes_through(with_router: bool) -> None:
     """The model is run whole, and the loss is that of the chosen tokens."""
     model, router = Recurrent(), Recurrent() if with_router else None
-    with pytest.warns(GradientsWarning, match=r"Recurrent has no stack of layers.*runs the whole model"):
+    with pytest.warns(GradientsWarning, match=r"Recurrent has no stack of .*runs the whole model"):
         cggr = wrapped(model, router=router)
     loss = cggr(IDS, labels=IDS)
     losses = F.cross_entropy(model(IDS)[:, :-1].transpose(1, 2), IDS[:, 1:], reduction="none")
