@@ -102,6 +102,14 @@ def test_special_tokens_of_a_pair_are_ordinary_and_those_of_a_text_are_not(token
     assert tokenizer.decode(piece["input_ids"]) == rendered + "<|end|>"
 
 
+def test_special_tokens_in_alpacas_own_prompt_are_counted() -> None:
+    plain = load_tokenizer("nano-s")
+    plain.chat_template = None
+    rows = [{"instruction": f"Say{word}.", "output": "hi"} for word in ("", "<|end|>", "<|user|>")]
+    assert texts(rows, plain, 999).made_ordinary == 2
+    assert texts(rows, load_tokenizer("nano-s"), 999).made_ordinary == 0  # as conversations
+
+
 def test_a_template_that_rewrites_what_was_said_is_refused(tokenizer: Any) -> None:
     import copy
 

@@ -62,11 +62,11 @@ def texts(rows: Sequence[Row], tokenizer: Any, length: int) -> Texts:
         return Texts(list(_split(_ids_of_texts(rows, tokenizer), length)))
     encode = {"messages": _of_conversation, "pair": _of_pair, "alpaca": _of_alpaca}[kind]
     instructions = [encode(row, tokenizer, f"row {i}") for i, row in enumerate(rows, start=1)]
-    short = [{key: ids[:length] for key, ids in piece.items()} for piece in instructions]
+    short = [{key: ids[:length] for key, ids in piece.items()} for piece, _ in instructions]
     pieces = [piece for piece in short if any(x != IGNORED for x in piece["labels"][1:])]
     if not pieces:
         raise InvalidInput(f"no completion begins within {length} tokens: raise --length")
-    made_ordinary = _made_ordinary(rows, tokenizer) if kind == "pair" else 0
+    made_ordinary = sum(was_special for _, was_special in instructions)
     return Texts(pieces, len(short) - len(pieces), made_ordinary)
 
 
@@ -95,21 +95,28 @@ def _split(ids: Iterator[int], length: int) -> Iterator[Piece]:
 # --- instructions --------------------------------------------------------------------------------
 
 
-def _of_pair(row: Row, tokenizer: Any, where: str) -> Piece:
+Instruction = tuple[Piece, bool]
+"""A piece, and whether special tokens of its prompt or completion were read as ordinary text."""
+
+
+def _of_pair(row: Row, tokenizer: Any, where: str) -> Instruction:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
         return _of_messages([*prompt, *completion], tokenizer, where)
     if not (isinstance(prompt, str) and isinstance(completion, str)):
         raise InvalidInput(f"{where}: prompt and completion are texts, or both lists of messages")
-    prompt, completion = _ordinary_pair(row, tokenizer)
-    before = tokenizer(prompt, verbose=False)["input_ids"]
-    answer = tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"]
+    question = ordinary_text(prompt, tokenizer, "user")
+    reply = ordinary_text(completion, tokenizer, "assistant")
+    before = tokenizer(question, verbose=False)["input_ids"]
+    answer = tokenizer(reply, add_special_tokens=False, verbose=False)["input_ids"]
     if tokenizer.eos_token_id is not None:
         answer = [*answer, tokenizer.eos_token_id]
-    return {"input_ids": [*before, *answer], "labels": [IGNORED] * len(before) + list(answer)}
+    labels = [IGNORED] * len(before) + list(answer)
+    was_special = (question, reply) != (prompt, completion)
+    return {"input_ids": [*before, *answer], "labels": labels}, was_special
 
 
-def _of_alpaca(row: Row, tokenizer: Any, where: str) -> Piece:
+def _of_alpaca(row: Row, tokenizer: Any, where: str) -> Instruction:
     if not (isinstance(row["instruction"], str) and isinstance(row["output"], str)):
         raise InvalidInput(f"{where}: its instruction and output are texts in Alpaca's format")
     if has_chat_template(tokenizer):
@@ -118,30 +125,18 @@ def _of_alpaca(row: Row, tokenizer: Any, where: str) -> Piece:
     return _of_pair(pair, tokenizer, where)
 
 
-def _of_conversation(row: Row, tokenizer: Any, where: str) -> Piece:
+def _of_conversation(row: Row, tokenizer: Any, where: str) -> Instruction:
     return _of_messages(row["messages"], tokenizer, where)
 
 
-def _ordinary_pair(row: Row, tokenizer: Any) -> list[str]:
-    roles = {"prompt": "user", "completion": "assistant"}
-    return [ordinary_text(row[column], tokenizer, role) for column, role in roles.items()]
-
-
-def _made_ordinary(rows: Sequence[Row], tokenizer: Any) -> int:
-    pairs = [row for row in rows if isinstance(row.get("prompt"), str)]
-    return sum(
-        _ordinary_pair(row, tokenizer) != [row["prompt"], row["completion"]] for row in pairs
-    )
-
-
-def _of_messages(messages: Any, tokenizer: Any, where: str) -> Piece:
+def _of_messages(messages: Any, tokenizer: Any, where: str) -> Instruction:
     """The assistant's messages are trained on."""
     check_messages(messages, where)
     if not any(message["role"] == "assistant" for message in messages):
         raise InvalidInput(f"{where}: no message is the assistant's, so there is nothing to learn")
     ids, assistant = assistant_tokens(messages, tokenizer, where=where)
     pairs = zip(ids, assistant, strict=True)
-    return {"input_ids": ids, "labels": [i if learned else IGNORED for i, learned in pairs]}
+    return {"input_ids": ids, "labels": [i if learned else IGNORED for i, learned in pairs]}, False
 
 
 def _kind(rows: Sequence[Row]) -> str:
