@@ -143,11 +143,11 @@ def _learned(benchmark: str, family: str, what: str, model: str) -> Iterator[Gai
 
 
 def _seeds(ways: dict[str, Any], name: str) -> str:
-    """What the seeds of a way have in common: right, elsewhere, and how many numbers."""
+    """What the seeds of a way have in common: right, elsewhere, and how many parameters."""
     runs = [own for way, own in ways.items() if way.startswith(name)]
     right = _ends([own["right"] for own in runs], ".2f")
     elsewhere = _ends([100 * own["elsewhere"]["gain"][0] for own in runs], "+.1f")
-    return f"{right} right, {elsewhere} points elsewhere, {runs[0]['numbers']:,} numbers"
+    return f"{right} right, {elsewhere} points elsewhere, {runs[0]['numbers']:,} parameters"
 
 
 def _ends(values: Sequence[float], form: str) -> str:

@@ -88,7 +88,7 @@ def test_printed_an_adapter_is_one_line() -> None:
     scorer = pliant.attach(model, CPXConfig(rows=2, layer=1, lora_rank=2), tokenizer)
     assert str(scorer) == (
         f"Complexity (attached to LlamaForCausalLM as 'complexity', "
-        f"{sum(p.numel() for p in scorer.parameters()):,} numbers): "
+        f"{sum(p.numel() for p in scorer.parameters()):,} parameters): "
         "2 [CPX] rows read after layer 1, LoRA of rank 2, for score"
     )
     scorer.detach()
@@ -105,7 +105,7 @@ def test_printed_an_adapter_is_one_line() -> None:
     )
     model(input_ids=IDS, labels=IDS).loss.backward()
     assert str(gradients).endswith("step 0, 3 of 9 tokens in the last batch")
-    assert str(pliant.attach(model, SkipConfig())).endswith("48 numbers): default settings")
+    assert str(pliant.attach(model, SkipConfig())).endswith("48 parameters): default settings")
     assert str(attach_agency(gates)).endswith(
         "'agency'): Of 9 heads, 9 active; 0 without consent, and 0 violations in 0 observations."
     )

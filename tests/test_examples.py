@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 PRINTED = {
     "score_prompts": ["nano-l", "P(hard) 0.500  What is 2 + 2?", "answers: ('4',"],
     "smaller_model": ["perplexity", "96 channels pruned, compensated", "96 channels, a vocabulary"],
-    "specialist": ["step 19", "an expert of nano-s: 432 numbers", "sums-model: a stock Llama"],
+    "specialist": ["step 19", "an expert of nano-s: 432 parameters", "sums-model: a stock Llama"],
     "train_selected_tokens": ["step 20, 70 of 280 tokens in the last batch"],
 }
 

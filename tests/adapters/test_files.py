@@ -170,7 +170,7 @@ def test_a_save_is_small_and_its_card_names_its_size(tmp_path: Path) -> None:
     assert card.data.base_model == "somebody/tiny-llama"
     assert card.data.library_name == "pliant"
     assert card.data.tags == ["pliant", "adapter", "minimal"]
-    assert "17 trained numbers" in card.text and '"start": 1.0' in card.text
+    assert "17 trained parameters" in card.text and '"start": 1.0' in card.text
 
 
 def test_no_file_names_the_folder_of_the_base(tmp_path: Path) -> None:
@@ -464,7 +464,7 @@ def test_a_configuration_of_any_size_allocates_nothing(tmp_path: Path, steps: in
     attach(model, Sized(model, WarmupConfig(steps=9)), "sized").save_pretrained(tmp_path)
     assert Sized.from_pretrained(tiny_llama(), tmp_path).rows.shape == (9, 16)
     reindexed(tmp_path, config={"steps": steps})
-    with pytest.raises(CorruptFile, match="far more numbers than the 297 that"):
+    with pytest.raises(CorruptFile, match="far more parameters than the 297 that"):
         Sized.from_pretrained(tiny_llama(), tmp_path)
 
 

@@ -192,7 +192,7 @@ def test_its_sentence_says_what_is_lost(tmp_path: Path) -> None:
     base.name_or_path = "/home/somebody/llama"
     result: LoraResult = to_lora(with_experts("math", model=base), tmp_path / "x", rank=1)
     assert f"keeps {result.energy:.1%} of the energy of math" in str(result)
-    assert f"{result.parameters:,} numbers (rank 1 in 14 weights)" in str(result)
+    assert f"{result.parameters:,} parameters (rank 1 in 14 weights)" in str(result)
     card = (tmp_path / "x" / "README.md").read_text()
     assert "library_name: peft" in card and f"{result.energy:.1%}" in card
     assert not [p for p in (tmp_path / "x").iterdir() if b"somebody" in p.read_bytes()]

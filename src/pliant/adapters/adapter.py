@@ -146,10 +146,10 @@ class Adapter(nn.Module, ModelHubMixin, library_name="pliant"):
         return before if frozen else replace(before, samples={}, why=now.why)
 
     def __str__(self) -> str:
-        """One line: what it is, where it is attached, how many numbers it has, and `summary`."""
+        """One line: what it is, where it is attached, how many parameters it has, and `summary`."""
         base = f"attached to {type(self.base).__name__} as {self.name!r}" if self.name else ""
-        numbers = sum(p.numel() for p in self.parameters())
-        facts = ", ".join([base or "detached", *([f"{numbers:,} numbers"] if numbers else [])])
+        size = sum(p.numel() for p in self.parameters())
+        facts = ", ".join([base or "detached", *([f"{size:,} parameters"] if size else [])])
         return f"{type(self).__name__} ({facts}): {self.summary()}"
 
     def summary(self) -> str:

@@ -227,7 +227,7 @@ OURS = "<!-- Pliant writes this card anew at each save, until this line is taken
 TEXT = """\
 # {kind}
 
-An adapter for {base}, of the part `{part}` of Pliant {version}: {numbers:,} trained numbers,
+An adapter for {base}, of the part `{part}` of Pliant {version}: {numbers:,} trained parameters,
 {size:,} bytes. It changes nothing in its base, and comes off without a trace.
 
 ```python

@@ -146,7 +146,7 @@ class _Allowance(TorchFunctionMode):
                 self._left = -1
             if self._left < 0:
                 raise CorruptFile(
-                    f"{self._folder}: its configuration needs far more numbers than the "
+                    f"{self._folder}: its configuration needs far more parameters than the "
                     f"{self._stored:,} that its weights hold"
                 )
         return func(*args, **kwargs)

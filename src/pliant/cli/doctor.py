@@ -20,7 +20,7 @@ TITLES = {
     "foundation": "Foundation: does Pliant recognise the model's structure?",
     "complexity": "Complexity and routing: a score from the prompt's own prefill",
     "structure": "Structure: gates on heads, layers and channels",
-    "experts": "Experts: a few numbers retune each projection",
+    "experts": "Experts: a few parameters retune each projection",
     "gradients": "Gradients: training on selected tokens only",
 }
 

@@ -144,7 +144,7 @@ def _experts(findings: Mapping[str, Finding], model: str, about: Examination) ->
     return Statement(
         SUBJECTS[3],
         "likely" if rows is None else "yes" if rows.ok else "partly",
-        f"{tried} An expert's numbers take {size(octets)} at most; `pliant expert train --base "
+        f"{tried} An expert's parameters take {size(octets)} at most; `pliant expert train --base "
         f"{model} --task FILE` trains one by reward, and shows what it gained.",
     )
 

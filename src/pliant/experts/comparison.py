@@ -72,12 +72,12 @@ class Profile:
     def __str__(self) -> str:
         most = max(self.matrices, key=lambda m: m.change)
         if not self.norm:
-            return f"all {self.numbers:,} numbers of z are 1: this expert is the base"
+            return f"all {self.numbers:,} parameters z are 1: this expert is the base"
         what = "changes the weights by" if self.relative else "z differs from 1 by"
         share = f"{most.change:.2%}" if self.relative else f"{most.change:.3g}"
         return (
             f"{what} {share} in {_where(most)}, where it does most; norm {self.norm:.3g} over "
-            f"{self.numbers:,} numbers in {len(self.matrices)} matrices"
+            f"{self.numbers:,} parameters in {len(self.matrices)} matrices"
         )
 
 

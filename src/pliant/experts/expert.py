@@ -120,13 +120,13 @@ class Expert:
 
     @property
     def numbers(self) -> int:
-        """How many numbers were trained."""
+        """How many parameters were trained."""
         return sum(d.numel() for d in self.changes.values())
 
     def __str__(self) -> str:
         base = self.base_name or "an unknown base"
         return (
-            f"an expert of {base}: {self.numbers:,} numbers in {len(self.changes)} matrices, "
+            f"an expert of {base}: {self.numbers:,} parameters in {len(self.changes)} matrices, "
             f"norm {self.norm():.3g}"
         )
 
@@ -241,7 +241,7 @@ class Expert:
         named = f"base_model: {public}\n" if public else ""
         return (
             f"---\nlibrary_name: peft\n{named}tags: [pliant, svf]\n---\n\n# A singular-value "
-            f"expert\n\n{self.numbers:,} numbers that scale the singular values of "
+            f"expert\n\n{self.numbers:,} parameters that scale the singular values of "
             f"{len(self.changes)} weights{f' of {public}' if public else ''}.\n\n"
             "```python\nimport pliant.experts\nfrom peft import PeftModel\n\n"
             'model = PeftModel.from_pretrained(base, "this-folder")\n```\n'

@@ -83,7 +83,7 @@ class LoraResult:
         low, high = min(self.ranks.values()), max(self.ranks.values())
         rank = f"rank {high}" if low == high else f"ranks {low} to {high}"
         return (
-            f"{self.folder}: a LoRA of {self.parameters:,} numbers ({rank} in {len(self.ranks)} "
+            f"{self.folder}: a LoRA of {self.parameters:,} parameters ({rank} in {len(self.ranks)} "
             f"weights) that keeps {self.energy:.1%} of the energy of {' + '.join(self.experts)}; "
             f"its logits are within {self.logit_difference:.1e} of the expert's, and the base's "
             f"within {self.effect:.1e}"
@@ -102,8 +102,8 @@ def to_lora(
 ) -> LoraResult:
     """Write a model's active experts, or these, to a new folder as one LoRA.
 
-    Give `rank`, the same for every weight, or `budget`, how many numbers it may have in total. The
-    model may be an expert's folder: then `base` is loaded (left out: the one that it names).
+    Give `rank`, the same for every weight, or `budget`, how many parameters it may have in total.
+    The model may be an expert's folder: then `base` is loaded (left out: the one that it names).
     `exclude` names modules that are left out, as `out_proj` or a part of a path.
     """
     _check_size(rank, budget)
@@ -133,7 +133,7 @@ def to_lora(
 
 def _check_size(rank: int | None, budget: int | None) -> None:
     if (rank is None) == (budget is None):
-        raise InvalidInput("give rank, the same for every weight, or budget, numbers in total")
+        raise InvalidInput("give rank, the same for every weight, or budget, parameters in total")
     for name, value in (("rank", rank), ("budget", budget)):
         if value is not None:
             check_whole(name, value, 1)

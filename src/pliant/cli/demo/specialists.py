@@ -188,7 +188,7 @@ def _sentences(results: Specialists) -> tuple[str, ...]:
     return (
         f"{LARGE} can add and compare, but has never been asked in these words. Two experts learn "
         f"them from nothing but whether an answer is right, in {results.steps} steps on "
-        f"{numbers:,} numbers, one for each singular value: from {', and from '.join(learned)}.",
+        f"{numbers:,} parameters, one for each singular value: from {', and from '.join(learned)}.",
         f"Then all kinds of prompts come in one batch, and a linear head on each prompt's own "
         f"states picks its expert or the base: {results.routed:.1%} go where they belong. Of the "
         f"prompts that {LARGE} knew before, {known['own expert']:.0%} are answered correctly, "

@@ -18,8 +18,8 @@ class ExportLoraOptions(LeavingOptions):
     rank: Annotated[int, Ge(1)] | None = None
     """The same rank for every weight. Default: --budget."""
     budget: Annotated[int, Ge(1)] | None = None
-    """How many numbers the LoRA may have: each weight gets the rank that is best for all. Default:
-    --rank."""
+    """How many parameters the LoRA may have: each weight gets the rank that is best for all.
+    Default: --rank."""
     exclude: tuple[str, ...] = ()
     """A module that is left out, as out_proj or a part of a path; repeatable. Default: none
     is."""
@@ -35,7 +35,9 @@ def export_lora(options: ExportLoraOptions) -> None:
     """
     options.check_out()
     if (options.rank is None) == (options.budget is None):
-        raise InvalidInput("give --rank, the same for every weight, or --budget, numbers in total")
+        raise InvalidInput(
+            "give --rank, the same for every weight, or --budget, parameters in total"
+        )
     model, _ = options.loaded()
     from pliant.experts.lora import to_lora
 

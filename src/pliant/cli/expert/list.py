@@ -27,7 +27,7 @@ class ListOptions:
 def list(options: ListOptions) -> None:
     """Show the experts in a folder: their bases, their sizes, and what they change.
 
-    The norm is that of z - 1 over all numbers: 0 is the base.
+    The norm is that of z - 1 over all parameters: 0 is the base.
 
     Example: pliant expert list experts --json
     """
@@ -90,7 +90,7 @@ def _base(expert: Expert) -> str:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    head = ["expert", "base", "size", "numbers", "rank", "norm", "layers", "projections"]
+    head = ["expert", "base", "size", "parameters", "rank", "norm", "layers", "projections"]
     cells = [
         [
             row["name"],
@@ -104,7 +104,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         ]
         for row in rows
     ]
-    return Table("experts", head, cells, right=frozenset({"size", "numbers", "rank", "norm"}))
+    return Table("experts", head, cells, right=frozenset({"size", "parameters", "rank", "norm"}))
 
 
 def _ranges(layers: Sequence[int]) -> Iterator[str]:

@@ -75,7 +75,7 @@ class Way:
     behind: Band
     """The expert's reward less this one, on the same resamples."""
     trained: int
-    """How many numbers were trained."""
+    """How many parameters were trained."""
     prompt_tokens: float
     """The mean length of a prompt."""
 

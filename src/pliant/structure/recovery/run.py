@@ -41,7 +41,7 @@ class RecoveryResult(TrainingResult):
 
     train: str
     trained: int
-    """How many numbers were trained."""
+    """How many parameters were trained."""
     before: float
     """The smaller model's held-out loss before the training."""
     after: float
@@ -62,8 +62,8 @@ class RecoveryResult(TrainingResult):
 
     def __str__(self) -> str:
         sentence = (
-            f"{self.steps:,} {self.steps_word} on {self.trained:,} numbers ({self.train}) took the "
-            f"held-out loss from {self.before:.4f} to {self.after:.4f}"
+            f"{self.steps:,} {self.steps_word} on {self.trained:,} parameters ({self.train}) took "
+            f"the held-out loss from {self.before:.4f} to {self.after:.4f}"
         )
         if self.teacher is None:
             return sentence
