@@ -67,6 +67,8 @@ def test_answers_have_their_defaults_beside_a_named_prompt(
     path = written(tmp_path, [{"instruction": "2+3?", **row}])
     (own,) = AnswerColumns(prompt_column="instruction").read(path, "answer")
     assert (own["prompt"], own["answer"]) == ("2+3?", "5")
+    (pair,) = read_data(path, "train", 1, RowOptions(prompt_column="instruction"))
+    assert pair == {"prompt": "2+3?", "completion": "5"}
     (kept,) = read_rows(path, ("instruction", "answer"))  # as `route label` reads
     assert (kept["instruction"], kept["answer"]) == ("2+3?", "5")
 

@@ -49,8 +49,8 @@ def standard(row: Mapping[str, Any], wanted: Collection[str] = (), where: str = 
     if "prompt" in wanted and "prompt" not in row:
         result |= _prompt_and_answer(result)
     answers = [row[name] for name in ANSWERS if isinstance(row.get(name), str)]
-    if "answer" in wanted and answers:
-        result.setdefault("answer", answers[0])
+    for name in {"answer", "completion"}.intersection(wanted) if answers else ():
+        result.setdefault(name, answers[0])
     return result
 
 
