@@ -282,7 +282,7 @@ def _ours(folder: Path, labels: Path) -> None:
     from pliant.structure import GateConfig, attach
 
     shutil.copytree(FIXTURES / "scorer", folder / "scorer")
-    fit = ["route", "fit", "--labels", labels, "--scorer", "text", "--scorer", "length"]
+    fit = ["route", "fit", "--labels", labels, "--scorer", "text", "--scorer", "length", "--force"]
     done = pliant(*map(str, fit), "--out", str(folder / "router"), cwd=folder)
     assert done.returncode == 0, done.stderr
     shutil.copy(FIXTURES / "router" / "ledger.sqlite", folder / "router")
