@@ -208,6 +208,27 @@ def test_three_models_are_ordered_by_the_labels_whatever_they_cost(tmp_path):
         assert router.choose("Wie spät ist es denn?").model == "model-2"
 
 
+def test_scorers_are_compared_where_the_strongest_model_is_not_better_on_the_ladder_split(tmp_path):
+    """Specialists of about equal quality: chance decides which is ahead on a split."""
+    labels = specialists(300, seed=3)
+    made = fit(labels, tmp_path / "r", scorers=["length", "tfidf"], force=True)
+    assert made.splits.ladder.gain.mean() <= 0 and np.isnan(made.rungs[0].value.value)
+    text, length = made.rungs
+    assert (made.selected.kind, text.kind) == ("tfidf", "tfidf")
+    assert text.worth > length.worth + 0.05 and length.behind.value < -0.05
+    assert made.evaluation.routed.quality.value > made.splits.test.right.mean(axis=0).max() + 0.1
+
+
+def specialists(n: int, seed: int):
+    """Two models at one price, each right on half of the kinds of prompts."""
+    labels = outcomes(n, seed)
+    kinds = sorted(set(labels.groups))
+    good = np.array([kinds.index(group) % 2 for group in labels.groups])
+    chance = np.where(good[:, None] == np.arange(2), 0.9, 0.15)
+    right = (np.random.default_rng(seed).random((n, 2)) < chance).astype(float)
+    return replace(labels, right=right, cost=np.ones((n, 2)))
+
+
 @pytest.mark.parametrize("models", [2, 3])
 def test_specialists_at_one_price_answer_what_they_are_good_at(models, tmp_path):
     labels = outcomes(900, 1, models=models)
@@ -650,6 +671,16 @@ def test_scorers_are_worth_what_they_gain_at_equal_cost(models):
         )
         kept = ladder.value_of(gain, labels, np.array([0.0, 0.5])).value
         assert half < kept < free, "answers of the cheap model continue from the scoring"
+
+
+@pytest.mark.parametrize("scoring", [(20.0, 0.0), (10.0, 0.0), (10.0, 10.0), (0.0, 10.0)])
+def test_scoring_that_costs_the_whole_difference_leaves_nothing_to_recover(scoring):
+    """Also where the strong model's answer continues from the scoring and pays nothing for it."""
+    labels = outcomes(400, 5)
+    labels = replace(labels, cost=np.tile([90.0, 100.0], (400, 1)))
+    gain = np.stack([np.zeros(400), labels.gain], axis=1)
+    value = ladder.value_of(gain, labels, np.array(scoring)).value
+    assert value == 0 if scoring[0] else 0 < value < ladder.value_of(gain, labels).value
 
 
 def test_a_scorer_that_ties_and_costs_nothing_is_kept(monkeypatch, tmp_path):

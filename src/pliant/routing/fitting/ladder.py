@@ -50,19 +50,23 @@ class Rung:
     size: int
     """Bytes on disk."""
     behind: Band | None = None
-    """The distance of the net value to the best one's, paired; None for the best itself."""
+    """The distance of the net value to the best one's, paired; None for the best itself. Where
+    APGR is undefined it is the distance in `recovered`."""
     net: Band | None = None
     """The value at equal cost, scoring counted; None where scoring costs nothing."""
     cost: float = 0.0
     """Of scoring a prompt, in the unit of the labels; 0 where it cannot be counted in that."""
     scoring: Floats | None = None
     """(m,) the same by the model that answers: one that continues from it pays nothing."""
+    recovered: float = -math.inf
+    """The mean quality that is gained over the first model alone, at equal cost, where the ladder
+    split does not show the strongest of two models to be better: APGR is undefined there."""
 
     @property
     def worth(self) -> float:
         """What the scorers are ordered by."""
         value = (self.net or self.value).value
-        return -math.inf if math.isnan(value) else value
+        return self.recovered if math.isnan(value) else value
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -132,8 +136,6 @@ def select(
     if not fit:
         raise InvalidInput("none of these scorers can be selected: add text or cpx")
     best = max(fit, key=lambda rung: rung.worth)
-    if math.isnan(best.value.value):  # nothing to gain, so nothing separates them
-        return min(fit, key=lambda rung: rung.ms)
 
     def tied(rung: Rung) -> bool:
         if best.behind is None or outcomes is None:
@@ -162,9 +164,14 @@ def value_of(gain: Floats, outcomes: Outcomes, scoring: Floats | None = None) ->
 
 def gap(a: Rung, b: Rung, outcomes: Outcomes) -> Band:
     """How much more a is worth than b, on the same resamples."""
-    of_a = _worth(a.gain, outcomes, a.scoring)
-    of_b = _worth(b.gain, outcomes, b.scoring)
+    worth = _worth if apgr_defined(outcomes) else _mean_recovered
+    of_a, of_b = (worth(rung.gain, outcomes, rung.scoring) for rung in (a, b))
     return _band(lambda counts: of_a(counts) - of_b(counts), outcomes)
+
+
+def apgr_defined(outcomes: Outcomes) -> bool:
+    """Whether scorers have a value here: of two models, the second must be right more often."""
+    return len(outcomes.models) > 2 or float(outcomes.gain.mean()) > 1e-12
 
 
 def _worth(gain: Floats, outcomes: Outcomes, scoring: Floats | None) -> Callable[[Floats], Floats]:
@@ -173,29 +180,49 @@ def _worth(gain: Floats, outcomes: Outcomes, scoring: Floats | None) -> Callable
     if len(outcomes.models) > 2:
         return _area(gain, outcomes, paid)
     ranking = Ranking.of(gain[:, -1], outcomes)
-    extra = float(ranking.extra.mean())
-    if not paid.any() or extra <= 0:  # the strong model costs no more: nothing is lost for calls
+    start, slope = _budgets(ranking, paid)
+    if (start, slope) == (0, 1):
         return lambda counts: METRICS["apgr"](ranking, counts)
-    start, slope = paid[0] / extra, 1 + (paid[1] - paid[0]) / extra
     return partial(_net_apgr, ranking, start=start, slope=slope)
+
+
+def _mean_recovered(
+    gain: Floats, outcomes: Outcomes, scoring: Floats | None
+) -> Callable[[Floats], Floats]:
+    """A statistic of counts: APGR's numerator, which orders scorers as APGR does and is defined
+    where the strongest model is not the better one."""
+    ranking = Ranking.of(gain[:, -1], outcomes)
+    start, slope = _budgets(ranking, np.zeros(2) if scoring is None else scoring)
+    return partial(_recovered, ranking, start=start, slope=slope)
+
+
+def _budgets(ranking: Ranking, paid: Floats) -> tuple[float, float]:
+    """Start and slope: with a share x of strong calls, `start + slope * x` of the difference
+    between all weak and all strong is spent, scoring counted."""
+    extra = float(ranking.extra.mean())
+    if extra <= 0:  # the strong model costs no more: nothing is lost for calls
+        return 0.0, 1.0
+    return float(paid[0]) / extra, 1 + float(paid[1] - paid[0]) / extra
 
 
 def _net_apgr(ranking: Ranking, counts: Floats, start: float, slope: float) -> Floats:
     """The mean share of the difference that is recovered, over budgets from all weak to all strong.
 
-    With a share x of strong calls and scoring, a budget is used to `start + slope * x`. Budgets
-    too small for scoring recover nothing.
+    Budgets too small for scoring recover nothing.
     """
-    reach = min(1.0, (1 - start) / slope)
-    if reach <= 0:
+    whole = ranking.gained(counts)[:, -1] / counts.sum(axis=1)
+    mean = _recovered(ranking, counts, start, slope)
+    return np.divide(mean, whole, out=np.full_like(mean, np.nan), where=whole > 1e-12)
+
+
+def _recovered(ranking: Ranking, counts: Floats, start: float, slope: float) -> Floats:
+    """The mean quality that is gained over the weak model alone, over the same budgets."""
+    if start >= 1:  # scoring costs all that could be saved
         return np.zeros(len(counts))
-    at = np.concatenate([np.linspace(0, reach, GRID + 1), [1.0]])
+    at = np.linspace(0, min(1.0, (1 - start) / slope), GRID + 1)
     quality, _ = ranking.curve(counts, at)
-    recovered, whole = quality[:, :-1] - quality[:, :1], quality[:, -1:] - quality[:, :1]
-    mean = np.trapezoid(recovered, at[:-1], axis=1)[:, None] * slope
-    nothing = np.full_like(mean, np.nan)
-    net: Floats = np.divide(mean, whole, out=nothing, where=whole > 1e-12)[:, 0]
-    return net
+    mean: Floats = np.trapezoid(quality - quality[:, :1], at, axis=1) * slope
+    return mean
 
 
 def _band(measure: Callable[[Floats], Floats], outcomes: Outcomes) -> Band:
@@ -251,7 +278,11 @@ def _rung(scorer: Scorer, splits: Splits, seed: int, continues: str | None) -> R
     value = value_of(gain, held)
     net = value_of(gain, held, scoring) if cost else None
     size = size_of(scorer)
-    return Rung(scorer.kind, scorer, gain, value, seconds, ms, size, None, net, cost, scoring)
+    rung = Rung(scorer.kind, scorer, gain, value, seconds, ms, size, None, net, cost, scoring)
+    if apgr_defined(held):
+        return rung
+    recovered = _mean_recovered(gain, held, scoring)(np.ones((1, len(held))))
+    return replace(rung, recovered=float(recovered[0]))
 
 
 def scoring_cost(scorer: Scorer, ms: float, outcomes: Outcomes) -> float:
