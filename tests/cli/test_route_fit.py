@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.in_process import pliant
-from tests.routing.labels import outcomes
+from tests.routing.labels import outcomes, specialists
 
 from pliant import recipes
 from pliant.cli import app
@@ -145,6 +145,17 @@ def test_a_router_that_saves_nothing_is_shown_and_not_written(folder):
     forced = route(*words, "--force", cwd=folder)
     assert forced.returncode == 0 and forced.stdout.startswith("Saves nothing: ")
     assert (folder / "useless" / "router.json").is_file()
+
+
+def test_why_a_scorer_was_selected_is_said_of_those_that_can_be(folder):
+    """Of specialists chance decides which is ahead, so that APGR can be undefined."""
+    specialists(300, 3).write(folder / "specialists.jsonl")
+    words = ["--scorer", "length", "--scorer", "group", "--scorer", "random", "--force"]
+    done = route("fit", "--labels", "specialists.jsonl", "--out", "why", *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "Selected: length, the only one tried that can be." in done.stdout
+    assert "group is better, but needs --groups-known." in done.stdout
+    assert "right no more often than model-" in done.stdout and "nan" not in done.stdout
 
 
 def test_models_with_nothing_between_them_are_said(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,3 +34,13 @@ def outcomes(n: int, seed: int = 0, wordings: bool = False, models: int = 2) -> 
         groups=tuple(kinds),
         wordings=tuple(map(str, which)) if wordings else None,
     )
+
+
+def specialists(n: int, seed: int) -> Outcomes:
+    """Two models at one price, each right on half of the kinds of prompts."""
+    labels = outcomes(n, seed)
+    kinds = sorted(set(labels.groups))
+    good = np.array([kinds.index(group) % 2 for group in labels.groups])
+    chance = np.where(good[:, None] == np.arange(2), 0.9, 0.15)
+    right = (np.random.default_rng(seed).random((n, 2)) < chance).astype(float)
+    return replace(labels, right=right, cost=np.ones((n, 2)))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.routing.labels import outcomes
+from tests.routing.labels import outcomes, specialists
 
 from pliant.errors import InvalidInput
 from pliant.routing import Router, router_file
@@ -217,16 +217,6 @@ def test_scorers_are_compared_where_the_strongest_model_is_not_better_on_the_lad
     assert (made.selected.kind, text.kind) == ("tfidf", "tfidf")
     assert text.worth > length.worth + 0.05 and length.behind.value < -0.05
     assert made.evaluation.routed.quality.value > made.splits.test.right.mean(axis=0).max() + 0.1
-
-
-def specialists(n: int, seed: int):
-    """Two models at one price, each right on half of the kinds of prompts."""
-    labels = outcomes(n, seed)
-    kinds = sorted(set(labels.groups))
-    good = np.array([kinds.index(group) % 2 for group in labels.groups])
-    chance = np.where(good[:, None] == np.arange(2), 0.9, 0.15)
-    right = (np.random.default_rng(seed).random((n, 2)) < chance).astype(float)
-    return replace(labels, right=right, cost=np.ones((n, 2)))
 
 
 @pytest.mark.parametrize("models", [2, 3])

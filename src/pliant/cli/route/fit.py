@@ -78,7 +78,7 @@ def fit(options: FitOptions) -> None:
     if options.json:
         terminal.print_json({**fitted.as_dict(), "written": refused is None})
     else:
-        _draw(fitted, blind=not options.scorer and options.base is None, written=refused is None)
+        _draw(fitted, options, written=refused is None)
     if refused is not None:
         raise refused
 
@@ -115,7 +115,7 @@ def _pair(text: str) -> tuple[str, str]:
     return name, backend
 
 
-def _draw(fitted: Fitted, blind: bool, written: bool) -> None:
+def _draw(fitted: Fitted, options: FitOptions, written: bool) -> None:
     from pliant.cli.route import tables
     from pliant.routing.metrics.ranking import oracle_apgr
     from pliant.routing.scorers import READS_A_MODEL
@@ -125,36 +125,52 @@ def _draw(fitted: Fitted, blind: bool, written: bool) -> None:
     rungs = [rung.as_dict() for rung in fitted.rungs]
     table = tables.ladder(rungs, names, fitted.selected.kind, highest)
     sizes, how = fitted.splits.sizes(), fitted.splits.how
+    apgr, possible = "", evaluation.report.oracle_apgr
+    if math.isfinite(possible):
+        apgr = f"; APGR {evaluation.metrics['apgr']}, at most {possible:.3f}"
     sentences = [
-        f"Selected: {_why(fitted)}",
+        f"Selected: {_why(fitted, options.groups_known)}",
         "Labels: " + ", ".join(f"{n:,} {name}" for name, n in sizes.items()) + ".",
         f"{how[0].upper()}{how[1:]}.",
         fitted.file.threshold.sentence,
         f"On {evaluation.report.n:,} test prompts: {evaluation.routed.share:.1%} of calls to "
-        f"{names[-1]}, at {evaluation.routed.of_strong} of its quality; APGR "
-        f"{evaluation.metrics['apgr']}, at most {evaluation.report.oracle_apgr:.3f}.",
+        f"{names[-1]}, at {evaluation.routed.of_strong} of its quality{apgr}.",
         *fitted.verdict.notes,
         *_label_cost(fitted),
     ]
     if written:
         sentences.append(f"Router: {fitted.folder}")
-    if blind:
+    if not options.scorer and options.base is None:
         untried = ", ".join(READS_A_MODEL)
         sentences.insert(1, f"Not tried: {untried}, which read a model (--base nano-s, say).")
-    if not math.isfinite(evaluation.report.oracle_apgr):
+    if not apgr:
         sentences.insert(0, _nothing_to_gain(fitted))
     terminal.draw((), [f"{fitted.verdict}", ""])
     terminal.draw([table], sentences)
 
 
-def _why(fitted: Fitted) -> str:
-    """Why this scorer was selected."""
-    from pliant.routing.fitting.ladder import MARGIN
+def _why(fitted: Fitted, groups_known: bool) -> str:
+    """Why this scorer was selected: it is compared with those that could have been."""
+    from pliant.routing.fitting.ladder import MARGIN, apgr_defined, eligible
 
-    kind = fitted.selected.kind
-    if fitted.selected.worth == max(rung.worth for rung in fitted.rungs):
-        return f"{kind}, the best; no faster one was shown to be within {MARGIN:g} of it."
-    return f"{kind}, the fastest of those that tie with the best and can be saved."
+    could_be = eligible(fitted.rungs, groups_known)
+    highest, kind = max(rung.worth for rung in could_be), fitted.selected.kind
+    if len(could_be) == 1:
+        sentences = [f"{kind}, the only one tried that can be."]
+    elif fitted.selected.worth == highest:
+        sentences = [f"{kind}, the best; no faster one was shown to be within {MARGIN:g} of it."]
+    else:
+        sentences = [f"{kind}, the fastest of those that tie with the best."]
+    for rung in fitted.rungs:
+        if rung.scorer.needs_groups and rung not in could_be and rung.worth > highest:
+            sentences.append(f"{rung.kind} is better, but needs --groups-known.")
+    if not apgr_defined(fitted.splits.ladder):
+        weak, strong = fitted.file.names
+        sentences.append(
+            f"On the labels that compare the scorers {strong} is right no more often than {weak}, "
+            "so APGR is undefined: they are compared by mean quality."
+        )
+    return " ".join(sentences)
 
 
 def _label_cost(fitted: Fitted) -> list[str]:
@@ -176,8 +192,8 @@ def _nothing_to_gain(fitted: Fitted) -> str:
     report = fitted.evaluation.report
     return (
         f"WARNING: on the test split {strong} is not better than {weak} (quality "
-        f"{report.strong_quality:.3f} and {report.weak_quality:.3f}), though it is on all labels: "
-        "they are too few to tell the models apart."
+        f"{report.strong_quality:.3f} and {report.weak_quality:.3f}), so APGR is undefined: these "
+        "labels are too few to tell the models apart, or the models are equally good."
     )
 
 
@@ -265,7 +281,9 @@ def evaluate(options: EvaluateOptions) -> None:
 def _sentences(evaluation: Evaluation) -> list[str]:
     from pliant.cli.route.tables import novelty
 
-    report, sentences = evaluation.report, []
+    report, sentences, best = evaluation.report, [], ""
+    if math.isfinite(report.oracle_apgr):
+        best = f", the best possible APGR {report.oracle_apgr:.3f}"
     weak, strong = report.models[0], report.models[-1]
     if evaluation.left_out:
         sentences.append(
@@ -275,7 +293,7 @@ def _sentences(evaluation: Evaluation) -> list[str]:
     return [
         *sentences,
         f"{report.n:,} prompts. {weak} alone {report.weak_quality:.3f}, {strong} alone "
-        f"{report.strong_quality:.3f}, the best possible APGR {report.oracle_apgr:.3f}.",
+        f"{report.strong_quality:.3f}{best}.",
         str(evaluation),
         *(() if evaluation.verdict is None else evaluation.verdict.notes),
         *novelty(evaluation),

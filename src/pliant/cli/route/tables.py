@@ -167,7 +167,7 @@ def ladder(
     net = ["at equal cost"] if is_net else []
     head[2:2] = net
     head += ["ms", "size", "fitted in", ""]
-    best = [f"{perfect:.3f}"] * (1 + len(net)) if perfect is not None else []
+    best = [number(perfect)] * (1 + len(net)) if perfect is not None else []
     rows = [["perfect routing", *best, *["-"] * 4, ""]] if best else []
     for rung in rungs:
         behind, value = rung["behind"], rung["value"]

@@ -131,8 +131,7 @@ def select(
     prompt's group unless `groups_known`: if that rules out the best one, the others are compared
     with the best that remains, on the `outcomes` of the ladder split.
     """
-    fit = [r for r in rungs if r.kind != "random" and r.scorer.saveable]
-    fit = [r for r in fit if groups_known or not r.scorer.needs_groups]
+    fit = eligible(rungs, groups_known)
     if not fit:
         raise InvalidInput("none of these scorers can be selected: add text or cpx")
     best = max(fit, key=lambda rung: rung.worth)
@@ -143,6 +142,12 @@ def select(
         return ties(_compared(rung, best, outcomes), margin)
 
     return min((r for r in fit if r is best or tied(r)), key=lambda rung: rung.ms)
+
+
+def eligible(rungs: Sequence[Rung], groups_known: bool = False) -> list[Rung]:
+    """Those that may be selected."""
+    fit = [r for r in rungs if r.kind != "random" and r.scorer.saveable]
+    return [r for r in fit if groups_known or not r.scorer.needs_groups]
 
 
 def ties(rung: Rung, margin: float = MARGIN) -> bool:
@@ -221,7 +226,7 @@ def _recovered(ranking: Ranking, counts: Floats, start: float, slope: float) -> 
         return np.zeros(len(counts))
     at = np.linspace(0, min(1.0, (1 - start) / slope), GRID + 1)
     quality, _ = ranking.curve(counts, at)
-    mean: Floats = np.trapezoid(quality - quality[:, :1], at, axis=1) * slope
+    mean: Floats = slope * np.asarray(np.trapezoid(quality - quality[:, :1], at, axis=1))
     return mean
 
 
