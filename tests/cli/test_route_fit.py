@@ -48,7 +48,7 @@ def test_fit_shows_the_ladder_and_what_is_selected(done, folder):
     assert "40 % of calls" in done.stdout
     first = done.stdout.splitlines()[0]
     assert first.startswith("Saves ") and "of model-1's cost at" in first
-    assert "The labels cost 1k calls: earned back after" in done.stdout
+    assert "The labels cost 500 calls: earned back after" in done.stdout
     assert (folder / "router" / "router.json").is_file()
 
 

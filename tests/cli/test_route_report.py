@@ -133,8 +133,8 @@ def test_its_figures_are_those_of_evaluate_and_its_groups_add_up(
     assert re.search(r"the most damaged first.*?<tbody><tr><td[^>]*>(.)<", page, re.S)[1] == worst
     # 600 labels, each asked of a model for 1 and of one for 5.
     saved = 5 - expected["routed"]["cost"]["value"]
-    assert said["label_cost"] == 1200  # calls
-    assert said["paid_back"] == pytest.approx(1200 / saved)
+    assert said["label_cost"] == 3600
+    assert said["paid_back"] == pytest.approx(3600 / saved)
     assert measured["perfect"]["quality"][50] >= measured["curve"]["quality"][50]
 
 
@@ -161,7 +161,7 @@ def test_what_scoring_costs_is_counted_once(router: Path, fitted: Path) -> None:
     found = ReportData(router, dear, Measured(evaluation, "test.jsonl"), (), None)
     routed = evaluation.routed.cost.value  # scoring is in it
     assert "costs 0.5 calls, which is counted in that" in report_page.summary(found)[-2]
-    assert found.paid_back == pytest.approx(1200 / (5 - routed))
+    assert found.paid_back == pytest.approx(3600 / (5 - routed))
 
 
 def test_without_labels_it_shows_what_the_fit_measured(router: Path, tmp_path: Path) -> None:

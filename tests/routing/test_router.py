@@ -363,14 +363,15 @@ def test_cost_and_savings_follow_what_was_used() -> None:
 
 
 def test_labels_are_paid_back_out_of_the_savings() -> None:
-    labels = {"weak": {"calls": 4}, "strong": {"calls": 4}}
+    """In calls, too, each counts what its model's cost: 1 and 5."""
+    labels = {"weak": {"calls": 2}, "strong": {"calls": 1}}
     with chat_server() as weak, chat_server() as strong:
         r = two_servers(weak, strong, unit="calls", label_cost=labels)
         for _ in range(3):
             r.ask(EASY)
         report = r.report()
-        assert report["saved"] == 3 * 4 and report["label_cost"] == 8
-        assert report["saved_after_labels"] == 4
+        assert report["saved"] == 3 * 4 and report["label_cost"] == 7
+        assert report["saved_after_labels"] == 5
 
 
 def test_settings_follow_the_score_and_the_caller_has_the_last_word() -> None:

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from tests.routing.labels import outcomes, specialists
 
+from pliant.cli.route import tables
+from pliant.cli.route.report_data import ReportData
 from pliant.errors import InvalidInput
 from pliant.routing import Router, router_file
 from pliant.routing.backends import Used
@@ -30,9 +32,11 @@ from pliant.routing.fitting.splits import fitted_on, split
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.labels.label import JUDGE
+from pliant.routing.live.decision import Costing
 from pliant.routing.live.ledger import Ledger
 from pliant.routing.scorers import Predictions, kind_class, make
 from pliant.routing.scorers.linear import folds, joined
+from pliant.routing.units import amount
 from pliant.stats import Band
 
 CHEAP = ("random", "length", "text")
@@ -318,6 +322,7 @@ _WRITER = """
 import sys
 from pliant.routing.live.decision import Decision
 from pliant.routing.labels.label import JUDGE
+from pliant.routing.live.decision import Costing
 from pliant.routing.live.ledger import Ledger
 
 with Ledger(sys.argv[1]) as ledger:
@@ -606,6 +611,17 @@ def test_what_the_labels_used_is_the_router_s_label_cost(tmp_path):
         label_cost=used,
     )
     assert made.file.label_cost["model-1"] == used["model-1"].as_dict()
+
+
+@pytest.mark.parametrize("unit", ["calls", "tokens"])
+def test_the_labels_cost_what_the_table_says(unit, tmp_path):
+    labels = outcomes(300, 1)
+    labels = replace(labels, cost=np.tile([0.001, 0.01], (300, 1)), unit=unit)
+    made = fit(labels, tmp_path / "r", scorers=["length"], force=True, backends=BACKENDS)
+    assert Costing(router_file.read(made.folder)).labels() == pytest.approx(3.3)
+    rows = tables.labels(ReportData(made.folder, made.file, None, (), None)).rows
+    assert [row[1] for row in rows] == ["300", "300", ""]
+    assert [row[2] for row in rows] == [amount(cost, unit) for cost in (0.3, 3.0, 3.3)]
 
 
 def test_what_the_judge_used_counts_among_the_labels(tmp_path):

@@ -138,6 +138,8 @@ def _draw(fitted: Fitted, options: FitOptions, written: bool) -> None:
         *fitted.verdict.notes,
         *_label_cost(fitted),
     ]
+    if options.unit is None and fitted.file.unit == "calls" and fitted.file.costs != (0, 1):
+        sentences.append("Costs count as calls; if they are something else, --unit names it.")
     if written:
         sentences.append(f"Router: {fitted.folder}")
     if not options.scorer and options.base is None:

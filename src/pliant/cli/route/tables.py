@@ -9,6 +9,7 @@ from typing import Any
 from pliant.cli.route.report_data import Measured, ReportData
 from pliant.reports.tables import Table, count, size
 from pliant.routing.fitting.evaluation import Evaluation, Example, GroupResult
+from pliant.routing.live.decision import Costing
 from pliant.routing.units import amount
 from pliant.stats import Band, from_json
 
@@ -214,10 +215,9 @@ def calls(data: ReportData) -> Table:
 def labels(data: ReportData) -> Table:
     """What it cost to make the labels."""
     rows = []
-    for name, used in data.file.label_cost.items():
-        cost = used.get(data.file.unit)
+    for name, cost in Costing(data.file).labels_by_model().items():
         shown = "-" if cost is None else amount(cost, data.file.unit)
-        rows.append([name, f"{int(used.get('calls', 0)):,}", shown])
+        rows.append([name, f"{int(data.file.label_cost[name].get('calls', 0)):,}", shown])
     if data.label_cost is not None:
         rows.append(["together", "", amount(data.label_cost, data.file.unit)])
     head = ["model", "calls", "cost"]

@@ -252,12 +252,13 @@ def _label_cost(outcomes: Outcomes, used: Mapping[str, Used]) -> dict[str, dict[
     graded = {JUDGE: used[JUDGE].as_dict()} if JUDGE in used else {}
     if all(name in used for name in outcomes.models):
         return {name: used[name].as_dict() for name in outcomes.models} | graded
-    total = outcomes.cost.sum(axis=0)
-    calls = float(len(outcomes))
-    return {
-        name: {"calls": calls, outcomes.unit: calls if outcomes.unit == "calls" else float(cost)}
-        for name, cost in zip(outcomes.models, total, strict=True)
-    } | graded
+    calls, unit = float(len(outcomes)), outcomes.unit
+    totals = dict(zip(outcomes.models, outcomes.cost.sum(axis=0).tolist(), strict=True))
+    if unit == "calls":  # the file's models say what a call costs
+        return {name: {"calls": calls} for name in totals} | graded
+    if unit == "tokens":
+        unit = "answer_tokens"  # as `Used` counts them; nothing is known of the prompts' apart
+    return {name: {"calls": calls, unit: total} for name, total in totals.items()} | graded
 
 
 def write(fitted: Fitted, scorer: Scorer) -> None:

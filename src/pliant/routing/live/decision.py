@@ -106,11 +106,24 @@ class Costing:
 
     def labels(self) -> float | None:
         """What the labels cost; None where that is unknown in the router's unit."""
-        unit = self._file.unit
-        used = [Used.from_dict(dict(content)) for content in self._file.label_cost.values()]
-        if not all(each.known(unit) for each in used):
-            return None
-        return sum(each.of(unit) for each in used)
+        total = 0.0
+        for cost in self.labels_by_model().values():
+            if cost is None:
+                return None
+            total += cost
+        return total
+
+    def labels_by_model(self) -> dict[str, float | None]:
+        """What each model's labels cost, and the judge's verdicts if one graded them.
+
+        In calls each counts what the file says that a call of its model costs; a judge's, one.
+        """
+        unit, costs = self._file.unit, {}
+        for name, content in self._file.label_cost.items():
+            used = Used.from_dict(dict(content))
+            each = self._entries[name].cost if unit == "calls" and name in self._entries else 1.0
+            costs[name] = each * used.of(unit) if used.known(unit) else None
+        return costs
 
     def _strongest(self, entry: ModelEntry, cost: float) -> float:
         """What the strongest model would have cost where this one has cost so much.
