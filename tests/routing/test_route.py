@@ -68,7 +68,7 @@ def test_tables_of_other_columns_are_fitted_and_measured(tmp_path: Path) -> None
         scorers=["tfidf"],
         goal="60 % of calls",
     )
-    assert fitted.file.unit == "usd" and "dollars" in fitted.verdict.scoring_note
+    assert fitted.file.unit == "usd" and "machine of the fit" in fitted.verdict.scoring_note
     assert route.evaluate(tmp_path / "r", tmp_path / "b.jsonl", columns=columns).report.n == 100
     with pytest.raises(InvalidInput, match="no column 'right'"):
         route.evaluate(tmp_path / "r", tmp_path / "b.jsonl", columns={"prompt": "text"})

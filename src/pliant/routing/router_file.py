@@ -276,6 +276,10 @@ class RouterFile(Part):
             raise ValueError(f"scorer: {self.scorer.folder!r} must be a folder beside {NAME}")
         return self
 
+    def check_unit(self, unit: str) -> None:
+        if unit != self.unit:
+            raise InvalidInput(f"the labels' costs are in {unit}, the router's in {self.unit}")
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(model.name for model in self.models)

@@ -37,6 +37,11 @@ def saving(saved: float, unit: str, strongest: str) -> str:
     return f"saved {amount(saved, unit)}"
 
 
+def percent(share: float) -> str:
+    """A share of 1, to a tenth of a percent."""
+    return f"{100 * share:.1f} %"
+
+
 def _figures(size: float) -> str:
     """812, 4.06k, 1.24M; small ones as they are."""
     if size < 1000:

@@ -150,9 +150,8 @@ def test_an_evaluation_comes_back_from_json(evaluation, test):
     assert again.routed == evaluation.routed and again.calibration == evaluation.calibration
     assert again.histogram == evaluation.histogram and again.examples == evaluation.examples
     assert again.groups == evaluation.groups and again.perfect == evaluation.perfect
-    assert str(again) == str(evaluation) and f"{evaluation.routed.share:.1%} of calls" in str(
-        evaluation
-    )
+    assert str(again) == str(evaluation)
+    assert f"{100 * evaluation.routed.share:.1f} % of calls" in str(evaluation)
     assert np.array_equal(again.report.curve.low, evaluation.report.curve.low)
 
 

@@ -15,6 +15,7 @@ from pliant.routing.fitting.evaluate import measure
 from pliant.routing.fitting.evaluation import Evaluation
 from pliant.routing.fitting.ladder import continued_by
 from pliant.routing.fitting.verdict import Verdict
+from pliant.routing.goals.goal import Goal
 from pliant.routing.scorers import Predictions, make
 from pliant.stats import Band
 
@@ -51,9 +52,36 @@ def test_more_quality_pays_where_it_costs_no_more_or_was_shown() -> None:
     assert not free.pays and "Always ask large" in str(free)
 
 
+def test_it_does_not_pay_where_the_cheapest_model_alone_does_as_well() -> None:
+    cheap = replace(PAYS, cheapest="small", cheapest_cost=0.3, cheapest_of_quality=0.9)
+    assert cheap.pays and str(cheap) == str(PAYS)
+    worse = replace(cheap, cost=0.303, of_quality=Band(0.0, 0.0, 0.0))
+    assert not worse.pays and worse.saved > 0.69
+    assert str(worse) == (
+        "Is no better than small alone, which costs no more and has 90.0 % of large's quality; the "
+        "router has 0.0 %. Always ask small, or give more labels."
+    )
+    assert replace(worse, of_quality=Band(0.91, 0.9, 0.92)).pays
+    assert replace(worse, cost=0.29).pays, "scoring aside, it may be the cheaper"
+    assert replace(worse, cheapest="large").headline.startswith("saves 69.7 %"), "no other model"
+
+
+def test_a_goal_that_was_missed_is_mentioned() -> None:
+    assert not replace(PAYS, goal_of_quality=0.98).notes, "not shown"
+    (note,) = replace(PAYS, goal_of_quality=0.95, of_quality=Band(0.4, 0.3, 0.5)).notes
+    assert "missed: 95.0 % of large's quality; it is 40.0 %, and at most 50.0 %." in note
+    assert Goal.parse("2 % worse").share_of_quality(0.5) == pytest.approx(0.96)
+    assert Goal.parse("95 % of the best model's quality").share_of_quality(0.5) == 0.95
+    assert Goal.parse("30 % of calls").share_of_quality(0.5) is None
+    assert Goal.of_sentence("one call is worth 2 right answers: set by hand") is None
+
+
 def test_time_that_is_not_counted_is_mentioned() -> None:
     assert not PAYS.scoring_note
-    assert "6.2 ms" in (note := replace(PAYS, scoring_ms=6.2).scoring_note) and "dollars" in note
+    note = replace(PAYS, scoring_ms=6.2).scoring_note
+    assert "6.2 ms a prompt on the machine of the fit" in note
+    continued = replace(PAYS, scoring_ms=6.2, unit="flops", reads_model=True)
+    assert not continued.scoring_note, "every answer went on from it"
     assert not replace(PAYS, scoring_ms=6.2, scoring=6.2, unit="ms").scoring_note
 
 
@@ -76,6 +104,11 @@ def test_the_chosen_point_lies_on_the_router_s_own_curve_and_scoring_is_in_both(
         assert verdict is not None and verdict.cost == routed.cost.value
         assert verdict.saved == pytest.approx(1 - routed.of_strong_cost.value)
         again = Evaluation.from_dict(json.loads(json.dumps(evaluation.as_dict(), allow_nan=False)))
+        assert verdict.cheapest == "nano-s" and verdict.cheapest_cost == 0
+        assert verdict.cheapest_of_quality == pytest.approx(
+            labels.weak.mean() / labels.strong.mean()
+        )
+        assert verdict.goal_of_quality is None
         assert again.verdict == verdict and again.costs == evaluation.costs
 
 

@@ -75,8 +75,7 @@ def _measured(folder: Path, file: RouterFile, out: Path, options: ReportOptions)
     from pliant.routing.fitting.evaluate import evaluate
 
     outcomes = options.outcomes()
-    if outcomes.unit != file.unit:
-        raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
+    file.check_unit(outcomes.unit)
     page.check_writable(out)  # before the work, but not before the labels are checked
     evaluation = evaluate(folder, outcomes)
     return Measured(evaluation, f"{evaluation.report.n:,} prompts of {Path(options.labels).name}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pliant.errors import CorruptFile, InvalidInput, PliantError
+from pliant.errors import CorruptFile, InvalidInput
 from pliant.routing.fitting.evaluation import Evaluation
 from pliant.routing.fitting.router_folder import RECORD
 from pliant.routing.fitting.verdict import Verdict
@@ -55,12 +55,8 @@ class ReportData:
     @property
     def goal(self) -> str | None:
         """The goal in words; None for a threshold that was set by hand."""
-        goal = self.file.threshold.sentence.split(":")[0]
-        try:
-            Goal.parse(goal)
-        except PliantError:
-            return None
-        return goal
+        goal = Goal.of_sentence(self.file.threshold.sentence)
+        return None if goal is None else str(goal)
 
     @property
     def label_cost(self) -> float | None:
@@ -77,11 +73,7 @@ class ReportData:
     @property
     def paid_back(self) -> float | None:
         """Prompts after which the router has saved what its labels cost; None if never."""
-        if self.measured is None or self.measured.outdated or self.label_cost is None:
-            return None
-        evaluation = self.measured.evaluation
-        saved = evaluation.strong_cost - evaluation.routed.cost.value  # scoring is in it
-        return self.label_cost / saved if saved > 0 else None
+        return None if self.verdict is None else self.verdict.paid_back(self.label_cost)
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -15,15 +15,15 @@ from pliant.reports.plots import Line, Roles
 from pliant.reports.tables import count
 from pliant.routing.fitting.evaluation import CostLine
 from pliant.routing.metrics.curves import Curve
-from pliant.routing.units import amount
+from pliant.routing.units import amount, percent
 from pliant.stats import Band
 
 MEASURE_IT = (
     "Nothing is measured here: the folder holds no evaluation. Give labels of prompts that the "
-    "router was not made on, as in --labels test.jsonl."
+    "router was not fitted on, as in --labels test.jsonl."
 )
 _OUTDATED = (
-    "The threshold was set anew after this was measured, so its point, its probabilities and its "
+    "The threshold has changed since this was measured, so its point, its probabilities and its "
     "examples are left out: --labels measures the router as it is now."
 )
 
@@ -60,12 +60,10 @@ def top(data: ReportData) -> Top:
     overhead = scorer.cost / evaluation.strong_cost if evaluation.strong_cost else 0.0
     time = "" if scorer.ms is None else f", {scorer.ms:.3g} ms"
     figures = (
-        KeyFigure("quality", tables.percent(routed.of_strong.value), _of(routed.of_strong, strong)),
-        KeyFigure(
-            "cost", tables.percent(routed.of_strong_cost.value), f"of always asking {strong}"
-        ),
-        KeyFigure("escalated", tables.percent(routed.share), f"of calls go to {strong}"),
-        KeyFigure("overhead", tables.percent(overhead), f"of {strong}'s cost for scoring{time}"),
+        KeyFigure("quality", percent(routed.of_strong.value), _of(routed.of_strong, strong)),
+        KeyFigure("cost", percent(routed.of_strong_cost.value), f"of always asking {strong}"),
+        KeyFigure("escalated", percent(routed.share), f"of calls go to {strong}"),
+        KeyFigure("overhead", percent(overhead), f"of {strong}'s cost for scoring{time}"),
     )
     return Top(verdict, figures)
 
@@ -103,13 +101,13 @@ def summary(data: ReportData) -> list[str]:
     evaluation = measured.evaluation
     if evaluation.left_out:
         sentences.append(
-            f"{evaluation.left_out:,} of the prompts are among those that the router was made on; "
-            "they were left out, and count nowhere here."
+            f"The router was fitted on {evaluation.left_out:,} of the prompts; they were left out, "
+            "and count nowhere here."
         )
     if measured.outdated:
         return [*sentences, f"Measured on {measured.where}.", _OUTDATED]
     routed = evaluation.routed
-    shares = [f"{tables.percent(part)} to {name}" for name, part in routed.shares.items()]
+    shares = [f"{percent(part)} to {name}" for name, part in routed.shares.items()]
     sentences.append(
         f"On {measured.where} calls go {' and '.join([', '.join(shares[:-1]), shares[-1]])}: "
         f"{_share(routed.of_strong)} of the quality of {data.strong} alone, at "
@@ -137,7 +135,7 @@ def label_sentences(data: ReportData) -> list[str]:
             f"At the measured saving the router has earned its labels after "
             f"{count(data.paid_back)} prompts."
         )
-    elif data.measured is not None and not data.measured.outdated:
+    elif data.verdict is not None:
         sentences.append("At this threshold nothing is saved, so the labels are never earned back.")
     if data.totals is not None and data.label_cost is not None:
         saved = data.totals.saved
@@ -160,7 +158,7 @@ def ledger_sentences(data: ReportData) -> list[str]:
         f"{chose:,} only chose. They cost {amount(totals.cost, unit)}, {amount(saved, unit)} "
         f"{'less' if totals.saved >= 0 else 'more'} than always asking {data.strong}.",
         f"Another model stood in {totals.fell_over:,} times; {totals.from_session:,} followed "
-        f"their session; {totals.novel:,} prompts were unlike those that the router was made on.",
+        f"their session; {totals.novel:,} prompts were unlike those that the router was fitted on.",
     ]
     if not totals.windows:
         return [*sentences, "Too few scores until now to say whether they have drifted."]
@@ -316,5 +314,5 @@ def _share(band: Band) -> str:
     if math.isnan(band.value):
         return "an unknown share"
     if math.isnan(band.low) or math.isnan(band.high):
-        return tables.percent(band.value)
-    return f"{tables.percent(band.value)} [{100 * band.low:.1f}, {100 * band.high:.1f}]"
+        return percent(band.value)
+    return f"{percent(band.value)} [{100 * band.low:.1f}, {100 * band.high:.1f}]"

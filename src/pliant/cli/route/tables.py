@@ -10,7 +10,7 @@ from pliant.cli.route.report_data import Measured, ReportData
 from pliant.reports.tables import Table, count, size
 from pliant.routing.fitting.evaluation import Evaluation, Example, GroupResult
 from pliant.routing.live.decision import Costing
-from pliant.routing.units import amount
+from pliant.routing.units import amount, percent, saving
 from pliant.stats import Band, from_json
 
 RIGHT, WRONG = "✓", "✗"
@@ -201,9 +201,7 @@ def calls(data: ReportData) -> Table:
             f"{int(models[name]['calls']):,}",
             percent(models[name]["share"]),
             amount(models[name]["cost"], unit),
-            amount(models[name]["saved"], unit)
-            if models[name]["saved"] >= 0
-            else f"{amount(-models[name]['saved'], unit)} more",
+            saving(models[name]["saved"], unit, data.strong).removeprefix("saved "),
             count(models[name]["prompt_tokens"] + models[name]["answer_tokens"]),
         ]
         for name in [*named, *sorted(set(models) - set(named))]
@@ -276,7 +274,3 @@ def brief(model: str) -> str:
 def short(prompt: str, letters: int = _PROMPT) -> str:
     line = " ".join(prompt.split())
     return line if len(line) <= letters else line[: letters - 1] + "…"
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

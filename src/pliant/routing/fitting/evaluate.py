@@ -28,6 +28,7 @@ from pliant.routing.fitting.evaluation import (
 )
 from pliant.routing.fitting.splits import fitted_on
 from pliant.routing.fitting.verdict import Verdict
+from pliant.routing.goals.goal import Goal
 from pliant.routing.metrics import calibration as calibrations
 from pliant.routing.metrics.curves import LambdaCurve, lambda_curve, quality_cost_curve
 from pliant.routing.metrics.ranking import Report, difference, report
@@ -49,8 +50,7 @@ def evaluate(router: str | Path, outcomes: Outcomes) -> Evaluation:
     folder = Path(router).expanduser()
     file, scorer = router_file.open_router(folder)
     outcomes, fitted = outcomes.of_models(file.names), file.fit_folder(folder)
-    if outcomes.unit != file.unit:
-        raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
+    file.check_unit(outcomes.unit)
     known = fitted_on(fitted, outcomes.prompts)
     if known.all():
         raise InvalidInput(
@@ -157,10 +157,14 @@ def _routed(chosen: Chosen, outcomes: Outcomes, scoring: Floats) -> Routed:
 def _verdict(file: RouterFile, routed: Routed, chosen: Chosen, outcomes: Outcomes) -> Verdict:
     shares = outcomes.shares(chosen)
     more = outcomes.routed(chosen)[0] - outcomes.right @ shares
+    costs, quality = outcomes.cost.mean(axis=0), outcomes.right.mean(axis=0)
+    cheapest = int(np.lexsort((-quality, costs))[0])
+    strongest = max(float(quality[-1]), 1e-12)
+    goal = Goal.of_sentence(file.threshold.sentence)
     return Verdict(
         strongest=outcomes.models[-1],
         cost=routed.cost.value,
-        strongest_cost=float(outcomes.cost[:, -1].mean()),
+        strongest_cost=float(costs[-1]),
         unit=outcomes.unit,
         of_quality=routed.of_strong,
         over_random=bootstrap_counts(
@@ -170,6 +174,10 @@ def _verdict(file: RouterFile, routed: Routed, chosen: Chosen, outcomes: Outcome
         scoring_ms=file.scorer.ms,
         shares=tuple(shares.tolist()),
         reads_model=file.scorer.kind in READS_A_MODEL,
+        cheapest=outcomes.models[cheapest],
+        cheapest_cost=float(costs[cheapest]),
+        cheapest_of_quality=float(quality[cheapest]) / strongest,
+        goal_of_quality=None if goal is None else goal.share_of_quality(strongest),
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from pliant.errors import InvalidInput
 from pliant.routing.fitting.verdict import Verdict
 from pliant.routing.metrics.ranking import Report
+from pliant.routing.units import percent
 from pliant.stats import Band, as_json, from_json
 
 SIDES = ("surely cheap", "just cheap", "just expensive", "surely expensive")
@@ -185,7 +186,7 @@ class Evaluation:
     def __str__(self) -> str:
         strong, routed = self.report.models[-1], self.routed
         return (
-            f"At the router's threshold {routed.share:.1%} of calls go to {strong}: quality "
+            f"At the router's threshold {percent(routed.share)} of calls go to {strong}: quality "
             f"{routed.quality}, {routed.of_strong} of {strong}'s, at {routed.of_strong_cost} of "
             "its cost."
         )
@@ -193,7 +194,8 @@ class Evaluation:
 
 def _verdict(content: Json | None) -> Json | None:
     """The fields alone; what follows from them is computed again."""
-    return content and {field.name: content[field.name] for field in fields(Verdict)}
+    names = [field.name for field in fields(Verdict)]
+    return content and {name: content[name] for name in names if name in content}
 
 
 def _examples(content: Json) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pliant.routing.units import TOKENIZERS
+from pliant.routing.units import TOKENIZERS, percent
 from pliant.stats import Band, as_json
 
 _SAME = 1 + 1e-9
@@ -38,6 +38,14 @@ class Verdict:
     """Of calls, by model; the strongest last."""
     reads_model: bool = False
     """Whether the scorer reads a model, which a scorer of text would save."""
+    cheapest: str = ""
+    """The cheapest model, the other control; empty in older files."""
+    cheapest_cost: float = 0.0
+    """Of a prompt, if the cheapest model answers every one."""
+    cheapest_of_quality: float = 0.0
+    """The quality of the cheapest model as a share of the strongest's."""
+    goal_of_quality: float | None = None
+    """The share of the strongest model's quality that the goal names; None if it names none."""
 
     @property
     def saved(self) -> float:
@@ -47,9 +55,18 @@ class Verdict:
         return math.nan if self.cost > 0 else 0.0
 
     @property
+    def beaten_by_cheapest(self) -> bool:
+        """Whether always asking the cheapest model costs no more and is no worse."""
+        if self.cheapest in ("", self.strongest) or self.cost * _SAME < self.cheapest_cost:
+            return False
+        return self.of_quality.value <= self.cheapest_of_quality * _SAME
+
+    @property
     def pays(self) -> bool:
         """Whether it is cheaper than the strongest model alone; or better, and no more expensive;
-        or shown to be better, at any cost."""
+        or shown to be better, at any cost. It does not if the cheapest model alone does as well."""
+        if self.beaten_by_cheapest:
+            return False
         if self.cost * _SAME < self.strongest_cost:
             return True
         costs_the_same = self.cost <= self.strongest_cost * _SAME
@@ -65,6 +82,8 @@ class Verdict:
         """What to do; empty if the router pays and was shown to be better than chance."""
         if self.pays:
             return "" if self.beats_random else "More labels, or another scorer."
+        if self.beaten_by_cheapest:
+            return f"Always ask {self.cheapest}, or give more labels."
         if self.shares and self.shares[-1] == 1:
             return f"Every prompt goes to {self.strongest}: more labels, or another goal."
         if self.reads_model and self.cost - self.scoring < self.strongest_cost:
@@ -75,18 +94,29 @@ class Verdict:
 
     @property
     def scoring_note(self) -> str:
-        """What scoring takes that `cost` cannot count; empty where it is counted in full."""
+        """The time of scoring, where `cost` does not count it."""
         if self.scoring > 0 or self.scoring_ms is None:
             return ""
-        what = {"flops": "FLOPs", "usd": "dollars", "ms": "time"}.get(self.unit, self.unit)
-        time = f"Scoring takes {self.scoring_ms:.3g} ms a prompt on this machine"
-        return f"{time} and next to no {what}, so it is not counted in the cost."
+        if self.reads_model and self.unit == "flops":  # every answer continued from it
+            return ""
+        time = f"{self.scoring_ms:.3g} ms a prompt on the machine of the fit"
+        return f"Scoring takes {time}, which the cost does not count."
+
+    @property
+    def goal_note(self) -> str:
+        """That the goal was missed, where that was shown."""
+        if self.goal_of_quality is None or not self.of_quality.high < self.goal_of_quality:
+            return ""
+        return (
+            f"The goal was missed: {percent(self.goal_of_quality)} of {self.strongest}'s quality; "
+            f"it is {percent(self.of_quality.value)}, and at most {percent(self.of_quality.high)}."
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the figures leave out, in sentences."""
-        tokens = (TOKENIZERS,) if self.unit == "tokens" else ()
-        return (self.scoring_note, *tokens) if self.scoring_note else tokens
+        tokens = TOKENIZERS if self.unit == "tokens" else ""
+        return tuple(filter(None, (self.goal_note, self.scoring_note, tokens)))
 
     def paid_back(self, label_cost: float | None) -> float | None:
         """Prompts after which the router has saved what its labels cost; None if never."""
@@ -108,10 +138,16 @@ class Verdict:
     @property
     def headline(self) -> str:
         """The first words alone: what is saved, at which quality."""
-        share = _percent(self.of_quality.value)
+        share = percent(self.of_quality.value)
         quality = f"at {share} of its quality"
+        if self.beaten_by_cheapest:
+            alone = f"{percent(self.cheapest_of_quality)} of {self.strongest}'s quality"
+            return (
+                f"is no better than {self.cheapest} alone, which costs no more and has {alone}; "
+                f"the router has {share}"
+            )
         if self.cost * _SAME < self.strongest_cost:
-            return f"saves {_percent(self.saved)} of {self.strongest}'s cost {quality}"
+            return f"saves {percent(self.saved)} of {self.strongest}'s cost {quality}"
         times = ""
         if self.cost > self.strongest_cost * _SAME:
             times = " at a cost where it has none"
@@ -122,7 +158,7 @@ class Verdict:
                     if ratio < 10
                     else " at a multiple of its cost"
                 )
-        more = _percent(self.of_quality.value - 1)
+        more = percent(self.of_quality.value - 1)
         if self.pays:
             return f"has {more} more quality than {self.strongest} alone{times}"
         if times:
@@ -138,8 +174,3 @@ class Verdict:
             return f"{head}; a random choice of as many calls has {less}."
         chance = "not shown to be better than a random choice of as many calls"
         return f"{head}; {chance}. {self.advice}"
-
-
-def _percent(share: float) -> str:
-    """Of 1, to a tenth of a percent."""
-    return f"{100 * share:.1f} %"

@@ -91,6 +91,20 @@ class Goal:
             + "; ".join(f'"{example}"' for example in EXAMPLES)
         )
 
+    @classmethod
+    def of_sentence(cls, sentence: str) -> Goal | None:
+        """The goal that a threshold's sentence begins with; None for one that was set by hand."""
+        try:
+            return cls.parse(sentence.split(":")[0])
+        except InvalidInput:
+            return None
+
+    def share_of_quality(self, strongest: float) -> float | None:
+        """The share of the strongest model's quality that this asks for, if it asks for one."""
+        if self.kind == "quality":
+            return self.amount
+        return 1 - self.amount / strongest if self.kind == "risk" and strongest > 0 else None
+
     def check_unit(self, unit: str) -> None:
         """Refuse a budget in another unit than that of the labels' costs."""
         if self.kind == "cost" and self.unit != unit:

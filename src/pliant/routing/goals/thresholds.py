@@ -33,7 +33,7 @@ from pliant.routing.decision_rule import Chosen, DecisionRule, Sweep, sweep
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.risk import proves_below
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.units import ONE, amount
+from pliant.routing.units import ONE, amount, percent
 from pliant.stats import Floats, as_json
 
 GRID = np.linspace(-1, 1, 2001)
@@ -93,8 +93,8 @@ class Threshold:
         if self.goal.confidence is None:
             return "This was so on the calibration split; it is no promise for other prompts."
         return (
-            f"Of calibration splits drawn like this one, {_percent(self.goal.confidence)} or more "
-            "lead to a threshold that keeps this for all prompts of the same kind."
+            f"Of calibration splits drawn like this one, {100 * self.goal.confidence:.4g} % or "
+            "more lead to a threshold that keeps this for all prompts of the same kind."
         )
 
     @property
@@ -104,7 +104,10 @@ class Threshold:
         if math.isinf(self.value):
             if self.value > 0 and self.prices is not None:
                 weak = self.models[int(np.argmin(self.prices))]
-            return f"everything goes to {strong if self.value < 0 else weak}"
+            answers = strong if self.value < 0 else weak
+            novel_to = answers if self.novel_to is None else self.models[self.novel_to]
+            novel = "" if novel_to == answers else f", but novel prompts go to {novel_to}"
+            return f"everything goes to {answers}{novel}"
         if self.on == "gain":
             return f"a predicted gain above {self.value:.4g} goes to {strong}, the rest to {weak}"
         price = f"{self.value:.4g} per {ONE[self.unit]}"
@@ -113,7 +116,7 @@ class Threshold:
     def __str__(self) -> str:
         weak, strong = self.models[0], self.models[-1]
         calls = ", ".join(
-            f"{_percent(share)} of calls to {name}"
+            f"{percent(share)} of calls to {name}"
             for name, share in reversed(list(zip(self.models, self.shares, strict=True)))
         )
         if math.isnan(self.quality):
@@ -283,7 +286,7 @@ def _least(goal: Goal, swept: Sweep) -> str:
     if prices is not None and prices[-1] <= min(prices):
         return f"{strong} is the strongest model and the cheapest, so fewer calls save nothing"
     return (
-        f"no threshold sends less than {_percent(steps.shares.min())} of calls to "
+        f"no threshold sends less than {100 * steps.shares.min():.4g} % of calls to "
         f"{strong}: so many prompts are novel, and go there whatever their "
         'gain. Allow more, or let novel prompts be routed by their gain ("novel": "ignore" in '
         "router.json, then calibrate)"
@@ -293,7 +296,3 @@ def _least(goal: Goal, swept: Sweep) -> str:
 def _novel_model(swept: Sweep) -> str:
     assert swept.rule.novel_to is not None
     return swept.outcomes.models[swept.rule.novel_to]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.4g} %"

@@ -32,6 +32,7 @@ from pliant.routing.labels.table import (
     answer_row,
 )
 from pliant.routing.prompts import Prompt, digest
+from pliant.routing.units import percent
 
 GIVE_UP = 20  # failures in a row after which a model gets no more prompts
 FORMAT = 1
@@ -78,9 +79,9 @@ class LabelReport:
         return sum(sum(model.failures.values()) for model in self.models)
 
     def __str__(self) -> str:
-        right = ", ".join(f"{model.name} is right on {model.right:.1%}" for model in self.models)
+        shares = [f"{model.name} is right on {percent(model.right)}" for model in self.models]
         missing = f" ({self.missing:,} could not be labelled)" if self.missing else ""
-        return f"Of {self.rows:,} labelled prompts{missing} {right}."
+        return f"Of {self.rows:,} labelled prompts{missing} {', '.join(shares)}."
 
     def as_dict(self) -> dict[str, Any]:
         return {
