@@ -49,6 +49,7 @@ from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import READS_A_MODEL, Scorer, kind_class, make
 from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
+from pliant.routing.units import percent
 
 GOAL = "95 % of the large model's quality"
 _LEAST_GAIN = 0.01
@@ -135,6 +136,8 @@ def fit(
     `label_cost` is what making the labels cost (`labels.label.label_cost`), by default the sum of
     their costs.
     """
+    if goal is not None and lam is not None:
+        raise InvalidInput("goal and lam both set the threshold: give one of them")
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
     outcomes = outcomes.by_quality()
     _refuse_nothing_to_gain(outcomes)
@@ -195,14 +198,14 @@ def _refuse_nothing_to_gain(outcomes: Outcomes) -> None:
         return
     name = outcomes.models[best]
     others = ", ".join(
-        f"{other} on {q:.1%}"
+        f"{other} on {percent(q)}"
         for other, q in zip(outcomes.models, quality, strict=True)
         if other != name
     )
     raise InvalidInput(
-        f"nothing to gain from routing: {name} is right on {quality[best]:.1%} of the prompts "
-        f"({others}), no model is cheaper, and the others are right on only {possible:.1%} of "
-        f"the prompts where it is wrong. Always ask {name}"
+        f"nothing to gain from routing: {name} is right on {percent(quality[best])} of the prompts "
+        f"({others}), no model is cheaper, and perfect routing would be right on only "
+        f"{percent(possible)} more of them. Always ask {name}"
     )
 
 
@@ -214,9 +217,12 @@ def kinds(
 ) -> tuple[str, ...]:
     """The kinds to try: the named ones, or else those that need nothing that is missing."""
     if scorers:
-        blind = [kind for kind in scorers if kind in READS_A_MODEL and base is None]
-        if blind:
-            raise InvalidInput(f"{blind[0]} reads a model: name one, as in --base nano-s")
+        for kind in scorers:
+            needs_groups = kind_class(kind).needs_groups  # refuses an unknown name, too
+            if kind in READS_A_MODEL and base is None:
+                raise InvalidInput(f"{kind} reads a model: name one, as in --base nano-s")
+            if needs_groups and outcomes.groups is None:
+                raise InvalidInput(f"{kind} needs labels with a column of groups (--group-column)")
         return tuple(dict.fromkeys(scorers))
     usable = [kind for kind in (EVERY if every else LADDER) if base or kind not in READS_A_MODEL]
     return tuple(k for k in usable if outcomes.groups or not kind_class(k).needs_groups)

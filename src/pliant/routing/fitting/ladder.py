@@ -19,7 +19,7 @@ from pliant.routing.fitting.splits import Splits
 from pliant.routing.metrics.curves import Ranking, hull_area
 from pliant.routing.metrics.ranking import GRID, METRICS
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.scorers import READS_A_MODEL, Scorer, kind_class, make
+from pliant.routing.scorers import READS_A_MODEL, Scorer, make
 from pliant.stats import Band, Floats, bootstrap_counts
 
 Progress = Callable[[Sequence[str], str], Iterable[str]]
@@ -95,8 +95,6 @@ def climb(
     `local` names, for each model that runs on this machine, what it was loaded from: an answer of
     the model that a scorer reads may continue from its prefill.
     """
-    for kind in kinds:
-        kind_class(kind)  # refuses a wrong name before the work
     rungs: list[Rung] = []
     for kind in progress(kinds, "fitting"):
         scorer = make(kind, base=base) if kind in READS_A_MODEL else make(kind)
