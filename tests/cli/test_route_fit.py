@@ -89,6 +89,24 @@ def test_evaluate_and_calibrate(done, folder):
     assert json.loads(anew.stdout)["threshold"]["shares"][1] <= 0.1
 
 
+def test_prompts_alone_bring_their_groups_and_no_option_is_ignored(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    words = ["route", "fit", "--labels", "labels.jsonl", "--out", "by-group", "--scorer", "group"]
+    assert app.outcome([*words, "--groups-known", "--goal", "40 % of calls"]) == 0
+    (folder / "bare.jsonl").write_text("".join(f'{{"prompt": "say {i}"}}\n' for i in range(60)))
+    again = ["route", "calibrate", "--router", "by-group", "--goal", "30 % of calls", "--prompts"]
+    capsys.readouterr()
+    for options, words in (
+        (["bare.jsonl"], "needs the group of each prompt"),
+        (["test.jsonl", "--calibration", "isotonic"], "--calibration isotonic: needs --labels"),
+        (["test.jsonl", "--unit", "usd"], "--unit usd: prompts alone have no costs"),
+    ):
+        assert app.outcome([*again, *options]) == 2
+        assert words in capsys.readouterr().err
+    assert app.outcome([*again, "test.jsonl"]) == 0
+    assert "everything" not in capsys.readouterr().out
+
+
 def test_score_and_ask_say_the_same_of_a_prompt(done, folder):
     prompt = "times 12 and 15"
     asked = route("ask", "--router", "router", "--choose", "--json", prompt, cwd=folder)

@@ -533,8 +533,24 @@ def test_a_share_of_calls_needs_prompts_alone(fitted, tmp_path):
     assert not fitted_on(folder, chats).any(), "they may still be labelled, and measured on"
     with pytest.raises(InvalidInput, match="needs labels"):
         calibrate(made.folder, new.prompts, "95 % of the large model's quality")
+    with pytest.raises(InvalidInput, match="calibration 'isotonic': needs labels"):
+        calibrate(made.folder, new.prompts, "30 % of calls", "isotonic")
     with pytest.raises(InvalidInput, match="no prompts"):
         calibrate(made.folder, [], "30 % of calls")
+
+
+def test_prompts_alone_have_groups_where_the_scorer_needs_them(tmp_path):
+    made = fit(
+        outcomes(300, 1), tmp_path / "r", scorers=["group"], backends=BACKENDS, groups_known=True
+    )
+    new, before = outcomes(300, 7), (tmp_path / "r" / "router.json").read_bytes()
+    for without in (new.prompts, replace(new, groups=None)):
+        with pytest.raises(InvalidInput, match="scorer, group, needs the group of each prompt"):
+            calibrate(made.folder, without, "40 % of calls")
+    assert (tmp_path / "r" / "router.json").read_bytes() == before
+    done = calibrate(made.folder, new.prompts, "40 % of calls", groups=new.groups)
+    labelled = calibrate(made.folder, new, "40 % of calls")
+    assert done.threshold.value == labelled.threshold.value and done.threshold.share > 0.1
 
 
 @pytest.mark.parametrize("models", [2, 3])
@@ -715,6 +731,9 @@ def test_a_scorer_that_ties_and_costs_nothing_is_kept(monkeypatch, tmp_path):
     [
         ({"calibrate_by": "plat"}, "no calibration 'plat'"),
         ({"backends": {"model-9": "nano-s"}}, "no model 'model-9'"),
+        ({"scorers": ["length", "text+group"]}, "text+group needs labels with a column of groups"),
+        ({"scorers": ["length", "texd"]}, "no scorer is called 'texd'"),
+        ({"lam": 1.0, "goal": "30 % of calls"}, "goal and lam both set the threshold"),
         ({"backends": {"model-0": "openai:m@http://["}}, "an address after openai:MODEL@ is none"),
         ({"goal": "at most $3 per 1,000 prompts"}, "in calls, not usd"),
     ],
@@ -724,4 +743,5 @@ def test_a_wrong_option_is_said_before_anything_is_fitted(tmp_path, options, mes
         raise AssertionError("a scorer was fitted")
 
     with pytest.raises(InvalidInput, match=re.escape(message)):
-        fit(outcomes(300), tmp_path / "r", scorers=["length"], progress=fitted, **options)
+        options = {"scorers": ["length"], **options}
+        fit(replace(outcomes(300), groups=None), tmp_path / "r", progress=fitted, **options)

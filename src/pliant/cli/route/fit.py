@@ -17,7 +17,6 @@ from pliant.options import Flag
 if TYPE_CHECKING:
     from pliant.routing.fitting.evaluation import Evaluation
     from pliant.routing.fitting.fit import Fitted
-    from pliant.routing.outcomes import Outcomes
     from pliant.routing.prompts import Prompt
 
 Calibration = Literal["platt", "temperature", "isotonic"]
@@ -119,6 +118,7 @@ def _draw(fitted: Fitted, options: FitOptions, written: bool) -> None:
     from pliant.cli.route import tables
     from pliant.routing.metrics.ranking import oracle_apgr
     from pliant.routing.scorers import READS_A_MODEL
+    from pliant.routing.units import percent
 
     names, evaluation = fitted.file.names, fitted.evaluation
     highest = oracle_apgr(fitted.splits.ladder) if len(names) == 2 else None
@@ -133,7 +133,7 @@ def _draw(fitted: Fitted, options: FitOptions, written: bool) -> None:
         "Labels: " + ", ".join(f"{n:,} {name}" for name, n in sizes.items()) + ".",
         f"{how[0].upper()}{how[1:]}.",
         fitted.file.threshold.sentence,
-        f"On {evaluation.report.n:,} test prompts: {evaluation.routed.share:.1%} of calls to "
+        f"On {evaluation.report.n:,} test prompts: {percent(evaluation.routed.share)} of calls to "
         f"{names[-1]}, at {evaluation.routed.of_strong} of its quality{apgr}.",
         *fitted.verdict.notes,
         *_label_cost(fitted),
@@ -216,14 +216,19 @@ class CalibrateOptions(LabelsOptions, RouterOptions):
     def __post_init__(self) -> None:
         if bool(self.labels) == bool(self.prompts):
             raise InvalidInput("--labels or --prompts: give one of the two")
+        if self.prompts and self.unit is not None:
+            raise InvalidInput(f"--unit {self.unit}: prompts alone have no costs")
+        if self.prompts and self.calibration != "platt":
+            raise InvalidInput(f"--calibration {self.calibration}: needs --labels")
 
-    def prompts_or_outcomes(self) -> Outcomes | list[Prompt]:
-        if self.labels:
-            return self.outcomes()
+    def prompts_alone(self) -> tuple[list[Prompt], list[str] | None]:
+        """The prompts, and their groups if all of them have one."""
         from pliant.data import read_rows
 
         rows = read_rows(self.prompts, [self.prompt_column], limit=self.limit)
-        return [row[self.prompt_column] for row in rows]
+        groups = [row.get(self.group_column) for row in rows]
+        known = None if None in groups else [str(group) for group in groups]
+        return [row[self.prompt_column] for row in rows], known
 
 
 def calibrate(options: CalibrateOptions) -> None:
@@ -238,8 +243,12 @@ def calibrate(options: CalibrateOptions) -> None:
 
     terminal.hide_loading_bars()
     options.register_scorer()
-    given = options.prompts_or_outcomes()
-    calibrated = recalibrate(options.router, given, options.goal, options.calibration)
+    if options.labels:
+        labels = options.outcomes()
+        calibrated = recalibrate(options.router, labels, options.goal, options.calibration)
+    else:
+        prompts, groups = options.prompts_alone()
+        calibrated = recalibrate(options.router, prompts, options.goal, groups=groups)
     if options.json:
         terminal.print_json(calibrated.as_dict())
         return

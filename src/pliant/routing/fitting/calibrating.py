@@ -50,24 +50,36 @@ def calibrate(
     router: str | Path,
     labels: Outcomes | Sequence[Prompt],
     goal: str | Goal,
-    kind: str = "platt",
+    kind: str | None = None,
+    groups: Sequence[str] | None = None,
 ) -> Calibrated:
     """Replace a router's calibration, threshold and reference scores; the scorer stays.
 
-    A share of calls needs prompts alone, without labels; then the calibration stays as well.
+    A share of calls needs prompts alone, without labels; then the calibration stays as well, and
+    `kind`, the calibration ("platt" by default), cannot be chosen. `groups` are those of the
+    prompts, for a scorer that needs them; labels have their own.
     Prompts that the scorer was trained or chosen on are left out; those that an earlier threshold
     was chosen on are used again. From then on the router counts as fitted on labelled ones.
     """
     folder = Path(router).expanduser()
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
-    calibration.kind_class(kind)
+    if kind is not None:
+        calibration.kind_class(kind)
     file, scorer = router_file.open_router(folder)
     goal.check_unit(file.unit)
     labelled = isinstance(labels, Outcomes)
-    outcomes = labels if isinstance(labels, Outcomes) else _unlabelled(labels, file, goal)
-    outcomes = outcomes.of_models(file.names)
-    if outcomes.unit != file.unit:
-        raise InvalidInput(f"the labels' costs are in {outcomes.unit}, the router's in {file.unit}")
+    if isinstance(labels, Outcomes):
+        outcomes = labels.of_models(file.names)
+        file.check_unit(outcomes.unit)
+    else:
+        if kind is not None:
+            raise InvalidInput(f"calibration {kind!r}: needs labels; prompts alone change none")
+        outcomes = _unlabelled(labels, file, goal, groups)
+    if scorer.needs_groups and outcomes.groups is None:
+        raise InvalidInput(
+            f"the router's scorer, {file.scorer.kind}, needs the group of each prompt, and there "
+            "is no column of groups (--group-column)"
+        )
     learned = learned_from(file.fit_folder(folder), outcomes.prompts)
     if (~learned).sum() < _LEAST_NEW:
         raise InvalidInput(
@@ -79,7 +91,7 @@ def calibrate(
     scored = with_scoring(held, file.scoring)
     chosen = choose_threshold(goal, predictions, scored, file.costs, file.novel_to)
     if labelled:
-        new = reference(predictions, held, kind)
+        new = reference(predictions, held, kind or "platt")
     else:
         chosen, new = chosen.unlabelled(), _scores_alone(file, predictions)
     if file.drift is not None and "drift" in new:  # how drift is watched is the user's choice
@@ -96,7 +108,9 @@ def calibrate(
     return Calibrated(chosen, int(learned.sum()))
 
 
-def _unlabelled(prompts: Sequence[Prompt], file: RouterFile, goal: Goal) -> Outcomes:
+def _unlabelled(
+    prompts: Sequence[Prompt], file: RouterFile, goal: Goal, groups: Sequence[str] | None
+) -> Outcomes:
     """Prompts as a table in which every answer is wrong, and costs what is usual."""
     if goal.kind != "share":
         raise InvalidInput(
@@ -112,6 +126,7 @@ def _unlabelled(prompts: Sequence[Prompt], file: RouterFile, goal: Goal) -> Outc
         file.names,
         np.zeros((n, m)),
         np.tile(file.costs, (n, 1)),
+        tuple(groups) if groups is not None else None,
         unit=file.unit,
         messages=conversations if any(conversations) else None,
     )
@@ -148,9 +163,9 @@ def threshold_entry(
     if chosen is not None:
         return {"on": chosen.on, "value": chosen.value, "sentence": str(chosen)}
     if lam == 0:
-        sentence = "each prompt goes to the model that is likelier right, whatever it costs"
+        sentence = "Each prompt goes to the model that is likelier right, whatever it costs."
         return {"on": "worth", "value": lam, "sentence": sentence}
-    sentence = f"one {ONE[unit]} is worth {lam:g} right answers: set by hand, not chosen"
+    sentence = f"One {ONE[unit]} is worth {lam:g} right answers: set by hand, not chosen."
     return {"on": "worth", "value": lam, "sentence": sentence}
 
 
