@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pliant.errors import InvalidInput
+from pliant.errors import InvalidInput, did_you_mean
 
 if TYPE_CHECKING:
     from pliant.data import Row
@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     """A file of labels, what `label` returned, or a table."""
 
 __all__ = ["evaluate", "fit", "label"]
+_COLUMNS = ("prompt", "right", "cost", "group", "wording", "question", "unit", "limit")
+"""What `columns` may hold: the arguments of `Outcomes.read`."""
 
 
 def label(
     prompts: str | Path | Sequence[Row],
-    models: Sequence[str],
+    models: str | Sequence[str],
     out: str | Path | None = None,
     *,
     verifier: str | Callable[..., float] = "exact",
@@ -53,7 +55,7 @@ def label(
     seed: int = 0,
     template: str | None = None,
     system: str | None = None,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     cost: str | None = None,
     prices: Mapping[str, str | tuple[float, float]] | None = None,
     api_key_env: str | Mapping[str, str] | None = None,
@@ -84,6 +86,7 @@ def label(
         _check_apart(prompts, place)
     if temperature is None:
         temperature = 0.0 if samples == 1 else 1.0
+    models, stop = _several(models), _several(stop)
     settings = Settings(max_new_tokens, temperature, samples, seed)
     calls = {"concurrency": concurrency, "timeout": timeout, "tries": tries}
     here = {"device": device, "dtype": dtype, "batch_size": batch_size}
@@ -98,6 +101,8 @@ def label(
         rows = prompts
         if isinstance(rows, (str, Path)):
             rows = read_rows(rows, needed, limit=limit)
+        if not rows:
+            raise InvalidInput("there are no prompts to label")
         return label_rows(
             rows[:limit],
             opened,
@@ -117,7 +122,7 @@ def fit(
     labels: Labels,
     out: str | Path,
     *,
-    models: Sequence[str] | None = None,
+    models: str | Sequence[str] | None = None,
     columns: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Fitted:
@@ -149,7 +154,7 @@ def evaluate(
     router: str | Path | Fitted,
     labels: Labels,
     *,
-    models: Sequence[str] | None = None,
+    models: str | Sequence[str] | None = None,
     columns: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Measure a router on labels of prompts that it was not fitted on; `columns` as in `fit`."""
@@ -163,15 +168,24 @@ def evaluate(
 
 
 def _outcomes(
-    labels: Labels, models: Sequence[str] | None, columns: Mapping[str, Any] | None
+    labels: Labels, models: str | Sequence[str] | None, columns: Mapping[str, Any] | None
 ) -> Outcomes:
     from pliant.routing.labels.label import LabelReport
     from pliant.routing.outcomes import Outcomes
 
+    for name in columns or {}:
+        if name not in _COLUMNS:
+            raise InvalidInput(f"columns: no {name!r}{did_you_mean(name, _COLUMNS)}")
+    models = None if models is None else _several(models)
     if isinstance(labels, Outcomes):
         return labels if models is None else labels.of_models(models)
     path = labels.path if isinstance(labels, LabelReport) else labels
     return Outcomes.read(path, models=models or None, **(columns or {}))
+
+
+def _several(names: str | Sequence[str]) -> Sequence[str]:
+    """A single text is one name, not its letters."""
+    return (names,) if isinstance(names, str) else names
 
 
 def _labels_beside(prompts: str | Path | Sequence[Row]) -> Path:
@@ -191,8 +205,8 @@ def _check_apart(prompts: str | Path, out: Path) -> None:
     for place in (out, journal_of(out)):
         if source.exists() and place.exists() and source.samefile(place):
             raise InvalidInput(
-                f"--out {out}: {place.name} is the file of the prompts, which labelling would "
-                "overwrite: name another file"
+                f"out={out} (--out): {place.name} is the file of the prompts, which labelling "
+                "would overwrite: name another file"
             )
 
 
@@ -232,8 +246,6 @@ def _open(
 
 
 def _known(values: Mapping[str, Any], specs: Sequence[ModelSpec], what: str) -> dict[str, Any]:
-    from pliant.errors import did_you_mean
-
     names = [spec.name for spec in specs]
     for name in values:
         if name not in names:
@@ -259,7 +271,7 @@ def _check_keys(specs: Sequence[ModelSpec], keys: Mapping[str, str]) -> None:
         check_variable(variable)
         if api_key(variable) is None and variable != KEY:
             raise InvalidInput(
-                f"--api-key-env: the environment variable for {spec.name} is not set, or empty"
+                f"api_key_env (--api-key-env): the variable for {spec.name} is not set, or empty"
             )
 
 
@@ -275,7 +287,9 @@ def _grader(
     from pliant.verify import verifier as named
 
     if (verifier == "judge") != (judge is not None):
-        raise InvalidInput("--verifier judge and --judge MODEL go together")
+        raise InvalidInput(
+            'verifier="judge" and judge=MODEL go together (--verifier judge --judge MODEL)'
+        )
     if judge is not None:
         return JudgeGrader(
             judge.backend,

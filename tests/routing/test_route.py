@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.in_process import pliant as pliant_command
 from tests.routing.labels import outcomes
@@ -26,14 +27,23 @@ def test_three_calls_lead_from_prompts_to_a_measured_router(tmp_path: Path) -> N
     write_rows(tmp_path / "q.jsonl", rows[:220])
     labels = route.label(tmp_path / "q.jsonl", models=["nano-s", "nano-l"], max_new_tokens=24)
     assert labels.path == tmp_path / "q.labels.jsonl" and labels.rows == 220
-    assert labels.cost == pytest.approx(sum(model.used.flops or 0 for model in labels.models))
+    tokens = [model.used.prompt_tokens + model.used.answer_tokens for model in labels.models]
+    small, large = (model.used.flops for model in labels.models)
+    assert min(tokens) > 220 * 5 and large > 2 * small > 0 and labels.cost == small + large
     goal = "50 % of calls"
     fitted = route.fit(labels, tmp_path / "r", scorers=["tfidf"], goal=goal, force=True)
     assert fitted.file.names == ("nano-s", "nano-l") and fitted.file.label_cost["nano-l"]["flops"]
     held = route.label(rows[220:], ["nano-s", "nano-l"], tmp_path / "held.jsonl", max_new_tokens=24)
     evaluation = route.evaluate(fitted, held)
     assert evaluation.report.n == 40 and evaluation.left_out == 0
-    assert evaluation.verdict is not None and str(evaluation.verdict).split()[0] in ("Saves", "Has")
+    verdict = evaluation.verdict
+    assert verdict is not None and 0 < verdict.shares[1] < 1
+    strong, weak = (
+        np.array([row["right"][m] for row in read_rows(held.path)]) for m in ("nano-l", "nano-s")
+    )
+    most = np.maximum(strong, weak).mean() / strong.mean()
+    assert 0 < verdict.of_quality.value <= most and verdict.cost < verdict.strongest_cost
+    assert verdict.cheapest_of_quality == pytest.approx(weak.mean() / strong.mean())
     with Router.load(tmp_path / "r", ledger=None) as router:
         assert router.ask("what is 2+2", max_new_tokens=4).model in fitted.file.names
 
@@ -99,6 +109,27 @@ def test_few_labels_say_how_many_are_missing(tmp_path: Path) -> None:
         route.fit(outcomes(150, 1), tmp_path / "r")
     with pytest.raises(SavesNothing):
         route.fit(replace(outcomes(300, 1), unit="ms"), tmp_path / "r", scorers=["length"])
+
+
+def test_a_single_name_is_not_its_letters(tmp_path: Path) -> None:
+    rows = [{"prompt": "what is 2+2", "answer": "4"}]
+    done = route.label(rows, "nano-s", tmp_path / "l.jsonl", max_new_tokens=4, stop="nano-s")
+    assert [model.name for model in done.models] == ["nano-s"] and str(done).startswith("Of 1 ")
+    fitted = route.fit(outcomes(300, 1), tmp_path / "r", scorers="length", force=True)
+    assert [rung.kind for rung in fitted.rungs] == ["length"]
+
+
+def test_what_is_missing_or_misspelt_is_named_as_python_and_the_command_line_have_it(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "l.jsonl"
+    with pytest.raises(InvalidInput, match="there are no prompts to label"):
+        route.label([], ["nano-s"], out)
+    with pytest.raises(InvalidInput, match='verifier="judge" and judge=MODEL .*--judge MODEL'):
+        route.label([{"prompt": "?"}], ["nano-s"], out, verifier="judge")
+    with pytest.raises(InvalidInput, match="columns: no 'promt'; did you mean 'prompt'"):
+        route.fit(out, tmp_path / "r", columns={"promt": "text"})
+    assert not out.exists()
 
 
 def test_labels_without_a_place_are_refused(tmp_path: Path) -> None:

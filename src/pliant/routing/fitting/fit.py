@@ -107,7 +107,7 @@ def fit(
     outcomes: Outcomes,
     out: str | Path,
     *,
-    scorers: Sequence[str] | None = None,
+    scorers: str | Sequence[str] | None = None,
     base: str | None = None,
     goal: str | Goal | None = None,
     lam: float | None = None,
@@ -213,9 +213,10 @@ def _refuse_nothing_to_gain(outcomes: Outcomes) -> None:
 
 
 def kinds(
-    scorers: Sequence[str] | None, base: str | None, outcomes: Outcomes, every: bool = False
+    scorers: str | Sequence[str] | None, base: str | None, outcomes: Outcomes, every: bool = False
 ) -> tuple[str, ...]:
     """The kinds to try: the named ones, or else those that need nothing that is missing."""
+    scorers = (scorers,) if isinstance(scorers, str) else scorers
     if scorers:
         for kind in scorers:
             needs_groups = kind_class(kind).needs_groups  # refuses an unknown name, too

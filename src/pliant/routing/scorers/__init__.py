@@ -91,8 +91,9 @@ def register(scorer: type[Scorer]) -> type[Scorer]:
     is_scorer = isinstance(scorer, type) and issubclass(scorer, Scorer)
     kind = getattr(scorer, "kind", None)
     if not is_scorer or not isinstance(kind, str) or ":" in kind or kind in _CLASSES:
+        name = getattr(scorer, "__name__", repr(scorer))
         raise InvalidInput(
-            f"{scorer!r} is no scorer that can be registered: it must be a subclass of "
+            f"{name} cannot be registered as a scorer: it must be a subclass of "
             "pliant.routing.scorers.Scorer with a `kind` of its own"
         )
     _registered[kind] = scorer
