@@ -85,6 +85,12 @@ def test_a_gain_above_the_threshold_goes_to_the_strong_model() -> None:
     assert not hard.fell_over and not hard.novel and not hard.from_session
 
 
+def test_a_gain_that_looks_like_the_threshold_has_more_digits() -> None:
+    gain = len(EASY) / 100
+    r = router(threshold={"value": gain + 1e-5, "sentence": "nearly"})
+    assert r.choose(EASY).reason == f"expected gain {gain:+.6f}, not above {gain + 1e-5:+.6f}"
+
+
 @pytest.mark.parametrize(("value", "model"), [(float("inf"), "nano-s"), (float("-inf"), "nano-l")])
 def test_an_infinite_threshold_sends_all_to_one_model(value: float, model: str) -> None:
     r = router(threshold={"value": value, "sentence": "all"})

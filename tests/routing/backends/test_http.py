@@ -166,5 +166,5 @@ def test_a_strange_time_to_wait_is_none_or_a_number(value: str) -> None:
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
 def test_a_call_takes_a_limited_time(timeout: float) -> None:
-    with pytest.raises(InvalidInput, match="timeout"):
+    with pytest.raises(InvalidInput, match=r"^timeout="):
         OpenAIBackend("far", "m", "http://127.0.0.1:1/v1", timeout=timeout)

@@ -14,7 +14,7 @@ from pliant import attached
 from pliant.errors import CorruptFile, InvalidInput
 from pliant.routing.metrics.ranking import apgr
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.scorers import KINDS, Scorer, load, make
+from pliant.routing.scorers import KINDS, Predictions, Scorer, load, make
 from pliant.routing.scorers.baselines import Oracle
 from pliant.routing.scorers.cpx import Capacity
 from pliant.routing.scorers.protocol import read_arrays, write_arrays
@@ -51,6 +51,16 @@ def test_it_learns_where_something_is_to_gain(scorers, test, kind):
     assert right.shape == gain.shape == (600, 2)
     assert ((right >= 0) & (right <= 1)).all() and (gain[:, 0] == 0).all()
     assert np.allclose(predictions.score, 1 - right[:, 0])
+
+
+def test_predictions_of_a_wrong_shape_are_named(test):
+    right, gain = np.zeros((600, 2)), np.zeros((600, 2))
+    for predictions, words in (
+        (Predictions(right, gain[:, :1]), r"`gain` has the shape \(600, 1\).*\(600, 2\)"),
+        (Predictions(right[:, 0], gain), r"`right` has the shape \(600,\).*\(600, 2\)"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            predictions.check(test, "mine")
 
 
 @pytest.mark.parametrize("kind", SAVED)

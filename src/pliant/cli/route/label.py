@@ -214,7 +214,7 @@ def _sentences(done: LabelReport) -> list[str]:
     from pliant.routing.units import TOKENIZERS, amount
 
     cost = "" if done.cost is None else f"; they cost {amount(done.cost, done.unit)}"
-    sentences = [f"{done.rows:,} labels: {done.path}{cost}"]
+    sentences = [f"{done.rows:,} label{'s' * (done.rows != 1)}: {done.path}{cost}"]
     if done.unit == "tokens":
         sentences.append(TOKENIZERS)
     if done.rows < FEWEST:

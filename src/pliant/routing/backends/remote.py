@@ -58,11 +58,10 @@ class OpenAIBackend:
         context_tokens: int | None = None,
         prompt_format: PromptFormat | None = None,
     ) -> None:
-        if concurrency < 1 or not 0 < timeout <= _LONGEST:
-            raise InvalidInput(
-                f"concurrency={concurrency}, timeout={timeout}: give 1 or more, and at most "
-                f"{_LONGEST:g} seconds"
-            )
+        if concurrency < 1:
+            raise InvalidInput(f"concurrency={concurrency}: give 1 or more")
+        if not 0 < timeout <= _LONGEST:
+            raise InvalidInput(f"timeout={timeout:g}: give more than 0 and at most {_LONGEST:g} s")
         check_variable(key_env)
         self.name, self.url, self._model = name, url, model
         self._key_env, self._concurrency = key_env, concurrency

@@ -131,7 +131,8 @@ class Preferences:
             price = f"{value:g} per {ONE[self._file.unit]}"
             return f"{chosen} has the highest gain less {price} of its cost"
         above = "above" if chosen == self._file.names[-1] else "not above"
-        return f"expected gain {gain:+.3f}, {above} {value:+.3f}"
+        places = 3 if f"{gain:+.3f}" != f"{value:+.3f}" else 6
+        return f"expected gain {gain:+.{places}f}, {above} {value:+.{places}f}"
 
     def _substitutes(self, first: str) -> tuple[str, ...]:
         """A model, then the default, then the others, the strongest first."""

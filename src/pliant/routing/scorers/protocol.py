@@ -63,10 +63,12 @@ class Predictions:
     def check(self, outcomes: Outcomes, kind: str) -> None:
         """Refuse what is not one row a prompt, or no probabilities and differences of them."""
         shape, gain, right = outcomes.right.shape, np.asarray(self.gain), self.right
-        if gain.shape != shape or (right is not None and np.shape(right) != shape):
-            raise InvalidInput(
-                f"scorer {kind!r}: predicts {gain.shape}, for prompts and models {shape}"
-            )
+        for name, values in (("gain", gain), ("right", right)):
+            if values is not None and np.shape(values) != shape:
+                raise InvalidInput(
+                    f"scorer {kind!r}: `{name}` has the shape {np.shape(values)}, for prompts and "
+                    f"models {shape}"
+                )
         if not (np.abs(gain) <= 1).all() or (gain[:, 0] != 0).any():
             raise InvalidInput(
                 f"scorer {kind!r}: a gain is a difference of probabilities: in [-1, 1], and 0 in "
