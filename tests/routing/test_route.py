@@ -19,6 +19,7 @@ from pliant.data import read_rows, write_rows
 from pliant.errors import InvalidInput, PliantError
 from pliant.routing import scorers
 from pliant.routing.fitting.fit import SavesNothing
+from pliant.routing.labels.label import backend_descriptions
 
 
 def test_three_calls_lead_from_prompts_to_a_measured_router(tmp_path: Path) -> None:
@@ -211,3 +212,11 @@ def test_importing_it_is_light() -> None:
     code += "print([m for m in ('torch', 'numpy', 'sklearn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == [] and "route" in dir(pliant)
+
+
+@pytest.mark.parametrize("reached", ["openai", {"price": [1, 2]}, {"backend": "b", "price": 3}])
+def test_labels_that_somebody_has_edited_are_named_by_row(tmp_path: Path, reached: object) -> None:
+    path = tmp_path / "labels.jsonl"
+    write_rows(path, [{"prompt": "a"}, {"prompt": "b", "reached": {"small": reached}}])
+    with pytest.raises(InvalidInput, match=r"labels.jsonl, row 2: reached = .* is not what"):
+        backend_descriptions(path)

@@ -163,10 +163,14 @@ def label_cost(path: str | Path, prompt: str = "prompt") -> dict[str, Used]:
 
 def backend_descriptions(path: str | Path, prompt: str = "prompt") -> dict[str, BackendDescription]:
     """The backends of the models in a label file, by its last rows."""
-    last: dict[str, Any] = {}
+    last: dict[str, BackendDescription] = {}
     for at, row in enumerate(read_rows(path, (prompt,)), 1):
-        last |= _by_model(path, at, row, "reached")
-    return {name: BackendDescription.from_dict(row) for name, row in last.items()}
+        for name, description in _by_model(path, at, row, "reached").items():
+            try:
+                last[name] = BackendDescription.from_dict(description)
+            except InvalidInput as error:
+                raise InvalidInput(f"{path}, row {at}: {error}") from None
+    return last
 
 
 def _by_model(path: str | Path, at: int, row: Row, column: str) -> Mapping[str, Any]:

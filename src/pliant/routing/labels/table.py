@@ -61,9 +61,9 @@ class BackendDescription:
             price = row.get("price")
             price = None if price is None else tuple(price)
             return cls(row["backend"], price, row.get("key_env"), row.get("prompt_format"))
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError):
             raise InvalidInput(
-                f"reached: not what `pliant route label` writes ({error!r})"
+                f"reached = {str(row)[:60]!r} is not what `pliant route label` writes"
             ) from None
 
 
