@@ -29,11 +29,11 @@ class Sizes:
     kills: int
     forgeries: int
     slow: int
-    """1 for the good lines that take more than half a second, too; or 0."""
+    """1 for the good lines that take more than a quarter of a second, too; or 0."""
     workers: int = 1
 
 
-SMALL = Sizes(lines=100, faults=20, kills=10, forgeries=10, slow=0)
+SMALL = Sizes(lines=100, faults=20, kills=10, forgeries=8, slow=0)
 WHOLE = Sizes(lines=2100, faults=150, kills=40, forgeries=600, slow=1, workers=2)
 
 

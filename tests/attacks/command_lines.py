@@ -107,8 +107,8 @@ GOOD: Mapping[str, Values] = {
 NEEDS_A_DOWNLOAD = ("models get", "models path", "models remove")
 """Commands whose good line fails here: there is no network."""
 SLOW = ("demo", "gradients audit", "recover", "route evaluate", "route fit", "route report")
-SLOW += ("train", "train lm", "train scorer")
-"""Commands whose good line takes more than half a second."""
+SLOW += ("train", "train lm", "train scorer", "expert train", "expert mix", "expert merge", "prune")
+"""Commands whose good line takes more than a quarter of a second."""
 WORKS = ("demo", "recover", "run", "train", "train lm", "train scorer", "expert train")
 WORKS += ("expert mix", "gradients audit", "prune", "importance")
 """Commands that options may ask for more than a few seconds of work."""
