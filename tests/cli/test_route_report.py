@@ -178,7 +178,7 @@ def test_a_threshold_that_was_set_anew_is_not_drawn_where_the_old_one_was(
     out = tmp_path / "report.html"
     assert report(router, out) == 0
     html = out.read_text()
-    assert "has changed since after this was measured" in html and "chosen:" not in html
+    assert "has changed since this was measured" in html and "chosen:" not in html
     assert not {"Probabilities", "On both sides of the threshold"} & set(headings(out))
     assert report(router, out, "--labels", str(fitted / "test.jsonl")) == 0
     assert "chosen:" in out.read_text() and "30 % of calls</" in out.read_text()
@@ -248,7 +248,7 @@ def test_an_evaluation_from_json_gives_the_same_page(
     assert "one of the two" in capsys.readouterr().err
     calibrate(router, world(300, 2), "30 % of calls")
     assert report(router, pages[1], "--evaluation", str(evaluation)) == 0
-    assert "has changed since after this was measured" in pages[1].read_text()
+    assert "has changed since this was measured" in pages[1].read_text()
 
 
 @pytest.mark.parametrize(
