@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -461,3 +462,12 @@ def test_a_grid_is_checked(grid: list[float]) -> None:
     gain, outcomes = world(30, 0)
     with pytest.raises(InvalidInput, match="grid"):
         threshold(RISK, gain, outcomes, grid)
+
+
+def test_the_rule_says_where_novel_prompts_go() -> None:
+    goal = Goal.parse("30 % of calls")
+    chosen = Threshold(np.inf, goal, 9, (1, 0), 0.5, 0.5, 0.9, 1.0, "calls", ("small", "large"))
+    assert chosen.rule == "everything goes to small"
+    assert replace(chosen, novel_to=0).rule == "everything goes to small"
+    elsewhere = "everything goes to small, but novel prompts go to large"
+    assert replace(chosen, novel_to=1).rule == elsewhere
