@@ -111,6 +111,11 @@ def test_a_binary_file_is_no_recipe(tmp_path: Path) -> None:
         recipes.read(path)
 
 
+def test_a_device_is_no_recipe() -> None:
+    with pytest.raises(InvalidInput, match="/dev/full is a device: give a file"):
+        recipes.read(Path("/dev/full"))  # it never ends
+
+
 @given(text=st.text(max_size=60) | st.text(alphabet="a:[]{}&*!|>-'\"# \n\t", max_size=60))
 def test_no_text_gets_more_than_a_clear_line(
     tmp_path_factory: pytest.TempPathFactory, text: str

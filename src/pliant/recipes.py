@@ -95,6 +95,8 @@ def _located(recipe: Recipe, option: Option) -> Any:
 
 def _mapping(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The file's mapping, and the line of each key."""
+    if path.is_char_device():  # some of these never end
+        raise InvalidInput(f"{path} is a device: give a file")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

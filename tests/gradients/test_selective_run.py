@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pliant.errors import CorruptFile, InvalidInput
 from pliant.gradients import GradientConfig, selective_run
 from pliant.gradients.audit.contenders import STANDARD, Contender
 from pliant.gradients.model import OFF
@@ -108,3 +110,29 @@ def test_a_run_begun_before_the_choice_existed_is_resumed_as_it_began(tmp_path: 
     again = trained(tmp_path, pieces(8, 9), GradientConfig(), auto=True, resume=True)
     assert (again.engine, again.last_loss) == (before.engine, before.last_loss)
     assert again.engine == "sparse"
+
+
+def test_an_edited_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    settings = {"max_steps": "3"}
+    trained(tmp_path, pieces(8), GradientConfig(), settings=settings)
+    checkpoint = tmp_path / "checkpoint-2"
+    (tmp_path / "checkpoint-3").rename(tmp_path / "runs")  # as if killed in the third step
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    (checkpoint / "model.safetensors").write_bytes(bytes(len(weights)))
+    with pytest.raises(CorruptFile, match="checkpoint-2: its state cannot be read"):
+        trained(tmp_path, pieces(8), GradientConfig(), settings=settings, resume=True)
+    (checkpoint / "model.safetensors").write_bytes(weights)
+    path = tmp_path / "pliant-train.json"
+    record = json.loads(path.read_text())
+    for changes, message in (
+        ({"plan": {**record["plan"], "config": 3}}, "begun with another config"),
+        ({"plan": {**record["plan"], "auto": True}, "choice": 3}, "choice is damaged"),
+    ):
+        path.write_text(json.dumps(record | changes))
+        auto = "choice" in changes
+        if auto:  # a choice is read where a run begins
+            shutil.rmtree(checkpoint)
+        with pytest.raises(InvalidInput, match=message):
+            trained(
+                tmp_path, pieces(8), GradientConfig(), settings=settings, auto=auto, resume=True
+            )

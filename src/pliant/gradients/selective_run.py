@@ -14,13 +14,13 @@ from typing import Any
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from pliant.data.collate import Collator
-from pliant.errors import PliantError
+from pliant.errors import InvalidInput, PliantError
 from pliant.gradients.audit.callback import AuditCallback
 from pliant.gradients.config import GradientConfig
 from pliant.gradients.model import OFF, Gradients
 from pliant.gradients.training import PREFIX, attached_to, make_selective
 from pliant.training.arguments import training_arguments
-from pliant.training.folder import read_record
+from pliant.training.folder import RECORD, read_record
 from pliant.training.result import TrainingResult
 from pliant.training.run import TrainingRun, save_stock_model, with_lora
 from pliant.training.terminal import Say, print_to_stderr
@@ -118,8 +118,10 @@ def train_lm(
     return result
 
 
-def _with_retired(config: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+def _with_retired(config: dict[str, Any], before: Any) -> dict[str, Any]:
     """The plan of a run that an earlier version began also names the settings that did nothing."""
+    if not isinstance(before, dict):
+        return config  # an edited record, which the run refuses as another plan
     retired = {k: v for k, v in GradientConfig.RETIRED.items() if before.get(k) == v}
     return {**config, **retired}
 
@@ -147,7 +149,7 @@ class EngineChoice(AuditCallback):
         if state.global_step > 0:
             return  # the checkpoint has restored the choice
         if (choice := self.run.record.get("choice")) is not None:
-            self.gradients.switch(GradientConfig(**choice["config"]))
+            self.gradients.switch(self._recorded(choice))
             return
         if why := self._why_not_raced(args, state):
             self._train_as_usual(why)
@@ -158,6 +160,14 @@ class EngineChoice(AuditCallback):
             except PliantError as error:
                 self._train_as_usual(why := f"the race could not be run ({error})")
         self.run.note(choice={"config": asdict(self.gradients.acting), "why": why})
+
+    def _recorded(self, choice: Any) -> GradientConfig:
+        try:
+            return GradientConfig(**choice["config"])
+        except (KeyError, TypeError) as error:
+            raise InvalidInput(
+                f"{self.run.folder / RECORD}: its choice is damaged; give another folder"
+            ) from error
 
     def _why_not_raced(self, args: TrainingArguments, state: TrainerState) -> str:
         if args.world_size > 1:

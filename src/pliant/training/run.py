@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -193,10 +194,10 @@ class TrainingRun:
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
-        """torch refuses a saved optimizer or schedule that is damaged, or would run code."""
+        """Name a checkpoint with weights or a state that is damaged, or would run code."""
         try:
             yield
-        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:
             signs = ("PytorchStreamReader", "weights_only")
             others = isinstance(error, RuntimeError) and not any(s in str(error) for s in signs)
             if others or self.checkpoint is None:
