@@ -14,7 +14,8 @@ the parts that they are made of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pliant.routing.fitting.fit import Fitted
     from pliant.routing.labels.grading import Grader
     from pliant.routing.labels.label import LabelReport, Progress
-    from pliant.routing.labels.table import Model
+    from pliant.routing.labels.table import Columns, Model
     from pliant.routing.outcomes import Outcomes
 
     Labels = str | Path | LabelReport | Outcomes
@@ -76,46 +77,24 @@ def label(
     a name, `grade.py:function` or a function. After an interruption the same call goes on from
     there.
     """
-    from pliant.data import read_rows
     from pliant.routing.backends import PromptFormat, Settings
     from pliant.routing.labels.label import label as label_rows
     from pliant.routing.labels.table import Columns
 
-    place = _labels_beside(prompts) if out is None else Path(out)
-    if isinstance(prompts, (str, Path)):
-        _check_apart(prompts, place)
+    place = _place_of(prompts, out)
     if temperature is None:
         temperature = 0.0 if samples == 1 else 1.0
-    models, stop = _several(models), _several(stop)
     settings = Settings(max_new_tokens, temperature, samples, seed)
     calls = {"concurrency": concurrency, "timeout": timeout, "tries": tries}
     here = {"device": device, "dtype": dtype, "batch_size": batch_size}
-    framed = PromptFormat(template, system, tuple(stop))
-    opened = _open(models, judge, framed, prices or {}, api_key_env, calls, here)
-    judging = opened.pop() if judge else None
-    try:
+    framed = PromptFormat(template, system, tuple(_several(stop)))
+    names, columns = _several(models), Columns(prompt_column, answer_column)
+    with _opened(names, judge, framed, prices or {}, api_key_env, calls, here) as (opened, judging):
         options = dict(verifier_options or {})
         grader = _grader(verifier, options, judging, max_new_tokens, concurrency)
-        columns = Columns(prompt_column, answer_column)
-        needed = [columns.prompt] + ([columns.answer] if grader.name != "function" else [])
-        rows = prompts
-        if isinstance(rows, (str, Path)):
-            rows = read_rows(rows, needed, limit=limit)
-        if not rows:
-            raise InvalidInput("there are no prompts to label")
-        return label_rows(
-            rows[:limit],
-            opened,
-            grader,
-            place,
-            settings=settings,
-            unit=cost,
-            columns=columns,
-            progress=progress,
-        )
-    finally:
-        for each in opened if judging is None else (*opened, judging):
-            each.backend.close()
+        rows = _rows(prompts, columns, grader, limit)
+        how: dict[str, Any] = {"settings": settings, "unit": cost, "columns": columns}
+        return label_rows(rows, opened, grader, place, progress=progress, **how)
 
 
 def fit(
@@ -188,6 +167,28 @@ def _several(names: str | Sequence[str]) -> Sequence[str]:
     return (names,) if isinstance(names, str) else names
 
 
+def _rows(
+    prompts: str | Path | Sequence[Row], columns: Columns, grader: Grader, limit: int | None
+) -> Sequence[Row]:
+    """The rows to label; most verifiers need a column of answers."""
+    from pliant.data import read_rows
+
+    if isinstance(prompts, (str, Path)):
+        needed = [columns.prompt] + ([columns.answer] if grader.name != "function" else [])
+        prompts = read_rows(prompts, needed, limit=limit)
+    if not prompts:
+        raise InvalidInput("there are no prompts to label")
+    return prompts[:limit]
+
+
+def _place_of(prompts: str | Path | Sequence[Row], out: str | Path | None) -> Path:
+    """Where the labels go, which is not where the prompts are."""
+    place = _labels_beside(prompts) if out is None else Path(out)
+    if isinstance(prompts, (str, Path)):
+        _check_apart(prompts, place)
+    return place
+
+
 def _labels_beside(prompts: str | Path | Sequence[Row]) -> Path:
     """questions.labels.jsonl for questions.jsonl."""
     path = Path(prompts) if isinstance(prompts, (str, Path)) else None
@@ -210,7 +211,8 @@ def _check_apart(prompts: str | Path, out: Path) -> None:
             )
 
 
-def _open(
+@contextmanager
+def _opened(
     models: Sequence[str],
     judge: str | None,
     framed: PromptFormat,
@@ -218,8 +220,9 @@ def _open(
     api_key_env: str | Mapping[str, str] | None,
     calls: Mapping[str, Any],
     here: Mapping[str, Any],
-) -> list[Model]:
-    """The models, and the judge last if there is one; nothing is loaded or called yet."""
+) -> Iterator[tuple[list[Model], Model | None]]:
+    """The models, and the judge if there is one, until the labels are there; nothing is loaded or
+    called yet."""
     from pliant.routing.backends import ModelSpec, PromptFormat, Retry, check_names, open_backend
     from pliant.routing.backends.remote import KEY
     from pliant.routing.labels.table import Model
@@ -233,7 +236,7 @@ def _open(
     else:
         keys |= _known(api_key_env or {}, specs, "api_key_env")
     _check_keys(specs, keys)
-    opened = []
+    opened: list[Model] = []
     for at, spec in enumerate(specs):
         key, local = keys[spec.name], spec.url is None
         settings = {name: value for name, value in calls.items() if name != "tries"}
@@ -242,7 +245,11 @@ def _open(
         backend = open_backend(spec, prompt_format=asked, **(here if local else settings))
         key_env = None if local or key == KEY else key
         opened.append(Model(spec, backend, priced.get(spec.name), key_env, asked))
-    return opened
+    try:
+        yield opened[: len(models)], opened[-1] if judge else None
+    finally:
+        for each in opened:
+            each.backend.close()
 
 
 def _known(values: Mapping[str, Any], specs: Sequence[ModelSpec], what: str) -> dict[str, Any]:

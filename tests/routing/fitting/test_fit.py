@@ -723,7 +723,14 @@ def test_a_scorer_that_ties_and_costs_nothing_is_kept(monkeypatch, tmp_path):
     forced = fit(labels, tmp_path / "f", scorers=["knn"], backends=BACKENDS, force=True)
     assert forced.file.scorer.cost == 0.5 and forced.verdict.scoring == 0.5
     cost = forced.verdict.cost - forced.threshold.share
-    assert cost == pytest.approx(0.5, abs=0.1) and forced.threshold.cost > 0.5
+    assert cost == pytest.approx(0.5, abs=0.1)
+    file = router_file.read(tmp_path / "r")
+    scorer = file.scorer.model_copy(update={"cost": 0.5})
+    file.model_copy(update={"scorer": scorer}).write(tmp_path / "r")
+    new = replace(outcomes(300, 9), unit="flops")
+    again = calibrate(tmp_path / "r", new, "30 % of calls").threshold
+    for chosen in (forced.threshold, again):  # a call costs 1, and a budget pays for scoring
+        assert chosen.cost == pytest.approx(chosen.share + 0.5)
 
 
 @pytest.mark.parametrize(

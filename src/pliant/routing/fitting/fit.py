@@ -136,17 +136,9 @@ def fit(
     `label_cost` is what making the labels cost (`labels.label.label_cost`), by default the sum of
     their costs.
     """
-    if goal is not None and lam is not None:
-        raise InvalidInput("goal and lam both set the threshold: give one of them")
-    goal = Goal.parse(goal) if isinstance(goal, str) else goal
     outcomes = outcomes.by_quality()
+    aim = _aim(goal, lam, outcomes)
     _refuse_nothing_to_gain(outcomes)
-    if goal is None and lam is None and outcomes.strong_costs_no_more:
-        lam = 0.0
-    if lam is not None and not 0 <= lam < math.inf:
-        raise InvalidInput(f"lam={lam}: the price of a unit of cost must be 0 or more and finite")
-    goal = goal or Goal.parse(GOAL)
-    goal.check_unit(outcomes.unit)
     calibration.kind_class(calibrate_by)
     models = _models(outcomes, backends or {}, descriptions or {})
     folder = Path(out).expanduser()
@@ -158,28 +150,22 @@ def fit(
     selected = select(rungs, groups_known, outcomes=splits.ladder)
     train = (*splits.train.prompts, *splits.choice.prompts)
     scorer = WithNovelty(selected.scorer, NoveltyDetector.fit(train, splits.ladder.prompts))
-    predictions = scorer.predict(splits.calibration.asked, splits.calibration.groups)
-    costs, chosen = outcomes.cost.mean(axis=0), None
-    if lam is None:
-        scored = with_scoring(splits.calibration, selected.scoring)
-        chosen = choose_threshold(goal, predictions, scored, costs)
+    held, test = splits.calibration, splits.test
+    predictions = scorer.predict(held.asked, held.groups)
+    chosen = None
+    if isinstance(aim, Goal):
+        scored = with_scoring(held, selected.scoring)
+        chosen = choose_threshold(aim, predictions, scored, outcomes.cost.mean(axis=0))
     file = router_file.make(
         unit=outcomes.unit,
         models=models,
-        scorer={
-            "kind": selected.kind,
-            "folder": f"fit-{secrets.token_hex(4)}/{SCORER}",
-            "cost": selected.cost,
-            "ms": selected.ms,
-            "continued_by": continued_by(selected.scorer, local),
-        },
+        scorer=_scorer_entry(selected, local),
         default=outcomes.models[-1],
         label_cost=_label_cost(outcomes, label_cost or {}),
-        threshold=threshold_entry(chosen, lam, outcomes.unit),
-        **reference(predictions, splits.calibration, calibrate_by),
+        threshold=threshold_entry(chosen, None if isinstance(aim, Goal) else aim, outcomes.unit),
+        **reference(predictions, held, calibrate_by),
     )
-    file = with_shares(file, predictions, splits.calibration)
-    test = splits.test
+    file = with_shares(file, predictions, held)
     baselines = {r.kind: r.scorer.predict(test.asked, test.groups) for r in rungs}
     evaluation = measure(file, scorer.predict(test.asked, test.groups), test, baselines)
     fitted = Fitted(folder, tuple(rungs), selected, splits, chosen, file, evaluation)
@@ -187,6 +173,22 @@ def fit(
         raise SavesNothing(fitted)
     write(fitted, scorer)
     return fitted
+
+
+def _aim(goal: str | Goal | None, lam: float | None, outcomes: Outcomes) -> Goal | float:
+    """The goal of the threshold, or the price of a unit of cost that replaces it."""
+    if goal is not None and lam is not None:
+        raise InvalidInput("goal and lam both set the threshold: give one of them")
+    if goal is None and lam is None and outcomes.strong_costs_no_more:
+        return 0.0
+    if lam is not None:
+        if 0 <= lam < math.inf:
+            return lam
+        raise InvalidInput(f"lam={lam}: the price of a unit of cost must be 0 or more and finite")
+    goal = GOAL if goal is None else goal
+    goal = Goal.parse(goal) if isinstance(goal, str) else goal
+    goal.check_unit(outcomes.unit)
+    return goal
 
 
 def _refuse_nothing_to_gain(outcomes: Outcomes) -> None:
@@ -244,6 +246,17 @@ def _models(
         {"name": name, "cost": float(cost), **known.get(name, BackendDescription(name)).as_dict()}
         for name, cost in zip(outcomes.models, costs, strict=True)
     ]
+
+
+def _scorer_entry(selected: Rung, local: Mapping[str, str]) -> dict[str, Any]:
+    """What the router's file says of its scorer."""
+    return {
+        "kind": selected.kind,
+        "folder": f"fit-{secrets.token_hex(4)}/{SCORER}",
+        "cost": selected.cost,
+        "ms": selected.ms,
+        "continued_by": continued_by(selected.scorer, local),
+    }
 
 
 def _local(models: Sequence[Mapping[str, Any]]) -> dict[str, str]:
