@@ -13,7 +13,7 @@ import pytest
 from transformers import LlamaConfig, MambaConfig, T5Config
 
 from pliant.cli import app
-from pliant.cli.doctor_sentences import NEEDED, SUBJECTS, summary
+from pliant.cli.doctor_sentences import NEEDED, SUBJECTS, Statement, summary
 from pliant.loading import load_tokenizer
 from pliant.survey import CAPABILITIES, examine
 
@@ -75,6 +75,21 @@ def test_what_is_not_all_possible_says_why() -> None:
     text = " ".join(map(str, statements))
     for part in ("--engine exact", "All prompts of a batch have the same", "again in each epoch"):
         assert part in text
+
+
+def test_a_model_that_cannot_be_scored_is_no_scorer_s_base() -> None:
+    examined = examine(MambaConfig(hidden_size=64, num_hidden_layers=2), NEEDED)
+
+    def without(name: str) -> Statement:
+        findings = tuple(
+            replace(f, ok=False, reason="no states") if f.name == name else f
+            for f in examined.findings
+        )
+        return summary(replace(examined, findings=findings))[0]
+
+    assert (summary(examined)[0].answer, without("scores").answer) == ("yes", "no")
+    assert without("score + generate").answer == "partly"
+    assert "A scorer cannot read it: no states" in str(without("scores"))
 
 
 def test_without_known_layers_nothing_is_possible() -> None:

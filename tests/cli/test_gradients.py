@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pliant.cli import app
-from pliant.cli.gradients.audit import race_table, sections, steps_table
+from pliant.cli.gradients.audit import AuditOptions, _top, race_table, sections, steps_table
 from pliant.gradients import GradientConfig
 from pliant.gradients.audit.contenders import STANDARD, Contender
 from pliant.gradients.audit.result import Race, Run
@@ -89,6 +89,13 @@ def test_tables_and_sentences_are_drawn_of_what_was_found(
     for row in steps_table(found).rows:
         assert "  ".join(row[:1]) in printed and row[1] in printed
     assert found.sentence in printed and len(sections(found, None)) == 1
+    losses = np.ones((2, 5))
+    contenders = [Contender("tokens", GradientConfig()), STANDARD]
+    runs = tuple(Run(c, 3, 0.1, 1.0, (((0.0, 2.0), (1.0, 1.0)),) * 2, losses) for c in contenders)
+    short = Race(runs, np.full(5, 10), None, 3)
+    top = _top(AuditOptions(model="nano-s", data="nano"), found, short)
+    assert top.verdict is not None and top.verdict.kind == "mixed"
+    assert [each.label for each in top.figures] == ["speed of a step", "peak memory"], "no gains"
     assert not list(tmp_path.iterdir())
 
 

@@ -14,7 +14,7 @@ from tests.processes import Program
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pliant.cli import app
-from pliant.loading import load
+from pliant.loading import load, load_config, load_tokenizer
 
 STEPS = 9
 SETTINGS = {
@@ -195,6 +195,26 @@ def test_a_mistake_is_one_line(
     assert app.outcome(words(tmp_path / "out", *more)) == 2
     assert said in one_line(capsys)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["train lm", "recover", "gradients audit"])
+def test_a_missing_chat_template_is_said_before_weights_are_read(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"  # without weights
+    load_config("nano-s").save_pretrained(model)
+    tokenizer = load_tokenizer("nano-s")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(model)
+    data = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "2+3?"}, {"role": "assistant", "content": "5"}]
+    data.write_text(json.dumps({"messages": turns}) + "\n")
+    out = [] if command == "gradients audit" else ["--out", str(tmp_path / "out")]
+    named = [str(model)] if command == "recover" else ["--model", str(model)]
+    teacher = ["--teacher", "nano-s"] if command == "recover" else []
+    arguments = [*command.split(), *named, "--data", str(data), *teacher, *out]
+    assert app.outcome(arguments) == 2
+    assert "has no chat template" in one_line(capsys)
 
 
 def test_settings_that_do_not_go_together_leave_the_folder_free(
