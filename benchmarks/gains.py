@@ -77,19 +77,20 @@ def headline() -> str:
     points = f"{behind['value']:.1f} [{behind['high']:.1f}, {behind['low']:.1f}] points"
     return (
         f'**Measured:** asked for "{measured["goal"]}", a router between the two tiny models '
-        f"that come with the package keeps {_kept(text)} of it at {text['cost']:.0%} of the cost, "
+        f"that come with the package keeps {_share(text)} of it at {text['cost']:.0%} of the cost, "
         f"where chance keeps {chance / large:.0%}. It reads the text alone. One that reads each "
-        f"prompt with the small model keeps {_kept(ours)} at {ours['cost']:.0%}, scoring included: "
-        f"at equal cost it is right {points} less often."
+        f"prompt with the small model keeps {_share(ours)} at {ours['cost']:.0%}, scoring "
+        f"included: at equal cost it is right {points} less often (`python -m "
+        "benchmarks.quality_cost`)."
     )
 
 
 AHEAD = "ahead_of_text_at_equal_cost"
 
 
-def _kept(routed: Mapping[str, Any]) -> str:
-    kept = routed["of_large"]
-    return f"{kept['value']:.0%} [{100 * kept['low']:.0f}, {100 * kept['high']:.0f}]"
+def _share(routed: Mapping[str, Any]) -> str:
+    share = routed["of_large"]
+    return f"{share['value']:.0%} [{100 * share['low']:.0f}, {100 * share['high']:.0f}]"
 
 
 def _experts() -> Iterator[Gain]:

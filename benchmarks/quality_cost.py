@@ -10,6 +10,7 @@ machine.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -30,8 +31,6 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the test questions.")] = 0,
 ) -> None:
     """Print the routers and write the results."""
-    from dataclasses import replace
-
     measured = two_models.measure(test, seed)
     routed = router.measure(measured, replace(FULL, trained=train, calibrated=calibrate))
     figures = {
@@ -48,8 +47,8 @@ def thinned(line: Line) -> list[Any]:
     """Some of its points, evenly spread, with both ends."""
     points = list(zip(line.x, line.y, strict=True))
     every = max(1, len(points) // POINTS)
-    kept = points[::every] + ([] if (len(points) - 1) % every == 0 else points[-1:])
-    return [[round(x, 4), round(y, 4)] for x, y in kept]
+    sample = points[::every] + ([] if (len(points) - 1) % every == 0 else points[-1:])
+    return [[round(x, 4), round(y, 4)] for x, y in sample]
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ def doctor(options: DoctorOptions) -> None:
     statements = summary(examination, shlex.quote(options.model))
     chats = chat_template_of(options.model)
     if options.json:
-        said = [{**asdict(statement), "text": str(statement)} for statement in statements]
-        content = {"model": options.model, "chat_template": chats, "summary": said}
+        listed = [{**asdict(statement), "text": str(statement)} for statement in statements]
+        content = {"model": options.model, "chat_template": chats, "summary": listed}
         terminal.print_json({**content, **examination.as_dict()})
         return
     terminal.draw((), [title(options.model, examination), *map(str, statements)])

@@ -35,7 +35,7 @@ HEADINGS = {
     "Machine": ("device dtype stream concurrency timeout tries api_key_env prefixes prefix_folder"),
 }
 """The headings of a help in their order, and the options that stand under each, in their order.
-Those that nobody names come first under Method."""
+Options without a heading come first under Method."""
 WIDEST = 36
 """More characters of choices stand in the text of the help, which wraps."""
 

@@ -41,7 +41,7 @@ def read_rows(
     `name:split`). A text file is one row, its `text`. Every row must have `columns`; a mapping of
     our name to the file's also renames them. Other columns stay as they are. CSV knows text only.
     ShareGPT's conversations become `messages`; `prompt` and `answer`, if they are asked for, are
-    found in Alpaca's columns and in conversations too.
+    read from Alpaca's columns and from conversations, too.
     """
     path = Path(source).expanduser()
     kind = _format_of(path)

@@ -95,7 +95,7 @@ def demo(options: DemoOptions) -> None:
 
 
 def _print(number: int, section: Section) -> None:
-    """A heading, what the chapter found, and its tables, with blank lines between them."""
+    """A heading, the chapter's findings and its tables, with blank lines between them."""
     terminal.print_heading(f"{number}. {section.title}")
     for sentence in section.sentences:
         terminal.print_text(f"{sentence}\n")

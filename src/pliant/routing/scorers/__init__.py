@@ -70,7 +70,7 @@ def load(folder: str | Path, **settings: Any) -> Scorer:
 
     path = Path(folder)
     kind = read_index(path)["kind"]
-    # A file does not say what is imported: that would run the code of whoever wrote it.
+    # A router's file cannot name what is imported: that would run its author's code.
     if ":" in kind or _known(kind) is None:
         own = "it is not one of Pliant's own: name its class first (--scorer MODULE:CLASS, or "
         reason = _DROPPED.get(kind, f"{own}pliant.routing.scorers.register)")
