@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import re
@@ -20,7 +21,7 @@ from pliant.files import unfinished_name
 from pliant.training import AdapterCheckpoint
 from pliant.training.arguments import training_arguments
 from pliant.training.checkpoint import last_complete, mark_complete
-from pliant.training.folder import LOCK, RECORD, read_record
+from pliant.training.folder import LOCK, RECORD, lock, read_record
 from pliant.training.result import TrainingResult, ends_of
 from pliant.training.run import TrainingRun
 
@@ -134,6 +135,25 @@ def test_one_training_at_a_time_is_at_work_in_a_folder(tmp_path: Path) -> None:
     (tmp_path / LOCK).touch()  # by a kill
     opened(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"pliant-train.json"}
+
+
+def test_a_lock_that_was_removed_while_it_was_taken_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next training would lock a new file, and two would be at work."""
+    flock, removed = fcntl.flock, []
+
+    def removed_by_the_one_before(handle: int, how: int) -> None:
+        if not removed:
+            removed.append((tmp_path / LOCK).unlink())
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_by_the_one_before)
+    release = lock(tmp_path)
+    with pytest.raises(InvalidInput, match="another training is at work in it"):
+        lock(tmp_path)
+    release()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_without_checkpoints_is_a_run(tmp_path: Path) -> None:

@@ -38,12 +38,22 @@ def lock(folder: Path) -> Callable[[], None]:
         ) from None
     except OSError:  # a file system without locks
         pass
+    if not _is_open_at(path, handle):  # the training before removed it in between
+        os.close(handle)
+        return lock(folder)
 
     def release() -> None:
         path.unlink(missing_ok=True)
         os.close(handle)
 
     return release
+
+
+def _is_open_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
