@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 Prompts = Sequence[Prompt]
 Groups = Sequence[str] | None
+Folds = Sequence[NDArray[np.int64]]
+"""The rows of each fold; every row is in one of them."""
+Partitions = Sequence[Folds]
+"""Several divisions of the same rows into folds."""
 
 FORMAT = 1
 INDEX, WEIGHTS = "scorer.json", "scorer.safetensors"
@@ -110,6 +115,34 @@ class Scorer(ABC):
     @abstractmethod
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         """One row for each prompt."""
+
+    def cross_validate(
+        self, outcomes: Outcomes, partitions: Partitions, seed: int = 0
+    ) -> Predictions:
+        """Each prompt as a fit on the other folds predicts it, the mean over the partitions.
+
+        Leaves the settings that did best, which the next `fit` uses. A scorer whose features can
+        be computed once for all fits has a faster one of its own.
+        """
+        each = [self._out_of_fold(outcomes, folds, seed) for folds in partitions]
+        rights = [predictions.right for predictions in each if predictions.right is not None]
+        right = np.mean(rights, axis=0) if rights else None
+        return Predictions(right, np.mean([predictions.gain for predictions in each], axis=0))
+
+    def _out_of_fold(self, outcomes: Outcomes, folds: Folds, seed: int) -> Predictions:
+        gain = np.zeros_like(outcomes.right)
+        right: Floats | None = np.zeros_like(gain)
+        for fold in folds:
+            rest = outcomes.select(np.setdiff1d(np.arange(len(outcomes)), fold))
+            fitted, held = deepcopy(self).fit(rest, None, seed), outcomes.select(fold)
+            predictions = fitted.predict(held.asked, held.groups)
+            predictions.check(held, self.kind)
+            gain[fold] = predictions.gain
+            if right is None or predictions.right is None:
+                right = None
+            else:
+                right[fold] = predictions.right
+        return Predictions(right, gain)
 
     def state(self) -> State:
         """All that `load_state` needs."""
