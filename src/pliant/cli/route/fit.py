@@ -121,7 +121,7 @@ def _draw(fitted: Fitted, options: FitOptions, written: bool) -> None:
     from pliant.routing.units import percent
 
     names, evaluation = fitted.file.names, fitted.evaluation
-    highest = oracle_apgr(fitted.splits.ladder) if len(names) == 2 else None
+    highest = oracle_apgr(fitted.splits.learn) if len(names) == 2 else None
     rungs = [rung.as_dict() for rung in fitted.rungs]
     table = tables.ladder(rungs, names, fitted.selected.kind, highest)
     sizes, how = fitted.splits.sizes(), fitted.splits.how
@@ -166,7 +166,7 @@ def _why(fitted: Fitted, groups_known: bool) -> str:
     for rung in fitted.rungs:
         if rung.scorer.needs_groups and rung not in could_be and rung.worth > highest:
             sentences.append(f"{rung.kind} is better, but needs --groups-known.")
-    if not apgr_defined(fitted.splits.ladder):
+    if not apgr_defined(fitted.splits.learn):
         weak, strong = fitted.file.names
         sentences.append(
             f"On the labels that compare the scorers {strong} is right no more often than {weak}, "

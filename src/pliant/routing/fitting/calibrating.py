@@ -19,7 +19,7 @@ from pliant.files import locked
 from pliant.routing import router_file
 from pliant.routing.decision_rule import sweep
 from pliant.routing.fitting.evaluate import calibrated
-from pliant.routing.fitting.splits import add_hashes, learned_from
+from pliant.routing.fitting.splits import add_hashes, learned_from, out_of_fold
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold, threshold, values_by_share
 from pliant.routing.live import drift
@@ -27,11 +27,12 @@ from pliant.routing.metrics import calibration
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt, messages, text_of
 from pliant.routing.router_file import RouterFile
-from pliant.routing.scorers import Predictions
+from pliant.routing.scorers import Predictions, Scorer
+from pliant.routing.scorers.protocol import joined_predictions
 from pliant.routing.units import ONE
 from pliant.stats import Floats
 
-_LEAST_NEW = 50  # prompts to calibrate on
+_LEAST = 50  # prompts to calibrate on
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def calibrate(
     A share of calls needs prompts alone, without labels; then the calibration stays as well, and
     `kind`, the calibration ("platt" by default), cannot be chosen. `groups` are those of the
     prompts, for a scorer that needs them; labels have their own.
-    Prompts that the scorer was trained or chosen on are left out; those that an earlier threshold
-    was chosen on are used again. From then on the router counts as fitted on labelled ones.
+    Prompts that the scorer was fitted on count by its out-of-fold predictions of them, so that the
+    labels of the fit serve again. From then on the router counts as fitted on labelled ones.
     """
     folder = Path(router).expanduser()
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
@@ -80,14 +81,7 @@ def calibrate(
             f"the router's scorer, {file.scorer.kind}, needs the group of each prompt, and there "
             "is no column of groups (--group-column)"
         )
-    learned = learned_from(file.fit_folder(folder), outcomes.prompts)
-    if (~learned).sum() < _LEAST_NEW:
-        raise InvalidInput(
-            f"{(~learned).sum()} of these {len(learned):,} prompts are new to the router: "
-            f"{_LEAST_NEW} or more are needed"
-        )
-    held = outcomes.select(~learned)
-    predictions = scorer.predict(held.asked, held.groups)
+    held, predictions, left_out = _predicted(scorer, file.fit_folder(folder), outcomes)
     scored = with_scoring(held, file.scoring)
     chosen = choose_threshold(goal, predictions, scored, file.costs, file.novel_to)
     if labelled:
@@ -105,7 +99,30 @@ def calibrate(
         if labelled:
             add_hashes(file.fit_folder(folder), held.prompts)
         changed.write(folder)
-    return Calibrated(chosen, int(learned.sum()))
+    return Calibrated(chosen, left_out)
+
+
+def _predicted(
+    scorer: Scorer, fit_folder: Path, outcomes: Outcomes
+) -> tuple[Outcomes, Predictions, int]:
+    """The rows that may be calibrated on, the predictions of them, and how many are left out.
+
+    Prompts that the scorer has learned from count by what it predicted before it had.
+    """
+    learned = learned_from(fit_folder, outcomes.prompts)
+    before, known = out_of_fold(fit_folder, outcomes.prompts)
+    new = np.flatnonzero(~learned)
+    if len(new) + len(known) < _LEAST:
+        raise InvalidInput(
+            f"{len(new) + len(known)} of these {len(learned):,} prompts can be calibrated on: "
+            f"{_LEAST} or more are needed"
+        )
+    rows = np.concatenate([known, new])
+    parts = [before] if len(known) else []
+    if len(new):
+        fresh = outcomes.select(new)
+        parts.append(scorer.predict(fresh.asked, fresh.groups))
+    return outcomes.select(rows), joined_predictions(parts), len(learned) - len(rows)
 
 
 def _unlabelled(

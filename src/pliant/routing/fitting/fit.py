@@ -47,7 +47,7 @@ from pliant.routing.labels.table import BackendDescription
 from pliant.routing.metrics import calibration
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
-from pliant.routing.scorers import READS_A_MODEL, Scorer, kind_class, make
+from pliant.routing.scorers import READS_A_MODEL, Scorer, kind_class
 from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 from pliant.routing.units import percent
 
@@ -143,15 +143,13 @@ def fit(
     models = _models(outcomes, backends or {}, descriptions or {})
     folder = Path(out).expanduser()
     refuse_folder(folder)
-    tried = kinds(scorers, base, outcomes, every)
+    tried = kinds(scorers, base, outcomes, every, groups_known)
     splits = split(outcomes, seed)
     local = _local(models)
-    rungs = climb(splits, tried, base, seed, progress, local)
-    selected = select(rungs, groups_known, outcomes=splits.ladder)
-    train = (*splits.train.prompts, *splits.choice.prompts)
-    scorer = WithNovelty(selected.scorer, NoveltyDetector.fit(train, splits.ladder.prompts))
-    held, test = splits.calibration, splits.test
-    predictions = scorer.predict(held.asked, held.groups)
+    rungs = climb(splits, tried, base, seed, progress, local, groups_known)
+    selected = select(rungs, groups_known, outcomes=splits.learn)
+    scorer = WithNovelty(selected.scorer, _novelty(splits))
+    held, test, predictions = splits.learn, splits.test, selected.predictions
     chosen = None
     if isinstance(aim, Goal):
         scored = with_scoring(held, selected.scoring)
@@ -173,6 +171,13 @@ def fit(
         raise SavesNothing(fitted)
     write(fitted, scorer)
     return fitted
+
+
+def _novelty(splits: Splits) -> NoveltyDetector:
+    """Its bound comes from the prompts of one fold, which are not among those that it knows."""
+    prompts, held = splits.learn.prompts, set(splits.partitions[0][0].tolist())
+    known = [prompt for i, prompt in enumerate(prompts) if i not in held]
+    return NoveltyDetector.fit(known, [prompts[i] for i in sorted(held)])
 
 
 def _aim(goal: str | Goal | None, lam: float | None, outcomes: Outcomes) -> Goal | float:
@@ -215,7 +220,11 @@ def _refuse_nothing_to_gain(outcomes: Outcomes) -> None:
 
 
 def kinds(
-    scorers: str | Sequence[str] | None, base: str | None, outcomes: Outcomes, every: bool = False
+    scorers: str | Sequence[str] | None,
+    base: str | None,
+    outcomes: Outcomes,
+    every: bool = False,
+    groups_known: bool = False,
 ) -> tuple[str, ...]:
     """The kinds to try: the named ones, or else those that need nothing that is missing."""
     scorers = (scorers,) if isinstance(scorers, str) else scorers
@@ -227,6 +236,7 @@ def kinds(
             if needs_groups and outcomes.groups is None:
                 raise InvalidInput(f"{kind} needs labels with a column of groups (--group-column)")
         return tuple(dict.fromkeys(scorers))
+    every = every or groups_known
     usable = [kind for kind in (EVERY if every else LADDER) if base or kind not in READS_A_MODEL]
     return tuple(k for k in usable if outcomes.groups or not kind_class(k).needs_groups)
 
@@ -290,12 +300,9 @@ def _write_fit(fitted: Fitted, scorer: Scorer, folder: Path) -> None:
     """The scorer, its baselines, which prompts were used, and how the fit went."""
     splits = fitted.splits
     scorer.save(folder / SCORER)
-    for kind in ("length", "group"):
-        if kind == "length" or splits.train.groups is not None:
-            baseline = make(kind).fit(splits.train, splits.choice)
-            baseline.save(folder / BASELINES / kind)
-    learned = (splits.train, splits.choice, splits.ladder)
-    prompts = (prompt for each in learned for prompt in each.prompts)
-    write_hashes(folder, prompts, splits.calibration.prompts)
+    for rung in fitted.rungs:
+        if rung.kind in ("length", "group"):
+            rung.scorer.save(folder / BASELINES / rung.kind)
+    write_hashes(folder, splits.learn.prompts, fitted.selected.predictions)
     record = json.dumps(fitted.as_dict(), allow_nan=False, default=np.generic.item)
     (folder / RECORD).write_text(record + "\n", encoding="utf-8")

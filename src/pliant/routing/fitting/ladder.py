@@ -1,4 +1,4 @@
-"""The ladder of scorers: fit and measure each, then select the cheapest that is good enough."""
+"""The ladder of scorers: fit and measure each, alone and stacked, then select one."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ from pliant.routing.fitting.splits import Splits
 from pliant.routing.metrics.curves import Ranking, hull_area
 from pliant.routing.metrics.ranking import GRID, METRICS
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.scorers import READS_A_MODEL, Scorer, make
+from pliant.routing.scorers import READS_A_MODEL, Predictions, Scorer, make, stack
 from pliant.stats import Band, Floats, bootstrap_counts
 
 Progress = Callable[[Sequence[str], str], Iterable[str]]
 
 CONTROLS = ("random", "length", "group")
-LADDER = (*CONTROLS, "tfidf", "tfidf-ridge", "knn", "pair", "text", "probe", "cpx")
-EVERY = (*LADDER, "tfidf-logistic", "text+group")
-"""With those that are expensive to fit, or that few can use."""
+LADDER = (*CONTROLS, "tfidf", "knn", "text", "probe", "cpx")
+EVERY = (*LADDER, "text+group")
+"""With those that few can use."""
 MARGIN = 0.02
 """How much APGR a cheap scorer may lose and still tie."""
+_MUCH_FASTER = 5
+"""How many times as fast a scorer must be to be selected on a tie."""
 _TIMED = 50  # prompts, one at a time
 _POINTS = 200  # of the path of prices, for more than two models
 
 
 @dataclass(frozen=True, eq=False)
 class Rung:
-    """A fitted scorer, and what it is worth on the ladder split."""
+    """A fitted scorer, and what its out-of-fold predictions are worth."""
 
     kind: str
     scorer: Scorer
-    gain: Floats
-    """(n, m) on the ladder split."""
+    predictions: Predictions
+    """Out of fold: of fits that had not seen the prompt."""
     value: Band
     """APGR; for more than two models see `value_of`."""
     fit_seconds: float
@@ -59,8 +61,13 @@ class Rung:
     scoring: Floats | None = None
     """(m,) the same by the model that answers: one that continues from it pays nothing."""
     recovered: float = -math.inf
-    """The mean quality that is gained over the first model alone, at equal cost, where the ladder
-    split does not show the strongest of two models to be better: APGR is undefined there."""
+    """The mean quality that is gained over the first model alone, at equal cost, where the labels
+    do not show the strongest of two models to be better: APGR is undefined there."""
+
+    @property
+    def gain(self) -> Floats:
+        """(n, m) out of fold."""
+        return self.predictions.gain
 
     @property
     def worth(self) -> float:
@@ -89,8 +96,9 @@ def climb(
     seed: int,
     progress: Progress = lambda items, _: items,
     local: Mapping[str, str] | None = None,
+    groups_known: bool = False,
 ) -> list[Rung]:
-    """Fit every scorer and compare it with the best on the ladder split.
+    """Fit every scorer, and a stack of the best; compare them out of fold, the best first.
 
     `local` names, for each model that runs on this machine, what it was loaded from: an answer of
     the model that a scorer reads may continue from its prefill.
@@ -98,12 +106,37 @@ def climb(
     rungs: list[Rung] = []
     for kind in progress(kinds, "fitting"):
         scorer = make(kind, base=base) if kind in READS_A_MODEL else make(kind)
-        rungs.append(_rung(scorer, splits, seed, continued_by(scorer, local or {})))
+        begun = time.perf_counter()
+        predictions = scorer.cross_validate(splits.learn, splits.partitions, seed)
+        predictions.check(splits.learn, kind)
+        scorer.fit(splits.learn, None, seed)
+        seconds = time.perf_counter() - begun
+        rungs.append(_rung(scorer, predictions, seconds, splits.learn, local or {}))
+    stacked = _stack(eligible(rungs, groups_known), splits, local or {})
+    rungs += [] if stacked is None else [stacked]
     best = max(rungs, key=lambda rung: rung.worth)
     return [
-        rung if rung is best else _compared(rung, best, splits.ladder)
+        rung if rung is best else _compared(rung, best, splits.learn)
         for rung in sorted(rungs, key=lambda rung: rung.worth, reverse=True)
     ]
+
+
+def _stack(rungs: Sequence[Rung], splits: Splits, local: Mapping[str, str]) -> Rung | None:
+    """The stack of those that improve on the best one together; None if none does."""
+    if len(rungs) < 2:
+        return None
+    begun = time.perf_counter()
+    right, folds = splits.learn.right, splits.partitions[0]
+    each = {rung.kind: rung.predictions for rung in rungs}
+    first = max(rungs, key=lambda rung: rung.worth).kind
+    names = stack.chosen_members(each, first, right, folds)
+    if len(names) == 1:
+        return None
+    members = [rung.scorer for name in names for rung in rungs if rung.kind == name]
+    predictions = [each[name] for name in names]
+    scorer = stack.Stack(members, stack.Mixture.fit(predictions, right))
+    of_fold = stack.out_of_fold(predictions, right, folds)
+    return _rung(scorer, of_fold, time.perf_counter() - begun, splits.learn, local)
 
 
 def continued_by(scorer: Scorer, local: Mapping[str, str]) -> str | None:
@@ -120,14 +153,14 @@ def select(
     margin: float = MARGIN,
     outcomes: Outcomes | None = None,
 ) -> Rung:
-    """The scorer with the fastest decision among those that tie with the best.
+    """The best scorer, or of those that tie with it and are much faster the best.
 
     Scorers are compared at equal cost, scoring counted (`value_of`). A scorer ties if the paired
     interval of its distance to the best includes 0 (it was not shown to be worse) and ends within
     `margin` (it was shown not to be much worse). With few labels nothing is shown, so only the best
-    itself ties. `random` is never selected, nor a scorer that needs a
-    prompt's group unless `groups_known`: if that rules out the best one, the others are compared
-    with the best that remains, on the `outcomes` of the ladder split.
+    itself ties. `random` is never selected, nor a scorer that needs a prompt's group unless
+    `groups_known`: if that rules out the best one, the others are compared with the best that
+    remains, on the `outcomes` that the predictions are of.
     """
     fit = eligible(rungs, groups_known)
     if not fit:
@@ -139,7 +172,8 @@ def select(
             return ties(rung, margin)
         return ties(_compared(rung, best, outcomes), margin)
 
-    return min((r for r in fit if r is best or tied(r)), key=lambda rung: rung.ms)
+    much_faster = [r for r in fit if r.ms * _MUCH_FASTER < best.ms and tied(r)]
+    return max(much_faster or [best], key=lambda rung: rung.worth)
 
 
 def eligible(rungs: Sequence[Rung], groups_known: bool = False) -> list[Rung]:
@@ -267,24 +301,25 @@ def _area(gain: Floats, outcomes: Outcomes, scoring: Floats) -> Callable[[Floats
     return measure
 
 
-def _rung(scorer: Scorer, splits: Splits, seed: int, continues: str | None) -> Rung:
-    begun = time.perf_counter()
-    scorer.fit(splits.train, splits.choice, seed)
-    seconds = time.perf_counter() - begun
-    held = splits.ladder
-    predictions = scorer.predict(held.asked, held.groups)
-    predictions.check(held, scorer.kind)
-    gain = predictions.gain
-    ms = decision_ms(scorer, splits)
-    cost = scoring_cost(scorer, ms, held)
-    scoring = np.array([0.0 if name == continues else cost for name in held.models])
-    value = value_of(gain, held)
-    net = value_of(gain, held, scoring) if cost else None
+def _rung(
+    scorer: Scorer,
+    predictions: Predictions,
+    seconds: float,
+    outcomes: Outcomes,
+    local: Mapping[str, str],
+) -> Rung:
+    gain, ms = predictions.gain, decision_ms(scorer, outcomes)
+    cost, continues = scoring_cost(scorer, ms, outcomes), continued_by(scorer, local)
+    scoring = np.array([0.0 if name == continues else cost for name in outcomes.models])
+    value = value_of(gain, outcomes)
+    net = value_of(gain, outcomes, scoring) if cost else None
     size = size_of(scorer)
-    rung = Rung(scorer.kind, scorer, gain, value, seconds, ms, size, None, net, cost, scoring)
-    if apgr_defined(held):
+    rung = Rung(
+        scorer.kind, scorer, predictions, value, seconds, ms, size, None, net, cost, scoring
+    )
+    if apgr_defined(outcomes):
         return rung
-    recovered = _mean_recovered(gain, held, scoring)(np.ones((1, len(held))))
+    recovered = _mean_recovered(gain, outcomes, scoring)(np.ones((1, len(outcomes))))
     return replace(rung, recovered=float(recovered[0]))
 
 
@@ -299,10 +334,9 @@ def _compared(rung: Rung, best: Rung, outcomes: Outcomes) -> Rung:
     return replace(rung, behind=gap(rung, best, outcomes))
 
 
-def decision_ms(scorer: Scorer, splits: Splits) -> float:
+def decision_ms(scorer: Scorer, outcomes: Outcomes) -> float:
     """The median time of one decision, prompts one at a time."""
-    outcomes, seconds = splits.ladder, []
-    asked = outcomes.asked
+    seconds, asked = [], outcomes.asked
     for i in range(min(_TIMED, len(outcomes))):
         groups = None if outcomes.groups is None else [outcomes.groups[i]]
         begun = time.perf_counter()

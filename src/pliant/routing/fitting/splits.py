@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,102 +17,111 @@ from numpy.typing import NDArray
 from pliant.data import normalised
 from pliant.errors import CorruptFile, InvalidInput
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.scorers.protocol import read_arrays, write_arrays
+from pliant.routing.scorers.linear import folds
+from pliant.routing.scorers.protocol import (
+    Partitions,
+    Predictions,
+    read_arrays,
+    write_arrays,
+)
 
-FEWEST = 200
-"""Labels: five splits of fewer show nothing."""
-_GROUPS = 5  # fewer cannot be split four to one
+FEWEST = 50
+"""Labels: with fewer, nothing can be shown."""
+_TEST, _TEST_AT_LEAST, _TEST_AT_MOST = 0.15, 60, 0.3
+_FOLDS = 5
+_REPEATS = ((1_000, 3), (3_000, 2))
+"""Partitions by the number of rows: with few labels the noise of one partition is large."""
 HASHES = "seen.safetensors"
+OUT_OF_FOLD = "out-of-fold.safetensors"
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The splits of one label table."""
+    """The two splits of one label table: all but the test split serves every other purpose."""
 
-    train: Outcomes
-    choice: Outcomes
-    """To choose each scorer's capacity on; after that the scorer learns from it as well."""
-    ladder: Outcomes
-    """To compare the scorers on."""
-    calibration: Outcomes
-    """To calibrate probabilities and choose the threshold on; nothing else uses it."""
+    learn: Outcomes
+    """Scorers are fitted on it. What is chosen on it (scorer, capacity, weights, calibration,
+    threshold) is chosen by out-of-fold predictions: of scorers that had not seen the prompt."""
+    partitions: Partitions
+    """Of `learn`, into folds."""
     test: Outcomes
     """Used once, at the end."""
-    how: str
-    """How the choice split differs from the training split, in words."""
 
     def sizes(self) -> dict[str, int]:
-        names = ("train", "choice", "ladder", "calibration", "test")
-        return {name: len(getattr(self, name)) for name in names}
+        return {"learn": len(self.learn), "test": len(self.test)}
+
+    @property
+    def how(self) -> str:
+        """How the out-of-fold predictions are made, in words."""
+        times = {1: "", 2: "two repeats of ", 3: "three repeats of "}[len(self.partitions)]
+        return (
+            "scorer, capacity, probabilities and threshold are chosen by "
+            f"{times}{len(self.partitions[0])}-fold cross-validation, and the scorer is then "
+            "fitted on all of these labels"
+        )
 
 
 def split(outcomes: Outcomes, seed: int = 0) -> Splits:
-    """Half of the labels to learn from, the rest to choose, calibrate and test on.
-
-    The choice split has another wording than the training split if the labels have wordings, else
-    other groups if there are enough, else prompts like it: a capacity that is chosen on similar
-    prompts overfits them. All wordings of a question stay in one split; if that prevents a choice
-    split of another wording, it has other groups or other questions.
-    """
-    if len(outcomes) < FEWEST:
-        missing = FEWEST - len(outcomes)
+    """A test split, and the rest in folds; all wordings of a question stay together."""
+    n = len(outcomes)
+    if n < FEWEST:
         raise InvalidInput(
-            f"{len(outcomes)} labels: a fit needs {FEWEST} or more, so label {missing:,} more "
-            "prompts (`pliant route label` on a longer file asks only the new ones)"
+            f"{n} labels: a fit needs {FEWEST} or more, so label {FEWEST - n:,} more prompts "
+            "(`pliant route label` on a longer file asks only the new ones)"
         )
-    fitted, ladder, calibration, test = outcomes.split((0.55, 0.15, 0.15, 0.15), seed)
-    keys, how = _difference(fitted)
-    train, choice = fitted.split((0.8, 0.2), seed) if keys is None else _apart(fitted, keys, seed)
-    return Splits(train, choice, ladder, calibration, test, how)
+    share = min(max(_TEST, _TEST_AT_LEAST / n), _TEST_AT_MOST)
+    learn, test = outcomes.split((1 - share, share), seed)
+    return Splits(learn, partitions(learn, seed), test)
 
 
-def _difference(outcomes: Outcomes) -> tuple[tuple[str, ...] | None, str]:
-    wordings, groups, questions = outcomes.wordings, outcomes.groups, outcomes.questions
-    if wordings is not None and len(set(wordings)) > 1 and not _separated(questions, wordings):
-        return wordings, "capacity is chosen on another wording than the scorers are trained on"
-    if groups is not None and len(set(groups)) >= _GROUPS and not _separated(questions, groups):
-        return groups, "capacity is chosen on other groups than the scorers are trained on"
-    if questions is not None and len(set(questions)) < len(questions):
-        return None, (
-            "capacity is chosen on other questions than the scorers are trained on, in all their "
-            "wordings: a split by wording or group would separate the wordings of a question"
-        )
-    return None, (
-        "capacity is chosen on prompts like the training prompts: the labels have no wordings and "
-        "too few groups to do better, so expect less on other prompts"
-    )
-
-
-def _separated(questions: tuple[str, ...] | None, keys: tuple[str, ...]) -> bool:
-    """Whether a split by these keys would separate the wordings of a question."""
-    if questions is None:
-        return False
-    return len(set(zip(questions, keys, strict=True))) > len(set(questions))
-
-
-def _apart(outcomes: Outcomes, keys: tuple[str, ...], seed: int) -> tuple[Outcomes, Outcomes]:
-    """The rows of most keys, and those of the others: a fifth of the rows or one key at least."""
-    names = sorted(set(keys))
-    np.random.default_rng(seed).shuffle(names)
-    held: set[str] = set()
-    for name in names[:-1]:
-        held.add(name)
-        if sum(key in held for key in keys) >= 0.2 * len(keys):
-            break
-    apart = np.array([key in held for key in keys])
-    return outcomes.select(~apart), outcomes.select(apart)
+def partitions(outcomes: Outcomes, seed: int = 0) -> Partitions:
+    """Several divisions of the rows into folds."""
+    repeats = next((k for most, k in _REPEATS if len(outcomes) <= most), 1)
+    return [folds(outcomes, _FOLDS, seed + i) for i in range(repeats)]
 
 
 # --- what a router was fitted on ------------------------------------------------------------------
 
 
-def write_hashes(folder: Path, learned: Iterable[str], calibrated: Iterable[str]) -> None:
+def write_hashes(folder: Path, learned: Sequence[str], predictions: Predictions) -> None:
     """Store four bytes of each prompt's hash, which reveal nothing about its text.
 
-    `learned` are the prompts that the scorer was trained or chosen on. `calibrated` are those that
-    only its probabilities and threshold come from: a new threshold may use them again.
+    `learned` are the prompts that the scorer was fitted on, and `predictions` what it predicted of
+    them out of fold: a new threshold may be chosen on them again.
     """
-    _write(folder, _hashes(learned), _hashes(calibrated))
+    hashes = _hashes(learned)
+    _write(folder, hashes, hashes[:0])
+    arrays: dict[str, NDArray[Any]] = {
+        "prompt": hashes,
+        "gain": predictions.gain.astype(np.float32),
+    }
+    if predictions.right is not None:
+        arrays["right"] = predictions.right.astype(np.float32)
+    if predictions.novel is not None:
+        arrays["novel"] = predictions.novel
+    write_arrays(folder / OUT_OF_FOLD, arrays)
+
+
+def out_of_fold(folder: Path, prompts: Sequence[str]) -> tuple[Predictions, Rows]:
+    """What the scorer predicted of these prompts before it had learned from them, and which of the
+    prompts that is known of."""
+    hashes = _hashes(prompts)
+    if not (folder / OUT_OF_FOLD).is_file():  # a router of an older Pliant
+        return Predictions(None, np.zeros((0, 0))), np.zeros(0, dtype=np.int64)
+    arrays = read_arrays(folder / OUT_OF_FOLD)
+    if not {"prompt", "gain"} <= set(arrays) or len(arrays["prompt"]) != len(arrays["gain"]):
+        raise CorruptFile(f"{folder / OUT_OF_FOLD}: holds no predictions")
+    row = {int(key): i for i, key in enumerate(arrays["prompt"])}
+    known = np.array([i for i, key in enumerate(hashes) if int(key) in row], dtype=np.int64)
+    at = np.array([row[int(hashes[i])] for i in known], dtype=np.int64)
+    right, novel = arrays.get("right"), arrays.get("novel")
+    predictions = Predictions(
+        None if right is None else right[at].astype(np.float64),
+        arrays["gain"][at].astype(np.float64),
+        None if novel is None else novel[at].astype(np.bool_),
+    )
+    return predictions, known
 
 
 def add_hashes(folder: Path, calibrated: Iterable[str]) -> None:

@@ -18,9 +18,18 @@ from pliant.errors import InvalidInput
 from pliant.linear import Linear, logistic, ridge
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import text_of
-from pliant.routing.scorers.features import TextFeatures, TextSettings
-from pliant.routing.scorers.linear import Floats, best, gain_error, together
-from pliant.routing.scorers.protocol import Groups, Predictions, Prompts, Scorer, State, gains
+from pliant.routing.scorers.features import Words
+from pliant.routing.scorers.linear import Floats, gain_error, one_partition, together
+from pliant.routing.scorers.protocol import (
+    Folds,
+    Groups,
+    Partitions,
+    Predictions,
+    Prompts,
+    Scorer,
+    State,
+    gains,
+)
 from pliant.stats import as_difference
 
 _PRIOR = 10.0
@@ -118,63 +127,86 @@ class Group(Scorer):
         self.names, self.means = list(state.settings["names"]), state.arrays["means"]
 
 
-class OnVectors(Scorer):
-    """A fit on TF-IDF vectors, one hyperparameter of which is chosen on the choice split."""
+class OnWords(Scorer):
+    """A fit on TF-IDF vectors, one hyperparameter of which is chosen by cross-validation."""
 
-    settings: ClassVar[TextSettings]
     tunes: ClassVar[str]
     """The name of the hyperparameter."""
     candidates: ClassVar[tuple[Any, ...]]
     """Its values that are tried."""
-    features: TextFeatures
+    words: Words
     head: Callable[[Any], Floats]
     """From vectors to (n, m), how likely each model is right."""
-    linear: ClassVar[bool] = False
-    """Whether that may lie beyond 0 and 1."""
 
     def __init__(self) -> None:
-        self.tuned = self.candidates[1]
+        self.tuned: Any = None
+        """The chosen value; None before that."""
+        self._prepared: tuple[Outcomes, Any] | None = None
+
+    def cross_validate(
+        self, outcomes: Outcomes, partitions: Partitions, seed: int = 0
+    ) -> Predictions:
+        x, right = self._prepare(outcomes), outcomes.right
+        self._prepared = outcomes, x
+        tried = {c: self._by_folds(x, right, partitions[0], c) for c in self.candidates}
+        self.tuned = min(tried, key=lambda c: gain_error(gains(tried[c]), outcomes))
+        rest = [self._by_folds(x, right, folds, self.tuned) for folds in partitions[1:]]
+        return _predictions(np.mean([tried[self.tuned], *rest], axis=0))
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
-        # The vocabulary comes from both splits, the labels from train alone.
         everything = together(train, choice)
-        self.features = TextFeatures(self.settings).fit(everything.prompts, seed)
-        x, right, n = self._matrix(everything.prompts), everything.right, len(train)
-        if choice is not None:
-
-            def error(candidate: Any) -> float:
-                fitted = self._solve(x[:n], right[:n], candidate)
-                return gain_error(gains(fitted(x[n:])), choice)
-
-            self.tuned, _ = best(self.candidates, error)
-        self.head = self._solve(x, right, self.tuned)
+        if self.tuned is None:
+            self.cross_validate(everything, one_partition(everything, seed), seed)
+        before, self._prepared = self._prepared, None
+        x = before[1] if before and before[0] is everything else self._prepare(everything)
+        self.head = self._solve(x, everything.right, self.tuned)
         return self
 
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
-        right = self.head(self._matrix(prompts))
-        gain = as_difference(gains(right)) if self.linear else gains(right)
-        return Predictions(np.clip(right, 0.0, 1.0), gain)
+        return _predictions(self.head(self._vectors(prompts)))
 
     def chosen(self) -> dict[str, Any]:
         return {self.tunes: self.tuned}
 
     def state(self) -> State:
-        state = self.features.state()
+        state = self.words.state()
         state.settings |= self.chosen()
         return state
 
     def load_state(self, state: State) -> None:
-        self.features = TextFeatures.from_state(state)
+        if "words.idf" not in state.arrays:
+            raise InvalidInput(f"a {self.kind} scorer of an older Pliant: fit the router again")
+        self.words = Words.from_state(state)
         self.tuned = state.settings[self.tunes]
 
-    def _matrix(self, prompts: Prompts) -> Any:
-        return self.features.matrix(prompts)
+    def _prepare(self, outcomes: Outcomes) -> Any:
+        """The vectors of the training prompts, whose words are all that are used from then on."""
+        self.words = self._new_words().fit([text_of(prompt) for prompt in outcomes.prompts])
+        return self._vectors(outcomes.prompts)
+
+    def _new_words(self) -> Words:
+        return Words()
+
+    def _vectors(self, prompts: Prompts) -> Any:
+        return self.words([text_of(prompt) for prompt in prompts])
+
+    def _by_folds(self, x: Any, right: Floats, folds: Folds, candidate: Any) -> Floats:
+        predicted = np.zeros_like(right)
+        for fold in folds:
+            rest = np.setdiff1d(np.arange(len(right)), fold)
+            shift = right.mean(axis=0) - right[rest].mean(axis=0)
+            predicted[fold] = self._solve(x[rest], right[rest], candidate)(x[fold]) + shift
+        return predicted
 
     @abstractmethod
     def _solve(self, x: Any, right: Floats, candidate: Any) -> Callable[[Any], Floats]: ...
 
 
-class Tfidf(OnVectors):
+def _predictions(right: Floats) -> Predictions:
+    return Predictions(np.clip(right, 0.0, 1.0), as_difference(gains(right)))
+
+
+class Tfidf(OnWords):
     """Least squares on words and pairs of words: the plainest baseline.
 
     Least squares is linear in its targets, so the difference of two models' fits is the fit of the
@@ -182,9 +214,7 @@ class Tfidf(OnVectors):
     """
 
     kind = "tfidf"
-    settings = TextSettings(shapes=False)
-    tunes, candidates = "strength", (3.0, 10.0, 30.0)
-    linear = True
+    tunes, candidates = "strength", (1.5, 5.0, 15.0, 50.0)
     head: Linear
 
     def state(self) -> State:
@@ -194,25 +224,13 @@ class Tfidf(OnVectors):
 
     def load_state(self, state: State) -> None:
         super().load_state(state)
-        self.head = Linear.from_arrays(state.arrays, logistic=not self.linear)
+        self.head = Linear.from_arrays(state.arrays)
+
+    def _new_words(self) -> Words:
+        return Words(shapes=False)
 
     def _solve(self, x: Any, right: Floats, strength: float) -> Linear:
-        return ridge(x, right, strength) if self.linear else logistic(x, right, strength)
-
-
-class TfidfRidge(Tfidf):
-    """Tfidf with each digit as 0, and with character n-grams."""
-
-    kind = "tfidf-ridge"
-    settings = TextSettings(words=10_000, characters=10_000)
-
-
-class TfidfLogistic(TfidfRidge):
-    """A logistic regression for each model; the gain is the difference of probabilities."""
-
-    kind = "tfidf-logistic"
-    candidates = (0.3, 1.0, 3.0)
-    linear = False
+        return ridge(x, right, strength)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,11 +256,10 @@ class Nearest:
         return np.clip(right, 0.0, 1.0)
 
 
-class Neighbours(OnVectors):
+class Neighbours(OnWords):
     """The mean over the k most similar training prompts, weighted by cosine similarity."""
 
     kind = "knn"
-    settings = TextSettings(words=10_000, characters=10_000)
     tunes, candidates = "k", (10, 30, 100)
     head: Nearest
 
@@ -267,10 +284,8 @@ class Neighbours(OnVectors):
         vectors = csr_matrix((data, a["indices"], a["indptr"]), shape=shape)
         self.head = Nearest(vectors, a["right"].astype(np.float64), self.tuned)
 
-    def _matrix(self, prompts: Prompts) -> Any:
-        from sklearn.preprocessing import normalize
-
-        return normalize(super()._matrix(prompts).astype(np.float32))
+    def _vectors(self, prompts: Prompts) -> Any:
+        return super()._vectors(prompts).astype(np.float32)
 
     def _solve(self, x: Any, right: Floats, k: int) -> Nearest:
         return Nearest(x, right, k)

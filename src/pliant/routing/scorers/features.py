@@ -1,102 +1,66 @@
-"""Features of a text: TF-IDF of its words and characters, and its surface (lengths, shares)."""
+"""Features of a text: TF-IDF of its words, their topics, and its surface (lengths, shares)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pliant.routing.prompts import text_of
-from pliant.routing.scorers.protocol import Prompts, State
+from pliant.routing.scorers.protocol import State
 from pliant.stats import Floats
 
 _DIGIT = re.compile(r"\d")
 _NUMBER = re.compile(r"\d+")
 _TOKEN = r"(?u)\w+|[^\w\s]"
+_MOST = 20_000
 
 
-@dataclass(frozen=True)
-class TextSettings:
-    """Which features are used, and how many at most."""
+class Words:
+    """TF-IDF of words, punctuation marks and pairs of them, each prompt a sparse row of length 1.
 
-    words: int = 20_000
-    """The most frequent words, punctuation marks and pairs of them."""
-    characters: int = 0
-    """The most frequent n-grams of 2 to 5 characters inside words."""
-    shapes: bool = True
-    """Read every digit as 0, so that 17 and 42 are the same word and 170 is another."""
-    waves: int = 0
-    """Random Fourier features of the surface, whose sums fit any smooth function of it."""
+    The rarest are left out. With `shapes` every digit is read as 0, so that 17 and 42 are the same
+    word and 170 is another.
+    """
 
+    def __init__(self, shapes: bool = True) -> None:
+        self.shapes = shapes
+        self._vectorizer: Any = None
 
-class TextFeatures:
-    """Fitted on the training prompts; a sparse matrix for any prompts."""
-
-    def __init__(self, settings: TextSettings = TextSettings()) -> None:
-        self.settings = settings
-        self._parts: dict[str, Any] = {}  # vectorizers
-        self._waves: _Waves | None = None
-
-    def fit(self, prompts: Prompts, seed: int = 0) -> TextFeatures:
-        texts = [text_of(prompt) for prompt in prompts]
-        for name in ("words", "characters"):
-            most = getattr(self.settings, name)
-            if most:
-                part = self._vectorizer(name, max_features=most, min_df=2 if len(texts) > 50 else 1)
-                self._parts[name] = part.fit(texts)
-        if self.settings.waves:
-            self._waves = _Waves.of(_surfaces(texts), self.settings.waves, seed)
+    def fit(self, texts: Sequence[str]) -> Words:
+        rarest = 2 if len(texts) > 50 else 1
+        self._vectorizer = self._new(max_features=_MOST, min_df=rarest).fit(texts)
         return self
 
-    def matrix(self, prompts: Prompts) -> Any:
-        """(n, features), sparse."""
-        from scipy.sparse import csr_matrix, hstack
-
-        texts = [text_of(prompt) for prompt in prompts]
-        # The same total weight for one part as for two.
-        scale = np.sqrt(2 / len(self._parts)) if self._parts else 1.0
-        blocks = [part.transform(texts) * scale for part in self._parts.values()]
-        if self._waves is not None:
-            blocks.append(csr_matrix(self._waves(_surfaces(texts))))
-        return hstack(blocks, format="csr")
+    def __call__(self, texts: Sequence[str]) -> Any:
+        return self._vectorizer.transform(texts)
 
     def state(self) -> State:
-        state = State({"settings": asdict(self.settings)})
-        for name, part in self._parts.items():
-            state.settings[name] = part.get_feature_names_out().tolist()
-            state.arrays[f"{name}.idf"] = part.idf_.astype(np.float32)
-        if self._waves is not None:
-            state.arrays |= {f"waves.{k}": v for k, v in self._waves.arrays().items()}
-        return state
+        names = self._vectorizer.get_feature_names_out().tolist()
+        idf = self._vectorizer.idf_.astype(np.float32)
+        return State({"words": names, "shapes": self.shapes}, {"words.idf": idf})
 
     @classmethod
-    def from_state(cls, state: State) -> TextFeatures:
-        features = cls(TextSettings(**state.settings["settings"]))
-        for name in ("words", "characters"):
-            if name in state.settings:
-                names = state.settings[name]
-                part = features._vectorizer(name, vocabulary={w: i for i, w in enumerate(names)})
-                part.idf_ = state.arrays[f"{name}.idf"].astype(np.float64)
-                features._parts[name] = part
-        if features.settings.waves:
-            arrays = [state.arrays[f"waves.{each.name}"] for each in fields(_Waves)]
-            features._waves = _Waves(*(array.astype(np.float64) for array in arrays))
-        return features
+    def from_state(cls, state: State) -> Words:
+        words = cls(state.settings["shapes"])
+        vocabulary = {word: i for i, word in enumerate(state.settings["words"])}
+        words._vectorizer = words._new(vocabulary=vocabulary)
+        words._vectorizer.idf_ = state.arrays["words.idf"].astype(np.float64)
+        return words
 
-    def _vectorizer(self, name: str, **options: Any) -> Any:
+    def _new(self, **options: Any) -> Any:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        kind = (
-            {"ngram_range": (1, 2), "token_pattern": _TOKEN}
-            if name == "words"
-            else {"ngram_range": (2, 5), "analyzer": "char_wb"}
+        return TfidfVectorizer(
+            preprocessor=_digits_as_zero if self.shapes else str.lower,
+            token_pattern=_TOKEN,
+            ngram_range=(1, 2),
+            sublinear_tf=True,
+            **options,
         )
-        prepare = _digits_as_zero if self.settings.shapes else str.lower
-        return TfidfVectorizer(preprocessor=prepare, sublinear_tf=True, **kind, **options)
 
 
 def _digits_as_zero(text: str) -> str:
@@ -104,8 +68,45 @@ def _digits_as_zero(text: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Waves:
-    """cos(surface @ weight + phase): random Fourier features of a Gaussian kernel."""
+class Topics:
+    """A few directions in which the words of the training prompts differ most; rows of length 1.
+
+    Any vectors of the prompts will do in place of the words, such as sentence embeddings.
+    """
+
+    mean: Floats
+    directions: Floats
+    """(features, topics)"""
+
+    @classmethod
+    def of(cls, vectors: Any, number: int) -> Topics:
+        """The first singular vectors of these rows."""
+        number = min(number, min(vectors.shape) - 1)
+        if number < 1:
+            return cls(np.zeros(1), np.zeros((vectors.shape[1], 1)))
+        from scipy.sparse.linalg import svds
+
+        start = np.ones(min(vectors.shape))  # without it the start is drawn at random
+        _, _, right = svds(vectors.astype(np.float64), k=number, v0=start)
+        directions = np.ascontiguousarray(right[::-1].T)
+        return cls(np.asarray((vectors @ directions).mean(axis=0)), directions)
+
+    def __call__(self, vectors: Any) -> Floats:
+        centred = np.asarray(vectors @ self.directions) - self.mean
+        length = np.linalg.norm(centred, axis=1, keepdims=True)
+        unit: Floats = centred / np.maximum(length, 1e-9)
+        return unit
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        return {name: value.astype(np.float32) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Random Fourier features of a text's surface: cos(surface @ weight + phase).
+
+    Their sums fit any smooth function of lengths and shares of kinds of characters.
+    """
 
     mean: Floats
     std: Floats
@@ -113,27 +114,25 @@ class _Waves:
     phase: Floats
 
     @classmethod
-    def of(cls, surface: Floats, number: int, seed: int) -> _Waves:
+    def of(cls, texts: Sequence[str], number: int, seed: int) -> Surface:
+        rows = np.array([surface(text) for text in texts])
         rng = np.random.default_rng(seed)
-        width = surface.shape[1]
+        width = rows.shape[1]
         weight = rng.normal(size=(width, number)) / np.sqrt(width)
         phase = rng.uniform(0, 2 * np.pi, number)
-        spread = surface.std(axis=0)
+        spread = rows.std(axis=0)
         # A constant feature has no scale: its rounding errors would dominate all others.
-        return cls(surface.mean(axis=0), np.where(spread > 1e-6, spread, 1.0), weight, phase)
+        return cls(rows.mean(axis=0), np.where(spread > 1e-6, spread, 1.0), weight, phase)
 
-    def __call__(self, surface: Floats) -> Floats:
+    def __call__(self, texts: Sequence[str]) -> Floats:
+        rows = np.array([surface(text) for text in texts]).reshape(-1, len(self.mean))
         # Clip, so that an extreme text counts as one at the edge of the training texts.
-        z = np.clip((surface - self.mean) / self.std, -4, 4)
+        z = np.clip((rows - self.mean) / self.std, -4, 4)
         waves: Floats = np.cos(z @ self.weight + self.phase)
         return waves * np.sqrt(2 / len(self.phase))
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         return {name: value.astype(np.float32) for name, value in vars(self).items()}
-
-
-def _surfaces(texts: Sequence[str]) -> Floats:
-    return np.array([surface(text) for text in texts])
 
 
 def surface(text: str) -> list[float]:

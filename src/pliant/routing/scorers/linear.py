@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pliant.data import splits
-from pliant.linear import Linear
 from pliant.routing.outcomes import Outcomes
+from pliant.routing.scorers.protocol import Partitions
 from pliant.stats import Floats
 
 Candidate = TypeVar("Candidate")
@@ -23,15 +23,9 @@ def folds(outcomes: Outcomes, number: int, seed: int) -> list[NDArray[np.int64]]
     return [np.asarray(part, dtype=np.int64) for part in parts if part]
 
 
-def out_of_fold(
-    x: Any, y: Floats, parts: Sequence[NDArray[np.int64]], fit: Callable[[Any, Floats], Linear]
-) -> Floats:
-    """The prediction for each row, by a fit on the other folds."""
-    predictions = np.zeros_like(y)
-    for part in parts:
-        rest = np.setdiff1d(np.arange(len(y)), part)
-        predictions[part] = fit(x[rest], y[rest])(x[part])
-    return predictions
+def one_partition(outcomes: Outcomes, seed: int) -> Partitions:
+    """Five folds, for a scorer that chooses its capacity by itself."""
+    return [folds(outcomes, 5, seed)]
 
 
 def gain_error(gain: Floats, outcomes: Outcomes) -> float:

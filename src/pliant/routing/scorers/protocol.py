@@ -21,7 +21,7 @@ from pliant.errors import CorruptFile, InvalidInput
 from pliant.files import locked, write_file
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt
-from pliant.stats import Floats
+from pliant.stats import Floats, as_difference
 
 if TYPE_CHECKING:
     from pliant.complexity import Complexity, Scores
@@ -83,6 +83,17 @@ class Predictions:
             raise InvalidInput(f"scorer {kind!r}: `right` must be probabilities, in [0, 1]")
 
 
+def joined_predictions(parts: Sequence[Predictions]) -> Predictions:
+    """The rows of several, one after the other; what one of them lacks is None."""
+    rights = [part.right for part in parts if part.right is not None]
+    novels = [part.novel for part in parts if part.novel is not None]
+    return Predictions(
+        np.concatenate(rights) if len(rights) == len(parts) else None,
+        np.concatenate([part.gain for part in parts]),
+        np.concatenate(novels) if len(novels) == len(parts) else None,
+    )
+
+
 @dataclass(frozen=True)
 class Prefilling:
     """A scorer that is read in the prefill of its base model's own answer."""
@@ -137,11 +148,14 @@ class Scorer(ABC):
             fitted, held = deepcopy(self).fit(rest, None, seed), outcomes.select(fold)
             predictions = fitted.predict(held.asked, held.groups)
             predictions.check(held, self.kind)
-            gain[fold] = predictions.gain
+            # The mean of the rest is lower where the fold's is higher: without this, prompts of
+            # different folds would be ordered the wrong way round by it.
+            shift = outcomes.right.mean(axis=0) - rest.right.mean(axis=0)
+            gain[fold] = as_difference(predictions.gain + gains(shift[None]))
             if right is None or predictions.right is None:
                 right = None
             else:
-                right[fold] = predictions.right
+                right[fold] = np.clip(predictions.right + shift, 0, 1)
         return Predictions(right, gain)
 
     def state(self) -> State:
