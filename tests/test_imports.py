@@ -38,6 +38,7 @@ LAYERS = {
         {"active_peft", "local_bases"},
     ],
     "anatomy": [
+        {"several_depths"},
         {"depth", "lockstep", "roles"},
         {"decoder", "trial"},
         {"anatomy"},

@@ -26,6 +26,8 @@ from transformers import (
 
 from pliant.anatomy.anatomy import Anatomy
 from pliant.anatomy.depth import FirstLayers, run_first
+from pliant.anatomy.several_depths import states_after
+from pliant.anatomy.tiny import tiny_model
 from pliant.errors import InvalidInput, UnsupportedModel
 
 DEPTH = 4
@@ -367,3 +369,36 @@ class TestMistakes:
             run_first(model, 2, input_ids=ids + 1000)
         run_first(Anatomy.of(model), 2, input_ids=ids).resume()
         assert {name: dict(vars(m)) for name, m in model.named_modules()} == before
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "opt", "mllama"])
+def test_several_depths_give_the_states_of_each_alone(name: str) -> None:
+    model = tiny_model(name)
+    ids, depths = torch.arange(5, 20)[None], [1, len(Anatomy.of(model).layers)]
+    with torch.no_grad():
+        states = states_after(model, depths, input_ids=ids, use_cache=False)
+        for k in depths:
+            alone = run_first(model, k, resumable=False, input_ids=ids, use_cache=False)
+            assert torch.equal(states[k], alone.normed)
+
+
+def test_several_depths_run_every_layer_once(model: PreTrainedModel, ids: Tensor) -> None:
+    ran: Counter[int] = Counter()
+    layers = Anatomy.of(model).layers
+    hooks = [
+        layer.self_attn.register_forward_hook(lambda *_, i=i: ran.update([i]))
+        for i, layer in enumerate(layers)
+    ]
+    with torch.no_grad():
+        assert set(states_after(model, [1, 3], input_ids=ids)) == {1, 3}
+    for hook in hooks:
+        hook.remove()
+    assert ran == {0: 1, 1: 1, 2: 1}
+
+
+@pytest.mark.parametrize("depths", [[], [0], [DEPTH + 1]])
+def test_depths_that_the_model_does_not_have_are_refused(
+    model: PreTrainedModel, ids: Tensor, depths: list[int]
+) -> None:
+    with pytest.raises(InvalidInput, match=f"from 1 to {DEPTH}"):
+        states_after(model, depths, input_ids=ids)

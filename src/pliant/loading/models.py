@@ -126,6 +126,43 @@ def load_tokenizer(
     return tokenizer
 
 
+def load_encoder(
+    name: str | Path, *, device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a text encoder such as BERT, in eval mode and float32, and its tokenizer."""
+    from transformers import AutoModel
+
+    source, place = _readable(name, None), torch_device(device)
+    if source.gguf or source.kind == "lora":
+        raise ModelNotFound(f"{source} is no text encoder: name a folder with a config.json")
+    tokenizer = load_tokenizer(name)
+    with _one_line(source, "weights"):
+        model, report = AutoModel.from_pretrained(
+            source.location, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    # Encoders are often saved without the layer that BERT's classifier puts on its first token.
+    unread = {key for key in report["missing_keys"] if key.startswith("pooler.")}
+    _refuse_gaps(source, {**report, "missing_keys": set(report["missing_keys"]) - unread})
+    encoder: PreTrainedModel = model.float().eval()
+    return encoder if place is None else encoder.to(place), tokenizer
+
+
+def read_json(name: str | Path, file: str) -> Any:
+    """The content of a JSON file beside a model's weights, here or on the hub; None if it has no
+    such file."""
+    from transformers.utils import cached_file
+
+    source = resolve(name)
+    with _one_line(source, file):
+        path = cached_file(
+            source.location,
+            file,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 def load_config(
     name: str | Path,
     *,
