@@ -6,19 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.routing.labels import outcomes
 
 from pliant import nano
 from pliant.complexity import CPXConfig, attach
+from pliant.complexity.training import run as training
 from pliant.errors import WrongBase
 from pliant.routing.fitting.calibrating import calibrate
 from pliant.routing.fitting.evaluate import evaluate
 from pliant.routing.fitting.fit import fit
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import load, make
-from pliant.routing.scorers.base_model import BaseLM, Probe
-from pliant.routing.scorers.cpx import Capacity
+from pliant.routing.scorers.base_model import BaseLM, Probe, States
+from pliant.routing.scorers.cpx import Capacity, Cpx
+from pliant.routing.scorers.linear import folds, joined
 
 
 def test_reading_costs_two_operations_for_each_parameter_and_token() -> None:
@@ -94,3 +97,65 @@ def test_a_probe_refuses_another_base_than_its_own(tmp_path: Path) -> None:
     again._base = "nano-l"  # as if what a folder holds had been replaced
     with pytest.raises(WrongBase, match="nano-l: the probe was fitted on another base .nano-s"):
         again.predict(["1+1"])
+
+
+def test_a_probe_reads_each_prompt_once_for_all_layers_and_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[tuple[int, tuple[int, ...]]] = []
+    before = States.compute
+
+    def noting(self: States, prompts: Any, layers: Any) -> Any:
+        read.append((len(prompts), tuple(layers)))
+        return before(self, prompts, layers)
+
+    monkeypatch.setattr(States, "compute", noting)
+    labels, scorer = outcomes(60, 1), make("probe", base="nano-s")
+    predictions = scorer.cross_validate(labels, [folds(labels, 3, seed) for seed in range(2)])
+    predictions.check(labels, "probe")
+    scorer.fit(labels)
+    assert read == [(len(set(labels.prompts)), (1, 2, 3))]
+
+
+def test_a_probe_penalises_as_much_as_labels_without_a_pattern_need() -> None:
+    labels, scorer = outcomes(90, 1), make("probe", base="nano-s")
+    coins = (np.random.default_rng(0).random(labels.right.shape) < 0.5).astype(float)
+    scorer.cross_validate(replace(labels, right=coins), [folds(labels, 3, 0)])
+    assert isinstance(scorer, Probe) and scorer.candidate is not None
+    assert scorer.candidate.strength <= 1e-2  # a tenth of the least that was tried before
+
+
+def test_cpx_runs_each_prompt_once_for_all_folds_and_the_fit_after_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run: list[int] = []
+    before = training.in_memory
+
+    def noting(prefilled: Any, ids: Any) -> Any:
+        run.append(len(ids))
+        return before(prefilled, ids)
+
+    monkeypatch.setattr(training, "in_memory", noting)
+    labels, more = outcomes(60, 1), outcomes(6, 2)
+    partition = folds(labels, 3, 0)
+    scorer = make("cpx", base="nano-s", capacities=[Capacity(1, 0), Capacity(1, 1)], epochs=3)
+    predictions = scorer.cross_validate(labels, [partition, partition])
+    predictions.check(labels, "cpx")
+    assert sum(run) == len(set(labels.prompts))
+    assert isinstance(scorer, Cpx) and set(scorer.errors) == set(map(str, scorer.capacities))
+    scorer.fit(joined([labels, more]))
+    assert sum(run) == len({*labels.prompts, *more.prompts})
+    alone = make("cpx", base="nano-s", capacities=[scorer.capacity], epochs=3)
+    rest = np.setdiff1d(np.arange(len(labels)), partition[1])
+    expected = alone.fit(labels.select(rest)).predict(labels.select(partition[1]).asked)
+    assert np.allclose(predictions.gain[partition[1]], expected.gain, atol=1e-4)
+    assert np.ptp(expected.last_gain) > 0
+
+
+@pytest.mark.parametrize("kind", ["probe", "embed"])
+def test_a_saved_scorer_reads_its_model_on_a_named_device(kind: str, tmp_path: Path) -> None:
+    scorer = make(kind, base="nano-s").fit(outcomes(40, 1))
+    scorer.save(tmp_path)
+    again = load(tmp_path, base=BaseLM("nano-s", "cpu"))
+    expected = scorer.predict(["total 1 and 2"]).gain
+    assert np.allclose(again.predict(["total 1 and 2"]).gain, expected, atol=1e-5)

@@ -100,6 +100,13 @@ class PrefixStore:
         """The same, with free positions for a scorer of this many rows."""
         return replace(self, capacity=rows)
 
+    def joined(self, more: PrefixStore) -> PrefixStore:
+        """The prompts of both, these first; both in memory, of one base run to one depth."""
+        (own,), (other,) = self.chunks, more.chunks
+        layout, chunk = concatenated([(self.layout, own), (more.layout, other)])
+        position = torch.cat([self.position, more.position + len(own.lengths)])
+        return replace(self, layout=layout, chunks=(chunk,), position=position)
+
     def batch(self, indices: Sequence[int] | Tensor) -> PrefixBatch:
         """A selection of the prompts, in this order, as one padded batch."""
         at = self.position[torch.as_tensor(indices)]

@@ -29,12 +29,16 @@ _CLASSES = {
     "knn": ("baselines", "Neighbours"),
     "text": ("text", "Text"),
     "text+group": ("text", "TextAndGroup"),
+    "embed": ("embed", "Embed"),
+    "text+embed": ("text_and_embedding", "TextAndEmbedding"),
     "stack": ("stack", "Stack"),
     "probe": ("base_model", "Probe"),
     "cpx": ("cpx", "Cpx"),
 }
 KINDS = tuple(_CLASSES)
 READS_A_MODEL = ("probe", "cpx")
+READS_AN_ENCODER = ("embed", "text+embed")
+"""Kinds with a model of their own, which a router does not answer with."""
 _DROPPED = {
     # benchmarks/results/routing_nano.json: an APGR below that of cpx, on both test sets.
     "cpx+text": "Pliant dropped it, because 'cpx' was better: fit the router again with 'cpx'",
@@ -50,6 +54,7 @@ _registered: dict[str, type[Scorer]] = {}
 
 __all__ = [
     "KINDS",
+    "READS_AN_ENCODER",
     "READS_A_MODEL",
     "Prefilling",
     "Predictions",

@@ -238,15 +238,18 @@ class Nearest:
     """The weighted mean over the k most similar of `vectors`."""
 
     vectors: Any
-    """(n, features) of the training prompts, sparse, each of length 1."""
+    """(n, features) of the training prompts, sparse or dense, each of length 1."""
     right: Floats
     k: int
 
     def __call__(self, vectors: Any) -> Floats:
+        from scipy.sparse import issparse
+
         k, n = min(self.k, len(self.right)), vectors.shape[0]
         right = np.zeros((n, self.right.shape[1]))
         for start in range(0, n, _ROWS_IN_MEMORY):
-            near = (vectors[start : start + _ROWS_IN_MEMORY] @ self.vectors.T).toarray()
+            near = vectors[start : start + _ROWS_IN_MEMORY] @ self.vectors.T
+            near = near.toarray() if issparse(near) else near
             which = np.argpartition(-near, k - 1, axis=1)[:, :k]
             weight = np.maximum(np.take_along_axis(near, which, axis=1), 0.0) + 1e-3
             weight /= weight.sum(axis=1, keepdims=True)

@@ -1,14 +1,15 @@
 """The [CPX] token as a router's scorer: it reads the base model's own prefill of the prompt.
 
-Each of a few capacities is trained on the training split alone, and the best on the choice split is
-then trained on both. benchmarks/routing_nano.py measures it.
+Each of a few capacities is trained on a part of the labels, and the best on the others is then
+trained on all. The base reads each prompt once for all of these trainings, and for the predictions
+between them. benchmarks/routing_nano.py measures it.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +21,7 @@ from pliant.routing.scorers.base_model import BaseLM, ModelScorer
 from pliant.routing.scorers.linear import Floats, best, gain_error, together
 from pliant.routing.scorers.protocol import (
     Groups,
+    Partitions,
     Predictions,
     Prefilling,
     Prompts,
@@ -55,6 +57,7 @@ CAPACITIES = (Capacity(1, 0), Capacity(1, 4), Capacity(1, 8), Capacity(4, 8))
 
 _CACHE_BYTES, _SAMPLE = 8e9, 8
 """The most bytes of keys and values in memory; how many of the longest prompts estimate them."""
+_ROWS_A_BATCH = 64
 _ROWS_FOR_CHOICE = 8_000
 """How many training rows the candidates are trained on, at most."""
 
@@ -81,21 +84,53 @@ class Cpx(ModelScorer):
         }
         self.capacity = self.capacities[-1]
         self.errors: dict[str, float] = {}
-        """The mean squared error of the gain on the choice split, for each candidate."""
+        """The mean squared error of the gain on held-out labels, for each candidate."""
         self.models: tuple[str, ...] = ()
         self.scorer: Complexity | None = None
-        self._cache: _PrefixCache | None = None
+        self._cache = _PrefixCache(self)
+
+    def cross_validate(
+        self, outcomes: Outcomes, partitions: Partitions, seed: int = 0
+    ) -> Predictions:
+        """Each prompt as a fit on the other folds predicts it.
+
+        To save trainings, capacities are compared on the first fold of the first partition, and the
+        best is then trained for its other folds; further partitions are left out. The prompts'
+        keys and values stay in memory for the next `fit`.
+        """
+        self._cache.read(outcomes.asked)
+        self.models = outcomes.models
+        right = np.zeros_like(outcomes.right)
+        first, *others = partitions[0]
+        held, best_error = outcomes.select(first), np.inf
+        rest = np.setdiff1d(np.arange(len(outcomes)), first)
+        few = np.random.default_rng(seed).permutation(rest)[:_ROWS_FOR_CHOICE]
+        for capacity in self.capacities:
+            self._train(outcomes.select(few), capacity, seed)
+            predictions = self._predict_read(held.asked)
+            error = self.errors[str(capacity)] = gain_error(predictions.gain, held)
+            if error < best_error:
+                best_error, self.capacity = error, capacity
+                assert predictions.right is not None
+                right[first] = predictions.right
+        for fold in others:
+            rest = np.setdiff1d(np.arange(len(outcomes)), fold)
+            self._train(outcomes.select(rest), self.capacity, seed)
+            predictions = self._predict_read(outcomes.select(fold).asked)
+            assert predictions.right is not None
+            right[fold] = predictions.right
+        return Predictions(right, gains(right))
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         everything = together(train, choice)
-        self._cache = _PrefixCache(self.base, everything.asked)
+        self._cache.read(everything.asked)
+        self.models = everything.models
         try:
             if choice is not None and len(self.capacities) > 1:
                 self._choose(train, choice, seed)
-            self.models = everything.models
             self._train(everything, self.capacity, seed)
         finally:
-            self._cache = None
+            self._cache = _PrefixCache(self)
         return self
 
     def _choose(self, train: Outcomes, choice: Outcomes, seed: int) -> None:
@@ -104,13 +139,21 @@ class Cpx(ModelScorer):
 
         def error(capacity: Capacity) -> float:
             self._train(few, capacity, seed)
-            return gain_error(self.predict(choice.asked).gain, choice)
+            return gain_error(self._predict_read(choice.asked).gain, choice)
 
         self.capacity, self.errors = best(self.capacities, error)
 
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         assert self.scorer is not None, "not fitted"
         return _predictions(self.scorer.score(self.base.chat_format(prompts)))
+
+    def _predict_read(self, prompts: Prompts) -> Predictions:
+        """The same for prompts that were read, from their keys and values if these are stored."""
+        assert self.scorer is not None, "not fitted"
+        prefixes = self._cache.of(prompts)
+        if prefixes is None:
+            return self.predict(prompts)
+        return _predictions(self.scorer.scores(_logits(self.scorer, prefixes)))
 
     def while_answering(self, prompt: Prompt) -> Prefilling:
         """Predict in the prefill of the base model's own answer to one prompt."""
@@ -167,40 +210,70 @@ class Cpx(ModelScorer):
             torch.manual_seed(seed)
             self.scorer = attach(model, config, tokenizer, name=_unused_name(model))
             prompts = self.base.chat_format(outcomes.asked)
-            prefixes = None if self._cache is None else self._cache.of(self.scorer, outcomes.asked)
+            prefixes = self._cache.of(outcomes.asked)
             fit(self.scorer, prompts, outcomes.right, prefixes=prefixes, seed=seed, **self.training)
 
 
 class _PrefixCache:
-    """The prompts' keys and values, by the number of layers that they ran through."""
+    """The keys and values of the prompts that a fit uses, by the number of layers that they ran
+    through; a prompt that is held is not run again."""
 
-    def __init__(self, base: BaseLM, prompts: Prompts) -> None:
-        distinct = {_key(prompt): prompt for prompt in prompts}
-        self.base, self.prompts = base, list(distinct.values())
-        self.row = {key: i for i, key in enumerate(distinct)}
+    def __init__(self, cpx: Cpx) -> None:
+        self.cpx = cpx
+        self.row: dict[str, int] = {}
+        self.prompts: list[Prompt] = []
         self.prefixes: dict[int | None, PrefixStore | None] = {}
 
-    def of(self, scorer: Complexity, prompts: Prompts) -> PrefixStore | None:
-        """The prefixes of these prompts; None if all prompts' would not fit into memory."""
-        layer = scorer.config.layer
-        if layer not in self.prefixes:
-            self.prefixes[layer] = self._compute(scorer)
-        prefixes, rows = self.prefixes[layer], [self.row[_key(prompt)] for prompt in prompts]
-        return None if prefixes is None else prefixes.select(rows)
+    def read(self, prompts: Prompts) -> None:
+        """Hold these prompts as well; they are run when they are first used."""
+        for prompt in prompts:
+            if (key := digest(prompt)) not in self.row:
+                self.row[key] = len(self.prompts)
+                self.prompts.append(prompt)
 
-    def _compute(self, scorer: Complexity) -> PrefixStore | None:
+    def of(self, prompts: Prompts) -> PrefixStore | None:
+        """The prefixes of these prompts; None if those of all that are held exceed the memory."""
+        scorer = self.cpx.scorer
+        assert scorer is not None
+        layer = scorer.config.layer
+        held = self.prefixes.get(layer)
+        new = self.prompts[0 if held is None else len(held) :]
+        if new and (held is not None or layer not in self.prefixes):
+            self.prefixes[layer] = self._extended(scorer, held, new)
+        prefixes = self.prefixes[layer]
+        return None if prefixes is None else prefixes.select([self.row[digest(p)] for p in prompts])
+
+    def _extended(
+        self, scorer: Complexity, held: PrefixStore | None, new: Prompts
+    ) -> PrefixStore | None:
         from pliant.complexity.training.run import remember
 
-        longest = sorted(self.prompts, key=lambda prompt: len(text_of(prompt)))[-_SAMPLE:]
-        sample = remember(scorer, self.base.chat_format(longest)).bytes / len(longest)
-        if sample * len(self.prompts) >= _CACHE_BYTES:
+        base, bytes_held = self.cpx.base, 0 if held is None else held.bytes
+        order = sorted(range(len(new)), key=lambda i: -len(text_of(new[i])))
+        read, unread = order[:_SAMPLE], order[_SAMPLE:]
+        added = remember(scorer, base.chat_format([new[i] for i in read]))
+        if bytes_held + added.bytes / len(read) * len(new) >= _CACHE_BYTES:
             return None
-        return remember(scorer, self.base.chat_format(self.prompts))
+        if unread:
+            added = added.joined(remember(scorer, base.chat_format([new[i] for i in unread])))
+        added = added.select(np.argsort(order).tolist())
+        return added if held is None else held.joined(added)
 
 
-def _key(prompt: Prompt) -> str:
-    """Identifies a prompt, text or conversation."""
-    return f"text {prompt}" if isinstance(prompt, str) else f"messages {digest(prompt)}"
+def _logits(scorer: Complexity, prefixes: PrefixStore) -> Floats:
+    """(n, outputs), from stored prefixes, those of similar length together."""
+    import torch
+
+    prefixes = prefixes.with_capacity(scorer.config.rows)
+    order = prefixes.position.argsort()
+    logits = np.zeros((len(order), len(scorer.config.outputs)))
+    with torch.inference_mode():
+        for rows in order.split(_ROWS_A_BATCH):
+            batch = prefixes.batch(rows)
+            tensors = tuple(tensor.to(scorer.device) for tensor in batch.tensors)
+            ran = replace(batch, tensors=tensors).to_prefilled(scorer)
+            logits[rows.numpy()] = scorer.logits_of(ran).double().cpu().numpy()
+    return logits
 
 
 def _predictions(scores: Scores) -> Predictions:
