@@ -6,6 +6,7 @@ brings to this machine when asked to.
 
 from pliant.loading.models import (
     check_dtype,
+    is_encoder,
     load,
     load_config,
     load_encoder,
@@ -22,6 +23,7 @@ __all__ = [
     "Source",
     "check_dtype",
     "embedded",
+    "is_encoder",
     "load",
     "load_config",
     "load_encoder",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILES = ("tokenizer.json", "*token*", "*vocab*", "*.model", "merges.txt")
 GGUF_MAGIC = b"GGUF"
+_ABSENT = ("missing_entries", "connection_errors")
 # transformers unpacks every weight of a GGUF file, but leaves these marks of a quantised model on
 # the result, which then can neither be saved nor trained.
 QUANTIZED = ("hf_quantizer", "quantization_method", "quantization_config", "_is_quantized")
@@ -150,17 +151,33 @@ def load_encoder(
 def read_json(name: str | Path, file: str) -> Any:
     """The content of a JSON file beside a model's weights, here or on the hub; None if it has no
     such file."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from transformers.utils import cached_file
 
     source = resolve(name)
+    location = source.location
+    on_hub = source.kind == "hub"
+    offline = on_hub and not hub_answers(lambda: get_hf_file_metadata(hf_hub_url(location, file)))
     with _one_line(source, file):
-        path = cached_file(
-            source.location,
-            file,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        quiet = {f"_raise_exceptions_for_{what}": False for what in _ABSENT}
+        path = cached_file(location, file, local_files_only=offline, **quiet)
         return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def is_encoder(name: str | Path) -> bool:
+    """Whether a name leads to a text encoder, not to a causal language model.
+
+    By its catalogue entry, by the modules of sentence-transformers beside it, or by the class that
+    it was saved from: `AutoModelForCausalLM` would load BERT as well.
+    """
+    source = resolve(name)
+    if source.kind == "fetched":
+        return catalogue.entry(source.name).kind == "text encoder"
+    if source.gguf or source.kind in ("embedded", "lora"):
+        return False
+    classes = _read_config(source, None).get("architectures") or [""]
+    is_causal = str(classes[0]).endswith(("ForCausalLM", "LMHeadModel"))
+    return not is_causal or read_json(name, "modules.json") is not None
 
 
 def load_config(

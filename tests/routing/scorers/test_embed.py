@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.routing.labels import outcomes
 from transformers import AutoModel, BertConfig, BertModel, BertTokenizerFast
 
 from pliant.errors import InvalidInput, ModelNotFound, WrongBase
-from pliant.loading import catalogue
+from pliant.loading import catalogue, is_encoder
 from pliant.routing.scorers import load, make
-from pliant.routing.scorers.embed import Embed, Encoder, is_encoder, reader_of
+from pliant.routing.scorers.embed import Embed, Encoder, reader_of
 from pliant.routing.scorers.linear import folds
 from pliant.routing.scorers.vectors import Candidate
 
@@ -232,6 +233,18 @@ def test_without_an_encoder_the_error_says_how_to_get_one(
         make("embed", base=str(tmp_path / "nothing")).fit(outcomes(40, 1))
     with pytest.raises(InvalidInput, match="'rigde'.*ridge"):
         make("embed", heads=["rigde"])
+
+
+def test_an_encoder_without_some_of_its_weights_is_refused(tmp_path: Path) -> None:
+    file = write_encoder(tmp_path) / "model.safetensors"
+    weights = load_file(file)
+    del weights["embeddings.LayerNorm.weight"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ModelNotFound, match="lacks 1 of its weights"):
+        Encoder(str(tmp_path)).compute(TEXTS)
+    del weights["pooler.dense.weight"]  # is not read
+    save_file(weights | {"embeddings.LayerNorm.weight": torch.ones(WIDTH)}, file, {"format": "pt"})
+    assert Encoder(str(tmp_path)).compute(TEXTS).shape == (3, 1, WIDTH)
 
 
 def test_where_nothing_was_compared_the_strength_is_from_the_middle(encoder: Path) -> None:

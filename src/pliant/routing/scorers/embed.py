@@ -96,28 +96,10 @@ def reader_of(
 ) -> Reader:
     """What reads prompts with this model: as an encoder, or as a language model."""
     name, device = (base, device) if isinstance(base, str) else (base.name, base.device)
-    if is_encoder(name):
+    if loading.is_encoder(name):
         return Encoder(name, device)
     model = BaseLM(name, device) if isinstance(base, str) else base
     return States(model, "mean", EARLY, layers)
-
-
-def is_encoder(name: str) -> bool:
-    """Whether a name leads to a text encoder, not to a language model.
-
-    By its catalogue entry, by the modules of sentence-transformers beside it, or by the class that
-    it was saved from: `AutoModelForCausalLM` would load BERT as well.
-    """
-    source = loading.resolve(name)
-    if source.kind == "fetched":
-        return catalogue.entry(name).kind == "text encoder"
-    if source.gguf or source.kind in ("embedded", "lora"):
-        return False
-    if loading.read_json(name, "modules.json") is not None:
-        return True
-    config = loading.read_json(name, "config.json")
-    classes = (config or {}).get("architectures") or [""]
-    return not str(classes[0]).endswith(("ForCausalLM", "LMHeadModel"))
 
 
 class Encoder(Reader):
