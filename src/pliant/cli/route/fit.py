@@ -29,11 +29,13 @@ class FitOptions(LabelsOptions):
     out: Path
     """The router's folder."""
     ladder: bool = False
-    """Try every scorer, including tfidf-logistic and text+group."""
+    """Try every scorer, including text+group."""
     scorer: tuple[str, ...] = ()
     """Try this scorer; repeatable. One of your own is my_module:Mine, or mine.py:Mine."""
     base: str | None = None
     """The model that the scorers cpx and probe read, usually the small one."""
+    encoder: str | None = None
+    """The text encoder that the scorers embed and text+embed read, such as minilm."""
     goal: str | None = None
     """In words. Default: 95 % of the large model's quality; or, if that costs no more than the
     others, whichever model is likelier right."""
@@ -58,9 +60,9 @@ class FitOptions(LabelsOptions):
 
 
 def fit(options: FitOptions) -> None:
-    """Fit a router: try scorers, keep the cheapest that ties with the best, set its threshold.
+    """Fit a router: try scorers, select one, set its threshold.
 
-    Needs 200 labels. The first line says whether the router pays. One that saves nothing is not
+    Needs 50 labels. The first line says whether the router pays. One that saves nothing is not
     written without --force: its figures are shown, and the exit code is 2.
 
     Ctrl-C leaves no half-written router: the folder keeps what it held before.
@@ -95,6 +97,7 @@ def _fitted(options: FitOptions) -> Fitted:
         columns=options.columns,
         scorers=list(options.scorer) or None,
         base=options.base,
+        encoder=options.encoder,
         goal=options.goal,
         lam=options.lam,
         calibrate_by=options.calibration,
@@ -117,7 +120,6 @@ def _pair(text: str) -> tuple[str, str]:
 def _draw(fitted: Fitted, options: FitOptions, written: bool) -> None:
     from pliant.cli.route import tables
     from pliant.routing.metrics.ranking import oracle_apgr
-    from pliant.routing.scorers import READS_A_MODEL
     from pliant.routing.units import percent
 
     names, evaluation = fitted.file.names, fitted.evaluation
@@ -142,27 +144,41 @@ def _draw(fitted: Fitted, options: FitOptions, written: bool) -> None:
         sentences.append("Costs count as calls; if they are something else, --unit names it.")
     if written:
         sentences.append(f"Router: {fitted.folder}")
-    if not options.scorer and options.base is None:
-        untried = ", ".join(READS_A_MODEL)
-        sentences.insert(1, f"Not tried: {untried}, which read a model (--base nano-s, say).")
+    if not options.scorer and (untried := _untried(options)):
+        sentences.insert(1, f"Not tried: {'; '.join(untried)}.")
     if not apgr:
         sentences.insert(0, _nothing_to_gain(fitted))
     terminal.draw((), [f"{fitted.verdict}", ""])
     terminal.draw([table], sentences)
 
 
+def _untried(options: FitOptions) -> list[str]:
+    """The kinds that need a model that was not named."""
+    from pliant.routing.scorers import READS_A_MODEL, READS_AN_ENCODER
+
+    untried = []
+    if options.base is None:
+        untried.append(f"{', '.join(READS_A_MODEL)}, which read a model (--base nano-s, say)")
+    if options.encoder is None:
+        untried.append(f"{', '.join(READS_AN_ENCODER)}, which read an encoder (--encoder minilm)")
+    return untried
+
+
 def _why(fitted: Fitted, groups_known: bool) -> str:
     """Why this scorer was selected: it is compared with those that could have been."""
-    from pliant.routing.fitting.ladder import MARGIN, apgr_defined, eligible
+    from pliant.routing.fitting.ladder import PREFERRED, apgr_defined, eligible
 
     could_be = eligible(fitted.rungs, groups_known)
     highest, kind = max(rung.worth for rung in could_be), fitted.selected.kind
+    preferred = next((k for k in PREFERRED if any(r.kind == k for r in could_be)), None)
     if len(could_be) == 1:
         sentences = [f"{kind}, the only one tried that can be."]
-    elif fitted.selected.worth == highest:
-        sentences = [f"{kind}, the best; no faster one was shown to be within {MARGIN:g} of it."]
+    elif kind == preferred:
+        sentences = [f"{kind}, the preferred one; no other was shown to be better."]
+    elif preferred is not None:
+        sentences = [f"{kind}, shown to be better than {preferred}."]
     else:
-        sentences = [f"{kind}, the fastest of those that tie with the best."]
+        sentences = [f"{kind}, the best of them."]
     for rung in fitted.rungs:
         if rung.scorer.needs_groups and rung not in could_be and rung.worth > highest:
             sentences.append(f"{rung.kind} is better, but needs --groups-known.")

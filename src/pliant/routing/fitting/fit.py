@@ -47,7 +47,12 @@ from pliant.routing.labels.table import BackendDescription
 from pliant.routing.metrics import calibration
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
-from pliant.routing.scorers import READS_A_MODEL, Scorer, kind_class
+from pliant.routing.scorers import (
+    READS_A_MODEL,
+    READS_AN_ENCODER,
+    Scorer,
+    kind_class,
+)
 from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 from pliant.routing.units import percent
 
@@ -109,6 +114,7 @@ def fit(
     *,
     scorers: str | Sequence[str] | None = None,
     base: str | None = None,
+    encoder: str | None = None,
     goal: str | Goal | None = None,
     lam: float | None = None,
     calibrate_by: str = "platt",
@@ -126,7 +132,7 @@ def fit(
     Raises SavesNothing, with all that was measured, where the router neither saves anything on the
     test split nor answers better than the strongest model alone; `force` writes that one, too.
     `scorers` are the kinds to try (the default ones if none are named, and all of them with
-    `every`; those that read a model only with a `base`).
+    `every`; those that read a model only with a `base`, or an `encoder` only with one).
     The strongest model is the one that the labels show to be right most often, and the default.
     The goal is GOAL or, if no model is cheaper than the strongest, that each prompt goes to the
     model that is likelier right. `lam` replaces it: each answer is worth its gain less lam times
@@ -143,11 +149,11 @@ def fit(
     models = _models(outcomes, backends or {}, descriptions or {})
     folder = Path(out).expanduser()
     refuse_folder(folder)
-    tried = kinds(scorers, base, outcomes, every, groups_known)
+    tried = kinds(scorers, base, outcomes, every, groups_known, encoder)
     splits = split(outcomes, seed)
     local = _local(models)
-    rungs = climb(splits, tried, base, seed, progress, local, groups_known)
-    selected = select(rungs, groups_known, outcomes=splits.learn)
+    rungs = climb(splits, tried, base, seed, progress, local, groups_known, encoder)
+    selected = select(rungs, splits.learn, groups_known)
     scorer = WithNovelty(selected.scorer, _novelty(splits))
     held, test, predictions = splits.learn, splits.test, selected.predictions
     chosen = None
@@ -225,6 +231,7 @@ def kinds(
     outcomes: Outcomes,
     every: bool = False,
     groups_known: bool = False,
+    encoder: str | None = None,
 ) -> tuple[str, ...]:
     """The kinds to try: the named ones, or else those that need nothing that is missing."""
     scorers = (scorers,) if isinstance(scorers, str) else scorers
@@ -236,8 +243,11 @@ def kinds(
             if needs_groups and outcomes.groups is None:
                 raise InvalidInput(f"{kind} needs labels with a column of groups (--group-column)")
         return tuple(dict.fromkeys(scorers))
-    every = every or groups_known
-    usable = [kind for kind in (EVERY if every else LADDER) if base or kind not in READS_A_MODEL]
+    usable = list(EVERY if every or groups_known else LADDER)
+    if base is None:
+        usable = [kind for kind in usable if kind not in READS_A_MODEL]
+    if encoder is None:
+        usable = [kind for kind in usable if kind not in READS_AN_ENCODER]
     return tuple(k for k in usable if outcomes.groups or not kind_class(k).needs_groups)
 
 

@@ -19,19 +19,26 @@ from pliant.routing.fitting.splits import Splits
 from pliant.routing.metrics.curves import Ranking, hull_area
 from pliant.routing.metrics.ranking import GRID, METRICS
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.scorers import READS_A_MODEL, Predictions, Scorer, make, stack
+from pliant.routing.scorers import (
+    READS_A_MODEL,
+    READS_AN_ENCODER,
+    Predictions,
+    Scorer,
+    make,
+    stack,
+)
 from pliant.stats import Band, Floats, bootstrap_counts
 
 Progress = Callable[[Sequence[str], str], Iterable[str]]
 
 CONTROLS = ("random", "length", "group")
-LADDER = (*CONTROLS, "tfidf", "knn", "text", "probe", "cpx")
+LADDER = (*CONTROLS, "tfidf", "knn", "text", "embed", "text+embed", "probe", "cpx")
 EVERY = (*LADDER, "text+group")
 """With those that few can use."""
-MARGIN = 0.02
-"""How much APGR a cheap scorer may lose and still tie."""
-_MUCH_FASTER = 5
-"""How many times as fast a scorer must be to be selected on a tie."""
+# benchmarks/routing_learning.py: with a few hundred labels the scorer that looks best out of fold
+# is worse than the one that is best on the average of many label sets.
+PREFERRED = ("text+group", "text+embed", "text")
+"""What is selected unless another scorer is shown to be better."""
 _TIMED = 50  # prompts, one at a time
 _POINTS = 200  # of the path of prices, for more than two models
 
@@ -97,6 +104,7 @@ def climb(
     progress: Progress = lambda items, _: items,
     local: Mapping[str, str] | None = None,
     groups_known: bool = False,
+    encoder: str | None = None,
 ) -> list[Rung]:
     """Fit every scorer, and a stack of the best; compare them out of fold, the best first.
 
@@ -104,8 +112,14 @@ def climb(
     the model that a scorer reads may continue from its prefill.
     """
     rungs: list[Rung] = []
+    readers: dict[str, Any] = dict.fromkeys(READS_A_MODEL, base)
+    if any(kind in READS_AN_ENCODER for kind in kinds):
+        from pliant.routing.scorers.embed import default_encoder, reader_of
+
+        # One reader, so that each prompt is embedded once.
+        readers |= dict.fromkeys(READS_AN_ENCODER, reader_of(encoder or default_encoder()))
     for kind in progress(kinds, "fitting"):
-        scorer = make(kind, base=base) if kind in READS_A_MODEL else make(kind)
+        scorer = make(kind, base=readers[kind]) if kind in readers else make(kind)
         begun = time.perf_counter()
         predictions = scorer.cross_validate(splits.learn, splits.partitions, seed)
         predictions.check(splits.learn, kind)
@@ -128,7 +142,8 @@ def _stack(rungs: Sequence[Rung], splits: Splits, local: Mapping[str, str]) -> R
     begun = time.perf_counter()
     right, folds = splits.learn.right, splits.partitions[0]
     each = {rung.kind: rung.predictions for rung in rungs}
-    first = max(rungs, key=lambda rung: rung.worth).kind
+    best = max(rungs, key=lambda rung: rung.worth).kind
+    first = next((kind for kind in PREFERRED if kind in each), best)
     names = stack.chosen_members(each, first, right, folds)
     if len(names) == 1:
         return None
@@ -147,46 +162,28 @@ def continued_by(scorer: Scorer, local: Mapping[str, str]) -> str | None:
     return next((name for name, source in local.items() if source == base), None)
 
 
-def select(
-    rungs: Sequence[Rung],
-    groups_known: bool = False,
-    margin: float = MARGIN,
-    outcomes: Outcomes | None = None,
-) -> Rung:
-    """The best scorer, or of those that tie with it and are much faster the best.
+def select(rungs: Sequence[Rung], outcomes: Outcomes, groups_known: bool = False) -> Rung:
+    """The preferred scorer, or the best of those that are shown to be better.
 
-    Scorers are compared at equal cost, scoring counted (`value_of`). A scorer ties if the paired
-    interval of its distance to the best includes 0 (it was not shown to be worse) and ends within
-    `margin` (it was shown not to be much worse). With few labels nothing is shown, so only the best
-    itself ties. `random` is never selected, nor a scorer that needs a prompt's group unless
-    `groups_known`: if that rules out the best one, the others are compared with the best that
-    remains, on the `outcomes` that the predictions are of.
+    With a few hundred labels the scorer that looks best is so by chance. So one of `PREFERRED`, the
+    first that may be selected, stays unless the paired interval of another's distance to it lies
+    above 0, at equal cost (`value_of`), on the `outcomes` that the predictions are of. `random` is
+    never selected, nor a scorer that needs a prompt's group unless `groups_known`.
     """
     fit = eligible(rungs, groups_known)
     if not fit:
         raise InvalidInput("none of these scorers can be selected: add text or cpx")
-    best = max(fit, key=lambda rung: rung.worth)
-
-    def tied(rung: Rung) -> bool:
-        if best.behind is None or outcomes is None:
-            return ties(rung, margin)
-        return ties(_compared(rung, best, outcomes), margin)
-
-    much_faster = [r for r in fit if r.ms * _MUCH_FASTER < best.ms and tied(r)]
-    return max(much_faster or [best], key=lambda rung: rung.worth)
+    order = [rung for kind in PREFERRED for rung in fit if rung.kind == kind]
+    if not order:
+        return max(fit, key=lambda rung: rung.worth)
+    better = [r for r in fit if r is not order[0] and gap(r, order[0], outcomes).low > 0]
+    return max(better or [order[0]], key=lambda rung: rung.worth)
 
 
 def eligible(rungs: Sequence[Rung], groups_known: bool = False) -> list[Rung]:
     """Those that may be selected."""
     fit = [r for r in rungs if r.kind != "random" and r.scorer.saveable]
     return [r for r in fit if groups_known or not r.scorer.needs_groups]
-
-
-def ties(rung: Rung, margin: float = MARGIN) -> bool:
-    """Whether it was not shown to be worse than the best, and shown not to be much worse."""
-    if rung.behind is None:
-        return True
-    return rung.behind.high >= 0 and rung.behind.low > -margin
 
 
 def value_of(gain: Floats, outcomes: Outcomes, scoring: Floats | None = None) -> Band:

@@ -39,6 +39,7 @@ KINDS = tuple(_CLASSES)
 READS_A_MODEL = ("probe", "cpx")
 READS_AN_ENCODER = ("embed", "text+embed")
 """Kinds with a model of their own, which a router does not answer with."""
+DEFAULT_ENCODER = "minilm"
 _DROPPED = {
     # benchmarks/results/routing_nano.json: an APGR below that of cpx, on both test sets.
     "cpx+text": "Pliant dropped it, because 'cpx' was better: fit the router again with 'cpx'",
@@ -55,7 +56,9 @@ _registered: dict[str, type[Scorer]] = {}
 __all__ = [
     "KINDS",
     "READS_AN_ENCODER",
+    "DEFAULT_ENCODER",
     "READS_A_MODEL",
+    "READS_AN_ENCODER",
     "Prefilling",
     "Predictions",
     "Scorer",

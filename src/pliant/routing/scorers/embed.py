@@ -22,11 +22,11 @@ from pliant import loading
 from pliant.errors import InvalidInput, did_you_mean
 from pliant.loading import catalogue
 from pliant.routing.prompts import text_of
+from pliant.routing.scorers import DEFAULT_ENCODER
 from pliant.routing.scorers.base_model import BaseLM, States
 from pliant.routing.scorers.protocol import Prompts, State, read_state
 from pliant.routing.scorers.vectors import STRENGTHS, Reader, Vectors, VectorScorer
 
-DEFAULT = "minilm"
 HEADS = ("ridge", "logistic", "knn")
 EARLY = (0.125, 0.25, 0.5)
 """The layers of a language model that are tried, as shares of its depth."""
@@ -46,7 +46,7 @@ class Embed(VectorScorer):
         layers: Sequence[int] | None = None,
         device: str | None = None,
     ) -> None:
-        """`base` is an encoder or a language model, by its name; DEFAULT if that was fetched.
+        """`base` is an encoder or a language model, by its name; MiniLM if that was fetched.
 
         A reader (`reader_of`) that several scorers share remembers its prompts for all of them.
         """
@@ -83,12 +83,12 @@ class Embed(VectorScorer):
 
 def default_encoder() -> str:
     """The encoder to use where none is named; an error says how to get one."""
-    if not catalogue.installed(DEFAULT):
+    if not catalogue.installed(DEFAULT_ENCODER):
         raise InvalidInput(
-            f"embed reads a text encoder: fetch one (pliant models get {DEFAULT}), or name one, as "
-            "in make('embed', base='FOLDER')"
+            f"embed reads a text encoder: fetch one (pliant models get {DEFAULT_ENCODER}), or name "
+            "one, as in make('embed', base='FOLDER')"
         )
-    return DEFAULT
+    return DEFAULT_ENCODER
 
 
 def reader_of(

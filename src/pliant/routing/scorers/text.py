@@ -30,7 +30,7 @@ from pliant.stats import Floats, as_difference
 # Chosen on samples of 700 and 2,000 of MMLU's labels and of 660 of GSM8K's, by APGR on others, the
 # means of three to eight samples: 16, 32 and 64 topics lie within .004 of each other on MMLU, and
 # at .641, .650 and .655 on GSM8K.
-_TOPICS, _WAVES = 32, 200
+TOPICS, WAVES = 32, 200
 _GROUP = 0.7
 """The weight of a group's column."""
 
@@ -99,9 +99,9 @@ class Text(Scorer):
         """The features of the training prompts, which the features are fitted on."""
         texts = [text_of(prompt) for prompt in outcomes.prompts]
         self.words = Words().fit(texts)
-        self.topics = Topics.of(self.words(texts), _TOPICS)
-        self.surface = Surface.of(texts, _WAVES, seed)
-        return self._blocks(outcomes.prompts, outcomes.groups)
+        self.topics = Topics.of(self.words(texts), TOPICS)
+        self.surface = Surface.of(texts, WAVES, seed)
+        return self._blocks(outcomes.asked, outcomes.groups)
 
     def _blocks(self, prompts: Prompts, groups: Groups) -> Blocks:
         texts = [text_of(prompt) for prompt in prompts]

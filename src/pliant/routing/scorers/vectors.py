@@ -264,18 +264,24 @@ class VectorScorer(Scorer):
 
     def _check_base(self) -> None:
         """When it first reads its model, for loading a router loads no model."""
-        from pliant.adapters import Fingerprint, fingerprint
+        if not self._checked:
+            check_base(self.reader, self.trained_on, self.noun)
+            self._checked = True
 
-        if self._checked or self.trained_on is None:
-            return
-        trained_on = Fingerprint(**self.trained_on)
-        if differences := trained_on.differences(fingerprint(self.reader.model)):
-            raise WrongBase(
-                f"{self.reader.name}: {self.noun} was fitted on another base "
-                f"({trained_on.name or 'a'} {trained_on.model}): {differences}. Name its own base, "
-                "or fit it again"
-            )
-        self._checked = True
+
+def check_base(reader: Reader, trained_on: Mapping[str, Any] | None, noun: str) -> None:
+    """Refuse another model than the one that a scorer was fitted on."""
+    from pliant.adapters import Fingerprint, fingerprint
+
+    if trained_on is None:
+        return
+    expected = Fingerprint(**trained_on)
+    if differences := expected.differences(fingerprint(reader.model)):
+        raise WrongBase(
+            f"{reader.name}: {noun} was fitted on another base "
+            f"({expected.name or 'a'} {expected.model}): {differences}. Name its own base, "
+            "or fit it again"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,5 +305,8 @@ class _Trial:
             rest = np.setdiff1d(np.arange(len(right)), fold)
             head = Head.fit(x[rest], right[rest], candidate.head, candidate.strength)
             held = head(x[fold])
-            probability[fold], gain[fold] = held.right, held.gain
+            assert held.right is not None
+            shift = right.mean(axis=0) - right[rest].mean(axis=0)  # as in Scorer.cross_validate
+            probability[fold] = np.clip(held.right + shift, 0, 1)
+            gain[fold] = as_difference(held.gain + gains(shift[None]))
         return Predictions(probability, gain)
