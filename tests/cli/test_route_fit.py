@@ -16,7 +16,7 @@ from pliant import recipes
 from pliant.cli import app
 from pliant.routing.fitting.fit import kinds
 from pliant.routing.fitting.ladder import EVERY
-from pliant.routing.scorers import KINDS, READS_A_MODEL
+from pliant.routing.scorers import KINDS, READS_A_MODEL, READS_AN_ENCODER
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -58,7 +58,7 @@ def test_the_ladder_has_every_scorer_and_the_bound_of_all(folder):
     assert done.returncode == 0, done.stderr
     table = done.stdout.split("Selected:")[0]
     rungs = {line.split("  ")[0] for line in table.splitlines()}
-    assert {*KINDS} - {"oracle", *READS_A_MODEL} <= rungs and "perfect routing" in rungs
+    assert {*KINDS} - {"oracle", *READS_A_MODEL, *READS_AN_ENCODER} <= rungs and "perfect routing" in rungs
     assert "probe, cpx" in done.stdout and "--base" in done.stdout
 
 
