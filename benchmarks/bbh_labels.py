@@ -3,14 +3,15 @@
     python -m benchmarks.bbh_labels --data FOLDER
 
 FOLDER holds `bbh.jsonl.gz`, rows of prompt, answer and group (the task). Asked are the tasks with a
-closed set of options: letters, of which a prompt lists its own, or two words such as yes and no. A
-model's answer is the option with the highest log-probability behind "The answer is"; it is right if
-that is the row's answer. Options differ in one token, in which they are compared, so no length has
-to be normalised. A model with a chat template gets the prompt as the user's message, a base model
-as "Q: ... A:". Nothing is truncated. A prompt's cost is that of reading it, 2 operations for each
-parameter and token. The controls: a guess among the options, and each task's most frequent answer.
+closed set of options. Where a prompt lists texts as (A), (B), ..., the model gets the question
+without the list, and its answer is the text with the highest mean log-probability of a token behind
+"The answer is"; otherwise it is the likelier of two words such as yes and no. With --letters the
+list stays and the letters are compared, at the one token in which they differ: there both models
+guess. A model with a chat template gets the prompt as the user's message, a base model as "Q: ...
+A:". Nothing is truncated. A prompt's cost is that of reading it, 2 operations for each parameter
+and token. The controls: a guess among the options, and each task's most frequent answer.
 
-Every batch is stored when it is done; started again, the rest is asked. The labels are written to
+Every answer is stored at once; started again, the rest is asked. The labels are written to
 benchmarks/.cache/bbh-smollm2-gemma.jsonl, for `Outcomes.read`.
 """
 
@@ -22,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,23 +34,20 @@ import typer
 from rich.console import Console
 
 from benchmarks.harness import CACHE, keep
-from pliant.anatomy import Anatomy
-from pliant.anatomy.decoder import last_hidden_state, run_decoder, run_head, with_hidden
 from pliant.data import chat_text, has_chat_template, read_rows
+from pliant.data.collate import pad_rows
 from pliant.data.journal import Journal
 from pliant.loading import load
-from pliant.prefill import Batch, alike, supports_padding
-from pliant.prefill.forward import inputs_of
 from pliant.reports.tables import Table
 from pliant.routing.backends.local import own_parameters
 from pliant.routing.outcomes import Outcomes
 
 MODELS = ("smollm2-135m", "gemma3-270m")
 LABELS = CACHE / "bbh-smollm2-gemma.jsonl"
-TOKENS_A_BATCH = 1_024
 CLOSED = 0.95
 """The share of a task's answers that must be letters; rows with another answer are left out."""
-LETTER, LISTED = re.compile(r"\(([A-Z])\)"), re.compile(r"^\(([A-Z])\)", re.MULTILINE)
+LETTER = re.compile(r"\(([A-Z])\)")
+LISTED, LIST = re.compile(r"^(\([A-Z]\)) *(.*)$", re.MULTILINE), "\nOptions:"
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,14 @@ class Question:
     task: str
     options: tuple[str, ...]
     answer: str
+    texts: tuple[str, ...] = ()
+    """Of each option, where they are letters."""
 
 
 def main(
     data: Annotated[Path, typer.Option(help="The folder of bbh.jsonl.gz.")],
     sample: Annotated[int, typer.Option(help="How many prompts are asked.", min=2)] = 1_500,
+    letters: Annotated[bool, typer.Option(help="Compare letters, not texts.")] = False,
 ) -> None:
     """Ask both models, write the labels, and print each task's accuracies."""
     torch.set_num_threads(1)
@@ -70,14 +71,16 @@ def main(
     everything = closed(read_rows(data / "bbh.jsonl.gz", ("prompt", "answer", "group")))
     rows = np.sort(np.random.default_rng(0).permutation(len(everything))[:sample])
     questions = [everything[row] for row in rows]
-    with Journal(CACHE / f"bbh_labels-{sample}.jsonl") as journal:
+    way = "letters" if letters else "texts"
+    with Journal(CACHE / f"bbh_labels-{way}-{sample}.jsonl") as journal:
         for name in MODELS:
-            ask(name, questions, journal, console)
+            ask(name, questions, letters, journal, console)
         answers = {row["key"]: row for row in journal.rows()}
     outcomes = table(questions, answers)
     if sample == 1_500:
-        outcomes.write(LABELS)
-        keep("bbh_labels", figures(questions, outcomes), "python -m benchmarks.bbh_labels --data F")
+        outcomes.write(LABELS.with_stem(f"{LABELS.stem}-letters") if letters else LABELS)
+        command = "python -m benchmarks.bbh_labels --data FOLDER" + " --letters" * letters
+        keep("bbh_labels" + "_letters" * letters, figures(questions, outcomes), command)
     draw(figures(questions, outcomes)).draw(console)
 
 
@@ -91,68 +94,76 @@ def closed(rows: Sequence[Any]) -> list[Question]:
         answers = Counter(row["answer"] for row in members)
         letters = sum(bool(LETTER.fullmatch(row["answer"])) for row in members)
         for row in members:
-            options: tuple[str, ...] = ()
+            options: dict[str, str] = {}
             if letters >= CLOSED * len(members):
-                options = tuple(f"({letter})" for letter in LISTED.findall(row["prompt"]))
+                options = dict(LISTED.findall(row["prompt"]))
             elif len(answers) == 2:
-                options = tuple(sorted(answers))
+                options = dict.fromkeys(sorted(answers), "")
             if len(options) > 1 and row["answer"] in options:
-                questions.append(Question(row["prompt"], task, options, row["answer"]))
+                texts = tuple(text.strip() for text in options.values() if text.strip())
+                texts = texts if len(texts) == len(options) else ()
+                question = Question(row["prompt"], task, tuple(options), row["answer"], texts)
+                questions.append(question)
     return questions
 
 
 # --- asking ---------------------------------------------------------------------------------------
 
 
-def ask(name: str, questions: Sequence[Question], journal: Journal, console: Console) -> None:
-    """Store each option's log-probability, up to a constant, for every question not yet asked."""
+def ask(
+    name: str, questions: Sequence[Question], letters: bool, journal: Journal, console: Console
+) -> None:
+    """Store each option's mean log-probability for every question not yet asked."""
     todo = [i for i in range(len(questions)) if f"{name} {i}" not in journal]
     if not todo:
         return
     model, tokenizer = load(name)
-    anatomy = Anatomy.of(model)
-    encoded = {i: encode(questions[i], tokenizer) for i in todo}
-    lengths = [len(encoded[i][0]) for i in todo]
-    done, equal = 0, not supports_padding(anatomy)
-    for rows in alike(lengths, equal=equal, tokens=TOKENS_A_BATCH):
-        members = [todo[row] for row in rows]
-        logits = last_logits(anatomy, [encoded[i][0] for i in members])
-        for i, logits_V in zip(members, logits, strict=True):
-            ids, options = encoded[i]
-            flops = 2.0 * own_parameters(model) * len(ids)
-            scores = logits_V.log_softmax(-1)[options].tolist()
-            journal.add({"key": f"{name} {i}", "scores": scores, "flops": flops})
-        done += len(members)
-        console.print(f"{name}: {done:,} of {len(todo):,}", style="dim")
+    for done, i in enumerate(todo):
+        prompt, options = encode(questions[i], tokenizer, letters)
+        flops = 2.0 * own_parameters(model) * len(prompt)
+        scores = log_probabilities(model, prompt, options)
+        journal.add({"key": f"{name} {i}", "scores": scores, "flops": flops})
+        if done % 50 == 49:
+            console.print(f"{name}: {done + 1:,} of {len(todo):,}", style="dim")
 
 
-def encode(question: Question, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The ids up to where the options differ, and each option's token there."""
+def encode(question: Question, tokenizer: Any, letters: bool) -> tuple[list[int], list[list[int]]]:
+    """The prompt's ids, and those of each option behind it, without what all of them end with."""
+    answers, text = question.options, question.prompt
+    if question.texts and not letters:
+        answers, text = question.texts, text.split(LIST)[0]
     if has_chat_template(tokenizer):
-        message = {"role": "user", "content": question.prompt}
-        text = chat_text([message], tokenizer) + "The answer is"
+        text = chat_text([{"role": "user", "content": text}], tokenizer) + "The answer is"
         prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
-        prompt = tokenizer(f"Q: {question.prompt}\nA: The answer is")["input_ids"]
-    options = [
-        tokenizer(f" {option}", add_special_tokens=False)["input_ids"]
-        for option in question.options
-    ]
-    start = len(os.path.commonprefix(options))
-    if len({tuple(ids[start + 1 :]) for ids in options}) > 1:
-        raise ValueError(f"{question.options} differ in more than one token: {options}")
-    return [*prompt, *options[0][:start]], [ids[start] for ids in options]
+        prompt = tokenizer(f"Q: {text}\nA: The answer is")["input_ids"]
+    options = [tokenizer(f" {a}", add_special_tokens=False)["input_ids"] for a in answers]
+    if letters or not question.texts:  # up to the one token in which they differ
+        start = len(os.path.commonprefix(options))
+        prompt, options = (
+            [*prompt, *options[0][:start]],
+            [ids[start : start + 1] for ids in options],
+        )
+    return prompt, options
 
 
 @torch.inference_mode()
-def last_logits(anatomy: Anatomy, ids: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-    """Each prompt's logits of its last token; the head runs there alone."""
-    batch = Batch.of(ids)
-    inputs = {**inputs_of(anatomy, batch), "use_cache": False}
-    decoded = run_decoder(anatomy, inputs)
-    last = with_hidden(decoded, last_hidden_state(decoded)[:, -1:])
-    short = {**inputs, "input_ids": batch.ids_BT[:, -1:]}
-    return iter(run_head(anatomy, last, short).logits[:, -1].float())
+def log_probabilities(
+    model: Any, prompt: Sequence[int], options: Sequence[Sequence[int]]
+) -> list[float]:
+    """Each option's mean log-probability of a token; the prompt runs once, the options on its
+    cache. (Padding behind an option changes nothing before it.)"""
+    ran = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
+    first_V = ran.logits[0, -1].float().log_softmax(-1)
+    scores = [[float(first_V[ids[0]])] for ids in options]
+    if max(map(len, options)) > 1:
+        cache = ran.past_key_values
+        cache.batch_repeat_interleave(len(options))
+        logits_BTV = model(pad_rows(options)[0], past_key_values=cache, use_cache=True).logits
+        for own, ids, logits_TV in zip(scores, options, logits_BTV, strict=True):
+            rows = logits_TV[: len(ids) - 1].float().log_softmax(-1)
+            own += [float(row[token]) for row, token in zip(rows, ids[1:], strict=True)]
+    return [float(np.mean(own)) for own in scores]
 
 
 # --- what came of it ------------------------------------------------------------------------------

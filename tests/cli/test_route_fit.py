@@ -58,7 +58,11 @@ def test_the_ladder_has_every_scorer_and_the_bound_of_all(folder):
     assert done.returncode == 0, done.stderr
     table = done.stdout.split("Selected:")[0]
     rungs = {line.split("  ")[0] for line in table.splitlines()}
-    assert {*KINDS} - {"oracle", *READS_A_MODEL, *READS_AN_ENCODER} <= rungs and "perfect routing" in rungs
+    assert {*KINDS} - {
+        "oracle",
+        *READS_A_MODEL,
+        *READS_AN_ENCODER,
+    } <= rungs and "perfect routing" in rungs
     assert "probe, cpx" in done.stdout and "--base" in done.stdout
 
 
