@@ -109,7 +109,8 @@ def fit(
 
     `columns` are those of `Outcomes.read` (prompt, right, cost, group, wording, question, unit,
     limit), for a table of your own. Options are those of `pliant.routing.fitting.fit.fit`: goal,
-    lam, base, encoder, scorers, calibrate_by, backends, groups_known, every, force, seed, progress. What the
+    lam, base, encoder, scorers, calibrate_by, backends, groups_known, every, force, seed, progress.
+    What the
     labels cost, and how to reach the models, is read from the labels. Raises SavesNothing, with
     all that was measured, where the router would not pay.
     """
