@@ -37,8 +37,8 @@ class FitOptions(LabelsOptions):
     encoder: str | None = None
     """The text encoder that the scorers embed and text+embed read, such as minilm."""
     goal: str | None = None
-    """In words. Default: 95 % of the large model's quality; or, if that costs no more than the
-    others, whichever model is likelier right."""
+    """In words. Default: 95 % of the large model's quality, with 80 % confidence; or, if that
+    costs no more than the others, whichever model is likelier right."""
     lam: Annotated[float, Ge(0)] | None = None
     """Instead of a goal: how much quality a unit of cost is worth."""
     calibration: Calibration = "platt"
@@ -224,7 +224,7 @@ class CalibrateOptions(LabelsOptions, RouterOptions):
     """Labels of prompts that the router was not fitted on."""
     prompts: str = ""
     """Instead of labels, for a share of calls: prompts alone."""
-    goal: str = "95 % of the large model's quality"
+    goal: str = "95 % of the large model's quality, with 80 % confidence"
     """A budget, a quality or a risk, in words."""
     calibration: Calibration = "platt"
     """How scores become probabilities."""

@@ -56,7 +56,7 @@ from pliant.routing.scorers import (
 from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 from pliant.routing.units import percent
 
-GOAL = "95 % of the large model's quality"
+GOAL = "95 % of the large model's quality, with 80 % confidence"
 _LEAST_GAIN = 0.01
 """Of quality, that the best routing would add to the best model: with less, nothing is learnt."""
 

@@ -17,6 +17,10 @@ depend on the labels one after the other, from the safest (all to the strong mod
 level 1 - confidence, and selects the last before the first failure. It can select a wrong one only
 if the first wrong one passes its test. The tests are those of risk.py. Where several prompts word
 one question, each question counts once.
+
+Where each prediction comes from a scorer that was fitted on the other folds, and the router's own
+scorer is fitted on all of them, the proof is no longer exact: the threshold is that of slightly
+worse scorers. benchmarks/promises.py measures that it still holds.
 """
 
 from __future__ import annotations
@@ -31,13 +35,15 @@ from numpy.typing import ArrayLike, NDArray
 from pliant.errors import InvalidInput
 from pliant.routing.decision_rule import Chosen, DecisionRule, Sweep, sweep
 from pliant.routing.goals.goal import Goal
-from pliant.routing.goals.risk import proves_below
+from pliant.routing.goals.optimism import internal_target
+from pliant.routing.goals.proof import Proof
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.units import ONE, amount, percent
 from pliant.stats import Floats, as_json
 
 GRID = np.linspace(-1, 1, 2001)
 """The gains that are tested where no others are named: all there can be, by .001."""
+_WORTH_MENTIONING = 0.1  # of calls, that more labels would save
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,9 @@ class Threshold:
     """The expected cost of each model's answer, for `worth`."""
     novel_to: int | None = None
     """The index of the model that answers novel prompts; None where none were flagged."""
+    more_labels: tuple[int, float] | None = None
+    """Where a goal is proved at a high price: about how many labelled prompts would probably prove
+    it with a lower share of calls to the strongest model, and that share."""
 
     @property
     def share(self) -> float:
@@ -91,10 +100,22 @@ class Threshold:
         if math.isnan(self.quality):
             return "Which quality that has is not known: these prompts have no labels."
         if self.goal.confidence is None:
-            return "This was so on the calibration split; it is no promise for other prompts."
+            if self.goal.kind != "quality":
+                return "This was so on the calibration split; it is no promise for other prompts."
+            return (
+                "Other prompts of the same kind can be expected to have that quality on average; "
+                "it is no promise."
+            )
+        proved = (
+            f"Of label sets drawn like this one, {100 * self.goal.confidence:.4g} % or more lead "
+            "to a threshold that keeps this for all prompts of the same kind."
+        )
+        if self.more_labels is None:
+            return proved
+        labels, share = self.more_labels
         return (
-            f"Of calibration splits drawn like this one, {100 * self.goal.confidence:.4g} % or "
-            "more lead to a threshold that keeps this for all prompts of the same kind."
+            f"{proved} With about {labels:,} labelled prompts like these it could probably be kept "
+            f"at {percent(share)} of calls to {self.models[-1]}."
         )
 
     @property
@@ -143,6 +164,8 @@ class Threshold:
             fields |= {name: tuple(content[name]) for name in ("models", "shares")}
             if fields.get("prices") is not None:
                 fields["prices"] = tuple(fields["prices"])
+            if fields.get("more_labels") is not None:
+                fields["more_labels"] = tuple(fields["more_labels"])
             return cls(**{**fields, "goal": Goal.parse(content["goal"])})
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InvalidInput):
@@ -158,6 +181,7 @@ def threshold(
     prices: ArrayLike | None = None,
     novel: ArrayLike | None = None,
     novel_to: int | None = -1,
+    strong_labels: ArrayLike | None = None,
 ) -> Threshold:
     """The threshold that meets a goal on the calibration split; a goal with a confidence is proved.
 
@@ -166,24 +190,17 @@ def threshold(
     prompts that the router sends to the model `novel_to`, if any, whatever their gain. `grid`, for
     goals with a confidence, must not come from these predictions or labels: those of the training
     split will do, and GRID (over the range of the prices) for gains that are differences of
-    probabilities.
+    probabilities. `strong_labels`, for the proof of a quality, says how often the strongest model
+    is right on each of more questions than these: also those that the scorer was trained on.
     """
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
     swept = sweep(gain, outcomes, prices, novel, novel_to)
     if goal.confidence is not None:
         tried = GRID * swept.unit_gain if grid is None else np.asarray(grid, dtype=np.float64)
-        return _proved(goal, swept, tried)
+        return _proved(Proof.of(goal, swept, strong_labels), tried)
     steps = swept.steps
     if goal.kind == "quality":
-        (meets,) = np.nonzero(steps.qualities >= goal.amount * outcomes.strong.mean() - 1e-12)
-        if not len(meets):
-            raise InvalidInput(
-                f"{goal}: no threshold has a quality above {steps.qualities.max():.4g}, because "
-                f"novel prompts go to {_novel_model(swept)}"
-            )
-        if outcomes.strong_costs_no_more:  # then calls to the others save nothing
-            return _at(goal, swept, float(steps.values[meets[steps.qualities[meets].argmax()]]))
-        return _at(goal, swept, float(steps.values[meets[0]]))
+        return _at(goal, swept, _value_for_quality(goal, swept))
     if goal.kind == "cost":
         goal.check_unit(outcomes.unit)
         (meets,) = np.nonzero(steps.costs <= goal.amount * (1 + 1e-9))
@@ -233,48 +250,58 @@ def _at(goal: Goal, swept: Sweep, value: float) -> Threshold:
     )
 
 
-def _proved(goal: Goal, swept: Sweep, grid: Floats) -> Threshold:
-    """The last threshold of the grid before the first that is not proved.
+def _value_for_quality(goal: Goal, swept: Sweep) -> float:
+    """The value with the fewest calls to the strongest model that has the quality, on average on
+    other prompts too."""
+    steps, strong = swept.steps, swept.outcomes.strong.mean()
+    (meets,) = np.nonzero(steps.qualities >= goal.amount * strong - 1e-12)
+    if not len(meets):
+        raise InvalidInput(
+            f"{goal}: no threshold has a quality above {steps.qualities.max():.4g}, because "
+            f"novel prompts go to {_novel_model(swept)}"
+        )
+    if swept.outcomes.strong_costs_no_more:  # then calls to the others save nothing
+        return float(steps.values[meets[steps.qualities[meets].argmax()]])
+    target = internal_target(goal.amount, swept)
+    (surely,) = np.nonzero(steps.qualities >= target * strong - 1e-12)
+    return float(steps.values[surely[0] if len(surely) else meets[-1]])
 
-    -inf needs no proof where it sends every prompt to the strongest model. Where novel prompts go
-    to another model it is the first that is tested.
-    """
+
+def _proved(proof: Proof, grid: Floats) -> Threshold:
+    """The last threshold of the grid before the first that is not proved."""
+    goal, swept = proof.goal, proof.swept
     if grid.ndim != 1 or not len(grid) or np.isnan(grid).any():
         raise InvalidInput("grid must be a row of numbers")
-    assert goal.confidence is not None
-    delta = round(1 - goal.confidence, 12)
-    outcomes = swept.outcomes
-    safest_is_sure = swept.rule.novel_to in (None, swept.rule.models - 1)
-    values = np.unique(grid)  # ascending: from the most calls to the strongest model to the fewest
-    if not safest_is_sure:
-        values = np.union1d(values, [-np.inf])
-    # Not the choices of -inf: what changes nothing on this split may change others of its kind.
-    passed, before = -math.inf if safest_is_sure else None, None
-    for value in values:
-        chosen = swept.choose(float(value))
-        if before is None or (chosen != before).any():  # else it is the same test as the last
-            if not _keeps(goal, outcomes.routed(chosen)[0], outcomes, delta):
-                break
-            before = chosen
-        passed = float(value)
-    if passed is None:
+    value = proof.last(grid)
+    if value is None:
         raise InvalidInput(
             f"{goal}: not proved even if every prompt but the novel ones goes to "
-            f"{outcomes.models[-1]}, because novel prompts go to {_novel_model(swept)}"
+            f"{swept.outcomes.models[-1]}, because novel prompts go to {_novel_model(swept)}"
         )
-    return _at(goal, swept, passed)
+    chosen = _at(goal, swept, value)
+    return replace(chosen, more_labels=_more_labels(proof, chosen))
 
 
-def _keeps(goal: Goal, routed: Floats, outcomes: Outcomes, delta: float) -> bool:
-    if goal.kind == "risk":
-        losses, limit = outcomes.strong - routed, goal.amount
-    else:
-        losses, limit = goal.amount * outcomes.strong - routed, 0.0
-    if outcomes.questions is not None:
-        # The mean loss of each question: its wordings are no independent evidence.
-        at = np.unique(outcomes.questions, return_inverse=True)[1]
-        losses = np.bincount(at, losses) / np.bincount(at)
-    return proves_below(losses, limit, delta)
+def _more_labels(proof: Proof, chosen: Threshold) -> tuple[int, float] | None:
+    """About how many labels would prove half of what the same goal saves where nothing is proved,
+    and its share of calls; None where that is little, or where no number of labels would do."""
+    goal, swept = proof.goal, proof.swept
+    amount = goal.share_of_quality(float(swept.outcomes.strong.mean()))
+    if swept.outcomes.strong_costs_no_more or amount is None or amount < 0:
+        return None
+    try:
+        unproved = _at(goal, swept, _value_for_quality(Goal("quality", amount), swept))
+    except InvalidInput:  # novel prompts alone are too bad
+        return None
+    aim = (chosen.share + unproved.share) / 2
+    if chosen.share - unproved.share < _WORTH_MENTIONING:
+        return None
+    at = int(np.abs(swept.steps.shares - aim).argmin())
+    labels = proof.labels_for(float(swept.steps.values[at]))
+    if not 1.1 * len(swept.outcomes) < labels < math.inf:
+        return None
+    scale = 10 ** max(0, math.floor(math.log10(labels)) - 1)  # two digits: it is an estimate
+    return math.ceil(labels / scale) * scale, float(swept.steps.shares[at])
 
 
 def _least(goal: Goal, swept: Sweep) -> str:
