@@ -58,12 +58,16 @@ def main(
 ) -> None:
     """Print the tables and write the result."""
     console, figures = Console(highlight=False, width=150), {}
-    for population in populations(data, labels):
-        if only in ("", population.name):
-            for n in SIZES.get(population.name, OTHER_SIZES):
-                figures[f"{population.name}, {n} labels"] = measured(population, n, draws)
-                draw(figures, f"{population.name}, {n} labels").draw(console)
-    keep("promises", figures, "python -m benchmarks.promises --data FOLDER --labels FILE ...")
+    for population in populations(data, labels, only):
+        for n in SIZES.get(population.name, OTHER_SIZES):
+            figures[f"{population.name}, {n} labels"] = measured(population, n, draws)
+            draw(figures, f"{population.name}, {n} labels").draw(console)
+    command = "python -m benchmarks.promises --data FOLDER --labels FILE ..."
+    keep(
+        f"promises_{only}" if only else "promises",
+        figures,
+        f"{command} --only {only}" if only else command,
+    )
 
 
 # --- populations and scorers ---------------------------------------------------------------------
@@ -102,12 +106,14 @@ class Population:
         return predict
 
 
-def populations(data: Path, labels: list[Path]) -> Iterator[Population]:
+def populations(data: Path, labels: list[Path], only: str) -> Iterator[Population]:
     for name in SIZES:
-        path = data / f"{name}-mixtral8x7b-gpt4.jsonl.gz"
-        yield population(name, Outcomes.read(path, models=("weak", "strong")))
+        if only in ("", name):
+            path = data / f"{name}-mixtral8x7b-gpt4.jsonl.gz"
+            yield population(name, Outcomes.read(path, models=("weak", "strong")))
     for path in labels:
-        yield population(path.name.split(".")[0], Outcomes.read(path).by_quality())
+        if only in ("", path.name.split(".")[0]):
+            yield population(path.name.split(".")[0], Outcomes.read(path).by_quality())
 
 
 def population(name: str, outcomes: Outcomes) -> Population:
