@@ -25,17 +25,18 @@ _HIGHEST = 1.1
 def internal_target(amount: float, swept: Sweep, seed: int = 0) -> float:
     """The share of the strong model's quality to choose with; inf if no share is high enough."""
     routed, strong = _qualities(swept), swept.outcomes.strong
-    inside, outside, everywhere = _counts(swept, seed)
-    at = np.arange(len(inside))
-    own = inside @ routed, inside @ strong
-    others = [(counts @ routed, counts @ strong) for counts in (outside, everywhere)]
+    inside, outside = _counts(swept, seed)
+    own, most = inside @ routed, inside @ strong
+    others, most_of_others = outside @ routed, outside @ strong
+    everywhere, rows = routed.mean(axis=0), np.arange(len(inside))
     for step in range(int(np.ceil(amount * _FINE - 1e-9)), int(_HIGHEST * _FINE) + 1):
         target = step / _FINE
-        meets = own[0] >= (target * own[1])[:, None] - 1e-12
+        meets = own >= (target * most)[:, None] - 1e-12
         meets[:, -1] |= ~meets.any(axis=1)  # all to the strong model
         first = meets.argmax(axis=1)
-        above = [(quality[at, first] - amount * most).mean() for quality, most in others]
-        if np.mean(above) >= -1e-12:
+        above_others = (others[rows, first] - amount * most_of_others).mean()
+        above_all = everywhere[first].mean() - amount * strong.mean()
+        if above_others + above_all >= -1e-12:
             return max(target, amount)
     return float("inf")
 
@@ -48,20 +49,21 @@ def _qualities(swept: Sweep) -> Floats:
     return np.stack(columns, axis=1)
 
 
-def _counts(swept: Sweep, seed: int) -> tuple[Floats, Floats, Floats]:
-    """(resamples, n) each: how often a row is drawn, is not drawn, and is there; rows sum to 1.
+def _counts(swept: Sweep, seed: int) -> tuple[Floats, Floats]:
+    """(resamples, n) how often a row is drawn, and whether it is not drawn; rows sum to 1.
 
     The wordings of a question are drawn together.
     """
     n, questions = len(swept.outcomes), swept.outcomes.questions
     units = np.arange(n) if questions is None else np.unique(questions, return_inverse=True)[1]
     many = int(units.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(many, np.full(many, 1 / many), _RESAMPLES)
-    counts = drawn[:, units].astype(np.float64)
-    missing = (counts == 0).astype(np.float64)
-    missing[~missing.any(axis=1)] = 1.0  # a resample of few rows may hold all of them
-    everywhere = np.full_like(counts, 1 / n)
-    return _shares(counts), _shares(missing), everywhere
+    drawn = np.random.default_rng(seed).integers(0, many, (_RESAMPLES, many))
+    drawn += many * np.arange(_RESAMPLES)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=_RESAMPLES * many).reshape(_RESAMPLES, many)
+    inside = counts[:, units].astype(np.float64)
+    outside = (inside == 0).astype(np.float64)
+    outside[~outside.any(axis=1)] = 1.0  # a resample of few rows may hold all of them
+    return _shares(inside), _shares(outside)
 
 
 def _shares(counts: Floats) -> Floats:

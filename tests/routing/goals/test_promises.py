@@ -1,0 +1,103 @@
+"""What goals promise over many label sets: the plain one on average, the proved ones each time."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from pliant.errors import InvalidInput
+from pliant.routing import Goal, Outcomes, Threshold
+from pliant.routing.decision_rule import sweep
+from pliant.routing.fitting.fit import GOAL
+from pliant.routing.goals.optimism import internal_target
+from pliant.routing.goals.thresholds import threshold
+
+PLAIN = "95 % of the large model's quality"
+
+
+def population(n: int = 20_000) -> tuple[np.ndarray, Outcomes]:
+    """Of qualities .67 and .82, with a prediction that knows a little of what is hard."""
+    rng = np.random.default_rng(7)
+    hard = rng.beta(0.6, 1.2, n)
+    right = rng.random((n, 2)) < np.stack([1 - hard, 1 - 0.55 * hard], axis=1)
+    gain = 0.45 * hard + rng.normal(scale=0.12, size=n)
+    prompts = tuple(map(str, range(n)))
+    outcomes = Outcomes(prompts, ("small", "large"), right.astype(float), np.tile([0.0, 1], (n, 1)))
+    return gain, outcomes
+
+
+def test_the_default_goal_is_kept_by_at_least_four_of_five_label_sets() -> None:
+    gain, known = population()
+    rng, floor = np.random.default_rng(0), 0.95 * known.strong.mean()
+    broken, saved = 0, 0.0
+    for _ in range(100):
+        rows = rng.integers(0, len(gain), 255)
+        strong = threshold(GOAL, gain[rows], known.select(rows)).strong(gain)
+        broken += np.where(strong, known.strong, known.weak).mean() < floor
+        saved += (1 - strong.mean()) / 100
+    assert broken <= 20 + 3.1 * math.sqrt(100 * 0.16) and saved > 0.2
+    assert Goal.parse(GOAL).confidence == 0.8
+
+
+def test_the_plain_goal_is_met_on_average_where_the_first_that_passes_misses_it() -> None:
+    gain, known = population()
+    rng, floor = np.random.default_rng(1), 0.95 * known.strong.mean()
+    ours, first = [], []
+    for _ in range(200):
+        rows = rng.integers(0, len(gain), 150)
+        sample = known.select(rows)
+        steps = sweep(gain[rows], sample).steps
+        meets = steps.qualities >= 0.95 * sample.strong.mean()
+        for values, into in (
+            (threshold(PLAIN, gain[rows], sample).value, ours),
+            (float(steps.values[meets.argmax()]), first),
+        ):
+            into.append(np.where(gain > values, known.strong, known.weak).mean() - floor)
+    assert np.mean(first) < -0.003 < 0 <= np.mean(ours) < 0.015
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.6, 0.95, 1.0])
+def test_a_higher_goal_has_a_higher_internal_target_and_the_same_one_again(amount: float) -> None:
+    gain, known = population(300)
+    swept = sweep(gain, known)
+    target = internal_target(amount, swept)
+    assert target >= amount and target == internal_target(amount, swept)
+    assert internal_target(min(1.0, amount + 0.05), swept) >= target
+
+
+def test_more_labels_of_the_strong_model_prove_no_less() -> None:
+    gain, known = population()
+    goal, calls = "95 % of the large model's quality, with 95 % confidence", []
+    for start in range(0, 6000, 300):
+        rows = np.arange(start, start + 300)
+        sample, gains = known.select(rows), gain[rows]
+        # As often right as in the sample, so that only the certainty differs.
+        sure = np.tile(sample.strong, 50)
+        more = threshold(goal, gains, sample, strong_labels=sure)
+        calls.append((threshold(goal, gains, sample).share, more.share))
+    before, after = np.array(calls).T
+    assert (after <= before).all() and after.mean() < before.mean() - 0.002
+    with pytest.raises(InvalidInput, match="strong_labels"):
+        threshold(goal, gains, sample, strong_labels=[0.5, 2.0])
+
+
+def test_a_proof_that_saves_nothing_says_how_many_labels_would() -> None:
+    gain, known = population()
+    goal = "at most 2 % worse, with 95 % confidence"
+    few = threshold(goal, gain[:150], known.select(np.arange(150)))
+    assert few.share == 1 and few.more_labels is not None
+    labels, share = few.more_labels
+    words = f"With about {labels:,} labelled prompts like these it could probably be kept at"
+    assert words in str(few) and f"{100 * share:.1f} % of calls to large" in str(few)
+    assert Threshold.from_json(json.loads(json.dumps(few.to_json()))) == few
+    assert labels > 1.1 * 150
+    rows = np.arange(labels)
+    assert threshold(goal, gain[rows], known.select(rows)).share < 1
+
+
+def test_where_enough_is_proved_nothing_is_said_of_more_labels() -> None:
+    gain, known = population(4000)
+    assert threshold(GOAL, gain, known).more_labels is None
