@@ -101,3 +101,16 @@ def test_a_proof_that_saves_nothing_says_how_many_labels_would() -> None:
 def test_where_enough_is_proved_nothing_is_said_of_more_labels() -> None:
     gain, known = population(4000)
     assert threshold(GOAL, gain, known).more_labels is None
+
+
+def test_models_that_complement_each_other_are_proved_where_chance_decides_on_few_calls() -> None:
+    """Equally good models, each on its half: the first thresholds alone would prove nothing."""
+    rng = np.random.default_rng(3)
+    expected = rng.uniform(-0.4, 0.4, (100, 200))
+    saved = 0.0
+    for gain in expected:
+        right = rng.random((200, 2)) < np.stack([0.4 - gain / 2, 0.4 + gain / 2], axis=1)
+        prompts, costs = tuple(map(str, range(200))), np.tile([0.0, 1], (200, 1))
+        labels = Outcomes(prompts, ("small", "large"), right.astype(float), costs)
+        saved += (1 - threshold(GOAL, gain, labels).share) / 100
+    assert saved > 0.45

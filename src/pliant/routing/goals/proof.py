@@ -22,6 +22,7 @@ from pliant.stats import Floats
 
 # Of the permitted risk, for the strong model's quality: 3 % and 10 % send as many calls, 20 % more.
 _FOR_STRONG = 0.1
+_DIFFER = 0.3  # of prompts, that two models answer with different success: only a guess is needed
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,8 @@ class Proof:
         values = np.unique(grid)  # ascending: from the most calls to the strongest to the fewest
         if not safest_is_sure:
             values = np.union1d(values, [-np.inf])
+        elif (values >= 0).any() and self._is_easier_at_0(limit):
+            values = values[values >= 0]
         # Not the choices of -inf: what changes nothing here may change other prompts of its kind.
         passed, before = -math.inf if safest_is_sure else None, None
         highest = None
@@ -67,6 +70,18 @@ class Proof:
                 before = chosen
             passed = float(value)
         return passed
+
+    def _is_easier_at_0(self, limit: float) -> bool:
+        """Whether the sequence had better start at 0, where the model that is likelier right
+        answers: there models that complement each other lose the least, while on the few prompts
+        of the first thresholds chance decides. By the predictions alone, so that any start is one
+        that no label has chosen."""
+        swept = self.swept
+        n, chosen = len(swept.outcomes), swept.choose(0.0)
+        gain = swept.gain if swept.gain.ndim == 2 else np.stack([0 * swept.gain, swept.gain], 1)
+        lost = float((gain[:, -1] - gain[np.arange(n), chosen]).sum())
+        others = np.count_nonzero(chosen != gain.shape[1] - 1)
+        return (n * limit - lost) / math.sqrt(_DIFFER * others + 4) > n * limit / 2
 
     def losses(self, chosen: Chosen) -> Floats:
         """The strongest model's quality less the router's: the mean of each question, because its
@@ -84,10 +99,13 @@ class Proof:
         quality = float(self.strong.mean())
         quality_goal = self.goal.kind == "quality"
         limit = (1 - self.goal.amount) * quality if quality_goal else self.goal.amount
-        margin, z = limit - float(losses.mean()), -float(ndtri(delta))
+        spread = math.sqrt(np.count_nonzero(losses) / len(losses))
+        # Half a standard error less: where this is asked the proof was expensive, so losses before
+        # the threshold were high by chance, and those up to it are low by comparison.
+        margin = limit - float(losses.mean()) - spread / math.sqrt(len(losses)) / 2
+        z = -float(ndtri(delta))
         if margin <= 0:
             return math.inf
-        spread = math.sqrt(np.count_nonzero(losses) / len(losses))
         errors = (z - float(ndtri(0.2))) * spread
         if quality_goal:
             z_strong = -float(ndtri(delta * _FOR_STRONG / (1 - _FOR_STRONG)))

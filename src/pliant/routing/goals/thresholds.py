@@ -13,10 +13,10 @@ confidence is proved: of all calibration splits that could have been drawn from 
 least that share lead to a threshold that keeps the goal on the population.
 
 The proof (learn then test, Angelopoulos and others) tests the thresholds of a grid that does not
-depend on the labels one after the other, from the safest (all to the strong model) on, each at
-level 1 - confidence, and selects the last before the first failure. It can select a wrong one only
-if the first wrong one passes its test. The tests are those of risk.py. Where several prompts word
-one question, each question counts once.
+depend on the labels one after the other, from the safest (all to the strong model) or from 0 on,
+each at level 1 - confidence, and selects the last before the first failure. It can select a wrong
+one only if the first wrong one passes its test. The tests are those of risk.py. Where several
+prompts word one question, each question counts once.
 
 Where each prediction comes from a scorer that was fitted on the other folds, and the router's own
 scorer is fitted on all of them, the proof is no longer exact: the threshold is that of slightly
@@ -44,6 +44,7 @@ from pliant.stats import Floats, as_json
 GRID = np.linspace(-1, 1, 2001)
 """The gains that are tested where no others are named: all there can be, by .001."""
 _WORTH_MENTIONING = 0.1  # of calls, that more labels would save
+_NO_ESTIMATE = 30  # times as many labels: the margin is too small to be known
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,8 @@ def _proved(proof: Proof, grid: Floats) -> Threshold:
 
 def _more_labels(proof: Proof, chosen: Threshold) -> tuple[int, float] | None:
     """About how many labels would prove half of what the same goal saves where nothing is proved,
-    and its share of calls; None where that is little, or where no number of labels would do."""
+    and its share of calls; None where that is little, or where no estimate
+    is possible."""
     goal, swept = proof.goal, proof.swept
     amount = goal.share_of_quality(float(swept.outcomes.strong.mean()))
     if swept.outcomes.strong_costs_no_more or amount is None or amount < 0:
@@ -298,7 +300,7 @@ def _more_labels(proof: Proof, chosen: Threshold) -> tuple[int, float] | None:
         return None
     at = int(np.abs(swept.steps.shares - aim).argmin())
     labels = proof.labels_for(float(swept.steps.values[at]))
-    if not 1.1 * len(swept.outcomes) < labels < math.inf:
+    if not 1.1 < labels / len(swept.outcomes) < _NO_ESTIMATE:
         return None
     scale = 10 ** max(0, math.floor(math.log10(labels)) - 1)  # two digits: it is an estimate
     return math.ceil(labels / scale) * scale, float(swept.steps.shares[at])
