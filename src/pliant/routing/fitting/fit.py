@@ -13,7 +13,7 @@ import json
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import (
     READS_A_MODEL,
     READS_AN_ENCODER,
+    Predictions,
     Scorer,
     kind_class,
 )
@@ -85,6 +86,8 @@ class Fitted:
     file: RouterFile
     evaluation: Evaluation
     """On the test split, which nothing was chosen on."""
+    predictions: Predictions
+    """The selected scorer's of the other labels, out of fold."""
 
     @property
     def verdict(self) -> Verdict:
@@ -154,8 +157,12 @@ def fit(
     local = _local(models)
     rungs = climb(splits, tried, base, seed, progress, local, groups_known, encoder)
     selected = select(rungs, splits.learn, groups_known)
-    scorer = WithNovelty(selected.scorer, _novelty(splits))
-    held, test, predictions = splits.learn, splits.test, selected.predictions
+    held, test = splits.learn, splits.test
+    detector = NoveltyDetector.fit(
+        held, splits.partitions, seed, selected.scorer.vectors(held.asked)
+    )
+    scorer = WithNovelty(selected.scorer, detector)
+    predictions = replace(selected.predictions, novel=detector.out_of_fold)
     chosen = None
     if isinstance(aim, Goal):
         scored = with_scoring(held, selected.scoring)
@@ -172,18 +179,11 @@ def fit(
     file = with_shares(file, predictions, held)
     baselines = {r.kind: r.scorer.predict(test.asked, test.groups) for r in rungs}
     evaluation = measure(file, scorer.predict(test.asked, test.groups), test, baselines)
-    fitted = Fitted(folder, tuple(rungs), selected, splits, chosen, file, evaluation)
+    fitted = Fitted(folder, tuple(rungs), selected, splits, chosen, file, evaluation, predictions)
     if not (force or fitted.verdict.pays):
         raise SavesNothing(fitted)
     write(fitted, scorer)
     return fitted
-
-
-def _novelty(splits: Splits) -> NoveltyDetector:
-    """Its bound comes from the prompts of one fold, which are not among those that it knows."""
-    prompts, held = splits.learn.prompts, set(splits.partitions[0][0].tolist())
-    known = [prompt for i, prompt in enumerate(prompts) if i not in held]
-    return NoveltyDetector.fit(known, [prompts[i] for i in sorted(held)])
 
 
 def _aim(goal: str | Goal | None, lam: float | None, outcomes: Outcomes) -> Goal | float:
@@ -313,6 +313,6 @@ def _write_fit(fitted: Fitted, scorer: Scorer, folder: Path) -> None:
     for rung in fitted.rungs:
         if rung.kind in ("length", "group"):
             rung.scorer.save(folder / BASELINES / rung.kind)
-    write_hashes(folder, splits.learn.prompts, fitted.selected.predictions)
+    write_hashes(folder, splits.learn.prompts, fitted.predictions)
     record = json.dumps(fitted.as_dict(), allow_nan=False, default=np.generic.item)
     (folder / RECORD).write_text(record + "\n", encoding="utf-8")

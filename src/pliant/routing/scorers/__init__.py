@@ -77,6 +77,7 @@ def make(kind: str, **settings: Any) -> Scorer:
 
 def load(folder: str | Path, **settings: Any) -> Scorer:
     """A saved scorer of any kind."""
+    from pliant.routing.scorers.known_grams import KNOWN_GRAMS, KnownGrams
     from pliant.routing.scorers.novelty import NOVELTY, NoveltyDetector, WithNovelty
 
     path = Path(folder)
@@ -94,6 +95,8 @@ def load(folder: str | Path, **settings: Any) -> Scorer:
         raise CorruptFile(f"{path}: not what Pliant writes ({error!r})") from error
     if (path / NOVELTY).is_file():
         return WithNovelty(scorer, NoveltyDetector.load(path))
+    if (path / KNOWN_GRAMS).is_file():
+        return WithNovelty(scorer, KnownGrams.load(path))
     return scorer
 
 

@@ -15,7 +15,7 @@ from pliant.stats import Floats
 
 _DIGIT = re.compile(r"\d")
 _NUMBER = re.compile(r"\d+")
-_TOKEN = r"(?u)\w+|[^\w\s]"
+TOKEN = r"(?u)\w+|[^\w\s]"
 _MOST = 20_000
 
 
@@ -55,15 +55,15 @@ class Words:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         return TfidfVectorizer(
-            preprocessor=_digits_as_zero if self.shapes else str.lower,
-            token_pattern=_TOKEN,
+            preprocessor=digits_as_zero if self.shapes else str.lower,
+            token_pattern=TOKEN,
             ngram_range=(1, 2),
             sublinear_tf=True,
             **options,
         )
 
 
-def _digits_as_zero(text: str) -> str:
+def digits_as_zero(text: str) -> str:
     return _DIGIT.sub("0", text.lower())
 
 

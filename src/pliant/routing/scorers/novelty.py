@@ -1,20 +1,27 @@
 """Is a prompt unlike the prompts that the router was fitted on? Then it gets the safe default.
 
-The most common 5-grams of characters of the training prompts are stored as bits of a table. A
-prompt is novel if the table contains a smaller share of its 5-grams than of nearly all held-out
-prompts. This detects another language, notation or subject; it cannot detect another intention in
-the same vocabulary.
+    detector = NoveltyDetector.fit(outcomes, partitions)
+    detector.novel(prompts)           # (n,) flags
+    detector.out_of_fold              # the flags of the labels' own prompts
+
+A prompt is compared with the training prompts that are nearest to it: in its words, in its surface
+(lengths, digits, lines), and in the scorer's own vectors where it offers some. What is near depends
+on the task: prompts of one template differ by a number, while essays share few words. So a distance
+is measured against the distances that the training prompts around the nearest one have from theirs,
+out of fold. The share of training prompts that are at least as distant is the evidence of one
+space, and the product of these shares the evidence of all (Fisher's method).
+
+Left out: one scale for all prompts, and a classifier of left-out tasks in place of the product; see
+benchmarks/unseen_tasks.py for what the first costs. A task whose prompts look like those of
+another, and differ in what they ask for, is not noticed.
 """
 
 from __future__ import annotations
 
-import re
-import zlib
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +29,11 @@ from numpy.typing import NDArray
 from pliant.errors import CorruptFile
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt, text_of
+from pliant.routing.scorers.neighbours import Space, Surface, Vectors, Words
 from pliant.routing.scorers.protocol import (
+    Folds,
     Groups,
+    Partitions,
     Predictions,
     Prefilling,
     Prompts,
@@ -31,68 +41,229 @@ from pliant.routing.scorers.protocol import (
     read_arrays,
     write_arrays,
 )
+from pliant.stats import Floats
 
-NOVELTY = "familiar.safetensors"
+NOVELTY = "novelty.safetensors"
 """The file beside a scorer that detects novel prompts."""
-_LENGTH, _MOST_COMMON = 5, 20_000
-_BITS = 2**18  # 32 KB, of which at most 8 % are set: few 5-grams match by accident
-_FALSE_ALARMS = 0.005
-"""The share of held-out prompts that counts as novel."""
-_DIGIT, _SPACE = re.compile(r"\d"), re.compile(r"\s+")
+FALSE_ALARMS = 0.05
+"""The share of known prompts that may count as novel."""
+_STORED = 4_000
+"""At most so many training prompts are compared with: 3 MB, and a millisecond a prompt."""
+_NEAREST, _AROUND = 3, 20
+"""A distance is the mean over so many nearest prompts; its scale comes from so many around them."""
+PRIOR = 5.0
+"""The number of prompts that all stored ones count for in the scale around one of them."""
+_BLOCK = 512
+"""Rows of the table of distances in memory."""
+_SPACES: dict[str, type[Words] | type[Surface] | type[Vectors]] = {
+    "words": Words,
+    "surface": Surface,
+    "vectors": Vectors,
+}
+
+
+class Detector(Protocol):
+    """What `WithNovelty` needs."""
+
+    reads_vectors: bool
+    """Whether `novel` needs the scorer's vectors."""
+
+    def novel(self, prompts: Prompts, vectors: Floats | None = None) -> NDArray[np.bool_]: ...
+
+    def save(self, folder: Path) -> None: ...
 
 
 class NoveltyDetector:
-    """The table of 5-grams, and the share of a prompt's 5-grams that it must contain."""
+    """The stored prompts in each space, and how distant a prompt must be to count as novel."""
 
-    def __init__(self, table: NDArray[np.bool_], bound: float) -> None:
-        self.table, self.bound = table, bound
+    known: Floats
+    """(n,) the surprise of each prompt of the labels for a fit on the other folds; not saved."""
+
+    def __init__(
+        self, spaces: Mapping[str, Space], scales: Mapping[str, Scale], bound: float
+    ) -> None:
+        self.spaces, self.scales, self.bound = spaces, scales, bound
+        self.reads_vectors = "vectors" in spaces
 
     @classmethod
-    def fit(cls, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> NoveltyDetector:
-        """The 5-grams of `train`; the bound from prompts that are not in it."""
-        counts = Counter(gram for prompt in train for gram in _grams(prompt))
-        table = np.zeros(_BITS, dtype=np.bool_)
-        table[[_bit(gram) for gram, _ in counts.most_common(_MOST_COMMON)]] = True
-        detector = cls(table, 0.0)
-        detector.bound = float(np.quantile(detector.share(held_out), _FALSE_ALARMS))
+    def fit(
+        cls,
+        outcomes: Outcomes,
+        partitions: Partitions,
+        seed: int = 0,
+        vectors: Floats | None = None,
+        false_alarms: float = FALSE_ALARMS,
+        prior: float = PRIOR,
+    ) -> Self:
+        """Compare each prompt with those of the other folds of the first partition.
+
+        `vectors` are the scorer's own of these prompts, (n, width). The larger `prior`, the more
+        the scale around a stored prompt is that of all.
+        """
+        texts, fold = [text_of(prompt) for prompt in outcomes.asked], _fold_of(partitions[0])
+        stored = np.sort(np.random.default_rng(seed).permutation(len(texts))[:_STORED])
+        spaces: dict[str, Space] = {
+            "words": Words.fit(texts, stored),
+            "surface": Surface.fit(texts, stored),
+        }
+        if vectors is not None:
+            spaces["vectors"] = Vectors.fit(vectors, stored)
+        scales = {
+            name: Scale.fit(space, _inputs(name, texts, vectors), stored, fold, prior)
+            for name, space in spaces.items()
+        }
+        known = np.sum([scale.surprise(scale.known) for scale in scales.values()], axis=0)
+        detector = cls(spaces, scales, float(np.quantile(known, 1 - false_alarms)))
+        detector.known = known
         return detector
 
-    def share(self, prompts: Prompts) -> NDArray[np.float64]:
-        """(n,) the share of each prompt's 5-grams that the table contains."""
-        bits = ([_bit(gram) for gram in _grams(prompt)] for prompt in prompts)
-        return np.array([self.table[at].mean() for at in bits])
+    @property
+    def out_of_fold(self) -> NDArray[np.bool_]:
+        """(n,) which prompts of the labels count as novel for a fit on the other folds."""
+        return self.known > self.bound
 
-    def novel(self, prompts: Prompts) -> NDArray[np.bool_]:
+    def surprise(self, prompts: Prompts, vectors: Floats | None = None) -> Floats:
+        """(n,) how unlike the training prompts: -log of the product of the shares of these that
+        are at least as distant."""
+        texts, total = [text_of(prompt) for prompt in prompts], np.zeros(len(prompts))
+        for name, scale in self.scales.items():
+            inputs = _inputs(name, texts, vectors)
+            total += scale.surprise(scale.distance(self.spaces[name], inputs))
+        return total
+
+    def novel(self, prompts: Prompts, vectors: Floats | None = None) -> NDArray[np.bool_]:
         """(n,) whether a prompt is unlike the training prompts."""
-        return self.share(prompts) < self.bound
+        return self.surprise(prompts, vectors) > self.bound
 
     def save(self, folder: Path) -> None:
-        arrays = {"known": np.packbits(self.table), "bound": np.array([self.bound])}
+        arrays = {"bound": np.array([self.bound])}
+        for name, space in self.spaces.items():
+            parts = space.arrays() | self.scales[name].arrays()
+            arrays |= {f"{name}.{key}": array for key, array in parts.items()}
         write_arrays(folder / NOVELTY, arrays)
 
     @classmethod
-    def load(cls, folder: Path) -> NoveltyDetector:
+    def load(cls, folder: Path) -> Self:
         arrays = read_arrays(folder / NOVELTY)
-        known, bound = arrays.get("known"), arrays.get("bound")
-        if (
-            known is None
-            or known.dtype != np.uint8
-            or known.size * 8 != _BITS
-            or bound is None
-            or bound.shape != (1,)
-        ):
-            raise CorruptFile(f"{folder / NOVELTY}: not what Pliant writes")
-        return cls(np.unpackbits(known).astype(np.bool_), float(bound[0]))
+        names = [name for name in _SPACES if f"{name}.scale.mean" in arrays]
+        try:
+            if "words" not in names:
+                raise KeyError("words.scale.mean")
+            own = {name: _with_prefix(arrays, f"{name}.") for name in names}
+            spaces = {name: _SPACES[name].from_arrays(own[name]) for name in names}
+            scales = {name: Scale.from_arrays(own[name]) for name in names}
+            if len({len(scale.mean) for scale in scales.values()}) > 1:
+                raise ValueError("its spaces store different numbers of prompts")
+            for name in names:
+                if spaces[name].stored != len(scales[name].mean):
+                    raise ValueError(f"{name}: a scale for each stored prompt is missing")
+            (bound,) = arrays["bound"].tolist()
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptFile(f"{folder / NOVELTY}: not what Pliant writes ({error})") from error
+        return cls(spaces, scales, float(bound))
 
 
-def _grams(prompt: Prompt) -> set[str]:
-    """The text's 5-grams, with every digit as 0 and each run of white space as one space."""
-    text = f" {_SPACE.sub(' ', _DIGIT.sub('0', text_of(prompt).lower()))} "
-    return {text[i : i + _LENGTH] for i in range(max(1, len(text) - _LENGTH + 1))}
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """What distance is usual in one space, around each stored prompt."""
+
+    mean: Floats
+    """(stored,) of the distances of the training prompts around it."""
+    std: Floats
+    known: Floats
+    """(n,) the distances of the training prompts themselves, in standard deviations."""
+
+    @classmethod
+    def fit(
+        cls,
+        space: Space,
+        inputs: Any,
+        stored: NDArray[np.int64],
+        fold: NDArray[np.int64],
+        prior: float,
+    ) -> Self:
+        distance, nearest = np.zeros(len(fold)), np.zeros(len(fold), dtype=np.int64)
+        around = np.zeros((len(stored), min(_AROUND, len(stored))), dtype=np.int64)
+        for rows in _blocks(len(fold)):
+            table = space.distances(inputs[rows])
+            here = np.flatnonzero(np.isin(stored, np.arange(len(fold))[rows]))
+            around[here] = _nearest(table[stored[here] - rows.start], around.shape[1])[0]
+            table[fold[rows, None] == fold[stored]] = np.inf
+            order, distance[rows] = _nearest(table, _NEAREST)
+            nearest[rows] = order[:, 0]
+        mean, std = _moments(distance[stored], around, prior)
+        return cls(mean, std, (distance - mean[nearest]) / std[nearest])
+
+    def distance(self, space: Space, inputs: Any) -> Floats:
+        """(n,) in standard deviations."""
+        result = np.zeros(len(inputs))
+        for rows in _blocks(len(inputs)):
+            order, distance = _nearest(space.distances(inputs[rows]), _NEAREST)
+            result[rows] = (distance - self.mean[order[:, 0]]) / self.std[order[:, 0]]
+        return result
+
+    def surprise(self, distance: Floats) -> Floats:
+        """(n,) -log of the share of training prompts that are at least as distant."""
+        known = np.sort(self.known)
+        fewer = np.searchsorted(known, distance, side="left")
+        return -np.log((1 + len(known) - fewer) / (1 + len(known)))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {f"scale.{name}": values for name, values in vars(self).items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        names = ("scale.mean", "scale.std", "scale.known")
+        mean, std, known = (np.asarray(arrays[name], dtype=np.float64) for name in names)
+        if mean.ndim != 1 or std.shape != mean.shape or known.ndim != 1 or not len(known):
+            raise ValueError(f"scales of the shapes {mean.shape}, {std.shape} and {known.shape}")
+        if not all(np.isfinite(x).all() for x in (mean, std, known)) or not (std > 0).all():
+            raise ValueError("a scale must be finite and above 0")
+        return cls(mean, std, known)
 
 
-def _bit(gram: str) -> int:
-    return zlib.crc32(gram.encode("utf-8", "replace")) % _BITS
+def _inputs(name: str, texts: Sequence[str], vectors: Floats | None) -> Any:
+    """What a space compares: the texts, or the scorer's vectors."""
+    if name != "vectors":
+        return texts
+    assert vectors is not None and len(vectors) == len(texts), "the detector reads vectors"
+    return np.asarray(vectors)
+
+
+def _fold_of(folds: Folds) -> NDArray[np.int64]:
+    """(n,) the fold of each row."""
+    fold = np.zeros(sum(map(len, folds)), dtype=np.int64)
+    for i, rows in enumerate(folds):
+        fold[rows] = i
+    return fold
+
+
+def _blocks(n: int) -> list[slice]:
+    return [slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
+
+
+def _nearest(table: Floats, k: int) -> tuple[NDArray[np.int64], Floats]:
+    """(n, k) the nearest stored prompts, the nearest first, and (n,) their mean distance; an
+    infinite one does not count."""
+    k = min(k, table.shape[1])
+    some = np.argpartition(table, k - 1, axis=1)[:, :k]
+    distances = np.take_along_axis(table, some, axis=1)
+    order = np.argsort(distances, axis=1)
+    counts = np.isfinite(distances)
+    mean = np.where(counts, distances, 0.0).sum(axis=1) / np.maximum(counts.sum(axis=1), 1)
+    return np.take_along_axis(some, order, axis=1), mean
+
+
+def _moments(distance: Floats, around: NDArray[np.int64], prior: float) -> tuple[Floats, Floats]:
+    """(stored,) mean and standard deviation around each stored prompt, shrunk to those of all."""
+    values, weight = distance[around], around.shape[1] + prior
+    mean = (values.sum(axis=1) + prior * distance.mean()) / weight
+    squares = ((values - mean[:, None]) ** 2).sum(axis=1) + prior * distance.var()
+    return mean, np.maximum(np.sqrt(squares / weight), 1e-6)
+
+
+def _with_prefix(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 class WithNovelty(Scorer):
@@ -100,7 +271,7 @@ class WithNovelty(Scorer):
 
     kind = "with novelty"
 
-    def __init__(self, scorer: Scorer, detector: NoveltyDetector) -> None:
+    def __init__(self, scorer: Scorer, detector: Detector) -> None:
         self.scorer, self.detector = scorer, detector
         self.kind = scorer.kind  # type: ignore[misc]
         self.needs_groups = scorer.needs_groups  # type: ignore[misc]
@@ -110,7 +281,7 @@ class WithNovelty(Scorer):
         return self
 
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
-        return replace(self.scorer.predict(prompts, groups), novel=self.detector.novel(prompts))
+        return replace(self.scorer.predict(prompts, groups), novel=self._novel(prompts))
 
     def while_answering(self, prompt: Prompt) -> Prefilling | None:
         """The inner scorer's offer, if it reads a model that answers."""
@@ -121,9 +292,7 @@ class WithNovelty(Scorer):
         predictions = inner.predictions
         return replace(
             inner,
-            predictions=lambda scores: replace(
-                predictions(scores), novel=self.detector.novel([prompt])
-            ),
+            predictions=lambda scores: replace(predictions(scores), novel=self._novel([prompt])),
         )
 
     def flops(self, prompts: Prompts) -> float:
@@ -135,3 +304,8 @@ class WithNovelty(Scorer):
     def save(self, folder: Path) -> None:
         self.scorer.save(folder)
         self.detector.save(folder)
+
+    def _novel(self, prompts: Prompts) -> NDArray[np.bool_]:
+        if not self.detector.reads_vectors:
+            return self.detector.novel(prompts)
+        return self.detector.novel(prompts, self.scorer.vectors(prompts))

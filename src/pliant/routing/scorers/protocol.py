@@ -127,6 +127,10 @@ class Scorer(ABC):
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         """One row for each prompt."""
 
+    def vectors(self, prompts: Prompts) -> Floats | None:
+        """(n, width) of a scorer that embeds prompts: novel prompts are distant in these, too."""
+        return None
+
     def cross_validate(
         self, outcomes: Outcomes, partitions: Partitions, seed: int = 0
     ) -> Predictions:
