@@ -63,7 +63,7 @@ TARGETS = [
     Target("router/fit-*/scorer/scorer.json", ASK),
     Target("router/fit-*/scorer/scorer.safetensors", ASK),
     Target("router/fit-*/scorer/scorer.json", "score ../ours/router 2+2"),
-    Target("router/fit-*/scorer/familiar.safetensors", ASK),
+    Target("router/fit-*/scorer/novelty.safetensors", ASK),
     Target("router/fit-*/seen.safetensors", ASK),
     Target("router/ledger.sqlite", REPORT),
     Target("router/fit-*/baselines/length/scorer.json", REPORT),

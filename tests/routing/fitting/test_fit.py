@@ -527,7 +527,9 @@ def test_a_share_of_calls_needs_prompts_alone(fitted, tmp_path):
     assert Threshold.from_json(json.loads(json.dumps(done.threshold.to_json()))).share <= 0.3
     folder = made.file.fit_folder(made.folder)
     before = router_file.read(made.folder)
-    done = calibrate(made.folder, [[{"role": "user", "content": t}] for t in chats], "1 % of calls")
+    done = calibrate(
+        made.folder, [[{"role": "user", "content": t}] for t in chats], "30 % of calls"
+    )
     after = router_file.read(made.folder)
     assert done.threshold.n == 60 == after.drift.n and after.calibration == before.calibration
     assert not fitted_on(folder, chats).any(), "they may still be labelled, and measured on"

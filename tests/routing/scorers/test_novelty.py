@@ -132,6 +132,7 @@ def test_a_router_of_pliant_01_decides_as_before(tmp_path):
         ("words.idf", np.ones(3)),
         ("surface.points", np.ones((2, 3))),
         ("surface.std", np.ones(2)),
+        ("surface.std", np.zeros(21)),
         ("words.scale.std", np.zeros(200)),
         ("words.scale.known", np.zeros(0)),
         ("bound", np.ones(2)),

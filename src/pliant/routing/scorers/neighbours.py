@@ -78,7 +78,8 @@ class Words:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
         from scipy.sparse import csr_matrix
 
-        data, indices, indptr = arrays["data"], arrays["indices"], arrays["indptr"]
+        data, indices = arrays["data"], arrays["indices"]
+        indptr = arrays["indptr"].astype(np.int64)
         if (
             arrays["idf"].shape != (_BUCKETS,)
             or data.ndim != 1
@@ -160,6 +161,8 @@ class Surface:
         width = len(surface(""))
         if mean.shape != (width,) or std.shape != (width,) or points.shape[1:] != (width,):
             raise ValueError(f"a surface has {width} numbers")
+        if not (std > 0).all():
+            raise ValueError("a standard deviation of 0")
         return cls(mean, std, points)
 
 
