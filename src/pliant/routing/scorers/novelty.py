@@ -19,7 +19,8 @@ another, and differ in what they ask for, is not noticed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -209,16 +210,22 @@ class Scale:
     def surprise(self, distance: Floats) -> Floats:
         """(n,) -log of the share of training prompts that are at least as distant; beyond nearly
         all of these it goes on as an exponential tail, so that one space can be evidence enough."""
-        known = np.sort(self.known)
+        known, start, excess = self._tail
         fewer = np.searchsorted(known, distance, side="left")
         share = (1 + len(known) - fewer) / (1 + len(known))
-        start = float(np.quantile(known, 1 - _TAIL))
-        excess = max(float((known[known > start] - start).sum()) / (_TAIL * len(known)), 0.1)
         tail = -np.log(_TAIL) + (distance - start) / excess
         return np.where(distance > start, tail, -np.log(np.maximum(share, _TAIL)))
 
+    @cached_property
+    def _tail(self) -> tuple[Floats, float, float]:
+        """The distances in order, where their tail begins, and its mean excess over that."""
+        known = np.sort(self.known)
+        start = float(np.quantile(known, 1 - _TAIL))
+        excess = np.maximum(known - start, 0.0).mean() / _TAIL
+        return known, start, max(float(excess), 0.1)
+
     def arrays(self) -> dict[str, NDArray[Any]]:
-        return {f"scale.{name}": values for name, values in vars(self).items()}
+        return {f"scale.{f.name}": getattr(self, f.name) for f in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
