@@ -84,6 +84,7 @@ LAYERS = {
         {"goals", "judge", "labels", "metrics", "scorers"},
         {"backends", "decision_rule"},
         {"outcomes"},
+        {"outcomes_reading"},
         {"prompts", "strict", "units"},
     ],
     "structure": [

@@ -106,7 +106,8 @@ def test_grades_may_be_objects(tmp_path: Path, column: str | None) -> None:
     assert read.right.tolist() == [[0.5, 1.0]] * 2 and read.cost.tolist() == [[0.5, 3.0]] * 2
     rows[1] = {"q": "?", **(rows[0] | {"dear": {"wrong": 1}} if column is None else {column: {}})}
     write_rows(tmp_path / "b.jsonl", rows)
-    with pytest.raises(InvalidInput, match="row 2: no number under"):
+    fault = "row 2: no number under" if column is None else "row 2: holds no grade of any model"
+    with pytest.raises(InvalidInput, match=fault):
         Outcomes.read(tmp_path / "b.jsonl", prompt="q", **named)
 
 
@@ -143,7 +144,21 @@ def test_costs_by_model(tmp_path: Path) -> None:
         ([{"prompt": "?", "right": {"a": 10**400, "b": 1}}], {}, "no number under 'right.a'"),
         ([{"prompt": None, "right": {"a": 1, "b": 1}}], {}, "row 1: a prompt is a text or a list"),
         ([{"prompt": [1], "right": {"a": 1, "b": 1}}], {}, "row 1: message 0 of a prompt is 1"),
-        ([{"prompt": "?", "right": {"a": 1, "b": None}}], {}, "row 1: no number under 'right.b'"),
+        ([{"prompt": "?", "right": {"a": 1, "b": None}}], {}, "b was never asked: no row holds"),
+        ([{"prompt": "?", "right": {"a": 1, "b": "?"}}], {}, "row 1: no number under 'right.b'"),
+        (
+            [{"prompt": "?", "right": {"a": 1}}, {"prompt": "!", "right": {"b": 1}}],
+            {},
+            r"no prompt was asked of every model.*of 2 prompts: a 1, b 1",
+        ),
+        (
+            [
+                {"prompt": "?", "right": {"a": 1, "b": 0}, "cost": {"a": 1, "b": 2}},
+                {"prompt": "!", "right": {"a": 1, "b": 0}, "cost": {"a": 1}},
+            ],
+            {},
+            "row 2: no number under 'cost.b'",
+        ),
         ([{"prompt": "?", "right": {"a": 1, "b": 0, "c": 0}}], {}, "need costs"),
         (
             [
@@ -166,6 +181,52 @@ def test_a_table_that_is_none_is_refused(
     write_rows(tmp_path / "a.jsonl", rows)
     with pytest.raises(InvalidInput, match=expected):
         Outcomes.read(tmp_path / "a.jsonl", **how)  # type: ignore[arg-type]
+
+
+PARTIAL = [
+    {"prompt": "a?", "right": {"small": 1}, "cost": {"small": 2}},
+    {"prompt": "b?", "right": {"small": 1, "large": 0.5}, "cost": {"small": 1, "large": 4}},
+    {"prompt": "c?", "right": {"small": None, "large": 1}, "cost": {"small": 9, "large": 8}},
+    {"prompt": "d?", "right": {"small": 0, "large": 0.5}, "cost": {"small": 1, "large": 4}},
+]
+
+
+def test_a_model_need_not_be_asked_every_prompt(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", PARTIAL)
+    outcomes = Outcomes.read(tmp_path / "a.jsonl")
+    for _ in range(2):
+        assert outcomes.models == ("small", "large")
+        assert outcomes.complete.tolist() == [False, True, False, True]
+        assert outcomes.answers.tolist() == [3, 3]
+        assert np.isnan(outcomes.right[0, 1]) and np.isnan(outcomes.cost[2, 0])
+        outcomes.write(tmp_path / "b.jsonl")
+        assert "NaN" not in (tmp_path / "b.jsonl").read_text()
+        outcomes = Outcomes.read(tmp_path / "b.jsonl")
+
+
+def test_empty_cells_of_a_csv_are_grades_that_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,weak,strong\na?,1,\nb?,0,1\nc?,1,0\n")
+    outcomes = Outcomes.read(tmp_path / "a.csv", models=("weak", "strong"))
+    assert outcomes.complete.tolist() == [False, True, True]
+
+
+def test_rows_of_other_models_alone_are_no_labels(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}?", "a": 1, "b": 0, "c": 1} for i in range(3)]
+    write_rows(tmp_path / "a.jsonl", [*rows, {"prompt": "only c?", "c": 1}])
+    assert len(Outcomes.read(tmp_path / "a.jsonl", models=("a", "b"))) == 3
+
+
+def test_models_are_compared_on_the_prompts_that_all_were_asked() -> None:
+    """The large model was asked the hard prompts alone; small answers the easy ones, too."""
+    right = np.array([[1, np.nan]] * 30 + [[0, 0], [0, 1], [1, 1], [0, 0]])
+    cost = np.array([[1, np.nan]] * 30 + [[3, 30]] * 4)
+    outcomes = Outcomes(tuple(map(str, range(34))), ("small", "large"), right, cost)
+    assert outcomes.mean_right.tolist() == [0.25, 0.5] and outcomes.mean_cost.tolist() == [3, 30]
+    assert outcomes.by_quality().models == ("small", "large") and outcomes.best == 1
+    assert outcomes.of_models(["large", "small"]).by_cost().models == ("small", "large")
+    with pytest.raises(InvalidInput, match="not every model was asked 30 of these 34"):
+        outcomes.refuse_incomplete("apgr")
+    outcomes.shared().refuse_incomplete("apgr")
 
 
 def test_sizes_must_agree() -> None:

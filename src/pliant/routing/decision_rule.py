@@ -194,6 +194,7 @@ def sweep(
     Prompts flagged as `novel` go to the model `novel_to` at every value; None decides on them by
     their gains as well.
     """
+    outcomes.refuse_incomplete("a threshold is chosen by who was right")
     predicted = np.asarray(gain, dtype=np.float64)
     n, m = outcomes.right.shape
     if predicted.shape not in ((n,), (n, m)):

@@ -15,15 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pliant.data import Row, normalised, read_rows, splits, write_rows
+from pliant.data import Row, normalised, splits, write_rows
 from pliant.errors import InvalidInput, did_you_mean
-from pliant.routing.prompts import Message, Prompt, text_of
-from pliant.routing.prompts import messages as messages_of
+from pliant.routing.outcomes_reading import read_table, refuse_unknown
+from pliant.routing.prompts import Message, Prompt
 from pliant.routing.units import UNITS
 from pliant.stats import Floats
 
-_CORRECT = ("correct", "right", "is_correct")
-"""Keys of a grade, where a table holds objects."""
 _COLUMNS = ("prompts", "groups", "wordings", "questions", "messages")
 
 
@@ -35,9 +33,10 @@ class Outcomes:
     prompts: tuple[str, ...]
     models: tuple[str, ...]
     right: Floats
-    """(n, m), each in [0, 1]: the share of a model's samples that were right."""
+    """(n, m), each in [0, 1]: the share of a model's samples that were right; NaN where the model
+    was not asked the prompt."""
     cost: Floats
-    """(n, m): what each answer cost, in `unit`."""
+    """(n, m): what each answer cost, in `unit`; NaN where there is none."""
     groups: tuple[str, ...] | None = None
     """The subject, family or source of each prompt."""
     wordings: tuple[str, ...] | None = None
@@ -55,10 +54,12 @@ class Outcomes:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
         self._refuse_wrong_sizes()
-        if not ((self.right >= 0) & (self.right <= 1)).all():
+        asked = ~np.isnan(self.right)
+        if not ((self.right >= 0) & (self.right <= 1))[asked].all():
             raise InvalidInput("`right` must lie in [0, 1] for every prompt and model")
-        if not ((self.cost >= 0) & np.isfinite(self.cost)).all():
+        if not ((self.cost >= 0) & np.isfinite(self.cost))[asked].all():
             raise InvalidInput("`cost` must be finite, 0 or more, for every prompt and model")
+        object.__setattr__(self, "cost", np.where(asked, self.cost, np.nan))
         if self.unit not in UNITS:
             raise InvalidInput(f"unit={self.unit!r}{did_you_mean(self.unit, UNITS)}")
 
@@ -85,15 +86,66 @@ class Outcomes:
         return self.right[:, -1]
 
     @property
+    def complete(self) -> NDArray[np.bool_]:
+        """(n,) whether every model was asked the prompt."""
+        return np.asarray(~np.isnan(self.right).any(axis=1))
+
+    @property
+    def answers(self) -> NDArray[np.int64]:
+        """(m,) how many of the prompts each model was asked."""
+        return np.asarray((~np.isnan(self.right)).sum(axis=0))
+
+    def shared(self) -> Outcomes:
+        """The prompts that every model was asked: models are compared on these alone, because a
+        model that was asked the easy prompts would look better than it is."""
+        complete = self.complete
+        if complete.all():
+            return self
+        if not complete.any():
+            pairs = zip(self.models, self.answers, strict=True)
+            counts = ", ".join(f"{name} {number:,}" for name, number in pairs)
+            raise InvalidInput(
+                f"no prompt was asked of every model, so they cannot be compared (of {len(self):,} "
+                f"prompts: {counts}): label some prompts with all of them, or name the models to "
+                "compare (models=, --model)"
+            )
+        return self.select(complete)
+
+    @property
+    def mean_right(self) -> Floats:
+        """(m,) how often each model is right on the prompts that every model was asked."""
+        return np.asarray(self.shared().right.mean(axis=0))
+
+    @property
+    def mean_cost(self) -> Floats:
+        """(m,) what an answer of each model costs on the prompts that every model was asked."""
+        return np.asarray(self.shared().cost.mean(axis=0))
+
+    @property
     def best(self) -> int:
         """The index of the model that is right most often; of equals, the cheapest."""
-        return int(np.lexsort((self.cost.mean(axis=0), -self.right.mean(axis=0)))[0])
+        return int(np.lexsort((self.mean_cost, -self.mean_right))[0])
 
     @property
     def strong_costs_no_more(self) -> bool:
         """Whether the last model is no more expensive than any other."""
-        costs = self.cost.mean(axis=0)
+        costs = self.mean_cost
         return bool(costs[-1] <= costs.min() * (1 + 1e-9))
+
+    @property
+    def same_price(self) -> bool:
+        """Whether an answer costs the same whichever model gives it."""
+        costs = self.mean_cost
+        return bool(costs.max() <= costs.min() * (1 + 1e-9))
+
+    def refuse_incomplete(self, what: str) -> None:
+        """Refuse prompts that not every model was asked, for `what` needs all grades."""
+        missing = int((~self.complete).sum())
+        if missing:
+            raise InvalidInput(
+                f"{what}: not every model was asked {missing:,} of these {len(self):,} prompts; "
+                "`shared()` selects the others"
+            )
 
     def routed(self, chosen: NDArray[np.int64]) -> tuple[Floats, Floats]:
         """(n,) and (n,): how often the chosen model of each prompt is right, and what it costs."""
@@ -126,42 +178,18 @@ class Outcomes:
 
         A row holds `right` (and `cost`) by model, as `pliant route label` writes it. Without such
         a column each of `models` is a column, with true and false or shares. Either may also hold
-        objects, {"correct": true, "cost": 0.01}, which need no names. `models` are named the
-        cheapest first; left out, they are ordered by their mean cost. `cost` may also be a price
-        of a call for each model. Without any costs a call of the first of two models costs 0 and
-        of the second 1, in "calls".
+        objects, {"correct": true, "cost": 0.01}, which need no names. A model that is missing in a
+        row, or null, was not asked that prompt. `models` are named the cheapest first; left out,
+        they are ordered by their mean cost. `cost` may also be a price of a call for each model.
+        Without any costs a call of the first of two models costs 0 and of the second 1, in "calls".
         """
-        rows = read_rows(path, [prompt], limit=limit)
-        nested = right in rows[0]
-        if nested and not isinstance(rows[0][right], Mapping):
-            raise InvalidInput(f"{path}, row 1: no numbers by model under {right!r}")
-        columns = list(rows[0][right]) if nested else list(rows[0])
-        graded = [name for name in columns if nested or _is_graded(rows[0][name])]
-        if models is None and not graded:
-            raise InvalidInput(
-                f"{path}: no column {right!r}; say which columns are the models, the cheapest "
-                "first (models=, --model), or which column holds them (right=, --right-column); "
-                f"there are {', '.join(columns)}"
-            )
-        named = tuple(models or graded)
-        _refuse_unknown(path, named, columns)
-        table = _table(path, rows, named, right if nested else None)
-        costs, stated_unit = _costs(path, rows, named, cost, right if nested else None)
-        texts, conversations = _prompts(path, rows, prompt)
-        result = cls(
-            texts,
-            named,
-            table,
-            costs,
-            _texts(path, rows, group),
-            _texts(path, rows, wording),
-            _texts(path, rows, question),
-            unit or stated_unit,
-            conversations,
-        )
-        if models:
-            return result
-        return result.by_cost()
+        columns = {"group": group, "wording": wording, "question": question}
+        table = read_table(path, models, prompt, columns, right, cost, limit)
+        result = cls(**table | {"unit": unit or table["unit"]})
+        if models is None:
+            return result.by_cost()
+        # Rows that hold grades of other models alone are no labels of these.
+        return result.select(~np.isnan(result.right).all(axis=1))
 
     def write(self, path: str | Path) -> None:
         """Write the table for `read`: one JSON object a prompt."""
@@ -179,19 +207,19 @@ class Outcomes:
 
     def of_models(self, models: Sequence[str]) -> Outcomes:
         """The same prompts with these models, in this order."""
-        _refuse_unknown("these outcomes", models, self.models)
+        refuse_unknown("these outcomes", models, self.models)
         at = [self.models.index(name) for name in models]
         return replace(self, models=tuple(models), right=self.right[:, at], cost=self.cost[:, at])
 
     def by_cost(self) -> Outcomes:
         """The cheapest model first; of equally expensive ones, the better one last."""
-        order = np.lexsort((self.right.mean(axis=0), self.cost.mean(axis=0)))
+        order = np.lexsort((self.mean_right, self.mean_cost))
         return self.of_models([self.models[j] for j in order])
 
     def by_quality(self) -> Outcomes:
         """The model that is right most often last, whatever it costs, and the one that is right
         least often first; of equals, the cheaper one counts as the stronger."""
-        order = np.lexsort((-self.cost.mean(axis=0), self.right.mean(axis=0)))
+        order = np.lexsort((-self.mean_cost, self.mean_right))
         return self.of_models([self.models[j] for j in order])
 
     def split(
@@ -247,11 +275,12 @@ class Outcomes:
             "question": self.questions,
         }
         present = {name: column[i] for name, column in optional.items() if column is not None}
+        asked = np.flatnonzero(~np.isnan(self.right[i]))
         return {
             "prompt": self.prompts[i],
             **{name: value for name, value in present.items() if value is not None},
-            "right": dict(zip(self.models, self.right[i].tolist(), strict=True)),
-            "cost": dict(zip(self.models, self.cost[i].tolist(), strict=True)),
+            "right": {self.models[j]: float(self.right[i, j]) for j in asked},
+            "cost": {self.models[j]: float(self.cost[i, j]) for j in asked},
             "unit": self.unit,
         }
 
@@ -269,116 +298,3 @@ class Outcomes:
         for name in _COLUMNS:
             if getattr(self, name) is not None and len(getattr(self, name)) != n:
                 raise InvalidInput(f"{len(getattr(self, name))} {name} for {n} prompts")
-
-
-# --- reading -------------------------------------------------------------------------------------
-
-
-def _refuse_unknown(where: object, models: Sequence[str], known: Sequence[str]) -> None:
-    for name in models:
-        if name not in known:
-            raise InvalidInput(f"{where}: no model {name!r}{did_you_mean(name, known)}")
-
-
-def _prompts(
-    path: str | Path, rows: Sequence[Row], column: str
-) -> tuple[tuple[str, ...], tuple[Sequence[Message] | None, ...] | None]:
-    """The texts, and the conversations of the prompt's column or, as in labels, of `messages`."""
-    texts: list[str] = []
-    conversations: list[Sequence[Message] | None] = []
-    for i, row in enumerate(rows):
-        prompt = row[column]
-        if isinstance(prompt, (bool, int, float)):  # a table whose reader took a text for a number
-            prompt = str(prompt)
-        try:
-            texts.append(text_of(prompt))
-        except InvalidInput as error:
-            raise InvalidInput(f"{path}, row {i + 1}: {error}") from None
-        is_text = isinstance(prompt, str)
-        conversations.append(_conversation(row, prompt) if is_text else messages_of(prompt))
-    return tuple(texts), tuple(conversations) if any(conversations) else None
-
-
-def _conversation(row: Row, text: str) -> Sequence[Message] | None:
-    try:
-        conversation = messages_of(row["messages"])
-    except (InvalidInput, KeyError):  # missing, or another column of that name
-        return None
-    return conversation if text_of(conversation) == text else None
-
-
-def _is_graded(value: Any) -> bool:
-    """Whether it is an object such as {"correct": true}."""
-    return isinstance(value, Mapping) and any(key in value for key in _CORRECT)
-
-
-def _table(
-    path: str | Path,
-    rows: Sequence[Row],
-    models: Sequence[str],
-    column: str | None,
-    keys: Sequence[str] = _CORRECT,
-) -> Floats:
-    """(n, m): a nested column's values by model, or one column a model; of objects, the number
-    under the first of these keys."""
-    table = np.empty((len(rows), len(models)))
-    for i, row in enumerate(rows):
-        values = row if column is None else row.get(column)
-        for j, name in enumerate(models):
-            try:
-                value = values[name]  # type: ignore[index]
-                if isinstance(value, Mapping):
-                    value = next(value[key] for key in keys if key in value)
-                table[i, j] = _number(value)
-            except (KeyError, TypeError, ValueError, OverflowError, StopIteration) as error:
-                label = name if column is None else f"{column}.{name}"
-                raise InvalidInput(f"{path}, row {i + 1}: no number under {label!r}") from error
-    return table
-
-
-def _number(value: Any) -> float:
-    """True, false and numbers, also as text from CSV."""
-    if isinstance(value, str):
-        text = value.strip().lower()
-        return float({"true": "1", "false": "0"}.get(text, text))
-    return float(value)
-
-
-def _costs(
-    path: str | Path,
-    rows: Sequence[Row],
-    models: Sequence[str],
-    cost: str | Mapping[str, float],
-    right: str | None,
-) -> tuple[Floats, str]:
-    """(n, m), and the unit that the rows state."""
-    unit = str(rows[0].get("unit") or "calls")
-    if any(str(row.get("unit") or "calls") != unit for row in rows):
-        raise InvalidInput(f"{path}: its rows state costs in several units")
-    if isinstance(cost, Mapping):
-        _refuse_unknown("cost", models, list(cost))
-        return np.tile([float(cost[name]) for name in models], (len(rows), 1)), unit
-    if cost in rows[0]:
-        return _table(path, rows, models, cost), unit
-    graded = rows[0] if right is None else rows[0][right]
-    if all(isinstance(graded[name], Mapping) and cost in graded[name] for name in models):
-        return _table(path, rows, models, right, [cost]), unit
-    if len(models) > 2:
-        raise InvalidInput(
-            f"{path}: no column {cost!r}; more than two models need costs (--cost-column)"
-        )
-    return np.tile([0.0, 1.0], (len(rows), 1)), "calls"
-
-
-def _texts(path: str | Path, rows: Sequence[Row], column: str) -> tuple[str, ...] | None:
-    """A column that all rows have, or none."""
-    values = [row.get(column) for row in rows]
-    if all(value is None for value in values):
-        if column not in ("group", "wording", "question"):  # the caller named it
-            raise InvalidInput(f"{path}: no column {column!r}{did_you_mean(column, rows[0])}")
-        return None
-    if any(value is None for value in values):
-        raise InvalidInput(
-            f"{path}, row {values.index(None) + 1}: no {column!r}, but others have one"
-        )
-    return tuple(map(str, values))

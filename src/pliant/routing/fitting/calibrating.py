@@ -70,7 +70,7 @@ def calibrate(
     goal.check_unit(file.unit)
     labelled = isinstance(labels, Outcomes)
     if isinstance(labels, Outcomes):
-        outcomes = labels.of_models(file.names)
+        outcomes = labels.of_models(file.names).shared()
         file.check_unit(outcomes.unit)
     else:
         if kind is not None:

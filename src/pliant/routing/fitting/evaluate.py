@@ -45,7 +45,8 @@ _BINS, _SHOWN = 10, 5
 def evaluate(router: str | Path, outcomes: Outcomes) -> Evaluation:
     """Measure a saved router beside its baselines.
 
-    Prompts that it was fitted on are left out and counted.
+    Prompts that it was fitted on are left out and counted, and so are those that not every one of
+    its models was asked.
     """
     folder = Path(router).expanduser()
     file, scorer = router_file.open_router(folder)
@@ -57,7 +58,7 @@ def evaluate(router: str | Path, outcomes: Outcomes) -> Evaluation:
             f"the router was fitted on all {len(known):,} of these prompts: it can only be "
             "measured on others"
         )
-    held = outcomes.select(~known)
+    held = outcomes.select(~known).shared()
     kinds = sorted(path.name for path in (fitted / BASELINES).glob("*") if path.is_dir())
     baselines = {
         kind: scorers.load(fitted / BASELINES / kind).predict(held.asked, held.groups)
@@ -65,7 +66,8 @@ def evaluate(router: str | Path, outcomes: Outcomes) -> Evaluation:
         if held.groups is not None or kind != "group"
     }
     predictions = scorer.predict(held.asked, held.groups)
-    return measure(file, predictions, held, baselines, int(known.sum()))
+    incomplete = len(known) - int(known.sum()) - len(held)
+    return measure(file, predictions, held, baselines, int(known.sum()), incomplete)
 
 
 def measure(
@@ -74,6 +76,7 @@ def measure(
     outcomes: Outcomes,
     baselines: Mapping[str, Predictions],
     left_out: int = 0,
+    incomplete: int = 0,
 ) -> Evaluation:
     """All of it, from predictions; the wordings of a question are drawn together for the bands."""
     chosen = file.rule.choose(predictions.gain, predictions.novel)
@@ -96,6 +99,7 @@ def measure(
         examples=_examples(gain, score, chosen, outcomes),
         novel=None if predictions.novel is None else float(predictions.novel.mean()),
         left_out=left_out,
+        incomplete=incomplete,
         paraphrases=_paraphrases(outcomes.questions or (), gain, chosen),
         groups=_groups(outcomes, chosen),
         costs=dict(zip(outcomes.models, outcomes.cost.mean(axis=0).tolist(), strict=True)),

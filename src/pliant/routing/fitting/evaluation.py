@@ -131,6 +131,8 @@ class Evaluation:
     """The share of prompts unlike those that the router was fitted on."""
     left_out: int = 0
     """Prompts that the router was fitted on: not counted in anything above."""
+    incomplete: int = 0
+    """Prompts that not every model was asked: not counted either."""
     paraphrases: Paraphrases | None = None
     groups: tuple[GroupResult, ...] = ()
     perfect: CostLine | None = None

@@ -94,6 +94,7 @@ def lambda_curve(
     outcomes. `novel` prompts go to the model `novel_to` at any price. Lambda takes 0, infinity,
     and quantiles of the values at which a choice changes.
     """
+    outcomes.refuse_incomplete("a curve is measured by who was right")
     predicted = np.asarray(value, dtype=np.float64)
     believed = outcomes.cost.mean(axis=0) if prices is None else np.asarray(prices, dtype=float)
     believed = np.broadcast_to(believed, outcomes.cost.shape)
@@ -138,6 +139,7 @@ class Ranking:
 
     @classmethod
     def of(cls, gain: ArrayLike, outcomes: Outcomes) -> Ranking:
+        outcomes.refuse_incomplete("a ranking is measured by who was right")
         predicted = np.asarray(gain, dtype=np.float64)
         if predicted.shape != (len(outcomes),) or not np.isfinite(predicted).all():
             raise InvalidInput(
