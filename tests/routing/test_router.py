@@ -108,6 +108,27 @@ def test_of_many_models_the_one_that_is_worth_the_most_answers() -> None:
     assert [r.choose("x" * n).model for n in (10, 21, 59, 61, 100)] == ["a", "b", "b", "c", "c"]
 
 
+def test_of_models_at_one_price_the_likeliest_to_be_right_answers() -> None:
+    names = ("nano-s", "other", "nano-l")
+    models = [{"name": name, "backend": f"{name}=nano-s", "cost": 2.0} for name in names]
+    worth = {"on": "worth", "value": 0, "sentence": "the likelier"}
+    calibration = {"other": {"kind": "platt", "slope": 1, "shift": 1}}
+    chosen = router(
+        models=models, threshold=worth, scorer=Letters(models=3), calibration=calibration
+    )
+    decision = chosen.choose(HARD)
+    assert decision.model == "nano-l" and decision.reason == (
+        "nano-l is the likeliest to be right, and every model costs the same"
+    )
+    raw = Letters(models=3).predict([HARD]).right[0]
+    assert list(decision.probabilities) == list(names)
+    assert decision.probabilities["nano-l"] == pytest.approx(raw[2])
+    assert decision.probabilities["other"] > raw[1] and decision.score == pytest.approx(1 - raw[0])
+    assert chosen.choose("").model == "nano-l"
+    with pytest.raises(InvalidInput, match="fewer calls to nano-l save nothing"):
+        chosen.choose(HARD, share=0.3)
+
+
 def test_calibration_is_applied_to_the_score_and_not_to_the_ranking() -> None:
     platt = {"nano-s": {"kind": "platt", "slope": 1.0, "shift": 2.0}}
     plain, calibrated = router().choose(HARD), router(calibration=platt).choose(HARD)

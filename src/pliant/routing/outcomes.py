@@ -19,7 +19,7 @@ from pliant.data import Row, normalised, splits, write_rows
 from pliant.errors import InvalidInput, did_you_mean
 from pliant.routing.outcomes_reading import read_table, refuse_unknown
 from pliant.routing.prompts import Message, Prompt
-from pliant.routing.units import UNITS
+from pliant.routing.units import UNITS, same_price
 from pliant.stats import Floats
 
 _COLUMNS = ("prompts", "groups", "wordings", "questions", "messages")
@@ -135,8 +135,7 @@ class Outcomes:
     @property
     def same_price(self) -> bool:
         """Whether an answer costs the same whichever model gives it."""
-        costs = self.mean_cost
-        return bool(costs.max() <= costs.min() * (1 + 1e-9))
+        return same_price(self.mean_cost.tolist())
 
     def refuse_incomplete(self, what: str) -> None:
         """Refuse prompts that not every model was asked, for `what` needs all grades."""

@@ -239,6 +239,7 @@ class Router:
             wanted=wanted,
             novel=preference.novel,
             from_session=preference.from_session,
+            probabilities=preference.probabilities,
         )
         score = preference.score
         if score is None and session is not None:

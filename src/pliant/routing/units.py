@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 UNITS = ("tokens", "usd", "ms", "flops", "calls")
 TOKENIZERS = (
@@ -31,10 +32,19 @@ def amount(cost: float, unit: str) -> str:
 
 
 def saving(saved: float, unit: str, strongest: str) -> str:
-    """What was saved against asking the strongest model, in words where it is less than nothing."""
+    """What was saved against asking the strongest model, in words where it is not more than
+    nothing."""
+    if saved == 0:
+        return f"as much as {strongest} alone"
     if saved < 0:
         return f"{amount(-saved, unit)} more than {strongest} alone"
     return f"saved {amount(saved, unit)}"
+
+
+def same_price(costs: Collection[float]) -> bool:
+    """Whether all of these are equal, up to rounding: then a router saves nothing, whatever it
+    chooses."""
+    return max(costs) <= min(costs) * (1 + 1e-9)
 
 
 def percent(share: float) -> str:

@@ -173,12 +173,13 @@ def test_what_is_not_defined_comes_back_from_json(test):
     file = router_file.make(**content(models=models, threshold=worth, default="c"))
     predictions = Predictions(None, np.zeros((60, 3)), np.arange(60) % 2 == 0)
     undefined = measure(file, predictions, same, {"length": predictions})
-    assert np.isnan(undefined.metrics["apgr"].value) and undefined.threshold == np.inf
+    assert np.isnan(undefined.metrics["auc"].value) and undefined.threshold == np.inf
+    assert np.isnan(undefined.report.oracle_apgr) and undefined.report.oracle_lift == 0
     assert undefined.novel == 0.5 and undefined.by_price is not None
     text = json.dumps(undefined.as_dict(), allow_nan=False)
     again = Evaluation.from_dict(json.loads(text))
     assert json.dumps(again.as_dict(), allow_nan=False) == text
-    assert np.isnan(again.metrics["apgr"].value) and again.threshold == np.inf
+    assert np.isnan(again.metrics["auc"].value) and again.threshold == np.inf
     assert again.by_price == undefined.by_price and again.paraphrases == undefined.paraphrases
 
 

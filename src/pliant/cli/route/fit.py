@@ -120,23 +120,25 @@ def _pair(text: str) -> tuple[str, str]:
 def _draw(fitted: Fitted, options: FitOptions, written: bool) -> None:
     from pliant.cli.route import tables
     from pliant.routing.metrics.ranking import oracle_apgr
-    from pliant.routing.units import percent
 
     names, evaluation = fitted.file.names, fitted.evaluation
     highest = oracle_apgr(fitted.splits.learn) if len(names) == 2 else None
     rungs = [rung.as_dict() for rung in fitted.rungs]
     table = tables.ladder(rungs, names, fitted.selected.kind, highest)
     sizes, how = fitted.splits.sizes(), fitted.splits.how
-    apgr, possible = "", evaluation.report.oracle_apgr
-    if math.isfinite(possible):
-        apgr = f"; APGR {evaluation.metrics['apgr']}, at most {possible:.3f}"
+    measure = evaluation.report
+    worth, possible = "", measure.oracle_apgr
+    if measure.ranked_by == "lift":
+        worth = f"; lift {evaluation.metrics['lift']}, at most {measure.oracle_lift:.3f}"
+    elif math.isfinite(possible):
+        worth = f"; APGR {evaluation.metrics['apgr']}, at most {possible:.3f}"
     sentences = [
         f"Selected: {_why(fitted, options.groups_known)}",
         "Labels: " + ", ".join(f"{n:,} {name}" for name, n in sizes.items()) + ".",
         f"{how[0].upper()}{how[1:]}.",
         fitted.file.threshold.sentence,
-        f"On {evaluation.report.n:,} test prompts: {percent(evaluation.routed.share)} of calls to "
-        f"{names[-1]}, at {evaluation.routed.of_strong} of its quality{apgr}.",
+        f"On {measure.n:,} test prompts: {_calls(evaluation)}, at {evaluation.routed.of_strong} of "
+        f"{names[-1]}'s quality{worth}.",
         *fitted.verdict.notes,
         *_label_cost(fitted),
     ]
@@ -146,7 +148,7 @@ def _draw(fitted: Fitted, options: FitOptions, written: bool) -> None:
         sentences.append(f"Router: {fitted.folder}")
     if not options.scorer and (untried := _untried(options)):
         sentences.insert(1, f"Not tried: {'; '.join(untried)}.")
-    if not apgr:
+    if not worth:
         sentences.insert(0, _nothing_to_gain(fitted))
     terminal.draw((), [f"{fitted.verdict}", ""])
     terminal.draw([table], sentences)
@@ -162,6 +164,16 @@ def _untried(options: FitOptions) -> list[str]:
     if options.encoder is None:
         untried.append(f"{', '.join(READS_AN_ENCODER)}, which read an encoder (--encoder minilm)")
     return untried
+
+
+def _calls(evaluation: Evaluation) -> str:
+    """The share of calls to the strongest model or, of several or at one price, to each."""
+    from pliant.routing.units import percent
+
+    shares = evaluation.routed.shares
+    if evaluation.report.ranked_by == "lift":
+        return ", ".join(f"{percent(share)} of calls to {name}" for name, share in shares.items())
+    return f"{percent(evaluation.routed.share)} of calls to {evaluation.report.models[-1]}"
 
 
 def _why(fitted: Fitted, groups_known: bool) -> str:
@@ -200,6 +212,8 @@ def _label_cost(fitted: Fitted) -> list[str]:
     cost = Costing(fitted.file).labels()
     if not cost:
         return []
+    if fitted.verdict.same_price:
+        return [f"The labels cost {amount(cost, fitted.file.unit)}."]
     after = fitted.verdict.paid_back(cost)
     paid = "never earned back" if after is None else f"earned back after {count(after)} prompts"
     return [f"The labels cost {amount(cost, fitted.file.unit)}: {paid}."]
@@ -311,7 +325,12 @@ def _sentences(evaluation: Evaluation) -> list[str]:
     report, sentences, best = evaluation.report, [], ""
     if math.isfinite(report.oracle_apgr):
         best = f", the best possible APGR {report.oracle_apgr:.3f}"
-    weak, strong = report.models[0], report.models[-1]
+    alone = ", ".join(f"{name} alone {right:.3f}" for name, right in evaluation.alone.items())
+    if evaluation.incomplete:
+        sentences.append(
+            f"WARNING: not every model was asked {evaluation.incomplete:,} of these prompts; they "
+            "are left out of everything above."
+        )
     if evaluation.left_out:
         sentences.append(
             f"WARNING: the router was fitted on {evaluation.left_out:,} of these prompts; they are "
@@ -319,8 +338,7 @@ def _sentences(evaluation: Evaluation) -> list[str]:
         )
     return [
         *sentences,
-        f"{report.n:,} prompts. {weak} alone {report.weak_quality:.3f}, {strong} alone "
-        f"{report.strong_quality:.3f}{best}.",
+        f"{report.n:,} prompts. {alone}{best}.",
         str(evaluation),
         *(() if evaluation.verdict is None else evaluation.verdict.notes),
         *novelty(evaluation),

@@ -16,6 +16,7 @@ from pliant.routing.goals.goal import Goal
 from pliant.routing.live.decision import Costing
 from pliant.routing.live.ledger import Ledger, Totals
 from pliant.routing.router_file import RouterFile
+from pliant.routing.units import same_price
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,12 @@ class ReportData:
     @property
     def strong(self) -> str:
         return self.file.names[-1]
+
+    @property
+    def share_means_nothing(self) -> bool:
+        """Whether the share of calls to the strongest model says nothing about savings: there are
+        more than two models, or all cost the same."""
+        return len(self.file.names) > 2 or same_price(self.file.costs)
 
     @property
     def goal(self) -> str | None:

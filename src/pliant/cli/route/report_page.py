@@ -13,9 +13,9 @@ from pliant.reports.page import KeyFigure, Section, Top, Verdict
 from pliant.reports.palette import Role
 from pliant.reports.plots import Line, Roles
 from pliant.reports.tables import count
-from pliant.routing.fitting.evaluation import CostLine
+from pliant.routing.fitting.evaluation import CostLine, Evaluation
 from pliant.routing.metrics.curves import Curve
-from pliant.routing.units import amount, percent
+from pliant.routing.units import amount, percent, same_price
 from pliant.stats import Band
 
 MEASURE_IT = (
@@ -57,6 +57,8 @@ def top(data: ReportData) -> Top:
         return Top(verdict)
     evaluation, scorer = data.measured.evaluation, data.file.scorer
     routed, strong = evaluation.routed, brief(data.strong)
+    if evaluation.same_price:
+        return Top(verdict, _answers(data, evaluation))
     overhead = scorer.cost / evaluation.strong_cost if evaluation.strong_cost else 0.0
     time = "" if scorer.ms is None else f", {scorer.ms:.3g} ms"
     figures = (
@@ -66,6 +68,23 @@ def top(data: ReportData) -> Top:
         KeyFigure("overhead", percent(overhead), f"of {strong}'s cost for scoring{time}"),
     )
     return Top(verdict, figures)
+
+
+def _answers(data: ReportData, evaluation: Evaluation) -> tuple[KeyFigure, ...]:
+    """Where every model costs the same: what is right more often, instead of what is saved."""
+    routed, verdict = evaluation.routed, evaluation.verdict
+    over = None if verdict is None else verdict.over_strongest
+    first, *others = sorted(routed.shares.items(), key=lambda share: -share[1])
+    calls = ", ".join(f"{percent(share)} to {brief(name)}" for name, share in others)
+    figures = [
+        KeyFigure("quality", percent(routed.quality.value), "of the prompts answered right"),
+        KeyFigure("calls", percent(first[1]), f"to {brief(first[0])}; {calls}"),
+    ]
+    if over is not None:
+        points = f"{100 * over.low:+.1f} to {100 * over.high:+.1f}"
+        than = f"points over always asking {brief(data.strong)}, {points}"
+        figures.insert(1, KeyFigure("more right", f"{100 * over.value:+.1f}", than))
+    return tuple(figures)
 
 
 def _of(band: Band, strong: str) -> str:
@@ -104,14 +123,21 @@ def summary(data: ReportData) -> list[str]:
             f"The router was fitted on {evaluation.left_out:,} of the prompts; they were left out, "
             "and count nowhere here."
         )
+    if evaluation.incomplete:
+        sentences.append(
+            f"Not every model was asked {evaluation.incomplete:,} of the prompts; they count "
+            "nowhere here."
+        )
     if measured.outdated:
         return [*sentences, f"Measured on {measured.where}.", _OUTDATED]
     routed = evaluation.routed
     shares = [f"{percent(part)} to {name}" for name, part in routed.shares.items()]
+    cost = f"at {_share(routed.of_strong_cost)} of its cost"
+    if evaluation.same_price:
+        cost = "and every model costs the same"
     sentences.append(
         f"On {measured.where} calls go {' and '.join([', '.join(shares[:-1]), shares[-1]])}: "
-        f"{_share(routed.of_strong)} of the quality of {data.strong} alone, at "
-        f"{_share(routed.of_strong_cost)} of its cost."
+        f"{_share(routed.of_strong)} of the quality of {data.strong} alone, {cost}."
     )
     if data.file.scorer.cost:
         scoring = amount(data.file.scorer.cost, data.file.unit)
@@ -135,9 +161,15 @@ def label_sentences(data: ReportData) -> list[str]:
             f"At the measured saving the router has earned its labels after "
             f"{count(data.paid_back)} prompts."
         )
+    elif data.verdict is not None and data.verdict.same_price:
+        sentences.append(
+            "Every model costs the same, so nothing is saved: the labels are paid back in right "
+            "answers."
+        )
     elif data.verdict is not None:
         sentences.append("At this threshold nothing is saved, so the labels are never earned back.")
-    if data.totals is not None and data.label_cost is not None:
+    one_price = same_price(data.file.costs)
+    if data.totals is not None and data.label_cost is not None and not one_price:
         saved = data.totals.saved
         left, verb = saved - data.label_cost, "saved" if saved >= 0 else "lost"
         sentences.append(
@@ -152,11 +184,14 @@ def ledger_sentences(data: ReportData) -> list[str]:
     if totals is None:
         return ["There is no ledger, or nothing in it yet: the router has not been asked."]
     unit = data.file.unit
-    chose, saved = totals.decisions - totals.answered - totals.failed, abs(totals.saved)
+    against = f"as much as always asking {data.strong}"
+    if totals.saved:
+        less = "less" if totals.saved > 0 else "more"
+        against = f"{amount(abs(totals.saved), unit)} {less} than always asking {data.strong}"
+    chose = totals.decisions - totals.answered - totals.failed
     sentences = [
         f"{totals.decisions:,} decisions: {totals.answered:,} answered, {totals.failed:,} failed, "
-        f"{chose:,} only chose. They cost {amount(totals.cost, unit)}, {amount(saved, unit)} "
-        f"{'less' if totals.saved >= 0 else 'more'} than always asking {data.strong}.",
+        f"{chose:,} only chose. They cost {amount(totals.cost, unit)}, {against}.",
         f"Another model stood in {totals.fell_over:,} times; {totals.from_session:,} followed "
         f"their session; {totals.novel:,} prompts were unlike those that the router was fitted on.",
     ]
@@ -198,7 +233,27 @@ def _quality_against_cost(data: ReportData) -> Section:
     sentences = [sentence for sentence in summary(data) if sentence != at_the_top]
     sentences += [" ".join(notes)] if notes else []
     picture = (_curves(data, measured), f"{name}.")
+    if evaluation.same_price:
+        sentences = [each for each in sentences if each != " ".join(notes)]
+        picture = (_qualities(data, measured), "Quality, of the models that all cost the same.")
     return Section(name, sentences, [tables.points(data, measured)], [picture])
+
+
+def _qualities(data: ReportData, measured: Measured) -> str:
+    """At one price there is no curve: each model alone, the router, and perfect routing."""
+    evaluation = measured.evaluation
+    exact = {brief(name): quality for name, quality in evaluation.alone.items()}
+    verdict, routed = data.verdict, evaluation.routed.quality
+    if verdict is not None and verdict.over_groups is not None:
+        exact[tables.ASSIGNMENT] = routed.value - verdict.over_groups.value
+    drawn = {name: (quality, quality, quality) for name, quality in exact.items()}
+    if not measured.outdated:
+        drawn["the router"] = (routed.value, routed.low, routed.high)
+    if evaluation.perfect is not None:
+        best = max(evaluation.perfect.quality)
+        drawn["perfect routing"] = (best, best, best)
+    roles: Roles = {"the router": "ours", "perfect routing": "bound"}
+    return plots.intervals(drawn, roles, "share of right answers")
 
 
 def _curves(data: ReportData, measured: Measured) -> str:

@@ -10,10 +10,12 @@ from pliant.cli.route.report_data import Measured, ReportData
 from pliant.reports.tables import Table, count, size
 from pliant.routing.fitting.evaluation import Evaluation, Example, GroupResult
 from pliant.routing.live.decision import Costing
-from pliant.routing.units import amount, percent, saving
+from pliant.routing.units import amount, percent, same_price, saving
 from pliant.stats import Band, from_json
 
 RIGHT, WRONG = "✓", "✗"
+ASSIGNMENT = "best model of each group"
+"""The control that knows the group of every prompt."""
 GROUPS, EXAMPLES = 12, 3
 """Rows that come first on a page; the others are folded. There are two tables of examples."""
 _PROMPT, _MODEL = 72, 20  # letters of a prompt that are shown, and of a model's name in a heading
@@ -23,12 +25,15 @@ _NAMES = {
     "cpt50": "CPT(50)",
     "cpt80": "CPT(80)",
     "aiq": "AIQ",
+    "lift": "lift",
     "auc": "AUC",
 }
 
 
 def points(data: ReportData, measured: Measured) -> Table:
-    """The router at its threshold, between the first model alone and the strongest alone."""
+    """The router at its threshold, beside each model alone; of two at two prices, between them."""
+    if data.share_means_nothing:
+        return _beside_each(data, measured)
     evaluation, unit = measured.evaluation, data.file.unit
     report, routed, always = evaluation.report, evaluation.routed, evaluation.strong_cost
 
@@ -49,16 +54,45 @@ def points(data: ReportData, measured: Measured) -> Table:
     return Table(f"Quality and cost of a prompt{goal}", head, rows, right=frozenset(head[1:]))
 
 
+def _beside_each(data: ReportData, measured: Measured) -> Table:
+    """Models of one price, or more than two: each alone, the router, and the best assignment."""
+    evaluation, unit = measured.evaluation, data.file.unit
+    routed, verdict = evaluation.routed, data.verdict
+    rows = [
+        [
+            brief(name),
+            "-" if measured.outdated else percent(routed.shares[name]),
+            f"{quality:.3f}",
+            amount(evaluation.costs.get(name, math.nan), unit),
+        ]
+        for name, quality in evaluation.alone.items()
+    ]
+    if not measured.outdated:
+        cost = amount(routed.cost.value, unit)
+        rows.append(["the router", "", band(routed.quality), cost])
+        if verdict is not None and verdict.over_groups is not None:
+            quality = routed.quality.value - verdict.over_groups.value
+            rows.append([ASSIGNMENT, "", f"{quality:.3f}", cost])
+    head = ["", "router's calls", "quality", "cost"]
+    goal = "" if data.goal is None or measured.outdated else f", for {data.goal}"
+    return Table(f"Quality and cost of a prompt{goal}", head, rows, right=frozenset(head[1:]))
+
+
 def metrics(evaluation: Evaluation) -> Table:
     """Each metric with its interval and its meaning."""
     best, (weak, *_, strong) = evaluation.report.oracle_apgr, evaluation.report.models
+    most = evaluation.report.oracle_lift
     meanings = {
         "apgr": "share of the models' difference that is recovered, over all budgets; chance .5"
         + ("" if math.isnan(best) else f", at best {best:.3f}"),
         "within_group_apgr": "the same of the order inside groups; knowing the groups alone .5",
         "cpt50": f"share of calls to {strong} that recovers half of the difference",
         "cpt80": "the same for 80 % of it",
-        "aiq": "mean quality over the range of costs",
+        "aiq": "quality of the likeliest model for each prompt"
+        if evaluation.same_price
+        else "mean quality over the range of costs",
+        "lift": "the same, beyond the best mixture of single models; chance 0"
+        + ("" if math.isnan(most) else f", at best {most:.3f}"),
         "auc": f"does the score tell what {weak} gets wrong? chance .5",
     }
     rows = [
@@ -70,25 +104,28 @@ def metrics(evaluation: Evaluation) -> Table:
 
 
 def baselines(evaluation: Evaluation, narrow: bool = False) -> Table:
-    """Each scorer on the same prompts, and how much higher the router's APGR is."""
+    """Each scorer on the same prompts, and how much higher the router's APGR (or lift) is."""
     others = {kind: report.metrics for kind, report in evaluation.baselines.items()}
+    ranked_by = evaluation.report.ranked_by
     others.pop(evaluation.scorer, None)
 
     def rank(kind: str) -> float:
-        value = others[kind]["apgr"].value
+        value = others[kind][ranked_by].value
         return math.inf if math.isnan(value) else -value
 
     names = ("cpt80",) if narrow else ("within_group_apgr", "cpt50", "cpt80", "aiq")
+    names = names if ranked_by == "apgr" else ("aiq",)
     shown = [name for name in names if name in evaluation.metrics]
 
     def row(kind: str, values: Mapping[str, Band], ahead: str) -> list[str]:
-        return [kind, band(values["apgr"]), *(number(values[n].value) for n in shown), ahead]
+        return [kind, band(values[ranked_by]), *(number(values[n].value) for n in shown), ahead]
 
     rows = [row(evaluation.scorer, evaluation.metrics, "this router")]
     rows += [
         row(kind, others[kind], signed(evaluation.over[kind])) for kind in sorted(others, key=rank)
     ]
-    head = ["scorer", "APGR", *(_NAMES[name] for name in shown), "router's APGR above"]
+    ranking = _NAMES[ranked_by]
+    head = ["scorer", ranking, *(_NAMES[name] for name in shown), f"router's {ranking} above"]
     title = "The router beside its baselines, on the same prompts"
     return Table(title, head, rows, right=frozenset(head[1:]))
 
@@ -112,14 +149,16 @@ def groups(data: ReportData, measured: Measured) -> Table:
         [
             g.name,
             f"{g.n:,}",
-            *map(number, (g.weak, g.strong, g.routed)),
+            *map(number, (*(g.alone.values() or (g.weak, g.strong)), g.routed)),
             "-" if g.lost is None else signed(g.lost),
             percent(g.share),
         ]
         for g in by_damage(measured.evaluation)
     ]
-    weak, strong = brief(data.weak), brief(data.strong)
-    head = ["group", "prompts", weak, strong, "routed", f"below {strong}", f"to {strong}"]
+    strong = brief(data.strong)
+    alone = any(g.alone for g in measured.evaluation.groups)
+    models = [brief(name) for name in (data.file.names if alone else (data.weak, data.strong))]
+    head = ["group", "prompts", *models, "routed", f"below {strong}", f"to {strong}"]
     title = "Group by group, the most damaged first: share of right answers"
     return Table(title, head, rows, right=frozenset(head[1:]), shown=GROUPS)
 
@@ -133,8 +172,9 @@ def examples(data: ReportData, measured: Measured) -> list[Table]:
     sides = measured.evaluation.examples
     stays = [*sides["surely cheap"], *sides["just cheap"]]
     goes = [*sides["just expensive"], *sides["surely expensive"]]
-    stay = f"Stay with {data.weak}: the surest, and the nearest to the threshold"
-    go = f"Go to {data.strong}: the nearest to the threshold, and the surest"
+    verbs = ("To", "To") if data.share_means_nothing else ("Stay with", "Go to")
+    stay = f"{verbs[0]} {data.weak}: the surest, and the nearest to the threshold"
+    go = f"{verbs[1]} {data.strong}: the nearest to the threshold, and the surest"
     return [_examples(stay, stays, data), _examples(go, goes, data)]
 
 
@@ -194,6 +234,7 @@ def calls(data: ReportData) -> Table:
     """Each model's calls in the ledger."""
     assert data.totals is not None
     unit, models = data.file.unit, data.totals.models
+    saves = not same_price(data.file.costs)
     named = [name for name in data.file.names if name in models]
     rows = [
         [
@@ -201,12 +242,12 @@ def calls(data: ReportData) -> Table:
             f"{int(models[name]['calls']):,}",
             percent(models[name]["share"]),
             amount(models[name]["cost"], unit),
-            saving(models[name]["saved"], unit, data.strong).removeprefix("saved "),
+            *([saving(models[name]["saved"], unit, data.strong).removeprefix("saved ")] * saves),
             count(models[name]["prompt_tokens"] + models[name]["answer_tokens"]),
         ]
         for name in [*named, *sorted(set(models) - set(named))]
     ]
-    head = ["model", "calls", "share", "cost", "saved", "tokens"]
+    head = ["model", "calls", "share", "cost", *["saved"] * saves, "tokens"]
     return Table("Calls by model", head, rows, right=frozenset(head[1:]))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from pliant.errors import InvalidInput
 from pliant.routing import router_file, scorers
 from pliant.routing.decision_rule import Chosen
+from pliant.routing.fitting.assignment import assigned
 from pliant.routing.fitting.evaluation import (
     SIDES,
     CostLine,
@@ -31,7 +32,7 @@ from pliant.routing.fitting.verdict import Verdict
 from pliant.routing.goals.goal import Goal
 from pliant.routing.metrics import calibration as calibrations
 from pliant.routing.metrics.curves import LambdaCurve, lambda_curve, quality_cost_curve
-from pliant.routing.metrics.ranking import Report, difference, report
+from pliant.routing.metrics.ranking import Report, ahead, report
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import READS_A_MODEL, Predictions
@@ -86,10 +87,12 @@ def measure(
     routed = _routed(chosen, outcomes, np.array(file.scoring))
     return Evaluation(
         scorer=file.scorer.kind,
-        report=_with_scoring(file, report(gain, outcomes, score), predictions, outcomes),
-        baselines={kind: report(each.last_gain, outcomes) for kind, each in baselines.items()},
+        report=_with_scoring(file, predictions, outcomes, score),
+        baselines={
+            kind: report(each.gain, outcomes, prices=file.costs) for kind, each in baselines.items()
+        },
         over={
-            kind: difference("apgr", gain, each.last_gain, outcomes)
+            kind: ahead(predictions.gain, each.gain, outcomes, file.costs)
             for kind, each in baselines.items()
         },
         routed=routed,
@@ -103,7 +106,8 @@ def measure(
         paraphrases=_paraphrases(outcomes.questions or (), gain, chosen),
         groups=_groups(outcomes, chosen),
         costs=dict(zip(outcomes.models, outcomes.cost.mean(axis=0).tolist(), strict=True)),
-        verdict=_verdict(file, routed, chosen, outcomes),
+        qualities=dict(zip(outcomes.models, outcomes.right.mean(axis=0).tolist(), strict=True)),
+        verdict=_verdict(file, routed, chosen, outcomes, baselines.get("group")),
         **_lines(file, predictions, outcomes),
     )
 
@@ -158,9 +162,26 @@ def _routed(chosen: Chosen, outcomes: Outcomes, scoring: Floats) -> Routed:
     )
 
 
-def _verdict(file: RouterFile, routed: Routed, chosen: Chosen, outcomes: Outcomes) -> Verdict:
-    shares = outcomes.shares(chosen)
-    more = outcomes.routed(chosen)[0] - outcomes.right @ shares
+def _verdict(
+    file: RouterFile,
+    routed: Routed,
+    chosen: Chosen,
+    outcomes: Outcomes,
+    by_group: Predictions | None,
+) -> Verdict:
+    """Also beside the best assignment of groups to models, where there are groups to assign."""
+    shares, right = outcomes.shares(chosen), outcomes.routed(chosen)[0]
+
+    def over(control: Floats) -> Band:
+        return bootstrap_counts(
+            lambda c: (c @ (right - control)) / c.sum(axis=1),
+            len(right),
+            clusters=outcomes.questions,
+        )
+
+    over_groups = None
+    if by_group is not None and len(set(outcomes.groups or ())) > 1:
+        over_groups = over(assigned(by_group, outcomes, routed.cost.value, file.costs))
     costs, quality = outcomes.cost.mean(axis=0), outcomes.right.mean(axis=0)
     cheapest = int(np.lexsort((-quality, costs))[0])
     strongest = max(float(quality[-1]), 1e-12)
@@ -171,9 +192,10 @@ def _verdict(file: RouterFile, routed: Routed, chosen: Chosen, outcomes: Outcome
         strongest_cost=float(costs[-1]),
         unit=outcomes.unit,
         of_quality=routed.of_strong,
-        over_random=bootstrap_counts(
-            lambda c: (c @ more) / c.sum(axis=1), len(more), clusters=outcomes.questions
-        ),
+        over_random=over(outcomes.right @ shares),
+        over_strongest=over(outcomes.strong),
+        over_groups=over_groups,
+        same_price=outcomes.same_price,
         scoring=float(shares @ np.array(file.scoring)),
         scoring_ms=file.scorer.ms,
         shares=tuple(shares.tolist()),
@@ -186,10 +208,11 @@ def _verdict(file: RouterFile, routed: Routed, chosen: Chosen, outcomes: Outcome
 
 
 def _with_scoring(
-    file: RouterFile, measured: Report, predictions: Predictions, outcomes: Outcomes
+    file: RouterFile, predictions: Predictions, outcomes: Outcomes, score: Floats | None
 ) -> Report:
     """The report, with the curve of the router itself: every prompt is scored, and novel ones go
     to the default. So the router's own point lies on it."""
+    measured = report(predictions.gain, outcomes, score, file.costs)
     curve = measured.curve
     novel, ends = predictions.novel, (0, len(file.models) - 1)
     if novel is not None and novel.any() and file.novel_to in ends:
@@ -255,7 +278,9 @@ def _groups(outcomes: Outcomes, chosen: Chosen) -> tuple[GroupResult, ...]:
         less = (outcomes.strong - routed)[rows]
         lost = bootstrap_counts(lambda counts: (counts @ less) / counts.sum(-1), len(less))
         weak, large, ours, share = (float(of[rows].mean()) for of in columns)
-        return GroupResult(name, len(less), weak, large, ours, share, lost)
+        right = outcomes.right[rows].mean(axis=0).tolist()
+        alone = dict(zip(outcomes.models, right, strict=True))
+        return GroupResult(name, len(less), weak, large, ours, share, lost, alone)
 
     return tuple(group(name) for name in sorted(set(outcomes.groups)))
 

@@ -15,7 +15,7 @@ import numpy as np
 from pliant.errors import InvalidInput
 from pliant.routing.fitting.verdict import Verdict
 from pliant.routing.metrics.ranking import Report
-from pliant.routing.units import percent
+from pliant.routing.units import percent, same_price
 from pliant.stats import Band, as_json, from_json
 
 SIDES = ("surely cheap", "just cheap", "just expensive", "surely expensive")
@@ -102,6 +102,8 @@ class GroupResult:
     """Of calls to the strongest model."""
     lost: Band | None = None
     """The strongest model's share of right answers less the router's; None in older files."""
+    alone: dict[str, float] = field(default_factory=dict)
+    """The share of right answers of each model; empty in older files."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ class Evaluation:
     """Of more than two models: the router's own, as the price of cost goes up."""
     costs: dict[str, float] = field(default_factory=dict)
     """Of a prompt, by model, if that model answers every one; empty in older files."""
+    qualities: dict[str, float] = field(default_factory=dict)
+    """The share of right answers of each model alone; empty in older files."""
     verdict: Verdict | None = None
     """Whether the router pays; None in older files."""
 
@@ -153,6 +157,18 @@ class Evaluation:
     def strong_cost(self) -> float:
         """Of a prompt, if the strongest model answers every one, without scoring."""
         return self.costs.get(self.report.models[-1], float(self.report.curve.cost[-1]))
+
+    @property
+    def alone(self) -> dict[str, float]:
+        """The share of right answers of each model alone; in older files of the first and last."""
+        report = self.report
+        first, last = report.models[0], report.models[-1]
+        return self.qualities or {first: report.weak_quality, last: report.strong_quality}
+
+    @property
+    def same_price(self) -> bool:
+        """Whether an answer costs the same whichever model gives it."""
+        return same_price(self.costs.values() or (self.cheap_cost, self.strong_cost))
 
     @property
     def metrics(self) -> Mapping[str, Band]:
@@ -174,7 +190,7 @@ class Evaluation:
             names = [field.name for field in fields(cls)]
             nested = {
                 **{name: content[name] for name in names if name in content},
-                "report": {field.name: content[field.name] for field in fields(Report)},
+                "report": {f.name: content[f.name] for f in fields(Report) if f.name in content},
                 "histogram": content["histogram"] or None,
                 "examples": _examples(content["examples"]),
                 "novel": content["novel"] if "novel" in content else content["far"],
@@ -187,6 +203,17 @@ class Evaluation:
 
     def __str__(self) -> str:
         strong, routed = self.report.models[-1], self.routed
+        if self.same_price or len(self.report.models) > 2:
+            calls = ", ".join(f"{percent(part)} to {name}" for name, part in routed.shares.items())
+            price = (
+                "every model costs the same"
+                if self.same_price
+                else f"at {routed.of_strong_cost} of its cost"
+            )
+            return (
+                f"Calls go {calls}: quality {routed.quality}, {routed.of_strong} of {strong}'s; "
+                f"{price}."
+            )
         return (
             f"At the router's threshold {percent(routed.share)} of calls go to {strong}: quality "
             f"{routed.quality}, {routed.of_strong} of {strong}'s, at {routed.of_strong_cost} of "

@@ -30,6 +30,14 @@ class Verdict:
     """The router's quality as a share of the strongest model's."""
     over_random: Band
     """Its quality less that of a random choice with the same shares of calls: the control."""
+    over_strongest: Band | None = None
+    """Its quality less that of the strongest model alone; None in older files."""
+    over_groups: Band | None = None
+    """Its quality less that of the best fixed assignment of groups to models at the same cost,
+    which knows the group of each prompt; None where the labels have no groups."""
+    same_price: bool = False
+    """Whether an answer costs the same whichever model gives it: then nothing can be saved, and
+    more answers can be right."""
     scoring: float = 0.0
     """The mean cost of scoring a prompt, in `unit`; counted in `cost`."""
     scoring_ms: float | None = None
@@ -84,6 +92,8 @@ class Verdict:
             return "" if self.beats_random else "More labels, or another scorer."
         if self.beaten_by_cheapest:
             return f"Always ask {self.cheapest}, or give more labels."
+        if self.same_price:
+            return f"Always ask {self.strongest}, or give more labels."
         if self.shares and self.shares[-1] == 1:
             return f"Every prompt goes to {self.strongest}: more labels, or another goal."
         if self.reads_model and self.cost - self.scoring < self.strongest_cost:
@@ -113,10 +123,23 @@ class Verdict:
         )
 
     @property
+    def groups_note(self) -> str:
+        """The router beside the best fixed assignment of groups to models."""
+        over = self.over_groups
+        if over is None:
+            return ""
+        value, low, high = (100 * each for each in (over.value, over.low, over.high))
+        return (
+            f"Beside the best fixed assignment of groups to models at the same cost, which knows "
+            f"the group of every prompt, the router has {value:+.1f} points of quality "
+            f"[{low:+.1f}, {high:+.1f}]."
+        )
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the figures leave out, in sentences."""
         tokens = TOKENIZERS if self.unit == "tokens" else ""
-        return tuple(filter(None, (self.goal_note, self.scoring_note, tokens)))
+        return tuple(filter(None, (self.goal_note, self.groups_note, self.scoring_note, tokens)))
 
     def paid_back(self, label_cost: float | None) -> float | None:
         """Prompts after which the router has saved what its labels cost; None if never."""
@@ -159,6 +182,13 @@ class Verdict:
                     else " at a multiple of its cost"
                 )
         more = percent(self.of_quality.value - 1)
+        if self.same_price and self.over_strongest is not None:
+            points = 100 * self.over_strongest.value
+            than = f"prompts right than always asking {self.strongest}"
+            if self.pays:
+                return f"answers {points:.1f} points more {than},{times or ' at the same cost'}"
+            fewer = f"{-points:.1f} points fewer" if points < -0.05 else "no more"
+            return f"answers {fewer} {than}, which costs no more"
         if self.pays:
             return f"has {more} more quality than {self.strongest} alone{times}"
         if times:

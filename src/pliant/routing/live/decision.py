@@ -16,9 +16,11 @@ class Decision:
 
     model: str
     score: float | None
-    """The probability that the first model, the weakest, fails; None where it was not scored."""
+    """The probability that the first model, which is right least often, fails; None where it was
+    not scored."""
     gain: float | None
-    """P(the strongest model is right) - P(the first is), in [-1, 1]."""
+    """P(the strongest model is right) - P(the first is), in [-1, 1]; of more than two models
+    `probabilities` says more."""
     reason: str
     wanted: str
     """The preferred model, if it had been up and the prompt had fitted its context."""
@@ -26,6 +28,9 @@ class Decision:
     """Whether the prompt is unlike those that the router was fitted on."""
     from_session: bool = False
     """Whether this is the session's model."""
+    probabilities: dict[str, float] | None = None
+    """P(right) of each model, calibrated; None where it was not scored, or the scorer predicts
+    none."""
 
     @property
     def fell_over(self) -> bool:

@@ -18,7 +18,8 @@ from pliant.routing.metrics.calibration import from_json
 from pliant.routing.prompts import Prompt, text_of
 from pliant.routing.router_file import ModelEntry, RouterFile
 from pliant.routing.scorers import Predictions, Scorer
-from pliant.routing.units import ONE
+from pliant.routing.units import ONE, same_price
+from pliant.stats import Floats
 
 Predict = Callable[[], Predictions]
 
@@ -44,6 +45,7 @@ class Preference:
     gain: float | None = None
     novel: bool = False
     from_session: bool = False
+    probabilities: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ class Preferences:
 
     def __init__(self, file: RouterFile, scorer: Scorer) -> None:
         self._file, self._scorer, self._rule = file, scorer, file.rule
-        content = (file.calibration or {}).get(file.names[0])
-        self._calibration = None if content is None else from_json(content)
+        self._is_one_price = file.threshold.on == "worth" and same_price(file.costs)
+        fitted = file.calibration or {}
+        self._calibrations = {name: from_json(content) for name, content in fitted.items()}
 
     def of(
         self,
@@ -72,6 +75,12 @@ class Preferences:
         prompt, groups = call.prompt, None if call.group is None else [call.group]
         rule = self._rule
         if call.share is not None:
+            if self._is_one_price:
+                raise InvalidInput(
+                    f"share={call.share:g}: every model of this router costs the same, so fewer "
+                    f"calls to {self._file.names[-1]} save nothing: leave the share out, and the "
+                    "model that is likeliest to be right answers"
+                )
             rule = replace(rule, value=self._file.value_for(call.share))
         return self.without_scorer(prompt, session) or self._with_scorer(
             predict or (lambda: self._scorer.predict([prompt], groups)), session, rule
@@ -83,7 +92,8 @@ class Preferences:
             order, reason = self._substitutes(session.model), f"the session is with {session.model}"
             return Preference(order, reason, from_session=True)
         if not text_of(prompt).strip():
-            cheapest = min(self._file.models, key=lambda entry: entry.cost).name
+            # Of equally expensive models the one that is right most often.
+            cheapest = min(reversed(self._file.models), key=lambda entry: entry.cost).name
             order = self._substitutes(cheapest if session is None else session.model)
             return Preference(order, "the prompt is empty", from_session=session is not None)
         return None
@@ -111,7 +121,8 @@ class Preferences:
             order = self._substitutes(default)
             return Preference(order, f"not scored ({error}): {default}, the default")
         gain = float(predictions.gain[0, -1])
-        score = None if predictions.right is None else self._score(float(predictions.right[0, 0]))
+        likely = None if predictions.right is None else self._probabilities(predictions.right[0])
+        score = None if likely is None else 1 - likely[self._file.names[0]]
         novel = bool(predictions.novel is not None and predictions.novel[0])
         indices = rule.preference(predictions.gain[0], novel)
         order = tuple(self._file.names[j] for j in indices)
@@ -119,14 +130,18 @@ class Preferences:
             reason = f"unlike the prompts that the router was fitted on: {default}, the default"
         else:
             reason = self._reason(order[0], gain, rule.value)
-        return Preference(order, reason, score, gain, novel)
+        return Preference(order, reason, score, gain, novel, probabilities=likely)
 
-    def _score(self, right: float) -> float:
-        """1 - P(the first model is right), calibrated where a calibration was fitted."""
-        calibration = self._calibration
-        return 1 - (right if calibration is None else float(calibration.apply([right])[0]))
+    def _probabilities(self, right: Floats) -> dict[str, float]:
+        """P(right) of each model, calibrated where a calibration was fitted."""
+        likely = dict(zip(self._file.names, right.tolist(), strict=True))
+        for name, calibration in self._calibrations.items():
+            likely[name] = float(calibration.apply([likely[name]])[0])
+        return likely
 
     def _reason(self, chosen: str, gain: float, value: float) -> str:
+        if self._is_one_price:
+            return f"{chosen} is the likeliest to be right, and every model costs the same"
         if self._file.threshold.on == "worth":
             price = f"{value:g} per {ONE[self._file.unit]}"
             return f"{chosen} has the highest gain less {price} of its cost"

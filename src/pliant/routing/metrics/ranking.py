@@ -25,10 +25,14 @@ The definitions, for two models (of more, the first and the last):
   dividing by the sum of the gains, so that each counts by its size, and one without any gain, or
   where the weak model is better, counts like all others: no group's own gain is divided by.
 - AUC: does the score tell the prompts that the weak model fails on? It does not rank routers.
+
+Shares of calls to one model mean nothing with more than two models, and save nothing where all cost
+the same. There a report holds AIQ and lift alone, in the form of lift.py.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +42,7 @@ from numpy.typing import ArrayLike
 
 from pliant.errors import InvalidInput, did_you_mean
 from pliant.routing.metrics.curves import Curve, Ranking, blocks, hull_area, quality_cost_curve
+from pliant.routing.metrics.lift import area_difference, areas
 from pliant.routing.outcomes import Outcomes
 from pliant.stats import Band, Floats, as_json, bootstrap_counts
 from pliant.stats import auc as stats_auc
@@ -109,31 +114,77 @@ class Report:
     strong_quality: float
     oracle_apgr: float
     metrics: Mapping[str, Band]
-    """By name, as in METRICS; within groups only where there are any."""
+    """By name, as in METRICS, and lift; within groups only where there are any."""
     curve: Curve
+    oracle_lift: float = math.nan
+    """That of perfect routing; undefined in older files."""
+
+    @property
+    def ranked_by(self) -> str:
+        """The metric that scorers are compared by."""
+        return "apgr" if "apgr" in self.metrics else "lift"
 
     def as_dict(self) -> dict[str, Any]:
         return dict(as_json(self))
 
 
 def report(
-    gain: ArrayLike, outcomes: Outcomes, score: ArrayLike | None = None, **how: Any
+    gain: ArrayLike,
+    outcomes: Outcomes,
+    score: ArrayLike | None = None,
+    prices: ArrayLike | None = None,
+    **how: Any,
 ) -> Report:
     """All metrics with their bands; AUC is that of the `score`, if there is one beside the gain.
 
-    `how` is bootstrap's: resamples, seed, level, clusters.
+    `gain` is (n,) of the last of two models, or (n, m) over the first; `prices` (m,) are those that
+    the router decides by. `how` is bootstrap's: resamples, seed, level, clusters.
     """
+    by_model = _by_model(gain)
+    last, shares = by_model[:, -1], ranks_by_share(outcomes)
     names = [name for name in METRICS if outcomes.groups or name != "within_group_apgr"]
-    ranked = {name: gain for name in names} | ({} if score is None else {"auc": score})
+    names = names if shares else ["auc"]
+    ranked = {name: last for name in names} | ({} if score is None else {"auc": score})
+    perfect = areas(outcomes.right - outcomes.right[:, :1], outcomes, prices, resamples=1)
+    metrics = {
+        name: band(name, ranked[name], outcomes, **_FEWER.get(name, {}) | how) for name in names
+    }
+    by_budget = areas(by_model, outcomes, prices, **how)
     return Report(
         len(outcomes),
         outcomes.models,
         float(outcomes.weak.mean()),
         float(outcomes.strong.mean()),
-        oracle_apgr(outcomes),
-        {name: band(name, ranked[name], outcomes, **_FEWER.get(name, {}) | how) for name in names},
-        quality_cost_curve(gain, outcomes, **how),
+        oracle_apgr(outcomes) if shares else math.nan,
+        metrics | {name: value for name, value in by_budget.items() if name not in metrics},
+        quality_cost_curve(last, outcomes, **how),
+        perfect["lift"].value,
     )
+
+
+def ahead(
+    gain_a: ArrayLike,
+    gain_b: ArrayLike,
+    outcomes: Outcomes,
+    prices: ArrayLike | None = None,
+    **how: Any,
+) -> Band:
+    """How much scorer a is ahead of b, paired, in what a report ranks by: APGR, or else lift."""
+    a, b = _by_model(gain_a), _by_model(gain_b)
+    if ranks_by_share(outcomes):
+        return difference("apgr", a[:, -1], b[:, -1], outcomes, **how)
+    return area_difference(a, b, outcomes, prices, **how)
+
+
+def ranks_by_share(outcomes: Outcomes) -> bool:
+    """Whether the share of calls to the last model measures a router: of two models, at two
+    prices."""
+    return len(outcomes.models) == 2 and not outcomes.same_price
+
+
+def _by_model(gain: ArrayLike) -> Floats:
+    values = np.asarray(gain, dtype=np.float64)
+    return values if values.ndim == 2 else np.stack([np.zeros_like(values), values], axis=1)
 
 
 # --- computing -----------------------------------------------------------------------------------
