@@ -160,7 +160,7 @@ def test_what_scoring_costs_is_counted_once(router: Path, fitted: Path) -> None:
     evaluation = evaluate(router, Outcomes.read(fitted / "test.jsonl"))
     found = ReportData(router, dear, Measured(evaluation, "test.jsonl"), (), None)
     routed = evaluation.routed.cost.value  # scoring is in it
-    assert "costs 0.5 calls, which is counted in that" in report_page.summary(found)[-2]
+    assert "costs 0.5 calls, which is counted in that" in report_page.summary(found)[-3]
     assert found.paid_back == pytest.approx(3600 / (5 - routed))
 
 
