@@ -33,15 +33,20 @@ def answer_batches(
     """Questions with their answers, which alone have labels."""
     asked = nano.questions(split, count * rows, seed)
     for start in range(0, len(asked), rows):
-        texts = [_tokens(tokenizer, q) for q in asked[start : start + rows]]
-        longest = max(len(ids) for ids, _ in texts)
-        padded = [(ids + [0] * (longest - len(ids)), prompt, len(ids)) for ids, prompt in texts]
-        ids = torch.tensor([row for row, _, _ in padded])
-        at = torch.arange(longest)
-        mask = at < torch.tensor([[length] for _, _, length in padded])
-        answer = mask & (at >= torch.tensor([[prompt] for _, prompt, _ in padded]))
-        labels = ids.masked_fill(~answer, -100)
-        yield {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+        yield padded(tokenizer, asked[start : start + rows])
+
+
+def padded(tokenizer: Any, asked: list[nano.Question]) -> Batch:
+    """One batch of these questions."""
+    texts = [_tokens(tokenizer, question) for question in asked]
+    longest = max(len(ids) for ids, _ in texts)
+    rows = [(ids + [0] * (longest - len(ids)), prompt, len(ids)) for ids, prompt in texts]
+    ids = torch.tensor([row for row, _, _ in rows])
+    at = torch.arange(longest)
+    mask = at < torch.tensor([[length] for _, _, length in rows])
+    answer = mask & (at >= torch.tensor([[prompt] for _, prompt, _ in rows]))
+    labels = ids.masked_fill(~answer, -100)
+    return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
 
 
 def _tokens(tokenizer: Any, question: Any) -> tuple[list[int], int]:

@@ -66,6 +66,7 @@ def label(
     tries: int = 6,
     device: str | None = None,
     dtype: str = "auto",
+    partial: bool = False,
     progress: Progress | None = None,
 ) -> LabelReport:
     """Run models over prompts: which are right, and at what cost? A router needs 200 labels.
@@ -74,7 +75,8 @@ def label(
     questions.labels.jsonl. Models are written as on the command line (nano-s, a folder, a hub name,
     openai:MODEL@URL, NAME=...). `prices` are dollars for a million tokens in and out, by model;
     `api_key_env` names the variable that holds the key, for all models or by model. A `verifier` is
-    a name, `grade.py:function` or a function. After an interruption the same call goes on from
+    a name, `grade.py:function` or a function. `partial` also writes prompts that some models failed
+    on, with the grades of the others. After an interruption the same call goes on from
     there.
     """
     from pliant.routing.backends import PromptFormat, Settings
@@ -94,6 +96,7 @@ def label(
         grader = _grader(verifier, options, judging, max_new_tokens, concurrency)
         rows = _rows(prompts, columns, grader, limit)
         how: dict[str, Any] = {"settings": settings, "unit": cost, "columns": columns}
+        how["partial"] = partial
         return label_rows(rows, opened, grader, place, progress=progress, **how)
 
 

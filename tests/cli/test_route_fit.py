@@ -180,6 +180,32 @@ def test_why_a_scorer_was_selected_is_said_of_those_that_can_be(folder):
     assert "right no more often than model-" in done.stdout and "nan" not in done.stdout
 
 
+def test_at_one_price_right_answers_are_counted_and_not_savings(folder):
+    specialists(400, 3).write(folder / "one-price.jsonl")
+    words = ["--scorer", "tfidf", "--scorer", "group", "--backend", "model-0=nano-s"]
+    words += ["--backend", "model-1=nano-l"]
+    done = route("fit", "--labels", "one-price.jsonl", "--out", "one-price", *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.splitlines()[0]
+    assert first.startswith("Answers ") and "more prompts right than always asking model-" in first
+    assert "at the same cost" in first and "save" not in done.stdout.lower()
+    assert "% of calls to model-0" in done.stdout and "% of calls to model-1" in done.stdout
+    assert "lift 0." in done.stdout and "earned back" not in done.stdout
+    assert "which knows the group of every prompt" in done.stdout
+
+
+def test_prompts_that_not_every_model_was_asked_are_left_out_of_an_evaluation(folder, done):
+    table = outcomes(300, 2)
+    right = table.right.copy()
+    right[:100, 1] = np.nan
+    replace(table, right=right).write(folder / "partial.jsonl")
+    words = ["--router", "router", "--labels", "partial.jsonl"]
+    shown = route("evaluate", *words, cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    assert "WARNING: not every model was asked 100 of these prompts" in shown.stdout
+    assert "200 prompts. model-0 alone" in shown.stdout and "nan" not in shown.stdout
+
+
 def test_models_with_nothing_between_them_are_said(folder):
     labels = replace(outcomes(300, 1), right=np.ones((300, 2)))
     labels.write(folder / "equal.jsonl")

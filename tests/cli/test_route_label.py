@@ -207,6 +207,23 @@ def test_what_failed_is_reported_and_asked_again_by_the_next_run(
     assert [row["right"]["far"] for row in read_rows(out)] == [0, 1, 1, 1, 1, 1]
 
 
+def test_partial_labels_hold_the_grades_of_the_models_that_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, out = questions(tmp_path, 6), tmp_path / "labels.jsonl"
+    options = [*BOTH[:2], *FAST]
+    with chat_server([None, 500, *[None] * 4, 500]) as server:
+        assert label(prompts, out, *far(server, *options)) == 0
+        assert len(read_rows(out)) == 5
+        assert label(prompts, out, *far(server, *options, "--partial")) == 0
+        assert len(server.bodies) == 7
+    assert "1 labels lack the grade of a model that failed" in capsys.readouterr().err
+    rows, outcomes = read_rows(out), Outcomes.read(out)
+    assert list(rows[1]["right"]) == list(rows[1]["cost"]) == ["nano-s"]
+    assert outcomes.complete.tolist() == [True, False, True, True, True, True]
+    assert label_cost(out)["far"].calls == 5 and label_cost(out)["nano-s"].calls == 6
+
+
 def test_when_all_failed_the_exit_code_is_two(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from tests.routing.labels import specialists
 from tests.routing.minimal_scorer import content
 
 from pliant.cli import app
@@ -227,6 +228,24 @@ def test_with_three_models_the_line_uses_all_of_them(tmp_path: Path) -> None:
     labels.write(tmp_path / "labels.jsonl")
     assert report(folder, tmp_path / "x.html", "--labels", str(tmp_path / "labels.jsonl")) == 0
     assert "use all models" in (tmp_path / "x.html").read_text()
+
+
+def test_at_one_price_the_page_counts_right_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = specialists(600, 0)
+    folder, page = tmp_path / "router", tmp_path / "x.html"
+    fit(labels.select(range(400)), folder, scorers=["tfidf", "group"], force=True)
+    labels.select(range(400, 600)).write(tmp_path / "labels.jsonl")
+    assert report(folder, page, "--labels", str(tmp_path / "labels.jsonl")) == 0
+    text, printed = page.read_text(), capsys.readouterr().out
+    for shown in (text, printed):
+        assert "points more prompts right than always asking model-" in shown
+        assert "best model of each group" in shown and "every model costs the same" in shown
+        assert "paid back in right answers" in shown
+    for wrong in ("escalated", "never earned back", "as the price of cost goes up", "Stay with"):
+        assert wrong not in text, wrong
+    assert "more right" in text and "perfect routing" in text
 
 
 def test_an_evaluation_from_json_gives_the_same_page(

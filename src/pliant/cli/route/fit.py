@@ -326,6 +326,8 @@ def _sentences(evaluation: Evaluation) -> list[str]:
     if math.isfinite(report.oracle_apgr):
         best = f", the best possible APGR {report.oracle_apgr:.3f}"
     alone = ", ".join(f"{name} alone {right:.3f}" for name, right in evaluation.alone.items())
+    if evaluation.no_difference:
+        sentences.append(f"WARNING: {evaluation.no_difference}")
     if evaluation.incomplete:
         sentences.append(
             f"WARNING: not every model was asked {evaluation.incomplete:,} of these prompts; they "

@@ -69,6 +69,8 @@ class LabelOptions(AnswerColumns):
     """Where local models run: cpu, cuda, ..."""
     dtype: str = "auto"
     """Of local models: float32, bfloat16, float16, or auto, the checkpoint's."""
+    partial: bool = False
+    """Also write prompts that some models failed on, with the grades of the others."""
     json: bool = False
     """Print one JSON document."""
 
@@ -95,7 +97,7 @@ def label(options: LabelOptions) -> None:
 _SAME = (
     *("verifier", "judge", "limit", "samples", "temperature"),
     *("max_new_tokens", "seed", "cost", "batch_size", "concurrency", "timeout", "tries"),
-    *("device", "dtype"),
+    *("device", "dtype", "partial"),
 )
 """Options that `pliant.route.label` takes as they are."""
 
@@ -203,6 +205,9 @@ def _draw(done: LabelReport) -> None:
         for kind, times in run.failures.items():
             line = f"{run.name}: {times:,} x {kind}; the first: {run.messages[kind]}"
             errors.print(" ".join(line.split()), markup=False, soft_wrap=True)
+    if done.incomplete:
+        line = f"{done.incomplete:,} labels lack the grade of a model that failed (--partial)"
+        errors.print(line, markup=False, soft_wrap=True)
     if done.missing and done.rows:
         line = f"{done.missing:,} prompts are without labels; run the same again to try them again"
         errors.print(line, markup=False, soft_wrap=True)

@@ -123,6 +123,8 @@ def summary(data: ReportData) -> list[str]:
             f"The router was fitted on {evaluation.left_out:,} of the prompts; they were left out, "
             "and count nowhere here."
         )
+    if evaluation.no_difference:
+        sentences.append(evaluation.no_difference)
     if evaluation.incomplete:
         sentences.append(
             f"Not every model was asked {evaluation.incomplete:,} of the prompts; they count "

@@ -91,7 +91,7 @@ def metrics(evaluation: Evaluation) -> Table:
         "aiq": "quality of the likeliest model for each prompt"
         if evaluation.same_price
         else "mean quality over the range of costs",
-        "lift": "the same, beyond the best mixture of single models; chance 0"
+        "lift": "mean quality beyond the best mixture of single models at the same cost; chance 0"
         + ("" if math.isnan(most) else f", at best {most:.3f}"),
         "auc": f"does the score tell what {weak} gets wrong? chance .5",
     }

@@ -171,6 +171,19 @@ class Evaluation:
         return same_price(self.costs.values() or (self.cheap_cost, self.strong_cost))
 
     @property
+    def no_difference(self) -> str:
+        """Why nothing can be measured, where every model is right on all prompts or on none."""
+        alone = self.alone.values()
+        if max(alone) == 0:
+            return (
+                "No model is right on any of these prompts, so nothing can be measured: check how "
+                "the answers were graded."
+            )
+        if min(alone) == 1:
+            return "Every model is right on all of these prompts, so nothing can be measured."
+        return ""
+
+    @property
     def metrics(self) -> Mapping[str, Band]:
         return self.report.metrics
 
@@ -205,15 +218,11 @@ class Evaluation:
         strong, routed = self.report.models[-1], self.routed
         if self.same_price or len(self.report.models) > 2:
             calls = ", ".join(f"{percent(part)} to {name}" for name, part in routed.shares.items())
-            price = (
-                "every model costs the same"
-                if self.same_price
-                else f"at {routed.of_strong_cost} of its cost"
-            )
-            return (
-                f"Calls go {calls}: quality {routed.quality}, {routed.of_strong} of {strong}'s; "
-                f"{price}."
-            )
+            price = f", at {routed.of_strong_cost} of its cost"
+            if self.same_price:
+                price = "; every model costs the same"
+            quality = f"quality {routed.quality}, {routed.of_strong} of {strong}'s{price}"
+            return f"Calls go {calls}: {quality}."
         return (
             f"At the router's threshold {percent(routed.share)} of calls go to {strong}: quality "
             f"{routed.quality}, {routed.of_strong} of {strong}'s, at {routed.of_strong_cost} of "

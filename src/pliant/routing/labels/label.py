@@ -5,7 +5,7 @@
 Every answer is written at once into a journal beside the labels (`labels.answers.jsonl`). So a
 killed job resumes from there, the next run asks failed prompts again, and another verifier or model
 costs only what is new. The labels are written at the end, all at once: the prompts that every model
-answered, in the order of the prompts.
+answered (with `partial`, that any model did), in the order of the prompts.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class LabelReport:
     """Prompts with labels."""
     missing: int
     """Prompts without, because a model or the verifier failed on them."""
+    incomplete: int
+    """Rows that lack a grade of some model; 0 unless they were asked for."""
     unit: str
     models: tuple[ModelReport, ...]
     judging: Used | None = None
@@ -89,6 +91,7 @@ class LabelReport:
             "answers": str(self.journal),
             "rows": self.rows,
             "missing": self.missing,
+            "incomplete": self.incomplete,
             "unit": self.unit,
             "cost": self.cost,
             "models": [model.as_dict() for model in self.models],
@@ -105,11 +108,13 @@ def label(
     settings: Settings,
     unit: str | None = None,
     columns: Columns = COLUMNS,
+    partial: bool = False,
     progress: Progress | None = None,
 ) -> LabelReport:
     """Ask every model the prompts that it has not answered yet, grade, and write the labels.
 
-    `prompts` are rows; the labels keep their other columns.
+    `prompts` are rows; the labels keep their other columns. With `partial` a prompt that a model
+    failed on has a row with the grades of the others.
     """
     unit = unit or usual_unit(models)
     _check_unit(unit, models)
@@ -122,15 +127,17 @@ def label(
         distinct = _distinct(prompts, columns, reports)
         for model in models:
             _ask(model, distinct, settings, journal, reports[model.name], shown)
-        table = LabelTable(prompts, columns, journal, models, unit)
+        table = LabelTable(prompts, columns, journal, models, unit, partial)
         judging = grader.prepare(table.to_grade(), journal, shown)
         rows = list(table.rows(grader, reports))
     if rows:
         write_rows(out, rows, private=True)
     for name, report in reports.items():
-        report.right = sum(row["right"][name] for row in rows) / max(1, len(rows))
+        grades = [row["right"][name] for row in rows if name in row["right"]]
+        report.right = sum(grades) / max(1, len(grades))
     missing, models_done = len(prompts) - len(rows), tuple(reports.values())
-    return LabelReport(out, journal.path, len(rows), missing, unit, models_done, judging)
+    lacking = sum(len(row["right"]) < len(models) for row in rows)
+    return LabelReport(out, journal.path, len(rows), missing, lacking, unit, models_done, judging)
 
 
 def label_cost(path: str | Path, prompt: str = "prompt") -> dict[str, Used]:

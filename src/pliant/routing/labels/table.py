@@ -113,10 +113,13 @@ class LabelTable:
         journal: Journal,
         models: Sequence[Model],
         unit: str,
+        partial: bool = False,
     ) -> None:
         self._columns, self._models, self._unit = columns, models, unit
+        self._needed = 1 if partial else len(models)
+        """How many models must have answered a prompt, and been graded on it."""
         self._answered: list[tuple[str, Row, dict[str, Row]]] = []
-        """For each prompt that all models answered: digest, row, and the answers by model."""
+        """For each prompt that enough models answered: digest, row, and the answers by model."""
         stored = {row["key"]: row for row in journal.rows()}
         for row in stored.values():
             _check_answers(row, journal)
@@ -126,8 +129,8 @@ class LabelTable:
             except InvalidInput:  # not a prompt: its failure is counted already
                 continue
             keys = {model.name: answer_key(model, key) for model in models}
-            if all(name in stored for name in keys.values()):
-                answered = {model: stored[name] for model, name in keys.items()}
+            answered = {model: stored[name] for model, name in keys.items() if name in stored}
+            if len(answered) >= self._needed:
                 self._answered.append((key, row, answered))
 
     def to_grade(self) -> Iterator[ToGrade]:
@@ -136,7 +139,7 @@ class LabelTable:
             yield from self._answers_to_grade(row, answered)
 
     def rows(self, grader: Grader, reports: Mapping[str, ModelReport]) -> Iterator[Row]:
-        """A row for each prompt that every model answered and the verifier graded."""
+        """A row for each prompt that enough models answered and the verifier graded."""
         seen: set[str] = set()
         for key, row, answered in self._answered:
             if key not in seen:
@@ -150,7 +153,7 @@ class LabelTable:
                     reports[name].add_failure(grade, "not graded")
                 else:
                     right[name] = grade
-            if len(right) == len(answered):
+            if len(right) >= self._needed:
                 used = grader.used(self._answers_to_grade(row, answered))
                 judging = {} if used is None else {"judging": used.as_dict()}
                 yield self._row(row, answered, right) | {"verifier": grader.name} | judging
@@ -163,12 +166,13 @@ class LabelTable:
 
     def _count(self, answered: Mapping[str, Row], reports: Mapping[str, ModelReport]) -> None:
         for model in self._models:
-            reports[model.name].used += used_by(model, answered[model.name])
-            reports[model.name].truncated += answered[model.name]["cut"]
+            if model.name in answered:
+                reports[model.name].used += used_by(model, answered[model.name])
+                reports[model.name].truncated += answered[model.name]["cut"]
 
     def _row(self, row: Row, answered: Mapping[str, Row], right: dict[str, float]) -> Row:
         prompt = row[self._columns.prompt]
-        used = {model.name: used_by(model, answered[model.name]) for model in self._models}
+        used = {m.name: used_by(m, answered[m.name]) for m in self._models if m.name in answered}
         texts = {name: answers["answers"] for name, answers in answered.items()}
         rest = {name: value for name, value in row.items() if name != self._columns.prompt}
         return {
@@ -176,7 +180,7 @@ class LabelTable:
             **rest,
             **({} if isinstance(prompt, str) else {"messages": messages(prompt)}),
             "right": right,
-            "cost": {name: u.of(self._unit) / len(texts[name]) for name, u in used.items()},
+            "cost": {name: used[name].of(self._unit) / len(texts[name]) for name in right},
             "unit": self._unit,
             "answers": {name: t[0] if len(t) == 1 else t for name, t in texts.items()},
             "used": {name: u.as_dict() for name, u in used.items()},
