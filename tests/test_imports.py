@@ -78,10 +78,11 @@ LAYERS = {
     "loading": [{"fetch"}, {"models"}, {"lora"}, {"names"}, {"catalogue"}],
     "prefill": [{"prefilled"}, {"forward"}, {"batch"}],
     "routing": [
+        {"learning"},
         {"fitting", "router"},
         {"live"},
         {"router_file"},
-        {"goals", "judge", "labels", "metrics", "scorers"},
+        {"goals", "judge", "labels", "live_settings", "metrics", "scorers"},
         {"backends", "decision_rule"},
         {"outcomes"},
         {"outcomes_reading"},

@@ -13,7 +13,8 @@ from tests.routing.minimal_scorer import content
 
 from pliant.errors import CorruptFile, InvalidInput, PliantError
 from pliant.routing.backends import Settings
-from pliant.routing.router_file import SettingsBand, make, read
+from pliant.routing.live_settings import SettingsBand
+from pliant.routing.router_file import make, read
 
 FULL = content(
     calibration={"nano-s": {"kind": "temperature", "temperature": 2.0}},

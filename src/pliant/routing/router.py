@@ -11,20 +11,21 @@ processes one ledger.
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pliant.errors import InvalidInput, PliantError, did_you_mean
 from pliant.routing import router_file
-from pliant.routing.backends import Answers, Backend, BackendError, Settings
+from pliant.routing.backends import Answers, Backend, Settings
 from pliant.routing.backends.local import backend_with
+from pliant.routing.live.asking import Asking
 from pliant.routing.live.decision import Costing, Decision, Reply
+from pliant.routing.live.exploring import Explorer, Verify
 from pliant.routing.live.ledger import Ledger, Totals
 from pliant.routing.live.preference import (
     Breakers,
@@ -65,6 +66,7 @@ class Router:
         device: str | None = None,
         cooldown: float = COOLDOWN,
         clock: Callable[[], float] = time.monotonic,
+        grader: Verify | None = None,
     ) -> None:
         if scorer.kind != file.scorer.kind:
             raise InvalidInput(
@@ -72,22 +74,14 @@ class Router:
             )
         self.file, self.scorer = file, scorer
         self.ledger = ledger or Ledger(None, prompts=file.ledger.prompts)
-        self._backends = {
-            entry.name: (backends or {}).get(entry.name) or entry.open(device)
-            for entry in file.models
-        }
-        # For prompts that fit one model only. Opening a backend sends nothing.
-        self._patient = {
-            entry.name: entry.open(patient=True)
-            for entry in file.models
-            if entry.name not in (backends or {}) and entry.is_remote
-        }
         self._preferences = Preferences(file, scorer)
         self._sessions = Sessions(file.sticky.limit, file.sticky.ttl, clock)
         self._breakers = Breakers(cooldown, clock)
+        self._asking = Asking(file, backends or {}, self._breakers, device)
         self._session_locks = [threading.Lock() for _ in range(_LOCKS)]
-        self._context_fit = ContextFit(file.models, self._backends)
+        self._context_fit = ContextFit(file.models, self._asking.backends)
         self._costing = Costing(file)
+        self._explorer = Explorer(file, self._asking, self._costing, self.ledger, grader)
 
     @classmethod
     def load(
@@ -100,8 +94,9 @@ class Router:
     ) -> Router:
         """A saved router. `ledger` is a path, or None for one in memory.
 
-        Options: device for models that run here, cooldown in seconds, and, for those who bring
-        their own, scorer, backends by model and clock.
+        Options: device for models that run here, cooldown in seconds, `grader`, a verifier or
+        function that grades the answers to explored prompts, and, for those who bring their own,
+        scorer, backends by model and clock.
         """
         folder = Path(folder).expanduser()
         if scorer is None:
@@ -148,18 +143,24 @@ class Router:
         *,
         group: str | None = None,
         share: float | None = None,
+        verify: Verify | None = None,
+        reference: Any = None,
         **settings: Any,
     ) -> Reply:
         """Choose a model and ask it; if it fails, the next one. `share` as in `choose`.
 
         `settings` are max_new_tokens, temperature, samples and seed. Those left out come from the
         router's settings by score, then from the defaults of `Settings`.
+        `verify` grades the answer for the ledger: a verifier, or a function of the answer (and its
+        reference, and the prompt), from 0 to 1.
         """
         _refuse_unknown(settings)
-        plan, row, answers = self._begin(Call(prompt, session, group, share), settings)
+        call = Call(prompt, session, group, share)
+        plan, row, answers = self._begin(call, settings)
         try:
+            how = self._asking.settings(plan.score, settings)
             if answers is None:
-                reply, home = self._answered(prompt, plan, settings)
+                reply, home = self._answered(prompt, plan, how)
             else:
                 home = plan.home
                 reply = self._costing.reply(plan.decision, answers, samples=1, continued=True)
@@ -169,7 +170,25 @@ class Router:
         if session is not None:
             self._remember(session, home, plan.score)
         self.ledger.answered(row, reply)
-        return reply
+        reply = replace(reply, row=row)
+        texts = {reply.model: reply.text}
+        explored = self._explorer.is_due(plan.decision, prompt)
+        if explored:
+            others = [name for name in plan.fitting if name != reply.model]
+            texts |= self._explorer.explore(row, call, reply, others, how)
+        if explored or verify is not None:
+            self._explorer.grade(row, prompt, texts, verify, reference)
+        return replace(reply, explored=tuple(name for name in texts if name != reply.model))
+
+    def grade(self, answer: Reply | int, right: float | bool, model: str | None = None) -> None:
+        """Record how right an answer was, from 0 to 1: that of a reply, or of a row of the ledger.
+
+        For a prompt that was explored, `model` names another model whose answer it was.
+        """
+        row = answer.row if isinstance(answer, Reply) else answer
+        if row is None:
+            raise InvalidInput("the reply is in no ledger: grade the reply that `ask` returned")
+        self.ledger.grades.grade(row, right, model)
 
     def report(self) -> dict[str, Any]:
         """The ledger's totals, the cost of the labels, and what is saved after that."""
@@ -184,8 +203,7 @@ class Router:
         }
 
     def close(self) -> None:
-        for backend in (*self._backends.values(), *self._patient.values()):
-            backend.close()
+        self._asking.close()
         self.ledger.close()
 
     def __enter__(self) -> Router:
@@ -278,7 +296,7 @@ class Router:
         prefilling: Prefilling | None = offer(prompt)
         if prefilling is None:
             return None
-        shared = backend_with(prefilling.reader.base, self._backends)
+        shared = backend_with(prefilling.reader.base, self._asking.backends)
         if shared is None:
             return None
         model, backend = shared
@@ -286,7 +304,7 @@ class Router:
         def decide(scores: Scores) -> Settings | None:
             predictions = prefilling.predictions(scores)
             plan = begin(lambda: predictions)
-            settings = self._settings(plan.score, options)
+            settings = self._asking.settings(plan.score, options)
             goes_on = plan.decision.model == model and settings.temperature == 0
             return settings if goes_on and self._breakers.enter(model) else None
 
@@ -301,64 +319,17 @@ class Router:
             self._breakers.succeeded(model)
         return answers
 
-    def _answered(
-        self, prompt: Prompt, plan: _Plan, options: Mapping[str, Any]
-    ) -> tuple[Reply, str]:
+    def _answered(self, prompt: Prompt, plan: _Plan, settings: Settings) -> tuple[Reply, str]:
         """The reply of the first model that answers, and the session's model from now on."""
-        settings = self._settings(plan.score, options)
-        start = plan.decision.model
+        decision, start = plan.decision, plan.decision.model
         order = [start, *(name for name in plan.fitting if name != start)]
-        failures: list[str] = []
-        home: str | None = plan.home
-        # Models that are down come last: they may answer if no other model does.
-        for last_resort in (False, True):
-            for name in list(order):
-                if not last_resort and not self._breakers.enter(name):
-                    continue
-                order.remove(name)
-                try:
-                    answers = self._ask(name, prompt, settings, alone=len(plan.fitting) == 1)
-                except PliantError as error:
-                    failures.append(str(error))
-                    if name == home and getattr(error, "prompts_fault", False):
-                        home = None  # the model is well, and would refuse what follows as well
-                    continue
-                decision = self._after(plan.decision, name, failures)
-                return self._costing.reply(decision, answers, settings.samples), home or name
-        raise BackendError(f"no model answered: {'; '.join(failures)}", "unreachable")
-
-    def _ask(self, name: str, prompt: Prompt, settings: Settings, alone: bool) -> Answers:
-        backend = (self._patient if alone else self._backends).get(name, self._backends[name])
-        try:
-            ((_, answers),) = backend.ask([prompt], settings)
-            if not isinstance(answers, Answers):
-                raise answers
-        except BackendError as error:
-            if error.prompts_fault:  # the model is well
-                self._breakers.succeeded(name)
-            else:
-                self._breakers.failed(name)
-            raise
-        except PliantError:  # it cannot even be loaded
-            self._breakers.failed(name)
-            raise
-        self._breakers.succeeded(name)
-        return answers
-
-    def _settings(self, score: float | None, options: Mapping[str, Any]) -> Settings:
-        settings = Settings(seed=secrets.randbelow(2**31))
-        band = next((b for b in self.file.settings if score is not None and score <= b.up_to), None)
-        if band is not None:
-            settings = band.over(settings)
-        if options.get("temperature") == 0 and "samples" not in options:
-            settings = replace(settings, samples=1)
-        return replace(settings, **options)
-
-    def _after(self, decision: Decision, name: str, failures: Sequence[str]) -> Decision:
-        if not failures:
-            return decision
-        reason = f"{decision.reason}; {'; '.join(failures)}; {name} stands in"
-        return replace(decision, model=name, reason=reason)
+        first = self._asking.first_answer(prompt, order, settings, alone=len(plan.fitting) == 1)
+        if first.failures:
+            failures = "; ".join(first.failures)
+            reason = f"{decision.reason}; {failures}; {first.model} stands in"
+            decision = replace(decision, model=first.model, reason=reason)
+        home = first.model if plan.home in first.refused else plan.home
+        return self._costing.reply(decision, first.answers, settings.samples), home
 
     # --- the ledger and the sessions -------------------------------------------------------------
 

@@ -30,13 +30,13 @@ from pliant.routing.backends import (
     ModelSpec,
     PromptFormat,
     Retry,
-    Settings,
     check_names,
     open_backend,
 )
 from pliant.routing.decision_rule import DecisionRule
+from pliant.routing.live_settings import Drift, Explore, LedgerEntry, SettingsBand, Sticky
 from pliant.routing.metrics.calibration import from_json
-from pliant.routing.strict import Part, fault
+from pliant.routing.strict import Amount, Count, Finite, Part, fault
 
 if TYPE_CHECKING:
     from pliant.routing.scorers import Scorer
@@ -46,11 +46,6 @@ NAME = "router.json"
 STEPS = 20
 """Of the shares of calls whose thresholds a file holds."""
 AT_ONCE = 64  # calls of one URL at a time
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class PromptFormatEntry(Part):
@@ -152,71 +147,6 @@ class ThresholdEntry(Part):
         return float(self.value)
 
 
-class Sticky(Part):
-    """How a session keeps to a model."""
-
-    policy: Literal["stay", "upgrade", "off"] = "stay"
-    """stay: its first model; upgrade: the strongest until now; off: no sessions."""
-    limit: Count = 10_000
-    """How many sessions are remembered; the longest unused is forgotten first."""
-    ttl: Annotated[float, Field(gt=0)] = 3600.0
-    """Seconds after which an unused session is forgotten."""
-
-
-class Drift(Part):
-    """The scores that the router was fitted for, and when others count as a change."""
-
-    edges: list[Finite]
-    """Ascending scores."""
-    below: list[Share]
-    """The share of the reference at or below each of them."""
-    n: Count
-    """How many scores the reference had."""
-    window: Annotated[int, Field(ge=20)] = 500
-    """How many scores are compared with it at a time."""
-    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """The chance of ever raising an alarm if nothing changes."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> Drift:
-        ascending = all(
-            all(a <= b for a, b in zip(row, row[1:], strict=False))
-            for row in (self.edges, self.below)
-        )
-        if not ascending or len(self.edges) != len(self.below) or not self.edges:
-            raise ValueError("edges and below must be of one length and ascending")
-        return self
-
-
-class SettingsBand(Part):
-    """How to answer prompts up to a score; settings left out are the caller's."""
-
-    up_to: Share
-    temperature: Amount | None = None
-    max_new_tokens: Count | None = None
-    samples: Count | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> SettingsBand:
-        if (self.samples or 1) > 1 and self.temperature == 0:
-            raise ValueError("several samples at temperature 0 repeat the same answer")
-        return self
-
-    def over(self, settings: Settings) -> Settings:
-        """The settings, replaced by those that this band states."""
-        own = self.model_dump(exclude={"up_to"}, exclude_none=True)
-        return Settings(**{**vars(settings), **own})
-
-
-class LedgerEntry(Part):
-    """Where decisions are recorded."""
-
-    path: str | None = "ledger.sqlite"
-    """Beside router.json unless absolute; null: in memory."""
-    prompts: bool = False
-    """Whether to store the prompts' text; otherwise a salted hash."""
-
-
 class RouterFile(Part):
     """The content of router.json."""
 
@@ -245,6 +175,7 @@ class RouterFile(Part):
     settings: list[SettingsBand] = []
     """How to answer, by score; empty: always by the caller's settings."""
     ledger: LedgerEntry = LedgerEntry()
+    explore: Explore = Explore()
     label_cost: dict[str, dict[str, float]] = {}
     """What the labels cost, by model and for the judge: calls, tokens, ms, flops, usd."""
 
@@ -271,6 +202,11 @@ class RouterFile(Part):
             raise ValueError(f"settings: up_to must ascend to 1, and is {ends}")
         if len(self.shares) not in (0, STEPS + 1):
             raise ValueError(f"shares: {len(self.shares)} thresholds; 0 to 100 % has {STEPS + 1}")
+        if self.explore.share and not self.ledger.prompts:
+            raise ValueError(
+                "explore: nothing can be learned from prompts that are not stored: set prompts to "
+                "true under ledger, or the share to 0"
+            )
         folder = Path(self.scorer.folder)
         if folder.is_absolute() or ".." in folder.parts:
             raise ValueError(f"scorer: {self.scorer.folder!r} must be a folder beside {NAME}")

@@ -59,6 +59,12 @@ class Reply:
     """The model that `saved` is measured against."""
     continued: bool = False
     """Whether the answer continued from the prefill that scored the prompt."""
+    answer_cost: float = 0.0
+    """Of `cost`, the part of the answer, without scoring."""
+    row: int | None = None
+    """Of the decision in the ledger, by which the answer can be graded later."""
+    explored: tuple[str, ...] = ()
+    """The models that were asked as well, to learn from."""
 
     @property
     def model(self) -> str:
@@ -91,10 +97,9 @@ class Costing:
         self, decision: Decision, answers: Answers, samples: int, continued: bool = False
     ) -> Reply:
         """The answer with its cost; by the average where its own is unknown."""
-        entry, unit = self._entries[decision.model], self._file.unit
-        used = answers.used.priced(None if entry.price is None else Price(*entry.price))
-        counted = unit != "calls" and used.known(unit)  # the file states what a call costs
-        answer = used.of(unit) if counted else entry.cost * samples
+        entry = self._entries[decision.model]
+        used = self._used(entry, answers)
+        answer = self._paid(entry, used, samples)
         # An answer that continues from its scoring has paid for the prefill already.
         cost = answer + (0.0 if continued else self._scoring(decision))
         return Reply(
@@ -102,12 +107,18 @@ class Costing:
             decision=decision,
             cost=cost,
             saved=self._strongest(entry, answer / samples) - cost,
-            unit=unit,
+            unit=self._file.unit,
             used=used,
             texts=answers.texts,
             strongest=self._file.models[-1].name,
             continued=continued,
+            answer_cost=answer,
         )
+
+    def of_answer(self, model: str, answers: Answers) -> float:
+        """What a model's answer cost, without any scoring."""
+        entry = self._entries[model]
+        return self._paid(entry, self._used(entry, answers), len(answers.texts))
 
     def labels(self) -> float | None:
         """What the labels cost; None where that is unknown in the router's unit."""
@@ -129,6 +140,14 @@ class Costing:
             each = self._entries[name].cost if unit == "calls" and name in self._entries else 1.0
             costs[name] = each * used.of(unit) if used.known(unit) else None
         return costs
+
+    def _used(self, entry: ModelEntry, answers: Answers) -> Used:
+        return answers.used.priced(None if entry.price is None else Price(*entry.price))
+
+    def _paid(self, entry: ModelEntry, used: Used, samples: int) -> float:
+        unit = self._file.unit
+        counted = unit != "calls" and used.known(unit)  # the file states what a call costs
+        return used.of(unit) if counted else entry.cost * samples
 
     def _strongest(self, entry: ModelEntry, cost: float) -> float:
         """What the strongest model would have cost where this one has cost so much.

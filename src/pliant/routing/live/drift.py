@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pliant.errors import InvalidInput
-from pliant.routing.router_file import Drift
+from pliant.routing.live_settings import Drift
 
 QUANTILES = 64
 
