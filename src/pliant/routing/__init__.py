@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pliant.routing.goals.goal import Goal as Goal
     from pliant.routing.goals.thresholds import Threshold as Threshold
+    from pliant.routing.learning import learn as learn
     from pliant.routing.live.decision import Decision as Decision
     from pliant.routing.live.decision import Reply as Reply
     from pliant.routing.outcomes import Outcomes as Outcomes
@@ -28,6 +29,7 @@ _HOME_OF = {
     "Reply": "live.decision",
     "Router": "router",
     "Threshold": "goals.thresholds",
+    "learn": "learning",
 }
 
 __all__ = list(_HOME_OF)

@@ -27,7 +27,9 @@ COMMANDS = {
     "calibrate": "Recompute a router's probabilities and threshold.",
     "evaluate": "Measure a router on held-out prompts.",
     "fit": "From labels to a router: try scorers, keep one, set its threshold.",
+    "grade": "Record which of a router's answers were right.",
     "label": "Run models over prompts: which are right, and at what cost?",
+    "learn": "Correct a router by the graded answers in its ledger.",
     "report": "Everything measured about a router, as one HTML page.",
 }
 MODULES = {"calibrate": "fit", "evaluate": "fit"}

@@ -124,10 +124,10 @@ def out_of_fold(folder: Path, prompts: Sequence[str]) -> tuple[Predictions, Rows
     return predictions, known
 
 
-def add_hashes(folder: Path, calibrated: Iterable[str]) -> None:
-    """Add prompts that a threshold was chosen on."""
-    learned, before = _read(folder)
-    _write(folder, learned, np.concatenate([before, _hashes(calibrated)]))
+def add_hashes(folder: Path, calibrated: Iterable[str], learned: Iterable[str] = ()) -> None:
+    """Add prompts that a threshold was chosen on, or that the scorer learned from."""
+    both = zip(_read(folder), (learned, calibrated), strict=True)
+    _write(folder, *(np.concatenate([before, _hashes(prompts)]) for before, prompts in both))
 
 
 def fitted_on(folder: Path, prompts: Sequence[str]) -> NDArray[np.bool_]:

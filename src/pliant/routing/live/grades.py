@@ -7,7 +7,8 @@ the other models' answers; once all of them are graded, the prompt is a label (`
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,33 @@ class StoredAnswer:
     def as_dict(self) -> dict[str, Any]:
         """A row for `pliant route grade`, once `right` is filled in."""
         return {"id": self.row, **{k: v for k, v in vars(self).items() if k != "row"}}
+
+
+@dataclass(frozen=True)
+class Grade:
+    """A grade of one answer of a decision, or of all answers of a model to a prompt."""
+
+    right: float
+    row: int | None = None
+    """Of the decision."""
+    prompt: Prompt | None = None
+    model: str | None = None
+    """By default the one whose answer was returned."""
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any], where: str) -> Grade:
+        """From a table's row: id and right (and model), or prompt, model and right."""
+        at, prompt, model = row.get("id"), row.get("prompt"), row.get("model") or None
+        try:
+            right = _number(row["right"])
+            if at is not None and at != "":
+                return cls(right, int(at), model=model)
+            if prompt is None or model is None:
+                raise InvalidInput("a grade needs an id, or a prompt and a model")
+            messages(prompt)  # refuses what is none
+            return cls(right, prompt=prompt, model=str(model))
+        except (InvalidInput, TypeError, ValueError) as error:
+            raise InvalidInput(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -88,41 +116,50 @@ class Grades:
 
         `right` is a share from 0 to 1.
         """
-        share = checked(right)
-        with self._file.transaction() as base:
-            decision = base.execute(
-                "SELECT model, outcome, cost FROM decisions WHERE id = ?", (row,)
-            ).fetchone()
-            if decision is None:
-                raise InvalidInput(f"the ledger has no decision {row}")
-            returned, outcome, cost = decision
-            asked = {
-                name
-                for (name,) in base.execute("SELECT model FROM answers WHERE decision = ?", (row,))
-            } | ({returned} if outcome == "answered" else set())
-            model = returned if model is None else model
-            if model not in asked:
-                raise InvalidInput(
-                    f"decision {row} has no answer of {model!r}{did_you_mean(model, sorted(asked))}"
-                )
-            base.execute(
-                "INSERT INTO answers (decision, model, cost, extra, grade) VALUES (?, ?, ?, 0, ?) "
-                "ON CONFLICT (decision, model) DO UPDATE SET grade = excluded.grade",
-                (row, model, cost, share),
-            )
+        self.record([Grade(checked(right), row, model=model)])
 
     def grade_prompt(self, prompt: Prompt, model: str, right: float | bool) -> int:
         """Grade every answer of a model to this prompt; returns how many there are."""
-        share, hashed = checked(right), digest(prompt, self._file.salt)
-        with self._file.reading() as base:
-            rows = base.execute(
-                "SELECT id FROM decisions WHERE hash = ? AND (model = ? AND outcome = 'answered' "
-                "OR EXISTS (SELECT 1 FROM answers WHERE decision = id AND answers.model = ?))",
-                (hashed, model, model),
-            ).fetchall()
+        return self.record([Grade(checked(right), prompt=prompt, model=model)])[0]
+
+    def record(self, grades: Iterable[Grade]) -> list[int]:
+        """Record all of these, or none if one of them is wrong; how many answers each grades."""
+        with self._file.transaction() as base:
+            return [self._record(base, grade) for grade in grades]
+
+    def _record(self, base: sqlite3.Connection, grade: Grade) -> int:
+        if grade.row is not None:
+            self._grade(base, grade.row, grade.right, grade.model)
+            return 1
+        assert grade.prompt is not None
+        rows = base.execute(
+            "SELECT id FROM decisions WHERE hash = ? AND (model = ? AND outcome = 'answered' "
+            "OR EXISTS (SELECT 1 FROM answers WHERE decision = id AND answers.model = ?))",
+            (digest(grade.prompt, self._file.salt), grade.model, grade.model),
+        ).fetchall()
         for (row,) in rows:
-            self.grade(row, share, model)
+            self._grade(base, row, grade.right, grade.model)
         return len(rows)
+
+    def _grade(self, base: sqlite3.Connection, row: int, right: float, model: str | None) -> None:
+        decision = base.execute(
+            "SELECT model, outcome, cost FROM decisions WHERE id = ?", (row,)
+        ).fetchone()
+        if decision is None:
+            raise InvalidInput(f"the ledger has no decision {row}")
+        returned, outcome, cost = decision
+        stored = base.execute("SELECT model FROM answers WHERE decision = ?", (row,))
+        asked = {name for (name,) in stored} | ({returned} if outcome == "answered" else set())
+        model = returned if model is None else model
+        if model not in asked:
+            raise InvalidInput(
+                f"decision {row} has no answer of {model!r}{did_you_mean(model, sorted(asked))}"
+            )
+        base.execute(
+            "INSERT INTO answers (decision, model, cost, extra, grade) VALUES (?, ?, ?, 0, ?) "
+            "ON CONFLICT (decision, model) DO UPDATE SET grade = excluded.grade",
+            (row, model, cost, right),
+        )
 
     def answers(self, graded: bool | None = None) -> list[StoredAnswer]:
         """The answers to explored prompts: all of them, or those with (or without) a grade."""
@@ -189,6 +226,14 @@ def checked(right: Any) -> float:
     if not is_number or not 0 <= right <= 1:
         raise InvalidInput(f"right={right!r}: a grade is true, false or a share from 0 to 1")
     return float(right)
+
+
+def _number(right: Any) -> float:
+    """A grade from a table, where it may be text."""
+    if isinstance(right, str):
+        text = right.strip().lower()
+        right = float({"true": "1", "false": "0"}.get(text, text))
+    return checked(right)
 
 
 def _conversation(sent: str | None) -> tuple[Message, ...] | None:

@@ -77,6 +77,7 @@ def make(kind: str, **settings: Any) -> Scorer:
 
 def load(folder: str | Path, **settings: Any) -> Scorer:
     """A saved scorer of any kind."""
+    from pliant.routing.scorers.corrections import CORRECTIONS, Corrections, WithCorrections
     from pliant.routing.scorers.known_grams import KNOWN_GRAMS, KnownGrams
     from pliant.routing.scorers.novelty import NOVELTY, NoveltyDetector, WithNovelty
 
@@ -94,9 +95,11 @@ def load(folder: str | Path, **settings: Any) -> Scorer:
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CorruptFile(f"{path}: not what Pliant writes ({error!r})") from error
     if (path / NOVELTY).is_file():
-        return WithNovelty(scorer, NoveltyDetector.load(path))
-    if (path / KNOWN_GRAMS).is_file():
-        return WithNovelty(scorer, KnownGrams.load(path))
+        scorer = WithNovelty(scorer, NoveltyDetector.load(path))
+    elif (path / KNOWN_GRAMS).is_file():
+        scorer = WithNovelty(scorer, KnownGrams.load(path))
+    if (path / CORRECTIONS).is_file():
+        scorer = WithCorrections(scorer, Corrections.load(path))
     return scorer
 
 

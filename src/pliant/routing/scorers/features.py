@@ -19,6 +19,10 @@ TOKEN = r"(?u)\w+|[^\w\s]"
 _MOST = 20_000
 
 
+BUCKETS = 2**18
+"""Of hashed words."""
+
+
 class Words:
     """TF-IDF of words, punctuation marks and pairs of them, each prompt a sparse row of length 1.
 
@@ -61,6 +65,22 @@ class Words:
             sublinear_tf=True,
             **options,
         )
+
+
+def hashed_counts(texts: Sequence[str]) -> Any:
+    """(n, buckets), sparse: how often each word, and pair of words, is in a text. No vocabulary is
+    needed, so that texts that are counted at different times can be compared."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    vectorizer = HashingVectorizer(
+        n_features=BUCKETS,
+        alternate_sign=False,
+        norm=None,
+        ngram_range=(1, 2),
+        token_pattern=TOKEN,
+        preprocessor=digits_as_zero,
+    )
+    return vectorizer.transform(texts)
 
 
 def digits_as_zero(text: str) -> str:

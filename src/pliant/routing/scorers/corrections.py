@@ -1,0 +1,322 @@
+"""What a router learned after its fit: corrections of its scorer's predictions near new prompts.
+
+The base scorer stays as it is. The learned prompts define a region, in words and pairs of words:
+ridge regression separates them from a sample of the prompts that the scorer was fitted on. Inside
+the region, a second ridge regression of the scorer's residuals on the learned prompts corrects its
+predictions; its penalty keeps the correction small until many prompts agree. A prompt well inside
+the region is no longer novel. Elsewhere nothing changes, not even in the last bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pliant.errors import CorruptFile
+from pliant.routing.outcomes import Outcomes
+from pliant.routing.prompts import Prompt, text_of
+from pliant.routing.scorers.features import BUCKETS, hashed_counts
+from pliant.routing.scorers.protocol import (
+    Groups,
+    Predictions,
+    Prefilling,
+    Prompts,
+    Scorer,
+    gains,
+    read_arrays,
+    read_index,
+    write_arrays,
+)
+from pliant.stats import Floats
+
+CORRECTIONS = "corrections.safetensors"
+"""The file beside a scorer that corrects it."""
+BACKGROUND = "background.safetensors"
+"""The file beside a scorer with the sample of the prompts that it was fitted on."""
+SAMPLE = 500
+MOST = 2_000
+"""Learned prompts; the oldest are dropped. Solving for them takes a second."""
+
+# Chosen on MMLU, GSM8K after MMLU not used: benchmarks/learning.py.
+_SEPARATION = 0.5
+"""The ridge penalty of the region."""
+_EDGE, _INSIDE = 0.2, 0.4
+"""Predicted membership of the region at which corrections begin, and from which they are whole."""
+_SHRINKAGE = 5.0
+"""The ridge penalty of the corrections, in prompts without a residual."""
+_FAMILIAR = 0.5
+"""How much of its correction a prompt must get to be no longer novel."""
+
+
+@dataclass(frozen=True, eq=False)
+class Corrections:
+    """The learned prompts as counts of hashed words, and the scorer's residuals on them."""
+
+    counts: Any
+    """(n, buckets), sparse."""
+    gain: Floats
+    """(n, m) by how much each gain was higher than predicted."""
+    right: Floats | None
+    """(n, m) the same of P(right); None for a scorer that predicts no probabilities."""
+    hashes: NDArray[np.uint8]
+    """(n, 16) of the prompts, to know them again."""
+    background: Any | None
+    """(k, buckets) of the prompts that the scorer was fitted on; None where no fit sampled them:
+    then only prompts that the scorer calls novel are corrected."""
+
+    @classmethod
+    def of(cls, outcomes: Outcomes, predictions: Predictions, background: Any | None) -> Self:
+        """From graded prompts and what the uncorrected scorer predicts for them."""
+        right = predictions.right
+        return cls(
+            hashed_counts(outcomes.prompts),
+            gains(outcomes.right) - predictions.gain,
+            None if right is None else outcomes.right - right,
+            np.stack([hash_of(prompt) for prompt in outcomes.prompts]),
+            background,
+        )
+
+    def merged(self, later: Corrections) -> Corrections:
+        """With later ones, which replace those of the same prompts; at most `MOST`, the latest."""
+        from scipy.sparse import vstack
+
+        new = {bytes(each) for each in later.hashes}
+        old = [i for i, each in enumerate(self.hashes) if bytes(each) not in new]
+        rows = slice(max(0, len(old) + len(later) - MOST), None)
+        right = None
+        if self.right is not None and later.right is not None:
+            right = np.concatenate([self.right[old], later.right])
+        return Corrections(
+            vstack([self.counts[old], later.counts]).tocsr()[rows],
+            np.concatenate([self.gain[old], later.gain])[rows],
+            right[rows] if right is not None else None,
+            np.concatenate([self.hashes[old], later.hashes])[rows],
+            later.background,
+        )
+
+    def new_since(self, before: Corrections | None) -> int:
+        """How many of the prompts `before` lacks, or has other residuals of."""
+        if before is None:
+            return len(self)
+        known = {bytes(each): i for i, each in enumerate(before.hashes)}
+
+        def is_new(i: int) -> bool:
+            at = known.get(bytes(self.hashes[i]))
+            return at is None or not np.allclose(self.gain[i], before.gain[at], atol=1e-5)
+
+        return sum(is_new(i) for i in range(len(self)))
+
+    def errors(self) -> tuple[float, float]:
+        """The mean squared error of the gains on the learned prompts, without and with them."""
+        x, m = self._weighted(self.counts), self.gain.shape[1]
+        novel = np.ones(len(self), dtype=np.bool_)
+        change = self._inside(x, novel)[:, None] * self._change(x)[:, :m]
+        before, after = ((part[:, 1:] ** 2).mean() for part in (self.gain, self.gain - change))
+        return float(before), float(after)
+
+    def __len__(self) -> int:
+        return len(self.gain)
+
+    def apply(self, prompts: Prompts, predictions: Predictions) -> Predictions:
+        """The predictions with corrections."""
+        x = self._weighted(hashed_counts([text_of(prompt) for prompt in prompts]))
+        inside = self._inside(x, predictions.novel)
+        change = inside[:, None] * self._change(x)
+        m = self.gain.shape[1]
+        gain = np.clip(predictions.gain + change[:, :m], -1, 1)
+        right = predictions.right
+        if right is not None and self.right is not None:
+            right = np.clip(right + change[:, m:], 0, 1)
+        novel = predictions.novel
+        if novel is not None:
+            novel = novel & (inside < _FAMILIAR)
+        return Predictions(right, gain, novel)
+
+    def _inside(self, x: Any, novel: NDArray[np.bool_] | None) -> Floats:
+        """(n,) how well inside the region each prompt is, from 0 to 1."""
+        rows, weights = self._region
+        share = np.clip(((x @ rows.T) @ weights - _EDGE) / (_INSIDE - _EDGE), 0, 1)
+        if self.background is None:
+            return np.zeros(len(share)) if novel is None else share * novel
+        return np.asarray(share)
+
+    @cached_property
+    def _region(self) -> tuple[Any, Floats]:
+        """The rows of both kinds, and the dual weights of a ridge regression of 1 and 0 on them."""
+        from scipy.sparse import vstack
+
+        rows, n = self._weighted(self.counts), len(self)
+        if self.background is not None:
+            rows = vstack([rows, self._weighted(self.background)]).tocsr()
+        member = np.zeros(rows.shape[0])
+        member[:n] = 1
+        return rows, _dual(rows, member[:, None], _SEPARATION)[:, 0]
+
+    def _change(self, x: Any) -> Floats:
+        """(n, m) of the gains, and of P(right) after them."""
+        rows, weights = self._residual_weights
+        return np.asarray((x @ rows.T) @ weights + weights.sum(axis=0))
+
+    @cached_property
+    def _residual_weights(self) -> tuple[Any, Floats]:
+        rows = self._weighted(self.counts)
+        residuals = self.gain if self.right is None else np.hstack([self.gain, self.right])
+        return rows, _dual(rows, residuals, _SHRINKAGE, constant=1.0)
+
+    @cached_property
+    def _idf(self) -> Floats:
+        parts = [self.counts] if self.background is None else [self.counts, self.background]
+        frequency = sum(np.bincount(part.indices, minlength=BUCKETS) for part in parts)
+        number = sum(part.shape[0] for part in parts)
+        return np.asarray(np.log((1 + number) / (1 + frequency)) + 1)
+
+    def _weighted(self, counts: Any) -> Any:
+        """TF-IDF vectors of length 1."""
+        from sklearn.preprocessing import normalize
+
+        x = counts.astype(np.float64)
+        x.data = (1 + np.log(x.data)) * self._idf[x.indices]
+        return normalize(x, copy=False)
+
+    # --- files -----------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Beside a scorer that was saved there."""
+        arrays: dict[str, NDArray[Any]] = {
+            "gain": self.gain,
+            "hashes": self.hashes,
+            "scorer": _scorer_of(folder),
+            **_sparse_arrays("learned", self.counts),
+        }
+        if self.right is not None:
+            arrays["right"] = self.right
+        write_arrays(folder / CORRECTIONS, arrays)
+        if self.background is not None and not (folder / BACKGROUND).exists():
+            write_arrays(folder / BACKGROUND, _sparse_arrays("sample", self.background))
+
+    @classmethod
+    def load(cls, folder: Path) -> Corrections:
+        path = folder / CORRECTIONS
+        arrays = read_arrays(path)
+        try:
+            if not np.array_equal(arrays["scorer"], _scorer_of(folder)):
+                raise CorruptFile(
+                    f"{path}: corrects another scorer than the one beside it: remove it, and learn "
+                    "again (pliant route learn)"
+                )
+            n = len(arrays["gain"])
+            right = arrays.get("right")
+            counts = _sparse("learned", arrays)
+            wrong = (right is not None and right.shape != arrays["gain"].shape) or (
+                counts.shape[0] != n or arrays["hashes"].shape != (n, _HASH) or n == 0
+            )
+            if wrong:
+                raise ValueError("sizes that do not match")
+            return cls(counts, arrays["gain"], right, arrays["hashes"], background_of(folder))
+        except (KeyError, ValueError, IndexError) as error:
+            raise CorruptFile(f"{path}: not what Pliant writes ({error})") from error
+
+
+_HASH = 16
+
+
+def hash_of(text: str) -> NDArray[np.uint8]:
+    """(16,) by which a learned prompt is known again."""
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
+    return np.frombuffer(digest[:_HASH], dtype=np.uint8)
+
+
+def write_background(folder: Path, prompts: Sequence[Prompt], seed: int = 0) -> None:
+    """Store a sample of the prompts that the scorer in this folder was fitted on."""
+    at = np.random.default_rng(seed).permutation(len(prompts))[:SAMPLE]
+    counts = hashed_counts([text_of(prompts[i]) for i in at])
+    write_arrays(folder / BACKGROUND, _sparse_arrays("sample", counts))
+
+
+def background_of(folder: Path) -> Any | None:
+    """The sample beside a scorer; None where its fit wrote none."""
+    path = folder / BACKGROUND
+    if not path.is_file():
+        return None
+    try:
+        return _sparse("sample", read_arrays(path))
+    except (KeyError, ValueError, IndexError) as error:
+        raise CorruptFile(f"{path}: not what Pliant writes ({error})") from error
+
+
+def _dual(rows: Any, y: Floats, penalty: float, constant: float = 0.0) -> Floats:
+    """(n, targets) of ridge regression on sparse rows: the weights are rows.T @ dual."""
+    gram = (rows @ rows.T).toarray() + constant
+    gram[np.diag_indices_from(gram)] += penalty
+    return np.asarray(np.linalg.solve(gram, y))
+
+
+def _scorer_of(folder: Path) -> NDArray[np.uint8]:
+    """The digest of the scorer in a folder."""
+    digest = str(read_index(folder).get("digest", ""))  # Pliant 0.1 wrote none
+    return np.frombuffer(digest.encode(), dtype=np.uint8)
+
+
+def _sparse_arrays(name: str, matrix: Any) -> dict[str, NDArray[Any]]:
+    return {
+        f"{name}.data": matrix.data.astype(np.float32),
+        f"{name}.indices": matrix.indices.astype(np.int32),
+        f"{name}.indptr": matrix.indptr.astype(np.int64),
+    }
+
+
+def _sparse(name: str, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    from scipy.sparse import csr_matrix
+
+    data, indices, indptr = (arrays[f"{name}.{part}"] for part in ("data", "indices", "indptr"))
+    matrix = csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, BUCKETS))
+    matrix.check_format()
+    if not (matrix.data > 0).all():
+        raise ValueError("counts that are not above 0")
+    return matrix
+
+
+class WithCorrections(Scorer):
+    """A scorer of any kind with what was learned after its fit; it keeps that kind."""
+
+    kind = "with corrections"
+
+    def __init__(self, scorer: Scorer, corrections: Corrections) -> None:
+        self.scorer, self.corrections = scorer, corrections
+        self.kind = scorer.kind  # type: ignore[misc]
+        self.needs_groups = scorer.needs_groups  # type: ignore[misc]
+
+    def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
+        self.scorer.fit(train, choice, seed)
+        return self
+
+    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
+        return self.corrections.apply(prompts, self.scorer.predict(prompts, groups))
+
+    def while_answering(self, prompt: Prompt) -> Prefilling | None:
+        """The inner scorer's offer, if it reads a model that answers."""
+        offer = getattr(self.scorer, "while_answering", None)
+        inner: Prefilling | None = None if offer is None else offer(prompt)
+        if inner is None:
+            return None
+        predictions = inner.predictions
+        return replace(
+            inner, predictions=lambda scores: self.corrections.apply([prompt], predictions(scores))
+        )
+
+    def flops(self, prompts: Prompts) -> float:
+        return self.scorer.flops(prompts)
+
+    def chosen(self) -> dict[str, Any]:
+        return self.scorer.chosen()
+
+    def save(self, folder: Path) -> None:
+        self.scorer.save(folder)
+        self.corrections.save(folder)

@@ -1,0 +1,145 @@
+"""What a router learns after its fit: near the learned prompts, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.routing.labels import outcomes
+
+from pliant.errors import CorruptFile
+from pliant.routing.outcomes import Outcomes
+from pliant.routing.scorers import load, make
+from pliant.routing.scorers.corrections import (
+    CORRECTIONS,
+    MOST,
+    Corrections,
+    WithCorrections,
+    write_background,
+)
+from pliant.routing.scorers.corrections import background_of as sample_in
+from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
+from pliant.routing.scorers.protocol import Scorer
+
+TRAIN, OTHERS = outcomes(300, 1), outcomes(200, 2)
+ELSEWHERE = ["Wie spät ist es denn in Berlin?", "今日は", "", "the weather is fine"]
+
+
+def poems(n: int, seed: int = 0, right: tuple[float, float] = (0.0, 1.0)) -> Outcomes:
+    """Prompts of a task that the scorer never saw; only the large model can do it."""
+    draw = np.random.default_rng(seed)
+    topics = ["the sea", "a lost friend", "autumn rain", "my city at night", "an old clock"]
+    texts = [f"write a poem about {topics[draw.integers(5)]} in {k} lines" for k in range(n)]
+    return Outcomes(tuple(texts), TRAIN.models, [list(right)] * n, [[0.0, 1.0]] * n)
+
+
+def base() -> Scorer:
+    detector = NoveltyDetector.fit(TRAIN.prompts, OTHERS.prompts)
+    return WithNovelty(make("pair").fit(TRAIN), detector)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved scorer with a sample of what it was fitted on, as a fit writes it."""
+    place = tmp_path_factory.mktemp("scorer")
+    base().save(place)
+    write_background(place, TRAIN.prompts)
+    return place
+
+
+def corrected(folder: Path, learned: Outcomes) -> WithCorrections:
+    scorer = load(folder)
+    predictions = scorer.predict(learned.prompts)
+    return WithCorrections(scorer, Corrections.of(learned, predictions, sample_in(folder)))
+
+
+def test_a_new_task_is_learned_and_is_no_longer_novel(folder: Path) -> None:
+    new = poems(60, seed=1)
+    before = load(folder).predict(new.prompts)
+    after = corrected(folder, poems(40)).predict(new.prompts)
+    assert before.novel is not None and after.novel is not None
+    assert before.novel.mean() > 0.9 and after.novel.mean() < 0.1
+    assert np.abs(after.last_gain - 1).mean() < 0.5 * np.abs(before.last_gain - 1).mean()
+    assert after.right is not None and before.right is not None
+    assert after.right[:, 0].mean() < before.right[:, 0].mean()
+
+
+def test_elsewhere_nothing_changes_not_even_the_last_bit(folder: Path) -> None:
+    prompts = [*OTHERS.prompts, *ELSEWHERE]
+    before = load(folder).predict(prompts)
+    after = corrected(folder, poems(40)).predict(prompts)
+    assert np.array_equal(after.gain, before.gain)
+    assert np.array_equal(after.right, before.right)
+    assert np.array_equal(after.novel, before.novel)
+
+
+def test_few_prompts_change_little_and_many_more(folder: Path) -> None:
+    new = poems(30, seed=1)
+    before = load(folder).predict(new.prompts).last_gain
+    moves = [
+        np.abs(corrected(folder, poems(n)).predict(new.prompts).last_gain - before).mean()
+        for n in (1, 5, 40)
+    ]
+    assert moves[0] < 0.2 * moves[2] and moves[0] <= moves[1] < moves[2]
+
+
+def test_what_was_predicted_rightly_is_not_corrected(folder: Path) -> None:
+    new = poems(40)
+    predictions = load(folder).predict(new.prompts)
+    exact = Corrections.of(new, predictions, sample_in(folder))
+    none = replace(exact, gain=0 * exact.gain, right=None)
+    after = WithCorrections(load(folder), none).predict(poems(30, seed=1).prompts)
+    assert np.array_equal(after.gain, load(folder).predict(poems(30, seed=1).prompts).gain)
+
+
+def test_corrections_stay_differences_and_probabilities(folder: Path) -> None:
+    extreme = poems(MOST // 10, right=(1.0, 0.0))
+    scorer = corrected(folder, extreme)
+    predictions = scorer.predict(extreme.prompts)
+    predictions.check(extreme, scorer.kind)
+
+
+def test_without_a_sample_only_novel_prompts_are_corrected(tmp_path: Path) -> None:
+    base().save(tmp_path)  # as fits did before they wrote one
+    scorer = corrected(tmp_path, poems(40))
+    before = load(tmp_path).predict([*OTHERS.prompts, *ELSEWHERE])
+    after = scorer.predict([*OTHERS.prompts, *ELSEWHERE])
+    assert np.array_equal(after.gain, before.gain)
+    new = scorer.predict(poems(30, seed=1).prompts)
+    assert new.novel is not None and new.novel.mean() < 0.1
+
+
+def test_corrections_are_saved_beside_the_scorer(folder: Path, tmp_path: Path) -> None:
+    scorer = corrected(folder, poems(40))
+    scorer.save(tmp_path)
+    loaded, prompts = load(tmp_path), [*poems(20, seed=2).prompts, *OTHERS.prompts[:20]]
+    assert isinstance(loaded, WithCorrections) and loaded.kind == scorer.kind == "pair"
+    assert np.allclose(loaded.predict(prompts).gain, scorer.predict(prompts).gain, atol=1e-4)
+    again = load(tmp_path)
+    assert np.array_equal(loaded.predict(prompts).gain, again.predict(prompts).gain)
+
+
+def test_damaged_corrections_are_refused(folder: Path, tmp_path: Path) -> None:
+    corrected(folder, poems(40)).save(tmp_path)
+    content = (tmp_path / CORRECTIONS).read_bytes()
+    make("pair").fit(OTHERS).save(tmp_path)
+    with pytest.raises(CorruptFile, match="another scorer"):
+        load(tmp_path)
+    base().save(tmp_path)
+    for damaged in (content[:-20], content[:100], b"", content.replace(b"hashes", b"h4shes")):
+        (tmp_path / CORRECTIONS).write_bytes(damaged)
+        with pytest.raises(CorruptFile, match=CORRECTIONS):
+            load(tmp_path)
+
+
+def test_later_grades_replace_earlier_ones(folder: Path) -> None:
+    first, second = poems(30), poems(30, right=(1.0, 1.0))
+    early, late = corrected(folder, first).corrections, corrected(folder, second).corrections
+    merged = early.merged(late)
+    assert len(merged) == len(set(first.prompts))
+    assert np.array_equal(merged.gain, late.gain) and late.new_since(early) == len(late)
+    assert merged.new_since(late) == 0 and early.new_since(None) == len(early)
+    more = early.merged(corrected(folder, outcomes(10, 5)).corrections)
+    assert len(more) == len(early) + 10 and more.new_since(early) == 10
