@@ -197,6 +197,13 @@ def ledger_sentences(data: ReportData) -> list[str]:
         f"Another model stood in {totals.fell_over:,} times; {totals.from_session:,} followed "
         f"their session; {totals.novel:,} prompts were unlike those that the router was fitted on.",
     ]
+    explored = totals.exploration
+    if explored["prompts"]:
+        sentences.append(
+            f"{explored['prompts']:,.0f} novel prompts were explored: the other models' "
+            f"{explored['answers']:,.0f} answers cost {amount(explored['cost'], unit)} of the "
+            f"total, and {explored['graded']:,.0f} of these prompts are graded."
+        )
     if not totals.windows:
         return [*sentences, "Too few scores until now to say whether they have drifted."]
     latest, drifted = totals.windows[-1], len(totals.drifted)
