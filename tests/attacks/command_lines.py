@@ -90,6 +90,8 @@ GOOD: Mapping[str, Values] = {
         "scorer": ["length"],
         "force": True,
     },
+    "route grade": {"router": "../ours/router", "grades": "../data/grades.jsonl"},
+    "route learn": {"router": "../ours/router", "labels_out": "new.jsonl"},
     "route label": {
         "prompts": "../data/few.jsonl",
         "model": ["nano-s"],
@@ -106,8 +108,17 @@ GOOD: Mapping[str, Values] = {
 
 NEEDS_A_DOWNLOAD = ("models get", "models path", "models remove")
 """Commands whose good line fails here: there is no network."""
-SLOW = ("demo", "gradients audit", "recover", "route evaluate", "route fit", "route report")
-SLOW += ("train", "train lm", "train scorer", "expert train", "expert mix", "expert merge", "prune")
+SLOW = ("demo", "gradients audit", "recover", "route evaluate", "route fit", "route learn")
+SLOW += (
+    "route report",
+    "train",
+    "train lm",
+    "train scorer",
+    "expert train",
+    "expert mix",
+    "expert merge",
+    "prune",
+)
 """Commands whose good line takes more than a quarter of a second."""
 WORKS = ("demo", "recover", "run", "train", "train lm", "train scorer", "expert train")
 WORKS += ("expert mix", "gradients audit", "prune", "importance")

@@ -47,6 +47,7 @@ class Target:
 SCORE = "score ../ours/scorer 2+2"
 ASK = "route ask --router ../ours/router 2+2 --max-new-tokens 2"
 REPORT = "route report --router ../ours/router --labels ../data/labels.jsonl --out report.html"
+LEARN = "route learn --router ../ours/router"
 EXPERT_ASK = "expert ask --experts ../ours/experts 2+2 --max-new-tokens 2"
 MERGE = "expert merge ../ours/experts/words --out new"
 EXPORT = "export nano-s --adapters ../ours/gates --out new"
@@ -64,8 +65,10 @@ TARGETS = [
     Target("router/fit-*/scorer/scorer.safetensors", ASK),
     Target("router/fit-*/scorer/scorer.json", "score ../ours/router 2+2"),
     Target("router/fit-*/scorer/novelty.safetensors", ASK),
+    Target("router/fit-*/scorer/corrections.safetensors", ASK),
     Target("router/fit-*/seen.safetensors", ASK),
     Target("router/ledger.sqlite", REPORT),
+    Target("router/ledger.sqlite", LEARN),
     Target("router/fit-*/baselines/length/scorer.json", REPORT),
     Target("router/fit-*/baselines/length/scorer.safetensors", REPORT),
     Target("experts/words/adapter_config.json", EXPERT_ASK),

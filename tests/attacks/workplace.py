@@ -149,6 +149,8 @@ def _good(folder: Path) -> None:
     (folder / "notes.txt").write_text("Sort: pear apple fig. The answer is apple fig pear.\n" * 20)
     (folder / "prompts.txt").write_text("2+2\nsort dcab\n")
     write_rows(folder / "labels.jsonl", *label_rows())
+    grade = {"prompt": "explored 1", "model": "nano-s", "right": 0.5}
+    write_rows(folder / "grades.jsonl", grade)
     (folder / "recipe.yaml").write_text("command: doctor\nmodel: nano-s\n")
 
 
@@ -286,6 +288,9 @@ def _ours(folder: Path, labels: Path) -> None:
     done = pliant(*map(str, fit), "--out", str(folder / "router"), cwd=folder)
     assert done.returncode == 0, done.stderr
     shutil.copy(FIXTURES / "router" / "ledger.sqlite", folder / "router")
+    _explored(folder / "router" / "ledger.sqlite")
+    done = pliant("route", "learn", "--router", "router", cwd=folder)
+    assert done.returncode == 0, done.stderr
     model, tokenizer = nano.load("nano-s")
     options: dict[str, Any] = {"target_modules": ["down_proj"], "layers_to_transform": [2]}
     experts = get_peft_model(model, SVFConfig(**options), adapter_name="words")
@@ -313,6 +318,25 @@ def _ours(folder: Path, labels: Path) -> None:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     remote_router(folder / "remote", "http://127.0.0.1:9/v1")
+
+
+def _explored(path: Path) -> None:
+    """Add what a router leaves in its ledger that asked both models of twenty prompts."""
+    from pliant.routing.backends import Used
+    from pliant.routing.live.decision import Decision, Reply
+    from pliant.routing.live.ledger import Ledger
+
+    answers = dict.fromkeys(MODELS, ("4", 1.0))
+    with Ledger(path, prompts=True) as ledger:
+        for i in range(20):
+            decision = Decision("nano-l", 0.5, 0.1, "because", "nano-l", novel=True)
+            row, _ = ledger.record(f"explored {i}", None, decision, 5.0, 0.0)
+            ledger.answered(row, Reply("4", decision, 5.0, 0.0, "flops", Used(), ("4",)))
+            ledger.grades.explored(
+                row, f"explored {i}", None, dict.fromkeys(MODELS, ("4", 1.0)), []
+            )
+            for model in MODELS:
+                ledger.grades.grade(row, model == "nano-l", model)
 
 
 def remote_router(folder: Path, url: str, **changes: Any) -> None:

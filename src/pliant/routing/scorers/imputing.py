@@ -12,12 +12,12 @@ import numpy as np
 
 from pliant.linear import ridge
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.scorers.features import TextFeatures, TextSettings
+from pliant.routing.scorers.features import Surface, Words
+from pliant.routing.scorers.text import WAVES
 from pliant.stats import Floats
 
-_SETTINGS = TextSettings(words=20_000, waves=200)
 _STRENGTH = 15.0
-"""The middle of those of the scorer `text`."""
+"""Among the strengths of the scorer `text`, which it would choose for some hundred labels."""
 _GRADE, _GROUP = 3.0, 0.3**0.5
 """The weight of another model's grade, which is worth many words, and of a group."""
 
@@ -50,7 +50,9 @@ def _text(outcomes: Outcomes, seed: int) -> Any:
     """(n, features) of the text and of the group."""
     from scipy.sparse import csr_matrix, hstack
 
-    x = TextFeatures(_SETTINGS).fit(outcomes.prompts, seed).matrix(outcomes.prompts)
+    texts = outcomes.prompts
+    surface = Surface.of(texts, WAVES, seed)(texts)
+    x = hstack([Words().fit(texts)(texts), csr_matrix(surface)], format="csr")
     if outcomes.groups is None:
         return x
     names, at = np.unique(outcomes.groups, return_inverse=True)
