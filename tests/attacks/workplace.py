@@ -332,9 +332,7 @@ def _explored(path: Path) -> None:
             decision = Decision("nano-l", 0.5, 0.1, "because", "nano-l", novel=True)
             row, _ = ledger.record(f"explored {i}", None, decision, 5.0, 0.0)
             ledger.answered(row, Reply("4", decision, 5.0, 0.0, "flops", Used(), ("4",)))
-            ledger.grades.explored(
-                row, f"explored {i}", None, dict.fromkeys(MODELS, ("4", 1.0)), []
-            )
+            ledger.grades.explored(row, f"explored {i}", None, answers, [])
             for model in MODELS:
                 ledger.grades.grade(row, model == "nano-l", model)
 
