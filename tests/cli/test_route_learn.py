@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.in_process import pliant
 from tests.routing.labels import outcomes
+from tests.routing.live.test_grades import answered
 from tests.routing.minimal_scorer import content
 
 from pliant import nano
 from pliant.data import read_rows
 from pliant.routing import Outcomes, scorers
+from pliant.routing.live.ledger import Ledger
 from pliant.routing.router import Router
 from pliant.routing.router_file import make
 from pliant.routing.scorers.corrections import write_background
@@ -68,6 +71,28 @@ def test_from_answers_to_a_router_that_has_learned(explored: Path) -> None:
     with Router.load(explored / "router") as router:
         novel = [router.choose(each.prompt).novel for each in QUESTIONS]
     assert sum(novel) <= 4, "what was learned is familiar"
+
+
+def test_a_verifier_grades_what_is_left(explored: Path, tmp_path: Path) -> None:
+    shutil.copytree(explored / "router", tmp_path / "router")
+    with Ledger(tmp_path / "router/ledger.sqlite", prompts=True) as ledger:
+        row = answered(ledger, "new", "nano-l")
+        ledger.grades.explored(row, "new", None, {"nano-l": ("5", 5.0), "nano-s": ("7", 1.0)}, [])
+        other = answered(ledger, "other", "nano-l")
+        ledger.grades.explored(other, "other", None, {"nano-l": ("5", 5.0)}, [])
+    (tmp_path / "r.jsonl").write_text(json.dumps({"prompt": "new", "answer": "5"}))
+    words = ("route", "grade", "--router", "router", "--verifier", "exact")
+    assert "needs --references" in pliant(*words, cwd=tmp_path).stderr
+    done = pliant(*words, "--references", "r.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Ledger(tmp_path / "router/ledger.sqlite") as ledger:
+        rights = {each.model: each.right for each in ledger.grades.answers() if each.row == row}
+        assert rights == {"nano-l": 1.0, "nano-s": 0.0}
+        assert [each.row for each in ledger.grades.answers(graded=False)][-1] == other
+    assert "answers have no reference" in done.stdout
+    (tmp_path / "grade.py").write_text("def right(answer): return float(len(answer) == 1)")
+    own = pliant(*words[:-1], "grade.py:right", "--json", cwd=tmp_path)
+    assert json.loads(own.stdout)["no reference"] == 0
 
 
 @pytest.mark.parametrize(
