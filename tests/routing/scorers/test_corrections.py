@@ -11,6 +11,7 @@ from tests.routing.labels import outcomes
 
 from pliant.errors import CorruptFile
 from pliant.routing.outcomes import Outcomes
+from pliant.routing.prompts import Prompt
 from pliant.routing.scorers import load, make
 from pliant.routing.scorers.corrections import (
     CORRECTIONS,
@@ -21,7 +22,7 @@ from pliant.routing.scorers.corrections import (
 )
 from pliant.routing.scorers.corrections import background_of as sample_in
 from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
-from pliant.routing.scorers.protocol import Scorer
+from pliant.routing.scorers.protocol import Prefilling, Scorer
 
 TRAIN, OTHERS = outcomes(300, 1), outcomes(200, 2)
 ELSEWHERE = ["Wie spät ist es denn in Berlin?", "今日は", "", "the weather is fine"]
@@ -143,3 +144,24 @@ def test_later_grades_replace_earlier_ones(folder: Path) -> None:
     assert merged.new_since(late) == 0 and early.new_since(None) == len(early)
     more = early.merged(corrected(folder, outcomes(10, 5)).corrections)
     assert len(more) == len(early) + 10 and more.new_since(early) == 10
+
+
+def test_predictions_from_a_models_own_prefill_are_corrected(folder: Path) -> None:
+    prompt = poems(1, seed=1).prompts[0]
+
+    class Reading(WithNovelty):
+        """Offers what a scorer that reads a model offers, from predictions that it has already."""
+
+        def while_answering(self, prompt: Prompt) -> Prefilling:
+            return Prefilling(None, lambda scores: self.predict([prompt]))  # type: ignore[arg-type]
+
+    inner = load(folder)
+    assert isinstance(inner, WithNovelty)
+    corrections = corrected(folder, poems(40)).corrections
+    reading = WithCorrections(Reading(inner.scorer, inner.detector), corrections)
+    offer = reading.while_answering(prompt)
+    assert offer is not None
+    corrected_gain = offer.predictions(None).last_gain  # type: ignore[arg-type]
+    assert np.array_equal(corrected_gain, reading.predict([prompt]).last_gain)
+    assert not np.array_equal(corrected_gain, inner.predict([prompt]).last_gain)
+    assert WithCorrections(inner, corrections).while_answering(prompt) is None

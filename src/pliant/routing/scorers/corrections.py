@@ -142,34 +142,34 @@ class Corrections:
 
     def _inside(self, x: Any, novel: NDArray[np.bool_] | None) -> Floats:
         """(n,) how well inside the region each prompt is, from 0 to 1."""
-        rows, weights = self._region
-        share = np.clip(((x @ rows.T) @ weights - _EDGE) / (_INSIDE - _EDGE), 0, 1)
+        share = np.clip((x @ self._region - _EDGE) / (_INSIDE - _EDGE), 0, 1)
         if self.background is None:
             return np.zeros(len(share)) if novel is None else share * novel
         return np.asarray(share)
 
     @cached_property
-    def _region(self) -> tuple[Any, Floats]:
-        """The rows of both kinds, and the dual weights of a ridge regression of 1 and 0 on them."""
+    def _region(self) -> Floats:
+        """(buckets,) of a ridge regression of 1 for the learned prompts and 0 for the others."""
         from scipy.sparse import vstack
 
-        rows, n = self._weighted(self.counts), len(self)
+        rows = self._weighted(self.counts)
         if self.background is not None:
             rows = vstack([rows, self._weighted(self.background)]).tocsr()
-        member = np.zeros(rows.shape[0])
-        member[:n] = 1
-        return rows, _dual(rows, member[:, None], _SEPARATION)[:, 0]
+        member = (np.arange(rows.shape[0]) < len(self)).astype(np.float64)
+        return np.asarray(rows.T @ _dual(rows, member, _SEPARATION))
 
     def _change(self, x: Any) -> Floats:
         """(n, m) of the gains, and of P(right) after them."""
-        rows, weights = self._residual_weights
-        return np.asarray((x @ rows.T) @ weights + weights.sum(axis=0))
+        weight, constant = self._residual_weights
+        return np.asarray(x @ weight + constant)
 
     @cached_property
-    def _residual_weights(self) -> tuple[Any, Floats]:
+    def _residual_weights(self) -> tuple[Floats, Floats]:
+        """Of a ridge regression of the residuals: of each bucket, and of the constant."""
         rows = self._weighted(self.counts)
         residuals = self.gain if self.right is None else np.hstack([self.gain, self.right])
-        return rows, _dual(rows, residuals, _SHRINKAGE, constant=1.0)
+        dual = _dual(rows, residuals, _SHRINKAGE, constant=1.0)
+        return np.asarray(rows.T @ dual), dual.sum(axis=0)
 
     @cached_property
     def _idf(self) -> Floats:
@@ -253,7 +253,8 @@ def background_of(folder: Path) -> Any | None:
 
 
 def _dual(rows: Any, y: Floats, penalty: float, constant: float = 0.0) -> Floats:
-    """(n, targets) of ridge regression on sparse rows: the weights are rows.T @ dual."""
+    """(n, targets) of ridge regression on sparse rows: the weights are rows.T @ dual. There are
+    fewer prompts than buckets, so this is the smaller system."""
     gram = (rows @ rows.T).toarray() + constant
     gram[np.diag_indices_from(gram)] += penalty
     return np.asarray(np.linalg.solve(gram, y))
