@@ -1,6 +1,6 @@
 """A task that a router never saw: what exploring costs, and what learning from it is worth.
 
-    python -m benchmarks.learning --data FOLDER [--bbh FILE]
+    python -m benchmarks.learning --data FOLDER
 
 One task is left out at a time: a domain of MMLU, or GSM8K after all of MMLU. A router is fitted on
 other labels, then the prompts of the task arrive as a stream. Of those that count as novel, a share
@@ -11,18 +11,19 @@ weak model costs 0, one of the strong model 1, exploring included. Beside it, on
 - never learning: novel prompts go to the strong model;
 - refitted: from nothing, on the old labels and all of the task's that are not in the stream.
 
-Two detectors: the router's own, and one that calls every prompt of the task novel until the router
-has learned it, which shows what learning is worth if the task is noticed.
+Three detectors: the router's own, and ones that call every prompt of the task novel, or every other
+one, until the router has learned it, which shows what learning is worth if the task is noticed.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,9 +38,10 @@ from pliant.reports.tables import Table
 from pliant.routing import learn, router_file
 from pliant.routing.backends import Answers, Settings, Used
 from pliant.routing.fitting.fit import fit
+from pliant.routing.live.ledger import Ledger
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt, text_of
-from pliant.routing.router import Router
+from pliant.routing.router import DriftWarning, Router
 from pliant.routing.scorers import Scorer
 from pliant.routing.scorers.corrections import BACKGROUND, WithCorrections, write_background
 from pliant.routing.scorers.novelty import WithNovelty
@@ -59,6 +61,8 @@ DOMAINS = {
     "psychology": ("professional_psychology", "high_school_psychology"),
 }
 SHARES = (0.1, 0.2)
+NOTICED = {0.0: "own detector", 0.5: "half noticed", 1.0: "noticed"}
+"""The share of the task's prompts that count as novel, besides those that the router notices."""
 EVERY = 100
 LABELS = 3_000
 """Old labels that the router is fitted on."""
@@ -69,24 +73,23 @@ KNOWN = 1_000
 
 def main(
     data: Annotated[Path, typer.Option(help="The folder of the two label sets.")],
-    bbh: Annotated[Path | None, typer.Option(help="More labels, with groups.")] = None,
     only: Annotated[str | None, typer.Option(help="One left-out task.")] = None,
     kind: Annotated[str, typer.Option(help="The scorer.")] = "pair",
 ) -> None:
     """Print the table and write the result."""
+    warnings.simplefilter("ignore", DriftWarning)  # a new task is one
     console = Console(highlight=False)
     figures: dict[str, Any] = {}
-    for name, known, task in tasks(data, bbh):
+    for name, known, task in tasks(data):
         if only in (None, name):
             figures[name] = measure(known, task, kind)
             draw(name, figures[name]).draw(console)
     draw_all(figures).draw(console)
     if only is None:
-        command = "python -m benchmarks.learning --data FOLDER" + (" --bbh FILE" if bbh else "")
-        keep("learning", figures, command)
+        keep("learning", figures, "python -m benchmarks.learning --data FOLDER")
 
 
-def tasks(data: Path, bbh: Path | None) -> Iterator[tuple[str, Outcomes, Outcomes]]:
+def tasks(data: Path) -> Iterator[tuple[str, Outcomes, Outcomes]]:
     """Each left-out task: its name, the other labels, and its own."""
 
     def read(name: str) -> Outcomes:
@@ -98,13 +101,6 @@ def tasks(data: Path, bbh: Path | None) -> Iterator[tuple[str, Outcomes, Outcome
     for name, groups in DOMAINS.items():
         at = np.isin(np.array(mmlu.groups), groups)
         yield name, mmlu.select(~at), mmlu.select(at)
-    if bbh is not None:
-        table = Outcomes.read(bbh).by_quality()
-        table = table.of_models((table.models[0], table.models[-1]))
-        table = replace(table, cost=np.tile([0.0, 1.0], (len(table), 1)), unit="calls")
-        for group in sorted(set(table.groups or ())):
-            at = np.array(table.groups) == group
-            yield f"BBH {group}", table.select(~at), table.select(at)
 
 
 def measure(known: Outcomes, task: Outcomes, kind: str) -> dict[str, Any]:
@@ -123,13 +119,13 @@ def measure(known: Outcomes, task: Outcomes, kind: str) -> dict[str, Any]:
         again = fitted(joined(old, rest), Path(place) / "again", kind)
         policies: dict[str, Run] = {
             "always strong": lambda: (np.ones(length), 0.0, None, None),
-            "refitted": lambda: run(again, stream, held, 0.0, every_novel=False),
+            "refitted": lambda: run(again, stream, held, 0.0, 0.0),
         }
-        for every_novel, detector in ((False, "own detector"), (True, "noticed")):
+        for noticed, detector in NOTICED.items():
             for share in (0.0, *SHARES):
                 name = f"explore {share:.0%}" if share else "never learning"
 
-                def policy(share: float = share, noticed: bool = every_novel) -> Policy:
+                def policy(share: float = share, noticed: float = noticed) -> Policy:
                     copy = Path(place) / f"{share}-{noticed}"
                     shutil.copytree(folder, copy)
                     return run(copy, stream, held, share, noticed)
@@ -167,20 +163,23 @@ def joined(a: Outcomes, b: Outcomes) -> Outcomes:
     )
 
 
-def run(folder: Path, stream: Outcomes, held: Outcomes, share: float, every_novel: bool) -> Policy:
+def run(folder: Path, stream: Outcomes, held: Outcomes, share: float, noticed: float) -> Policy:
     """The stream through a real router with its ledger; the models' answers are the labels."""
     content = json.loads((folder / router_file.NAME).read_text())
     content |= {"explore": {"share": share}}
     content["ledger"] |= {"prompts": True}
     (folder / router_file.NAME).write_text(json.dumps(content))
-    names, of_task = router_file.read(folder).names, frozenset(stream.prompts)
+    fix_salt(folder / "ledger.sqlite")
+    names, calls = router_file.read(folder).names, round(noticed * len(stream))
+    mixed = np.random.default_rng(1).permutation(len(stream))
+    of_task = frozenset(stream.prompts[i] for i in mixed[:calls])
     right = {p: r for p, r in zip(stream.prompts, stream.right, strict=True)}
     backends = {name: Recorded(name, j, right) for j, name in enumerate(names)}
     strong, exploring = [], 0.0
 
     def scorer() -> Scorer:
         loaded = router_file.open_router(folder)[1]
-        return noticing(loaded, of_task) if every_novel else loaded
+        return noticing(loaded, of_task) if of_task else loaded
 
     before = decisions(folder, scorer(), held, backends)
     for start in range(0, len(stream), EVERY):
@@ -195,6 +194,13 @@ def run(folder: Path, stream: Outcomes, held: Outcomes, share: float, every_nove
     return np.array(strong, float), exploring, before, decisions(folder, scorer(), held, backends)
 
 
+def fix_salt(path: Path) -> None:
+    """Explore the same prompts in every run."""
+    Ledger(path).close()
+    with closing(sqlite3.connect(path)) as base, base:
+        base.execute("UPDATE about SET value = ? WHERE name = 'salt'", (bytes(16),))
+
+
 def decisions(folder: Path, scorer: Scorer, held: Outcomes, backends: Any) -> Floats:
     """(n,) which old prompts go to the strong model; the ledger does not see them."""
     file, predictions = router_file.read(folder), scorer.predict(held.prompts)
@@ -202,7 +208,7 @@ def decisions(folder: Path, scorer: Scorer, held: Outcomes, backends: Any) -> Fl
 
 
 def noticing(scorer: Scorer, of_task: frozenset[str]) -> Scorer:
-    """The router's scorer with a detector that calls every prompt of the task novel, too."""
+    """The router's scorer with a detector that calls these prompts of the task novel, too."""
     corrections = None
     if isinstance(scorer, WithCorrections):
         scorer, corrections = scorer.scorer, scorer.corrections
