@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from tests.routing.labels import specialists
+from tests.routing.live.test_grades import answered
 from tests.routing.minimal_scorer import content
 
 from pliant.cli import app
@@ -213,6 +214,19 @@ def test_the_ledger_is_added_up_and_can_be_left_out(
     assert "Calls by model" in (tmp_path / "x.html").read_text()
     assert report(router, tmp_path / "x.html", "--ledger", "none", "--json") == 0
     assert json.loads(capsys.readouterr().out)["ledger"] is None
+
+
+def test_what_exploring_cost_is_stated(
+    router: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Router.load(router) as asked:
+        row = answered(asked.ledger, "what?", "large", cost=5.0)
+        answers = {"large": ("4", 5.0), "small": ("5", 1.0)}
+        asked.ledger.grades.explored(row, "what?", None, answers, [])
+    assert report(router, tmp_path / "x.html") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "They cost 6 calls" in printed
+    assert "1 novel prompts were explored: the other models' 1 answers cost 1 call of" in printed
 
 
 def test_with_three_models_the_line_uses_all_of_them(tmp_path: Path) -> None:

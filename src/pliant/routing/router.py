@@ -40,6 +40,7 @@ from pliant.routing.live.preference import (
 from pliant.routing.prompts import Prompt, messages
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Prefilling, Scorer
+from pliant.verify import Function
 
 if TYPE_CHECKING:
     from pliant.complexity import Scores
@@ -155,6 +156,7 @@ class Router:
         reference, and the prompt), from 0 to 1.
         """
         _refuse_unknown(settings)
+        verifier = None if verify is None else Function(verify)  # refuses what cannot be called
         call = Call(prompt, session, group, share)
         plan, row, answers = self._begin(call, settings)
         try:
@@ -176,8 +178,8 @@ class Router:
         if explored:
             others = [name for name in plan.fitting if name != reply.model]
             texts |= self._explorer.explore(row, call, reply, others, how)
-        if explored or verify is not None:
-            self._explorer.grade(row, prompt, texts, verify, reference)
+        if explored or verifier is not None:
+            self._explorer.grade(row, prompt, texts, verifier, reference)
         return replace(reply, explored=tuple(name for name in texts if name != reply.model))
 
     def grade(self, answer: Reply | int, right: float | bool, model: str | None = None) -> None:

@@ -121,6 +121,13 @@ def test_a_grader_that_fails_is_a_warning() -> None:
         assert router.ask(NOVEL, verify=lambda answer: 1 / 0).text == "ДА"
 
 
+def test_a_verifier_that_cannot_be_called_is_refused_before_anything_is_asked() -> None:
+    with exploring([], []) as (router, (weak, strong)):
+        with pytest.raises(InvalidInput, match="cannot be called with an answer"):
+            router.ask(NOVEL, verify=lambda: 1.0)
+        assert not weak.bodies and not strong.bodies and router.report()["decisions"] == 0
+
+
 def test_prompts_that_are_not_stored_cannot_be_learned_from() -> None:
     with pytest.raises(InvalidInput, match="explore: nothing can be learned.*prompts"):
         make(**content(explore={"share": 0.1}))

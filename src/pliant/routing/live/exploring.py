@@ -62,14 +62,20 @@ class Explorer:
         return texts
 
     def grade(
-        self, row: int, prompt: Prompt, texts: Mapping[str, str], verify: Verify | None, known: Any
+        self,
+        row: int,
+        prompt: Prompt,
+        texts: Mapping[str, str],
+        verifier: Function | None,
+        reference: Any,
     ) -> None:
-        """Grade the texts of these models by the caller's function, else by the router's."""
-        verifier = self._grader if verify is None else Function(verify)
+        """Grade the texts of these models by the caller's verifier, else by the router's."""
+        verifier = verifier or self._grader
         if verifier is None:
             return
         for model, text in texts.items():
             try:
-                self._ledger.grades.grade(row, verifier(text, known, text_of(prompt)), model)
+                right = verifier(text, reference, text_of(prompt))
+                self._ledger.grades.grade(row, right, model)
             except PliantError as error:
-                warnings.warn(f"{model}: not graded ({error})", GradeWarning, stacklevel=4)
+                warnings.warn(f"{model}: not graded ({error})", GradeWarning, stacklevel=3)
