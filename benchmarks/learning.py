@@ -221,9 +221,9 @@ class Noticing:
     def __init__(self, detector: Any, of_task: frozenset[str]) -> None:
         self._detector, self._of_task = detector, of_task
 
-    def novel(self, prompts: Sequence[Prompt]) -> NDArray[np.bool_]:
-        known = np.array([text_of(prompt) in self._of_task for prompt in prompts])
-        return np.asarray(self._detector.novel(prompts)) | known
+    def novel(self, prompts: Sequence[Prompt], *vectors: Any) -> NDArray[np.bool_]:
+        of_task = np.array([text_of(prompt) in self._of_task for prompt in prompts])
+        return np.asarray(self._detector.novel(prompts, *vectors)) | of_task
 
 
 class Recorded:

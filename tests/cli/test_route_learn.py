@@ -12,15 +12,15 @@ from tests.in_process import pliant
 from tests.routing.labels import outcomes
 from tests.routing.live.test_grades import answered
 from tests.routing.minimal_scorer import content
+from tests.routing.scorers.test_corrections import noticing
 
 from pliant import nano
 from pliant.data import read_rows
-from pliant.routing import Outcomes, scorers
+from pliant.routing import Outcomes
 from pliant.routing.live.ledger import Ledger
 from pliant.routing.router import Router
 from pliant.routing.router_file import make
 from pliant.routing.scorers.corrections import write_background
-from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 
 QUESTIONS = nano.questions("test", 20, seed=3)
 
@@ -31,10 +31,10 @@ def explored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("learning")
     train = outcomes(300, 1)
     train = Outcomes(train.prompts, ("nano-s", "nano-l"), train.right, 1 + 4 * train.cost)
-    detector = NoveltyDetector.fit(train.prompts, outcomes(200, 2).prompts)
-    scorer = WithNovelty(scorers.make("pair").fit(train), detector)
     stated: dict[str, Any] = {"explore": {"share": 1.0}, "ledger": {"prompts": True}}
-    Router(make(**content(scorer={"kind": "pair"}, **stated)), scorer).save(place / "router")
+    Router(make(**content(scorer={"kind": "pair"}, **stated)), noticing(train)).save(
+        place / "router"
+    )
     write_background(place / "router" / "scorer", train.prompts)
     with Router.load(place / "router") as router:
         replies = [router.ask(each.prompt, max_new_tokens=6) for each in QUESTIONS]

@@ -10,10 +10,10 @@ import pytest
 from tests.routing.labels import outcomes
 from tests.routing.live.test_grades import answered
 from tests.routing.minimal_scorer import content
-from tests.routing.scorers.test_corrections import poems
+from tests.routing.scorers.test_corrections import noticing, poems
 
 from pliant.errors import InvalidInput
-from pliant.routing import learn, router_file, scorers
+from pliant.routing import learn, router_file
 from pliant.routing.fitting.splits import fitted_on, write_hashes
 from pliant.routing.learning import FEWEST, labels
 from pliant.routing.live.ledger import Ledger
@@ -21,7 +21,6 @@ from pliant.routing.outcomes import Outcomes
 from pliant.routing.router import Router
 from pliant.routing.router_file import make
 from pliant.routing.scorers.corrections import CORRECTIONS, write_background
-from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 
 TRAIN = outcomes(300, 1).of_models(("model-0", "model-1"))
 MODELS = [
@@ -43,9 +42,7 @@ def folder(tmp_path: Path) -> Path:
             ledger={"prompts": True},
         )
     )
-    detector = NoveltyDetector.fit(TRAIN.prompts, outcomes(200, 2).prompts)
-    scorer = WithNovelty(scorers.make("pair").fit(TRAIN), detector)
-    Router(file, scorer).save(place)
+    Router(file, noticing(TRAIN)).save(place)
     write_background(place / "fit-00000000/scorer", TRAIN.prompts)
     write_hashes(place / "fit-00000000", TRAIN.prompts, [])
     return place

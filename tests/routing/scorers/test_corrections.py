@@ -36,16 +36,17 @@ def poems(n: int, seed: int = 0, right: tuple[float, float] = (0.0, 1.0)) -> Out
     return Outcomes(tuple(texts), TRAIN.models, [list(right)] * n, [[0.0, 1.0]] * n)
 
 
-def base() -> Scorer:
-    detector = NoveltyDetector.fit(TRAIN.prompts, OTHERS.prompts)
-    return WithNovelty(make("pair").fit(TRAIN), detector)
+def noticing(train: Outcomes) -> Scorer:
+    """A scorer that was fitted on these labels and notices other tasks."""
+    detector = NoveltyDetector.fit(train.prompts, outcomes(200, 2).prompts)
+    return WithNovelty(make("pair").fit(train), detector)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved scorer with a sample of what it was fitted on, as a fit writes it."""
     place = tmp_path_factory.mktemp("scorer")
-    base().save(place)
+    noticing(TRAIN).save(place)
     write_background(place, TRAIN.prompts)
     return place
 
@@ -103,7 +104,7 @@ def test_corrections_stay_differences_and_probabilities(folder: Path) -> None:
 
 
 def test_without_a_sample_only_novel_prompts_are_corrected(tmp_path: Path) -> None:
-    base().save(tmp_path)  # as fits did before they wrote one
+    noticing(TRAIN).save(tmp_path)  # as fits did before they wrote one
     scorer = corrected(tmp_path, poems(40))
     before = load(tmp_path).predict([*OTHERS.prompts, *ELSEWHERE])
     after = scorer.predict([*OTHERS.prompts, *ELSEWHERE])
@@ -128,7 +129,7 @@ def test_damaged_corrections_are_refused(folder: Path, tmp_path: Path) -> None:
     make("pair").fit(OTHERS).save(tmp_path)
     with pytest.raises(CorruptFile, match="another scorer"):
         load(tmp_path)
-    base().save(tmp_path)
+    noticing(TRAIN).save(tmp_path)
     for damaged in (content[:-20], content[:100], b"", content.replace(b"hashes", b"h4shes")):
         (tmp_path / CORRECTIONS).write_bytes(damaged)
         with pytest.raises(CorruptFile, match=CORRECTIONS):
