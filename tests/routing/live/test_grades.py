@@ -126,3 +126,14 @@ def test_a_ledger_of_the_first_schema_gains_what_it_lacks(tmp_path: Path) -> Non
         ledger.grades.grade(row, True)
     with Ledger(path) as ledger:
         assert ledger.report().graded == 1
+
+
+def test_opening_a_ledger_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        answered(ledger, "p")
+    before = path.read_bytes()
+    with Ledger(path) as ledger:
+        ledger.report()
+        assert path.with_name("ledger.sqlite-wal").stat().st_size == 0
+    assert path.read_bytes() == before

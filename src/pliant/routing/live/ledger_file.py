@@ -151,7 +151,8 @@ class LedgerFile:
             if is_new:
                 about = [("salt", secrets.token_bytes(16)), ("scored", 0)]
                 base.executemany("INSERT INTO about VALUES (?, ?)", about)
-            base.execute(f"PRAGMA user_version = {SCHEMA}")
+            if version < SCHEMA:
+                base.execute(f"PRAGMA user_version = {SCHEMA}")
             (salt,) = base.execute("SELECT value FROM about WHERE name = 'salt'").fetchone()
         self.salt: bytes = salt
 
