@@ -82,6 +82,14 @@ def test_a_model_that_fails_leaves_the_reply_as_it_is() -> None:
         assert (explored["prompts"], explored["failures"], explored["cost"]) == (2, 2, 0)
 
 
+def test_not_even_a_backend_with_a_bug_fails_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    with exploring([], []) as (router, _):
+        broken = router._asking.backends["weak"]
+        monkeypatch.setattr(broken, "ask", lambda *_: {}["no such key"])
+        assert router.ask(NOVEL).text == "ДА"
+        assert router.report()["exploration"]["failures"] == 1
+
+
 def test_three_models_are_asked() -> None:
     with exploring([], [], []) as (router, _):
         reply = router.ask(NOVEL)

@@ -93,10 +93,10 @@ class Asking:
         failures = [f"{name} is down" for name in names if name not in up]
         answered: dict[str, Answers] = {}
 
-        def ask(name: str) -> Answers | PliantError:
+        def ask(name: str) -> Answers | Exception:
             try:
                 return self._ask(name, prompt, settings, alone=False)
-            except PliantError as error:
+            except Exception as error:  # whatever it is, the caller has an answer already
                 return error
 
         with closing(in_parallel(ask, up, len(up))) as results:
