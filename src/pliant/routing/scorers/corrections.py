@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pliant.errors import CorruptFile
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt, text_of
-from pliant.routing.scorers.features import BUCKETS, hashed_counts
+from pliant.routing.scorers.features import hashed_counts
 from pliant.routing.scorers.protocol import (
     Groups,
     Predictions,
@@ -40,6 +40,8 @@ CORRECTIONS = "corrections.safetensors"
 """The file beside a scorer that corrects it."""
 BACKGROUND = "background.safetensors"
 """The file beside a scorer with the sample of the prompts that it was fitted on."""
+BUCKETS = 2**18
+"""Of hashed words."""
 SAMPLE = 500
 MOST = 2_000
 """Learned prompts; the oldest are dropped. Solving for them takes a second."""
@@ -77,7 +79,7 @@ class Corrections:
         """From graded prompts and what the uncorrected scorer predicts for them."""
         right = predictions.right
         return cls(
-            hashed_counts(outcomes.prompts),
+            hashed_counts(outcomes.prompts, BUCKETS),
             gains(outcomes.right) - predictions.gain,
             None if right is None else outcomes.right - right,
             np.stack([hash_of(prompt) for prompt in outcomes.prompts]),
@@ -127,7 +129,7 @@ class Corrections:
 
     def apply(self, prompts: Prompts, predictions: Predictions) -> Predictions:
         """The predictions with corrections."""
-        x = self._weighted(hashed_counts([text_of(prompt) for prompt in prompts]))
+        x = self._weighted(hashed_counts([text_of(prompt) for prompt in prompts], BUCKETS))
         inside = self._inside(x, predictions.novel)
         change = inside[:, None] * self._change(x)
         m = self.gain.shape[1]
@@ -237,7 +239,7 @@ def hash_of(text: str) -> NDArray[np.uint8]:
 def write_background(folder: Path, prompts: Sequence[Prompt], seed: int = 0) -> None:
     """Store a sample of the prompts that the scorer in this folder was fitted on."""
     at = np.random.default_rng(seed).permutation(len(prompts))[:SAMPLE]
-    counts = hashed_counts([text_of(prompts[i]) for i in at])
+    counts = hashed_counts([text_of(prompts[i]) for i in at], BUCKETS)
     write_arrays(folder / BACKGROUND, _sparse_arrays("sample", counts))
 
 

@@ -15,12 +15,8 @@ from pliant.stats import Floats
 
 _DIGIT = re.compile(r"\d")
 _NUMBER = re.compile(r"\d+")
-TOKEN = r"(?u)\w+|[^\w\s]"
+_TOKEN = r"(?u)\w+|[^\w\s]"
 _MOST = 20_000
-
-
-BUCKETS = 2**18
-"""Of hashed words."""
 
 
 class Words:
@@ -59,31 +55,35 @@ class Words:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         return TfidfVectorizer(
-            preprocessor=digits_as_zero if self.shapes else str.lower,
-            token_pattern=TOKEN,
+            preprocessor=_digits_as_zero if self.shapes else str.lower,
+            token_pattern=_TOKEN,
             ngram_range=(1, 2),
             sublinear_tf=True,
             **options,
         )
 
 
-def hashed_counts(texts: Sequence[str]) -> Any:
-    """(n, buckets), sparse: how often each word, and pair of words, is in a text. No vocabulary is
-    needed, so that texts that are counted at different times can be compared."""
+def hashed_counts(texts: Sequence[str], buckets: int) -> Any:
+    """(n, buckets), sparse: how often each word, and pair of words, is in a text.
+
+    No vocabulary is needed, so that texts that are counted at different times can be compared.
+    Files hold such counts: they stay as they are whatever scorers look at.
+    """
     from sklearn.feature_extraction.text import HashingVectorizer
 
     vectorizer = HashingVectorizer(
-        n_features=BUCKETS,
+        n_features=buckets,
         alternate_sign=False,
         norm=None,
         ngram_range=(1, 2),
-        token_pattern=TOKEN,
-        preprocessor=digits_as_zero,
+        token_pattern=_TOKEN,
+        preprocessor=_digits_as_zero,
+        dtype=np.float32,
     )
     return vectorizer.transform(texts)
 
 
-def digits_as_zero(text: str) -> str:
+def _digits_as_zero(text: str) -> str:
     return _DIGIT.sub("0", text.lower())
 
 

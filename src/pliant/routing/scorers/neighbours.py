@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pliant.routing.scorers.features import TOKEN, digits_as_zero, surface
+from pliant.routing.scorers.features import hashed_counts, surface
 from pliant.stats import Floats
 
 _BUCKETS = 2**16
@@ -47,7 +47,7 @@ class Words:
     @classmethod
     def fit(cls, texts: Sequence[str], stored: NDArray[np.int64]) -> Self:
         """Weights from all texts, vectors of the stored ones."""
-        counts = _counts(texts)
+        counts = hashed_counts(texts, _BUCKETS)
         frequency = np.bincount(counts.indices, minlength=_BUCKETS)
         idf = _as_saved(np.log((1 + len(texts)) / (1 + frequency)) + 1)
         vectors = _weighted(counts[stored], idf)
@@ -59,7 +59,7 @@ class Words:
         return int(self.vectors.shape[0])
 
     def distances(self, prompts: Sequence[str]) -> Floats:
-        similarity = _weighted(_counts(prompts), self.idf) @ self._columns
+        similarity = _weighted(hashed_counts(prompts, _BUCKETS), self.idf) @ self._columns
         return 1.0 - np.asarray(similarity.toarray(), dtype=np.float64)
 
     @cached_property
@@ -100,20 +100,6 @@ class Words:
 def _as_saved(values: NDArray[Any]) -> NDArray[np.float32]:
     """Rounded as in the file, so that a loaded detector decides as the fitted one did."""
     return values.astype(np.float16).astype(np.float32)
-
-
-def _counts(texts: Sequence[str]) -> Any:
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    return HashingVectorizer(
-        n_features=_BUCKETS,
-        alternate_sign=False,
-        norm=None,
-        ngram_range=(1, 2),
-        token_pattern=TOKEN,
-        preprocessor=digits_as_zero,
-        dtype=np.float32,
-    ).transform(texts)
 
 
 def _weighted(counts: Any, idf: NDArray[np.float32]) -> Any:
