@@ -53,7 +53,9 @@ from pliant.routing.scorers import (
     Predictions,
     Scorer,
     kind_class,
+    make,
 )
+from pliant.routing.scorers.corrections import write_background
 from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 from pliant.routing.units import percent
 
@@ -166,7 +168,7 @@ def fit(
     chosen = None
     if isinstance(aim, Goal):
         scored = with_scoring(held, selected.scoring)
-        chosen = choose_threshold(aim, predictions, scored, outcomes.cost.mean(axis=0))
+        chosen = choose_threshold(aim, predictions, scored, outcomes.mean_cost)
     file = router_file.make(
         unit=outcomes.unit,
         models=models,
@@ -177,13 +179,24 @@ def fit(
         **reference(predictions, held, calibrate_by),
     )
     file = with_shares(file, predictions, held)
-    baselines = {r.kind: r.scorer.predict(test.asked, test.groups) for r in rungs}
+    controls = _baselines(rungs, splits)
+    baselines = {kind: each.predict(test.asked, test.groups) for kind, each in controls.items()}
     evaluation = measure(file, scorer.predict(test.asked, test.groups), test, baselines)
     fitted = Fitted(folder, tuple(rungs), selected, splits, chosen, file, evaluation, predictions)
     if not (force or fitted.verdict.pays):
         raise SavesNothing(fitted)
     write(fitted, scorer)
     return fitted
+
+
+def _baselines(rungs: Sequence[Rung], splits: Splits) -> dict[str, Scorer]:
+    """All scorers that were tried and, where there are groups, the one that knows them: the best
+    fixed assignment of groups to models comes from it."""
+    scorers = {rung.kind: rung.scorer for rung in rungs}
+    for kind in ("length", *(("group",) if splits.learn.groups is not None else ())):
+        if kind not in scorers:
+            scorers[kind] = make(kind).fit(splits.train)
+    return scorers
 
 
 def _aim(goal: str | Goal | None, lam: float | None, outcomes: Outcomes) -> Goal | float:
@@ -204,9 +217,14 @@ def _aim(goal: str | Goal | None, lam: float | None, outcomes: Outcomes) -> Goal
 
 def _refuse_nothing_to_gain(outcomes: Outcomes) -> None:
     """Before the work: where the best model is the cheapest, and no other adds right answers."""
-    best, costs = outcomes.best, outcomes.cost.mean(axis=0)
-    quality = outcomes.right.mean(axis=0)
-    possible = float(outcomes.right.max(axis=1).mean() - quality[best])
+    shared = outcomes.shared()
+    best, costs, quality = shared.best, shared.mean_cost, shared.mean_right
+    possible = float(shared.right.max(axis=1).mean() - quality[best])
+    if not quality[best]:
+        raise InvalidInput(
+            f"no model is right on any of the {len(shared):,} prompts: look at the answers, and "
+            "at how they are graded (--verifier)"
+        )
     if costs[best] > costs.min() * (1 + 1e-9) or possible >= _LEAST_GAIN:
         return
     name = outcomes.models[best]
@@ -261,7 +279,7 @@ def _models(
     # A model with another backend than in the labels also has another price and key.
     own = {name: BackendDescription(backend) for name, backend in backends.items()}
     known = {**descriptions, **own}
-    costs = outcomes.cost.mean(axis=0)
+    costs = outcomes.mean_cost
     return [
         {"name": name, "cost": float(cost), **known.get(name, BackendDescription(name)).as_dict()}
         for name, cost in zip(outcomes.models, costs, strict=True)
@@ -292,13 +310,14 @@ def _label_cost(outcomes: Outcomes, used: Mapping[str, Used]) -> dict[str, dict[
     graded = {JUDGE: used[JUDGE].as_dict()} if JUDGE in used else {}
     if all(name in used for name in outcomes.models):
         return {name: used[name].as_dict() for name in outcomes.models} | graded
-    calls, unit = float(len(outcomes)), outcomes.unit
-    totals = dict(zip(outcomes.models, outcomes.cost.sum(axis=0).tolist(), strict=True))
-    if unit == "calls":  # the file's models say what a call costs
-        return {name: {"calls": calls} for name in totals} | graded
-    if unit == "tokens":
-        unit = "answer_tokens"  # as `Used` counts them; nothing is known of the prompts' apart
-    return {name: {"calls": calls, unit: total} for name, total in totals.items()} | graded
+    calls = dict(zip(outcomes.models, outcomes.answers.astype(float).tolist(), strict=True))
+    if outcomes.unit == "calls":  # the file's models say what a call costs
+        return {name: {"calls": number} for name, number in calls.items()} | graded
+    # As `Used` counts tokens; nothing is known of the prompts' apart.
+    unit = "answer_tokens" if outcomes.unit == "tokens" else outcomes.unit
+    totals = np.nansum(outcomes.cost, axis=0).tolist()
+    costs = dict(zip(outcomes.models, totals, strict=True))
+    return {name: {"calls": calls[name], unit: costs[name]} for name in costs} | graded
 
 
 def write(fitted: Fitted, scorer: Scorer) -> None:
@@ -310,9 +329,10 @@ def _write_fit(fitted: Fitted, scorer: Scorer, folder: Path) -> None:
     """The scorer, its baselines, which prompts were used, and how the fit went."""
     splits = fitted.splits
     scorer.save(folder / SCORER)
-    for rung in fitted.rungs:
-        if rung.kind in ("length", "group"):
-            rung.scorer.save(folder / BASELINES / rung.kind)
+    write_background(folder / SCORER, splits.learn.prompts)
+    controls = _baselines(fitted.rungs, splits)
+    for kind in {"length", "group"} & controls.keys():
+        controls[kind].save(folder / BASELINES / kind)
     write_hashes(folder, splits.learn.prompts, fitted.predictions)
     record = json.dumps(fitted.as_dict(), allow_nan=False, default=np.generic.item)
     (folder / RECORD).write_text(record + "\n", encoding="utf-8")

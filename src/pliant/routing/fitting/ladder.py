@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from pliant.errors import InvalidInput
-from pliant.routing.decision_rule import sweep
 from pliant.routing.fitting.splits import Splits
-from pliant.routing.metrics.curves import Ranking, hull_area
-from pliant.routing.metrics.ranking import GRID, METRICS
+from pliant.routing.metrics.curves import Ranking
+from pliant.routing.metrics.lift import Statistic, aiq_of
+from pliant.routing.metrics.ranking import GRID, METRICS, ranks_by_share
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import (
     READS_A_MODEL,
@@ -40,7 +39,6 @@ EVERY = (*LADDER, "text+group")
 PREFERRED = ("text+group", "text+embed", "text")
 """What is selected unless another scorer is shown to be better."""
 _TIMED = 50  # prompts, one at a time
-_POINTS = 200  # of the path of prices, for more than two models
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,24 +50,20 @@ class Rung:
     predictions: Predictions
     """Out of fold: of fits that had not seen the prompt."""
     value: Band
-    """APGR; for more than two models see `value_of`."""
+    """APGR, or AIQ: see `value_of`."""
     fit_seconds: float
     ms: float
     """The median of one decision."""
     size: int
     """Bytes on disk."""
     behind: Band | None = None
-    """The distance of the net value to the best one's, paired; None for the best itself. Where
-    APGR is undefined it is the distance in `recovered`."""
+    """The distance of the net value to the best one's, paired; None for the best itself."""
     net: Band | None = None
     """The value at equal cost, scoring counted; None where scoring costs nothing."""
     cost: float = 0.0
     """Of scoring a prompt, in the unit of the labels; 0 where it cannot be counted in that."""
     scoring: Floats | None = None
     """(m,) the same by the model that answers: one that continues from it pays nothing."""
-    recovered: float = -math.inf
-    """The mean quality that is gained over the first model alone, at equal cost, where the labels
-    do not show the strongest of two models to be better: APGR is undefined there."""
 
     @property
     def gain(self) -> Floats:
@@ -79,8 +73,7 @@ class Rung:
     @property
     def worth(self) -> float:
         """What the scorers are ordered by."""
-        value = (self.net or self.value).value
-        return self.recovered if math.isnan(value) else value
+        return (self.net or self.value).value
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -121,9 +114,11 @@ def climb(
     for kind in progress(kinds, "fitting"):
         scorer = make(kind, base=readers[kind]) if kind in readers else make(kind)
         begun = time.perf_counter()
-        predictions = scorer.cross_validate(splits.learn, splits.partitions, seed)
+        # Rows beyond `learn` are in no fold: they are always trained on, and never predicted.
+        predictions = scorer.cross_validate(splits.train, splits.partitions, seed)
+        predictions = predictions.select(slice(len(splits.learn)))
         predictions.check(splits.learn, kind)
-        scorer.fit(splits.learn, None, seed)
+        scorer.fit(splits.train, None, seed)
         seconds = time.perf_counter() - begun
         rungs.append(_rung(scorer, predictions, seconds, splits.learn, local or {}))
     stacked = _stack(eligible(rungs, groups_known), splits, local or {})
@@ -187,8 +182,7 @@ def eligible(rungs: Sequence[Rung], groups_known: bool = False) -> list[Rung]:
 
 
 def value_of(gain: Floats, outcomes: Outcomes, scoring: Floats | None = None) -> Band:
-    """APGR of two models. Of more: the area under quality against cost, between all to the cheapest
-    and all to the most expensive, as prompts go to the highest gain - price * cost.
+    """APGR where it is defined (`apgr_defined`), else AIQ (metrics/lift.py).
 
     With the cost of `scoring` (m,), by the model that answers, it is the same at equal cost: what
     scoring costs is lost for calls to the stronger models.
@@ -198,36 +192,25 @@ def value_of(gain: Floats, outcomes: Outcomes, scoring: Floats | None = None) ->
 
 def gap(a: Rung, b: Rung, outcomes: Outcomes) -> Band:
     """How much more a is worth than b, on the same resamples."""
-    worth = _worth if apgr_defined(outcomes) else _mean_recovered
-    of_a, of_b = (worth(rung.gain, outcomes, rung.scoring) for rung in (a, b))
+    of_a, of_b = (_worth(rung.gain, outcomes, rung.scoring) for rung in (a, b))
     return _band(lambda counts: of_a(counts) - of_b(counts), outcomes)
 
 
 def apgr_defined(outcomes: Outcomes) -> bool:
-    """Whether scorers have a value here: of two models, the second must be right more often."""
-    return len(outcomes.models) > 2 or float(outcomes.gain.mean()) > 1e-12
+    """Whether there are two models at two prices, the second of which is right more often."""
+    return ranks_by_share(outcomes) and float(outcomes.gain.mean()) > 1e-12
 
 
-def _worth(gain: Floats, outcomes: Outcomes, scoring: Floats | None) -> Callable[[Floats], Floats]:
+def _worth(gain: Floats, outcomes: Outcomes, scoring: Floats | None) -> Statistic:
     """A statistic of counts: the value at equal cost."""
     paid = np.zeros(len(outcomes.models)) if scoring is None else scoring
-    if len(outcomes.models) > 2:
-        return _area(gain, outcomes, paid)
+    if not apgr_defined(outcomes):
+        return aiq_of(gain, outcomes, None, paid)
     ranking = Ranking.of(gain[:, -1], outcomes)
     start, slope = _budgets(ranking, paid)
     if (start, slope) == (0, 1):
         return lambda counts: METRICS["apgr"](ranking, counts)
     return partial(_net_apgr, ranking, start=start, slope=slope)
-
-
-def _mean_recovered(
-    gain: Floats, outcomes: Outcomes, scoring: Floats | None
-) -> Callable[[Floats], Floats]:
-    """A statistic of counts: APGR's numerator, which orders scorers as APGR does and is defined
-    where the strongest model is not the better one."""
-    ranking = Ranking.of(gain[:, -1], outcomes)
-    start, slope = _budgets(ranking, np.zeros(2) if scoring is None else scoring)
-    return partial(_recovered, ranking, start=start, slope=slope)
 
 
 def _budgets(ranking: Ranking, paid: Floats) -> tuple[float, float]:
@@ -245,57 +228,18 @@ def _net_apgr(ranking: Ranking, counts: Floats, start: float, slope: float) -> F
     Budgets too small for scoring recover nothing.
     """
     whole = ranking.gained(counts)[:, -1] / counts.sum(axis=1)
-    mean = _recovered(ranking, counts, start, slope)
-    return np.divide(mean, whole, out=np.full_like(mean, np.nan), where=whole > 1e-12)
-
-
-def _recovered(ranking: Ranking, counts: Floats, start: float, slope: float) -> Floats:
-    """The mean quality that is gained over the weak model alone, over the same budgets."""
     if start >= 1:  # scoring costs all that could be saved
-        return np.zeros(len(counts))
+        return np.where(whole > 1e-12, 0.0, np.nan)
     at = np.linspace(0, min(1.0, (1 - start) / slope), GRID + 1)
     quality, _ = ranking.curve(counts, at)
-    mean: Floats = slope * np.asarray(np.trapezoid(quality - quality[:, :1], at, axis=1))
-    return mean
+    mean = slope * np.asarray(np.trapezoid(quality - quality[:, :1], at, axis=1))
+    return np.divide(mean, whole, out=np.full_like(mean, np.nan), where=whole > 1e-12)
 
 
 def _band(measure: Callable[[Floats], Floats], outcomes: Outcomes) -> Band:
     resamples = 1000 if len(outcomes.models) == 2 else 200
     n, clusters = len(outcomes), outcomes.questions
     return bootstrap_counts(measure, n, resamples=resamples, clusters=clusters)
-
-
-def _area(gain: Floats, outcomes: Outcomes, scoring: Floats) -> Callable[[Floats], Floats]:
-    """A statistic of counts; the choices at each price are computed once.
-
-    Scoring moves the points to the right, between the ends that are reached without scoring.
-    """
-    swept = sweep(gain, outcomes)
-    values = swept.steps.values[:: max(1, len(swept.steps.values) // _POINTS)]
-    values = np.unique(np.concatenate([values, [-np.inf, np.inf]]))
-    choices = [swept.choose(float(value)) for value in values]
-    right = np.stack([outcomes.routed(chosen)[0] for chosen in choices])
-    cost = np.stack([outcomes.routed(chosen)[1] + scoring[chosen] for chosen in choices])
-    ends = slice(None)
-    if scoring.any():
-        prices = outcomes.cost.mean(axis=0)
-        alone, ends = [int(prices.argmin()), int(prices.argmax())], slice(-2, None)
-        right = np.concatenate([right, outcomes.right[:, alone].T])
-        cost = np.concatenate([cost, outcomes.cost[:, alone].T])
-
-    def measure(counts: Floats) -> Floats:
-        size = counts.sum(axis=1, keepdims=True)
-        qualities, costs = counts @ right.T / size, counts @ cost.T / size
-        areas = []
-        for c, q in zip(costs, qualities, strict=True):
-            inside = (c >= c[ends].min()) & (c <= c[ends].max())
-            order = np.flatnonzero(inside)[np.argsort(c[inside], kind="stable")]
-            spread = c[ends].max() - c[ends].min()
-            area = hull_area(c[order], q[order]) / spread if spread > 0 else q.max()
-            areas.append(area)  # at one price for all, there is only quality
-        return np.asarray(areas)
-
-    return measure
 
 
 def _rung(
@@ -311,13 +255,9 @@ def _rung(
     value = value_of(gain, outcomes)
     net = value_of(gain, outcomes, scoring) if cost else None
     size = size_of(scorer)
-    rung = Rung(
+    return Rung(
         scorer.kind, scorer, predictions, value, seconds, ms, size, None, net, cost, scoring
     )
-    if apgr_defined(outcomes):
-        return rung
-    recovered = _mean_recovered(gain, outcomes, scoring)(np.ones((1, len(outcomes))))
-    return replace(rung, recovered=float(recovered[0]))
 
 
 def scoring_cost(scorer: Scorer, ms: float, outcomes: Outcomes) -> float:

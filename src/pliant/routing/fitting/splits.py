@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from pliant.data import normalised
 from pliant.errors import CorruptFile, InvalidInput
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.scorers.linear import folds
+from pliant.routing.scorers.imputing import imputed
+from pliant.routing.scorers.linear import folds, joined
 from pliant.routing.scorers.protocol import (
     Partitions,
     Predictions,
@@ -47,9 +49,19 @@ class Splits:
     """Of `learn`, into folds."""
     test: Outcomes
     """Used once, at the end."""
+    incomplete: Outcomes | None = None
+    """Prompts that not every model was asked: they train, and serve no other purpose."""
+
+    @cached_property
+    def train(self) -> Outcomes:
+        """What scorers are fitted on: `learn`, then the incomplete rows with predicted grades."""
+        if self.incomplete is None:
+            return self.learn
+        return imputed(joined((self.learn, self.incomplete)))
 
     def sizes(self) -> dict[str, int]:
-        return {"learn": len(self.learn), "test": len(self.test)}
+        sizes = {"learn": len(self.learn), "test": len(self.test)}
+        return sizes | ({} if self.incomplete is None else {"incomplete": len(self.incomplete)})
 
     @property
     def how(self) -> str:
@@ -64,15 +76,26 @@ class Splits:
 
 def split(outcomes: Outcomes, seed: int = 0) -> Splits:
     """A test split, and the rest in folds; all wordings of a question stay together."""
-    n = len(outcomes)
+    shared, complete = outcomes.shared(), outcomes.complete
+    n = len(shared)
     if n < FEWEST:
         raise InvalidInput(
-            f"{n} labels: a fit needs {FEWEST} or more, so label {FEWEST - n:,} more prompts "
-            "(`pliant route label` on a longer file asks only the new ones)"
+            f"{n} labels{'' if complete.all() else ' of all models'}: a fit needs {FEWEST} or "
+            f"more, so label {FEWEST - n:,} more prompts (`pliant route label` on a longer file "
+            "asks only the new ones)"
         )
     share = min(max(_TEST, _TEST_AT_LEAST / n), _TEST_AT_MOST)
-    learn, test = outcomes.split((1 - share, share), seed)
-    return Splits(learn, partitions(learn, seed), test)
+    learn, test = shared.split((1 - share, share), seed)
+    incomplete = None if complete.all() else _apart(outcomes.select(~complete), test)
+    return Splits(learn, partitions(learn, seed), test, incomplete)
+
+
+def _apart(incomplete: Outcomes, test: Outcomes) -> Outcomes | None:
+    """Those that are no wordings of a test prompt."""
+    keys = joined((incomplete, test)).inseparable()
+    tested = set(keys[len(incomplete) :])
+    apart = np.array([key not in tested for key in keys[: len(incomplete)]])
+    return incomplete.select(apart) if apart.any() else None
 
 
 def partitions(outcomes: Outcomes, seed: int = 0) -> Partitions:

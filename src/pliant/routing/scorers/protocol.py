@@ -65,6 +65,11 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.gain)
 
+    def select(self, rows: Any) -> Predictions:
+        """Those of some of the prompts."""
+        each = [None if x is None else x[rows] for x in (self.right, self.novel)]
+        return Predictions(each[0], self.gain[rows], each[1])
+
     def check(self, outcomes: Outcomes, kind: str) -> None:
         """Refuse what is not one row a prompt, or no probabilities and differences of them."""
         shape, gain, right = outcomes.right.shape, np.asarray(self.gain), self.right

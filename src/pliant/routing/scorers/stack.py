@@ -147,8 +147,8 @@ def out_of_fold(each: Sequence[Predictions], right: Floats, folds: Folds) -> Pre
     rights: Floats | None = np.zeros_like(right)
     for fold in folds:
         rest = np.setdiff1d(np.arange(len(right)), fold)
-        mixture = Mixture.fit([_rows(p, rest) for p in each], right[rest])
-        predicted = mixture([_rows(p, fold) for p in each])
+        mixture = Mixture.fit([p.select(rest) for p in each], right[rest])
+        predicted = mixture([p.select(fold) for p in each])
         gain[fold] = predicted.gain
         if rights is None or predicted.right is None:
             rights = None
@@ -185,8 +185,3 @@ def chosen_members(
 def _errors(gain: Floats, right: Floats) -> Floats:
     errors: Floats = ((gain - (right - right[:, :1])) ** 2)[:, 1:].mean(axis=1)
     return errors
-
-
-def _rows(predictions: Predictions, rows: Any) -> Predictions:
-    right = None if predictions.right is None else predictions.right[rows]
-    return Predictions(right, predictions.gain[rows])
