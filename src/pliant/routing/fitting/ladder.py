@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from pliant.routing.scorers import (
 )
 from pliant.stats import Band, Floats, bootstrap_counts
 
+if TYPE_CHECKING:
+    from pliant.routing.scorers.vectors import Reader
+
 Progress = Callable[[Sequence[str], str], Iterable[str]]
 
 CONTROLS = ("random", "length", "group")
@@ -38,6 +41,8 @@ EVERY = (*LADDER, "text+group")
 # is worse than the one that is best on the average of many label sets.
 PREFERRED = ("text+group", "text+embed", "text")
 """What is selected unless another scorer is shown to be better."""
+_SURE = 0.99
+"""The level of that: several others are compared with it."""
 _TIMED = 50  # prompts, one at a time
 
 
@@ -97,7 +102,7 @@ def climb(
     progress: Progress = lambda items, _: items,
     local: Mapping[str, str] | None = None,
     groups_known: bool = False,
-    encoder: str | None = None,
+    encoder: str | Reader | None = None,
 ) -> list[Rung]:
     """Fit every scorer, and a stack of the best; compare them out of fold, the best first.
 
@@ -110,7 +115,9 @@ def climb(
         from pliant.routing.scorers.embed import default_encoder, reader_of
 
         # One reader, so that each prompt is embedded once.
-        readers |= dict.fromkeys(READS_AN_ENCODER, reader_of(encoder or default_encoder()))
+        encoder = encoder or default_encoder()
+        reader = reader_of(encoder) if isinstance(encoder, str) else encoder
+        readers |= dict.fromkeys(READS_AN_ENCODER, reader)
     for kind in progress(kinds, "fitting"):
         scorer = make(kind, base=readers[kind]) if kind in readers else make(kind)
         begun = time.perf_counter()
@@ -171,7 +178,7 @@ def select(rungs: Sequence[Rung], outcomes: Outcomes, groups_known: bool = False
     order = [rung for kind in PREFERRED for rung in fit if rung.kind == kind]
     if not order:
         return max(fit, key=lambda rung: rung.worth)
-    better = [r for r in fit if r is not order[0] and gap(r, order[0], outcomes).low > 0]
+    better = [r for r in fit if r is not order[0] and gap(r, order[0], outcomes, _SURE).low > 0]
     return max(better or [order[0]], key=lambda rung: rung.worth)
 
 
@@ -190,10 +197,10 @@ def value_of(gain: Floats, outcomes: Outcomes, scoring: Floats | None = None) ->
     return _band(_worth(gain, outcomes, scoring), outcomes)
 
 
-def gap(a: Rung, b: Rung, outcomes: Outcomes) -> Band:
+def gap(a: Rung, b: Rung, outcomes: Outcomes, level: float = 0.95) -> Band:
     """How much more a is worth than b, on the same resamples."""
     of_a, of_b = (_worth(rung.gain, outcomes, rung.scoring) for rung in (a, b))
-    return _band(lambda counts: of_a(counts) - of_b(counts), outcomes)
+    return _band(lambda counts: of_a(counts) - of_b(counts), outcomes, level)
 
 
 def apgr_defined(outcomes: Outcomes) -> bool:
@@ -236,10 +243,10 @@ def _net_apgr(ranking: Ranking, counts: Floats, start: float, slope: float) -> F
     return np.divide(mean, whole, out=np.full_like(mean, np.nan), where=whole > 1e-12)
 
 
-def _band(measure: Callable[[Floats], Floats], outcomes: Outcomes) -> Band:
-    resamples = 1000 if len(outcomes.models) == 2 else 200
-    n, clusters = len(outcomes), outcomes.questions
-    return bootstrap_counts(measure, n, resamples=resamples, clusters=clusters)
+def _band(measure: Statistic, outcomes: Outcomes, level: float = 0.95) -> Band:
+    resamples = 1000 if apgr_defined(outcomes) else 200
+    how = {"resamples": resamples, "level": level, "clusters": outcomes.questions}
+    return bootstrap_counts(measure, len(outcomes), **how)
 
 
 def _rung(
