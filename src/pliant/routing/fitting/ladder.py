@@ -245,8 +245,8 @@ def _net_apgr(ranking: Ranking, counts: Floats, start: float, slope: float) -> F
 
 def _band(measure: Statistic, outcomes: Outcomes, level: float = 0.95) -> Band:
     resamples = 1000 if apgr_defined(outcomes) else 200
-    how = {"resamples": resamples, "level": level, "clusters": outcomes.questions}
-    return bootstrap_counts(measure, len(outcomes), **how)
+    n, clusters = len(outcomes), outcomes.questions
+    return bootstrap_counts(measure, n, resamples=resamples, level=level, clusters=clusters)
 
 
 def _rung(

@@ -131,6 +131,13 @@ def cross_validated(
     return strength, np.mean([tried[strength], *rest], axis=0)
 
 
+def out_of_fold(
+    x: Blocks, y: Floats, folds: Sequence[NDArray[np.int64]], strength: float
+) -> Floats:
+    """(n, m) of up to DIRECT rows, each by a fit on the other folds."""
+    return _out_of_fold(x.similarity(x), y, folds, strength)
+
+
 def _gain_error(predicted: Floats, y: Floats) -> float:
     """Of the differences between the targets, and of the target itself if there is one."""
     error = predicted - y
