@@ -121,7 +121,7 @@ class Text(Scorer):
         self.words = Words().fit(texts)
         self.topics = Topics.of(self.words(texts), TOPICS)
         self.surface, self.tasks = Surface.of(texts, WAVES, seed), None
-        x = self._blocks(outcomes.asked, outcomes.groups)
+        x = self._features(outcomes.asked, outcomes.groups)
         names = tuple(sorted(set(outcomes.groups or ())))
         if not self.infers_tasks or len(names) < 2:
             return x
@@ -136,10 +136,14 @@ class Text(Scorer):
         return _with_tasks(x, likely)
 
     def _blocks(self, prompts: Prompts, groups: Groups) -> Blocks:
+        x = self._features(prompts, groups)
+        return x if self.tasks is None else _with_tasks(x, self.tasks(x))
+
+    def _features(self, prompts: Prompts, groups: Groups) -> Blocks:
+        """All but the inferred task."""
         texts = [text_of(prompt) for prompt in prompts]
         words, waves = self.words(texts), self.surface(texts)
-        x = Blocks(words, waves, self.topics(words), waves)
-        return x if self.tasks is None else _with_tasks(x, self.tasks(x))
+        return Blocks(words, waves, self.topics(words), waves)
 
 
 class TextAndGroup(Text):
@@ -153,8 +157,8 @@ class TextAndGroup(Text):
         self.groups = tuple(sorted(set(outcomes.groups or ())))
         return super()._prepare(outcomes, seed)
 
-    def _blocks(self, prompts: Prompts, groups: Groups) -> Blocks:
-        x = super()._blocks(prompts, groups)
+    def _features(self, prompts: Prompts, groups: Groups) -> Blocks:
+        x = super()._features(prompts, groups)
         columns = one_hot(groups or [""] * len(prompts), self.groups)
         return Blocks(x.words, np.hstack([x.dense, _GROUP * columns]), x.topics, x.waves)
 

@@ -101,8 +101,8 @@ class TextAndEmbedding(Text):
         self.meanings = Topics.of(vectors - self.mean, TOPICS)
         return super()._prepare(outcomes, seed)
 
-    def _blocks(self, prompts: Prompts, groups: Groups) -> Blocks:
-        x, centred = super()._blocks(prompts, groups), self._vectors(prompts) - self.mean
+    def _features(self, prompts: Prompts, groups: Groups) -> Blocks:
+        x, centred = super()._features(prompts, groups), self._vectors(prompts) - self.mean
         unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)
         topics = np.hstack([x.topics, self.meanings(centred)])
         return Blocks(x.words, np.hstack([x.dense, _HALF * unit]), _HALF * topics, x.waves)
