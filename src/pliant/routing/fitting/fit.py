@@ -333,6 +333,6 @@ def _write_fit(fitted: Fitted, scorer: Scorer, folder: Path) -> None:
     controls = _baselines(fitted.rungs, splits)
     for kind in {"length", "group"} & controls.keys():
         controls[kind].save(folder / BASELINES / kind)
-    write_hashes(folder, splits.learn.prompts, fitted.predictions)
+    write_hashes(folder, splits.train.prompts, fitted.predictions)
     record = json.dumps(fitted.as_dict(), allow_nan=False, default=np.generic.item)
     (folder / RECORD).write_text(record + "\n", encoding="utf-8")
