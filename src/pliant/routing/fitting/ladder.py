@@ -178,8 +178,12 @@ def select(rungs: Sequence[Rung], outcomes: Outcomes, groups_known: bool = False
     order = [rung for kind in PREFERRED for rung in fit if rung.kind == kind]
     if not order:
         return max(fit, key=lambda rung: rung.worth)
-    better = [r for r in fit if r is not order[0] and gap(r, order[0], outcomes, _SURE).low > 0]
-    return max(better or [order[0]], key=lambda rung: rung.worth)
+    stays = order[0]
+    for rung in order[1:]:  # an encoder may cost more than it is worth
+        if gap(rung, stays, outcomes, _SURE).low > 0:
+            stays = rung
+    better = [r for r in fit if r is not stays and gap(r, stays, outcomes, _SURE).low > 0]
+    return max(better or [stays], key=lambda rung: rung.worth)
 
 
 def eligible(rungs: Sequence[Rung], groups_known: bool = False) -> list[Rung]:
