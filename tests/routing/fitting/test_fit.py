@@ -1,4 +1,4 @@
-"""From labels to a router: no row serves twice, ties go to the cheap, nothing is half-written."""
+"""From labels to a router: the test split serves once, no file is half-written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +25,16 @@ from pliant.routing.fitting import ladder
 from pliant.routing.fitting.calibrating import calibrate, choose_threshold
 from pliant.routing.fitting.evaluate import evaluate
 from pliant.routing.fitting.fit import SavesNothing, fit, write
-from pliant.routing.fitting.ladder import Rung, select, ties
+from pliant.routing.fitting.ladder import Rung
 from pliant.routing.fitting.router_folder import refuse_folder
-from pliant.routing.fitting.splits import fitted_on, split
+from pliant.routing.fitting.splits import fitted_on
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.labels.label import JUDGE
 from pliant.routing.live.decision import Costing
 from pliant.routing.live.ledger import Ledger
 from pliant.routing.scorers import Predictions, kind_class, make
-from pliant.routing.scorers.linear import folds, joined
+from pliant.routing.scorers.linear import joined
 from pliant.routing.units import amount
 from pliant.stats import Band
 
@@ -47,51 +46,6 @@ BACKENDS = {"model-0": "nano-s", "model-1": "nano-l"}
 def fitted(tmp_path_factory):
     out = tmp_path_factory.mktemp("routers") / "router"
     return fit(outcomes(1500, 1), out, scorers=CHEAP, backends=BACKENDS)
-
-
-def test_no_row_serves_two_purposes():
-    made = split(outcomes(1000, 1), seed=3)
-    splits = [getattr(made, name).prompts for name in made.sizes()]
-    assert sum(map(len, splits)) == 1000
-    assert all(not set(a) & set(b) for a, b in combinations(splits, 2))
-
-
-def test_capacity_is_chosen_on_another_wording_or_another_group():
-    worded = split(outcomes(1000, 1, wordings=True))
-    assert not set(worded.train.wordings) & set(worded.choice.wordings)
-    assert "another wording" in worded.how
-    like = split(outcomes(1000, 1))  # four groups are too few
-    assert set(like.train.groups) == set(like.choice.groups) and "too few groups" in like.how
-
-
-def asked_twice(n: int, groups: tuple[str, ...] = ()):
-    """Every question in two wordings, one after the other."""
-    result = outcomes(2 * n, 1, wordings=True)
-    wordings, questions = ("a", "b") * n, tuple(str(i // 2) for i in range(2 * n))
-    names = tuple(groups[i // 2 % len(groups)] for i in range(2 * n)) if groups else None
-    return replace(result, wordings=wordings, questions=questions, groups=names)
-
-
-def test_the_wordings_of_a_question_are_in_one_split():
-    made = split(asked_twice(300))
-    splits = [set(getattr(made, name).questions) for name in made.sizes()]
-    assert len(set.union(*splits)) == 300
-    assert all(not a & b for a, b in combinations(splits, 2))
-    assert all(len(getattr(made, name)) == 2 * len(set(getattr(made, name).questions))
-               for name in made.sizes())  # fmt: skip
-    assert "other questions" in made.how
-    grouped = split(asked_twice(300, ("a", "b", "c", "d", "e")))
-    assert "other groups" in grouped.how
-    assert not set(grouped.train.questions) & set(grouped.choice.questions)
-    alone = outcomes(600, 1, wordings=True)  # each question in one wording: as without them
-    assert "another wording" in split(replace(alone, questions=alone.prompts)).how
-
-
-def test_the_folds_that_a_scorer_learns_from_part_no_question():
-    labels = asked_twice(100)
-    dealt = folds(labels, 5, 0)
-    asked = [{labels.questions[i] for i in part} for part in dealt]
-    assert len(dealt) == 5 and all(not a & b for a, b in combinations(asked, 2))
 
 
 def test_each_question_twice_proves_no_more_than_once():
@@ -111,49 +65,8 @@ def test_each_question_twice_proves_no_more_than_once():
     assert shares[0] == shares[1] > shares[2]
 
 
-def test_too_few_labels_are_refused():
-    with pytest.raises(InvalidInput, match="150 labels"):
-        split(outcomes(150))
-
-
-def rung(kind: str, ms: float, value: float, behind: tuple[float, float, float] | None) -> Rung:
-    band = None if behind is None else Band(*behind)
-    return Rung(kind, make(kind), np.zeros((1, 2)), Band(value, 0, 1), 0.0, ms, 0, band)
-
-
-def test_a_cheap_scorer_that_ties_wins_and_one_that_may_be_much_worse_does_not():
-    best = rung("knn", 9.0, 0.8, None)
-    tie = rung("text", 1.0, 0.795, (-0.005, -0.015, 0.005))
-    unsure = rung("tfidf", 0.5, 0.79, (-0.01, -0.06, 0.04))
-    worse = rung("length", 0.1, 0.79, (-0.01, -0.015, -0.005))
-    assert ties(tie) and not ties(unsure) and not ties(worse)
-    assert select([best, tie, unsure, worse]).kind == "text"
-
-
-def test_chance_is_never_kept_and_a_group_only_where_it_is_known():
-    group = rung("group", 0.1, 0.9, None)
-    text = rung("text", 1.0, 0.8, (-0.1, -0.15, -0.05))
-    assert select([group, text, rung("random", 0.01, 0.95, None)]).kind == "text"
-    assert select([group, text], groups_known=True).kind == "group"
-    with pytest.raises(InvalidInput, match="can be selected"):
-        select([rung("random", 0.01, 0.5, None)])
-
-
-def test_what_can_be_kept_is_held_against_the_best_that_can():
-    held = outcomes(400, 1)
-    close = held.gain + np.random.default_rng(0).normal(0, 1.5, 400)
-
-    def of(kind: str, ms: float, value: float, gain: np.ndarray) -> Rung:
-        made = rung(kind, ms, value, (-0.3, -0.4, -0.2))  # far behind the group
-        return replace(made, gain=np.stack([np.zeros(400), gain], axis=1))
-
-    rungs = [
-        rung("group", 0.0, 0.9, None),
-        of("knn", 9.0, 0.61, close),
-        of("text", 1.0, 0.6, 2 * close),  # the same order
-        of("length", 0.1, 0.5, np.arange(400) % 7.0),
-    ]
-    assert select(rungs, outcomes=held).kind == "text"
+def rung(kind: str, gain: np.ndarray) -> Rung:
+    return Rung(kind, make(kind), Predictions(None, gain), Band(0, 0, 1), 0.0, 0.0, 0)
 
 
 def test_a_pair_with_nothing_to_gain_is_refused_before_the_work(tmp_path):
@@ -198,13 +111,13 @@ def test_three_models_are_ordered_by_the_labels_whatever_they_cost(tmp_path):
     assert made.threshold.quality >= 0.95 * made.threshold.strong_quality
     assert made.verdict.pays and made.verdict.strongest == "model-2"
     budget = choose_threshold(
-        "2 calls a prompt", Predictions(None, made.selected.gain), made.splits.ladder
+        "2 calls a prompt", Predictions(None, made.selected.gain), made.splits.learn
     )
     assert budget.cost <= 2 and budget.shares[0] == 0
     proved = choose_threshold(
         "at most 1 % worse, with 99 % confidence",
         Predictions(None, made.selected.gain),
-        made.splits.ladder,
+        made.splits.learn,
     )
     assert proved.value == -np.inf and proved.shares == (0, 0, 1)
     with Router.load(made.folder, ledger=None) as router:
@@ -251,10 +164,10 @@ def test_the_best_is_kept_and_routes(fitted):
         assert router.choose("Wie spät ist es denn?").novel
 
 
-def test_the_threshold_keeps_the_goal_on_the_calibration_split(fitted):
+def test_the_threshold_keeps_the_goal_on_the_out_of_fold_predictions(fitted):
     assert fitted.threshold.quality >= 0.95 * fitted.threshold.strong_quality
     assert fitted.threshold.share < 0.6  # half of the prompts have nothing to gain
-    assert fitted.threshold.n == len(fitted.splits.calibration)
+    assert fitted.threshold.n == len(fitted.splits.learn)
     assert "95 % of the large model's quality" in fitted.file.threshold.sentence
 
 
@@ -510,7 +423,7 @@ def test_a_new_goal_needs_no_training(fitted, tmp_path):
     assert again.threshold.share <= 0.2 and again.threshold.n == 400
     own = calibrate(made.folder, made.splits.calibration, "20 % of calls")
     assert own.left_out == 0 and own.threshold.n == len(made.splits.calibration)
-    learned = made.splits.train, made.splits.choice, made.splits.ladder
+    learned = made.splits.train, made.splits.choice, made.splits.learn
     for part in learned:
         with pytest.raises(InvalidInput, match="0 of these"):
             calibrate(made.folder, part, "20 % of calls")
@@ -560,7 +473,7 @@ def test_a_call_may_state_a_share_of_its_own(models, tmp_path):
     """On the split that the thresholds come from, as many calls as fit; many prompts tie."""
     backends = {f"model-{j}": f"openai:m@http://127.0.0.1:9{j}/v1" for j in range(models)}
     made = fit(outcomes(500, 1, models=models), tmp_path / "r", scorers=["text"], backends=backends)
-    held = made.splits.calibration
+    held = made.splits.learn
     with Router.load(made.folder, ledger=None) as router:
         for share in (0.0, 0.3, 0.55, 1.0):
             calls = [router.choose(prompt, share=share) for prompt in held.prompts]
@@ -674,7 +587,7 @@ def test_the_area_of_two_models_is_their_metric_and_of_more_rewards_knowing():
     many = outcomes(800, 5, models=3)
     knowing = make("text").fit(outcomes(800, 6, models=3)).predict(many.prompts).gain
     chance = make("random").fit(many).predict(many.prompts).gain
-    a, b = (replace(rung("text", 0, 0, None), gain=gain) for gain in (knowing, chance))
+    a, b = rung("text", knowing), rung("text", chance)
     assert ladder.gap(a, b, many).low > 0
 
 

@@ -21,6 +21,7 @@ from pliant.routing.scorers.corrections import (
     write_background,
 )
 from pliant.routing.scorers.corrections import background_of as sample_in
+from pliant.routing.scorers.linear import folds
 from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 from pliant.routing.scorers.protocol import Prefilling, Scorer
 
@@ -38,8 +39,8 @@ def poems(n: int, seed: int = 0, right: tuple[float, float] = (0.0, 1.0)) -> Out
 
 def noticing(train: Outcomes) -> Scorer:
     """A scorer that was fitted on these labels and notices other tasks."""
-    detector = NoveltyDetector.fit(train.prompts, outcomes(200, 2).prompts)
-    return WithNovelty(make("pair").fit(train), detector)
+    detector = NoveltyDetector.fit(train, [folds(train, 5, 0)])
+    return WithNovelty(make("text").fit(train), detector)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_corrections_are_saved_beside_the_scorer(folder: Path, tmp_path: Path) -
     scorer = corrected(folder, poems(40))
     scorer.save(tmp_path)
     loaded, prompts = load(tmp_path), [*poems(20, seed=2).prompts, *OTHERS.prompts[:20]]
-    assert isinstance(loaded, WithCorrections) and loaded.kind == scorer.kind == "pair"
+    assert isinstance(loaded, WithCorrections) and loaded.kind == scorer.kind == "text"
     assert np.allclose(loaded.predict(prompts).gain, scorer.predict(prompts).gain, atol=1e-4)
     again = load(tmp_path)
     assert np.array_equal(loaded.predict(prompts).gain, again.predict(prompts).gain)
@@ -126,7 +127,7 @@ def test_corrections_are_saved_beside_the_scorer(folder: Path, tmp_path: Path) -
 def test_damaged_corrections_are_refused(folder: Path, tmp_path: Path) -> None:
     corrected(folder, poems(40)).save(tmp_path)
     content = (tmp_path / CORRECTIONS).read_bytes()
-    make("pair").fit(OTHERS).save(tmp_path)
+    make("text").fit(OTHERS).save(tmp_path)
     with pytest.raises(CorruptFile, match="another scorer"):
         load(tmp_path)
     noticing(TRAIN).save(tmp_path)

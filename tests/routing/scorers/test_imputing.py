@@ -50,6 +50,6 @@ def test_every_scorer_can_be_fitted_on_it_and_prompts_of_no_model_are_left_out()
     nothing[:7] = np.nan
     full = imputed(replace(partial, right=nothing))
     assert len(full) <= 293 and full.complete.all()
-    for kind in ("length", "group", "tfidf", "knn", "pair", "text"):
+    for kind in ("length", "group", "tfidf", "knn", "text"):
         scorer = make(kind).fit(full)
         scorer.predict(full.asked, full.groups).check(full, kind)
