@@ -121,8 +121,8 @@ def climb(
     for kind in progress(kinds, "fitting"):
         scorer = make(kind, base=readers[kind]) if kind in readers else make(kind)
         begun = time.perf_counter()
-        # Rows beyond `learn` are in no fold: they are always trained on, and never predicted.
-        predictions = scorer.cross_validate(splits.train, splits.partitions, seed)
+        # Of the rows beyond `learn`, which only train, there are no predictions to use.
+        predictions = scorer.cross_validate(splits.train, splits.train_partitions, seed)
         predictions = predictions.select(slice(len(splits.learn)))
         predictions.check(splits.learn, kind)
         scorer.fit(splits.train, None, seed)

@@ -59,6 +59,20 @@ class Splits:
             return self.learn
         return imputed(joined((self.learn, self.incomplete)))
 
+    @cached_property
+    def train_partitions(self) -> Partitions:
+        """Of `train`: an incomplete wording of a prompt is held out with it, or else a grade of the
+        same question would be known."""
+        if self.incomplete is None:
+            return self.partitions
+        keys = np.array(self.train.inseparable())
+        more = np.arange(len(self.learn), len(keys))
+
+        def held_out(fold: Rows) -> Rows:
+            return np.concatenate([fold, more[np.isin(keys[more], keys[fold])]])
+
+        return [[held_out(fold) for fold in folds] for folds in self.partitions]
+
     def sizes(self) -> dict[str, int]:
         sizes = {"learn": len(self.learn), "test": len(self.test)}
         return sizes | ({} if self.incomplete is None else {"incomplete": len(self.incomplete)})
@@ -87,7 +101,13 @@ def split(outcomes: Outcomes, seed: int = 0) -> Splits:
     share = min(max(_TEST, _TEST_AT_LEAST / n), _TEST_AT_MOST)
     learn, test = shared.split((1 - share, share), seed)
     incomplete = None if complete.all() else _apart(outcomes.select(~complete), test)
-    return Splits(learn, partitions(learn, seed), test, incomplete)
+    folded = partitions(learn, seed)
+    if len(folded[0]) < 2:
+        raise InvalidInput(
+            f"{len(set(shared.inseparable()))} different prompts are too few: there must be some "
+            "to learn from, others to predict, and others to test with"
+        )
+    return Splits(learn, folded, test, incomplete)
 
 
 def _apart(incomplete: Outcomes, test: Outcomes) -> Outcomes | None:
@@ -107,14 +127,20 @@ def partitions(outcomes: Outcomes, seed: int = 0) -> Partitions:
 # --- what a router was fitted on ------------------------------------------------------------------
 
 
-def write_hashes(folder: Path, learned: Sequence[str], predictions: Predictions) -> None:
+def write_hashes(
+    folder: Path,
+    learned: Sequence[str],
+    predictions: Predictions,
+    incomplete: Sequence[str] = (),
+) -> None:
     """Store four bytes of each prompt's hash, which reveal nothing about its text.
 
     `learned` are the prompts that the scorer was fitted on, and `predictions` what it predicted of
-    them out of fold: a new threshold may be chosen on them again.
+    them out of fold: a new threshold may be chosen on them again. Of the `incomplete` prompts, that
+    it was fitted on as well, there are no predictions.
     """
     hashes = _hashes(learned)
-    _write(folder, hashes, hashes[:0])
+    _write(folder, np.concatenate([hashes, _hashes(incomplete)]), hashes[:0])
     arrays: dict[str, NDArray[Any]] = {
         "prompt": hashes,
         "gain": predictions.gain.astype(np.float32),

@@ -55,7 +55,6 @@ _registered: dict[str, type[Scorer]] = {}
 
 __all__ = [
     "KINDS",
-    "READS_AN_ENCODER",
     "DEFAULT_ENCODER",
     "READS_A_MODEL",
     "READS_AN_ENCODER",
