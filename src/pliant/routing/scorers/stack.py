@@ -162,15 +162,14 @@ def chosen_members(
 ) -> list[str]:
     """The best scorer, and those that are shown to lower its error, one after the other."""
     members = [first]
-    errors = _errors(each[first].gain, right)
+
+    def errors_of(*names: str) -> Floats:
+        """Alone, a scorer is weighted as well: a copy of it must not join because of that."""
+        return _errors(out_of_fold([each[name] for name in names], right, folds).gain, right)
+
+    errors = errors_of(first)
     while len(members) < _MOST:
-        tried = {
-            name: _errors(
-                out_of_fold([each[m] for m in (*members, name)], right, folds).gain, right
-            )
-            for name in each
-            if name not in members
-        }
+        tried = {name: errors_of(*members, name) for name in each if name not in members}
         if not tried:
             break
         name = min(tried, key=lambda n: tried[n].mean())
