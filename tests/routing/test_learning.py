@@ -37,14 +37,16 @@ def folder(tmp_path: Path) -> Path:
         **content(
             models=MODELS,
             default="model-1",
-            scorer={"kind": "pair", "folder": "fit-00000000/scorer"},
+            scorer={"kind": "text", "folder": "fit-00000000/scorer"},
             explore={"share": 0.2},
             ledger={"prompts": True},
         )
     )
-    Router(file, noticing(TRAIN)).save(place)
+    scorer = noticing(TRAIN)
+    Router(file, scorer).save(place)
     write_background(place / "fit-00000000/scorer", TRAIN.prompts)
-    write_hashes(place / "fit-00000000", TRAIN.prompts, [])
+    predictions = scorer.predict(TRAIN.prompts)  # not out of fold, but nothing here depends on it
+    write_hashes(place / "fit-00000000", TRAIN.prompts, predictions)
     return place
 
 

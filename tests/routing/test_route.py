@@ -106,8 +106,8 @@ def test_what_is_wrong_is_refused_before_the_work(
 
 
 def test_few_labels_say_how_many_are_missing(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="150 labels: a fit needs 200 or more, so label 50 more"):
-        route.fit(outcomes(150, 1), tmp_path / "r")
+    with pytest.raises(InvalidInput, match="40 labels: a fit needs 50 or more, so label 10 more"):
+        route.fit(outcomes(40, 1), tmp_path / "r")
     with pytest.raises(SavesNothing):
         route.fit(replace(outcomes(300, 1), unit="ms"), tmp_path / "r", scorers=["length"])
 

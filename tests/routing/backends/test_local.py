@@ -140,13 +140,14 @@ def test_a_scorer_that_reads_the_cheap_model_offers_its_prefill(
     from pliant import nano
     from pliant.routing import Outcomes, scorers
     from pliant.routing.scorers.cpx import Capacity
+    from pliant.routing.scorers.linear import folds
     from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
 
     texts = tuple(q.prompt for q in nano.questions("dev", 120, seed=5))
     right = [[float(len(text) % 2), float(len(text) % 3 > 0)] for text in texts]
     outcomes = Outcomes(texts, ("nano-s", "nano-l"), right, [[1.0, 5.0]] * len(texts))
     few = {"base": "nano-s", "capacities": (Capacity(1, 0),), "epochs": 1}
-    detector = NoveltyDetector.fit(texts, texts)
+    detector = NoveltyDetector.fit(outcomes, [folds(outcomes, 5, 0)])
     detector.bound = 0.5
     fitted = WithNovelty(scorers.make("cpx", **few).fit(outcomes), detector)
     file = content(scorer={"kind": "cpx"}, threshold={"value": 9.0, "sentence": "never"})

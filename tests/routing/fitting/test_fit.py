@@ -23,14 +23,15 @@ from pliant.routing import Router, router_file
 from pliant.routing.backends import Used
 from pliant.routing.fitting import ladder
 from pliant.routing.fitting.calibrating import calibrate, choose_threshold
-from pliant.routing.fitting.evaluate import evaluate
+from pliant.routing.fitting.evaluate import calibrated, evaluate
 from pliant.routing.fitting.fit import SavesNothing, fit, write
 from pliant.routing.fitting.ladder import Rung
 from pliant.routing.fitting.router_folder import refuse_folder
-from pliant.routing.fitting.splits import fitted_on
+from pliant.routing.fitting.splits import OUT_OF_FOLD, fitted_on
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.labels.label import JUDGE
+from pliant.routing.live import drift
 from pliant.routing.live.decision import Costing
 from pliant.routing.live.ledger import Ledger
 from pliant.routing.scorers import Predictions, kind_class, make
@@ -115,7 +116,7 @@ def test_three_models_are_ordered_by_the_labels_whatever_they_cost(tmp_path):
     )
     assert budget.cost <= 2 and budget.shares[0] == 0
     proved = choose_threshold(
-        "at most 1 % worse, with 99 % confidence",
+        "at most 0.2 % worse, with 99 % confidence",
         Predictions(None, made.selected.gain),
         made.splits.learn,
     )
@@ -125,11 +126,11 @@ def test_three_models_are_ordered_by_the_labels_whatever_they_cost(tmp_path):
         assert router.choose("Wie spät ist es denn?").model == "model-2"
 
 
-def test_scorers_are_compared_where_the_strongest_model_is_not_better_on_the_ladder_split(tmp_path):
+def test_scorers_are_compared_where_the_strongest_model_is_not_better_on_the_labels(tmp_path):
     """Specialists of about equal quality: chance decides which is ahead on a split."""
-    labels = specialists(300, seed=3)
+    labels = specialists(300, seed=33)
     made = fit(labels, tmp_path / "r", scorers=["length", "tfidf"], force=True)
-    assert made.splits.ladder.gain.mean() <= 0 and np.isnan(made.rungs[0].value.value)
+    assert made.splits.learn.gain.mean() <= 0 and np.isfinite(made.rungs[0].value.value)
     text, length = made.rungs
     assert (made.selected.kind, text.kind) == ("tfidf", "tfidf")
     assert text.worth > length.worth + 0.05 and length.behind.value < -0.05
@@ -172,7 +173,7 @@ def test_the_threshold_keeps_the_goal_on_the_out_of_fold_predictions(fitted):
 
 
 def test_what_it_was_made_on_is_left_out_of_a_measurement(fitted):
-    used = fitted.splits.train.prompts
+    used = fitted.splits.learn.prompts
     folder = fitted.file.fit_folder(fitted.folder)
     assert fitted_on(folder, [text.upper() for text in used]).all()
     assert not fitted_on(folder, fitted.splits.test.prompts).any()
@@ -182,9 +183,19 @@ def test_what_it_was_made_on_is_left_out_of_a_measurement(fitted):
     again, before = result.metrics["apgr"].value, fitted.evaluation.metrics["apgr"].value
     assert again == pytest.approx(before, abs=1e-3)
     with pytest.raises(InvalidInput, match="all"):
-        evaluate(fitted.folder, fitted.splits.train)
+        evaluate(fitted.folder, fitted.splits.learn)
     with pytest.raises(InvalidInput, match="are in ms, the router's in calls"):
         evaluate(fitted.folder, replace(outcomes(1500, 1), unit="ms"))
+
+
+@pytest.mark.parametrize("kind", ["text", "tfidf"])
+def test_new_prompts_of_the_same_kind_are_no_drift(kind, tmp_path):
+    made = fit(outcomes(500, 1), tmp_path / "r", scorers=[kind], backends=BACKENDS, force=True)
+    assert made.file.drift.n == len(made.splits.test)
+    with Router.load(made.folder, ledger=None) as router:
+        for seed in range(11, 15):
+            right = calibrated(made.file, router.scorer.predict(outcomes(500, seed).prompts))
+            assert not drift.compare(made.file.drift, (1 - right[:, 0]).tolist(), 1).drifted
 
 
 def test_all_of_it_is_json(fitted):
@@ -421,12 +432,30 @@ def test_a_new_goal_needs_no_training(fitted, tmp_path):
     assert fitted_on(scorer.parent, new.prompts).all()
     again = calibrate(made.folder, new, "20 % of calls")
     assert again.threshold.share <= 0.2 and again.threshold.n == 400
-    own = calibrate(made.folder, made.splits.calibration, "20 % of calls")
-    assert own.left_out == 0 and own.threshold.n == len(made.splits.calibration)
-    learned = made.splits.train, made.splits.choice, made.splits.learn
-    for part in learned:
-        with pytest.raises(InvalidInput, match="0 of these"):
-            calibrate(made.folder, part, "20 % of calls")
+
+
+def test_the_labels_of_the_fit_serve_again_by_their_out_of_fold_predictions(fitted, tmp_path):
+    router, goal = shutil.copytree(fitted.folder, tmp_path / "router"), "20 % of calls"
+    learn = fitted.splits.learn
+    own = calibrate(router, learn, goal)
+    expected = choose_threshold(goal, fitted.predictions, learn)
+    assert own.left_out == 0 and own.threshold.n == len(learn)
+    assert own.threshold.value == pytest.approx(expected.value, abs=1e-6)
+    assert own.threshold.shares == expected.shares
+    of_the_fit = dict(fitted.file.calibration["model-0"])
+    again = router_file.read(router).calibration["model-0"]
+    assert again.pop("kind") == of_the_fit.pop("kind") == "platt"
+    assert again == pytest.approx(of_the_fit, rel=1e-3)
+    assert router_file.read(router).drift == fitted.file.drift, "of prompts that are new to it"
+    assert not fitted_on(fitted.file.fit_folder(router), fitted.splits.test.prompts).any()
+    every = calibrate(router, outcomes(1500, 1), goal)  # the test split by the fitted scorer
+    assert every.left_out == 0 and every.threshold.n == 1500
+    assert router_file.read(router).drift.n == len(fitted.splits.test)
+    (fitted.file.fit_folder(router) / OUT_OF_FOLD).unlink()  # an older router
+    with pytest.raises(InvalidInput, match="0 of these"):
+        calibrate(router, learn, goal)
+    older = calibrate(router, outcomes(1500, 1), goal)
+    assert older.left_out == len(learn) and older.threshold.n == 1500 - len(learn)
 
 
 def test_a_share_of_calls_needs_prompts_alone(fitted, tmp_path):
@@ -470,22 +499,24 @@ def test_prompts_alone_have_groups_where_the_scorer_needs_them(tmp_path):
 
 @pytest.mark.parametrize("models", [2, 3])
 def test_a_call_may_state_a_share_of_its_own(models, tmp_path):
-    """On the split that the thresholds come from, as many calls as fit; many prompts tie."""
+    """Of the predictions that the thresholds come from, as many calls as fit; many prompts tie."""
     backends = {f"model-{j}": f"openai:m@http://127.0.0.1:9{j}/v1" for j in range(models)}
     made = fit(outcomes(500, 1, models=models), tmp_path / "r", scorers=["text"], backends=backends)
-    held = made.splits.learn
+    gain, novel, new = made.predictions.gain, made.predictions.novel, outcomes(120, 9).prompts
     with Router.load(made.folder, ledger=None) as router:
         for share in (0.0, 0.3, 0.55, 1.0):
-            calls = [router.choose(prompt, share=share) for prompt in held.prompts]
-            strong = np.mean([call.model == f"model-{models - 1}" for call in calls])
-            novel = np.mean([call.novel for call in calls])
-            assert 0.6 * share <= strong <= max(share, novel), share
+            rule = replace(router.file.rule, value=router.file.value_for(share))
+            strong = np.mean(rule.choose(gain, novel) == models - 1)
+            assert 0.6 * share <= strong <= max(share, novel.mean()), share
+            of_new = router.scorer.predict(new)
+            names = [router.file.names[j] for j in rule.choose(of_new.gain, of_new.novel)]
+            assert [router.choose(prompt, share=share).model for prompt in new] == names
         between = router.file.value_for(0.32)
         assert router.file.value_for(0.35) <= between <= router.file.value_for(0.3)
         with pytest.raises(InvalidInput, match="between 0 and 1"):
             router.choose("times 1 and 2", share=30)
-        usual = router.choose(held.prompts[0])
-        assert usual == router.choose(held.prompts[0], share=None)
+        usual = router.choose(new[0])
+        assert usual == router.choose(new[0], share=None)
     older = router_file.make(**made.file.model_dump() | {"shares": []})
     with pytest.raises(InvalidInput, match="calibrate it, again"):
         older.value_for(0.3)
@@ -527,7 +558,7 @@ def test_a_router_that_saves_nothing_is_not_written_unless_it_is_forced(tmp_path
     fit(outcomes(300, 1), out, scorers=["length"], backends=BACKENDS, force=True)
     before = (out / "router.json").read_bytes()
     with pytest.raises(SavesNothing):
-        fit(outcomes(300, 2), out, scorers=["length"], backends=BACKENDS)
+        fit(outcomes(300, 3), out, scorers=["length"], backends=BACKENDS)
     assert (out / "router.json").read_bytes() == before
 
 

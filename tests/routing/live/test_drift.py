@@ -65,6 +65,12 @@ def test_scores_that_come_in_steps_are_told_from_scores_between_the_steps() -> N
         assert compare(known, [0.2] * 100 + [other] * 200, 1).distance == pytest.approx(2 / 3)
 
 
+def test_scores_that_differ_by_rounding_are_the_same() -> None:
+    """As those of a scorer before it was saved, in double precision, and after."""
+    known = reference([0.2] * 200 + [0.5] * 400)
+    assert compare(known, [0.2 - 1e-8] * 100 + [0.5 + 1e-8] * 200, 1).distance == 0
+
+
 @pytest.mark.parametrize("scores", [[], [float("nan")], [0.1, float("inf")]])
 def test_what_is_no_reference_is_refused(scores: list[float]) -> None:
     with pytest.raises(InvalidInput):

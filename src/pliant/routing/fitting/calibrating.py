@@ -81,13 +81,13 @@ def calibrate(
             f"the router's scorer, {file.scorer.kind}, needs the group of each prompt, and there "
             "is no column of groups (--group-column)"
         )
-    held, predictions, left_out = _predicted(scorer, file.fit_folder(folder), outcomes)
+    held, predictions, unseen = _predicted(scorer, file.fit_folder(folder), outcomes)
     scored = with_scoring(held, file.scoring)
     chosen = choose_threshold(goal, predictions, scored, file.costs, file.novel_to)
     if labelled:
-        new = reference(predictions, held, kind or "platt")
+        new = reference(predictions, held, kind or "platt", unseen)
     else:
-        chosen, new = chosen.unlabelled(), _scores_alone(file, predictions)
+        chosen, new = chosen.unlabelled(), _scores_alone(file, unseen)
     if file.drift is not None and "drift" in new:  # how drift is watched is the user's choice
         new["drift"] |= {name: getattr(file.drift, name) for name in ("window", "false_alarms")}
     content = file.model_dump() | {"threshold": threshold_entry(chosen, None), **new}
@@ -99,13 +99,14 @@ def calibrate(
         if labelled:
             add_hashes(file.fit_folder(folder), held.prompts)
         changed.write(folder)
-    return Calibrated(chosen, left_out)
+    return Calibrated(chosen, len(outcomes) - len(held))
 
 
 def _predicted(
     scorer: Scorer, fit_folder: Path, outcomes: Outcomes
-) -> tuple[Outcomes, Predictions, int]:
-    """The rows that may be calibrated on, the predictions of them, and how many are left out.
+) -> tuple[Outcomes, Predictions, Predictions | None]:
+    """The rows that may be calibrated on, and the predictions of them: of all, and of those alone
+    that the scorer has not learned from (None if they are few).
 
     Prompts that the scorer has learned from count by what it predicted before it had.
     """
@@ -117,12 +118,13 @@ def _predicted(
             f"{len(new) + len(known)} of these {len(learned):,} prompts can be calibrated on: "
             f"{_LEAST} or more are needed"
         )
-    rows = np.concatenate([known, new])
-    parts = [before] if len(known) else []
-    if len(new):
-        fresh = outcomes.select(new)
-        parts.append(scorer.predict(fresh.asked, fresh.groups))
-    return outcomes.select(rows), joined_predictions(parts), len(learned) - len(rows)
+    held = outcomes.select(np.concatenate([known, new]))
+    if not len(new):
+        return held, before, None
+    fresh = outcomes.select(new)
+    unseen = scorer.predict(fresh.asked, fresh.groups)
+    predictions = joined_predictions([before, unseen]) if len(known) else unseen
+    return held, predictions, unseen if len(new) >= _LEAST else None
 
 
 def _unlabelled(
@@ -149,9 +151,9 @@ def _unlabelled(
     )
 
 
-def _scores_alone(file: RouterFile, predictions: Predictions) -> dict[str, Any]:
+def _scores_alone(file: RouterFile, unseen: Predictions | None) -> dict[str, Any]:
     """The reference for drift, by the calibration that the router has."""
-    right = calibrated(file, predictions)
+    right = None if unseen is None else calibrated(file, unseen)
     if right is None:
         return {}
     return {"drift": drift.reference((1 - right[:, 0]).tolist()).model_dump()}
@@ -195,20 +197,25 @@ def with_shares(file: RouterFile, predictions: Predictions, outcomes: Outcomes) 
     return router_file.make(**file.model_dump() | {"shares": values})
 
 
-def reference(predictions: Predictions, outcomes: Outcomes, kind: str) -> dict[str, Any]:
-    """The calibrations and the reference for drift, from the calibration split."""
+def reference(
+    predictions: Predictions, outcomes: Outcomes, kind: str, unseen: Predictions | None
+) -> dict[str, Any]:
+    """The calibrations, and the reference for drift: the scores of `unseen` prompts.
+
+    Out-of-fold predictions come from other fits, whose scores are distributed differently: compared
+    with these, new prompts would raise an alarm although nothing has changed.
+    """
     if predictions.right is None:
         return {}
     fits = {
         name: calibration.fit(kind, predictions.right[:, j], outcomes.right[:, j])
         for j, name in enumerate(outcomes.models)
     }
-    first = fits[outcomes.models[0]]
-    scores = 1 - first.apply(predictions.right[:, 0])
-    return {
-        "calibration": {name: calibrated.to_json() for name, calibrated in fits.items()},
-        "drift": drift.reference(scores.tolist()).model_dump(),
-    }
+    new: dict[str, Any] = {"calibration": {name: fit.to_json() for name, fit in fits.items()}}
+    if unseen is not None and unseen.right is not None:
+        scores = 1 - fits[outcomes.models[0]].apply(unseen.right[:, 0])
+        new["drift"] = drift.reference(scores.tolist()).model_dump()
+    return new
 
 
 def with_scoring(outcomes: Outcomes, scoring: Sequence[float] | Floats | None) -> Outcomes:

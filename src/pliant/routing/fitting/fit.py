@@ -165,6 +165,7 @@ def fit(
     )
     scorer = WithNovelty(selected.scorer, detector)
     predictions = replace(selected.predictions, novel=detector.out_of_fold)
+    unseen = scorer.predict(test.asked, test.groups)
     chosen = None
     if isinstance(aim, Goal):
         scored = with_scoring(held, selected.scoring)
@@ -176,12 +177,12 @@ def fit(
         default=outcomes.models[-1],
         label_cost=_label_cost(outcomes, label_cost or {}),
         threshold=threshold_entry(chosen, None if isinstance(aim, Goal) else aim, outcomes.unit),
-        **reference(predictions, held, calibrate_by),
+        **reference(predictions, held, calibrate_by, unseen),
     )
     file = with_shares(file, predictions, held)
     controls = _baselines(rungs, splits)
     baselines = {kind: each.predict(test.asked, test.groups) for kind, each in controls.items()}
-    evaluation = measure(file, scorer.predict(test.asked, test.groups), test, baselines)
+    evaluation = measure(file, unseen, test, baselines)
     fitted = Fitted(folder, tuple(rungs), selected, splits, chosen, file, evaluation, predictions)
     if not (force or fitted.verdict.pays):
         raise SavesNothing(fitted)
@@ -333,6 +334,7 @@ def _write_fit(fitted: Fitted, scorer: Scorer, folder: Path) -> None:
     controls = _baselines(fitted.rungs, splits)
     for kind in {"length", "group"} & controls.keys():
         controls[kind].save(folder / BASELINES / kind)
-    write_hashes(folder, splits.train.prompts, fitted.predictions)
+    partly = () if splits.incomplete is None else splits.incomplete.prompts
+    write_hashes(folder, splits.learn.prompts, fitted.predictions, partly)
     record = json.dumps(fitted.as_dict(), allow_nan=False, default=np.generic.item)
     (folder / RECORD).write_text(record + "\n", encoding="utf-8")

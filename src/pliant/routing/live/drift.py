@@ -17,6 +17,8 @@ from pliant.errors import InvalidInput
 from pliant.routing.live_settings import Drift
 
 QUANTILES = 64
+_ROUNDING = 1e-5
+"""A saved scorer's scores differ by less from those before it was saved."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ def reference(scores: Sequence[float], window: int = 500, false_alarms: float = 
     if not n or not all(map(math.isfinite, ascending)):
         raise InvalidInput("a reference for drift needs one finite score or more")
     steps = {ascending[min(n - 1, i * n // QUANTILES)] for i in range(QUANTILES + 1)}
-    # And just under each, for scores in steps: a shift between two steps is noticed, too.
-    at = sorted(steps | {math.nextafter(x, -math.inf) for x in steps})
+    # Around each, for scores in steps: a shift between two steps is noticed, rounding is not.
+    at = sorted({x + around for x in steps for around in (-_ROUNDING, _ROUNDING)})
     below = [bisect_right(ascending, x) / n for x in at]
     return Drift(edges=at, below=below, n=n, window=window, false_alarms=false_alarms)
 
