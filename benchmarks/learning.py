@@ -74,7 +74,7 @@ KNOWN = 1_000
 def main(
     data: Annotated[Path, typer.Option(help="The folder of the two label sets.")],
     only: Annotated[str | None, typer.Option(help="One left-out task.")] = None,
-    kind: Annotated[str, typer.Option(help="The scorer.")] = "pair",
+    kind: Annotated[str, typer.Option(help="The scorer.")] = "text",
 ) -> None:
     """Print the table and write the result."""
     warnings.simplefilter("ignore", DriftWarning)  # a new task is one

@@ -29,7 +29,7 @@ from pliant.routing.scorers import make
 from pliant.routing.scorers.imputing import imputed
 from pliant.stats import brier
 
-KINDS = ("pair", "text", "text+group")
+KINDS = ("text", "text+group")
 WAYS = ("complete rows", "imputed", "all labels")
 NOT_ASKED = {
     "a third, at random": (1 / 3, 1 / 3),

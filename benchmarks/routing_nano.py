@@ -43,7 +43,7 @@ from pliant.verify import verifier
 
 SMALL, LARGE = nano.NAMES
 SEEN, UNSEEN = (0, 1), (2,)
-TEXT = ("tfidf", "tfidf-ridge", "text", "knn")
+TEXT = ("tfidf", "text", "knn")
 KINDS = ("random", "length", "group", *TEXT, "probe", "cpx")
 READS_A_MODEL = ("probe", "cpx")
 HALF = 2

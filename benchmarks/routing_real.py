@@ -49,8 +49,8 @@ from pliant.routing.scorers.protocol import gains
 
 SETS = ("gsm8k", "mmlu")
 TEXT = {
-    "gsm8k": ("random", "length", "tfidf", "knn", "pair", "text"),
-    "mmlu": ("random", "length", "tfidf", "knn", "pair", "text", "group", "text+group"),
+    "gsm8k": ("random", "length", "tfidf", "knn", "text"),
+    "mmlu": ("random", "length", "tfidf", "knn", "text", "group", "text+group"),
 }
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 ALPHAS = (0.1, 1.0, 10.0, 100.0)

@@ -23,14 +23,17 @@ from pliant.adapters import attached
 from pliant.adapters.saving import without_retired
 from pliant.cli import app
 from pliant.complexity import Complexity, attach
+from pliant.errors import PliantError
 from pliant.gradients import GradientConfig
 from pliant.gradients import attach as attach_gradients
 from pliant.routing import scorers
+from pliant.routing.outcomes import Outcomes
 from pliant.training import restore_adapters
 
 OLD = Path(__file__).parent / "fixtures" / "v0_1"
 EXPECTED: dict[str, Any] = json.loads((OLD / "expected.json").read_text())
-KINDS = sorted(path.name for path in (OLD / "scorers").iterdir())
+KINDS = ("cpx", "group", "length", "probe")
+DROPPED, REPLACED = ("pair", "tfidf-logistic"), ("knn", "tfidf")
 DIGITS = 1e-4  # a unit in the last printed digit of a loss
 
 
@@ -91,26 +94,54 @@ def test_a_selective_adapter_goes_on_where_it_stood() -> None:
     assert list(attached(model)) == ["gradients"]
 
 
-def test_a_router_makes_its_old_choices() -> None:
-    with Router.load(OLD / "router", ledger=None) as router:
-        decisions = [router.choose(prompt) for prompt in prompts()]
+@pytest.fixture
+def router(folder: Path) -> Path:
+    """The old router with the old probe: its own scorer is a `text` of then, which is gone."""
+    shutil.copytree("scorers/probe", "router/scorer", dirs_exist_ok=True)
+    file = folder / "router" / "router.json"
+    content = json.loads(file.read_text())
+    content["scorer"]["kind"] = "probe"
+    file.write_text(json.dumps(content))
+    return folder / "router"
+
+
+def test_a_router_makes_its_old_choices(router: Path) -> None:
+    threshold = json.loads((router / "router.json").read_text())["threshold"]["value"]
+    with Router.load(router, ledger=None) as opened:
+        decisions = [opened.choose(prompt) for prompt in prompts()]
+    gains = [gain for _, gain in EXPECTED["scorers"]["probe"]]
+    assert [decision.gain for decision in decisions] == near(gains)
     chosen = [decision.model for decision in decisions]
-    assert chosen == [model for model, _, _ in EXPECTED["router"]["choices"]]
+    assert chosen == ["nano-l" if gain > threshold else "nano-s" for gain in gains]
     assert len(set(chosen)) == 2
-    numbers = [(decision.gain, decision.score) for decision in decisions]
-    assert numbers == [near(tuple(row[1:])) for row in EXPECTED["router"]["choices"]]
 
 
-def test_a_router_is_evaluated_on_old_labels(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--router", str(OLD / "router"), "--labels", str(OLD / "labels.jsonl"), "--json"]
+def test_a_router_is_evaluated_on_old_labels(
+    router: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--router", str(router), "--labels", "labels.jsonl", "--json"]
     assert app.outcome(["route", "evaluate", *words]) == 0
-    routed, expected = json.loads(capsys.readouterr().out)["routed"], EXPECTED["router"]["routed"]
-    assert routed["shares"] == near(expected["shares"])
-    assert routed["quality"]["value"] == near(expected["quality"])
-    assert routed["cost"]["value"] == near(expected["cost"])
+    printed = json.loads(capsys.readouterr().out)
+    labels = Outcomes.read("labels.jsonl")
+    predictions = scorers.load(router / "scorer").predict(labels.prompts)
+    assert predictions.novel is not None
+    large = (predictions.last_gain > printed["threshold"]) | predictions.novel
+    assert printed["routed"]["shares"]["nano-l"] == near(large.mean())
+    assert printed["routed"]["quality"]["value"] == near(
+        np.where(large, labels.strong, labels.weak).mean()
+    )
+    assert printed["routed"]["cost"]["value"] == near(
+        np.where(large, labels.cost[:, 1], labels.cost[:, 0]).mean()
+    )
 
 
-def test_a_ledger_is_read_and_written_on(folder: Path) -> None:
+def test_a_router_whose_scorer_was_replaced_asks_to_be_fitted_again() -> None:
+    with pytest.raises(PliantError, match="text scorer of an older Pliant, .*: fit again"):
+        Router.load(OLD / "router", ledger=None)
+
+
+@pytest.mark.usefixtures("router")
+def test_a_ledger_is_read_and_written_on() -> None:
     with Router.load("router") as router:
         before = router.report()
         for name in ("decisions", "answered", "models", "cost"):
@@ -124,6 +155,17 @@ def test_a_routers_scorer_predicts_its_old_gains(kind: str) -> None:
     scorer = scorers.load(OLD / "scorers" / kind)
     gains = scorer.predict(prompts(), ["sum"] * len(prompts())).gain
     assert gains == near(np.array(EXPECTED["scorers"][kind]))
+
+
+@pytest.mark.parametrize("kind", [*DROPPED, *REPLACED])
+def test_a_scorer_that_is_no_longer_made_asks_to_be_fitted_again(kind: str) -> None:
+    words = "fit the router again with 'text'" if kind in DROPPED else "of an older Pliant: fit the"
+    with pytest.raises(PliantError, match=words):
+        scorers.load(OLD / "scorers" / kind)
+
+
+def test_every_old_scorer_is_tested() -> None:
+    assert {*KINDS, *DROPPED, *REPLACED} == {path.name for path in (OLD / "scorers").iterdir()}
 
 
 def prompts() -> list[str]:

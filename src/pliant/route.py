@@ -69,7 +69,7 @@ def label(
     partial: bool = False,
     progress: Progress | None = None,
 ) -> LabelReport:
-    """Run models over prompts: which are right, and at what cost? A router needs 200 labels.
+    """Run models over prompts: which are right, and at what cost? A router needs 50 labels.
 
     `prompts` is a file, a data set or rows; the labels go to `out`, by default beside the file:
     questions.labels.jsonl. Models are written as on the command line (nano-s, a folder, a hub name,
@@ -113,9 +113,8 @@ def fit(
     `columns` are those of `Outcomes.read` (prompt, right, cost, group, wording, question, unit,
     limit), for a table of your own. Options are those of `pliant.routing.fitting.fit.fit`: goal,
     lam, base, encoder, scorers, calibrate_by, backends, groups_known, every, force, seed, progress.
-    What the
-    labels cost, and how to reach the models, is read from the labels. Raises SavesNothing, with
-    all that was measured, where the router would not pay.
+    What the labels cost, and how to reach the models, is read from the labels. Raises SavesNothing,
+    with all that was measured, where the router would not pay.
     """
     from pliant.routing.fitting.fit import fit as fit_router
     from pliant.routing.labels.label import LabelReport, backend_descriptions, label_cost

@@ -45,6 +45,7 @@ def done(folder):
 def test_fit_shows_the_ladder_and_what_is_selected(done, folder):
     assert done.returncode == 0, done.stderr
     assert "The scorers" in done.stdout and "Selected: text" in done.stdout
+    assert heading(done) == "APGR"
     assert "40 % of calls" in done.stdout
     first = done.stdout.splitlines()[0]
     assert first.startswith("Saves ") and "of model-1's cost at" in first
@@ -58,20 +59,20 @@ def test_the_ladder_has_every_scorer_and_the_bound_of_all(folder):
     assert done.returncode == 0, done.stderr
     table = done.stdout.split("Selected:")[0]
     rungs = {line.split("  ")[0] for line in table.splitlines()}
-    assert {*KINDS} - {
-        "oracle",
-        *READS_A_MODEL,
-        *READS_AN_ENCODER,
-    } <= rungs and "perfect routing" in rungs
+    # A stack is made only of scorers that improve on each other.
+    expected = {*KINDS} - {"oracle", "stack", *READS_A_MODEL, *READS_AN_ENCODER}
+    assert expected <= rungs and "perfect routing" in rungs
     assert "probe, cpx" in done.stdout and "--base" in done.stdout
+    assert "embed, text+embed" in done.stdout and "--encoder" in done.stdout
 
 
-def test_a_scorer_that_needs_groups_is_not_tried_without(folder):
+def test_a_scorer_that_needs_a_model_an_encoder_or_groups_is_not_tried_without():
     labels = outcomes(220, 1)
-    assert kinds(None, None, labels, every=True) == tuple(
-        kind for kind in EVERY if kind not in READS_A_MODEL
-    )
-    bare = kinds(None, "nano-s", replace(labels, groups=None), every=True)
+    reads = {*READS_A_MODEL, *READS_AN_ENCODER}
+    assert set(EVERY) - set(kinds(None, None, labels, every=True)) == reads
+    assert set(EVERY) == set(kinds(None, "nano-s", labels, every=True, encoder="minilm"))
+    bare = replace(labels, groups=None)
+    bare = kinds(None, "nano-s", bare, every=True, encoder="minilm")
     assert set(EVERY) - set(bare) == {"group", "text+group"}
 
 
@@ -132,7 +133,8 @@ def test_questions_in_several_wordings_are_told_by_a_column(folder):
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     said = json.loads(found.stdout)
-    assert "other questions" in said["choice"]
+    assert "three repeats of 5-fold cross-validation" in said["choice"]
+    assert said["splits"] == {"learn": 240, "test": 60}
     assert said["evaluation"]["paraphrases"]["questions"] == said["splits"]["test"] // 2
 
 
@@ -171,13 +173,31 @@ def test_a_router_that_saves_nothing_is_shown_and_not_written(folder):
 
 def test_why_a_scorer_was_selected_is_said_of_those_that_can_be(folder):
     """Of specialists chance decides which is ahead, so that APGR can be undefined."""
-    specialists(300, 3).write(folder / "specialists.jsonl")
+    prices = np.tile([1.0, 2.0], (300, 1))
+    replace(specialists(300, 0), cost=prices).write(folder / "specialists.jsonl")
     words = ["--scorer", "length", "--scorer", "group", "--scorer", "random", "--force"]
     done = route("fit", "--labels", "specialists.jsonl", "--out", "why", *words, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "Selected: length, the only one tried that can be." in done.stdout
     assert "group is better, but needs --groups-known." in done.stdout
     assert "right no more often than model-" in done.stdout and "nan" not in done.stdout
+    assert heading(done) == "AIQ"
+
+
+def test_of_three_models_the_scorers_are_compared_by_aiq(folder):
+    outcomes(220, 1, models=3).write(folder / "three.jsonl")
+    words = ["--scorer", "text", "--scorer", "length", "--force"]
+    for i, backend in enumerate(("nano-s", "nano-l", "nano-s")):
+        words += ["--backend", f"model-{i}={backend}"]
+    done = route("fit", "--labels", "three.jsonl", "--out", "three", *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert heading(done) == "AIQ" and "APGR" not in done.stdout
+    assert "Selected: text, the preferred one" in done.stdout and "no more often" not in done.stdout
+
+
+def heading(done):
+    """The metric that the table of the scorers is ordered by."""
+    return next(line for line in done.stdout.splitlines() if line.startswith("scorer ")).split()[1]
 
 
 def test_at_one_price_right_answers_are_counted_and_not_savings(folder):
@@ -192,10 +212,11 @@ def test_at_one_price_right_answers_are_counted_and_not_savings(folder):
     assert "% of calls to model-0" in done.stdout and "% of calls to model-1" in done.stdout
     assert "lift 0." in done.stdout and "earned back" not in done.stdout
     assert "which knows the group of every prompt" in done.stdout
+    assert heading(done) == "AIQ" and "no more often" not in done.stdout
 
 
 def test_prompts_that_not_every_model_was_asked_are_left_out_of_an_evaluation(folder, done):
-    table = outcomes(300, 2)
+    table = outcomes(300, 4)
     right = table.right.copy()
     right[:100, 1] = np.nan
     replace(table, right=right).write(folder / "partial.jsonl")

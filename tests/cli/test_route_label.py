@@ -86,7 +86,7 @@ def test_the_last_lines_say_what_they_cost_and_how_many_are_missing(
     *_, labels, tokens, few = capsys.readouterr().out.splitlines()
     used = [used.of("tokens") for used in label_cost(out).values()]
     assert labels.endswith(f"they cost {sum(used):.0f} tokens") and "own tokenizer" in tokens
-    assert few.startswith("`pliant route fit` needs 200 labels, so 191 more prompts")
+    assert few.startswith("`pliant route fit` needs 50 labels, so 41 more prompts")
 
 
 def test_a_killed_job_goes_on_and_loses_no_finished_row(

@@ -32,7 +32,7 @@ def explored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = outcomes(300, 1)
     train = Outcomes(train.prompts, ("nano-s", "nano-l"), train.right, 1 + 4 * train.cost)
     stated: dict[str, Any] = {"explore": {"share": 1.0}, "ledger": {"prompts": True}}
-    Router(make(**content(scorer={"kind": "pair"}, **stated)), noticing(train)).save(
+    Router(make(**content(scorer={"kind": "text"}, **stated)), noticing(train)).save(
         place / "router"
     )
     write_background(place / "router" / "scorer", train.prompts)

@@ -23,7 +23,7 @@ REAL_STEPS = 12
 """A real model trains with the operations of so many standard steps."""
 NEXT = """What next?
   pliant doctor MODEL             what can be done with a model of yours, from its config alone
-  pliant route label --help       label 200 prompts of yours, then: pliant route fit
+  pliant route label --help       label 50 prompts of yours, or more, then: pliant route fit
   pliant gradients audit --help   does training on selected tokens help with your data?
   pliant prune MODEL --help       a smaller stock model, with the curve of what it costs
   pliant expert train --help      a specialist by reward, in a file of kilobytes

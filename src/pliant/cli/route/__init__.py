@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HELP = """Send each prompt to the model that it needs.
 
-Label a file of prompts, 200 or more, with the models that get them right, fit a router on the
+Label a file of prompts, 50 or more, with the models that get them right, fit a router on the
 labels, ask through it.
 
 Example: pliant route label --prompts questions.jsonl --model nano-s --model nano-l

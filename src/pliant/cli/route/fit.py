@@ -29,13 +29,14 @@ class FitOptions(LabelsOptions):
     out: Path
     """The router's folder."""
     ladder: bool = False
-    """Try every scorer, including text+group."""
+    """Try text+group, too, which otherwise needs --groups-known."""
     scorer: tuple[str, ...] = ()
     """Try this scorer; repeatable. One of your own is my_module:Mine, or mine.py:Mine."""
     base: str | None = None
     """The model that the scorers cpx and probe read, usually the small one."""
     encoder: str | None = None
-    """The text encoder that the scorers embed and text+embed read, such as minilm."""
+    """The text encoder that the scorers embed and text+embed read, such as minilm; with it
+    text+embed is the preferred scorer."""
     goal: str | None = None
     """In words. Default: 95 % of the large model's quality, with 80 % confidence; or, if that
     costs no more than the others, whichever model is likelier right."""
@@ -46,7 +47,7 @@ class FitOptions(LabelsOptions):
     backend: Annotated[tuple[str, ...], Flag(metavar="MODEL=BACKEND")] = ()
     """Where a model is served, if its name does not tell; repeatable."""
     groups_known: bool = False
-    """The group of each prompt will be known when it is routed."""
+    """The group of each prompt will be known when it is routed: text+group is preferred then."""
     force: bool = False
     """Write the router even if it saves nothing."""
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
@@ -62,8 +63,9 @@ class FitOptions(LabelsOptions):
 def fit(options: FitOptions) -> None:
     """Fit a router: try scorers, select one, set its threshold.
 
-    Needs 50 labels. The first line says whether the router pays. One that saves nothing is not
-    written without --force: its figures are shown, and the exit code is 2.
+    Needs 50 labels. A part of them measures the router; cross-validation over the others selects
+    the scorer and sets the threshold. The first line says whether the router pays. One that saves
+    nothing is not written without --force: its figures are shown, and the exit code is 2.
 
     Ctrl-C leaves no half-written router: the folder keeps what it held before.
 
@@ -119,12 +121,12 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _draw(fitted: Fitted, options: FitOptions, written: bool) -> None:
     from pliant.cli.route import tables
+    from pliant.routing.fitting.ladder import apgr_defined
     from pliant.routing.metrics.ranking import oracle_apgr
 
-    names, evaluation = fitted.file.names, fitted.evaluation
-    highest = oracle_apgr(fitted.splits.learn) if len(names) == 2 else None
-    rungs = [rung.as_dict() for rung in fitted.rungs]
-    table = tables.ladder(rungs, names, fitted.selected.kind, highest)
+    names, evaluation, learn = fitted.file.names, fitted.evaluation, fitted.splits.learn
+    highest = oracle_apgr(learn) if apgr_defined(learn) else None
+    table = tables.ladder(fitted.ladder, names, fitted.selected.kind, highest)
     sizes, how = fitted.splits.sizes(), fitted.splits.how
     measure = evaluation.report
     worth, possible = "", measure.oracle_apgr
@@ -179,6 +181,7 @@ def _calls(evaluation: Evaluation) -> str:
 def _why(fitted: Fitted, groups_known: bool) -> str:
     """Why this scorer was selected: it is compared with those that could have been."""
     from pliant.routing.fitting.ladder import PREFERRED, apgr_defined, eligible
+    from pliant.routing.metrics.ranking import ranks_by_share
 
     could_be = eligible(fitted.rungs, groups_known)
     highest, kind = max(rung.worth for rung in could_be), fitted.selected.kind
@@ -194,7 +197,8 @@ def _why(fitted: Fitted, groups_known: bool) -> str:
     for rung in fitted.rungs:
         if rung.scorer.needs_groups and rung not in could_be and rung.worth > highest:
             sentences.append(f"{rung.kind} is better, but needs --groups-known.")
-    if not apgr_defined(fitted.splits.learn):
+    learn = fitted.splits.learn
+    if ranks_by_share(learn) and not apgr_defined(learn):
         weak, strong = fitted.file.names
         sentences.append(
             f"On the labels that compare the scorers {strong} is right no more often than {weak}, "
@@ -235,7 +239,7 @@ def _nothing_to_gain(fitted: Fitted) -> str:
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions(LabelsOptions, RouterOptions):
     labels: str = ""
-    """Labels of prompts that the router was not fitted on."""
+    """Labels: new ones, or those of the fit again."""
     prompts: str = ""
     """Instead of labels, for a share of calls: prompts alone."""
     goal: str = "95 % of the large model's quality, with 80 % confidence"
@@ -264,8 +268,9 @@ class CalibrateOptions(LabelsOptions, RouterOptions):
 def calibrate(options: CalibrateOptions) -> None:
     """Recompute a router's probabilities and threshold, on new labels or for a new goal.
 
-    The scorer does not change. Prompts that it was fitted on are left out. A goal such as "30 % of
-    calls" needs prompts alone: --prompts instead of --labels.
+    The scorer does not change. The labels of its fit serve again, by what it predicted of them in
+    the cross-validation. A goal such as "30 % of calls" needs prompts alone: --prompts instead of
+    --labels.
 
     Example: pliant route calibrate --router my-router --labels new.jsonl --goal "30 % of calls"
     """

@@ -78,8 +78,9 @@ class LabelOptions(AnswerColumns):
 def label(options: LabelOptions) -> None:
     """Run models over prompts: which are right, and at what cost?
 
-    `pliant route fit` needs 200 labels. After a kill or a partial failure, run the same command
-    again: it goes on from there. Exit code 2 if no prompt could be labelled.
+    `pliant route fit` needs 50 labels; some hundreds make a better router. After a kill or a
+    partial failure, run the same command again: it goes on from there. Exit code 2 if no prompt
+    could be labelled.
 
     Example: pliant route label --prompts questions.jsonl --model nano-s --model nano-l
     --out labels.jsonl

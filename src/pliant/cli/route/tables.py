@@ -202,8 +202,10 @@ def ladder(
     perfect: float | None = None,
 ) -> Table:
     """The scorers that a fit tried, from its record; `perfect` is the best possible APGR."""
-    head = ["scorer", "APGR" if len(models) == 2 else "area", "behind the best"]
-    rungs = list(rungs)
+    rungs, usual = list(rungs), "apgr" if len(models) == 2 else "aiq"
+    # Records of earlier versions do not name the metric.
+    metric = next((str(rung["metric"]) for rung in rungs if "metric" in rung), usual)
+    head = ["scorer", metric.upper(), "behind the best"]
     is_net = any(rung.get("cost") for rung in rungs)
     net = ["at equal cost"] if is_net else []
     head[2:2] = net

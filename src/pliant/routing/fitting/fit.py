@@ -32,7 +32,16 @@ from pliant.routing.fitting.calibrating import (
 )
 from pliant.routing.fitting.evaluate import BASELINES, measure
 from pliant.routing.fitting.evaluation import Evaluation
-from pliant.routing.fitting.ladder import EVERY, LADDER, Progress, Rung, climb, continued_by, select
+from pliant.routing.fitting.ladder import (
+    EVERY,
+    LADDER,
+    Progress,
+    Rung,
+    apgr_defined,
+    climb,
+    continued_by,
+    select,
+)
 from pliant.routing.fitting.router_folder import RECORD, SCORER, refuse_folder, replace_fit
 from pliant.routing.fitting.splits import (
     Splits,
@@ -97,6 +106,12 @@ class Fitted:
         assert self.evaluation.verdict is not None
         return self.evaluation.verdict
 
+    @property
+    def ladder(self) -> list[dict[str, Any]]:
+        """Every scorer that was tried, the best first, and by which metric."""
+        metric = "apgr" if apgr_defined(self.splits.learn) else "aiq"
+        return [{**rung.as_dict(), "metric": metric} for rung in self.rungs]
+
     def __str__(self) -> str:
         return str(self.verdict)
 
@@ -106,7 +121,7 @@ class Fitted:
             "verdict": self.verdict.as_dict(),
             "splits": self.splits.sizes(),
             "choice": self.splits.how,
-            "ladder": [rung.as_dict() for rung in self.rungs],
+            "ladder": self.ladder,
             "selected": self.selected.kind,
             "threshold": self.file.threshold.model_dump(mode="json"),
             "evaluation": self.evaluation.as_dict(),

@@ -83,8 +83,8 @@ class Splits:
         times = {1: "", 2: "two repeats of ", 3: "three repeats of "}[len(self.partitions)]
         return (
             "scorer, capacity, probabilities and threshold are chosen by "
-            f"{times}{len(self.partitions[0])}-fold cross-validation, and the scorer is then "
-            "fitted on all of these labels"
+            f"{times}{len(self.partitions[0])}-fold cross-validation on the labels to learn from, "
+            "and the scorer is then fitted on all of them"
         )
 
 

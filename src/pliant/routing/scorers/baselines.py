@@ -174,7 +174,7 @@ class OnWords(Scorer):
         return state
 
     def load_state(self, state: State) -> None:
-        if "words.idf" not in state.arrays:
+        if "shapes" not in state.settings:
             raise InvalidInput(f"a {self.kind} scorer of an older Pliant: fit the router again")
         self.words = Words.from_state(state)
         self.tuned = state.settings[self.tunes]
