@@ -6,8 +6,9 @@ The folder holds `mmlu-mixtral8x7b-gpt4.jsonl.gz` and `gsm8k-mixtral8x7b-gpt4.js
 evaluation responses of the RouteLLM repository, as rows of prompt, group, weak and strong. `nano`
 are questions of the embedded world, answered by the two embedded models, and `bbh`
 (benchmarks/bbh_labels.py) multiple choice of BIG-Bench Hard, by two models that are equally good.
-Each of five seeds (of MMLU three) divides a set into halves; equal prompts stay in one half. Samples of one half
-are the labels of a fit, and the other half (of MMLU 3,000 of it) is only measured.
+Each of five seeds (of MMLU three) divides a set into halves; equal prompts stay in one half.
+Samples of one half are the labels of a fit, and the other half (of MMLU 3,000 of it) is only
+measured.
 
 The controls, on the same labels: each scorer fitted on all of them, the prompt's length, its group,
 and what `pliant route fit` selected before it cross-validated (BEFORE).
@@ -63,8 +64,8 @@ BEFORE: Mapping[str, Mapping[int, float]] = {
     "mmlu": {200: 0.5877, 500: 0.6234, 2000: 0.6533},
     "nano": {200: 0.6829, 500: 0.7198, 2000: 0.7516},
 }
-"""APGR of what `pliant route fit` selected at commit f4f4271, which trained on 55 % of the labels and
-chose on 15 %: computed there, on the same labels and test halves."""
+"""APGR of what `pliant route fit` selected at commit f4f4271, which trained on 55 % of the labels
+and chose on 15 %: computed there, on the same labels and test halves."""
 
 
 def main(

@@ -89,7 +89,7 @@ def main(
     data: Annotated[Path, typer.Option(help="The folder of the MMLU and GSM8K labels.")],
     bbh: Annotated[Path | None, typer.Option(help="Labels of BIG-Bench Hard, by task.")] = None,
     code: Annotated[Path | None, typer.Option(help="HumanEval's prompts (JSONL, gz).")] = None,
-    kind: Annotated[str, typer.Option(help="The scorer that is fitted.")] = "pair",
+    kind: Annotated[str, typer.Option(help="The scorer that is fitted.")] = "text",
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     jobs: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
 ) -> None:
