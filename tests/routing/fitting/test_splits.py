@@ -80,11 +80,13 @@ def test_fifty_labels_are_enough_and_forty_nine_are_not() -> None:
         split(incomplete(outcomes(60, 1), np.arange(20)))
 
 
-@pytest.mark.parametrize("different", [1, 2])
+@pytest.mark.parametrize("different", [1, 2, 9])
 def test_too_few_different_prompts_are_refused(different: int) -> None:
     labels = outcomes(60, 1)
     prompts = tuple(f"prompt {i % different}" for i in range(60))
-    with pytest.raises(InvalidInput, match="different prompts are too few"):
+    with pytest.raises(
+        InvalidInput, match=f"60 labels of {different} different prompts: a fit needs 10"
+    ):
         split(replace(labels, prompts=prompts))
 
 

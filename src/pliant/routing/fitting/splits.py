@@ -29,6 +29,8 @@ from pliant.routing.scorers.protocol import (
 
 FEWEST = 50
 """Labels: with fewer, nothing can be shown."""
+_DIFFERENT = 10
+"""Prompts, or questions, among them: two for each fold."""
 _TEST, _TEST_AT_LEAST, _TEST_AT_MOST = 0.15, 60, 0.3
 _FOLDS = 5
 _REPEATS = ((1_000, 3), (3_000, 2))
@@ -98,16 +100,15 @@ def split(outcomes: Outcomes, seed: int = 0) -> Splits:
             f"more, so label {FEWEST - n:,} more prompts (`pliant route label` on a longer file "
             "asks only the new ones)"
         )
+    if (different := len(set(shared.inseparable()))) < _DIFFERENT:
+        raise InvalidInput(
+            f"{n} labels of {different:,} different prompts: a fit needs {_DIFFERENT} or more of "
+            "them, because it predicts and tests on others than it learns from"
+        )
     share = min(max(_TEST, _TEST_AT_LEAST / n), _TEST_AT_MOST)
     learn, test = shared.split((1 - share, share), seed)
     incomplete = None if complete.all() else _apart(outcomes.select(~complete), test)
-    folded = partitions(learn, seed)
-    if len(folded[0]) < 2:
-        raise InvalidInput(
-            f"{len(set(shared.inseparable()))} different prompts are too few: there must be some "
-            "to learn from, others to predict, and others to test with"
-        )
-    return Splits(learn, folded, test, incomplete)
+    return Splits(learn, partitions(learn, seed), test, incomplete)
 
 
 def _apart(incomplete: Outcomes, test: Outcomes) -> Outcomes | None:

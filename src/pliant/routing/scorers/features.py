@@ -22,8 +22,8 @@ _MOST = 20_000
 class Words:
     """TF-IDF of words, punctuation marks and pairs of them, each prompt a sparse row of length 1.
 
-    The rarest are left out. With `shapes` every digit is read as 0, so that 17 and 42 are the same
-    word and 170 is another.
+    The rarest are left out, unless all are rare. With `shapes` every digit is read as 0, so that 17
+    and 42 are the same word and 170 is another.
     """
 
     def __init__(self, shapes: bool = True) -> None:
@@ -32,7 +32,10 @@ class Words:
 
     def fit(self, texts: Sequence[str]) -> Words:
         rarest = 2 if len(texts) > 50 else 1
-        self._vectorizer = self._new(max_features=_MOST, min_df=rarest).fit(texts)
+        try:
+            self._vectorizer = self._new(max_features=_MOST, min_df=rarest).fit(texts)
+        except ValueError:  # no two texts share a word
+            self._vectorizer = self._new(max_features=_MOST).fit(texts)
         return self
 
     def __call__(self, texts: Sequence[str]) -> Any:
@@ -104,11 +107,16 @@ class Topics:
         number = min(number, min(vectors.shape) - 1)
         if number < 1:
             return cls(np.zeros(1), np.zeros((vectors.shape[1], 1)))
-        from scipy.sparse.linalg import svds
+        from scipy.sparse.linalg import ArpackError, svds
+        from sklearn.utils.extmath import randomized_svd
 
+        vectors = vectors.astype(np.float64)
         start = np.ones(min(vectors.shape))  # without it the start is drawn at random
-        _, _, right = svds(vectors.astype(np.float64), k=number, v0=start)
-        directions = np.ascontiguousarray(right[::-1].T)
+        try:
+            right = svds(vectors, k=number, v0=start)[2][::-1]
+        except ArpackError:  # many directions are equally important, as of prompts without overlap
+            right = randomized_svd(vectors, number, random_state=0)[2]
+        directions = np.ascontiguousarray(right.T)
         return cls(np.asarray((vectors @ directions).mean(axis=0)), directions)
 
     def __call__(self, vectors: Any) -> Floats:
