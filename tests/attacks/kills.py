@@ -94,7 +94,7 @@ def _ended(job: Job, worker: Worker, place: Workplace, moment: float, by_kill: b
         killed = worker.run(words, place.cwd, limit=moment)
     if killed.code not in (0, -signal.SIGKILL if by_kill else INTERRUPTED):
         return f"the first run: {fault(killed) or killed.stderr[-300:]}"
-    answers = _answers(place.cwd)
+    answers, complete = _answers(place.cwd), (place.cwd / job.result).is_file()
     if problem := _damage(job, place.cwd):
         return f"after the kill: {problem}"
     asked = None if job.always is None else worker.run(job.always.split(), place.cwd)
@@ -103,7 +103,7 @@ def _ended(job: Job, worker: Worker, place: Workplace, moment: float, by_kill: b
     again = worker.run(words, place.cwd)
     if again.code == 2 and job.resumes and "--resume" in again.stderr:
         again = worker.run([*words, "--resume"], place.cwd)
-    if again.code == 2 and killed.code == 0:  # all was done before the kill
+    if again.code == 2 and (killed.code == 0 or complete):  # all was done before the kill
         return fault(again)
     return _unfinished(job, again, answers, place.cwd)
 

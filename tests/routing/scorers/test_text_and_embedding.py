@@ -41,7 +41,8 @@ def test_the_embedding_stands_beside_the_surface_and_its_topics_beside_the_words
     assert x.topics.shape == (20, of_words + WIDTH - 1)
     # Together the embeddings and both kinds of topics weigh what the topics of the words weigh.
     assert np.linalg.norm(x.topics, axis=1) == pytest.approx(np.full(20, 0.5**0.5 * 2**0.5))
-    assert np.linalg.norm(x.dense[:, WAVES:], axis=1) == pytest.approx(np.full(20, 0.5**0.5))
+    embeddings = np.linalg.norm(x.dense[:, WAVES:], axis=1)
+    assert embeddings == pytest.approx(np.full(20, 0.5**0.5))
 
 
 def test_it_reads_the_embedding(fitted: TextAndEmbedding) -> None:
