@@ -35,7 +35,7 @@ def fitted(encoder: Path) -> TextAndEmbedding:
 def test_the_embedding_stands_beside_the_surface_and_its_topics_beside_the_words(
     fitted: TextAndEmbedding,
 ) -> None:
-    x = fitted._blocks(NEW.prompts, None)
+    x = fitted._features(NEW.prompts, None)
     of_words = min(TOPICS, x.words.shape[1] - 1)
     assert x.dense.shape == (20, WAVES + WIDTH)
     assert x.topics.shape == (20, of_words + WIDTH - 1)
@@ -49,7 +49,7 @@ def test_it_reads_the_embedding(fitted: TextAndEmbedding) -> None:
     """Its predictions change where those of the same text without an encoder would not."""
     x = fitted._blocks(NEW.prompts, None)
     gain = fitted.weights(x)
-    x.dense[:, WAVES:] *= -1
+    x.dense[:, WAVES : WAVES + WIDTH] *= -1
     assert np.abs(fitted.weights(x) - gain).max() > 1e-3
 
 

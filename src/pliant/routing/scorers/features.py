@@ -107,15 +107,10 @@ class Topics:
         number = min(number, min(vectors.shape) - 1)
         if number < 1:
             return cls(np.zeros(1), np.zeros((vectors.shape[1], 1)))
-        from scipy.sparse.linalg import ArpackError, svds
         from sklearn.utils.extmath import randomized_svd
 
-        vectors = vectors.astype(np.float64)
-        start = np.ones(min(vectors.shape))  # without it the start is drawn at random
-        try:
-            right = svds(vectors, k=number, v0=start)[2][::-1]
-        except ArpackError:  # many directions are equally important, as of prompts without overlap
-            right = randomized_svd(vectors, number, random_state=0)[2]
+        # Not ARPACK: it draws again where directions are equally important, and may give up there.
+        _, _, right = randomized_svd(vectors.astype(np.float64), number, random_state=0)
         directions = np.ascontiguousarray(right.T)
         return cls(np.asarray((vectors @ directions).mean(axis=0)), directions)
 
