@@ -23,7 +23,8 @@ ONCE = Retry(tries=1)
 
 def reply(content: bytes, *headers: bytes, length: int | None = None) -> bytes:
     size = b"Content-Length: %d" % (len(content) if length is None else length)
-    return b"\r\n".join([b"HTTP/1.1 200 OK", *headers, size, b"", content])
+    start = (b"HTTP/1.1 200 OK", b"Connection: close", *headers, size)
+    return b"\r\n".join([*start, b"", content])
 
 
 def completion(content: str = '"hello"', usage: str = "{}") -> bytes:

@@ -148,7 +148,6 @@ def test_a_scorer_that_reads_the_cheap_model_offers_its_prefill(
     outcomes = Outcomes(texts, ("nano-s", "nano-l"), right, [[1.0, 5.0]] * len(texts))
     few = {"base": "nano-s", "capacities": (Capacity(1, 0),), "epochs": 1}
     detector = NoveltyDetector.fit(outcomes, [folds(outcomes, 5, 0)])
-    detector.bound = 0.5
     fitted = WithNovelty(scorers.make("cpx", **few).fit(outcomes), detector)
     file = content(scorer={"kind": "cpx"}, threshold={"value": 9.0, "sentence": "never"})
     Router(make(**file), fitted).save(tmp_path)

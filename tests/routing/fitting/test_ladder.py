@@ -110,17 +110,3 @@ def test_the_best_comes_first_and_the_others_know_how_far_they_are_behind(
     for each in rungs:
         assert len(each.predictions) == len(splits.learn), "incomplete rows are not predicted"
         each.predictions.check(splits.learn, each.kind)
-
-
-def test_predictions_are_of_fits_without_the_prompt(partial: Outcomes) -> None:
-    """Where nothing can be learned nobody is ahead, whatever a scorer can learn by heart."""
-    right = np.random.default_rng(0).integers(0, 2, partial.right.shape).astype(float)
-    right[np.isnan(partial.right)] = np.nan
-    each_twice = right[np.arange(240) // 2 * 2]  # both wordings of a question are alike
-    each_twice[np.isnan(partial.right)] = np.nan
-    labels = replace(partial, right=each_twice).by_quality()
-    prompts = tuple(f"{np.random.default_rng(i // 2).bytes(4).hex()} {i}" for i in range(240))
-    splits = split(replace(labels, prompts=prompts))
-    (text,) = climb(splits, ["text"], None, 0)
-    true = splits.learn.gain
-    assert abs(np.corrcoef(text.gain[:, -1], true)[0, 1]) < 0.2
