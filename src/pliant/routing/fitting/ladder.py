@@ -173,9 +173,9 @@ def select(rungs: Sequence[Rung], outcomes: Outcomes, groups_known: bool = False
 
     With a few hundred labels the scorer that looks best is so by chance. So one of `PREFERRED`, the
     first that may be selected, stays unless the paired interval of another's distance to it lies
-    above 0, at equal cost (`value_of`), on the `outcomes` that the predictions are of, of which there
-    must be _ENOUGH. `random` is
-    never selected, nor a scorer that needs a prompt's group unless `groups_known`.
+    above 0, at equal cost (`value_of`), on the `outcomes` that the predictions are of; of these
+    there must be _ENOUGH. `random` is never selected, nor a scorer that needs a prompt's group
+    unless `groups_known`.
     """
     fit = eligible(rungs, groups_known)
     if not fit:
