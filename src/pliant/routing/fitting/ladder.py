@@ -43,8 +43,8 @@ PREFERRED = ("text+group", "text+embed", "text")
 """What is selected unless another scorer is shown to be better."""
 _SURE = 0.99
 """The level of that: several others are compared with it."""
-# benchmarks/routing_labels.py, 200 labels: what was "shown" to be better was worse on other prompts,
-# by .011 APGR on the mean of MMLU's halves and by .002 on GSM8K's.
+# benchmarks/routing_labels.py, 200 labels: what was "shown" to be better was worse on other
+# prompts, by .011 APGR on the mean of MMLU's halves and by .002 on GSM8K's.
 _ENOUGH = 400
 """Labels, for one that is not preferred to be selected."""
 _TIMED = 50  # prompts, one at a time
