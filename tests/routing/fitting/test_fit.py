@@ -130,7 +130,7 @@ def test_scorers_are_compared_where_the_strongest_model_is_not_better_on_the_lab
     """Specialists of about equal quality: chance decides which is ahead on a split."""
     labels = specialists(300, seed=33)
     made = fit(labels, tmp_path / "r", scorers=["length", "tfidf"], force=True)
-    assert made.splits.learn.gain.mean() <= 0 and np.isfinite(made.rungs[0].value.value)
+    assert not ladder.apgr_defined(made.splits.learn) and np.isfinite(made.rungs[0].value.value)
     text, length = made.rungs
     assert (made.selected.kind, text.kind) == ("tfidf", "tfidf")
     assert text.worth > length.worth + 0.05 and length.behind.value < -0.05
@@ -446,7 +446,13 @@ def test_the_labels_of_the_fit_serve_again_by_their_out_of_fold_predictions(fitt
     again = router_file.read(router).calibration["model-0"]
     assert again.pop("kind") == of_the_fit.pop("kind") == "platt"
     assert again == pytest.approx(of_the_fit, rel=1e-3)
-    assert router_file.read(router).drift == fitted.file.drift, "of prompts that are new to it"
+    watched, before = router_file.read(router).drift, fitted.file.drift
+    assert watched.n == before.n == len(fitted.splits.test), "of prompts that are new to it"
+    assert watched.edges == pytest.approx(before.edges, abs=1e-3)
+    halved = replace(learn, right=learn.right / 2)  # the same scores, by another calibration
+    calibrate(router, halved, goal)
+    assert min(router_file.read(router).drift.edges) > min(before.edges) + 0.1
+    calibrate(router, learn, goal)
     assert not fitted_on(fitted.file.fit_folder(router), fitted.splits.test.prompts).any()
     every = calibrate(router, outcomes(1500, 1), goal)  # the test split by the fitted scorer
     assert every.left_out == 0 and every.threshold.n == 1500

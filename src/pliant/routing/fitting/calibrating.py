@@ -19,7 +19,12 @@ from pliant.files import locked
 from pliant.routing import router_file
 from pliant.routing.decision_rule import sweep
 from pliant.routing.fitting.evaluate import calibrated
-from pliant.routing.fitting.splits import add_hashes, learned_from, out_of_fold
+from pliant.routing.fitting.splits import (
+    add_hashes,
+    learned_from,
+    of_unseen,
+    out_of_fold,
+)
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold, threshold, values_by_share
 from pliant.routing.live import drift
@@ -106,7 +111,7 @@ def _predicted(
     scorer: Scorer, fit_folder: Path, outcomes: Outcomes
 ) -> tuple[Outcomes, Predictions, Predictions | None]:
     """The rows that may be calibrated on, and the predictions of them: of all, and of those alone
-    that the scorer has not learned from (None if they are few).
+    that the scorer has not learned from (if they are few, those of the fit's test split).
 
     Prompts that the scorer has learned from count by what it predicted before it had.
     """
@@ -120,11 +125,11 @@ def _predicted(
         )
     held = outcomes.select(np.concatenate([known, new]))
     if not len(new):
-        return held, before, None
+        return held, before, of_unseen(fit_folder)
     fresh = outcomes.select(new)
     unseen = scorer.predict(fresh.asked, fresh.groups)
     predictions = joined_predictions([before, unseen]) if len(known) else unseen
-    return held, predictions, unseen if len(new) >= _LEAST else None
+    return held, predictions, unseen if len(new) >= _LEAST else of_unseen(fit_folder)
 
 
 def _unlabelled(

@@ -99,6 +99,8 @@ class Fitted:
     """On the test split, which nothing was chosen on."""
     predictions: Predictions
     """The selected scorer's of the other labels, out of fold."""
+    unseen: Predictions
+    """Those of the test split."""
 
     @property
     def verdict(self) -> Verdict:
@@ -162,7 +164,8 @@ def fit(
     `label_cost` is what making the labels cost (`labels.label.label_cost`), by default the sum of
     their costs.
     """
-    outcomes = outcomes.by_quality()
+    splits = _ordered(split(outcomes, seed))
+    outcomes = outcomes.of_models(splits.learn.models)
     aim = _aim(goal, lam, outcomes)
     _refuse_nothing_to_gain(outcomes)
     calibration.kind_class(calibrate_by)
@@ -170,7 +173,6 @@ def fit(
     folder = Path(out).expanduser()
     refuse_folder(folder)
     tried = kinds(scorers, base, outcomes, every, groups_known, encoder)
-    splits = split(outcomes, seed)
     local = _local(models)
     rungs = climb(splits, tried, base, seed, progress, local, groups_known, encoder)
     selected = select(rungs, splits.learn, groups_known)
@@ -198,11 +200,21 @@ def fit(
     controls = _baselines(rungs, splits)
     baselines = {kind: each.predict(test.asked, test.groups) for kind, each in controls.items()}
     evaluation = measure(file, unseen, test, baselines)
-    fitted = Fitted(folder, tuple(rungs), selected, splits, chosen, file, evaluation, predictions)
+    fitted = Fitted(
+        folder, tuple(rungs), selected, splits, chosen, file, evaluation, predictions, unseen
+    )
     if not (force or fitted.verdict.pays):
         raise SavesNothing(fitted)
     write(fitted, scorer)
     return fitted
+
+
+def _ordered(splits: Splits) -> Splits:
+    """The models by their quality on the labels to learn from: the test split chooses nothing."""
+    names = splits.learn.by_quality().models
+    learn, test = splits.learn.of_models(names), splits.test.of_models(names)
+    partial = None if splits.incomplete is None else splits.incomplete.of_models(names)
+    return Splits(learn, splits.partitions, test, partial)
 
 
 def _baselines(rungs: Sequence[Rung], splits: Splits) -> dict[str, Scorer]:
@@ -350,6 +362,6 @@ def _write_fit(fitted: Fitted, scorer: Scorer, folder: Path) -> None:
     for kind in {"length", "group"} & controls.keys():
         controls[kind].save(folder / BASELINES / kind)
     partly = () if splits.incomplete is None else splits.incomplete.prompts
-    write_hashes(folder, splits.learn.prompts, fitted.predictions, partly)
+    write_hashes(folder, splits.learn.prompts, fitted.predictions, partly, fitted.unseen)
     record = json.dumps(fitted.as_dict(), allow_nan=False, default=np.generic.item)
     (folder / RECORD).write_text(record + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -162,9 +163,10 @@ def _stack(rungs: Sequence[Rung], splits: Splits, local: Mapping[str, str]) -> R
 
 def continued_by(scorer: Scorer, local: Mapping[str, str]) -> str | None:
     """The model whose answer continues from this scorer's prefill, if there is one."""
-    if not hasattr(scorer, "while_answering"):
+    reads = [m for m in getattr(scorer, "members", [scorer]) if hasattr(m, "while_answering")]
+    if len(reads) != 1:
         return None
-    base = scorer.chosen().get("base")
+    base = reads[0].chosen().get("base")
     return next((name for name, source in local.items() if source == base), None)
 
 
@@ -290,13 +292,17 @@ def _compared(rung: Rung, best: Rung, outcomes: Outcomes) -> Rung:
 
 
 def decision_ms(scorer: Scorer, outcomes: Outcomes) -> float:
-    """The median time of one decision, prompts one at a time."""
+    """The median time of one decision, prompts one at a time, each read anew."""
     seconds, asked = [], outcomes.asked
-    for i in range(min(_TIMED, len(outcomes))):
-        groups = None if outcomes.groups is None else [outcomes.groups[i]]
-        begun = time.perf_counter()
-        scorer.predict([asked[i]], groups)
-        seconds.append(time.perf_counter() - begun)
+    with ExitStack() as paused:
+        for member in getattr(scorer, "members", [scorer]):
+            if (reader := getattr(member, "reader", None)) is not None:
+                paused.enter_context(reader.forgetful())
+        for i in range(min(_TIMED, len(outcomes))):
+            groups = None if outcomes.groups is None else [outcomes.groups[i]]
+            begun = time.perf_counter()
+            scorer.predict([asked[i]], groups)
+            seconds.append(time.perf_counter() - begun)
     return 1000 * float(np.median(seconds))
 
 

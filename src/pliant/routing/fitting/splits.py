@@ -23,6 +23,7 @@ from pliant.routing.scorers.linear import folds, joined
 from pliant.routing.scorers.protocol import (
     Partitions,
     Predictions,
+    gains,
     read_arrays,
     write_arrays,
 )
@@ -107,6 +108,11 @@ def split(outcomes: Outcomes, seed: int = 0) -> Splits:
         )
     share = min(max(_TEST, _TEST_AT_LEAST / n), _TEST_AT_MOST)
     learn, test = shared.split((1 - share, share), seed)
+    if len(set(learn.inseparable())) < _FOLDS:
+        raise InvalidInput(
+            f"{n} labels of {different:,} different prompts, most of which word one question: a "
+            f"fit needs {_FOLDS} or more questions, because it learns from others than it predicts"
+        )
     incomplete = None if complete.all() else _apart(outcomes.select(~complete), test)
     return Splits(learn, partitions(learn, seed), test, incomplete)
 
@@ -133,12 +139,14 @@ def write_hashes(
     learned: Sequence[str],
     predictions: Predictions,
     incomplete: Sequence[str] = (),
+    unseen: Predictions | None = None,
 ) -> None:
     """Store four bytes of each prompt's hash, which reveal nothing about its text.
 
     `learned` are the prompts that the scorer was fitted on, and `predictions` what it predicted of
     them out of fold: a new threshold may be chosen on them again. Of the `incomplete` prompts, that
-    it was fitted on as well, there are no predictions.
+    it was fitted on as well, there are no predictions. Those of `unseen` prompts are the reference
+    for drift by another calibration.
     """
     hashes = _hashes(learned)
     _write(folder, np.concatenate([hashes, _hashes(incomplete)]), hashes[:0])
@@ -150,7 +158,16 @@ def write_hashes(
         arrays["right"] = predictions.right.astype(np.float32)
     if predictions.novel is not None:
         arrays["novel"] = predictions.novel
+    if unseen is not None and unseen.right is not None:
+        arrays["unseen"] = unseen.right.astype(np.float32)
     write_arrays(folder / OUT_OF_FOLD, arrays)
+
+
+def of_unseen(folder: Path) -> Predictions | None:
+    """What the scorer predicted of prompts that it was not fitted on, where that is stored."""
+    path = folder / OUT_OF_FOLD
+    right = read_arrays(path).get("unseen") if path.is_file() else None
+    return None if right is None else Predictions(right.astype(np.float64), gains(right))
 
 
 def out_of_fold(folder: Path, prompts: Sequence[str]) -> tuple[Predictions, Rows]:

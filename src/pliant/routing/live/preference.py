@@ -81,6 +81,11 @@ class Preferences:
                     f"calls to {self._file.names[-1]} save nothing: leave the share out, and the "
                     "model that is likeliest to be right answers"
                 )
+            if self._file.threshold.on == "worth" and self._file.costs[-1] <= min(self._file.costs):
+                raise InvalidInput(
+                    f"share={call.share:g}: {self._file.names[-1]} is the strongest model and the "
+                    "cheapest, so fewer calls to it save nothing: leave the share out"
+                )
             rule = replace(rule, value=self._file.value_for(call.share))
         return self.without_scorer(prompt, session) or self._with_scorer(
             predict or (lambda: self._scorer.predict([prompt], groups)), session, rule

@@ -53,7 +53,7 @@ class Random(Scorer):
         right = np.tile(self.mean, (len(place), 1))
         gain = gains(right)
         gain[:, 1:] += 1e-6 * (place[:, None] - 0.5)
-        return Predictions(right, gain)
+        return Predictions(right, as_difference(gain))
 
     def state(self) -> State:
         return State({"seed": self.seed}, {"mean": self.mean})

@@ -5,11 +5,11 @@
     detector.out_of_fold              # the flags of the labels' own prompts
 
 A prompt is compared with the training prompts that are nearest to it: in its words, in its surface
-(lengths, digits, lines), and in the scorer's own vectors where it offers some. What is near depends
-on the task: prompts of one template differ by a number, while essays share few words. So a distance
-is measured against the distances that the training prompts around the nearest one have from theirs,
-out of fold. The share of training prompts that are at least as distant is the evidence of one
-space, and the product of these shares the evidence of all (Fisher's method).
+(lengths, digits, lines), and in vectors of a scorer that offers some (`Scorer.vectors`). What is
+near depends on the task: prompts of one template differ by a number, while essays share few words.
+So a distance is measured against the distances that the training prompts around the nearest one
+have from theirs, out of fold. The share of training prompts that are at least as distant is the
+evidence of one space, and the product of these shares the evidence of all (Fisher's method).
 
 Left out: one scale for all prompts, which notices fewer tasks (benchmarks/unseen_tasks.py); a gain
 for the default model that grows with the distance, which breaks the goal on known prompts; and a

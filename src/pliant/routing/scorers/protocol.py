@@ -133,7 +133,8 @@ class Scorer(ABC):
         """One row for each prompt."""
 
     def vectors(self, prompts: Prompts) -> Floats | None:
-        """(n, width) of a scorer that embeds prompts: novel prompts are distant in these, too."""
+        """(n, width) for the detector of novel prompts, of a scorer of your own that embeds them.
+        None of Pliant's own offers any: it would read each prompt twice."""
         return None
 
     def cross_validate(

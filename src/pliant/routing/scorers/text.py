@@ -10,6 +10,8 @@ benchmarks/routing_labels.py compares it with plain scorers of the text.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Self
 
@@ -48,6 +50,8 @@ _GROUP = 0.7
 # Of the tasks: the penalty, how sharp the probabilities are, and their weight. On the same samples
 # of MMLU: with a sharpness of 20 there is no gain, and weights of 1 and 2 ** .5 are within .001.
 _PENALTY, _SHARPNESS, _TASKS = 1.0, 6.0, 2.0**0.5
+_MOST_TASKS, _LEAST = 200, 5
+"""Tasks, and prompts of one: an identifier in place of a group would fill the memory."""
 
 
 class Text(Scorer):
@@ -122,8 +126,8 @@ class Text(Scorer):
         self.topics = Topics.of(self.words(texts), TOPICS)
         self.surface, self.tasks = Surface.of(texts, WAVES, seed), None
         x = self._features(outcomes.asked, outcomes.groups)
-        names = tuple(sorted(set(outcomes.groups or ())))
-        if not self.infers_tasks or len(names) < 2:
+        names = _tasks(outcomes.groups or ()) if self.infers_tasks else ()
+        if len(names) < 2:
             return x
         # How likely a prompt's task is comes from a fit that had not seen it: what its own fit says
         # would be surer than it will be of other prompts.
@@ -161,6 +165,13 @@ class TextAndGroup(Text):
         x = super()._features(prompts, groups)
         columns = one_hot(groups or [""] * len(prompts), self.groups)
         return Blocks(x.words, np.hstack([x.dense, _GROUP * columns]), x.topics, x.waves)
+
+
+def _tasks(groups: Sequence[str]) -> tuple[str, ...]:
+    """The largest groups: one of a few prompts is no task that others could belong to."""
+    counts = Counter(groups)
+    names = [name for name, n in counts.most_common(_MOST_TASKS) if n >= _LEAST]
+    return tuple(sorted(names))
 
 
 def _with_tasks(x: Blocks, predicted: Floats) -> Blocks:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
@@ -76,6 +77,15 @@ class Reader(ABC):
 
     def forget(self) -> None:
         self._rows.clear()
+
+    @contextmanager
+    def forgetful(self) -> Iterator[None]:
+        """Read everything anew, as of prompts that were never read: to time it."""
+        rows, self._rows = self._rows, {}
+        try:
+            yield
+        finally:
+            self._rows = rows
 
     def read(self, prompts: Prompts, layer: int) -> Vectors:
         """(n, D): the prompts' vectors after this layer."""
