@@ -180,8 +180,7 @@ def _calls(evaluation: Evaluation) -> str:
 
 def _why(fitted: Fitted, groups_known: bool) -> str:
     """Why this scorer was selected: it is compared with those that could have been."""
-    from pliant.routing.fitting.ladder import PREFERRED, apgr_defined, eligible
-    from pliant.routing.metrics.ranking import ranks_by_share
+    from pliant.routing.fitting.ladder import PREFERRED, eligible
 
     could_be = eligible(fitted.rungs, groups_known)
     highest, kind = max(rung.worth for rung in could_be), fitted.selected.kind
@@ -197,13 +196,6 @@ def _why(fitted: Fitted, groups_known: bool) -> str:
     for rung in fitted.rungs:
         if rung.scorer.needs_groups and rung not in could_be and rung.worth > highest:
             sentences.append(f"{rung.kind} is better, but needs --groups-known.")
-    learn = fitted.splits.learn
-    if ranks_by_share(learn) and not apgr_defined(learn):
-        weak, strong = fitted.file.names
-        sentences.append(
-            f"On the labels that compare the scorers {strong} is right no more often than {weak}, "
-            "so APGR is undefined: they are compared by mean quality."
-        )
     return " ".join(sentences)
 
 
