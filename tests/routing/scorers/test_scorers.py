@@ -18,7 +18,6 @@ from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import KINDS, Predictions, Scorer, load, make
 from pliant.routing.scorers.baselines import Oracle
 from pliant.routing.scorers.cpx import Capacity
-from pliant.routing.scorers.linear import by_wording
 from pliant.routing.scorers.protocol import read_arrays, write_arrays
 
 TEXTS = ("tfidf", "knn", "text", "text+group")
@@ -212,21 +211,3 @@ def test_a_damaged_folder_is_refused(scorers, tmp_path: Path):
         load(tmp_path)
     with pytest.raises(CorruptFile, match="no scorer"):
         load(tmp_path / "nowhere")
-
-
-def test_capacity_is_chosen_on_another_wording() -> None:
-    worded = outcomes(200, 1, wordings=True)
-    folds = by_wording(worded)
-    assert folds is not None and sorted(np.concatenate(folds)) == list(range(200))
-    wordings = np.array(worded.wordings)
-    assert all(len(set(wordings[fold])) == 1 for fold in folds)
-    assert by_wording(outcomes(200, 1)) is None
-    twice = replace(
-        worded, questions=tuple(str(i // 2) for i in range(200)), wordings=("a", "b") * 100
-    )
-    assert by_wording(twice) is None, "the other wording of a question would tell its grade"
-    # Words that only one wording has predict on it alone: less is learned from them.
-    text, known = make("text"), make("text")
-    text.cross_validate(worded, [list(folds)])
-    known.cross_validate(replace(worded, wordings=None), [list(folds)])
-    assert text.strength == known.strength

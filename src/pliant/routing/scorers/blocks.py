@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pliant.routing.scorers.protocol import Folds, Partitions
+from pliant.routing.scorers.protocol import Partitions
 from pliant.stats import Floats
 
 STRENGTHS = (1.0, 3.0, 8.0, 20.0, 50.0, 120.0, 300.0)
@@ -109,34 +109,26 @@ def solve(x: Blocks, y: Floats, strength: float) -> Weights:
 
 
 def cross_validated(
-    x: Blocks,
-    y: Floats,
-    partitions: Partitions,
-    strengths: Sequence[float] = STRENGTHS,
-    choose_on: Folds | None = None,
+    x: Blocks, y: Floats, partitions: Partitions, strengths: Sequence[float] = STRENGTHS
 ) -> tuple[float, Floats]:
     """The strength with the least error, and the out-of-fold predictions (n, m) by it.
 
-    The strength is chosen on the folds `choose_on`, by default the first partition (of more than
-    DIRECT rows, on a sample of so many); the predictions are the mean over all partitions.
+    The strength is chosen on the first partition (of more than DIRECT rows, on a sample of so
+    many); the predictions are the mean over all of them.
     """
-    choose_on = partitions[0] if choose_on is None else choose_on
     if len(x) > DIRECT:
         sample = np.sort(np.random.default_rng(0).permutation(len(x))[:DIRECT])
         place = np.full(len(x), -1)
         place[sample] = np.arange(DIRECT)
-        sampled = [place[fold][place[fold] >= 0] for fold in choose_on]
-        strength, _ = cross_validated(x.select(sample), y[sample], [sampled], strengths)
+        folds = [place[fold][place[fold] >= 0] for fold in partitions[0]]
+        strength, _ = cross_validated(x.select(sample), y[sample], [folds], strengths)
         each = [_iterated_out_of_fold(x, y, folds, strength) for folds in partitions]
         return strength, np.mean(each, axis=0)
     similar = x.similarity(x)
-    tried = {s: _out_of_fold(similar, y, choose_on, s) for s in strengths}
+    tried = {s: _out_of_fold(similar, y, partitions[0], s) for s in strengths}
     strength = min(tried, key=lambda s: _gain_error(tried[s], y))
-    each = [
-        tried[strength] if folds is choose_on else _out_of_fold(similar, y, folds, strength)
-        for folds in partitions
-    ]
-    return strength, np.mean(each, axis=0)
+    rest = [_out_of_fold(similar, y, folds, strength) for folds in partitions[1:]]
+    return strength, np.mean([tried[strength], *rest], axis=0)
 
 
 def out_of_fold(

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from pliant.data import splits
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.scorers.protocol import Folds, Partitions
+from pliant.routing.scorers.protocol import Partitions
 from pliant.stats import Floats
 
 Candidate = TypeVar("Candidate")
-_MOST_WORDINGS = 10
 
 
 def folds(outcomes: Outcomes, number: int, seed: int) -> list[NDArray[np.int64]]:
@@ -27,18 +26,6 @@ def folds(outcomes: Outcomes, number: int, seed: int) -> list[NDArray[np.int64]]
 def one_partition(outcomes: Outcomes, seed: int) -> Partitions:
     """Five folds, for a scorer that chooses its capacity by itself."""
     return [folds(outcomes, 5, seed)]
-
-
-def by_wording(outcomes: Outcomes) -> Folds | None:
-    """Each wording as a fold, where there are several: a capacity that is chosen on known wordings
-    is too large for others. None where that would part the wordings of a question."""
-    names, at = np.unique(outcomes.wordings or (), return_inverse=True)
-    pairs = zip(outcomes.questions or (), outcomes.wordings or (), strict=False)
-    if len(set(pairs)) > len(set(outcomes.questions or ())):
-        return None
-    if len(names) < 2 or len(names) > _MOST_WORDINGS:
-        return None
-    return [np.flatnonzero(at == i) for i in range(len(names))]
 
 
 def gain_error(gain: Floats, outcomes: Outcomes) -> float:

@@ -29,7 +29,7 @@ from pliant.routing.scorers.blocks import (
     solve,
 )
 from pliant.routing.scorers.features import Surface, Topics, Words
-from pliant.routing.scorers.linear import by_wording, one_partition, together
+from pliant.routing.scorers.linear import one_partition, together
 from pliant.routing.scorers.protocol import (
     Groups,
     Partitions,
@@ -77,9 +77,7 @@ class Text(Scorer):
     ) -> Predictions:
         x = self._prepare(outcomes, seed)
         self._prepared = outcomes, x
-        self.strength, right = cross_validated(
-            x, outcomes.right, partitions, choose_on=by_wording(outcomes)
-        )
+        self.strength, right = cross_validated(x, outcomes.right, partitions)
         return _predictions(right)
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
@@ -88,9 +86,7 @@ class Text(Scorer):
         x = before[1] if before and before[0] is everything else self._prepare(everything, seed)
         if self.strength is None:
             partitions = one_partition(everything, seed)
-            self.strength, _ = cross_validated(
-                x, everything.right, partitions, choose_on=by_wording(everything)
-            )
+            self.strength, _ = cross_validated(x, everything.right, partitions)
         self.weights = solve(x, everything.right, self.strength)
         return self
 
