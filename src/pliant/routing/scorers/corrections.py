@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -24,9 +24,7 @@ from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt, text_of
 from pliant.routing.scorers.features import hashed_counts
 from pliant.routing.scorers.protocol import (
-    Groups,
     Predictions,
-    Prefilling,
     Prompts,
     Scorer,
     gains,
@@ -34,6 +32,7 @@ from pliant.routing.scorers.protocol import (
     read_index,
     write_arrays,
 )
+from pliant.routing.scorers.wrapper import Wrapper
 from pliant.stats import Floats
 
 CORRECTIONS = "corrections.safetensors"
@@ -287,39 +286,15 @@ def _sparse(name: str, arrays: Mapping[str, NDArray[Any]]) -> Any:
     return matrix
 
 
-class WithCorrections(Scorer):
-    """A scorer of any kind with what was learned after its fit; it keeps that kind."""
-
-    kind = "with corrections"
+class WithCorrections(Wrapper):
+    """A scorer of any kind with what was learned after its fit."""
 
     def __init__(self, scorer: Scorer, corrections: Corrections) -> None:
-        self.scorer, self.corrections = scorer, corrections
-        self.kind = scorer.kind  # type: ignore[misc]
-        self.needs_groups = scorer.needs_groups  # type: ignore[misc]
+        super().__init__(scorer)
+        self.corrections = corrections
 
-    def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
-        self.scorer.fit(train, choice, seed)
-        return self
-
-    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
-        return self.corrections.apply(prompts, self.scorer.predict(prompts, groups))
-
-    def while_answering(self, prompt: Prompt) -> Prefilling | None:
-        """The inner scorer's offer, if it reads a model that answers."""
-        offer = getattr(self.scorer, "while_answering", None)
-        inner: Prefilling | None = None if offer is None else offer(prompt)
-        if inner is None:
-            return None
-        predictions = inner.predictions
-        return replace(
-            inner, predictions=lambda scores: self.corrections.apply([prompt], predictions(scores))
-        )
-
-    def flops(self, prompts: Prompts) -> float:
-        return self.scorer.flops(prompts)
-
-    def chosen(self) -> dict[str, Any]:
-        return self.scorer.chosen()
+    def change(self, prompts: Prompts, predictions: Predictions) -> Predictions:
+        return self.corrections.apply(prompts, predictions)
 
     def save(self, folder: Path) -> None:
         self.scorer.save(folder)

@@ -30,19 +30,18 @@ from numpy.typing import NDArray
 
 from pliant.errors import CorruptFile
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.prompts import Prompt, text_of
+from pliant.routing.prompts import text_of
 from pliant.routing.scorers.neighbours import Space, Surface, Vectors, Words
 from pliant.routing.scorers.protocol import (
     Folds,
-    Groups,
     Partitions,
     Predictions,
-    Prefilling,
     Prompts,
     Scorer,
     read_arrays,
     write_arrays,
 )
+from pliant.routing.scorers.wrapper import Wrapper
 from pliant.stats import Floats
 
 NOVELTY = "novelty.safetensors"
@@ -283,46 +282,19 @@ def _with_prefix(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, N
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
-class WithNovelty(Scorer):
-    """A scorer of any kind that also predicts which prompts are novel; it keeps that kind."""
-
-    kind = "with novelty"
+class WithNovelty(Wrapper):
+    """A scorer of any kind that also predicts which prompts are novel."""
 
     def __init__(self, scorer: Scorer, detector: Detector) -> None:
-        self.scorer, self.detector = scorer, detector
-        self.kind = scorer.kind  # type: ignore[misc]
-        self.needs_groups = scorer.needs_groups  # type: ignore[misc]
+        super().__init__(scorer)
+        self.detector = detector
 
-    def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
-        self.scorer.fit(train, choice, seed)
-        return self
-
-    def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
-        return replace(self.scorer.predict(prompts, groups), novel=self._novel(prompts))
-
-    def while_answering(self, prompt: Prompt) -> Prefilling | None:
-        """The inner scorer's offer, if it reads a model that answers."""
-        offer = getattr(self.scorer, "while_answering", None)
-        inner: Prefilling | None = None if offer is None else offer(prompt)
-        if inner is None:
-            return None
-        predictions = inner.predictions
-        return replace(
-            inner,
-            predictions=lambda scores: replace(predictions(scores), novel=self._novel([prompt])),
-        )
-
-    def flops(self, prompts: Prompts) -> float:
-        return self.scorer.flops(prompts)
-
-    def chosen(self) -> dict[str, Any]:
-        return self.scorer.chosen()
+    def change(self, prompts: Prompts, predictions: Predictions) -> Predictions:
+        if self.detector.reads_vectors:
+            vectors = self.scorer.vectors(prompts)
+            return replace(predictions, novel=self.detector.novel(prompts, vectors))
+        return replace(predictions, novel=self.detector.novel(prompts))
 
     def save(self, folder: Path) -> None:
         self.scorer.save(folder)
         self.detector.save(folder)
-
-    def _novel(self, prompts: Prompts) -> NDArray[np.bool_]:
-        if not self.detector.reads_vectors:
-            return self.detector.novel(prompts)
-        return self.detector.novel(prompts, self.scorer.vectors(prompts))
