@@ -288,18 +288,18 @@ def highest_stake(losses: Floats, limit: float, delta: float) -> float:
 
 def statements(population: Population, more: list[tuple[int, int, float]]) -> dict[str, Any]:
     """How often as many labels as a threshold's sentence names lead to the share that it names."""
-    kept, prices = [], population.outcomes.cost.mean(axis=0)
+    met, prices = [], population.outcomes.cost.mean(axis=0)
     for seed, labels, share in more:
         if labels <= MOST_LABELS:
             sample = drawn(population, labels, 100_000 + seed)
             chosen: Threshold = threshold(GOAL, sample.gain, sample.outcomes, prices=prices)
-            kept.append(chosen.share <= share)
+            met.append(chosen.share <= share)
     named = [labels for _, labels, _ in more]
     return {
         "made": len(more),
         "labels": float(np.median(named)) if named else None,
-        "checked": len(kept),
-        "true": float(np.mean(kept)) if kept else None,
+        "checked": len(met),
+        "true": float(np.mean(met)) if met else None,
     }
 
 
@@ -329,8 +329,10 @@ def draw(figures: dict[str, Any], name: str) -> Table:
             )
     head = ["goal", "way", "broken", "allowed", "over target", "worst", "calls", "all", "oracle"]
     more = result["more labels"]
-    said = f"; more labels: {more['made']} statements, {more['true']} of {more['checked']} true"
-    title = f"{name}, {result['draws']} draws{said}"
+    estimates = (
+        f"; more labels: {more['made']} statements, {more['true']} of {more['checked']} true"
+    )
+    title = f"{name}, {result['draws']} draws{estimates}"
     return Table(title, head, rows, right=frozenset(head[2:]))
 
 

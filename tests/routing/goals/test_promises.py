@@ -90,7 +90,7 @@ def test_a_proof_that_saves_nothing_says_how_many_labels_would() -> None:
     few = threshold(goal, gain[:150], known.select(np.arange(150)))
     assert few.share == 1 and few.more_labels is not None
     labels, share = few.more_labels
-    words = f"With about {labels:,} labelled prompts like these it could probably be kept at"
+    words = f"With about {labels:,} labelled prompts like these it could probably be met at"
     assert words in str(few) and f"{100 * share:.1f} % of calls to large" in str(few)
     assert Threshold.from_json(json.loads(json.dumps(few.to_json()))) == few
     assert labels > 1.1 * 150

@@ -170,22 +170,17 @@ def fit(
     _refuse_nothing_to_gain(outcomes)
     calibration.kind_class(calibrate_by)
     models = _models(outcomes, backends or {}, descriptions or {})
-    folder = Path(out).expanduser()
+    folder, local = Path(out).expanduser(), _local(models)
     refuse_folder(folder)
     tried = kinds(scorers, base, outcomes, every, groups_known, encoder)
-    local = _local(models)
     rungs = climb(splits, tried, base, seed, progress, local, groups_known, encoder)
     selected = select(rungs, splits.learn, groups_known)
-    held, test = splits.learn, splits.test
-    detector = NoveltyDetector.fit(
-        held, splits.partitions, seed, selected.scorer.vectors(held.asked)
-    )
-    scorer = WithNovelty(selected.scorer, detector)
-    predictions = replace(selected.predictions, novel=detector.out_of_fold)
-    unseen = scorer.predict(test.asked, test.groups)
+    held = splits.learn
+    scorer, predictions = _with_novelty(selected, splits, seed)
+    unseen = scorer.predict(splits.test.asked, splits.test.groups)
+    scored = with_scoring(held, selected.scoring)
     chosen = None
     if isinstance(aim, Goal):
-        scored = with_scoring(held, selected.scoring)
         chosen = choose_threshold(aim, predictions, scored, outcomes.mean_cost)
     file = router_file.make(
         unit=outcomes.unit,
@@ -197,16 +192,30 @@ def fit(
         **reference(predictions, held, calibrate_by, unseen),
     )
     file = with_shares(file, predictions, held)
-    controls = _baselines(rungs, splits)
-    baselines = {kind: each.predict(test.asked, test.groups) for kind, each in controls.items()}
-    evaluation = measure(file, unseen, test, baselines)
-    fitted = Fitted(
-        folder, tuple(rungs), selected, splits, chosen, file, evaluation, predictions, unseen
-    )
+    evaluation = _evaluation(file, unseen, rungs, splits)
+    parts = (selected, splits, chosen, file, evaluation, predictions, unseen)
+    fitted = Fitted(folder, tuple(rungs), *parts)
     if not (force or fitted.verdict.pays):
         raise SavesNothing(fitted)
     write(fitted, scorer)
     return fitted
+
+
+def _with_novelty(selected: Rung, splits: Splits, seed: int) -> tuple[WithNovelty, Predictions]:
+    """The selected scorer with a detector, and its out-of-fold predictions with novelty flags."""
+    learn, scorer = splits.learn, selected.scorer
+    detector = NoveltyDetector.fit(learn, splits.partitions, seed, scorer.vectors(learn.asked))
+    flagged = replace(selected.predictions, novel=detector.out_of_fold)
+    return WithNovelty(scorer, detector), flagged
+
+
+def _evaluation(
+    file: RouterFile, unseen: Predictions, rungs: Sequence[Rung], splits: Splits
+) -> Evaluation:
+    """The router on the test split, beside every scorer that was tried and the controls."""
+    test, controls = splits.test, _baselines(rungs, splits)
+    baselines = {kind: each.predict(test.asked, test.groups) for kind, each in controls.items()}
+    return measure(file, unseen, test, baselines)
 
 
 def _ordered(splits: Splits) -> Splits:

@@ -115,7 +115,7 @@ class Threshold:
             return proved
         labels, share = self.more_labels
         return (
-            f"{proved} With about {labels:,} labelled prompts like these it could probably be kept "
+            f"{proved} With about {labels:,} labelled prompts like these it could probably be met "
             f"at {percent(share)} of calls to {self.models[-1]}."
         )
 
