@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix, identity
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from pliant.routing.scorers.features import Topics, Words
 
@@ -30,3 +31,34 @@ def test_topics_are_finite_whatever_the_vectors(name: str) -> None:
 def test_texts_that_share_no_word_have_words() -> None:
     texts = [chr(0x4E00 + i) for i in range(60)]
     assert np.allclose(Words().fit(texts)(texts).toarray(), np.eye(60))
+
+
+def test_words_are_as_long_as_what_is_known_of_them() -> None:
+    """A prompt of unknown words has none, one that is half unknown lies in between."""
+    words = Words().fit(["add three and four", "add five and six"])
+    texts = ["add three and four", "add zebras and lions", "wholly different sentence"]
+    length = np.sqrt(words(texts).multiply(words(texts)).sum(axis=1)).A1
+    assert length[0] == pytest.approx(1) and 0.1 < length[1] < 0.9 and length[2] == 0
+
+
+def test_words_are_tf_idf_where_all_are_known() -> None:
+    """Term counts on a log scale, as TfidfVectorizer has them."""
+    texts = ["add three and three and three", "add five and six"]
+    reference = TfidfVectorizer(
+        preprocessor=str.lower,
+        token_pattern=r"(?u)\w+|[^\w\s]",
+        ngram_range=(1, 2),
+        sublinear_tf=True,
+    )
+    expected = reference.fit_transform(texts).toarray()
+    assert np.allclose(Words().fit(texts)(texts).toarray(), expected)
+
+
+def test_words_of_an_older_file_keep_their_length() -> None:
+    """The weight of unknown words is not in it, so that its predictions stay as they were."""
+    words = Words().fit(["add three and four", "add five and six"])
+    state = words.state()
+    assert Words.from_state(state).unknown == words.unknown
+    del state.settings["unknown"]
+    row = Words.from_state(state)(["add zebras and lions"])
+    assert np.sqrt(row.multiply(row).sum()) == pytest.approx(1)
