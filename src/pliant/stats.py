@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
+from itertools import islice
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -120,7 +122,7 @@ def bootstrap(
 ) -> Band:
     """The statistic of all n, with a band; draws whole `clusters`, if there are any."""
     values = [statistic(rows) for rows in draws(n, resamples, seed, clusters)]
-    return _band(statistic(np.arange(n)), np.asarray(values), level)
+    return percentiles(statistic(np.arange(n)), np.asarray(values), level)
 
 
 def paired(a: Statistic, b: Statistic, n: int, **how: Any) -> Band:
@@ -138,7 +140,7 @@ def bootstrap_counts(
 ) -> Band:
     """As `bootstrap`, with the same draws, for a statistic of how often each prompt was drawn."""
     values = count_values(statistic, n, resamples, seed, clusters)
-    return _band(float(statistic(np.ones((1, n)))[0]), values, level)
+    return percentiles(float(statistic(np.ones((1, n)))[0]), values, level)
 
 
 def count_values(
@@ -149,16 +151,29 @@ def count_values(
     clusters: Sequence[Hashable] | None = None,
 ) -> Floats:
     """The statistic of each resample; it may return more axes than the first."""
-    values: list[Floats] = []
-    chunk: list[Floats] = []
-    for rows in draws(n, resamples, seed, clusters):
-        chunk.append(np.bincount(rows, minlength=n).astype(np.float64))
-        if len(chunk) * n >= _DRAWS_IN_MEMORY:
-            values.append(statistic(np.stack(chunk)))
-            chunk = []
-    if chunk:
+    if n * resamples <= _DRAWS_IN_MEMORY:
+        names = None if clusters is None else tuple(clusters)
+        return statistic(_all_counts(n, resamples, seed, names))
+    each, values = _counts(n, resamples, seed, clusters), []
+    while chunk := list(islice(each, max(1, _DRAWS_IN_MEMORY // n))):
         values.append(statistic(np.stack(chunk)))
     return np.concatenate(values)
+
+
+@lru_cache(maxsize=4)
+def _all_counts(n: int, resamples: int, seed: int, clusters: tuple[Hashable, ...] | None) -> Floats:
+    """The counts of a small bootstrap: many statistics of one data set use the same ones."""
+    counts = np.stack(list(_counts(n, resamples, seed, clusters)))
+    counts.flags.writeable = False
+    return counts
+
+
+def _counts(
+    n: int, resamples: int, seed: int, clusters: Sequence[Hashable] | None
+) -> Iterator[Floats]:
+    """How often each row is in each resample."""
+    for rows in draws(n, resamples, seed, clusters):
+        yield np.bincount(rows, minlength=n).astype(np.float64)
 
 
 def draws(
@@ -190,8 +205,8 @@ def _members(clusters: Sequence[Hashable]) -> list[Indices]:
     return [np.asarray(indices, dtype=np.int64) for indices in rows.values()]
 
 
-def _band(value: float, resampled: Floats, level: float) -> Band:
-    """Percentiles of the resamples on which the statistic is defined."""
+def percentiles(value: float, resampled: Floats, level: float = 0.95) -> Band:
+    """The band of a value by those of the resamples on which the statistic is defined."""
     if not 0 < level < 1:
         raise InvalidInput(f"level={level} must lie between 0 and 1, such as 0.95")
     defined = resampled[~np.isnan(resampled)]

@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike
 from pliant.routing.decision_rule import sweep
 from pliant.routing.metrics.curves import hull_area
 from pliant.routing.outcomes import Outcomes
-from pliant.stats import Band, Floats, bootstrap_counts
+from pliant.stats import Band, Floats, bootstrap_counts, count_values, percentiles
 
 Statistic = Callable[[Floats], Floats]
 """(resamples, n) counts of draws -> (resamples,) values."""
@@ -48,12 +48,17 @@ def areas(
     """AIQ and lift of predictions (n, m); `prices` and `scoring` (m,) as in `aiq_of`. `how` is
     bootstrap's: resamples, seed, level, clusters."""
     aiq, alone = aiq_of(gain, outcomes, prices, scoring), alone_of(outcomes)
+
+    def both(counts: Floats) -> Floats:
+        values = aiq(counts)
+        return np.stack([values, values - alone(counts)], axis=1)
+
     how = {"clusters": outcomes.questions, "resamples": 200, **how}
-    n = len(outcomes)
-    return {
-        "aiq": bootstrap_counts(aiq, n, **how),
-        "lift": bootstrap_counts(lambda counts: aiq(counts) - alone(counts), n, **how),
-    }
+    level = how.pop("level", 0.95)
+    resampled = count_values(both, len(outcomes), **how)
+    (whole,) = both(np.ones((1, len(outcomes))))
+    columns = zip(("aiq", "lift"), whole, resampled.T, strict=True)
+    return {name: percentiles(value, column, level) for name, value, column in columns}
 
 
 def area_difference(
