@@ -40,6 +40,7 @@ from pliant.routing.fitting.ladder import (
     apgr_defined,
     climb,
     continued_by,
+    fitted_as_saved,
     select,
 )
 from pliant.routing.fitting.router_folder import RECORD, SCORER, refuse_folder, replace_fit
@@ -232,7 +233,7 @@ def _baselines(rungs: Sequence[Rung], splits: Splits) -> dict[str, Scorer]:
     scorers = {rung.kind: rung.scorer for rung in rungs}
     for kind in ("length", *(("group",) if splits.learn.groups is not None else ())):
         if kind not in scorers:
-            scorers[kind] = make(kind).fit(splits.train)
+            scorers[kind] = fitted_as_saved(make(kind), splits.train)
     return scorers
 
 

@@ -130,7 +130,7 @@ def climb(
         predictions = scorer.cross_validate(splits.train, splits.train_partitions, seed)
         predictions = predictions.select(slice(len(splits.learn)))
         predictions.check(splits.learn, kind)
-        scorer.fit(splits.train, None, seed)
+        fitted_as_saved(scorer, splits.train, seed)
         seconds = time.perf_counter() - begun
         rungs.append(_rung(scorer, predictions, seconds, splits.learn, local or {}))
     stacked = _stack(eligible(rungs, groups_known), splits, local or {})
@@ -254,6 +254,14 @@ def _net_apgr(ranking: Ranking, counts: Floats, start: float, slope: float) -> F
     quality, _ = ranking.curve(counts, at)
     mean = slope * np.asarray(np.trapezoid(quality - quality[:, :1], at, axis=1))
     return np.divide(mean, whole, out=np.full_like(mean, np.nan), where=whole > 1e-12)
+
+
+def fitted_as_saved(scorer: Scorer, train: Outcomes, seed: int = 0) -> Scorer:
+    """The scorer in the precision of its files, so that what is measured is what will route."""
+    scorer.fit(train, None, seed)
+    if scorer.saveable:
+        scorer.load_state(scorer.state())
+    return scorer
 
 
 def _band(measure: Statistic, outcomes: Outcomes, level: float = 0.95) -> Band:

@@ -17,6 +17,9 @@ from pliant.routing.decision_rule import DecisionRule, turning_points
 from pliant.routing.outcomes import Outcomes
 from pliant.stats import Floats, as_json, count_values
 
+_DECIMALS = 9
+"""Of predictions that are compared."""
+
 
 @dataclass(frozen=True, eq=False)
 class Curve:
@@ -206,7 +209,11 @@ def hull_area(cost: Floats, quality: Floats) -> float:
 
 
 def blocks(predicted: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The descending order, and where each block of equal predictions begins in it."""
+    """The descending order, and where each block of equal predictions begins in it.
+
+    Those of two prompts that a scorer cannot tell apart differ by rounding errors.
+    """
+    predicted = predicted.round(_DECIMALS)
     order = np.argsort(-predicted, kind="stable")
     along = predicted[order]
     return order, np.flatnonzero(np.concatenate([[True], along[1:] != along[:-1]]))

@@ -31,7 +31,6 @@ class Words:
     a prompt in a new wording shares with the training prompts speak for all of it.
     """
 
-    # python -m benchmarks.routing_nano: APGR on a wording that no label has, .NNN without it.
     def __init__(self, shapes: bool = True) -> None:
         self.shapes = shapes
         self.unknown = 0.0
@@ -61,9 +60,9 @@ class Words:
     def _row(self, counts: Counter[str]) -> tuple[NDArray[np.int32], Floats]:
         """The columns of a prompt's words, and their values."""
         vocabulary = self._vectorizer.vocabulary_
-        known = {vocabulary[word]: n for word, n in counts.items() if word in vocabulary}
-        columns = np.fromiter(known, np.int32, len(known))
-        values = (1 + np.log(list(known.values()))) * self._vectorizer.idf_[columns]
+        known = sorted((vocabulary[word], n) for word, n in counts.items() if word in vocabulary)
+        columns = np.array([column for column, _ in known], dtype=np.int32)
+        values = (1 + np.log([n for _, n in known])) * self._vectorizer.idf_[columns]
         missing = [n for word, n in counts.items() if word not in vocabulary]
         length = (values**2).sum() + (self.unknown**2 * (1 + np.log(missing)) ** 2).sum()
         return columns, values / max(np.sqrt(length), 1e-9)
