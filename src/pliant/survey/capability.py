@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -141,6 +142,14 @@ class Specimen:
         if hasattr(double.model, "set_experts_implementation"):
             double.model.set_experts_implementation("eager")  # the fast one has no fp64 kernel
         return double
+
+    @cached_property
+    def rounding(self) -> float:
+        """How far fp32 is from fp64 with the same weights, relative to the largest logit."""
+        double = deepcopy(self.model).double()
+        with torch.no_grad(), Fp64Throughout():
+            exact = double(input_ids=self.ids, use_cache=False).logits
+        return float((self.run() - exact).abs().max() / exact.abs().max())
 
     @cached_property
     def depth(self) -> DepthProof:
