@@ -82,7 +82,8 @@ def learn(router: str | Path, ledger: str | Path | None = None) -> Learned:
         corrections = before
         if outcomes is not None:
             predictions = scorer.predict(outcomes.asked, outcomes.groups)
-            latest = Corrections.of(outcomes, predictions, background_of(place))
+            salt = None if before is None else before.salt
+            latest = Corrections.of(outcomes, predictions, background_of(place), salt)
             corrections = latest if before is None else before.merged(latest)
         if corrections is None or len(corrections) < FEWEST:
             raise InvalidInput(_too_few(0 if corrections is None else len(corrections), waiting))

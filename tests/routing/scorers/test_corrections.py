@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt
 from pliant.routing.scorers import load, make
 from pliant.routing.scorers.corrections import (
+    BUCKETS,
     CORRECTIONS,
     MOST,
     Corrections,
@@ -21,9 +23,10 @@ from pliant.routing.scorers.corrections import (
     write_background,
 )
 from pliant.routing.scorers.corrections import background_of as sample_in
+from pliant.routing.scorers.features import hashed_counts
 from pliant.routing.scorers.linear import folds
 from pliant.routing.scorers.novelty import NoveltyDetector, WithNovelty
-from pliant.routing.scorers.protocol import Prefilling, Scorer
+from pliant.routing.scorers.protocol import Prefilling, Scorer, read_arrays, write_arrays
 
 TRAIN, OTHERS = outcomes(300, 1), outcomes(200, 2)
 ELSEWHERE = ["Wie spät ist es denn in Berlin?", "今日は", "", "the weather is fine"]
@@ -52,10 +55,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def corrected(folder: Path, learned: Outcomes) -> WithCorrections:
+def corrected(folder: Path, learned: Outcomes, salt: bytes | None = None) -> WithCorrections:
     scorer = load(folder)
     predictions = scorer.predict(learned.prompts)
-    return WithCorrections(scorer, Corrections.of(learned, predictions, sample_in(folder)))
+    return WithCorrections(scorer, Corrections.of(learned, predictions, sample_in(folder), salt))
 
 
 def test_a_new_task_is_learned_and_is_no_longer_novel(folder: Path) -> None:
@@ -124,6 +127,33 @@ def test_corrections_are_saved_beside_the_scorer(folder: Path, tmp_path: Path) -
     assert np.array_equal(loaded.predict(prompts).gain, again.predict(prompts).gain)
 
 
+def test_no_table_of_hashes_shows_what_was_learned(folder: Path, tmp_path: Path) -> None:
+    learned = poems(40)
+    for name in ("a", "b"):
+        corrected(folder, learned).save(tmp_path / name)
+    a, b = (read_arrays(tmp_path / name / CORRECTIONS) for name in ("a", "b"))
+    unsalted = {hashlib.sha256(prompt.encode()).digest()[:16] for prompt in learned.prompts}
+    assert not unsalted & {bytes(row) for row in a["hashes"]}
+    assert not {bytes(row) for row in a["hashes"]} & {bytes(row) for row in b["hashes"]}
+    counts = hashed_counts(learned.prompts, BUCKETS)
+    for arrays in (a, b):
+        shared = np.isin(np.unique(arrays["learned.indices"]), counts.indices)
+        assert shared.mean() < 0.1, "words are hashed with the salt, too"
+    assert np.array_equal(
+        load(tmp_path / "a").predict(learned.prompts).gain,
+        load(tmp_path / "b").predict(learned.prompts).gain,
+    )
+
+
+def test_corrections_without_a_salt_are_to_be_learned_again(folder: Path, tmp_path: Path) -> None:
+    corrected(folder, poems(40)).save(tmp_path)
+    arrays = read_arrays(tmp_path / CORRECTIONS)
+    del arrays["salt"]
+    write_arrays(tmp_path / CORRECTIONS, arrays)
+    with pytest.raises(CorruptFile, match="a salt: remove it, and learn again"):
+        load(tmp_path)
+
+
 def test_damaged_corrections_are_refused(folder: Path, tmp_path: Path) -> None:
     corrected(folder, poems(40)).save(tmp_path)
     content = (tmp_path / CORRECTIONS).read_bytes()
@@ -139,12 +169,13 @@ def test_damaged_corrections_are_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_later_grades_replace_earlier_ones(folder: Path) -> None:
     first, second = poems(30), poems(30, right=(1.0, 1.0))
-    early, late = corrected(folder, first).corrections, corrected(folder, second).corrections
+    early = corrected(folder, first).corrections
+    late = corrected(folder, second, early.salt).corrections
     merged = early.merged(late)
     assert len(merged) == len(set(first.prompts))
     assert np.array_equal(merged.gain, late.gain) and late.new_since(early) == len(late)
     assert merged.new_since(late) == 0 and early.new_since(None) == len(early)
-    more = early.merged(corrected(folder, outcomes(10, 5)).corrections)
+    more = early.merged(corrected(folder, outcomes(10, 5), early.salt).corrections)
     assert len(more) == len(early) + 10 and more.new_since(early) == 10
 
 

@@ -5,14 +5,17 @@ ridge regression separates them from a sample of the prompts that the scorer was
 the region, a second ridge regression of the scorer's residuals on the learned prompts corrects its
 predictions; its penalty keeps the correction small until many prompts agree. A prompt well inside
 the region is no longer novel. Elsewhere nothing changes, not even in the last bit.
+
+Learned prompts are those of users, so their hashes and hashed words are stored with a salt, as in
+the ledger: no table of hashes shows them, but whoever holds the file can test a guess.
 """
 
 from __future__ import annotations
 
-import hashlib
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 
 from pliant.errors import CorruptFile
 from pliant.routing.outcomes import Outcomes
-from pliant.routing.prompts import Prompt, text_of
+from pliant.routing.prompts import Prompt, digest, text_of
 from pliant.routing.scorers.features import hashed_counts
 from pliant.routing.scorers.protocol import (
     Predictions,
@@ -68,20 +71,29 @@ class Corrections:
     right: Floats | None
     """(n, m) the same of P(right); None for a scorer that predicts no probabilities."""
     hashes: NDArray[np.uint8]
-    """(n, 16) of the prompts, to know them again."""
+    """(n, 16) of the prompts and the salt, to know them again."""
+    salt: bytes
     background: Any | None
     """(k, buckets) of the prompts that the scorer was fitted on; None where no fit sampled them:
     then only prompts that the scorer calls novel are corrected."""
 
     @classmethod
-    def of(cls, outcomes: Outcomes, predictions: Predictions, background: Any | None) -> Self:
-        """From graded prompts and what the uncorrected scorer predicts for them."""
-        right = predictions.right
+    def of(
+        cls,
+        outcomes: Outcomes,
+        predictions: Predictions,
+        background: Any | None,
+        salt: bytes | None = None,
+    ) -> Self:
+        """From graded prompts and what the uncorrected scorer predicts for them; `salt` is that of
+        the corrections that they are to be merged with."""
+        right, salt = predictions.right, salt or secrets.token_bytes(_HASH)
         return cls(
             hashed_counts(outcomes.prompts, BUCKETS),
             gains(outcomes.right) - predictions.gain,
             None if right is None else outcomes.right - right,
-            np.stack([hash_of(prompt) for prompt in outcomes.prompts]),
+            hashes_of(outcomes.prompts, salt),
+            salt,
             background,
         )
 
@@ -89,6 +101,7 @@ class Corrections:
         """With later ones, which replace those of the same prompts; at most `MOST`, the latest."""
         from scipy.sparse import vstack
 
+        assert self.salt == later.salt
         new = {bytes(each) for each in later.hashes}
         old = [i for i, each in enumerate(self.hashes) if bytes(each) not in new]
         rows = slice(max(0, len(old) + len(later) - MOST), None)
@@ -100,6 +113,7 @@ class Corrections:
             np.concatenate([self.gain[old], later.gain])[rows],
             right[rows] if right is not None else None,
             np.concatenate([self.hashes[old], later.hashes])[rows],
+            self.salt,
             later.background,
         )
 
@@ -194,8 +208,9 @@ class Corrections:
         arrays: dict[str, NDArray[Any]] = {
             "gain": self.gain,
             "hashes": self.hashes,
+            "salt": np.frombuffer(self.salt, dtype=np.uint8),
             "scorer": _scorer_of(folder),
-            **_sparse_arrays("learned", self.counts),
+            **_sparse_arrays("learned", _moved(self.counts, _order(self.salt))),
         }
         if self.right is not None:
             arrays["right"] = self.right
@@ -213,15 +228,21 @@ class Corrections:
                     f"{path}: corrects another scorer than the one beside it: remove it, and learn "
                     "again (pliant route learn)"
                 )
-            n = len(arrays["gain"])
+            if "salt" not in arrays:
+                raise CorruptFile(
+                    f"{path}: learned before the hashes in it had a salt: remove it, and learn "
+                    "again from the ledger, which holds all grades (pliant route learn)"
+                )
+            n, salt = len(arrays["gain"]), arrays["salt"].tobytes()
             right = arrays.get("right")
-            counts = _sparse("learned", arrays)
+            counts = _moved(_sparse("learned", arrays), np.argsort(_order(salt)))
             wrong = (right is not None and right.shape != arrays["gain"].shape) or (
                 counts.shape[0] != n or arrays["hashes"].shape != (n, _HASH) or n == 0
             )
             if wrong:
                 raise ValueError("sizes that do not match")
-            return cls(counts, arrays["gain"], right, arrays["hashes"], background_of(folder))
+            own = (arrays["gain"], right, arrays["hashes"], salt)
+            return cls(counts, *own, background_of(folder))
         except (KeyError, ValueError, IndexError) as error:
             raise CorruptFile(f"{path}: not what Pliant writes ({error})") from error
 
@@ -229,10 +250,26 @@ class Corrections:
 _HASH = 16
 
 
-def hash_of(text: str) -> NDArray[np.uint8]:
-    """(16,) by which a learned prompt is known again."""
-    digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
-    return np.frombuffer(digest[:_HASH], dtype=np.uint8)
+def hashes_of(prompts: Sequence[str], salt: bytes) -> NDArray[np.uint8]:
+    """(n, 16) by which learned prompts are known again."""
+    content = b"".join(bytes.fromhex(digest(prompt, salt)) for prompt in prompts)
+    return np.frombuffer(content, dtype=np.uint8).reshape(-1, _HASH)
+
+
+@lru_cache(maxsize=8)
+def _order(salt: bytes) -> NDArray[np.int64]:
+    """(buckets,) the place of each bucket in a file with this salt."""
+    # Of numpy's generators the one whose numbers no version changes.
+    draw = np.random.RandomState(np.frombuffer(salt, dtype="<u4"))
+    return np.asarray(draw.permutation(BUCKETS))
+
+
+def _moved(counts: Any, order: NDArray[np.int64]) -> Any:
+    """The counts with each bucket in its new place."""
+    from scipy.sparse import csr_matrix
+
+    parts = (counts.data, order[counts.indices], counts.indptr)
+    return csr_matrix(parts, shape=counts.shape).sorted_indices()
 
 
 def write_background(folder: Path, prompts: Sequence[Prompt], seed: int = 0) -> None:
