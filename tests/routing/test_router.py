@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.routing.chat_server import ChatServer, chat_server
 from tests.routing.minimal_scorer import Letters, content
@@ -19,6 +20,7 @@ from pliant.routing.backends.remote import OpenAIBackend
 from pliant.routing.live import drift
 from pliant.routing.router import DriftWarning, Router
 from pliant.routing.router_file import make
+from pliant.routing.scorers import Predictions
 
 EASY, HARD = "2+2", "what is " + "2+" * 30 + "2"
 
@@ -198,6 +200,30 @@ def test_a_session_may_move_up_and_never_down() -> None:
     r = router(sticky={"policy": "upgrade"})
     models = [r.choose(prompt, session="a").model for prompt in (EASY, EASY, HARD, EASY, HARD)]
     assert models == ["nano-s", "nano-s", "nano-l", "nano-l", "nano-l"]
+
+
+class Specialists(Letters):
+    """Each model is right on the prompts that name it, of three."""
+
+    def predict(self, prompts: Any, groups: Any = None) -> Predictions:
+        right = np.array([[0.9 if name in text else 0.3 for name in "abc"] for text in prompts])
+        return Predictions(right, right - right[:, :1], np.zeros(len(prompts), dtype=np.bool_))
+
+
+@pytest.mark.parametrize(("costs", "value"), [((1.0, 1.0, 1.0), 0.0), ((2.0, 1.0, 3.0), 0.1)])
+def test_a_session_moves_to_the_likelier_model_whatever_its_place(
+    costs: tuple[float, ...], value: float
+) -> None:
+    models = [
+        {"name": name, "backend": f"{name}=nano-s", "cost": cost}
+        for name, cost in zip("abc", costs, strict=True)
+    ]
+    threshold = {"on": "worth", "value": value, "sentence": "by worth"}
+    changes = {"models": models, "threshold": threshold, "default": "c"}
+    r = router(scorer=Specialists(), sticky={"policy": "upgrade"}, **changes)
+    # "z" is of no specialist: the cheapest would be chosen, but no model is likelier right.
+    chosen = [r.choose(prompt, session="s").model for prompt in ("c", "z", "a", "z", "b")]
+    assert chosen == ["c", "c", "a", "a", "b"]
 
 
 def test_sessions_can_be_off() -> None:

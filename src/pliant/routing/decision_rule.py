@@ -75,6 +75,16 @@ class DecisionRule:
             return (self.models - 1, 0) if self.choose(gains)[0] else (0, self.models - 1)
         return tuple(self._ordered(gains)[0].tolist())
 
+    def is_upgrade(self, gain: ArrayLike, chosen: int, current: int) -> bool:
+        """Whether this model is preferred to the current one for more than its price, on a prompt
+        with gains (m,)."""
+        if self.prices is None:
+            return chosen > current
+        # A value below 0 is a bonus for strength, so it counts.
+        gains = np.asarray(gain, dtype=np.float64)[None]
+        net = net_gain(gains, self.prices, min(self.value, 0.0))[0]
+        return bool(net[chosen] > net[current])
+
     def _ordered(self, gain: Floats) -> NDArray[np.int64]:
         """(n, m) the models by their net gain, the highest first; of equals, the cheapest."""
         assert self.prices is not None

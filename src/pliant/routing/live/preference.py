@@ -46,6 +46,8 @@ class Preference:
     novel: bool = False
     from_session: bool = False
     probabilities: dict[str, float] | None = None
+    gains: tuple[float, ...] | None = None
+    """(m,) by which the order was decided; None where something else decided it."""
 
 
 @dataclass(frozen=True)
@@ -106,17 +108,24 @@ class Preferences:
     def _with_scorer(
         self, predict: Predict, session: Session | None, rule: DecisionRule
     ) -> Preference:
-        """A session moves up to a stronger model, and never down."""
+        """A session moves to a model that is likelier right, and to none because it costs less."""
         preference = self._scored(predict, rule)
         if session is None:
             return preference
-        names, model = self._file.names, session.model
-        if names.index(preference.order[0]) > names.index(model):
+        model = session.model
+        if self._is_upgrade(preference, model, rule):
             reason = f"{preference.reason}; the session moves up from {model}"
             return replace(preference, reason=reason)
         order = tuple(dict.fromkeys([model, *preference.order]))
         reason = f"the session is with {model}"
         return replace(preference, order=order, reason=reason, from_session=True)
+
+    def _is_upgrade(self, preference: Preference, current: str, rule: DecisionRule) -> bool:
+        """By the gains on this prompt; where they did not decide, by the order of strength."""
+        chosen, now = (self._file.names.index(name) for name in (preference.order[0], current))
+        if preference.gains is None:
+            return chosen > now
+        return rule.is_upgrade(preference.gains, chosen, now)
 
     def _scored(self, predict: Predict, rule: DecisionRule) -> Preference:
         default = self._file.default
@@ -131,11 +140,13 @@ class Preferences:
         novel = bool(predictions.novel is not None and predictions.novel[0])
         indices = rule.preference(predictions.gain[0], novel)
         order = tuple(self._file.names[j] for j in indices)
+        gains: tuple[float, ...] | None = None
         if novel and rule.novel_to is not None:
             reason = f"unlike the prompts that the router was fitted on: {default}, the default"
         else:
+            gains = tuple(predictions.gain[0].tolist())
             reason = self._reason(order[0], gain, rule.value)
-        return Preference(order, reason, score, gain, novel, probabilities=likely)
+        return Preference(order, reason, score, gain, novel, probabilities=likely, gains=gains)
 
     def _probabilities(self, right: Floats) -> dict[str, float]:
         """P(right) of each model, calibrated where a calibration was fitted."""
