@@ -17,8 +17,8 @@ class Sticky(Part):
     """How a session keeps to a model."""
 
     policy: Literal["stay", "upgrade", "off"] = "stay"
-    """stay: its first model; upgrade: another one as soon as that is preferred as likelier right, not
-    for its price; off: no sessions."""
+    """stay: its first model; upgrade: another one as soon as that is preferred as likelier right,
+    not for its price; off: no sessions."""
     limit: Count = 10_000
     """How many sessions are remembered; the longest unused is forgotten first."""
     ttl: Annotated[float, Field(gt=0)] = 3600.0
