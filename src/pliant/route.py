@@ -138,12 +138,16 @@ def evaluate(
     *,
     models: str | Sequence[str] | None = None,
     columns: Mapping[str, Any] | None = None,
+    device: str | None = None,
 ) -> Evaluation:
-    """Measure a router on labels of prompts that it was not fitted on; `columns` as in `fit`."""
+    """Measure a router on labels of prompts that it was not fitted on; `columns` as in `fit`.
+
+    A model that the router's scorer reads runs on `device`.
+    """
     from pliant.routing.fitting.evaluate import evaluate as measure
 
     folder = router if isinstance(router, (str, Path)) else router.folder
-    return measure(folder, _outcomes(labels, models, columns))
+    return measure(folder, _outcomes(labels, models, columns), device)
 
 
 # --- what the arguments mean ---------------------------------------------------------------------

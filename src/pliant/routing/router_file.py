@@ -265,21 +265,16 @@ class RouterFile(Part):
     def open_scorer(self, folder: Path, device: str | None = None) -> Scorer:
         """The scorer beside this file; one that reads a model reads it on the given device."""
         from pliant.routing import scorers  # which need torch; a ledger does not
-        from pliant.routing.scorers.base_model import BaseLM
 
         place = folder / self.scorer.folder
-        index = scorers.read_index(place)
-        kind = index["kind"]
+        kind = scorers.read_index(place)["kind"]
         if kind != self.scorer.kind:
             raise InvalidInput(
                 f"{place}: holds a scorer of kind {kind!r}, and router.json says "
                 f"{self.scorer.kind!r}: fit the router again, or put back the scorer that belongs "
                 "to it"
             )
-        base = index["settings"].get("base")
-        if base is not None and device is not None and kind in scorers.KINDS:
-            return scorers.load(place, base=BaseLM(base, device))
-        return scorers.load(place)
+        return scorers.load(place, device)
 
     def write(self, folder: Path) -> Path:
         """Write router.json, in one step."""

@@ -9,11 +9,17 @@ from typing import Any, Self
 import numpy as np
 import pytest
 from tests.routing.labels import outcomes
+from tests.routing.minimal_scorer import content
 
 from pliant.errors import CorruptFile
+from pliant.routing.fitting.evaluate import evaluate
+from pliant.routing.fitting.splits import write_hashes
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt
+from pliant.routing.router import Router
+from pliant.routing.router_file import make as make_file
 from pliant.routing.scorers import load, make
+from pliant.routing.scorers.base_model import Probe
 from pliant.routing.scorers.linear import folds
 from pliant.routing.scorers.protocol import Groups, Predictions, Prefilling, Prompts, Scorer
 from pliant.routing.scorers.stack import Mixture, Stack, chosen_members, out_of_fold
@@ -116,6 +122,20 @@ def test_one_member_that_needs_groups_makes_the_stack_need_them(tmp_path: Path) 
     made.save(tmp_path)
     assert made.needs_groups and load(tmp_path).needs_groups
     assert np.ptp(made.predict(["x", "x"], ["times", "total"]).last_gain) > 0.1
+
+
+def test_a_member_that_reads_a_model_reads_it_on_the_named_device(tmp_path: Path) -> None:
+    members = [make("length").fit(LABELS), make("probe", base="nano-s").fit(outcomes(40, 1))]
+    Stack(members, Mixture(np.ones(2), np.zeros(2))).save(tmp_path / "scorer")
+    models = [{"name": f"model-{j}", "backend": f"nano-{'sl'[j]}", "cost": j} for j in range(2)]
+    make_file(**content(models=models, default="model-1", scorer={"kind": "stack"})).write(tmp_path)
+    write_hashes(tmp_path, (), Predictions(None, np.zeros((0, 2))))
+    with Router.load(tmp_path, device="cpu") as router:
+        assert isinstance(router.scorer, Stack) and isinstance(router.scorer.members[1], Probe)
+        assert router.scorer.members[1].base.device == "cpu"
+    assert evaluate(tmp_path, NEW, device="cpu").verdict.reads_model  # type: ignore[union-attr]
+    Stack(members[:1], Mixture(np.ones(1), np.zeros(2))).save(tmp_path / "scorer")
+    assert not evaluate(tmp_path, NEW).verdict.reads_model  # type: ignore[union-attr]
 
 
 class Reading(Scorer):

@@ -290,7 +290,9 @@ def calibrate(options: CalibrateOptions) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(LabelsOptions, RouterOptions): ...
+class EvaluateOptions(LabelsOptions, RouterOptions):
+    device: str | None = None
+    """Where a model that the scorer reads runs: cpu, cuda, ..."""
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -305,7 +307,7 @@ def evaluate(options: EvaluateOptions) -> None:
 
     terminal.hide_loading_bars()
     options.register_scorer()
-    evaluation = measure(options.router, options.outcomes())
+    evaluation = measure(options.router, options.outcomes(), options.device)
     if options.json:
         terminal.print_json(evaluation.as_dict())
         return

@@ -43,14 +43,14 @@ BASELINES = "baselines"
 _BINS, _SHOWN = 10, 5
 
 
-def evaluate(router: str | Path, outcomes: Outcomes) -> Evaluation:
-    """Measure a saved router beside its baselines.
+def evaluate(router: str | Path, outcomes: Outcomes, device: str | None = None) -> Evaluation:
+    """Measure a saved router beside its baselines; a model that its scorer reads runs on `device`.
 
     Prompts that it was fitted on are left out and counted, and so are those that not every one of
     its models was asked.
     """
     folder = Path(router).expanduser()
-    file, scorer = router_file.open_router(folder)
+    file, scorer = router_file.open_router(folder, device)
     outcomes, fitted = outcomes.of_models(file.names), file.fit_folder(folder)
     file.check_unit(outcomes.unit)
     known = fitted_on(fitted, outcomes.prompts)
@@ -68,7 +68,7 @@ def evaluate(router: str | Path, outcomes: Outcomes) -> Evaluation:
     }
     predictions = scorer.predict(held.asked, held.groups)
     incomplete = len(known) - int(known.sum()) - len(held)
-    return measure(file, predictions, held, baselines, int(known.sum()), incomplete)
+    return measure(file, predictions, held, baselines, int(known.sum()), incomplete, scorer.kinds)
 
 
 def measure(
@@ -78,8 +78,12 @@ def measure(
     baselines: Mapping[str, Predictions],
     left_out: int = 0,
     incomplete: int = 0,
+    kinds: Sequence[str] | None = None,
 ) -> Evaluation:
-    """All of it, from predictions; the wordings of a question are drawn together for the bands."""
+    """All of it, from predictions; the wordings of a question are drawn together for the bands.
+
+    `kinds` are those of the scorers that predict, by default the one that the file names.
+    """
     chosen = file.rule.choose(predictions.gain, predictions.novel)
     right = calibrated(file, predictions)
     gain, score = predictions.last_gain, None if right is None else 1 - right[:, 0]
@@ -107,7 +111,9 @@ def measure(
         groups=_groups(outcomes, chosen),
         costs=dict(zip(outcomes.models, outcomes.cost.mean(axis=0).tolist(), strict=True)),
         qualities=dict(zip(outcomes.models, outcomes.right.mean(axis=0).tolist(), strict=True)),
-        verdict=_verdict(file, routed, chosen, outcomes, baselines.get("group")),
+        verdict=_verdict(
+            file, routed, chosen, outcomes, baselines.get("group"), kinds or (file.scorer.kind,)
+        ),
         **_lines(file, predictions, outcomes),
     )
 
@@ -168,6 +174,7 @@ def _verdict(
     chosen: Chosen,
     outcomes: Outcomes,
     by_group: Predictions | None,
+    kinds: Sequence[str],
 ) -> Verdict:
     """Also beside the best assignment of groups to models, where there are groups to assign."""
     shares, right = outcomes.shares(chosen), outcomes.routed(chosen)[0]
@@ -199,7 +206,7 @@ def _verdict(
         scoring=float(shares @ np.array(file.scoring)),
         scoring_ms=file.scorer.ms,
         shares=tuple(shares.tolist()),
-        reads_model=file.scorer.kind in READS_A_MODEL,
+        reads_model=any(kind in READS_A_MODEL for kind in kinds),
         cheapest=outcomes.models[cheapest],
         cheapest_cost=float(costs[cheapest]),
         cheapest_of_quality=float(quality[cheapest]) / strongest,

@@ -193,7 +193,7 @@ def fit(
         **reference(predictions, held, calibrate_by, unseen),
     )
     file = with_shares(file, predictions, held)
-    evaluation = _evaluation(file, unseen, rungs, splits)
+    evaluation = _evaluation(file, unseen, rungs, splits, scorer.kinds)
     parts = (selected, splits, chosen, file, evaluation, predictions, unseen)
     fitted = Fitted(folder, tuple(rungs), *parts)
     if not (force or fitted.verdict.pays):
@@ -211,12 +211,16 @@ def _with_novelty(selected: Rung, splits: Splits, seed: int) -> tuple[WithNovelt
 
 
 def _evaluation(
-    file: RouterFile, unseen: Predictions, rungs: Sequence[Rung], splits: Splits
+    file: RouterFile,
+    unseen: Predictions,
+    rungs: Sequence[Rung],
+    splits: Splits,
+    kinds: Sequence[str],
 ) -> Evaluation:
     """The router on the test split, beside every scorer that was tried and the controls."""
     test, controls = splits.test, _baselines(rungs, splits)
     baselines = {kind: each.predict(test.asked, test.groups) for kind, each in controls.items()}
-    return measure(file, unseen, test, baselines)
+    return measure(file, unseen, test, baselines, kinds=kinds)
 
 
 def _ordered(splits: Splits) -> Splits:

@@ -11,6 +11,7 @@ package installed, and `module:Class` where a name is expected imports it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -74,21 +75,24 @@ def make(kind: str, **settings: Any) -> Scorer:
     return kind_class(kind)(**settings)
 
 
-def load(folder: str | Path, **settings: Any) -> Scorer:
-    """A saved scorer of any kind."""
+def load(folder: str | Path, device: str | None = None, **settings: Any) -> Scorer:
+    """A saved scorer of any kind; one that reads a model, or whose members do, reads it on the
+    device."""
     from pliant.routing.scorers.corrections import CORRECTIONS, Corrections, WithCorrections
     from pliant.routing.scorers.known_grams import KNOWN_GRAMS, KnownGrams
     from pliant.routing.scorers.novelty import NOVELTY, NoveltyDetector, WithNovelty
 
     path = Path(folder)
-    kind = read_index(path)["kind"]
+    index = read_index(path)
+    kind = index["kind"]
     # A router's file cannot name what is imported: that would run its author's code.
     if ":" in kind or _known(kind) is None:
         own = "it is not one of Pliant's own: name its class first (--scorer MODULE:CLASS, or "
         reason = _DROPPED.get(kind, f"{own}pliant.routing.scorers.register)")
         raise CorruptFile(f"{path}: a scorer of kind {kind!r}: {reason}")
     try:
-        scorer = kind_class(kind).load(path, **settings)
+        placed = {} if device is None else _placed(index, device)
+        scorer = kind_class(kind).load(path, **placed, **settings)
     except PliantError:
         raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -100,6 +104,16 @@ def load(folder: str | Path, **settings: Any) -> Scorer:
     if (path / CORRECTIONS).is_file():
         scorer = WithCorrections(scorer, Corrections.load(path))
     return scorer
+
+
+def _placed(index: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """What a scorer of Pliant's own is loaded with to read its model on this device."""
+    from pliant.routing.scorers.base_model import BaseLM
+
+    if index["kind"] == "stack":
+        return {"device": device}
+    base = index["settings"].get("base")
+    return {} if base is None or index["kind"] not in KINDS else {"base": BaseLM(base, device)}
 
 
 def register(scorer: type[Scorer]) -> type[Scorer]:

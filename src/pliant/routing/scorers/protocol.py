@@ -132,6 +132,11 @@ class Scorer(ABC):
     def predict(self, prompts: Prompts, groups: Groups = None) -> Predictions:
         """One row for each prompt."""
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of the scorers that predict: its own, or those of its members."""
+        return (self.kind,)
+
     def vectors(self, prompts: Prompts) -> Floats | None:
         """(n, width) for the detector of novel prompts, of a scorer of your own that embeds them.
         None of Pliant's own offers any: it would read each prompt twice."""

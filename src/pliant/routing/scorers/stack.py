@@ -111,18 +111,21 @@ class Stack(Scorer):
 
         return replace(inner, predictions=predictions)
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(member.kind for member in self.members)
+
     def flops(self, prompts: Prompts) -> float:
         return sum(member.flops(prompts) for member in self.members)
 
     def chosen(self) -> dict[str, Any]:
         assert self.mixture is not None
         weights = self.mixture.weights.round(3).tolist()
-        return {"weights": dict(zip((m.kind for m in self.members), weights, strict=True))}
+        return {"weights": dict(zip(self.kinds, weights, strict=True))}
 
     def state(self) -> State:
         assert self.mixture is not None
-        kinds = [member.kind for member in self.members]
-        return State({"members": kinds}, dict(vars(self.mixture)))
+        return State({"members": list(self.kinds)}, dict(vars(self.mixture)))
 
     def save(self, folder: Path) -> None:
         for i, member in enumerate(self.members):
@@ -130,12 +133,12 @@ class Stack(Scorer):
         super().save(folder)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, device: str | None = None) -> Self:
         from pliant.routing.scorers import load
 
         state = read_state(folder, cls.kind)
         kinds: Sequence[str] = state.settings["members"]
-        members = [load(folder / f"member-{i}") for i in range(len(kinds))]
+        members = [load(folder / f"member-{i}", device) for i in range(len(kinds))]
         if [member.kind for member in members] != list(kinds):
             raise CorruptFile(f"{folder}: its members are not {', '.join(kinds)}")
         return cls(members, Mixture(state.arrays["weights"], state.arrays["bias"]))

@@ -47,6 +47,10 @@ class Wrapper(Scorer):
         predictions = inner.predictions
         return replace(inner, predictions=lambda scores: self.change([prompt], predictions(scores)))
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return self.scorer.kinds
+
     def flops(self, prompts: Prompts) -> float:
         return self.scorer.flops(prompts)
 
