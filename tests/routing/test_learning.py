@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.routing.scorers.test_corrections import noticing, poems
 
 from pliant.errors import InvalidInput
 from pliant.routing import learn, router_file
+from pliant.routing.fitting.calibrating import calibrate
 from pliant.routing.fitting.splits import fitted_on, write_hashes
 from pliant.routing.learning import FEWEST, labels
 from pliant.routing.live.ledger import Ledger
@@ -135,6 +137,27 @@ def test_an_interrupted_learning_leaves_the_old_router(
     assert np.array_equal(gains(folder, prompts), before)
     assert not [name for name in everything(folder) if "unfinished" in name]
     assert learn(folder).new == 30
+
+
+def test_a_threshold_is_chosen_on_predictions_with_what_was_learned(folder: Path) -> None:
+    asked = outcomes(200, 9).of_models(TRAIN.models)
+    proofs = asked.select(np.array(asked.groups) == "prove")  # both models fail nearly all of them
+    before = gains(folder, TRAIN.prompts)
+    explore(folder, replace(proofs, right=[[0.0, 1.0]] * len(proofs)))
+    learn(folder)
+    threshold = calibrate(folder, TRAIN, "30 % of calls").threshold
+    assert not np.allclose(gains(folder, TRAIN.prompts), before, atol=0.1)
+    file, scorer = router_file.open_router(folder)
+    live = scorer.predict(TRAIN.asked)
+    assert TRAIN.shares(file.rule.choose(live.gain, live.novel)) == pytest.approx(threshold.shares)
+
+
+def test_no_threshold_is_chosen_on_a_prompt_that_its_own_grade_corrects(folder: Path) -> None:
+    assert calibrate(folder, TRAIN, "30 % of calls").left_out == 0
+    explore(folder, TRAIN.select(range(30)))
+    learn(folder)
+    calibrated = calibrate(folder, TRAIN, "30 % of calls")
+    assert (calibrated.left_out, calibrated.threshold.n) == (30, len(TRAIN) - 30)
 
 
 def test_graded_prompts_are_labels_to_fit_again_with(folder: Path) -> None:

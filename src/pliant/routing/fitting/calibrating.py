@@ -33,6 +33,7 @@ from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt, messages, text_of
 from pliant.routing.router_file import RouterFile
 from pliant.routing.scorers import Predictions, Scorer
+from pliant.routing.scorers.corrections import WithCorrections
 from pliant.routing.scorers.protocol import joined_predictions
 from pliant.routing.units import ONE
 from pliant.stats import Floats
@@ -113,10 +114,17 @@ def _predicted(
     """The rows that may be calibrated on, and the predictions of them: of all, and of those alone
     that the scorer has not learned from (if they are few, those of the fit's test split).
 
-    Prompts that the scorer has learned from count by what it predicted before it had.
+    Prompts that the scorer has learned from count by what it predicted before it had, with the
+    corrections of others that were learned later. A prompt that was itself learned is left out: its
+    correction holds its own grade.
     """
     learned = learned_from(fit_folder, outcomes.prompts)
     before, known = out_of_fold(fit_folder, outcomes.prompts)
+    if isinstance(scorer, WithCorrections) and len(known):
+        fit = outcomes.select(known)
+        (others,) = np.nonzero(~scorer.corrections.contains(fit.prompts))
+        known = known[others]
+        before = scorer.change(fit.select(others).asked, before.select(others))
     new = np.flatnonzero(~learned)
     if len(new) + len(known) < _LEAST:
         raise InvalidInput(

@@ -129,6 +129,13 @@ class Corrections:
 
         return sum(is_new(i) for i in range(len(self)))
 
+    def contains(self, prompts: Sequence[str]) -> NDArray[np.bool_]:
+        """(n,) which of these prompts were learned."""
+        learned = {bytes(each) for each in self.hashes}
+        return np.array(
+            [bytes(each) in learned for each in hashes_of(prompts, self.salt)], np.bool_
+        )
+
     def errors(self) -> tuple[float, float]:
         """The mean squared error of the gains on the learned prompts, without and with them."""
         x, m = self._weighted(self.counts), self.gain.shape[1]
