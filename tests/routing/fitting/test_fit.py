@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.routing.labels import outcomes, specialists
+from tests.routing.scorers.test_corrections import poems
 
 from pliant.cli.route import tables
 from pliant.cli.route.report_data import ReportData
@@ -34,6 +35,7 @@ from pliant.routing.labels.label import JUDGE
 from pliant.routing.live import drift
 from pliant.routing.live.decision import Costing
 from pliant.routing.live.ledger import Ledger
+from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import Predictions, kind_class, make
 from pliant.routing.scorers.linear import joined
 from pliant.routing.units import amount
@@ -361,6 +363,19 @@ def test_a_refit_replaces_a_router_of_the_first_version(tmp_path, root):
     names = {path.name for path in out.iterdir() if not path.name.startswith("fit-")}
     assert names == {"ledger.sqlite", "notes", "router.json"}
     assert evaluate(out, outcomes(300, 2)).report.n == 300
+
+
+def test_prompts_that_one_model_was_not_asked_are_not_novel(tmp_path):
+    known, others = outcomes(150, 1), poems(60)
+    right = np.concatenate([known.right, others.right])
+    right[150:, 0] = np.nan
+    cost, prompts = np.concatenate([known.cost, others.cost]), known.prompts + others.prompts
+    labels = Outcomes(prompts, known.models, right, cost)
+    fitted = fit(labels, tmp_path / "router", scorers=["length"], force=True, backends=BACKENDS)
+    _, scorer = router_file.open_router(fitted.folder)
+    assert scorer.predict(poems(30, seed=1).prompts).novel.mean() < 0.2
+    assert fitted.predictions.novel.shape == (len(fitted.splits.learn),)
+    assert fitted.predictions.novel.mean() < 0.1
 
 
 def test_a_router_that_changed_meanwhile_is_not_calibrated(fitted, tmp_path, monkeypatch):

@@ -46,6 +46,7 @@ from pliant.routing.fitting.ladder import (
 from pliant.routing.fitting.router_folder import RECORD, SCORER, refuse_folder, replace_fit
 from pliant.routing.fitting.splits import (
     Splits,
+    partitions,
     split,
     write_hashes,
 )
@@ -204,9 +205,10 @@ def fit(
 
 def _with_novelty(selected: Rung, splits: Splits, seed: int) -> tuple[WithNovelty, Predictions]:
     """The selected scorer with a detector, and its out-of-fold predictions with novelty flags."""
-    learn, scorer = splits.learn, selected.scorer
-    detector = NoveltyDetector.fit(learn, splits.partitions, seed, scorer.vectors(learn.asked))
-    flagged = replace(selected.predictions, novel=detector.out_of_fold)
+    train, scorer = splits.train, selected.scorer
+    folds = partitions(train, seed)  # of all rows: those of `splits` hold out none that only train
+    detector = NoveltyDetector.fit(train, folds, seed, scorer.vectors(train.asked))
+    flagged = replace(selected.predictions, novel=detector.out_of_fold[: len(splits.learn)])
     return WithNovelty(scorer, detector), flagged
 
 
@@ -371,7 +373,7 @@ def _write_fit(fitted: Fitted, scorer: Scorer, folder: Path) -> None:
     """The scorer, its baselines, which prompts were used, and how the fit went."""
     splits = fitted.splits
     scorer.save(folder / SCORER)
-    write_background(folder / SCORER, splits.learn.prompts)
+    write_background(folder / SCORER, splits.train.prompts)
     controls = _baselines(fitted.rungs, splits)
     for kind in {"length", "group"} & controls.keys():
         controls[kind].save(folder / BASELINES / kind)
