@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from scipy.sparse import csr_matrix, identity
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from pliant.routing.scorers.features import Topics, Words
+from pliant.routing.scorers.features import TOKEN, Topics, Words, hashed_counts
 
 VECTORS: dict[str, Any] = {
     "all zero": csr_matrix((60, 40)),
@@ -26,6 +27,28 @@ def test_topics_are_finite_whatever_the_vectors(name: str) -> None:
     vectors = VECTORS[name]
     topics = Topics.of(vectors, 32)(vectors)
     assert np.isfinite(topics).all() and (np.linalg.norm(topics, axis=1) < 1 + 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "other"),
+    [
+        ("今天天气怎么样", "明天的天气怎么样呢", "请把这首诗翻译成英文"),
+        ("東京の天気はどうですか", "大阪の天気は", "このリストを並べ替えて"),
+        ("วันนี้อากาศเป็นอย่างไร", "พรุ่งนี้อากาศดีไหม", "แปลบทกวีนี้"),
+    ],
+    ids=["Chinese", "Japanese", "Thai"],
+)
+def test_sentences_without_spaces_share_words(a: str, b: str, other: str) -> None:
+    for rows in (Words().fit([a, b, other])([a, b, other]), hashed_counts([a, b, other], 2**18)):
+        similar = (rows @ rows.T).toarray()
+        assert similar[0, 1] > 2 * similar[0, 2] and similar[0, 1] > 0.15 * similar[0, 0]
+
+
+def test_words_with_spaces_between_them_stay_whole() -> None:
+    assert re.findall(TOKEN, "GPT-4 naïve слово 날씨가 3.50") == [
+        *("GPT", "-", "4", "naïve", "слово", "날씨가", "3", ".", "50")
+    ]
+    assert re.findall(TOKEN, "用GPT回答。") == ["用", "GPT", "回", "答", "。"]
 
 
 def test_texts_that_share_no_word_have_words() -> None:

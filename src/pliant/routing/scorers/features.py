@@ -16,7 +16,15 @@ from pliant.stats import Floats
 
 _DIGIT = re.compile(r"\d")
 _NUMBER = re.compile(r"\d+")
-_TOKEN = r"(?u)\w+|[^\w\s]"
+# Scripts without spaces between words: Thai, Lao, Burmese, Khmer; then Chinese and Japanese.
+_UNSPACED = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+    r"\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    r"\U00020000-\U0003ffff"
+)
+TOKEN = rf"(?u)[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]"
+"""A word or a punctuation mark; a character of scripts without spaces, where a run of letters is a
+clause that no other prompt has."""
 _MOST = 20_000
 
 
@@ -87,7 +95,7 @@ class Words:
 
         return TfidfVectorizer(
             preprocessor=_digits_as_zero if self.shapes else str.lower,
-            token_pattern=_TOKEN,
+            token_pattern=TOKEN,
             ngram_range=(1, 2),
             **options,
         )
@@ -106,7 +114,7 @@ def hashed_counts(texts: Sequence[str], buckets: int) -> Any:
         alternate_sign=False,
         norm=None,
         ngram_range=(1, 2),
-        token_pattern=_TOKEN,
+        token_pattern=TOKEN,
         preprocessor=_digits_as_zero,
         dtype=np.float32,
     )
