@@ -13,6 +13,7 @@ from pliant.routing import Goal, Outcomes, Threshold
 from pliant.routing.decision_rule import sweep
 from pliant.routing.fitting.fit import GOAL
 from pliant.routing.goals.optimism import internal_target
+from pliant.routing.goals.proof import Proof
 from pliant.routing.goals.thresholds import threshold
 
 PLAIN = "95 % of the large model's quality"
@@ -114,3 +115,16 @@ def test_models_that_complement_each_other_are_proved_where_chance_decides_on_fe
         labels = Outcomes(prompts, ("small", "large"), right.astype(float), costs)
         saved += (1 - threshold(GOAL, gain, labels).share) / 100
     assert saved > 0.45
+
+
+def test_no_label_chooses_where_a_proof_starts() -> None:
+    """A strong model that is often right leaves a wide limit, with which another start was chosen:
+    of two sequences, the one that the same labels favoured."""
+    gain, costs = np.repeat([-0.2, 0.3], [60, 340]), np.tile([0.0, 1], (400, 1))
+    prompts, starts = tuple(map(str, range(400))), set()
+    for quality in (1.0, 0.4):
+        strong = np.arange(400) % 10 < 10 * quality
+        right = np.stack([np.zeros(400), strong], axis=1)
+        labels = Outcomes(prompts, ("small", "large"), right, costs)
+        starts.add(Proof.of(Goal.parse(GOAL), sweep(gain, labels))._is_easier_at_0())
+    assert len(starts) == 1

@@ -22,6 +22,7 @@ from pliant.stats import Floats
 
 # Of the permitted risk, for the strong model's quality: 3 % and 10 % send as many calls, 20 % more.
 _FOR_STRONG = 0.1
+_USUAL = 0.7  # of the strong model, where a quality goal is set: only a guess is needed
 _DIFFER = 0.3  # of prompts, that two models answer with different success: only a guess is needed
 
 
@@ -55,7 +56,7 @@ class Proof:
         values = np.unique(grid)  # ascending: from the most calls to the strongest to the fewest
         if not safest_is_sure:
             values = np.union1d(values, [-np.inf])
-        elif (values >= 0).any() and self._is_easier_at_0(limit):
+        elif (values >= 0).any() and self._is_easier_at_0():
             values = values[values >= 0]
         # Not the choices of -inf: what changes nothing here may change other prompts of its kind.
         passed, before = -math.inf if safest_is_sure else None, None
@@ -71,12 +72,13 @@ class Proof:
             passed = float(value)
         return passed
 
-    def _is_easier_at_0(self, limit: float) -> bool:
+    def _is_easier_at_0(self) -> bool:
         """Whether the sequence had better start at 0, where the model that is likelier right
         answers: there models that complement each other lose the least, while on the few prompts
-        of the first thresholds chance decides. By the predictions alone, so that any start is one
-        that no label has chosen."""
-        swept = self.swept
+        of the first thresholds chance decides. By the predictions and a usual quality alone, so
+        that any start is one that these labels have not chosen."""
+        swept, goal = self.swept, self.goal
+        limit = goal.amount if goal.kind == "risk" else (1 - goal.amount) * _USUAL
         n, chosen = len(swept.outcomes), swept.choose(0.0)
         gain = swept.gain if swept.gain.ndim == 2 else np.stack([0 * swept.gain, swept.gain], 1)
         lost = float((gain[:, -1] - gain[np.arange(n), chosen]).sum())
