@@ -20,8 +20,9 @@ from pliant.routing.fitting.fit import fit
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import load, make
 from pliant.routing.scorers.base_model import BaseLM, Probe, States
-from pliant.routing.scorers.cpx import Capacity, Cpx
-from pliant.routing.scorers.linear import folds, joined
+from pliant.routing.scorers.cpx import Capacity, Cpx, by_the_best_elsewhere
+from pliant.routing.scorers.linear import folds, gain_error, joined
+from pliant.routing.scorers.protocol import gains
 
 
 def test_reading_costs_two_operations_for_each_parameter_and_token() -> None:
@@ -150,6 +151,20 @@ def test_cpx_runs_each_prompt_once_for_all_folds_and_the_fit_after_them(
     expected = alone.fit(labels.select(rest)).predict(labels.select(partition[1]).asked)
     assert np.allclose(predictions.gain[partition[1]], expected.gain, atol=1e-4)
     assert np.ptp(expected.last_gain) > 0
+
+
+def test_a_capacity_is_not_chosen_on_the_prompts_that_it_then_predicts() -> None:
+    """Of guesses that are equally good, the best on some labels is so by chance."""
+    draw, labels = np.random.default_rng(0), outcomes(60, 1)
+    differences = []
+    for _ in range(60):
+        coins = replace(labels, right=draw.integers(0, 2, (60, 2)).astype(float))
+        tried = [draw.uniform(0, 1, (60, 2)) for _ in range(4)]
+        errors = [gain_error(gains(right), coins) for right in tried]
+        chosen = by_the_best_elsewhere(tried, coins, seed=0)
+        differences.append((gain_error(gains(chosen), coins), min(errors), np.mean(errors)))
+    ours, best, usual = np.mean(differences, axis=0)
+    assert best < usual - 0.05 and abs(ours - usual) < 0.02
 
 
 @pytest.mark.parametrize("kind", ["probe", "embed"])

@@ -18,7 +18,7 @@ import numpy as np
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt, digest, text_of
 from pliant.routing.scorers.base_model import BaseLM, ModelScorer
-from pliant.routing.scorers.linear import Floats, best, gain_error, together
+from pliant.routing.scorers.linear import Floats, best, folds, gain_error, together
 from pliant.routing.scorers.protocol import (
     Groups,
     Partitions,
@@ -58,6 +58,8 @@ CAPACITIES = (Capacity(1, 0), Capacity(1, 4), Capacity(1, 8), Capacity(4, 8))
 _CACHE_BYTES, _SAMPLE = 8e9, 8
 """The most bytes of keys and values in memory; how many of the longest prompts estimate them."""
 _ROWS_A_BATCH = 64
+_PARTS = 5
+"""Of the fold that capacities are compared on."""
 _ROWS_FOR_CHOICE = 8_000
 """How many training rows the candidates are trained on, at most."""
 
@@ -95,24 +97,25 @@ class Cpx(ModelScorer):
         """Each prompt as a fit on the other folds predicts it.
 
         To save trainings, capacities are compared on the first fold of the first partition, and the
-        best is then trained for its other folds; further partitions are left out. The prompts'
-        keys and values stay in memory for the next `fit`.
+        best is then trained for its other folds; further partitions are left out. In that fold
+        each part is predicted by the capacity that is best on the rest of it. The prompts' keys
+        and values stay in memory for the next `fit`.
         """
         self._cache.read(outcomes.asked)
         self.models = outcomes.models
         right = np.zeros_like(outcomes.right)
         first, *others = partitions[0]
-        held, best_error = outcomes.select(first), np.inf
+        held, tried = outcomes.select(first), []
         rest = np.setdiff1d(np.arange(len(outcomes)), first)
         few = np.random.default_rng(seed).permutation(rest)[:_ROWS_FOR_CHOICE]
         for capacity in self.capacities:
             self._train(outcomes.select(few), capacity, seed)
             predictions = self._predict_read(held.asked)
-            error = self.errors[str(capacity)] = gain_error(predictions.gain, held)
-            if error < best_error:
-                best_error, self.capacity = error, capacity
-                assert predictions.right is not None
-                right[first] = predictions.right
+            self.errors[str(capacity)] = gain_error(predictions.gain, held)
+            assert predictions.right is not None
+            tried.append(predictions.right)
+        self.capacity = min(self.capacities, key=lambda capacity: self.errors[str(capacity)])
+        right[first] = by_the_best_elsewhere(tried, held, seed)
         for fold in others:
             rest = np.setdiff1d(np.arange(len(outcomes)), fold)
             self._train(outcomes.select(rest), self.capacity, seed)
@@ -212,6 +215,19 @@ class Cpx(ModelScorer):
             prompts = self.base.chat_format(outcomes.asked)
             prefixes = self._cache.of(outcomes.asked)
             fit(self.scorer, prompts, outcomes.right, prefixes=prefixes, seed=seed, **self.training)
+
+
+def by_the_best_elsewhere(tried: Sequence[Floats], outcomes: Outcomes, seed: int) -> Floats:
+    """(n, m) of several predictions of the same rows, for each part of them those that are best on
+    the other parts: what is chosen on the rows that it predicts looks better than it is."""
+    right, rows = tried[0].copy(), np.arange(len(outcomes))
+    for part in folds(outcomes, _PARTS, seed):
+        rest = np.setdiff1d(rows, part)
+        if len(rest):
+            others = outcomes.select(rest)
+            errors = [gain_error(gains(each[rest]), others) for each in tried]
+            right[part] = tried[int(np.argmin(errors))][part]
+    return right
 
 
 class _PrefixCache:
