@@ -12,7 +12,6 @@ plain transformers, and measured again.
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
@@ -20,17 +19,14 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from benchmarks.harness import CACHE, keep
-from benchmarks.structure_prune import text_of
+from benchmarks.byte_models import LENGTH, calibration_pieces, test_pieces, trained
+from benchmarks.harness import keep
 from pliant.reports.tables import Table
 from pliant.structure import close_experts, export, perplexity
 
-LENGTH, ROWS = 256, 8
 SEEDS = 5
-PEAK = 2e-3  # learning rate
 SHARE = 0.5
 WAYS = ("relative_activation", "activation", "frequency", "fisher", "magnitude")
 SIZES = {
@@ -56,13 +52,11 @@ def main(
 ) -> None:
     """Print the table and write the result."""
     torch.set_num_threads(1)
-    train = [_bytes(data / name) for name in ("gsm8k-train.jsonl.gz", "wikitext2-valid.txt.gz")]
-    model, seconds = _trained(train, steps)
-    fitted = [batch for ids in train for batch in _pieces(ids, tokens // 2)]
-    tests = {
-        "gsm8k": _pieces(_bytes(data / "gsm8k-test.jsonl.gz"), test),
-        "wikitext2": _pieces(_bytes(data / "wikitext2-test.txt.gz"), test),
-    }
+    torch.manual_seed(0)
+    untrained = MixtralForCausalLM(MixtralConfig(**SIZES))
+    # With the loss that keeps experts in even use, as mixtures are trained.
+    model, seconds = trained("structure_experts", untrained, data, steps, output_router_logits=True)
+    fitted, tests = calibration_pieces(data, tokens), test_pieces(data, test)
     whole = _perplexities(model, tests)
     figures: dict[str, Any] = {"sizes": SIZES, "steps": steps, "training CPU seconds": seconds}
     figures |= {"calibration bytes": tokens, "test bytes": test, "whole": whole, "share": SHARE}
@@ -111,51 +105,6 @@ def draw(figures: dict[str, Any]) -> Table:
     ]
     title = f"Half of {SIZES['num_local_experts']} experts removed: perplexity, relative to all"
     return Table(title, ["way", *names], rows, right=frozenset(names))
-
-
-def _bytes(path: Path) -> Tensor:
-    return torch.frombuffer(bytearray(text_of(path).encode()), dtype=torch.uint8)
-
-
-def _pieces(ids: Tensor, count: int) -> list[dict[str, Tensor]]:
-    rows_BT = ids[: count // LENGTH * LENGTH].long().view(-1, LENGTH)
-    return [{"input_ids": batch} for batch in rows_BT.split(ROWS)]
-
-
-def _trained(texts: list[Tensor], steps: int) -> tuple[Any, float]:
-    """A Mixtral trained on as many pieces of each text, and the CPU seconds that took."""
-    folder = CACHE / f"structure_experts-{steps}"
-    if not folder.exists():
-        model, seconds = _train(texts, steps)
-        model.save_pretrained(folder)
-        (folder / "seconds.txt").write_text(f"{seconds:.0f}")
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    return model.requires_grad_(False), float((folder / "seconds.txt").read_text())
-
-
-def _train(texts: list[Tensor], steps: int) -> tuple[Any, float]:
-    torch.manual_seed(0)
-    model = MixtralForCausalLM(MixtralConfig(**SIZES))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, total_steps=steps)
-    began = time.process_time()
-    for step in range(steps):
-        ids_BT = torch.cat([_random_rows(ids, ROWS // len(texts)) for ids in texts])
-        # With the loss that keeps experts in even use, as mixtures are trained.
-        loss = model(input_ids=ids_BT, labels=ids_BT, output_router_logits=True).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if step % 100 == 0:
-            print(f"step {step}: loss {float(loss.detach()):.2f}", flush=True)
-    return model, time.process_time() - began
-
-
-def _random_rows(ids: Tensor, rows: int) -> Tensor:
-    starts = torch.randint(len(ids) - LENGTH, (rows,))
-    return torch.stack([ids[s : s + LENGTH] for s in starts.tolist()]).long()
 
 
 if __name__ == "__main__":
