@@ -58,6 +58,16 @@ def test_what_is_planned_is_what_is_pruned() -> None:
     assert perplexity(model, text(1)) == plan.best.perplexity
 
 
+def test_a_known_order_of_layers_is_used() -> None:
+    model, config = llama(num_hidden_layers=4), PlanConfig(0.3, parts=("layers",))
+    chosen = plan_pruning(model, text(), text(1), config, controls=False).layer_order
+    other = tuple(reversed([*chosen, *({0, 1, 2, 3} - set(chosen))]))
+    plan = plan_pruning(model, text(), text(1), config, controls=False, layer_order=other)
+    assert plan.layer_order == other != chosen
+    prune(model, text(), plan.config, layer_order=other)
+    assert perplexity(model, text(1)) == plan.best.perplexity
+
+
 def test_every_part_is_tried_alone() -> None:
     plan = plan_pruning(llama(), text(), text(1), PlanConfig(0.2, parts=("channels", "heads")))
     tried = {point.config.parts for point in plan.points}

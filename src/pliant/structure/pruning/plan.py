@@ -4,9 +4,9 @@
     print(plan)                                   # what each way costs in perplexity
     pruned = prune(model, fitted, plan.config)
 
-Each part is pruned alone, by half of the budget and by all of it. A part's loss grows as a power of
-its share, so these two points say what a mixture should lose; the best mixture is then measured
-too, and whatever lost least is the plan.
+Each part is pruned alone, by half of the budget and by all of it. That says what mixtures should
+lose; the best mixture is then measured too, which corrects what others should lose, and so on until
+the same mixture is best again. Whatever lost least is the plan.
 """
 
 from __future__ import annotations
@@ -30,16 +30,24 @@ from pliant.errors import (
 from pliant.structure.calibration import Batch
 from pliant.structure.config import PARTS, Part, PruneConfig, PruneScore
 from pliant.structure.pruning.costs import COSTS, Cost, Costs, costs_of
+from pliant.structure.pruning.mixtures import Losses
 from pliant.structure.pruning.prune import check_score
-from pliant.structure.pruning.trials import CONTROLS, FRACTIONS, Point, Report, Trials
+from pliant.structure.pruning.trials import (
+    CONTROLS,
+    FRACTIONS,
+    Point,
+    Report,
+    Trials,
+    shares_of,
+)
 from pliant.structure.units import removed_of, sites_of, units_of
 
 MOST = 0.9
 """The largest share of a part that is tried."""
 LEVELS = 40
 """Shares of a part among which mixtures are sought."""
-EXPONENTS = (1.0, 4.0)
-"""Bounds of the power with which a loss grows."""
+MIXTURES = 3
+"""The most that are measured: each corrects what the next one is expected to lose."""
 ENOUGH = 0.97
 """Of the budget is saved by what counts as saving it."""
 CORRECTIONS = 3
@@ -147,6 +155,7 @@ def plan_pruning(
     config: PlanConfig | PruneConfig,
     *,
     controls: bool = True,
+    layer_order: Sequence[int] = (),
     report: Report | None = None,
 ) -> Plan:
     """Choose the shares that lose least of those that save the budget, and measure their curve.
@@ -154,19 +163,21 @@ def plan_pruning(
     Units are chosen and compensated for on the `fitted` batches, and the perplexity is that of the
     `held_out` ones. With the shares of a `PruneConfig` there is nothing to choose, and each part
     must have a smaller stock form. `controls` measures random units and those of the smallest
-    weights beside it.
+    weights beside it. If it is known from another plan in which order layers should go,
+    `layer_order` gives it.
     """
     check_score(config.parts, config.score)
     of: Cost = config.of if isinstance(config, PlanConfig) else "parameters"
     costs = costs_of(model, config.parts, of)
     if isinstance(config, PlanConfig):
         search = _Search(model, costs, config)
-        trials = Trials(model, fitted, held_out, costs, report)
+        trials = Trials(model, fitted, held_out, costs, report, layer_order)
         chosen = search.run(trials)
     else:
         if costs.why_not:
             raise UnsupportedModel("; ".join(costs.why_not.values()))
-        trials, chosen = Trials(model, fitted, held_out, costs, report), config
+        trials = Trials(model, fitted, held_out, costs, report, layer_order)
+        chosen = config
     trials.curve(chosen, CONTROLS if controls else ())
     points = tuple(trials.points.values())
     return Plan(chosen, costs, trials.whole, trials.layer_order, points)
@@ -189,9 +200,13 @@ class _Search:
                 share = self._enough_of(part, levels, fraction * self.config.budget, trials)
                 if share is not None:
                     trials.measure(self.config.with_shares({part: share}))
-        if len(self.levels) > 1:
-            trials.measure(self._mixture(trials))
-        enough = [p for p in trials.points.values() if p.saved >= ENOUGH * self.config.budget]
+        for _ in range(MIXTURES if len(self.levels) > 1 else 0):
+            mixture = self._mixture(trials)
+            nearly = trials.alike(mixture)
+            if nearly is not None and self._is_enough(trials.points[nearly]):
+                break
+            trials.measure(mixture)
+        enough = [point for point in trials.points.values() if self._is_enough(point)]
         if not enough:
             most = max(point.saved for point in trials.points.values())
             raise InvalidInput(
@@ -199,6 +214,9 @@ class _Search:
                 f"most is {most:.2f}. Give a smaller budget, or more parts"
             )
         return min(enough, key=lambda point: point.perplexity).config
+
+    def _is_enough(self, point: Point) -> bool:
+        return point.saved >= ENOUGH * self.config.budget
 
     def _enough_of(self, part: Part, levels: Tensor, target: float, trials: Trials) -> float | None:
         """The smallest share of this part alone that saves so much; None if none does."""
@@ -229,28 +247,25 @@ class _Search:
             *(torch.cat([zero, self.levels[part]]) for part in parts), indexing="ij"
         )
         shares = dict(zip(parts, grids, strict=True))
-        lost = sum(self._lost(part, share, trials) for part, share in shares.items())
+        lost = self._losses(trials).predict(shares)
         enough = self.costs.saved(shares) >= target
         if not bool(enough.any()):
             raise self._too_much()
         best = int(torch.where(enough, lost, torch.inf).argmin())
         return {part: float(share.flatten()[best]) for part, share in shares.items()}
 
-    def _lost(self, part: Part, share: Tensor, trials: Trials) -> Tensor:
-        """How much of the log-perplexity this share of the part alone should cost."""
-        measured = sorted(
-            (own, max(math.log(point.perplexity / trials.whole), 1e-4))
-            for config, point in trials.points.items()
-            if config.parts == (part,) and (own := config.share(part))
-        )
-        if not measured:  # not even half of the budget can come of it
-            return torch.where(share > 0, torch.inf, 0.0).to(share)
-        (least, low), (most, high) = measured[0], measured[-1]
-        power = 2.0
-        if most > least:
-            power = math.log(high / low) / math.log(most / least)
-        low_power, high_power = EXPONENTS
-        return high * (share / most) ** min(max(power, low_power), high_power)
+    def _losses(self, trials: Trials) -> Losses:
+        """What was measured so far of each part alone, and of mixtures."""
+        alone: dict[Part, list[tuple[float, float]]] = {}
+        mixtures: list[tuple[dict[Part, float], float]] = []
+        for config, point in trials.points.items():
+            loss, shares = math.log(point.perplexity / trials.whole), shares_of(config)
+            if len(shares) > 1:
+                mixtures.append((shares, loss))
+            else:
+                [(part, share)] = shares.items()
+                alone.setdefault(part, []).append((share, loss))
+        return Losses({part: sorted(own) for part, own in alone.items()}, mixtures)
 
     def _most(self) -> float:
         return float(self.costs.saved({part: float(own[-1]) for part, own in self.levels.items()}))

@@ -52,6 +52,7 @@ class Trials:
         held_out: Sequence[Batch],
         costs: Costs,
         report: Report | None = None,
+        layer_order: Sequence[int] = (),
     ) -> None:
         self.model, self.fitted, self.held_out, self.costs = model, fitted, held_out, costs
         self.report: Report = report or (lambda what, done, total: None)
@@ -63,7 +64,7 @@ class Trials:
             )
         self.points: dict[PruneConfig, Point] = {}
         self.latencies: dict[tuple[tuple[Part, float], ...], float] = {}
-        self.layer_order: tuple[int, ...] = ()
+        self.layer_order: tuple[int, ...] = tuple(layer_order)
         """In which layers go by the score "error", as far as it was found out."""
 
     def measure(self, config: PruneConfig) -> Point:
@@ -103,13 +104,17 @@ class Trials:
     def _fraction(self, config: PruneConfig, fraction: float) -> PruneConfig:
         """The same with smaller shares, or what is nearly that and measured already."""
         smaller = {part: share * fraction for part, share in shares_of(config).items()}
+        part = replace(config, **smaller)  # type: ignore[arg-type]
+        return self.alike(part) or part
+
+    def alike(self, config: PruneConfig) -> PruneConfig | None:
+        """What is nearly the same and measured already."""
         for own in self.points:
-            alike = own.parts == config.parts and own.score == config.score
-            if alike and all(
-                abs(own.share(part) - share) <= NEARLY * share for part, share in smaller.items()
-            ):
-                return own
-        return replace(config, **smaller)  # type: ignore[arg-type]
+            if own.parts == config.parts and own.score == config.score:
+                shares = [(own.share(part), share) for part, share in shares_of(config).items()]
+                if all(abs(measured - share) <= NEARLY * share for measured, share in shares):
+                    return own
+        return None
 
     def saved(self, shares: Mapping[Part, float], layers: Collection[int] = ()) -> float:
         """The share of the cost; of parameters exactly, if it is known which layers go. A latency
