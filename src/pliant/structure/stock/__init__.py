@@ -1,1 +1,1 @@
-"""Stock models with fewer units: a `smaller` config, the `layouts` of its tensors, `lazy_state`."""
+"""Stock models with fewer units: `smaller` ones, of `configs`, `layouts` and `lazy_state`."""

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pliant.anatomy import Anatomy
 from pliant.anatomy.find import path_of
+from pliant.structure.stock.configs import changed_configs, on_meta
 from pliant.structure.stock.lazy_state import LazyState, State
-from pliant.structure.stock.smaller import Stock, changed_configs, on_meta
+from pliant.structure.stock.smaller import Stock
 from pliant.structure.units import Site, sites_of
 
 MOST_CONFIGS = 16
