@@ -197,7 +197,7 @@ class Anatomy:
         count = len(self.layers)
         configs, types = layer_configs(self.config, count), layer_types(self.config, count)
         return [
-            find_recurrent(layer, find_linear_attention(layer, config, kind))
+            find_recurrent(layer, config, find_linear_attention(layer, config, kind))
             for layer, config, kind in zip(self.layers, configs, types, strict=True)
         ]
 

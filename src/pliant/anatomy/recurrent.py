@@ -20,8 +20,20 @@ from pliant.anatomy.blocks import (
     Attention,
     Projection,
     find_attention,
+    numbers,
     projections,
 )
+
+RECURRENT_COUNTS = (
+    "num_heads",
+    "mamba_num_heads",
+    "mamba_n_heads",
+    "n_mamba_heads",
+    "linear_num_heads",
+    "linear_num_value_heads",
+    "attention_hidden_size",  # RWKV's channels
+)
+KEY_COUNTS = ("num_k_heads", "linear_num_key_heads", "n_groups", "mamba_n_groups", "mamba_ngroups")
 
 _DECAYS = ("A_log", "time_decay")
 _INPUT_GATE = re.compile(r"^igate")
@@ -38,13 +50,16 @@ class Recurrent:
     heads: int
     head_dim: int
     axis: int
+    groups: int = 1
+    """How many keys (B and C of Mamba) the heads share, each as many heads; 1 also where they have
+    none in common."""
 
 
 def find_recurrent(
-    layer: nn.Module, linear: tuple[Attention, ...] | Absent
+    layer: nn.Module, config: Any, linear: tuple[Attention, ...] | Absent
 ) -> tuple[Recurrent, ...] | Absent:
     """The recurrent mixers of one layer; `linear` is its linear attention, by names."""
-    mixers = {r.output_name: r for r in _decaying(layer)}
+    mixers = {r.output_name: r for r in _decaying(layer, config)}
     if not mixers and not isinstance(linear, Absent):
         mixers = {a.output_name: _of_attention(layer, a) for a in linear}
     return tuple(mixers.values()) or Absent("it has no recurrent mixer with an output projection")
@@ -59,7 +74,7 @@ def find_linear_attention(
     return find_attention(layer, config, None)
 
 
-def _decaying(layer: nn.Module) -> Iterator[Recurrent]:
+def _decaying(layer: nn.Module, config: Any) -> Iterator[Recurrent]:
     for path, module in layer.named_modules():
         heads = _heads(module)
         # Kimi's decay is a parameter of a module in the mixer.
@@ -69,7 +84,9 @@ def _decaying(layer: nn.Module) -> Iterator[Recurrent]:
             if output is not None:
                 width = output.inputs // heads
                 name, axis = output.path, output.axis
-                yield Recurrent(block, output.module, name, heads, width, axis)
+                shared = [n for n in numbers(KEY_COUNTS, block, [config]) if heads % n == 0]
+                groups = shared[0] if shared else 1
+                yield Recurrent(block, output.module, name, heads, width, axis, groups)
                 break
 
 

@@ -34,7 +34,7 @@ class Site:
     axis: int = 1
     """The axis of the projection's weight for its inputs."""
     groups: int = 0
-    """For heads: how many KV heads share them."""
+    """For heads: how many KV heads share them. For recurrent heads: how many keys do."""
     slices: Slices | None = None
     """The parameter whose slices they are, if no projection reads them alone."""
     block_module: nn.Module | None = None
@@ -61,8 +61,8 @@ def sites_of(anatomy: Anatomy, kinds: Iterable[Kind]) -> list[Site]:
 
 
 def units_of(site: Site) -> int:
-    """The units that can be removed: KV groups, or heads where one KV head serves all."""
-    return site.groups if site.kind == "heads" and site.groups > 1 else site.count
+    """The units that can be removed: heads that share a key, or single ones where all share it."""
+    return site.groups if site.groups > 1 else site.count
 
 
 def removed_of(site: Site, share: float) -> int:
@@ -101,7 +101,8 @@ def _sites(anatomy: Anatomy, kind: Kind) -> Iterator[Site]:
                 yield Site(kind, i, j, s.holder, s.count, slices=s)
         elif kind == "recurrent_heads":
             for j, r in enumerate(anatomy.recurrent(i)):
-                yield Site(kind, i, j, r.output, r.heads, r.head_dim, r.axis, block_module=r.block)
+                own = (r.output, r.heads, r.head_dim, r.axis, r.groups)
+                yield Site(kind, i, j, *own, block_module=r.block)
 
 
 def modules_with_heads(anatomy: Anatomy, layer: int) -> list[nn.Module]:

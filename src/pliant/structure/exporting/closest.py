@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,16 +22,28 @@ def closest(
 
     `agree` says by how much the logits of a model differ from what they should be.
     """
-    best = float("inf")
+    best, why = float("inf"), ""
     for stock in candidates:
         model = stock.build()
-        best = min(best, difference := agree(model))
+        try:
+            difference = agree(model)
+        except Exception as error:  # whatever a model with numbers that do not fit may raise
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            continue
+        best = min(best, difference)
         if difference <= bound:
             return stock, model
+    if best == float("inf"):
+        raise UnsupportedModel(f"a model with fewer {kind} does not run ({why})")
     raise UnsupportedModel(
-        f"a model with fewer {kind} computes something else (by {best:.2g}): their number enters "
-        "elsewhere"
+        f"a model with fewer {kind} computes something else (by {best:.2g}): {_ELSEWHERE[kind]}"
     )
+
+
+_ELSEWHERE: dict[str, str] = defaultdict(
+    lambda: "their number enters elsewhere",
+    recurrent_heads="a norm spans several of them, or others depend on what they compute",
+)
 
 
 @contextmanager

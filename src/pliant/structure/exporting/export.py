@@ -3,9 +3,9 @@
     result = export(model, "smaller", tokenizer)
     AutoModelForCausalLM.from_pretrained("smaller")
 
-Gates at 0 become removed heads, channels and layers; other gates and new weights are multiplied
-into the projections. The copy is written to a temporary folder, reloaded with plain transformers,
-compared with the live model, and only then renamed to its target.
+Gates at 0 become removed heads, channels, recurrent heads and layers; other gates and new weights
+are multiplied into the projections. The copy is written to a temporary folder, reloaded with plain
+transformers, compared with the live model, and only then renamed to its target.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from pliant.structure.stock.expert_channels import with_fewer_expert_channels
 from pliant.structure.stock.smaller import Stock, with_fewer, without_layers
 
 RECORD = "pliant_export.json"
-PARTS: tuple[Kind, ...] = ("heads", "channels")
+PARTS: tuple[Kind, ...] = ("heads", "channels", "recurrent_heads")
 STEPS = 3
 Built = TypeVar("Built")
 
@@ -75,8 +75,8 @@ def export(
 ) -> ExportResult:
     """Write `model`, with its gates and new weights, to a new folder as a stock checkpoint.
 
-    The smaller model shares what is not sliced with the base. With `zeros` heads and channels that
-    no stock form can lack (another number in each layer, a fixed head_dim) stay, with weights of
+    The smaller model shares what is not sliced with the base. With `zeros` units that no stock form
+    can lack (another number in each layer, a fixed head_dim) stay, with weights of
     zero: that saves no time. For models that do not fit into memory there is `export_from_disk`.
     """
     report = report or nothing
@@ -240,7 +240,7 @@ def smallest(
 
 
 def zeroed_kinds(gates: list[Gates], removed: Mapping[str, int]) -> dict[str, int]:
-    kinds: tuple[Kind, ...] = (*PARTS, "expert_channels", "recurrent_heads")
+    kinds: tuple[Kind, ...] = (*PARTS, "expert_channels")
     counts = {str(kind): zeroed_units(gates, kind, removed.get(kind, 0)) for kind in kinds}
     return {kind: count for kind, count in counts.items() if count}
 

@@ -19,6 +19,7 @@ from transformers.initialization import no_init_weights
 
 from pliant.anatomy.blocks import HEAD_COUNTS, HEAD_WIDTHS, KV_COUNTS
 from pliant.anatomy.config import read
+from pliant.anatomy.recurrent import KEY_COUNTS, RECURRENT_COUNTS
 from pliant.structure.units import Site, units_of
 
 
@@ -51,6 +52,8 @@ def _smaller_configs(
     text = config.get_text_config(decoder=True)
     if sites[0].kind == "heads":
         changes = _head_changes(text, sites, counts)
+    elif sites[0].kind == "recurrent_heads":
+        changes = _recurrent_changes(text, sites, counts)
     else:
         changes = _width_changes(text, sites, counts)
     for change in changes:
@@ -84,6 +87,34 @@ def _head_changes(
     if not any(isinstance(read(text, name), int) for name in HEAD_WIDTHS):
         yield {**change, "head_dim": sites[0].width}  # or it would follow from the number of heads
     yield change
+
+
+def _recurrent_changes(
+    text: Any, sites: list[Site], counts: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
+    """The counts of heads and of their keys, and where their width is a number of its own, that."""
+    site, count, units = sites[0], counts[sites[0].key], units_of(sites[0])
+    if len(set(counts.values())) > 1:
+        return
+    heads = count * site.count // units
+    change: dict[str, Any] = dict.fromkeys(_holding(text, RECURRENT_COUNTS, site.count), heads)
+    if not change:
+        return
+    if site.groups > 1:
+        change |= dict.fromkeys(_holding(text, KEY_COUNTS, units), count)
+    if read(text, "mamba_d_ssm") == site.count * site.width:
+        change["mamba_d_ssm"] = heads * site.width
+    yield change
+    for pattern in _RECURRENT_RATIOS:
+        ratios = {n: v for n, v in vars(text).items() if pattern.fullmatch(n) and v}
+        if ratios:
+            yield change | {name: _times(v, heads, site.count) for name, v in ratios.items()}
+
+
+def _times(value: float, part: int, whole: int) -> float:
+    """A whole number stays one where it can."""
+    scaled = value * part / whole
+    return int(scaled) if isinstance(value, int) and scaled == int(scaled) else scaled
 
 
 def _width_changes(
@@ -124,6 +155,8 @@ def _changes_by_layer(
             yield {name: new}
 
 
+# Of the heads' width and the hidden size: Zamba's, xLSTM's.
+_RECURRENT_RATIOS = (re.compile(r"(mamba_)?expand"), re.compile(r"(qk|v)_dim_factor"))
 _INNER = re.compile(r"inner|intermediate|ffn|d_ff")
 # Not the experts of a token, those that all tokens share, nor those that compute nothing.
 _EXPERTS = re.compile(r"(?!.*(shared|per_tok|top|zero)).*experts")

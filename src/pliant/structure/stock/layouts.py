@@ -6,6 +6,7 @@ out in several ways: query, key and value in one matrix, one after the other or 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +27,8 @@ Layout = Callable[[Tensor], Tensor]
 class Axis:
     key: str
     name: str
-    """The key without the layer, the axis, its size and units: laid out alike in such layers."""
+    """The key without the layer, the axis, its size and units: laid out alike in such layers, and
+    in the weight and the bias of a module."""
     axis: int
     site: Site
     layouts: tuple[Layout, ...] | None
@@ -52,9 +54,12 @@ def shrunk_axes(
             continue
         for axis, (a, b) in enumerate(zip(old, shape, strict=True)):
             if a != b:
-                name = f"{key.removeprefix(paths[site.layer])} {axis} {a} {units_of(site)}"
+                tensor = re.sub(r"\.bias$", ".weight", key.removeprefix(paths[site.layer]))
+                name = f"{tensor} {axis} {a} {units_of(site)}"
                 heads = site.count if site.kind == "heads" else 0
                 layouts = _layouts(units_of(site), heads, site.width, a, b, counts[site.key])
+                if site.kind == "recurrent_heads":
+                    layouts = _recurrent_layouts(site, a, b, counts[site.key])
                 if site.kind == "experts" and a - b == site.count - counts[site.key]:
                     # LongCat's router also chooses among experts that compute nothing.
                     layouts = (_segments([site.count], site.count, tail=a - site.count),)
@@ -83,16 +88,46 @@ def _layouts(
     return tuple(layouts)
 
 
-def _segments(sizes: list[int], units: int, tail: int = 0) -> Layout:
-    """Segments one after the other, each with the units in order; then a `tail` that stays."""
+def _recurrent_layouts(site: Site, before: int, after: int, count: int) -> tuple[Layout, ...]:
+    """The ways in which a projection or convolution of a recurrent mixer may hold its units.
+
+    In all of them a unit is as wide as what the axis has lost says; the rest is shared by all units
+    and stays.
+    """
+    units = units_of(site)
+    each, odd = divmod(before - after, units - count)
+    shared = before - units * each
+    if odd or each < 1 or shared < 0:
+        return ()
+    heads = site.count // units
+    value = heads * site.width
+    ways: list[tuple[int, ...]] = [(each,)]  # all of a unit, then all of the next
+    if (keys := each - value) > 0 and keys % 2 == 0:
+        ways += [(value, keys // 2, keys // 2), (keys // 2, keys // 2, value)]
+    if (keys := each - 2 * value - heads) >= 0 and keys % 2 == 0:
+        # Mamba-2: gates, values, B and C, time steps; all heads may share B and C.
+        ways.append((value, value, *[keys // 2] * (2 if keys else 0), heads))
+    places = range(-1, 1) if shared else [0]
+    return tuple(
+        _segments([units * width for width in way], units, tail=shared, at=len(way) + place)
+        for way in dict.fromkeys(ways)
+        for place in places
+    )
+
+
+def _segments(sizes: list[int], units: int, tail: int = 0, at: int | None = None) -> Layout:
+    """Segments one after the other, each with the units in order; and a `tail` that stays, at the
+    end or before segment `at`."""
 
     def indices(remaining: Tensor) -> Tensor:
         parts, start = [], 0
-        for size in sizes:
+        for number, size in enumerate([*sizes, 0]):
+            if number == (len(sizes) if at is None else at):
+                parts.append(torch.arange(start, start + tail))
+                start += tail
             each = size // units
             parts.append((remaining[:, None] * each + torch.arange(each)).flatten() + start)
             start += size
-        parts.append(torch.arange(start, start + tail))
         return torch.cat(parts)
 
     return indices
