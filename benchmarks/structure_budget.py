@@ -23,7 +23,7 @@ from rich.console import Console
 
 from benchmarks.harness import CACHE, keep
 from benchmarks.real_model import result_name
-from benchmarks.structure_prune import pieces
+from benchmarks.structure_prune import ROWS, pieces
 from pliant import nano
 from pliant.loading import load
 from pliant.reports.tables import Table
@@ -85,20 +85,24 @@ COMMAND = "python -m benchmarks.structure_budget --model MODEL --data FOLDER"
 
 
 def texts(tokenizer: Any, data: Path | None, tokens: int) -> tuple[Any, Any, dict[str, Any]]:
-    """To fit on, to choose on, and to measure with."""
+    """To fit on, to choose on (a quarter of each calibration text), and to measure with."""
     if data is None:
         rows = nano.conversations("train", QUESTIONS)
         batches = calibration_batches(rows, tokenizer, tokens=TOKENS, length=LENGTH)
         test = nano.conversations("test", QUESTIONS)
         tests = {"test": calibration_batches(test, tokenizer, tokens=TOKENS, length=LENGTH)}
-    else:
-        names = ("gsm8k-train.jsonl.gz", "wikitext2-valid.txt.gz")
-        batches = [b for name in names for b in pieces(data / name, tokenizer, tokens // 2)]
-        tests = {
-            "gsm8k": pieces(data / "gsm8k-test.jsonl.gz", tokenizer, TEST),
-            "wikitext2": pieces(data / "wikitext2-test.txt.gz", tokenizer, TEST),
-        }
-    return [b for i, b in enumerate(batches) if i % 4], batches[::4], tests
+        return [b for i, b in enumerate(batches) if i % 4], batches[::4], tests
+    fitted, held_out = [], []
+    for name in ("gsm8k-train.jsonl.gz", "wikitext2-valid.txt.gz"):
+        ids = torch.cat([b["input_ids"] for b in pieces(data / name, tokenizer, tokens // 2)])
+        split = max(1, len(ids) // 4)
+        held_out.append({"input_ids": ids[:split]})
+        fitted += [{"input_ids": rows} for rows in ids[split:].split(ROWS)]
+    tests = {
+        "gsm8k": pieces(data / "gsm8k-test.jsonl.gz", tokenizer, TEST),
+        "wikitext2": pieces(data / "wikitext2-test.txt.gz", tokenizer, TEST),
+    }
+    return fitted, held_out, tests
 
 
 def measured(
