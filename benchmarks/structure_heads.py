@@ -13,7 +13,6 @@ is the score "error", with new weights, the same number everywhere.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -30,7 +29,15 @@ from benchmarks.harness import keep
 from pliant import nano
 from pliant.loading import load
 from pliant.reports.tables import Table
-from pliant.structure import PruneConfig, calibration_batches, perplexity, prune
+from pliant.structure import (
+    Importance,
+    ImportanceConfig,
+    PruneConfig,
+    calibration_batches,
+    importance,
+    perplexity,
+    prune,
+)
 from pliant.structure.config import PruneScore
 
 SHARES = (0.25, 0.5)
@@ -92,14 +99,21 @@ def measured(model: Any, fitted: Any, tests: dict[str, Any]) -> dict[str, Any]:
     """Every way's perplexities, relative to the whole model's."""
     whole = {name: perplexity(model, batches) for name, batches in tests.items()}
     shares: dict[str, Any] = {}
+    scores: dict[str, Importance] = {}
+    for score in ("fisher", "taylor", "leave_one_out", "entropy"):
+        scores[score] = importance(model, fitted, ImportanceConfig(("heads",), score))
+        print(scores[score], flush=True)
     for share, plan, weights in product(SHARES, PLANS, WEIGHTS):
         own = shares.setdefault(f"{share:g}", {}).setdefault(plan, {}).setdefault(weights, {})
         for config in configs(share, PLANS[plan], WEIGHTS[weights]):
-            ratios, seconds = _ratios(model, fitted, config, tests, whole)
+            pruned = prune(model, fitted, config, scores=scores.get(config.score))
+            ratios = {t: perplexity(model, own) / whole[t] for t, own in tests.items()}
+            pruned.detach()
             name = f"random, seed {config.seed}" if config.score == "random" else config.score
-            own[name] = {"ratio": ratios, "CPU seconds": round(seconds, 1)}
+            own[name] = {"ratio": ratios}
             print(f"{config}: {ratios}", flush=True)
-    return {"whole": whole, "shares": shares}
+    seconds = {score: round(own.cost.seconds, 1) for score, own in scores.items()}
+    return {"whole": whole, "seconds of the scores": seconds, "shares": shares}
 
 
 def configs(share: float, uniform: bool, compensate: bool) -> Iterator[PruneConfig]:
@@ -107,17 +121,6 @@ def configs(share: float, uniform: bool, compensate: bool) -> Iterator[PruneConf
         for seed in range(SEEDS if score == "random" else 1):
             how: dict[str, Any] = {"uniform": uniform, "compensate": compensate, "seed": seed}
             yield PruneConfig(heads=share, score=score, **how)
-
-
-def _ratios(
-    model: Any, fitted: Any, config: PruneConfig, tests: dict[str, Any], whole: dict[str, float]
-) -> tuple[dict[str, float], float]:
-    start = time.process_time()
-    pruned = prune(model, fitted, config)
-    seconds = time.process_time() - start
-    ratios = {name: perplexity(model, own) / whole[name] for name, own in tests.items()}
-    pruned.detach()
-    return ratios, seconds
 
 
 # --- tables --------------------------------------------------------------------------------------

@@ -20,14 +20,17 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from pliant.adapters import attached
 from pliant.anatomy.tiny import tiny_model
 from pliant.errors import CorruptFile, InvalidInput, UnsupportedModel
 from pliant.structure import (
     GateConfig,
+    ImportanceConfig,
     PruneConfig,
     Pruned,
     attach,
     export,
+    importance,
     perplexity,
     prune,
     sites_of,
@@ -474,3 +477,20 @@ def test_a_damaged_record_is_named(removed: object, tmp_path: Path) -> None:
     (tmp_path / "pruned.json").write_text(json.dumps(saved))
     with pytest.raises(CorruptFile, match=r"pruned\.json: damaged \(removed"):
         Pruned.load(llama(), tmp_path)
+
+
+def test_scores_that_are_measured_already_are_used() -> None:
+    model, batches, config = llama(), text(), PruneConfig(heads=0.25, score="fisher")
+    own = importance(model, batches, ImportanceConfig(("heads",), "fisher"))
+    again = prune(model, batches, config)
+    again.detach()
+    pruned = prune(model, batches, config, scores=own)
+    pruned.detach()
+    assert pruned.removed == again.removed
+    turned = replace(own, units={"heads": {k: -v for k, v in own.units["heads"].items()}})
+    other = prune(model, batches, config, scores=turned)
+    other.detach()
+    assert other.removed != pruned.removed
+    with pytest.raises(InvalidInput, match="by fisher, not by taylor"):
+        prune(model, batches, replace(config, score="taylor"), scores=own)
+    assert not attached(model)

@@ -62,14 +62,18 @@ def prune(
     config: PruneConfig,
     *,
     layer_order: Sequence[int] = (),
+    scores: Importance | None = None,
     report: Report | None = None,
 ) -> Pruned:
     """Gate units of `model` off, chosen and compensated for on calibration `batches`.
 
     The batches are those of `calibration_batches`; the base keeps its weights. If it is known in
-    which order layers should go, which takes a while to find out, `layer_order` gives it.
+    which order layers should go, which takes a while to find out, `layer_order` gives it; `scores`
+    that are measured already save measuring them.
     """
     check_score(config.parts, config.score)
+    if scores is not None and scores.score != config.score:
+        raise InvalidInput(f"the scores are those by {scores.score}, not by {config.score}")
     anatomy = Anatomy.of(model)
     samples = samples_of(batches, device_of(anatomy.embeddings))
     if not samples:
@@ -87,7 +91,7 @@ def prune(
         own = _compensation(anatomy, config)
         pruned = replace(pruned, compensation=own)
         with eval_mode(model):
-            scores = _scores(model, batches, config)
+            scores = scores or _scores(model, batches, config)
             pass_ = _Pass(anatomy, gates, own, config, scores, samples, report)
             pass_.run(layer_order)
     except BaseException:
