@@ -21,7 +21,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.harness import CACHE, keep
+from benchmarks.harness import CACHE, RESULTS, keep
 from benchmarks.real_model import result_name
 from benchmarks.structure_prune import ROWS, pieces
 from pliant import nano
@@ -45,7 +45,7 @@ def main(
     model: Annotated[str, typer.Option(help="By name or folder.")] = "nano-l",
     data: Annotated[Path | None, typer.Option(help="The folder of the real texts.")] = None,
     of: Annotated[list[str] | None, typer.Option(help="parameters, latency; repeatable.")] = None,
-    tokens: Annotated[int, typer.Option(help="Of calibration text, for real models.")] = 8_192,
+    tokens: Annotated[int, typer.Option(help="Of calibration text, for real models.")] = 6_144,
 ) -> None:
     """Print the table and write the result after each budget."""
     torch.set_num_threads(1)
@@ -55,6 +55,7 @@ def main(
     whole = {name: perplexity(own, batches) for name, batches in tests.items()}
     figures: dict[str, Any] = {"model": Path(model).name, "whole": whole, "budgets": {}}
     figures |= {"calibration tokens": sum(b["input_ids"].numel() for b in fitted)}
+    figures |= before(result_name("structure_budget", model), figures)
     orders = CACHE / f"{result_name('structure_budget', model)}-{tokens}.json"
     order: list[int] = json.loads(orders.read_text()) if orders.is_file() else []
     for kind in of or ["parameters", "latency"]:
@@ -82,6 +83,14 @@ def main(
 
 
 COMMAND = "python -m benchmarks.structure_budget --model MODEL --data FOLDER"
+
+
+def before(name: str, figures: dict[str, Any]) -> dict[str, Any]:
+    """The budgets that are measured already, on the same texts."""
+    path = RESULTS / f"{name}.json"
+    old = json.loads(path.read_text())["figures"] if path.is_file() else {}
+    same = all(old.get(key) == figures[key] for key in ("model", "whole", "calibration tokens"))
+    return {key: old[key] for key in ("budgets", "CPU seconds")} if same else {}
 
 
 def texts(tokenizer: Any, data: Path | None, tokens: int) -> tuple[Any, Any, dict[str, Any]]:

@@ -61,7 +61,7 @@ WEIGHTS = {"new weights": True, "old weights": False}
 
 def main(
     data: Annotated[Path, typer.Option(help="The folder of the texts.")],
-    steps: Annotated[int, typer.Option(help="Of training.")] = 1_200,
+    steps: Annotated[int, typer.Option(help="Of training.")] = 900,
     tokens: Annotated[int, typer.Option(help="Of calibration text.")] = 8_192,
     test: Annotated[int, typer.Option(help="Tokens of each test text.")] = 12_288,
 ) -> None:
