@@ -42,7 +42,7 @@ from pliant.structure.config import PruneScore
 
 SHARES = (0.25, 0.5)
 SCORES: tuple[PruneScore, ...] = get_args(PruneScore)
-SEEDS = 5  # of the score "random"
+SEEDS = 3  # of the score "random"
 QUESTIONS, PIECE = 2_000, 96  # of nano's world, and tokens of each
 SIZES = {
     "vocab_size": 256,
@@ -62,8 +62,8 @@ WEIGHTS = {"new weights": True, "old weights": False}
 def main(
     data: Annotated[Path, typer.Option(help="The folder of the texts.")],
     steps: Annotated[int, typer.Option(help="Of training.")] = 900,
-    tokens: Annotated[int, typer.Option(help="Of calibration text.")] = 8_192,
-    test: Annotated[int, typer.Option(help="Tokens of each test text.")] = 12_288,
+    tokens: Annotated[int, typer.Option(help="Of calibration text.")] = 4_096,
+    test: Annotated[int, typer.Option(help="Tokens of each test text.")] = 8_192,
 ) -> None:
     """Print the tables and write the result after each model."""
     torch.set_num_threads(1)
