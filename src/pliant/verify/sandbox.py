@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +28,7 @@ from pliant.errors import InvalidInput, PliantError
 
 _SCRIPT = Path(__file__).with_name("sandbox_child.py")
 _LONGEST_REPORT = 1 << 20  # bytes
+_LOOK_EVERY = 0.1  # seconds from one look at the folder of an answer to the next
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -42,8 +44,8 @@ class TestRun:
     """Whether the tests ran to their end."""
     error: str
     """The first exception, or the limit that ended the run; empty if there was none."""
-    network: str
-    """What keeps it off the network: "namespace" or "sockets blocked"."""
+    guards: tuple[str, ...]
+    """What the kernel enforces, beside Python's audit: "namespaces", "files", "calls"."""
 
     def __bool__(self) -> bool:
         return self.done and all(self.passed)
@@ -78,34 +80,42 @@ def run_tests(
         folder = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="pliant-answer-", ignore_cleanup_errors=True)
         )
-        stdin, stdout, stderr = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+        stdin, stderr = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+        stdout, report = _append_only(stack)
         # Lone surrogates, which a tokenizer may give, are no UTF-8: JSON escapes them.
         stdin.write(json.dumps({**request, "folder": folder}).encode())
         stdin.seek(0)
-        status = _run(folder, seconds, stdin, stdout, stderr)
-        events = _events(stdout, token)
-        if not events:
-            stderr.seek(0)
-            lines = stderr.read(_LONGEST_REPORT).decode(errors="replace").splitlines()
-            reason = lines[-1] if lines else f"exit status {status}"
-            raise PliantError(f"unit_tests: the process of an answer did not start: {reason}")
-    return _read(events, len(tests), status, seconds)
+        status, limit = _run(folder, seconds, file_mb << 20, stdin, stdout, stderr)
+        guards = _guards(stderr, token, status)
+        return _read(guards, _events(report, token), len(tests), status, limit)
 
 
 @cache
-def network_block() -> str:
-    """What keeps answers off the network on this machine: "namespace" or "sockets blocked".
+def kernel_guards() -> tuple[str, ...]:
+    """What the kernel of this machine enforces on answers; without any, Python's audit alone does.
 
-    A namespace of its own is one that the kernel gives; where the system forbids it, Python's
-    sockets refuse to connect, which code that calls the C library can get around.
+    "namespaces": there is no network device and no process but its own, and what an answer leaves
+    behind dies with it. "files" (Landlock): it changes files only in its folder. "calls" (seccomp):
+    it opens no sockets, starts no processes and signals none. All hold for C code, too.
     """
-    return run_tests(["pass"], ["pass"]).network
+    return run_tests(["pass"], ["pass"]).guards
+
+
+def _append_only(stack: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes]]:
+    """A file without a name, to append to and to read: an answer that can only append to it cannot
+    read the token in an earlier line."""
+    descriptor, path = tempfile.mkstemp(prefix="pliant-report-")
+    reading = stack.enter_context(os.fdopen(descriptor, "rb"))
+    appending = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "ab", buffering=0)
+    stack.callback(appending.close)
+    os.remove(path)
+    return appending, reading
 
 
 def _run(
-    folder: str, seconds: float, stdin: IO[Any], stdout: IO[Any], stderr: IO[Any]
-) -> int | None:
-    """The exit status, None if it did not end in time; it and its group are dead in any case."""
+    folder: str, seconds: float, most: int, stdin: IO[Any], stdout: IO[Any], stderr: IO[Any]
+) -> tuple[int, str]:
+    """The exit status, and the limit that ended it; it and its group are dead in any case."""
     environment = {
         "HOME": folder,
         "TMPDIR": folder,
@@ -125,31 +135,68 @@ def _run(
         env=environment,
         start_new_session=True,
     )
-    ended = False
+    limit = ""
     try:
-        ended = _wait(process, seconds)
+        limit = _wait(process, seconds, folder, most)
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         status = process.wait()
-    return status if ended else None
+    return status, limit
 
 
-def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Whether it ended in time. It stays unreaped where possible, so that its group is its own."""
-    if not hasattr(os, "pidfd_open"):
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-    descriptor = os.pidfd_open(process.pid)
-    try:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
-    finally:
-        os.close(descriptor)
+def _wait(process: subprocess.Popen[bytes], seconds: float, folder: str, most: int) -> str:
+    """Wait for its end; the limit that it reached before, of time or of bytes in its folder.
+
+    It stays unreaped where possible, so that its group is its own.
+    """
+    deadline = time.monotonic() + seconds
+    with contextlib.ExitStack() as stack:
+        poll: Any = None
+        if hasattr(os, "pidfd_open"):
+            descriptor = os.pidfd_open(process.pid)
+            stack.callback(os.close, descriptor)
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            if _ended(process, poll, min(left, _LOOK_EVERY)):
+                return ""
+            if _size(folder) > most:
+                return f"more than {most >> 20} MB of files"
+    return f"no end after {seconds:g} s"
+
+
+def _ended(process: subprocess.Popen[bytes], poll: Any, seconds: float) -> bool:
+    """Whether it ends within these seconds."""
+    if poll is not None:
+        return bool(poll.poll(math.ceil(seconds * 1000)))
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    return process.returncode is not None
+
+
+def _size(folder: str) -> int:
+    """The bytes that its files take."""
+    size = 0
+    for place, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(OSError):
+                size += os.lstat(os.path.join(place, file)).st_blocks * 512
+    return size
+
+
+def _guards(started: IO[bytes], token: str, status: int | None) -> tuple[str, ...]:
+    """The kernel's guards, of a process that got as far as to start the answer."""
+    for event in _events(started, token):
+        if "broken" in event:
+            raise InvalidInput(
+                f"unit_tests: the reference's tests are no Python ({event['broken']})"
+            )
+        return tuple(event["guards"])
+    started.seek(0)
+    lines = started.read(_LONGEST_REPORT).decode(errors="replace").splitlines()
+    reason = lines[-1] if lines else f"exit status {status}"
+    raise PliantError(f"unit_tests: the process of an answer did not start: {reason}")
 
 
 def _events(report: IO[bytes], token: str) -> list[dict[str, Any]]:
@@ -157,27 +204,24 @@ def _events(report: IO[bytes], token: str) -> list[dict[str, Any]]:
     report.seek(0)
     events = []
     for line in report.read(_LONGEST_REPORT).splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             event = json.loads(line)
             if isinstance(event, dict) and event.get("token") == token:
                 events.append(event)
     return events
 
 
-def _read(events: list[dict[str, Any]], tests: int, status: int | None, seconds: float) -> TestRun:
-    broken = next((event["broken"] for event in events if "broken" in event), None)
-    if broken is not None:
-        raise InvalidInput(f"unit_tests: the reference's tests are no Python ({broken})")
+def _read(
+    guards: tuple[str, ...], events: list[dict[str, Any]], tests: int, status: int, limit: str
+) -> TestRun:
     passed = {event["test"] for event in events if event.get("passed")}
     errors = [event["error"] for event in events if "error" in event]
-    done = status == 0 and any("done" in event for event in events)
-    if not done and not errors:
-        errors = [
-            f"no end after {seconds:g} s" if status is None else "it ended before its tests did"
-        ]
+    done = status == 0 and not limit and any("done" in event for event in events)
+    if not errors and not (done and len(passed) == tests):
+        errors = [limit or "it ended before its tests did"]
     return TestRun(
         passed=tuple(i in passed for i in range(tests)),
         done=done,
         error=errors[0] if errors else "",
-        network=events[0]["network"],
+        guards=guards,
     )

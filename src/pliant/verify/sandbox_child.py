@@ -1,24 +1,29 @@
 """Runs an answer's code and its tests: the script of the process that `sandbox.run_tests` starts.
 
 It reads a request from its standard input, gives up what it may do, runs the answer and then each
-test, and writes one line of JSON an event to its standard output, each with the request's token.
+test, and writes one line of JSON an event, each with the request's token: to its standard error
+what comes before the answer, which cannot reach that file, and to its standard output the rest.
 It imports nothing of Pliant.
 """
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import json
 import os
 import resource
+import struct
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Before an answer runs, which may replace the originals.
 _compile, _exec, _exit, _write, _dumps = compile, exec, os._exit, os.write, json.dumps
 _realpath, _isdir, _fspath, _sep = os.path.realpath, os.path.isdir, os.fsdecode, os.sep
+_BUILTINS = dict(vars(builtins))
+globals()["__builtins__"] = _BUILTINS  # of the functions below, which an answer must not change
 
 _NEW_IPC, _NEW_USER, _NEW_PID, _NEW_NET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
 _NETWORK = {
@@ -40,8 +45,12 @@ _PROCESSES = {
     "os.spawn",
     "os.system",
     "pty.spawn",
+    "resource.prlimit",
+    "resource.setrlimit",
     "subprocess.Popen",
 }
+_TRACES = {"sys.monitoring.register_callback", "sys.setprofile", "sys.settrace"}
+_C_CALLS = {"ctypes.call_function", "ctypes.dlopen", "ctypes.dlsym", "ctypes.dlsym/handle"}
 _CHANGES = {
     "os.chmod",
     "os.chown",
@@ -57,12 +66,16 @@ _CHANGES = {
     "os.utime",
     "sqlite3.connect",
 }
+_SYSTEM = {
+    *("/usr", "/lib", "/lib64", "/etc", "/dev", "/opt", "/nix", "/System", "/Library"),
+    *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system"),
+}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def main() -> None:
     request = json.loads(sys.stdin.buffer.read())
-    report = os.dup(1)
+    report, started = os.dup(1), os.dup(2)
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
@@ -70,7 +83,7 @@ def main() -> None:
     if isolated:
         wait_for_child()  # the first process of the namespace, with which all others end
         wait_for_child()  # the answer's: the first process of a namespace ignores its own signals
-    run(request, report, "namespace" if isolated else "sockets blocked")
+    run(request, report, started, isolated)
 
 
 def unshare() -> bool:
@@ -93,22 +106,21 @@ def wait_for_child() -> None:
             _exit(0 if status == 0 else 1)
 
 
-def run(request: dict[str, Any], report: int, network: str) -> None:
+def run(request: dict[str, Any], report: int, started: int, isolated: bool) -> None:
     """Write to the report what the answer's code does in the tests, and end the process."""
-    token = request["token"]
+    token, tests = request["token"], request["tests"]
 
-    def say(**event: object) -> None:
-        _write(report, (_dumps({"token": token, **event}) + "\n").encode())
+    def say(file: int = report, **event: object) -> None:
+        _write(file, (_dumps({"token": token, **event}) + "\n").encode())
 
-    say(network=network)
-    tests = request["tests"]
     try:
         compiled = [_compile(test, f"<test {i}>", "exec") for i, test in enumerate(tests)]
     except (SyntaxError, ValueError) as error:
-        say(broken=describe(error))
+        say(started, broken=describe(error))
         _exit(1)
-    limit(request)
-    sys.addaudithook(guard(_realpath(request["folder"])))
+    guards = ["namespaces"] * isolated + give_up(request)
+    say(started, guards=guards)
+    os.close(started)
     answer = types.ModuleType("answer")
     sys.modules["answer"] = sys.modules["__main__"] = answer
     try:
@@ -118,6 +130,7 @@ def run(request: dict[str, Any], report: int, network: str) -> None:
         _exit(1)
     for i, test in enumerate(compiled):
         try:
+            restore(answer.__dict__)
             _exec(test, answer.__dict__)
             say(test=i, passed=True)
         except BaseException as error:
@@ -126,6 +139,25 @@ def run(request: dict[str, Any], report: int, network: str) -> None:
                 break
     say(done=True)
     _exit(0)
+
+
+def restore(namespace: dict[str, Any]) -> None:
+    """Give the tests Python's own functions and `unittest`, whatever the answer made of them."""
+    vars(builtins).update(_BUILTINS)
+    namespace["__builtins__"] = builtins
+    for name in [name for name in sys.modules if name.partition(".")[0] == "unittest"]:
+        del sys.modules[name]
+
+
+def give_up(request: dict[str, Any]) -> list[str]:
+    """Do without all that an answer must not have; which guards of the kernel there are."""
+    limit(request)
+    folder = _realpath(request["folder"])
+    guards = ["files"] * confine_files(folder) + ["calls"] * filter_calls()
+    # `open` is audited without the folder that a path is relative to: nothing may use one.
+    os.supports_dir_fd.clear()
+    sys.addaudithook(guard(folder))
+    return guards
 
 
 def first_that_compiles(sources: list[str]) -> types.CodeType:
@@ -141,11 +173,12 @@ def first_that_compiles(sources: list[str]) -> types.CodeType:
 
 
 def limit(request: dict[str, Any]) -> None:
-    """Processor time in whole seconds, memory, the size of a file, and no core dumps."""
+    """Processor time in whole seconds, memory, size and number of open files, no core dumps."""
     for kind, most in (
         (resource.RLIMIT_CPU, request["cpu_seconds"]),
         (resource.RLIMIT_AS, request["memory_mb"] << 20),
         (resource.RLIMIT_FSIZE, request["file_mb"] << 20),
+        (resource.RLIMIT_NOFILE, 64),  # each may be a file of that size without a name
         (resource.RLIMIT_CORE, 0),
     ):
         hard = resource.getrlimit(kind)[1]
@@ -157,27 +190,42 @@ def limit(request: dict[str, Any]) -> None:
             continue
 
 
-def guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
-    """An audit hook: no network, no processes, and changes of files only inside the folder."""
+# --- what Python's audit events prevent ----------------------------------------------------------
 
-    def inside(path: Any) -> bool:
+
+def guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
+    """An audit hook: no network, processes, tracing or C library; files only where they belong."""
+    readable = {*_SYSTEM, sys.prefix, sys.base_prefix, *map(_realpath, filter(None, sys.path))}
+    prefixes = (sys.prefix, sys.base_prefix)
+    readable |= {_realpath(prefix) for prefix in prefixes}
+
+    def inside(path: Any, *folders: str) -> bool:
         if isinstance(path, int):
             return True  # a file that is open already
         real = _realpath(_fspath(path))
-        return real == folder or real.startswith(folder + _sep) or real == os.devnull
+        return real == os.devnull or any(
+            real == place or real.startswith(place + _sep) for place in (folder, *folders)
+        )
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in _NETWORK:
             raise PermissionError("answers have no network")
         if event in _PROCESSES:
             raise PermissionError("answers start and signal no processes")
+        if event in _TRACES:
+            raise PermissionError("answers trace no code")
+        if event in _C_CALLS:
+            raise PermissionError("answers call no C library")
         if event == "open":
             path, _, flags = arguments
-            if path is None or inside(path):
+            if path is None or isinstance(path, int):
                 return
-            # A folder that is open is a way around the rest: paths may be relative to it.
-            if (flags or 0) & _WRITING or _isdir(path):
+            if (flags or 0) & _WRITING and not inside(path):
                 raise PermissionError(f"answers write only to their own folder, not to {path!r}")
+            if not inside(path, *readable):
+                raise PermissionError(f"answers read only their own folder, not {path!r}")
+            if _isdir(path):  # paths may be relative to an open one
+                raise PermissionError("answers open no folders")
         elif event in _CHANGES:
             paths = arguments[:2] if event in ("os.link", "os.rename") else arguments[:1]
             if event == "os.symlink":  # where it leads is read when it is used
@@ -186,6 +234,123 @@ def guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
                 raise PermissionError(f"answers change only their own folder, not {paths!r}")
 
     return hook
+
+
+# --- what the kernel prevents, where it can ------------------------------------------------------
+
+
+def confine_files(folder: str) -> bool:
+    """Whether Landlock (Linux 5.13) confines writing to the folder, by whatever code it is done.
+
+    It also forbids programs, TCP, and to look into or signal a process outside.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    version = _syscall(_LANDLOCK, 0, 0, 1)
+    if version < 1:
+        return False
+    change = sum(1 << right for right in (1, *range(4, 13), *_RIGHTS_SINCE.get(version, (13, 14))))
+    attributes = struct.pack("<QQQ", change | _EXECUTE, 0b11, 0b11)
+    known = 8 if version < 4 else 16 if version < 6 else 24
+    ruleset = _syscall(_LANDLOCK, attributes, known, 0)
+    if ruleset < 0:
+        return False
+    for place, rights in ((folder, change), (os.devnull, change & _FILE_RIGHTS)):
+        descriptor = os.open(place, os.O_RDONLY)
+        _syscall(_LANDLOCK + 1, ruleset, 1, struct.pack("<Qi", rights, descriptor), 0)
+        os.close(descriptor)
+    alone = _no_new_privileges() and _syscall(_LANDLOCK + 2, ruleset, 0) == 0
+    os.close(ruleset)
+    return alone
+
+
+_LANDLOCK = 444
+_EXECUTE, _FILE_RIGHTS = 1 << 0, 1 << 1 | 1 << 14  # to write to a file, to truncate it
+_RIGHTS_SINCE: dict[int, tuple[int, ...]] = {1: (), 2: (13,)}  # 13: move between folders
+
+# What has no place in an answer's run, by number on x86-64 and on ARM.
+_DENIED = {
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "fork": (57, None),
+    "vfork": (58, None),
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
+    "pidfd_getfd": (438, 438),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "setpriority": (141, 140),
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "io_uring_setup": (425, 425),
+    "userfaultfd": (323, 282),
+    "keyctl": (250, 219),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+}
+_OF_ITSELF = {"tgkill": (234, 131), "prlimit64": (302, 261), "sched_setaffinity": (203, 122)}
+_CLONE, _CLONE3 = (56, 220), 435
+_MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+
+
+def filter_calls() -> bool:
+    """Whether seccomp denies this process the calls above, and new processes but no threads."""
+    if not sys.platform.startswith("linux") or os.uname().machine not in _MACHINES:
+        return False
+    column, machine = _MACHINES[os.uname().machine]
+    program = b"".join(_filter(column, machine))
+    code = ctypes.create_string_buffer(program, len(program))
+    about = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+    return _no_new_privileges() and ctypes.CDLL(None).prctl(22, 2, about, 0, 0) == 0
+
+
+def _filter(column: int, machine: int) -> Iterator[bytes]:
+    """A program of the kernel's packet filter, over the number and arguments of a call."""
+
+    def step(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
+        return struct.pack("=HBBI", code, then, otherwise, value)
+
+    load, equal, at_least, has_bits, answer = 0x20, 0x15, 0x35, 0x45, 0x06
+    allow, deny, unknown = 0x7FFF0000, 0x00050001, 0x00050000 | 38
+    first_argument = 16
+    yield step(load, 4) + step(equal, machine, 1) + step(answer, deny)
+    yield step(load, 0) + step(at_least, 0x40000000, 0, 1) + step(answer, deny)
+    for numbers in _DENIED.values():
+        number = numbers[column]
+        if number is not None:
+            yield step(equal, number, 0, 1) + step(answer, deny)
+    for numbers in _OF_ITSELF.values():
+        yield step(equal, numbers[column], 0, 5) + step(load, first_argument)
+        yield step(equal, 0, 2) + step(equal, os.getpid(), 1)
+        yield step(answer, deny) + step(answer, allow)
+    yield step(equal, _CLONE[column], 0, 4) + step(load, first_argument)
+    yield step(has_bits, 0x10000, 1) + step(answer, deny) + step(answer, allow)  # CLONE_THREAD
+    yield step(equal, _CLONE3, 0, 1) + step(answer, unknown)  # the C library then uses clone
+    yield step(answer, allow)
+
+
+def _no_new_privileges() -> bool:
+    return bool(ctypes.CDLL(None).prctl(38, 1, 0, 0, 0) == 0)
+
+
+def _syscall(number: int, *arguments: int | bytes) -> int:
+    words = (word if isinstance(word, bytes) else ctypes.c_long(word) for word in arguments)
+    result: int = ctypes.CDLL(None).syscall(ctypes.c_long(number), *words)
+    return result
 
 
 def describe(error: BaseException) -> str:

@@ -40,7 +40,7 @@ class UnitTests:
     memory_mb: int = 1024
     """The most memory of an answer."""
     file_mb: int = 16
-    """The largest file that an answer may write, into a folder that is deleted afterwards."""
+    """The most that an answer may write, into a folder that is deleted afterwards."""
     partial: bool = False
     """Whether a list of tests gives the share that passes, instead of 1 if all pass and else 0."""
 
