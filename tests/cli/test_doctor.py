@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import resource
@@ -13,7 +14,9 @@ import pytest
 from transformers import LlamaConfig, MambaConfig, T5Config
 
 from pliant.cli import app
+from pliant.cli.doctor import DoctorOptions, doctor
 from pliant.cli.doctor_sentences import NEEDED, SUBJECTS, Statement, summary
+from pliant.errors import ModelNotFound
 from pliant.loading import load_tokenizer
 from pliant.survey import CAPABILITIES, examine
 
@@ -51,6 +54,25 @@ def test_a_model_of_seventy_billion_is_examined_without_its_weights(
     assert "KB a token" in said
     assert "What each part would add to memory" not in said and f"doctor {large} --all" in said
     assert grown < 2_000_000, "kilobytes: the weights would be 141 million of them"
+
+
+def test_no_time_is_spent_on_collecting_garbage() -> None:
+    """There is little, and the search for it among all that is imported takes half a second."""
+    phases: list[str] = []
+
+    def record(phase: str, _: object) -> None:
+        phases.append(phase)
+
+    gc.callbacks.append(record)
+    try:
+        doctor(DoctorOptions("nano-s"))
+        assert gc.isenabled()
+        with pytest.raises(ModelNotFound):
+            doctor(DoctorOptions("./no-such-folder"))
+        assert gc.isenabled(), "after an error, too"
+    finally:
+        gc.callbacks.remove(record)
+    assert len(phases) <= 4, "one may follow each command, and begins and ends"
 
 
 def test_five_sentences_come_first_and_all_else_with_all(

@@ -43,6 +43,13 @@ def doctor(options: DoctorOptions) -> None:
 
     Example: pliant doctor nano-l --all
     """
+    from pliant.loading import collector_paused
+
+    with collector_paused():
+        _show(options)
+
+
+def _show(options: DoctorOptions) -> None:
     from pliant import loading
 
     config = loading.load_config(options.model)

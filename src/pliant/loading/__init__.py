@@ -6,6 +6,7 @@ brings to this machine when asked to.
 
 from pliant.loading.models import (
     check_dtype,
+    collector_paused,
     is_encoder,
     load,
     load_config,
@@ -22,6 +23,7 @@ __all__ = [
     "WEIGHTS",
     "Source",
     "check_dtype",
+    "collector_paused",
     "embedded",
     "is_encoder",
     "load",

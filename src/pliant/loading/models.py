@@ -6,6 +6,7 @@ raise the same error of one line when a name is no model.
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -196,7 +197,8 @@ def load_config(
     if source.kind == "fetched" and (kind := catalogue.entry(source.name).kind) == "text encoder":
         raise ModelNotFound(f"{source} is a {kind}, not a causal language model")
     raw = {} if source.gguf else _read_config(source, revision)
-    from transformers import AutoConfig  # takes seconds, so names are checked first
+    with collector_paused():  # this takes seconds, so names are checked first
+        from transformers import AutoConfig, PreTrainedModel  # noqa: F401
 
     with _one_line(source, "config"):
         config: PretrainedConfig = AutoConfig.from_pretrained(
@@ -211,6 +213,22 @@ def load_config(
             f"AutoModelForCausalLM for {type(config).__name__}"
         )
     return config
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause Python's garbage collector: for imports, which leave little garbage.
+
+    The collector searches all that has been imported, again and again as that grows: a sixth of the
+    time that torch and transformers take.
+    """
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def torch_device(device: str | torch.device | None) -> torch.device | None:
