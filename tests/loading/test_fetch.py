@@ -11,8 +11,10 @@ import json
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,11 +29,13 @@ from pliant.loading.catalogue import Entry, Wheel
 
 
 class Index(http.server.ThreadingHTTPServer):
-    """Serves one file, with ranges or without, and stops after so many bytes where told to."""
+    """Serves one file, with ranges or without, and stops after so many bytes where told to; or
+    hardly goes on, for some seconds, in its headers or after 1,000 bytes."""
 
     content = b""
     ranges = True
     stop_after: int | None = None
+    drips = ""
     requests: list[str]
 
 
@@ -46,8 +50,22 @@ class Answer(http.server.BaseHTTPRequestHandler):
         body = self.server.content[begin:]
         self.send_response(206 if begin else 200)
         self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: self.server.stop_after])
+        with suppress(OSError):  # the client has gone
+            if self.server.drips == "headers":
+                self.flush_headers()
+                self.drip(b"X-Slow: " + b"." * 200)
+                self.wfile.write(b"\r\n")
+            self.end_headers()
+            if self.server.drips == "body":
+                self.wfile.write(body[:1000])
+                self.drip(body[1000:1200])
+                body = body[1200:]
+            self.wfile.write(body[: self.server.stop_after])
+
+    def drip(self, content: bytes) -> None:
+        for at in range(len(content)):
+            self.wfile.write(content[at : at + 1])
+            time.sleep(0.02)
 
     def log_message(self, *_: object) -> None:
         """Quiet."""
@@ -131,6 +149,30 @@ def test_a_broken_download_goes_on(entry: Entry, index: Index, ranges: bool) -> 
     index.stop_after = None
     fetch.fetch("tiny")
     assert index.requests == ["all", "bytes=1000-"]
+    assert loading.load_model("tiny").config.hidden_size == 64
+
+
+@pytest.mark.parametrize("drips", ["headers", "body"])
+def test_a_download_that_hardly_goes_on_is_given_up_and_resumed(
+    entry: Entry, index: Index, monkeypatch: pytest.MonkeyPatch, drips: str
+) -> None:
+    """Each byte comes in time, so that no limit on a single read is ever exceeded."""
+    index.drips = drips
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "SECONDS", 0.5)
+        with pytest.raises(fetch.DownloadError, match=r"fewer than 512 bytes came in 0.5 s.*again"):
+            fetch.fetch("tiny")
+    part = catalogue.partial("tiny") / "tiny==1.part"
+    size = part.stat().st_size if part.exists() else 0
+    index.drips = ""
+    fetch.fetch("tiny")
+    assert index.requests == ["all", f"bytes={size}-" if size else "all"]
+    assert loading.load_model("tiny").config.hidden_size == 64
+
+
+def test_no_more_is_read_than_the_file_has(entry: Entry, index: Index) -> None:
+    index.content += b"and more" * 1_000_000
+    fetch.fetch("tiny")
     assert loading.load_model("tiny").config.hidden_size == 64
 
 

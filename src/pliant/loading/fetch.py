@@ -12,11 +12,15 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from urllib.parse import urlsplit
 
 from pliant.errors import InvalidInput, PliantError, without_password
@@ -24,7 +28,8 @@ from pliant.loading import catalogue
 from pliant.loading.catalogue import RECORD, Entry, Wheel
 
 BLOCK = 2**20
-SECONDS = 60  # without an answer of the index, until a download is given up
+SECONDS, SLOWEST = 60, 1024
+"""A download is given up after so many seconds with fewer than so many bytes a second."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, and how many bytes of how many are done."""
@@ -142,17 +147,69 @@ def _append(url: str, part: Path, wheel: Wheel, progress: Progress) -> None:
     done = part.stat().st_size if part.is_file() else 0
     if done >= wheel.size:  # not this file, or complete: the checksum tells
         return
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-        if done and getattr(answer, "status", None) != 206:  # the server sends all of it
-            done = 0
-        with part.open("ab" if done else "wb") as file:
-            while block := answer.read(BLOCK):
-                file.write(block)
-                done += len(block)
-                progress(wheel.requirement, done, wheel.size)
+    with part.open("ab") as file, closing(_arriving(url, done, wheel.size)) as blocks:
+        for at, block in blocks:
+            if at == 0:  # the server sends all of it
+                file.truncate(0)
+            file.write(block)
+            done = at + len(block)
+            progress(wheel.requirement, done, wheel.size)
     if done < wheel.size:
         raise ConnectionError(f"the connection ended after {done:,} of {wheel.size:,} bytes")
+
+
+def _arriving(url: str, begin: int, size: int) -> Generator[tuple[int, bytes], None, None]:
+    """The blocks of a file from a byte on, or from its first, with their places in it.
+
+    A thread reads them, for a socket limits the time of each read alone: a server that sends a byte
+    a while, or its headers so, would never be given up.
+    """
+    arrived: SimpleQueue[tuple[int, bytes] | BaseException | None] = SimpleQueue()
+    stopped = threading.Event()
+    arguments = (url, begin, size, arrived.put, stopped.is_set)
+    threading.Thread(target=_read, args=arguments, daemon=True).start()
+    since, count = time.monotonic(), 0
+    try:
+        while True:
+            left = since + SECONDS - time.monotonic()
+            if left <= 0:
+                if count < SLOWEST * SECONDS:
+                    least = f"{int(SLOWEST * SECONDS):,} bytes"
+                    raise TimeoutError(f"fewer than {least} came in {SECONDS} s")
+                since, count = time.monotonic(), 0
+                continue
+            try:
+                item = arrived.get(timeout=left)
+            except Empty:
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                return
+            count += len(item[1])
+            yield item
+    finally:
+        stopped.set()
+
+
+def _read(
+    url: str,
+    begin: int,
+    size: int,
+    put: Callable[[tuple[int, bytes] | BaseException | None], None],
+    stopped: Callable[[], bool],
+) -> None:
+    """Pass on each block, and then None or the error that ended the download."""
+    try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
+        with urllib.request.urlopen(request, timeout=2 * SECONDS) as answer:
+            at = begin if getattr(answer, "status", None) == 206 else 0
+            while not stopped() and (block := answer.read1(min(BLOCK, size - at))):
+                put((at, block))
+                at += len(block)
+        put(None)
+    except BaseException as error:
+        put(error)
 
 
 def _join(wheels: list[Path], entry: Entry, path: Path) -> None:
