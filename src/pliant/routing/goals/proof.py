@@ -22,7 +22,10 @@ from pliant.stats import Floats
 
 # Of the permitted risk, for the strong model's quality: 3 % and 10 % send as many calls, 20 % more.
 _FOR_STRONG = 0.1
-_USUAL = 0.7  # of the strong model, where a quality goal is set: only a guess is needed
+# Of the strong model, a guess. On 40 label sets drawn from GSM8K it changes no threshold. Of models
+# that complement each other, right on 35, 60 and 90 % (300 labels, 80 % confidence), the measured
+# quality sent 79, 61 and 9 % of calls to the strong one, .4 sends 81, 52 and 9 %, and .7 88, 61, 9.
+_USUAL = 0.4
 _DIFFER = 0.3  # of prompts, that two models answer with different success: only a guess is needed
 
 
