@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +16,15 @@ from pliant.routing.fitting.ladder import (
     climb,
     eligible,
     gap,
+    out_of_fold,
     select,
     value_of,
 )
 from pliant.routing.fitting.splits import split
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.scorers import Predictions, make
+from pliant.routing.scorers.protocol import Prompts
+from pliant.routing.scorers.vectors import Reader, Vectors
 from pliant.stats import Floats
 
 HELD = outcomes(400, 1)
@@ -96,6 +100,36 @@ def partial() -> Outcomes:
     right = labels.right.copy()
     right[::6, 1] = np.nan
     return replace(labels, right=right, questions=tuple(str(i // 2) for i in range(240)))
+
+
+class FirstWord(Reader):
+    """Reads each prompt as which word it begins with, of sixty."""
+
+    name, layers, model = "first word", (0,), None  # type: ignore[assignment]
+
+    def compute(self, prompts: Prompts, layers: Sequence[int]) -> Vectors:
+        words = [WORDS.index(str(prompt).split()[0]) for prompt in prompts]
+        return np.eye(len(WORDS), dtype=np.float32)[words][:, None]
+
+    def flops(self, prompts: Prompts, layer: int) -> float:
+        return 1.0
+
+
+WORDS = [f"{a}{b}" for a in "abcdef" for b in "ghijklmnop"]
+
+
+@pytest.mark.parametrize("kind", ["knn", "embed"])
+def test_no_grade_is_known_through_predictions_of_missing_ones(kind: str) -> None:
+    """Each word has a coin, and prompts that begin with it, of which one alone shows the coin."""
+    coins = np.random.default_rng(0).integers(0, 2, (60, 2)).astype(float)
+    texts = [f"{word} {word} {3 * end}" for end in "wxyz" for word in WORDS]
+    right = np.tile(coins, (4, 1))
+    right[60:, 1] = np.nan
+    splits = split(Outcomes(tuple(texts), ("a", "b"), right, np.tile([0.0, 1.0], (240, 1))))
+    scorer = make(kind, base=FirstWord()) if kind == "embed" else make(kind)
+    predictions, true = out_of_fold(scorer, splits, 0), splits.learn.right[:, 1]
+    assert predictions.right is not None
+    assert np.corrcoef(predictions.right[:, 1], true)[0, 1] < 0.3
 
 
 def test_the_best_comes_first_and_the_others_know_how_far_they_are_behind(

@@ -126,9 +126,7 @@ def climb(
     for kind in progress(kinds, "fitting"):
         scorer = make(kind, base=readers[kind]) if kind in readers else make(kind)
         begun = time.perf_counter()
-        # Of the rows beyond `learn`, which only train, there are no predictions to use.
-        predictions = scorer.cross_validate(splits.train, splits.train_partitions, seed)
-        predictions = predictions.select(slice(len(splits.learn)))
+        predictions = out_of_fold(scorer, splits, seed)
         predictions.check(splits.learn, kind)
         fitted_as_saved(scorer, splits.train, seed)
         seconds = time.perf_counter() - begun
@@ -140,6 +138,19 @@ def climb(
         rung if rung is best else _compared(rung, best, splits.learn)
         for rung in sorted(rungs, key=lambda rung: rung.worth, reverse=True)
     ]
+
+
+def out_of_fold(scorer: Scorer, splits: Splits, seed: int) -> Predictions:
+    """Of `learn`: of the rows beyond it, which only train, there are no predictions to use.
+
+    Their missing grades are predicted from the grades of `learn`. For the settings of the scorer
+    that is done once; what it is compared and calibrated by must not come from a row's own grade.
+    """
+    table, partitions = splits.train, splits.train_partitions
+    predictions = scorer.cross_validate(table, partitions, seed)
+    if splits.incomplete is not None:
+        predictions = scorer.out_of_fold(table, partitions, splits.train_on, seed)
+    return predictions.select(slice(len(splits.learn)))
 
 
 def _stack(rungs: Sequence[Rung], splits: Splits, local: Mapping[str, str]) -> Rung | None:

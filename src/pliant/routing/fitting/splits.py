@@ -56,11 +56,29 @@ class Splits:
     """Prompts that not every model was asked: they train, and serve no other purpose."""
 
     @cached_property
-    def train(self) -> Outcomes:
-        """What scorers are fitted on: `learn`, then the incomplete rows with predicted grades."""
+    def graded(self) -> Outcomes:
+        """`learn`, then the incomplete rows that some model was asked."""
         if self.incomplete is None:
             return self.learn
-        return imputed(joined((self.learn, self.incomplete)))
+        both = joined((self.learn, self.incomplete))
+        return both.select(~np.isnan(both.right).all(axis=1))
+
+    @cached_property
+    def train(self) -> Outcomes:
+        """What scorers are fitted on: `graded` with predictions of the missing grades."""
+        return imputed(self.graded)
+
+    def train_on(self, rows: Rows) -> Outcomes:
+        """Some rows of `train`, their missing grades predicted from these rows alone: for a fit
+        that predicts other rows, and must not have seen their grades in predictions either."""
+        key = rows.tobytes()
+        if key not in self._tables:  # each kind of scorer asks for the same ones
+            self._tables[key] = imputed(self.graded.select(rows))
+        return self._tables[key]
+
+    @cached_property
+    def _tables(self) -> dict[bytes, Outcomes]:
+        return {}
 
     @cached_property
     def train_partitions(self) -> Partitions:

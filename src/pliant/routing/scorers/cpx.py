@@ -20,12 +20,14 @@ from pliant.routing.prompts import Prompt, digest, text_of
 from pliant.routing.scorers.base_model import BaseLM, ModelScorer
 from pliant.routing.scorers.linear import Floats, best, folds, gain_error, together
 from pliant.routing.scorers.protocol import (
+    Folds,
     Groups,
     Partitions,
     Predictions,
     Prefilling,
     Prompts,
     State,
+    TrainOn,
     gains,
     read_state,
 )
@@ -116,13 +118,28 @@ class Cpx(ModelScorer):
             tried.append(predictions.right)
         self.capacity = min(self.capacities, key=lambda capacity: self.errors[str(capacity)])
         right[first] = by_the_best_elsewhere(tried, held, seed)
-        for fold in others:
+        rest = np.concatenate(others)
+        right[rest] = self._by_folds(outcomes, others, outcomes.select, seed)[rest]
+        return Predictions(right, gains(right))
+
+    def out_of_fold(
+        self, outcomes: Outcomes, partitions: Partitions, train_on: TrainOn, seed: int = 0
+    ) -> Predictions:
+        """As every scorer's, of the first partition alone."""
+        self._cache.read(outcomes.asked)
+        right = self._by_folds(outcomes, partitions[0], train_on, seed)
+        return Predictions(right, gains(right))
+
+    def _by_folds(self, outcomes: Outcomes, folds: Folds, train_on: TrainOn, seed: int) -> Floats:
+        """(n, m) the rows of each fold by a training on all others; 0 for rows in no fold."""
+        right = np.zeros_like(outcomes.right)
+        for fold in folds:
             rest = np.setdiff1d(np.arange(len(outcomes)), fold)
-            self._train(outcomes.select(rest), self.capacity, seed)
+            self._train(train_on(rest), self.capacity, seed)
             predictions = self._predict_read(outcomes.select(fold).asked)
             assert predictions.right is not None
             right[fold] = predictions.right
-        return Predictions(right, gains(right))
+        return right
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         everything = together(train, choice)

@@ -32,6 +32,8 @@ Folds = Sequence[NDArray[np.int64]]
 """The rows of each fold; every row is in one of them."""
 Partitions = Sequence[Folds]
 """Several divisions of the same rows into folds."""
+TrainOn = Callable[[NDArray[np.int64]], Outcomes]
+"""The table to train on, of these rows; it may hold other grades than the table of all rows."""
 
 FORMAT = 1
 INDEX, WEIGHTS = "scorer.json", "scorer.safetensors"
@@ -150,16 +152,25 @@ class Scorer(ABC):
         Leaves the settings that did best, which the next `fit` uses. A scorer whose features can
         be computed once for all fits has a faster one of its own.
         """
-        each = [self._out_of_fold(outcomes, folds, seed) for folds in partitions]
+        return self.out_of_fold(outcomes, partitions, outcomes.select, seed)
+
+    def out_of_fold(
+        self, outcomes: Outcomes, partitions: Partitions, train_on: TrainOn, seed: int = 0
+    ) -> Predictions:
+        """Each prompt as a fit on `train_on(rows of the other folds)` predicts it, the mean over
+        the partitions; by the settings that a `cross_validate` left, where it has been called."""
+        each = [self._out_of_fold(outcomes, folds, train_on, seed) for folds in partitions]
         rights = [predictions.right for predictions in each if predictions.right is not None]
         right = np.mean(rights, axis=0) if rights else None
         return Predictions(right, np.mean([predictions.gain for predictions in each], axis=0))
 
-    def _out_of_fold(self, outcomes: Outcomes, folds: Folds, seed: int) -> Predictions:
+    def _out_of_fold(
+        self, outcomes: Outcomes, folds: Folds, train_on: TrainOn, seed: int
+    ) -> Predictions:
         gain = np.zeros_like(outcomes.right)
         right: Floats | None = np.zeros_like(gain)
         for fold in folds:
-            rest = outcomes.select(np.setdiff1d(np.arange(len(outcomes)), fold))
+            rest = train_on(np.setdiff1d(np.arange(len(outcomes)), fold))
             fitted, held = deepcopy(self).fit(rest, None, seed), outcomes.select(fold)
             predictions = fitted.predict(held.asked, held.groups)
             predictions.check(held, self.kind)

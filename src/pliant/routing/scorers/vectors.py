@@ -30,6 +30,7 @@ from pliant.routing.scorers.protocol import (
     Prompts,
     Scorer,
     State,
+    TrainOn,
     gains,
 )
 from pliant.stats import Floats, as_difference
@@ -74,6 +75,10 @@ class Reader(ABC):
         if new:
             rows = self.compute(list(new.values()), self.layers)
             self._rows |= dict(zip(new, rows, strict=True))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself: a model is never copied with the scorer that reads it."""
+        return self
 
     def forget(self) -> None:
         self._rows.clear()
@@ -200,10 +205,13 @@ class VectorScorer(Scorer):
         """
         trial, few = self._trial(outcomes), len(outcomes) <= _FEW
         self.candidate = self._best(trial, partitions if few else partitions[:1])
-        each = [trial.held_out(folds, self.candidate) for folds in partitions]
-        rights = [predictions.right for predictions in each if predictions.right is not None]
-        gain = np.mean([predictions.gain for predictions in each], axis=0)
-        return Predictions(np.mean(rights, axis=0), gain)
+        return self.out_of_fold(outcomes, partitions, outcomes.select, seed)
+
+    def _out_of_fold(
+        self, outcomes: Outcomes, folds: Folds, train_on: TrainOn, seed: int
+    ) -> Predictions:
+        candidate = self.candidate or self._default()
+        return self._trial(outcomes).held_out(folds, candidate, train_on)
 
     def fit(self, train: Outcomes, choice: Outcomes | None = None, seed: int = 0) -> Self:
         from pliant.adapters import fingerprint
@@ -307,16 +315,19 @@ class _Trial:
         gain = self.held_out(folds, candidate).gain[rows]
         return gain_error(gain, self.outcomes.select(rows))
 
-    def held_out(self, folds: Folds, candidate: Candidate) -> Predictions:
+    def held_out(
+        self, folds: Folds, candidate: Candidate, train_on: TrainOn | None = None
+    ) -> Predictions:
         """The rows of each fold, as a fit on all others predicts them; 0 for rows in no fold."""
         x, right = self.vectors[candidate.layer], self.outcomes.right
         probability, gain = np.zeros_like(right), np.zeros_like(right)
         for fold in folds:
             rest = np.setdiff1d(np.arange(len(right)), fold)
-            head = Head.fit(x[rest], right[rest], candidate.head, candidate.strength)
+            known = right[rest] if train_on is None else train_on(rest).right
+            head = Head.fit(x[rest], known, candidate.head, candidate.strength)
             held = head(x[fold])
             assert held.right is not None
-            shift = right.mean(axis=0) - right[rest].mean(axis=0)  # as in Scorer.cross_validate
+            shift = right.mean(axis=0) - known.mean(axis=0)  # as in Scorer.cross_validate
             probability[fold] = np.clip(held.right + shift, 0, 1)
             gain[fold] = as_difference(held.gain + gains(shift[None]))
         return Predictions(probability, gain)
