@@ -44,6 +44,10 @@ class WrongBase(AdapterError):
     """An adapter was trained on another base model than the one it is being put on."""
 
 
+class SlowDtypeWarning(UserWarning):
+    """A model was loaded in a dtype that this machine computes slowly."""
+
+
 def check_whole(name: str, value: object, least: int) -> None:
     """Refuse what is not a whole number of `least` or more."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:

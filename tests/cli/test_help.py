@@ -16,6 +16,7 @@ from pliant.cli import app, flags, importance, prune, recover, shared_options
 from pliant.cli.expert import train as expert_train
 from pliant.cli.route import fit as route_fit
 from pliant.cli.route import label as route_label
+from pliant.loading import Dtype
 
 COMMANDS = [name for name in app.names() if name not in ("run", *app.GROUPS)]
 
@@ -39,6 +40,20 @@ def test_every_option_stands_once_under_a_heading(
             name = "--" + option.name.replace("_", "-")
             first = rf"^  (-\w, )?{name}(?=[ ,/]|$)"
             assert len(re.findall(first, text, re.M)) == 1, option.name
+
+
+def test_every_dtype_is_of_one_closed_set_and_checked_before_the_work(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    named = []
+    for command in COMMANDS:
+        for option in options.of(app.command_function(command)):
+            if option.name == "dtype":
+                named.append(command)
+                assert option.choices == get_args(Dtype), command
+                assert app.outcome([*command.split(), "--dtype", "flaot32"]) == 2
+                assert "'bfloat16'" in capsys.readouterr().err
+    assert len(named) > 12
 
 
 def test_columns_of_labels_stand_under_one_heading() -> None:

@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -19,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 
 from pliant import loading
-from pliant.errors import InvalidInput, ModelNotFound
+from pliant.errors import InvalidInput, ModelNotFound, SlowDtypeWarning
+from pliant.loading import dtypes
 
 
 @pytest.fixture
@@ -211,6 +214,34 @@ def test_a_wrong_option_is_invalid_input(
 ) -> None:
     with pytest.raises(InvalidInput, match=message):
         loading.load_model(folder, **options)  # type: ignore[arg-type]
+
+
+def test_half_precision_is_warned_of_where_it_is_slow(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def messages(load: Callable[[], object]) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", SlowDtypeWarning)
+            load()
+        return [str(w.message) for w in caught if w.category is SlowDtypeWarning]
+
+    monkeypatch.setattr(dtypes, "slowdown_of", lambda dtype: 4.0)
+    (message,) = messages(lambda: loading.load_model(folder, dtype="float16"))
+    assert message.startswith("float16 takes 4.0 times as long as float32 on this CPU")
+    assert not messages(lambda: loading.load_model(folder, dtype="float32"))
+
+    def load_to_write() -> None:
+        with loading.not_computed_here():
+            loading.load_model(folder, dtype="float16")
+
+    assert not messages(load_to_write)
+    monkeypatch.setattr(dtypes, "slowdown_of", lambda dtype: 1.2)
+    assert not messages(lambda: loading.load_model(folder, dtype="float16"))
+
+
+@pytest.mark.parametrize("name", [name for name in get_args(loading.Dtype) if name != "auto"])
+def test_every_dtype_that_may_be_named_loads(folder: Path, name: str) -> None:
+    assert loading.load_model(folder, dtype=name).dtype == getattr(torch, name)
 
 
 def test_float32_is_as_fast_as_itself_and_others_are_measured() -> None:

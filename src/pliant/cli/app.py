@@ -23,7 +23,7 @@ from typer.main import get_command
 from pliant import __version__
 from pliant.cli import terminal
 from pliant.cli.flags import GroupedCommand, plain_flags, typer_command, width, without_underscores
-from pliant.errors import PliantError
+from pliant.errors import PliantError, SlowDtypeWarning
 from pliant.options import Command
 
 # Every command and its line in `pliant --help`. `pliant.cli.<name>` has a function of that name;
@@ -107,7 +107,8 @@ def exit_code(run: Callable[[], None], debug: bool = False) -> int:
     """Turn whatever ends the function into an exit code and at most one line on stderr."""
     terminal.hush_libraries()
     try:
-        run()
+        with terminal.shown_warnings(SlowDtypeWarning):
+            run()
         sys.stdout.flush()
     except typer.Exit as end:
         return end.exit_code

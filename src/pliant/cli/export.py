@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from pliant.cli import terminal
 from pliant.cli.shared_options import DeviceOptions
 from pliant.errors import InvalidInput
+from pliant.loading.dtypes import Dtype
 from pliant.options import Flag
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ class ExportOptions(DeviceOptions):
     their place."""
     shard_size: str = "5GB"
     """The largest file of weights, as in 500MB or 5GB."""
-    dtype: str = "auto"
-    """The weights' type: float32, bfloat16, ...; auto is that of the checkpoint."""
+    dtype: Dtype = "auto"
+    """The weights' type; auto is that of the checkpoint."""
     json: bool = False
     """Print one JSON document."""
 
@@ -85,12 +86,13 @@ def check(options: ExportOptions) -> None:
 
 
 def _in_memory(options: ExportOptions, report: terminal.Stages) -> ExportResult:
-    from pliant.loading import load
+    from pliant.loading import load, not_computed_here
     from pliant.structure import export as write
     from pliant.structure.exporting.saved import load_adapters
 
     assert options.out is not None
-    model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
+    with not_computed_here():
+        model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
     load_adapters(model, options.adapters)
     return write(
         model,

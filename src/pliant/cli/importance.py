@@ -15,6 +15,7 @@ from pliant.cli.shared_options import DeviceOptions, RowOptions
 from pliant.cli.training_text import calibration_rows, default_data, fitting_length
 from pliant.errors import InvalidInput
 from pliant.files import SVG, check_ours, write_file
+from pliant.loading.dtypes import Dtype
 from pliant.options import Flag
 from pliant.reports.tables import Table
 
@@ -72,8 +73,8 @@ class ImportanceOptions(RowOptions, DeviceOptions):
     resume: Path | None = None
     """For leave_one_out: note each unit in this file (.jsonl), and go on from what it holds.
     Default: start anew, and note nothing."""
-    dtype: str = "float32"
-    """The weights' type: float32, bfloat16, ..."""
+    dtype: Dtype = "float32"
+    """The weights' type."""
     json: bool = False
     """Print one JSON document."""
 

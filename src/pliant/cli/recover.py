@@ -10,9 +10,10 @@ from annotated_types import Ge
 
 from pliant.cli import terminal
 from pliant.cli.gradients.inputs import quiet_libraries
-from pliant.cli.shared_options import EngineOrStandard, RowOptions, TrainerOptions
+from pliant.cli.shared_options import EngineOrStandard, RowOptions, TrainerOptions, load_to_train
 from pliant.cli.training_text import check_template, encode, read_data
 from pliant.errors import InvalidInput, UnsupportedModel
+from pliant.loading.dtypes import Dtype
 from pliant.options import Flag, named_values
 from pliant.reports.tables import Table
 
@@ -58,8 +59,8 @@ class RecoverOptions(RowOptions, TrainerOptions):
     """The longest piece of text, in tokens."""
     evaluate: str | None = None
     """Data like --data to measure the loss on. Default: a part of the data is held out."""
-    dtype: str = "auto"
-    """The models' type: float32, bfloat16, ... Default: as they were saved."""
+    dtype: Dtype = "auto"
+    """The models' type. auto: as they were saved."""
     resume: bool = False
     """Resume from the run's last complete checkpoint."""
     json: bool = False
@@ -94,7 +95,6 @@ def recover(options: RecoverOptions) -> None:
 
 
 def recovered(options: RecoverOptions) -> RecoveryResult:
-    from pliant.loading import load
     from pliant.structure import recovery
 
     config = options.config()
@@ -106,14 +106,14 @@ def recovered(options: RecoverOptions) -> RecoveryResult:
         measured_on = read_data(options.evaluate, "dev", QUESTIONS, options, evaluates=True)
     terminal.hide_loading_bars()
     check_template(rows, options.model)
-    model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
+    model, tokenizer = load_to_train(options.model, options.dtype, options.device)
     texts = encode(rows, model, tokenizer, options.length)
     held_out = measured_on and encode(measured_on, model, tokenizer, options.length)
     if options.adapters is not None:
         return _recovered_gated(options, config, model, tokenizer, texts, held_out or None)
     teacher = None
     if options.teacher is not None:
-        teacher, _ = load(options.teacher, dtype=options.dtype, device=options.device)
+        teacher, _ = load_to_train(options.teacher, options.dtype, options.device)
     with quiet_libraries():
         return recovery.recover(
             model,

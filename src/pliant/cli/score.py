@@ -14,6 +14,7 @@ from annotated_types import Ge
 from pliant.cli import terminal
 from pliant.cli.shared_options import DeviceOptions, PromptColumns
 from pliant.errors import InvalidInput
+from pliant.loading.dtypes import Dtype
 from pliant.options import Flag
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class ScoreOptions(PromptColumns, DeviceOptions):
     """The end at which to truncate prompts that are too long. Default: they are an error."""
     batch_size: Annotated[int, Ge(1)] | None = None
     """Prompts per batch. Default: as many as fit well."""
-    dtype: str | None = None
+    dtype: Dtype | None = None
     """The base model's type. Default: as it was saved."""
     json: bool = False
     """Print one JSON object per prompt, one on each line."""

@@ -6,6 +6,7 @@ compares them with those of the parts.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +17,8 @@ from pliant.options import Flag, named_values
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+    from pliant.loading import Dtype
 
 Engine = Literal["sparse", "exact", "completion"]
 EngineOrAuto = Literal["auto", "sparse", "exact", "completion"]
@@ -35,6 +38,18 @@ SEED = 42
 class DeviceOptions:
     device: str | None = None
     """cpu, cuda, cuda:1, mps, ... Default: cpu."""
+
+
+def load_to_train(name: str, dtype: Dtype, device: str | None) -> tuple[Any, Any]:
+    """A model and its tokenizer; with no device named, the Trainer moves the model to an
+    accelerator, if there is one."""
+    import torch
+
+    from pliant.loading import load, not_computed_here
+
+    moves = device is None and torch.cuda.is_available()
+    with not_computed_here() if moves else nullcontext():
+        return load(name, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)

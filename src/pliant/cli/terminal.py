@@ -91,13 +91,14 @@ def shown_warnings(*kinds: type[Warning]) -> Iterator[None]:
     with warnings.catch_warnings():
         for kind in kinds:
             warnings.simplefilter("always", kind)
-        original = warnings.showwarning
+        original, printed = warnings.showwarning, set[str]()
 
         def show(message: Any, category: type[Warning], *rest: Any, **others: Any) -> None:
-            if issubclass(category, kinds):
-                print(f"warning: {message}", file=sys.stderr, flush=True)
-            else:
+            if not issubclass(category, kinds):
                 original(message, category, *rest, **others)
+            elif str(message) not in printed:
+                printed.add(str(message))
+                print(f"warning: {message}", file=sys.stderr, flush=True)
 
         warnings.showwarning = show
         yield

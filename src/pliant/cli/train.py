@@ -11,7 +11,7 @@ from annotated_types import Ge
 
 from pliant.cli import terminal
 from pliant.cli.gradients.inputs import SelectiveOptions, quiet_libraries
-from pliant.cli.shared_options import EngineOrAuto, TrainerOptions
+from pliant.cli.shared_options import EngineOrAuto, TrainerOptions, load_to_train
 from pliant.cli.training_text import check_template, encode, read_data
 from pliant.complexity.training.config import CPXDatasetConfig, CPXModelConfig, CPXTrainingConfig
 
@@ -57,7 +57,6 @@ def lm(options: LmOptions) -> None:
     """
     from pliant.gradients import selective_run
     from pliant.gradients.cautions import BiasedWarning
-    from pliant.loading import load
     from pliant.reports.tables import Table
     from pliant.training.arguments import training_arguments
     from pliant.training.terminal import print_to_stderr
@@ -70,7 +69,7 @@ def lm(options: LmOptions) -> None:
     if options.evaluate is not None:
         held_out = read_data(options.evaluate, "dev", QUESTIONS, options, evaluates=True)
     check_template(rows, options.model)
-    model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
+    model, tokenizer = load_to_train(options.model, options.dtype, options.device)
     train_texts = encode(rows, model, tokenizer, options.length)
     evaluation = held_out and encode(held_out, model, tokenizer, options.length)
     if train_texts.left_out:

@@ -129,14 +129,15 @@ def on_its_base(
 ) -> tuple[nn.Module, Any]:
     """The expert on its base, and the base's tokenizer; None if it has none."""
     from pliant.errors import ModelNotFound
-    from pliant.loading import load_model, load_tokenizer
+    from pliant.loading import load_model, load_tokenizer, not_computed_here
 
     name = base or base_place_of(expert.settings)
     if not name:
         raise InvalidInput(
             "the expert does not say what its base is: name it, --base NAME (base= in Python)"
         )
-    plain = load_model(name, **loading)
+    with not_computed_here():
+        plain = load_model(name, **loading)
     if tokenizer is None:
         try:
             tokenizer = load_tokenizer(name)

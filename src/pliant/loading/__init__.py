@@ -4,8 +4,8 @@
 brings to this machine when asked to.
 """
 
+from pliant.loading.dtypes import Dtype, check_dtype, not_computed_here, slowdown_of
 from pliant.loading.models import (
-    check_dtype,
     collector_paused,
     is_encoder,
     load,
@@ -14,13 +14,13 @@ from pliant.loading.models import (
     load_model,
     load_tokenizer,
     read_json,
-    slowdown_of,
     torch_device,
 )
 from pliant.loading.names import WEIGHTS, Source, embedded, public_name, resolve
 
 __all__ = [
     "WEIGHTS",
+    "Dtype",
     "Source",
     "check_dtype",
     "collector_paused",
@@ -31,6 +31,7 @@ __all__ = [
     "load_encoder",
     "load_model",
     "load_tokenizer",
+    "not_computed_here",
     "public_name",
     "read_json",
     "resolve",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,8 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pliant.errors import InvalidInput, ModelNotFound, did_you_mean, without_password
+from pliant.errors import InvalidInput, ModelNotFound, without_password
 from pliant.loading import catalogue, lora
+from pliant.loading.dtypes import check_dtype, warn_if_slow
 from pliant.loading.names import Source, resolve, suggestion
 
 if TYPE_CHECKING:
@@ -66,7 +66,11 @@ def load_model(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
-    """Load the model alone; a checkpoint without some of its weights raises `ModelNotFound`."""
+    """Load the model alone; a checkpoint without some of its weights raises `ModelNotFound`.
+
+    Warns (`SlowDtypeWarning`) of a model on this CPU in half precision, where that is much slower
+    than float32.
+    """
     source = _readable(name, gguf_file)
     if source.kind == "lora":
         given = {"revision": revision, "trust_remote_code": trust_remote_code, **options}
@@ -95,6 +99,7 @@ def load_model(
                 vars(holder).pop(mark, None)
     if place is not None:
         model = model.to(place)
+    warn_if_slow(model)
     loaded: PreTrainedModel = model.eval()
     return loaded
 
@@ -245,23 +250,6 @@ def torch_device(device: str | torch.device | None) -> torch.device | None:
         raise InvalidInput(f"device {str(device)!r} cannot be used: {_gist(error)}") from error
 
 
-def slowdown_of(dtype: torch.dtype) -> float:
-    """How many times as long a matrix product takes on this CPU in `dtype` as in float32.
-
-    CPUs without instructions for half precision convert every weight, every time.
-    """
-    import torch
-
-    seconds = {dtype: float("inf"), torch.float32: float("inf")}
-    for _ in range(5):  # in turns; the fastest is the least disturbed
-        for kind in seconds:
-            x, weight = torch.ones(256, 768, dtype=kind), torch.ones(768, 768, dtype=kind)
-            began = time.perf_counter()
-            x @ weight.T
-            seconds[kind] = min(seconds[kind], time.perf_counter() - began)
-    return seconds[dtype] / seconds[torch.float32]
-
-
 def _readable(name: str | Path, gguf_file: str | None) -> Source:
     """Where the name leads; an error if that is a GGUF file and cannot be read."""
     source = resolve(name, gguf_file)
@@ -276,16 +264,6 @@ def _readable(name: str | Path, gguf_file: str | None) -> Source:
                     f"{source} is no GGUF file (it does not begin with {GGUF_MAGIC!r})"
                 )
     return source
-
-
-def check_dtype(dtype: str | torch.dtype) -> None:
-    """Refuse a name that is no dtype."""
-    if isinstance(dtype, str) and dtype != "auto":
-        import torch
-
-        names = [n for n, value in vars(torch).items() if isinstance(value, torch.dtype)]
-        if dtype not in names:
-            raise InvalidInput(f"{dtype!r} is not a dtype, nor 'auto'{did_you_mean(dtype, names)}")
 
 
 def _read_config(source: Source, revision: str | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from annotated_types import Ge, Le
 from pliant.cli import terminal
 from pliant.cli.shared_options import DeviceOptions
 from pliant.errors import InvalidInput
+from pliant.loading.dtypes import Dtype
 from pliant.options import Flag, named_values
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class ExpertsOptions(DeviceOptions):
     """The folder of an expert, or of several; repeatable. Needed."""
     base: str | None = None
     """Their base: nano-s, a folder, or a name on the hub. Default: the one that they name."""
+    dtype: Dtype = "auto"
+    """The base's type; auto: as it was saved."""
     json: bool = False
     """Print one JSON document."""
 
@@ -39,7 +42,7 @@ class ExpertsOptions(DeviceOptions):
         folders = expert_folders(self.experts)
         base = self.base or base_of(folders)
         terminal.hide_loading_bars()
-        model, tokenizer = loading.load(base, device=self.device)
+        model, tokenizer = loading.load(base, dtype=self.dtype, device=self.device)
         return load_experts(model, self.experts), tokenizer
 
 

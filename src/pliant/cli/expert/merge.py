@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pliant.cli import terminal
 from pliant.cli.shared_options import DeviceOptions
 from pliant.errors import InvalidInput
+from pliant.loading.dtypes import Dtype
 from pliant.options import Flag
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ class LeavingOptions(DeviceOptions):
     """Its base: nano-s, a folder, or a name on the hub. Default: the one that it names."""
     out: Path | None = None
     """The new folder. Needed."""
-    dtype: str = "auto"
-    """The weights' type: float32, bfloat16, ...; auto is that of the base."""
+    dtype: Dtype = "auto"
+    """The weights' type; auto is that of the base."""
     json: bool = False
     """Print one JSON document."""
 

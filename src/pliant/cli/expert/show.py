@@ -71,11 +71,13 @@ def _names(options: ShowOptions) -> tuple[str, str]:
 def _scales(expert: Expert, other: Expert | None, base: str) -> Scales:
     """The singular values of all weights that either changes."""
     from pliant.experts.factors import singular_values
-    from pliant.loading import load_model
+    from pliant.loading import load_model, not_computed_here
 
     terminal.hide_loading_bars()
     both = expert if other is None else expert + other
-    return singular_values(both.apply(load_model(base)))
+    with not_computed_here():  # the values are those of float32
+        model = load_model(base)
+    return singular_values(both.apply(model))
 
 
 # --- output --------------------------------------------------------------------------------------

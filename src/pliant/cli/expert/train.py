@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge
 
 from pliant.cli import terminal
-from pliant.cli.shared_options import AnswerColumns
+from pliant.cli.shared_options import AnswerColumns, load_to_train
 from pliant.errors import InvalidInput, did_you_mean
+from pliant.loading.dtypes import Dtype
 from pliant.options import Flag, from_texts, named_values
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ class TrainOptions(AnswerColumns):
     set: Annotated[tuple[str, ...], Flag(metavar="NAME=VALUE")] = ()
     """Any other field of ExpertTrainingConfig (beta, parts, ...); repeatable. Default: its own
     values."""
-    dtype: str = "auto"
-    """The base's type: float32, bfloat16, ... Default: as it was saved."""
+    dtype: Dtype = "auto"
+    """The base's type. auto: as it was saved."""
     device: str | None = None
     """cpu, cuda, ... Default: an accelerator, if there is one."""
     report: Path | None = None
@@ -140,7 +141,6 @@ def train(options: TrainOptions) -> None:
 
 def trained(options: TrainOptions) -> Controls:
     from pliant.cli.gradients.inputs import quiet_libraries
-    from pliant.loading import load
 
     config, controls = options.config(), options.controls()
     reward = reward_of(options)
@@ -154,7 +154,7 @@ def trained(options: TrainOptions) -> Controls:
     with quiet_libraries(RewardWarning):
         from pliant.experts.training.controls import train_with_controls
 
-        model, tokenizer = load(options.base, dtype=options.dtype, device=options.device)
+        model, tokenizer = load_to_train(options.base, options.dtype, options.device)
         return train_with_controls(
             model,
             tokenizer,

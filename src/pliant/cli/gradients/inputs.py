@@ -15,6 +15,7 @@ from annotated_types import Ge
 from pliant.cli import terminal
 from pliant.cli.shared_options import RowOptions, Selection, TokenScore
 from pliant.cli.training_text import check_template, encode, read_data
+from pliant.loading.dtypes import Dtype
 from pliant.options import Flag, from_texts, named_values
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class SelectiveOptions(RowOptions):
     """Any other field of GradientConfig, as mix=0.5; repeatable. Default: its own values."""
     length: Annotated[int, Ge(2)] = 256
     """The longest piece of text, in tokens."""
-    dtype: str = "float32"
-    """The weights' type: float32, bfloat16, ..."""
+    dtype: Dtype = "float32"
+    """The weights' type."""
 
     def config(self) -> GradientConfig:
         """The configuration that the options describe."""

@@ -17,6 +17,7 @@ from pliant.cli.recover import table as recovery_table
 from pliant.cli.shared_options import SEED, DeviceOptions, RowOptions
 from pliant.cli.training_text import calibration_rows, default_data, fitting_length, read_data
 from pliant.errors import InvalidInput
+from pliant.loading.dtypes import Dtype
 from pliant.options import Flag
 from pliant.reports.tables import Table
 
@@ -92,8 +93,8 @@ class PruneOptions(RowOptions, DeviceOptions):
     report: Path | None = None
     """Write a page (.html): quality against size, heat maps, sizes and speeds, and two texts.
     Default: none."""
-    dtype: str = "float32"
-    """The weights' type: float32, bfloat16, ..."""
+    dtype: Dtype = "float32"
+    """The weights' type."""
     json: bool = False
     """Print one JSON document."""
 

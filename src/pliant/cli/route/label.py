@@ -12,6 +12,7 @@ from annotated_types import Ge
 from pliant.cli import terminal
 from pliant.cli.shared_options import AnswerColumns
 from pliant.errors import InvalidInput, PliantError, did_you_mean
+from pliant.loading.dtypes import Dtype
 from pliant.options import Flag
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class LabelOptions(AnswerColumns):
     """How often to call a URL for one prompt before giving up."""
     device: str | None = None
     """Where local models run: cpu, cuda, ..."""
-    dtype: str = "auto"
-    """Of local models: float32, bfloat16, float16, or auto, the checkpoint's."""
+    dtype: Dtype = "auto"
+    """Of local models; auto is the checkpoint's."""
     partial: bool = False
     """Also write prompts that some models failed on, with the grades of the others."""
     json: bool = False

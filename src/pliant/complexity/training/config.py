@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pliant.complexity.config import Aggregation
 from pliant.errors import InvalidInput, check_choice, check_whole, named_settings
+from pliant.loading.dtypes import Dtype
 from pliant.options import Flag
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ class CPXModelConfig:
 
     model_name: str = "nano-s"
     """An embedded model, a folder, or a name on the hub."""
-    dtype: str = "auto"
-    """The weights' type: auto, float32, bfloat16, ...; auto: the checkpoint's own, or float32 on a
-    CPU that computes faster in it."""
+    dtype: Dtype = "auto"
+    """The weights' type; auto: the checkpoint's own, or float32 on a CPU that computes faster in
+    it."""
     device: str | None = None
     """cpu, cuda, ...; none: the best there is."""
     rows: Annotated[int, Flag(group="Method")] = 1

@@ -9,6 +9,7 @@ import os
 import random
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -128,7 +129,8 @@ def train_scorer(
     session; None, if nothing was left to train."""
     check_reporters([training.report_to])
     rows, held_out_rows = rows_of(data)
-    base, tokenizer = loading.load(model.model_name, dtype=model.dtype, device=model.device)
+    with loading.not_computed_here() if model.dtype == "auto" else nullcontext():
+        base, tokenizer = loading.load(model.model_name, dtype=model.dtype, device=model.device)
     if model.dtype == "auto":
         base = _in_fastest_dtype(base, Path(training.output_dir) if training.resume else None)
     of_both = {k: v for k, v in vars(model).items() if k in CPXConfig.__dataclass_fields__}

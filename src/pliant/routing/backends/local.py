@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from pliant.complexity import Complexity, Scores
 
 PLAIN = PromptFormat()
-HALF, MUCH_SLOWER = ("bfloat16", "float16"), 1.5
-"""Dtypes for which CPUs may have no units, and the slowdown from which that is said."""
 Ids = list[int]
 Generated = list[list[Ids] | None]
 """Each prompt's samples, up to their end token; None if even one sample exceeded the memory."""
@@ -197,7 +195,7 @@ class LocalBackend(LocalModel):
         return ids
 
     def _caution(self) -> None:
-        """Warn, once, where the model will answer worse or slower than it could."""
+        """Warn, once, where the model will answer worse than it could."""
         framed = has_chat_template(self.tokenizer) or self.prompt_format.template is not None
         if not self._cautioned and not framed:
             warnings.warn(
@@ -208,15 +206,6 @@ class LocalBackend(LocalModel):
                 BackendWarning,
                 stacklevel=2,
             )
-        if not self._cautioned and self.model.device.type == "cpu":
-            dtype = str(self.model.dtype).removeprefix("torch.")
-            if dtype in HALF and (slowdown := loading.slowdown_of(self.model.dtype)) > MUCH_SLOWER:
-                warnings.warn(
-                    f"{self.name}: {dtype} takes {slowdown:.1f} times as long as float32 on this "
-                    "CPU: --dtype float32",
-                    BackendWarning,
-                    stacklevel=2,
-                )
         self._cautioned = True
 
     # --- batches ---------------------------------------------------------------------------------
