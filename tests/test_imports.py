@@ -75,7 +75,7 @@ LAYERS = {
         {"selection"},
         {"config", "labelled_batch"},
     ],
-    "loading": [{"fetch"}, {"models"}, {"dtypes", "lora"}, {"names"}, {"catalogue"}],
+    "loading": [{"fetch"}, {"models"}, {"dtypes", "lora"}, {"hub"}, {"names"}, {"catalogue"}],
     "prefill": [{"prefilled"}, {"forward"}, {"batch"}],
     "routing": [
         {"learning"},

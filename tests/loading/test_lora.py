@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from pliant import loading
 from pliant.errors import ModelNotFound
+from pliant.loading import hub
 from pliant.structure.exporting.disk_export import weight_files
 
 CONFIG = "adapter_config.json"
@@ -58,6 +61,59 @@ def test_a_lora_is_its_base_with_the_lora_merged(trained: Path) -> None:
     assert loading.load_config(trained).num_hidden_layers == model.config.num_hidden_layers
     assert loading.load_model(trained, dtype="bfloat16").dtype == torch.bfloat16
     assert weight_files(trained) == []  # those are of the LoRA alone
+
+
+def in_cache(files: Iterable[Path], name: str, cache: Path) -> None:
+    """A repository as the hub's client stores it: without a network it is all that there is."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    for path in files:
+        (snapshot / path.name).write_bytes(path.read_bytes())
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of the hub's client."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@torch.no_grad()
+def test_a_lora_of_the_hub_loads_as_its_folder_does(trained: Path, cache: Path) -> None:
+    in_cache(trained.iterdir(), "someone/some-lora", cache)
+    model, tokenizer = loading.load("someone/some-lora")
+    assert torch.equal(model(IDS).logits, loading.load_model(trained)(IDS).logits)
+    assert model.name_or_path == "someone/some-lora"
+    assert loading.public_name(model.name_or_path) == "someone/some-lora"
+    assert tokenizer.get_vocab() == loading.load_tokenizer("nano-s").get_vocab()
+    assert loading.load_config("someone/some-lora").model_type == "llama"
+    assert not loading.is_encoder("someone/some-lora")
+
+
+def test_a_model_of_the_hub_with_a_lora_beside_it_is_the_model(trained: Path, cache: Path) -> None:
+    config = loading.WEIGHTS / "nano-s" / "config.json"
+    in_cache([*trained.iterdir(), config], "someone/both", cache)
+    assert hub.with_lora(loading.resolve("someone/both")).kind == "hub"
+    assert loading.load_config("someone/both").model_type == "llama"
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("someone/gone", "'someone/some-lora' is a LoRA of 'someone/gone'.*cannot be loaded"),
+        ("someone/some-lora", "which is a LoRA itself"),
+    ],
+)
+def test_why_a_lora_of_the_hub_cannot_be_loaded(
+    folder: Path, cache: Path, base: str, said: str
+) -> None:
+    edit(folder, base_model_name_or_path=base)
+    in_cache(folder.glob("*.*"), "someone/some-lora", cache)
+    with pytest.raises(ModelNotFound, match=said):
+        loading.load("someone/some-lora")
 
 
 def test_a_tokenizer_in_the_folder_goes_first(folder: Path) -> None:

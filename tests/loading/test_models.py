@@ -249,6 +249,12 @@ def test_float32_is_as_fast_as_itself_and_others_are_measured() -> None:
     assert loading.slowdown_of(torch.bfloat16) > 0
 
 
+@pytest.mark.parametrize("name", ["a--b", "owner/a..b", "owner/name.", "owner/-name", "a/b.git"])
+def test_what_the_hub_calls_no_name_is_none(name: str) -> None:
+    with pytest.raises(ModelNotFound, match="is no model name"):
+        loading.resolve(name)
+
+
 def test_an_unreachable_hub_is_reported() -> None:
     with pytest.raises(ModelNotFound, match="is unreachable"):
         loading.load_config("owner/model")

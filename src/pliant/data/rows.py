@@ -20,7 +20,7 @@ from typing import IO, Any
 from pliant.data.formats import Row, standard
 from pliant.errors import InvalidInput, did_you_mean
 from pliant.files import replacing
-from pliant.loading.models import hub_answers
+from pliant.loading.hub import hub_answers
 
 Columns = Sequence[str] | Mapping[str, str]
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")

@@ -1,7 +1,7 @@
-"""A LoRA's folder as a model: its base, with the matrices merged into the weights in memory.
+"""A LoRA as a model: its base, with the matrices merged into the weights in memory.
 
-The folder is one that PEFT wrote (`adapter_config.json`). Its base is what that file names, by any
-name that Pliant knows. Neither of them is changed on the disk.
+It is a folder that PEFT wrote (`adapter_config.json`), or a repository with such a file on the hub.
+Its base is what that file names, by any name that Pliant knows. Neither is changed on the disk.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pliant.errors import InvalidInput, ModelNotFound, PliantError
+from pliant.loading import hub
 from pliant.loading.names import LORA_CONFIG, Source, resolve
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def base_of(source: Source) -> str:
             f"writes it as one, and `pliant expert ask --experts {source.name}` asks it"
         )
     try:
-        is_lora = resolve(base).kind == "lora"
+        is_lora = hub.with_lora(resolve(base)).kind == "lora"
     except PliantError as error:
         raise _without_base(source, base, error) from error
     if is_lora:
@@ -80,7 +81,8 @@ def merged(source: Source, base: Any) -> PreTrainedModel:
         )
     whole: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     # What is made on this model names the folder, and not the base alone.
-    whole.name_or_path = whole.config._name_or_path = os.path.abspath(source.location)
+    name = source.name_on_hub or os.path.abspath(source.location)
+    whole.name_or_path = whole.config._name_or_path = name
     return whole
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pliant.errors import InvalidInput, ModelNotFound, without_password
-from pliant.loading import catalogue, lora
+from pliant.loading import catalogue, hub, lora
 from pliant.loading.dtypes import check_dtype, warn_if_slow
-from pliant.loading.names import Source, resolve, suggestion
+from pliant.loading.names import Source, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -71,9 +71,10 @@ def load_model(
     Warns (`SlowDtypeWarning`) of a model on this CPU in half precision, where that is much slower
     than float32.
     """
-    source = _readable(name, gguf_file)
+    source = _readable(name, gguf_file, revision)
     if source.kind == "lora":
-        given = {"revision": revision, "trust_remote_code": trust_remote_code, **options}
+        given = {"revision": _of_base(source, revision), **options}
+        given["trust_remote_code"] = trust_remote_code
         base = lora.of_base(source, partial(load_model, dtype=dtype, device=device, **given))
         with _one_line(source, "LoRA"):
             return lora.merged(source, base)
@@ -113,9 +114,10 @@ def load_tokenizer(
     **options: Any,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer alone; `options` go to `AutoTokenizer.from_pretrained`."""
-    source = _readable(name, gguf_file)
+    source = _readable(name, gguf_file, revision)
     if source.kind == "lora" and not _has_tokenizer(source):
-        given = {"revision": revision, "trust_remote_code": trust_remote_code, **options}
+        given = {"revision": _of_base(source, revision), **options}
+        given["trust_remote_code"] = trust_remote_code
         tokenizer_of_base: PreTrainedTokenizerBase
         tokenizer_of_base = lora.of_base(source, partial(load_tokenizer, **given))
         return tokenizer_of_base
@@ -157,16 +159,13 @@ def load_encoder(
 def read_json(name: str | Path, file: str) -> Any:
     """The content of a JSON file beside a model's weights, here or on the hub; None if it has no
     such file."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from transformers.utils import cached_file
 
     source = resolve(name)
-    location = source.location
-    on_hub = source.kind == "hub"
-    offline = on_hub and not hub_answers(lambda: get_hf_file_metadata(hf_hub_url(location, file)))
+    offline = source.kind == "hub" and hub.is_offline(source, file)
     with _one_line(source, file):
         quiet = {f"_raise_exceptions_for_{what}": False for what in _ABSENT}
-        path = cached_file(location, file, local_files_only=offline, **quiet)
+        path = cached_file(source.location, file, local_files_only=offline, **quiet)
         return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
@@ -176,7 +175,7 @@ def is_encoder(name: str | Path) -> bool:
     By its catalogue entry, by the modules of sentence-transformers beside it, or by the class that
     it was saved from: `AutoModelForCausalLM` would load BERT as well.
     """
-    source = resolve(name)
+    source = _readable(name, None)
     if source.kind == "fetched":
         return catalogue.entry(source.name).kind == "text encoder"
     if source.gguf or source.kind in ("embedded", "lora"):
@@ -194,9 +193,10 @@ def load_config(
     trust_remote_code: bool = False,
 ) -> PretrainedConfig:
     """Load the config of a causal language model, and nothing else."""
-    source = _readable(name, gguf_file)
+    source = _readable(name, gguf_file, revision)
     if source.kind == "lora":
-        ask = partial(load_config, revision=revision, trust_remote_code=trust_remote_code)
+        of_base = _of_base(source, revision)
+        ask = partial(load_config, revision=of_base, trust_remote_code=trust_remote_code)
         config_of_base: PretrainedConfig = lora.of_base(source, ask)
         return config_of_base
     if source.kind == "fetched" and (kind := catalogue.entry(source.name).kind) == "text encoder":
@@ -250,11 +250,16 @@ def torch_device(device: str | torch.device | None) -> torch.device | None:
         raise InvalidInput(f"device {str(device)!r} cannot be used: {_gist(error)}") from error
 
 
-def _readable(name: str | Path, gguf_file: str | None) -> Source:
+def _of_base(lora: Source, revision: str | None) -> str | None:
+    """The revision of its base: that of a LoRA on the hub is its own."""
+    return None if lora.name_on_hub else revision
+
+
+def _readable(name: str | Path, gguf_file: str | None, revision: str | None = None) -> Source:
     """Where the name leads; an error if that is a GGUF file and cannot be read."""
     source = resolve(name, gguf_file)
     if not source.gguf:
-        return source
+        return hub.with_lora(source, revision)
     if find_spec("gguf") is None:
         raise InvalidInput(f"{source} is a GGUF file: reading it needs pip install 'pliant[gguf]'")
     if source.kind != "hub":
@@ -270,7 +275,7 @@ def _read_config(source: Source, revision: str | None) -> dict[str, Any]:
     """The content of config.json, with separate errors for downloading and for parsing it."""
     path = Path(source.location) / "config.json"
     if source.kind == "hub":
-        path = _fetch_config(source, revision)
+        path = hub.fetch_config(source, revision)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -278,42 +283,6 @@ def _read_config(source: Source, revision: str | None) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ModelNotFound(f"{source} has a broken config.json: it holds no JSON object")
     return raw
-
-
-def _fetch_config(source: Source, revision: str | None) -> Path:
-    from huggingface_hub import errors as hub
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-
-    near, nowhere = suggestion(source.name), ": no such embedded model or local folder, and "
-    gated = " is gated: accept its terms on the hub, then log in with `hf auth login`"
-    unreachable = f"{nowhere}the hub is unreachable (offline?){near}"
-    reasons: list[tuple[type[Exception], str]] = [
-        (hub.GatedRepoError, gated),
-        (hub.RepositoryNotFoundError, f"{nowhere}none on the hub (or it is private){near}"),
-        (hub.RevisionNotFoundError, f" has no revision {revision!r} on the hub"),
-        (hub.LocalEntryNotFoundError, unreachable),
-        (hub.EntryNotFoundError, " is on the hub, but has no config.json"),
-    ]
-    file: Any = {"repo_id": source.location, "filename": "config.json", "revision": revision}
-    offline = not hub_answers(lambda: get_hf_file_metadata(hf_hub_url(**file)))
-    try:
-        return Path(hf_hub_download(**file, local_files_only=offline))
-    except (hub.HfHubHTTPError, hub.EntryNotFoundError, OSError) as error:
-        reason = next((why for kind, why in reasons if isinstance(error, kind)), unreachable)
-        raise ModelNotFound(f"{source}{reason}") from error
-
-
-def hub_answers(ask: Callable[[], object]) -> bool:
-    """Asks once: a download retries six times, for most of a minute, before it fails."""
-    from huggingface_hub import errors
-
-    try:
-        ask()
-    except errors.HfHubHTTPError:
-        pass  # the hub answers: the download raises the specific error
-    except Exception:  # the client's connection errors, and its offline mode
-        return False
-    return True
 
 
 def _is_causal(config: PretrainedConfig, raw: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from pliant.loading import catalogue
 
 # The embedded models are files of this package: loading them needs no code of pliant.nano.
 WEIGHTS = Path(__file__).parents[1] / "nano" / "weights"
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?(/\w([\w.-]*\w)?)?(?<!\.git)")
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 LORA_CONFIG = "adapter_config.json"
 STOCK_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -32,6 +32,11 @@ class Source:
 
     def __str__(self) -> str:
         return repr(self.name)
+
+    @property
+    def name_on_hub(self) -> str:
+        """The name on the hub; empty for a place on this machine."""
+        return self.name if public_name(self.name) and self.kind in ("hub", "lora") else ""
 
     @property
     def options(self) -> dict[str, Any]:
