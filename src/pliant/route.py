@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     """A file of labels, what `label` returned, or a table."""
 
 __all__ = ["evaluate", "fit", "label"]
-_COLUMNS = ("prompt", "right", "cost", "group", "wording", "question", "unit", "limit")
+_COLUMNS = ("prompt", "messages", "right", "cost", "group", "wording", "question", "unit", "limit")
 """What `columns` may hold: the arguments of `Outcomes.read`."""
 
 
@@ -110,9 +110,10 @@ def fit(
 ) -> Fitted:
     """Fit a router on labels and write it to the folder `out`, if it pays.
 
-    `columns` are those of `Outcomes.read` (prompt, right, cost, group, wording, question, unit,
-    limit), for a table of your own. Options are those of `pliant.routing.fitting.fit.fit`: goal,
-    lam, base, encoder, scorers, calibrate_by, backends, groups_known, every, force, seed, progress.
+    `columns` are those of `Outcomes.read` (prompt, messages, right, cost, group, wording, question,
+    unit, limit), for a table of your own. Options are those of `pliant.routing.fitting.fit.fit`:
+    goal, lam, base, encoder, scorers, calibrate_by, backends, groups_known, every, force, seed,
+    progress.
     What the labels cost, and how to reach the models, is read from the labels. Raises SavesNothing,
     with all that was measured, where the router would not pay.
     """
@@ -123,10 +124,10 @@ def fit(
     if isinstance(labels, LabelReport):
         labels = labels.path
     if isinstance(labels, (str, Path)):
-        prompt = (columns or {}).get("prompt", "prompt")
+        where = {n: x for n, x in (columns or {}).items() if n in ("prompt", "messages")}
         recorded = {
-            "descriptions": backend_descriptions(labels, prompt),
-            "label_cost": label_cost(labels, prompt),
+            "descriptions": backend_descriptions(labels, **where),
+            "label_cost": label_cost(labels, **where),
         }
         options = {**recorded, **options}
     return fit_router(outcomes, out, **options)

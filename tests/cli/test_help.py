@@ -59,7 +59,7 @@ def test_every_dtype_is_of_one_closed_set_and_checked_before_the_work(
 def test_columns_of_labels_stand_under_one_heading() -> None:
     read = {o.name: flags.heading(o) for o in options.of(route_fit.fit)}
     columns = [name for name in read if name.endswith("_column")]
-    assert len(columns) == 6
+    assert len(columns) == 7
     assert {read[name] for name in (*columns, "unit")} == {"Input"}
 
 

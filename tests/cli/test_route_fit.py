@@ -94,6 +94,32 @@ def test_evaluate_and_calibrate(done, folder):
     assert json.loads(anew.stdout)["threshold"]["shares"][1] <= 0.1
 
 
+def test_labels_may_hold_conversations_under_any_name(done, folder):
+    """The prompt is what comes before the last answer, in every command that reads labels."""
+    outcomes(300, 3).write(folder / "plain.jsonl")
+    with (folder / "chats.jsonl").open("w") as file:
+        for row in map(json.loads, (folder / "plain.jsonl").read_text().splitlines()):
+            turns = [("user", row.pop("prompt")), ("assistant", "an answer")]
+            row["chat"] = [{"role": role, "content": text} for role, text in turns]
+            file.write(json.dumps(row) + "\n")
+    chats = ("chats.jsonl", "--messages-column", "chat", "--json")
+    asked = ("--router", "router")
+    plain = route("evaluate", *asked, "--labels", "plain.jsonl", "--json", cwd=folder)
+    shown = route("evaluate", *asked, "--labels", *chats, cwd=folder)
+    assert shown.returncode == 0 and shown.stdout == plain.stdout, shown.stderr
+    new = ("--out", "chats", "--scorer", "length", "--goal", "40 % of calls", "--force")
+    for words in (
+        ("report", *asked, "--out", "page.html", "--labels"),
+        ("calibrate", *asked, "--goal", "40 % of calls", "--prompts"),
+        ("calibrate", *asked, "--goal", "40 % of calls", "--labels"),
+        ("fit", *new, "--labels"),
+    ):
+        done = route(*words, *chats, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    both = route("evaluate", *asked, "--labels", *chats, "--prompt-column", "chat", cwd=folder)
+    assert both.returncode == 2 and "--prompt-column and --messages-column" in both.stderr
+
+
 def test_prompts_alone_bring_their_groups_and_no_option_is_ignored(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     words = ["route", "fit", "--labels", "labels.jsonl", "--out", "by-group", "--scorer", "group"]

@@ -73,17 +73,33 @@ def test_from_answers_to_a_router_that_has_learned(explored: Path) -> None:
     assert sum(novel) <= 4, "what was learned is familiar"
 
 
-def test_a_verifier_grades_what_is_left(explored: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("reference", "columns"),
+    [
+        ({"prompt": "new", "answer": "5"}, []),
+        ({"q": "new", "a": "5"}, ["--prompt-column", "q", "--answer-column", "a"]),
+        (
+            {"chat": [{"from": "human", "value": "new"}, {"from": "gpt", "value": "5"}]},
+            ["--messages-column", "chat"],
+        ),
+    ],
+    ids=["plain", "named", "conversation"],
+)
+def test_a_verifier_grades_what_is_left(
+    explored: Path, tmp_path: Path, reference: dict[str, object], columns: list[str]
+) -> None:
     shutil.copytree(explored / "router", tmp_path / "router")
     with Ledger(tmp_path / "router/ledger.sqlite", prompts=True) as ledger:
         row = answered(ledger, "new", "nano-l")
         ledger.grades.explored(row, "new", None, {"nano-l": ("5", 5.0), "nano-s": ("7", 1.0)}, [])
         other = answered(ledger, "other", "nano-l")
         ledger.grades.explored(other, "other", None, {"nano-l": ("5", 5.0)}, [])
-    (tmp_path / "r.jsonl").write_text(json.dumps({"prompt": "new", "answer": "5"}))
+    (tmp_path / "r.jsonl").write_text(json.dumps(reference))
     words = ("route", "grade", "--router", "router", "--verifier", "exact")
     assert "needs --references" in pliant(*words, cwd=tmp_path).stderr
-    done = pliant(*words, "--references", "r.jsonl", cwd=tmp_path)
+    ignored = pliant(*words[:-1], "grade.py:right", "--prompt-column", "q", cwd=tmp_path)
+    assert ignored.returncode == 2 and "--prompt-column names a column of" in ignored.stderr
+    done = pliant(*words, "--references", "r.jsonl", *columns, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with Ledger(tmp_path / "router/ledger.sqlite") as ledger:
         rights = {each.model: each.right for each in ledger.grades.answers() if each.row == row}

@@ -165,6 +165,7 @@ class Outcomes:
         models: Sequence[str] | None = None,
         *,
         prompt: str = "prompt",
+        messages: str | None = None,
         group: str = "group",
         wording: str = "wording",
         question: str = "question",
@@ -180,10 +181,11 @@ class Outcomes:
         objects, {"correct": true, "cost": 0.01}, which need no names. A model that is missing in a
         row, or null, was not asked that prompt. `models` are named the cheapest first; left out,
         they are ordered by their mean cost. `cost` may also be a price of a call for each model.
+        The prompts are in `prompt` or, where that is given, in the conversations of `messages`.
         Without any costs a call of the first of two models costs 0 and of the second 1, in "calls".
         """
         columns = {"group": group, "wording": wording, "question": question}
-        table = read_table(path, models, prompt, columns, right, cost, limit)
+        table = read_table(path, models, (prompt, messages), columns, right, cost, limit)
         result = cls(**table | {"unit": unit or table["unit"]})
         if models is None:
             return result.by_cost()

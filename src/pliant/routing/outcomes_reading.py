@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pliant.data import Row, read_rows
+from pliant.data import Row, read_prompts
 from pliant.errors import InvalidInput, did_you_mean
 from pliant.routing.prompts import Message, text_of
 from pliant.routing.prompts import messages as messages_of
@@ -24,15 +24,16 @@ _CORRECT = ("correct", "right", "is_correct")
 def read_table(
     path: str | Path,
     models: Sequence[str] | None,
-    prompt: str,
+    prompts: tuple[str, str | None],
     columns: Mapping[str, str],
     right: str,
     cost: str | Mapping[str, float],
     limit: int | None,
 ) -> dict[str, Any]:
-    """The fields of `Outcomes`, whose `read` says what the arguments are; `columns` are those of
-    the group, the wording and the question."""
-    rows = read_rows(path, [prompt], limit=limit)
+    """The fields of `Outcomes`, whose `read` says what the arguments are; `prompts` are the columns
+    of prompts and of conversations, `columns` those of the group, the wording and the question."""
+    prompt, messages = prompts
+    rows = read_prompts(path, [prompt], messages=messages, limit=limit)
     nested = any(right in row for row in rows)
     if nested:
         for i, row in enumerate(rows):

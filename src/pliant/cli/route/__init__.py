@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
+from pliant.cli.shared_options import PromptColumns
 from pliant.options import Flag
 
 if TYPE_CHECKING:
@@ -51,13 +52,11 @@ class RouterOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelsOptions:
+class LabelsOptions(PromptColumns):
     labels: str
     """Labels of prompts that the router was not fitted on."""
     model: tuple[str, ...] = ()
     """A model's column in the labels; repeatable. Default: all of them."""
-    prompt_column: str = "prompt"
-    """The column of the prompts."""
     right_column: str = "right"
     """The column that holds, by model, whether it is right: true, a share, or {"correct": true}."""
     cost_column: str = "cost"
@@ -78,8 +77,10 @@ class LabelsOptions:
     @property
     def columns(self) -> dict[str, Any]:
         """The arguments of `Outcomes.read`."""
-        names = ("prompt", "right", "cost", "group", "wording", "question")
+        self.check_columns()
+        names = ("right", "cost", "group", "wording", "question")
         columns = {name: getattr(self, f"{name}_column") for name in names}
+        columns |= {"prompt": self.prompt_column or "prompt", "messages": self.messages_column}
         return {**columns, "unit": self.unit, "limit": self.limit}
 
     def outcomes(self) -> Outcomes:

@@ -249,12 +249,10 @@ class CalibrateOptions(LabelsOptions, RouterOptions):
 
     def prompts_alone(self) -> tuple[list[Prompt], list[str] | None]:
         """The prompts, and their groups if all of them have one."""
-        from pliant.data import read_rows
-
-        rows = read_rows(self.prompts, [self.prompt_column], limit=self.limit)
+        rows = self.read(self.prompts, limit=self.limit)
         groups = [row.get(self.group_column) for row in rows]
         known = None if None in groups else [str(group) for group in groups]
-        return [row[self.prompt_column] for row in rows], known
+        return [row["prompt"] for row in rows], known
 
 
 def calibrate(options: CalibrateOptions) -> None:

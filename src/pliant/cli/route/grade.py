@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pliant.cli import terminal
+from pliant.cli.shared_options import AnswerColumns
 from pliant.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradeOptions:
+class GradeOptions(AnswerColumns):
     router: Path
     """The folder that `pliant route fit` wrote."""
     grades: str | None = None
@@ -56,6 +57,10 @@ def grade(options: GradeOptions) -> None:
         raise InvalidInput("nothing to do: give --grades FILE, --verifier, or --ungraded FILE")
     if options.references is not None and options.verifier is None:
         raise InvalidInput("--references: are for a verifier; give --verifier as well")
+    options.check_columns()
+    for name, column in {"prompt": options.prompt_column, **options.answers()}.items():
+        if column is not None and options.references is None:
+            raise InvalidInput(f"--{name}-column names a column of --references: give them as well")
     read, verify = _grades(options), _verifier(options)
     if options.ungraded is not None:
         check_writable(options.ungraded)
@@ -104,7 +109,7 @@ def _recorded(ledger: Ledger, rows: list[Grade | None], options: GradeOptions) -
 
 def _verifier(options: GradeOptions) -> Verify | None:
     """From a stored answer to its grade; None for one without a reference."""
-    from pliant.data import read_rows
+    from pliant.routing.prompts import text_of
     from pliant.verify import Function, Verifier, verifier
 
     name = options.verifier
@@ -114,8 +119,8 @@ def _verifier(options: GradeOptions) -> Verify | None:
     right: Verifier = Function(name) if own else verifier(name)
     if options.references is None and not own:
         raise InvalidInput(f"--verifier {name} needs --references: rows of prompt and answer")
-    rows = [] if options.references is None else read_rows(options.references, ["prompt", "answer"])
-    references = {row["prompt"]: row["answer"] for row in rows}
+    rows = [] if options.references is None else options.read(options.references, "answer")
+    references = {text_of(row["prompt"]): row["answer"] for row in rows}
 
     def verify(stored: StoredAnswer) -> float | None:
         if stored.prompt not in references and not own:

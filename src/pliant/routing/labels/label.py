@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pliant.data import Journal, Row, read_rows, write_rows
+from pliant.data import Journal, Row, read_prompts, read_rows, write_rows
 from pliant.errors import InvalidInput
 from pliant.routing.backends import Answers, Result, Settings, Used
 from pliant.routing.labels.grading import Grader
@@ -140,7 +140,9 @@ def label(
     return LabelReport(out, journal.path, len(rows), missing, lacking, unit, models_done, judging)
 
 
-def label_cost(path: str | Path, prompt: str = "prompt") -> dict[str, Used]:
+def label_cost(
+    path: str | Path, prompt: str = "prompt", messages: str | None = None
+) -> dict[str, Used]:
     """What making the labels of a file cost, by model and, if there was a judge, for JUDGE.
 
     The answers to a prompt count once, however many rows it has.
@@ -155,7 +157,7 @@ def label_cost(path: str | Path, prompt: str = "prompt") -> dict[str, Used]:
             raise InvalidInput(f"{path}, row {at}: {error}") from None
         total[name] = total[name] + more if name in total else more
 
-    for at, row in enumerate(read_rows(path, (prompt,)), 1):
+    for at, row in enumerate(read_prompts(path, (prompt,), messages=messages), 1):
         used = _by_model(path, at, row, "used")
         if not (used or row.get("judging")):
             continue  # of another's making
@@ -168,10 +170,12 @@ def label_cost(path: str | Path, prompt: str = "prompt") -> dict[str, Used]:
     return total
 
 
-def backend_descriptions(path: str | Path, prompt: str = "prompt") -> dict[str, BackendDescription]:
+def backend_descriptions(
+    path: str | Path, prompt: str = "prompt", messages: str | None = None
+) -> dict[str, BackendDescription]:
     """The backends of the models in a label file, by its last rows."""
     last: dict[str, BackendDescription] = {}
-    for at, row in enumerate(read_rows(path, (prompt,)), 1):
+    for at, row in enumerate(read_prompts(path, (prompt,), messages=messages), 1):
         for name, description in _by_model(path, at, row, "reached").items():
             try:
                 last[name] = BackendDescription.from_dict(description)
