@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 
-from pliant.errors import InvalidInput
 from pliant.routing import Goal, Outcomes, Threshold
 from pliant.routing.decision_rule import sweep
 from pliant.routing.fitting.fit import GOAL
@@ -67,22 +66,6 @@ def test_a_higher_goal_has_a_higher_internal_target_and_the_same_one_again(amoun
     target = internal_target(amount, swept)
     assert target >= amount and target == internal_target(amount, swept)
     assert internal_target(min(1.0, amount + 0.05), swept) >= target
-
-
-def test_more_labels_of_the_strong_model_prove_no_less() -> None:
-    gain, known = population()
-    goal, calls = "95 % of the large model's quality, with 95 % confidence", []
-    for start in range(0, 6000, 300):
-        rows = np.arange(start, start + 300)
-        sample, gains = known.select(rows), gain[rows]
-        # As often right as in the sample, so that only the certainty differs.
-        sure = np.tile(sample.strong, 50)
-        more = threshold(goal, gains, sample, strong_labels=sure)
-        calls.append((threshold(goal, gains, sample).share, more.share))
-    before, after = np.array(calls).T
-    assert (after <= before).all() and after.mean() < before.mean() - 0.002
-    with pytest.raises(InvalidInput, match="strong_labels"):
-        threshold(goal, gains, sample, strong_labels=[0.5, 2.0])
 
 
 def test_a_proof_that_saves_nothing_says_how_many_labels_would() -> None:

@@ -1,8 +1,9 @@
-"""The tests of a mean loss: exact by enumeration, and hardly more cautious than they have to be."""
+"""The tests of losses and gains: exact by enumeration, and hardly more cautious than necessary."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,89 +11,90 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from pliant.routing.goals.risk import highest_sums, lowest_share, passes, proves_below, whole
+from pliant.routing.goals.risk import Counts, proved, rounded
+
+WORTH = st.sampled_from([1.0, 0.95, 0.5])
+LIMIT = st.sampled_from([0.0, 0.01, 0.05, 0.3])
 
 
-def chance(n: int, share: float, mean: float, highest: np.ndarray) -> float:
-    """How often n losses of -1, 0 and 1 pass, by summing over every number of losses and gains."""
-    k = np.arange(n + 1)
-    of_k = binom.pmf(k, n, share)
-    gains = np.arange(n + 1)[:, None]
-    possible = (gains <= k) & (k - 2 * gains <= highest)
-    return float((of_k * binom.pmf(gains, k, (share - mean) / 2 / share) * possible).sum())
+def chance(n: int, losses: float, gains: float, limit: float, worth: float, delta: float) -> float:
+    """How often n prompts of a population with these shares of losses and gains are a proof."""
+    return sum(
+        binom.pmf(lost, n, losses) * binom.pmf(gained, n - lost, gains / max(1 - losses, 1e-12))
+        for lost, gained in results(n, losses)
+        if proved(Counts(n, lost, gained), limit, worth, delta)
+    )
 
 
-@settings(max_examples=60)
+def results(n: int, losses: float) -> Iterator[tuple[int, int]]:
+    """The numbers of losses and gains that happen: the sums leave out less than 1e-6."""
+    most = int(binom.isf(1e-7, n, losses)) + 1
+    return ((lost, gained) for lost in range(min(n, most) + 1) for gained in range(n - lost + 1))
+
+
+@settings(max_examples=40)
 @given(
-    st.integers(1, 60),
-    st.sampled_from([0.0, 0.01, 0.02, 0.05, 0.3]),
-    st.sampled_from([0.01, 0.05, 0.2]),
-    st.floats(0, 1),
-    st.floats(0, 1),
+    st.integers(1, 30), LIMIT, WORTH, st.sampled_from([0.05, 0.2]), st.floats(0, 1), st.floats(0, 1)
 )
-def test_no_population_above_the_limit_passes_more_often_than_allowed(
-    n: int, limit: float, delta: float, a: float, b: float
+def test_no_population_beyond_the_limit_is_proved_more_often_than_allowed(
+    n: int, limit: float, worth: float, delta: float, a: float, b: float
 ) -> None:
-    mean = limit + (1 - limit) * a**4  # mostly near the limit, where it is hard
-    share = max(mean + (1 - mean) * b**2, 1e-9)
-    assert chance(n, share, mean, highest_sums(n, limit, delta)) <= 1.01 * delta
+    beyond = limit + (1 - limit) * a**4  # mostly near the limit, where it is hard
+    gains = (1 - beyond) / (1 + worth) * b**2
+    assert chance(n, beyond + worth * gains, gains, limit, worth, delta) <= 1.001 * delta
 
 
-@pytest.mark.parametrize("n", [255, 1275])
 @pytest.mark.parametrize("delta", [0.05, 0.2])
-def test_the_test_gives_little_of_the_risk_away(n: int, delta: float) -> None:
-    highest = highest_sums(n, 0.04, delta)
-    for share in (0.06, 0.15, 0.4):
-        assert 0.6 * delta < chance(n, share, 0.04, highest) <= delta
+def test_the_test_gives_little_of_the_risk_away(delta: float) -> None:
+    rng, n = np.random.default_rng(0), 400
+    for limit, worth, gains in ((0.04, 1.0, 0.02), (0.04, 1.0, 0.1), (0.1, 0.9, 0.05)):
+        losses = limit + worth * gains
+        draws = rng.multinomial(n, [losses, gains, 1 - losses - gains], 3000)[:, :2].tolist()
+        passed = np.mean([proved(Counts(n, *of), limit, worth, delta) for of in draws])
+        assert 0.7 * delta < passed < delta + 3.1 * math.sqrt(delta * (1 - delta) / 3000)
 
 
-@given(st.integers(1, 400), st.floats(0, 0.9), st.floats(1e-6, 0.6))
-@settings(max_examples=30)
-def test_more_losses_never_prove_more(n: int, limit: float, delta: float) -> None:
-    """A loss instead of a 0, or a 0 instead of a gain, turns no failure into a proof."""
-    highest = highest_sums(n, limit, delta)
-    assert (np.diff(highest) <= 0).all() and (np.diff(highest) >= -1).all()
-
-
-def test_a_lower_risk_or_limit_never_proves_more() -> None:
-    by_delta = [highest_sums(300, 0.03, delta) for delta in (0.01, 0.05, 0.2, 0.4)]
-    by_limit = [highest_sums(300, limit, 0.05) for limit in (0.0, 0.02, 0.05, 0.2, 1.0)]
-    for tests in (by_delta, by_limit):
-        assert all((low <= high).all() for low, high in zip(tests, tests[1:], strict=False))
-
-
-def test_losses_between_are_rounded_without_changing_the_mean() -> None:
-    losses = np.random.default_rng(0).choice([-1.0, -0.25, 0.0, 0.5, 1.0], 400)
-    rounded = np.array([whole(losses, seed) for seed in range(500)])
-    assert set(np.unique(rounded)) == {-1, 0, 1}
-    assert np.abs(rounded.mean(axis=0) - losses).max() < 0.1
-    assert (whole(np.sign(losses)) == np.sign(losses)).all()
-
-
-def test_rounded_losses_keep_the_level() -> None:
-    rng, passed = np.random.default_rng(1), 0
-    for _ in range(2000):  # four samples of two models: the mean loss is .02
-        strong, weak = rng.binomial(4, 0.5, 200) / 4, rng.binomial(4, 0.48, 200) / 4
-        passed += proves_below(strong - weak, 0.02, 0.1)
-    assert passed <= 200 + 3.1 * math.sqrt(2000 * 0.09)
-
-
-@given(st.integers(1, 80), st.floats(0.01, 0.99), st.sampled_from([0.005, 0.02, 0.2]))
 @settings(max_examples=60)
-def test_a_share_is_below_its_lower_bound_as_rarely_as_stated(
-    n: int, share: float, delta: float
+@given(st.integers(1, 400), st.floats(0, 0.9), WORTH, st.floats(0, 0.3), st.floats(0, 0.3))
+def test_more_losses_lower_risks_and_lower_limits_never_prove_more(
+    n: int, limit: float, worth: float, a: float, b: float
 ) -> None:
-    right = [np.repeat([1.0, 0.0], [count, n - count]) for count in range(n + 1)]
-    bounds = np.array([lowest_share(each, delta) for each in right])
-    assert binom.pmf(np.arange(n + 1), n, share)[bounds > share].sum() <= delta + 1e-9
+    losses, gains = int(a * n), int(b * n)
+    if proved(Counts(n, losses + 1, gains), limit, worth, 0.05):
+        assert proved(Counts(n, losses, gains), limit, worth, 0.05)
+    for risk, most in ((0.1, limit), (0.05, limit + 0.05)):
+        if proved(Counts(n, losses, gains), limit, worth, 0.05):
+            assert proved(Counts(n, losses, gains), most, worth, risk)
 
 
-def test_small_samples_and_certain_losses_prove_nothing() -> None:
-    assert not proves_below(np.zeros(20), 0.02, 0.05)
-    assert not proves_below(np.zeros(140), 0.02, 0.05)  # .98 ** 140 is .059
-    assert proves_below(np.zeros(2000), 0.02, 0.05)
-    assert not proves_below(np.ones(2000), 0.02, 0.05)
-    assert not proves_below(np.tile([1.0, 0.0], 500), 0.5, 0.05)
-    assert proves_below(np.full(500, -0.5), 0.0, 0.05)
-    assert proves_below(np.ones(3), 1.0, 0.05)
-    assert passes(np.zeros(3), highest_sums(3, 1.0, 0.05))
+def test_where_nothing_differs_the_number_of_prompts_decides() -> None:
+    assert not proved(Counts(148, 0, 0), 0.02, 1.0, 0.05)  # .98 ** 148 is .0503
+    assert proved(Counts(149, 0, 0), 0.02, 1.0, 0.05)  # and .98 ** 149 is .0493
+    assert not proved(Counts(0, 0, 0), 0.5, 1.0, 0.2)
+    assert proved(Counts(3, 3, 0), 1.0, 0.0, 0.05)  # no share is above 1
+    assert not proved(Counts(2000, 2000, 0), 0.02, 1.0, 0.05)
+    assert proved(Counts(500, 0, 250), 0.0, 1.0, 0.05)
+    assert not proved(Counts(500, 250, 250), 0.0, 1.0, 0.2)
+
+
+def test_prompts_on_which_no_model_is_right_do_not_count_for_a_quality() -> None:
+    strong, routed = np.array([[1, 1, 0, 0, 1], [1, 0, 1, 0, 0]], dtype=bool)
+    assert Counts.of(strong, routed) == Counts(5, 2, 1)
+    assert Counts.of(strong, routed, either=True) == Counts(4, 2, 1)
+
+
+def test_grades_between_are_rounded_without_changing_the_mean() -> None:
+    right = np.random.default_rng(0).choice([0.0, 0.25, 0.5, 1.0], 400)
+    drawn = np.array([rounded(right, seed) for seed in range(500)])
+    assert np.abs(drawn.mean(axis=0) - right).max() < 0.1
+    whole = np.round(right)
+    assert (rounded(whole) == (whole > 0)).all()
+    assert (rounded(right) <= rounded(np.minimum(1, right + 0.2))).all()
+
+
+def test_rounded_grades_keep_the_level() -> None:
+    rng, passed = np.random.default_rng(1), 0
+    for _ in range(2000):  # four samples of two models: .02 are lost
+        strong, weak = rng.binomial(4, 0.5, 200) / 4, rng.binomial(4, 0.48, 200) / 4
+        passed += proved(Counts.of(rounded(strong), rounded(weak)), 0.02, 1.0, 0.1)
+    assert passed <= 200 + 3.1 * math.sqrt(2000 * 0.09)

@@ -1,30 +1,34 @@
 """Statistical tests that a promise holds for new prompts, and not only for the calibration split.
 
-The loss of a prompt lies in [-1, 1]: the quality of the strong model less that of the router.
-`proves_below(losses, limit, delta)` is true only if the mean loss of the population is proved to
-be below `limit`: where it is not, the result is true with a probability of at most delta, for any
-number of prompts and any population.
+A prompt is a loss where the strongest model is right and the router's answer is not, and a gain
+where it is the other way round. `proved(counts, limit, worth, delta)` is true only if it is proved
+that among the counted prompts of the population
 
-The test of n losses of -1, 0 and 1 (labels that are right or wrong): with d the sum and k the
-number of losses other than 0, it passes where
+    share of losses - worth * share of gains < limit
 
-    d <= n * limit - z * sqrt(max(k - n * limit^2, 0) + 4)
+Where that is not so the result is true with a probability of at most delta, for any number of
+prompts and any population.
 
-the distance from the limit in standard errors, as in a score test. z is not the normal
-distribution's, which holds for large n alone: it is the lowest z with which no population whose
-mean is the limit passes more often than delta. Such a population has one free number, the share s
-of prompts with a loss of either sign: k is binomial, and so are the gains among these k. The chance
-is summed exactly for many s between the limit and 1. Fewer losses or more gains always pass where
-more losses do, so a population with a higher mean passes less often. z is within 10 % of the normal
-distribution's from 60 prompts on, so little is given away.
+The order of the possible results, from what speaks most for the router to what speaks least, is
+that of a score test, the distance from the limit in standard errors, with k losses and gains:
 
-Other losses (several samples, several wordings) are rounded at random to -1, 0 or 1 so that their
-mean stays what it is: the test is then as exact, and the rounding adds to the variance.
+    z = (n * limit - losses + worth * gains) / sqrt(k - n * limit^2 + 3)
+
+But the normal distribution holds for large n alone. The chance of as high a z or a higher one is
+summed exactly instead, over k (binomial) and the gains among these k (binomial too). At the limit
+one number of the population stays free, the share of gains. It is in the Clopper-Pearson interval
+of the observed gains, except for a hundredth of delta, and the highest chance in this interval
+counts, with the rest of delta (Berger and Boos). A population beyond the limit has more losses and
+passes less often.
+
+Grades between 0 and 1 (several samples, several wordings) are rounded at random to 0 or 1 so that
+their mean stays what it is: the test is then as exact, and the rounding adds to the variance.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -32,105 +36,108 @@ from numpy.typing import NDArray
 
 from pliant.stats import Floats
 
-Counts = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
-# Close to (log(delta) / z)^2, the value with which a split without any loss passes where it should:
-# 3.3 at .05, 3.7 at .2.
-_EXTRA = 4.0
-_FINEST = 0.01  # of z
-
-
-def proves_below(losses: Floats, limit: float, delta: float, seed: int = 0) -> bool:
-    """Whether the mean of the losses' population is proved to be below the limit."""
-    return passes(whole(losses, seed), highest_sums(len(losses), limit, delta))
+# Up to here a split without losses and gains is the best there can be, and so proved as soon as
+# (1 - limit)^n is below delta: with 149 prompts for .02 and .05, where 4 would need 151 and 6 180.
+EXTRA = 3.0
+_OUTSIDE = 0.01  # of delta: 5 % sends .1 point more calls, on 200 draws of 660 MMLU labels
+_SHARES = 11  # .7 standard errors apart, or less
+_REACH = 6.0  # standard errors of k that are summed: the rest is below 1e-8
 
 
-def passes(losses: Floats, highest: Counts) -> bool:
-    """The test itself, for losses of -1, 0 and 1 and what `highest_sums` returned."""
-    return bool(losses.sum() <= highest[np.count_nonzero(losses)])
+@dataclass(frozen=True)
+class Counts:
+    """How many prompts count, and how many of these the router loses and gains."""
+
+    prompts: int
+    losses: int
+    gains: int
+
+    @classmethod
+    def of(cls, strong: Flags, routed: Flags, either: bool = False) -> Counts:
+        """From whether each answer is right; with `either`, prompts on which no model is right do
+        not count."""
+        prompts = np.count_nonzero(strong | routed) if either else len(strong)
+        losses, gains = np.count_nonzero(strong & ~routed), np.count_nonzero(routed & ~strong)
+        return cls(int(prompts), int(losses), int(gains))
+
+    def margin(self, limit: float, worth: float) -> float:
+        """How many losses fewer there are than the limit permits."""
+        return self.prompts * limit - self.losses + worth * self.gains
+
+    def variance(self, limit: float) -> float:
+        """Of the margin, at the limit."""
+        return max(self.losses + self.gains - self.prompts * limit**2, 0.0)
 
 
-def whole(losses: Floats, seed: int = 0) -> Floats:
-    """Losses of -1, 0 and 1 with the same mean in the population, by rounding at random.
-
-    One draw for each row, whatever the losses: so nearly equal losses are rounded alike.
-    """
-    draws = np.random.default_rng(seed).random(len(losses))
-    return np.asarray(np.sign(losses) * (draws < np.abs(losses)))
-
-
-@lru_cache(maxsize=64)
-def highest_sums(n: int, limit: float, delta: float) -> Counts:
-    """(n + 1,) the highest sum of losses that passes, by how many losses are not 0."""
-    if limit >= 1:  # which no mean exceeds
-        return np.full(n + 1, n)
-    shares, tail = _shares(n, limit), min(1e-7, delta / 1000)
-    hardest = shares[:1]  # the population that passed too often at the last z that was too low
-
-    def holds(z: float) -> bool:
-        nonlocal hardest
-        highest = _boundary(n, limit, z)
-        for share in np.concatenate([hardest, shares]):
-            if _chance(n, limit, float(share), highest, tail) > delta:
-                hardest = np.array([share])
-                return False
+def proved(counts: Counts, limit: float, worth: float, delta: float) -> bool:
+    """Whether the share of losses less `worth` times that of gains is proved to be below `limit`,
+    with a probability of at most delta that it is not."""
+    if limit >= 1:  # which no share exceeds
         return True
-
-    low, high = 0.0, _normal(delta) + 0.1
-    while not holds(high):
-        low, high = high, high + 0.2
-    low = max(low, 0.9 * _normal(delta))
-    while high - low > _FINEST:
-        middle = (low + high) / 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return _boundary(n, limit, high)
+    return counts.losses <= most_losses(counts.prompts, counts.gains, limit, worth, delta)
 
 
-def lowest_share(right: Floats, delta: float, seed: int = 0) -> float:
-    """A lower bound of the share that is right in the population (Clopper and Pearson)."""
-    from scipy.special import betaincinv
-
-    n, count = len(right), int(whole(right, seed).sum())
-    return 0.0 if count == 0 else float(betaincinv(count, n - count + 1, delta))
-
-
-def _normal(delta: float) -> float:
+@lru_cache(maxsize=2**14)
+def most_losses(n: int, gains: int, limit: float, worth: float, delta: float) -> int:
+    """The most losses that are a proof beside these gains; -1 if even none are too many."""
     from scipy.special import ndtri
 
-    return max(0.0, -float(ndtri(delta)))
+    def enough(losses: int) -> bool:
+        p = p_value(Counts(n, losses, gains), limit, worth, delta * _OUTSIDE)
+        return p <= delta * (1 - _OUTSIDE)
+
+    # By the normal distribution, which is rarely 2 beside the exact result; z solves to losses.
+    z, most = max(0.0, -float(ndtri(delta))), n * limit + worth * gains
+    error = math.sqrt(max(0.0, z**2 / 4 + most + gains - n * limit**2 + EXTRA))
+    losses = max(-1, math.floor(most + z**2 / 2 - z * error))
+    while enough(losses + 1):
+        losses += 1
+    while losses >= 0 and not enough(losses):
+        losses -= 1
+    return losses
 
 
-def _shares(n: int, limit: float) -> Floats:
-    """The shares s that are tried: a fraction of a standard error of k apart, or less."""
-    tried = min(160, int(6 * math.sqrt(n)) + 40)
-    roots = np.linspace(math.sqrt(limit), 1, tried + 1)
-    return np.asarray(roots**2) if limit > 0 else np.asarray(roots[1:] ** 2)
-
-
-def _boundary(n: int, limit: float, z: float) -> Counts:
-    k = np.arange(n + 1)
-    # With more than this, a further gain may count against the router (z / (2 sqrt(extra)) > 1).
-    extra = max(_EXTRA, z * z / 4)
-    error = np.sqrt(np.maximum(k - n * limit**2, 0) + extra)
-    return np.floor(n * limit - z * error + 1e-9).astype(np.int64)
-
-
-def _chance(n: int, limit: float, share: float, highest: Counts, tail: float = 1e-7) -> float:
-    """How often n losses pass, of a population with this mean and share of losses but 0.
-
-    The `tail` of k is not summed and counts as if all of it passed.
-    """
+def p_value(counts: Counts, limit: float, worth: float, outside: float) -> float:
+    """The chance of such counts or better ones, of the population at the limit that makes them the
+    likeliest; its share of gains is in their interval at level 1 - outside."""
     from scipy.special import betainc, gammaln
 
-    reach = 1 + math.sqrt(-2 * math.log(tail / 2) * n * share * (1 - share)) - math.log(tail)
-    k = np.arange(max(0, math.floor(n * share - reach)), min(n, math.ceil(n * share + reach)) + 1)
-    with np.errstate(divide="ignore"):
-        log_rest = (n - k) * math.log1p(-share) if share < 1 else np.where(k == n, 0.0, -np.inf)
-    log_pmf = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1) + k * math.log(share)
-    # Of k prompts with a loss of either sign at least this many are gains.
-    least = np.maximum(np.ceil((k - highest[k]) / 2), 0)
-    enough = np.where(least == 0, 1.0, 0.0)
-    at = (least > 0) & (least <= k)
-    gained = (share - limit) / 2
-    enough[at] = betainc(least[at], k[at] - least[at] + 1, gained / share)
-    return float((np.exp(log_pmf + log_rest) * enough).sum() + tail)
+    n = counts.prompts
+    z = counts.margin(limit, worth) / math.sqrt(counts.variance(limit) + EXTRA)
+    if z <= 0:
+        return 1.0
+    gained = _plausible(n, counts.gains, (1 - limit) / (1 + worth), outside)[:, None]
+    share = np.clip(limit + (1 + worth) * gained, 1e-12, 1 - 1e-12)  # of losses and gains
+    reach = _REACH * float(np.sqrt(n * share * (1 - share)).max()) + 16
+    first, last = n * float(share.min()) - reach, n * float(share.max()) + reach
+    k = np.arange(max(0, math.floor(first)), min(n, math.ceil(last)) + 1)
+    log_pmf = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+    log_pmf = log_pmf + k * np.log(share) + (n - k) * np.log1p(-share)
+    # Of k losses and gains at least this many are gains.
+    error = np.sqrt(np.maximum(k - n * limit**2, 0) + EXTRA)
+    least = np.ceil((k - n * limit + z * error) / (1 + worth) - 1e-9)
+    enough = np.where(least <= 0, 1.0, np.zeros_like(log_pmf))
+    some = (least > 0) & (least <= k)
+    enough[:, some] = betainc(least[some], (k - least + 1)[some], gained / share)
+    return float((np.exp(log_pmf) * enough).sum(axis=1).max())
+
+
+def rounded(right: Floats, seed: int = 0) -> Flags:
+    """Grades as right or wrong with the same mean in the population, by rounding at random.
+
+    One draw for each row, whatever the grades: equal grades of two models are rounded alike.
+    """
+    return np.asarray(np.random.default_rng(seed).random(len(right)) < right)
+
+
+def _plausible(n: int, count: int, highest: float, outside: float) -> Floats:
+    """Shares over the interval in which the share is of which `count` of n are an example (Clopper
+    and Pearson), at most the highest."""
+    from scipy.special import betaincinv
+
+    low = betaincinv(count, n - count + 1, outside / 2) if count else 0.0
+    high = betaincinv(count + 1, n - count, 1 - outside / 2) if count < n else 1.0
+    ends = np.sqrt(np.minimum([low, high], highest))
+    return np.asarray(np.linspace(ends[0], ends[1], _SHARES) ** 2)

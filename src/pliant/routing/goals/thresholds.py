@@ -182,7 +182,6 @@ def threshold(
     prices: ArrayLike | None = None,
     novel: ArrayLike | None = None,
     novel_to: int | None = -1,
-    strong_labels: ArrayLike | None = None,
 ) -> Threshold:
     """The threshold that meets a goal on the calibration split; a goal with a confidence is proved.
 
@@ -191,14 +190,13 @@ def threshold(
     prompts that the router sends to the model `novel_to`, if any, whatever their gain. `grid`, for
     goals with a confidence, must not come from these predictions or labels: those of the training
     split will do, and GRID (over the range of the prices) for gains that are differences of
-    probabilities. `strong_labels`, for the proof of a quality, says how often the strongest model
-    is right on each of more questions than these: also those that the scorer was trained on.
+    probabilities.
     """
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
     swept = sweep(gain, outcomes, prices, novel, novel_to)
     if goal.confidence is not None:
         tried = GRID * swept.unit_gain if grid is None else np.asarray(grid, dtype=np.float64)
-        return _proved(Proof.of(goal, swept, strong_labels), tried)
+        return _proved(Proof(goal, swept), tried)
     steps = swept.steps
     if goal.kind == "quality":
         return _at(goal, swept, _value_for_quality(goal, swept))
