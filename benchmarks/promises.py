@@ -1,22 +1,28 @@
 """Do the goals of `route fit` hold, and what do they cost? 200 fits on labels drawn from each set.
 
-    python -m benchmarks.promises --data FOLDER [--labels FILE]...
+    python -m benchmarks.promises --data FOLDER [--labels FILE]... [--only NAME]
 
 A promise is about label sets: of those that could be drawn from one population, at least the stated
 share lead to a threshold that keeps the goal on the population. So the rows of a label set are the
 population; n labels are drawn from it with replacement, a scorer predicts them out of fold, the
 threshold is chosen on these predictions, the scorer is fitted on all n, and the threshold is judged
 on the whole population (where a drawn prompt has its out-of-fold prediction, and equal prompts are
-in one fold). The scorer is a ridge on the gain with a fixed penalty: TF-IDF words and the group.
+in one fold). The scorer is a ridge on the gains with a fixed penalty: TF-IDF words and the group.
 
-In the same run: the fewest calls to the strongest model that suffice where all labels are known;
-a threshold that just meets the goal on the same predictions (no test); and what Pliant did before:
-a scorer of 55 % of the labels, a threshold from another 15 %, proved by a bet.
+`mmlu` and `gsm8k` are the public labels of FOLDER; each FILE is a population of its own, for any
+number of models. `specialists` are the three of benchmarks/specialists.py at one price, and `five`
+these, nano-s at the same price and nano-l, which costs five times as much.
+
+Beside the goals that the documentation names, each set has one for which about 40 % of the calls
+are needed: the percentage of the strongest model's quality for which that is nearest.
+
+In the same run: the fewest calls to the strongest model that suffice where all labels are known; a
+threshold that just meets the goal on the same predictions (no test); and the fewest calls of any
+procedure with the same confidence, labels and predictions (promises_limit.py).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,22 +33,28 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from scipy.linalg import cho_factor, cho_solve
+from scipy.stats import binomtest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from benchmarks.harness import keep
+from benchmarks.promises_limit import Curve
+from benchmarks.specialists import five_labels
 from pliant.reports.tables import Table
 from pliant.routing.decision_rule import Sweep, sweep
 from pliant.routing.fitting.fit import GOAL
 from pliant.routing.goals.goal import Goal
-from pliant.routing.goals.thresholds import GRID, Threshold, threshold
+from pliant.routing.goals.thresholds import Threshold, threshold
 from pliant.routing.outcomes import Outcomes
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 PLAIN = "95 % of the large model's quality"
-PROVED = (GOAL, PLAIN + ", with 95 % confidence", "at most 2 % worse, with 95 % confidence")
-SIZES = {"mmlu": (300, 660, 1500), "gsm8k": (300, 660)}
+SURE = ", with 95 % confidence"
+PROVED = (GOAL, PLAIN + SURE, "at most 2 % worse" + SURE)
+NEED, PERCENTS = 0.4, range(80, 100)
+PUBLIC, EMBEDDED = ("mmlu", "gsm8k"), ("specialists", "five")
+SIZES = {"mmlu": (300, 660, 1500, 3000), "nano": (300, 660, 1500)}
 OTHER_SIZES = (300, 660)
 LARGEST = 6000  # prompts of a population: the kernel of all pairs is in memory
 PENALTY, FOLDS = 8.0, 5
@@ -55,19 +67,17 @@ def main(
     labels: Annotated[list[Path], typer.Option(help="Other label sets; repeatable.")] = [],  # noqa: B006
     draws: Annotated[int, typer.Option(help="Label sets drawn of each population.", min=2)] = 200,
     only: Annotated[str, typer.Option(help="One population, by its name.")] = "",
+    sizes: Annotated[list[int], typer.Option(help="Numbers of labels; repeatable.")] = [],  # noqa: B006
 ) -> None:
-    """Print the tables and write the result."""
-    console, figures = Console(highlight=False, width=150), {}
+    """Print the tables and write the result of each population."""
+    console = Console(highlight=False, width=160)
     for population in populations(data, labels, only):
-        for n in SIZES.get(population.name, OTHER_SIZES):
-            figures[f"{population.name}, {n} labels"] = measured(population, n, draws)
-            draw(figures, f"{population.name}, {n} labels").draw(console)
-    command = "python -m benchmarks.promises --data FOLDER --labels FILE ..."
-    keep(
-        f"promises_{only}" if only else "promises",
-        figures,
-        f"{command} --only {only}" if only else command,
-    )
+        name, figures = population.name, {}
+        for n in sizes or SIZES.get(name, OTHER_SIZES):
+            figures[f"{n} labels"] = measured(population, n, draws)
+            draw(f"{name}, {n} labels", figures[f"{n} labels"]).draw(console)
+            command = "python -m benchmarks.promises --data FOLDER --labels FILE ..."
+            keep(f"promises_{name}", figures, f"{command} --only {name}")
 
 
 # --- populations and scorers ---------------------------------------------------------------------
@@ -107,13 +117,19 @@ class Population:
 
 
 def populations(data: Path, labels: list[Path], only: str) -> Iterator[Population]:
-    for name in SIZES:
+    files = {path.name.split(".")[0].split("-")[0]: path for path in labels}
+    for name in (*PUBLIC, *files, *EMBEDDED):
         if only in ("", name):
-            path = data / f"{name}-mixtral8x7b-gpt4.jsonl.gz"
-            yield population(name, Outcomes.read(path, models=("weak", "strong")))
-    for path in labels:
-        if only in ("", path.name.split(".")[0]):
-            yield population(path.name.split(".")[0], Outcomes.read(path).by_quality())
+            yield population(name, _read(name, data, files).by_quality())
+
+
+def _read(name: str, data: Path, files: dict[str, Path]) -> Outcomes:
+    if name in PUBLIC:
+        return Outcomes.read(data / f"{name}-mixtral8x7b-gpt4.jsonl.gz", models=("weak", "strong"))
+    if name in files:
+        return Outcomes.read(files[name])
+    labels = five_labels(3000)
+    return labels if name == "five" else labels.of_models(labels.models[:3])
 
 
 def population(name: str, outcomes: Outcomes) -> Population:
@@ -158,72 +174,93 @@ def drawn(population: Population, n: int, seed: int) -> Drawn:
 
 def measured(population: Population, n: int, draws: int) -> dict[str, Any]:
     """What each way leads to for each goal, over all draws."""
-    results: dict[str, list[tuple[float, float]]] = {}
-    oracle: dict[str, list[float]] = {}
+    goals = [PLAIN, *PROVED, *goals_that_need_most_calls(population, n)]
+    results: dict[str, dict[str, list[dict[str, float]]]] = {text: {} for text in goals}
     more: list[tuple[int, int, float]] = []
     prices = population.outcomes.cost.mean(axis=0)
     for seed in range(draws):
         sample = drawn(population, n, seed)
         known = sweep(sample.final, population.outcomes, prices)
-        for text in (PLAIN, *PROVED):
-            goal = Goal.parse(text)
+        swept, curve = sweep(sample.gain, sample.outcomes, prices), Curve.of(known)
+        for text in goals:
+            goal, ways = Goal.parse(text), results[text]
             ours = threshold(goal, sample.gain, sample.outcomes, prices=prices)
-            note(results, text, "ours", known, ours.value)
-            value = just_enough(goal, sweep(sample.gain, sample.outcomes, prices))
-            note(results, text, "no test", known, value)
-            enough = known.steps.qualities >= population.floor(goal) - 1e-12
-            oracle.setdefault(text, []).append(float(known.steps.shares[enough].min()))
+            ways.setdefault("ours", []).append(result(known, ours.value))
+            ways.setdefault("no test", []).append(result(known, just_enough(goal, swept)))
+            ways.setdefault("need", []).append(need(known, population.floor(goal)))
+            if goal.confidence is not None:
+                ways.setdefault("limit", []).append(curve.least(goal, n))
             if text == GOAL and ours.more_labels and len(more) < CHECKED:
                 more.append((seed, *ours.more_labels))
-        for text, value, judged in before(population, sample, prices, seed):
-            note(results, text, "before", judged, value)
     return {
         "prompts": len(population.outcomes),
         "labels": n,
         "draws": draws,
         "models": list(population.outcomes.models),
-        "strong": population.strong,
+        "prices": (prices / prices[-1]).tolist(),
+        "right": population.outcomes.mean_right.tolist(),
         "goals": {
-            text: {"oracle calls": float(np.mean(oracle[text]))}
-            | {
-                way: summary(pairs, population, Goal.parse(text))
-                for (text_of, way), pairs in _keyed(results)
-                if text_of == text
-            }
-            for text in (PLAIN, *PROVED)
+            text: {way: summary(each, population, text) for way, each in ways.items()}
+            for text, ways in results.items()
         },
         "more labels": statements(population, more),
     }
 
 
-def note(
-    results: dict[str, list[tuple[float, float]]], text: str, way: str, known: Sweep, value: float
-) -> None:
-    """The quality and the share of calls of a threshold on the population."""
+def goals_that_need_most_calls(population: Population, n: int) -> list[str]:
+    """The quality for which nearest to NEED of the calls are needed, with both confidences; none
+    where no quality needs about that many."""
+    needs: dict[int, list[float]] = {percent: [] for percent in PERCENTS}
+    for seed in range(10):
+        sample = drawn(population, n, seed)
+        known = sweep(sample.final, population.outcomes, population.outcomes.cost.mean(axis=0))
+        for percent, each in needs.items():
+            each.append(need(known, percent / 100 * population.strong)["calls"])
+    nearest = min(needs, key=lambda percent: abs(float(np.mean(needs[percent])) - NEED))
+    if abs(float(np.mean(needs[nearest])) - NEED) > 0.05 or nearest == 95:
+        return []
+    text = f"{nearest} % of the large model's quality"
+    return [f"{text}, with 80 % confidence", text + SURE]
+
+
+def result(known: Sweep, value: float) -> dict[str, float]:
+    """What a threshold does on the population."""
     chosen = known.choose(value)
-    right, _ = known.outcomes.routed(chosen)
-    share = float((chosen == len(known.outcomes.models) - 1).mean())
-    results.setdefault(f"{text}|{way}", []).append((float(right.mean()), share))
-
-
-def _keyed(
-    results: dict[str, list[tuple[float, float]]],
-) -> Iterator[tuple[tuple[str, str], list[tuple[float, float]]]]:
-    for key, pairs in results.items():
-        text, way = key.split("|")
-        yield (text, way), pairs
-
-
-def summary(
-    pairs: list[tuple[float, float]], population: Population, goal: Goal
-) -> dict[str, float]:
-    quality, share = np.array(pairs).T
+    right, cost = known.outcomes.routed(chosen)
     return {
-        "broken": float((quality < population.floor(goal) - 1e-9).mean()),
-        "quality over target": float((quality - population.floor(goal)).mean() / population.strong),
-        "worst": float((quality - population.floor(goal)).min() / population.strong),
-        "calls": float(share.mean()),
-        "everything to the strongest": float((share > 0.999).mean()),
+        "quality": float(right.mean()),
+        "calls": float((chosen == len(known.outcomes.models) - 1).mean()),
+        "cost": float(cost.mean() / known.outcomes.cost[:, -1].mean()),
+    }
+
+
+def need(known: Sweep, floor: float) -> dict[str, float]:
+    """The fewest calls, and the lowest cost, with which the quality suffices."""
+    steps = known.steps
+    enough = steps.qualities >= floor - 1e-12
+    strongest = known.outcomes.cost[:, -1].mean()
+    return {
+        "calls": float(steps.shares[enough].min()),
+        "cost": float(steps.costs[enough].min() / strongest),
+    }
+
+
+def summary(each: list[dict[str, float]], population: Population, text: str) -> dict[str, Any]:
+    """Means over the draws and, where there is a quality, how often it breaks the goal."""
+    means = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
+    if "quality" not in means:
+        return means
+    floor = population.floor(Goal.parse(text))
+    over = np.array([one["quality"] for one in each]) - floor
+    broken = int((over < -1e-9).sum())
+    interval = binomtest(broken, len(each)).proportion_ci(0.95, "exact")
+    return means | {
+        "broken": broken / len(each),
+        "broken, 95 %": [interval.low, interval.high],
+        "quality over target": float(over.mean() / population.strong),
+        "its standard error": float(over.std() / len(each) ** 0.5 / population.strong),
+        "worst": float(over.min() / population.strong),
+        "everything to the strongest": float(np.mean([one["calls"] > 0.999 for one in each])),
     }
 
 
@@ -234,56 +271,6 @@ def just_enough(goal: Goal, swept: Sweep) -> float:
     assert share is not None
     (meets,) = np.nonzero(swept.steps.qualities >= share * strong - 1e-12)
     return float(swept.steps.values[meets[0]])
-
-
-def before(
-    population: Population, sample: Drawn, prices: Floats, seed: int
-) -> Iterator[tuple[str, float, Sweep]]:
-    """The thresholds of a scorer of 55 % of the labels, chosen on 15 % of them."""
-    unique = np.random.default_rng(seed).permutation(np.unique(sample.rows))
-    learned, held = np.split(unique, [int(0.55 * len(unique)), int(0.7 * len(unique))])[:2]
-    train = sample.rows[np.isin(sample.rows, learned)]
-    calibration = sample.rows[np.isin(sample.rows, held)]
-    final = population.fit(train)(np.arange(len(population.outcomes)))
-    known = np.isin(sample.rows, learned)
-    final[train] = sample.gain[known]  # out of fold, else it is judged on what it learned from
-    judged = sweep(final, population.outcomes, prices)
-    swept = sweep(final[calibration], population.outcomes.select(calibration), prices)
-    for text in (PLAIN, *PROVED):
-        goal = Goal.parse(text)
-        value = just_enough(goal, swept) if goal.confidence is None else by_bet(goal, swept)
-        yield text, value, judged
-
-
-def by_bet(goal: Goal, swept: Sweep) -> float:
-    """The last threshold of the grid before the first whose bet does not pay."""
-    assert goal.confidence is not None
-    outcomes, passed, last = swept.outcomes, -math.inf, None
-    for value in GRID * swept.unit_gain:
-        chosen = swept.choose(float(value))
-        if last is None or (chosen != last).any():
-            routed, _ = outcomes.routed(chosen)
-            risk = goal.kind == "risk"
-            losses = (1 if risk else goal.amount) * outcomes.strong - routed
-            limit = goal.amount if risk else 0.0
-            if highest_stake(losses, limit, 1 - goal.confidence) < -math.log(1 - goal.confidence):
-                break
-            last = chosen
-        passed = float(value)
-    return passed
-
-
-def highest_stake(losses: Floats, limit: float, delta: float) -> float:
-    """The logarithm of the highest value of a stake that is played through the losses in random
-    order (Waudby-Smith and Ramdas): the test that Pliant had before."""
-    losses = losses[np.random.default_rng(0).permutation(len(losses))]
-    n = len(losses)
-    rounds = np.arange(1, n + 1)
-    mean = np.cumsum(losses) / (rounds + 1)
-    spread = (0.25 + np.cumsum((losses - mean) ** 2)) / (rounds + 1)
-    earlier = np.concatenate([[0.25], spread[:-1]])
-    bet = np.minimum(np.sqrt(2 * math.log(1 / delta) / (n * earlier)), 0.75 / (1 - limit))
-    return float(np.cumsum(np.log1p(bet * (limit - losses))).max())
 
 
 def statements(population: Population, more: list[tuple[int, int, float]]) -> dict[str, Any]:
@@ -306,33 +293,35 @@ def statements(population: Population, more: list[tuple[int, int, float]]) -> di
 # --- tables --------------------------------------------------------------------------------------
 
 
-def draw(figures: dict[str, Any], name: str) -> Table:
-    result = figures[name]
+def draw(name: str, figures: dict[str, Any]) -> Table:
     rows = []
-    for text, ways in result["goals"].items():
+    for text, ways in figures["goals"].items():
         confidence = Goal.parse(text).confidence
         allowed = "-" if confidence is None else f"{1 - confidence:.0%}"
-        for way in ("ours", "no test", "before"):
+        least = ways.get("limit", {"calls": np.nan, "cost": np.nan})
+        for way in ("ours", "no test"):
             of = ways[way]
+            low, high = of["broken, 95 %"]
             rows.append(
                 [
                     text if way == "ours" else "",
                     way,
-                    f"{of['broken']:.1%}",
+                    f"{of['broken']:.1%} [{low:.1%}, {high:.1%}]",
                     allowed,
                     f"{of['quality over target']:+.3f}",
                     f"{of['worst']:+.3f}",
-                    f"{of['calls']:.1%}",
-                    f"{of['everything to the strongest']:.0%}",
-                    f"{ways['oracle calls']:.1%}",
+                    *(
+                        f"{of[what]:.1%} / {least[what]:.1%} / {ways['need'][what]:.1%}"
+                        for what in ("calls", "cost")
+                    ),
                 ]
             )
-    head = ["goal", "way", "broken", "allowed", "over target", "worst", "calls", "all", "oracle"]
-    more = result["more labels"]
-    estimates = (
-        f"; more labels: {more['made']} statements, {more['true']} of {more['checked']} true"
-    )
-    title = f"{name}, {result['draws']} draws{estimates}"
+    of_three = "{}: this / any procedure / known"
+    head = ["goal", "way", "broken", "allowed", "over target", "worst"]
+    head += [of_three.format(what) for what in ("calls", "cost")]
+    more = figures["more labels"]
+    estimates = f"more labels: {more['made']} statements, {more['true']} of {more['checked']} true"
+    title = f"{name}, {figures['draws']} draws; {estimates}"
     return Table(title, head, rows, right=frozenset(head[2:]))
 
 

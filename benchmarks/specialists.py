@@ -48,6 +48,7 @@ SPECIALITIES: dict[str, Callable[[Question], bool]] = {
 FAMILIES = [family.name for family in nano.TRAINED if family.domain != "reading"]
 """Those with short prompts: others take twenty times as long to train on."""
 STEPS, ROWS, RATE = 300, 32, 1e-3
+LARGE_COSTS = 4.9  # nano-l's price of an answer, of nano-s's 1, as `route label` counts FLOPs
 CONTROLS = ("best model of each group", "best single model")
 
 
@@ -149,6 +150,24 @@ def nano_labels(number: int) -> Outcomes:
             groups=tuple(question.family for question in asked),
         ).write(path)
     return Outcomes.read(path)
+
+
+def five_labels(number: int) -> Outcomes:
+    """The three, then nano-s at their price, and nano-l."""
+    path = CACHE / f"five-{number}.jsonl"
+    if not path.is_file():
+        three = nano_labels(number)
+        asked = nano.questions("dev", number, families=FAMILIES)
+        assert tuple(question.prompt for question in asked) == three.prompts
+        general = [graded(nano.load(name), asked) for name in nano.NAMES]
+        prices = [1.0] * (len(SPECIALITIES) + 1) + [LARGE_COSTS]
+        replace(
+            three,
+            models=(*three.models, *nano.NAMES),
+            right=np.column_stack([three.right, *general]),
+            cost=np.tile(prices, (number, 1)),
+        ).write(path)
+    return Outcomes.read(path, models=(*SPECIALITIES, *nano.NAMES))
 
 
 def specialist(name: str) -> tuple[Any, Any]:
