@@ -4,10 +4,11 @@
 
 A promise is about label sets: of those that could be drawn from one population, at least the stated
 share lead to a threshold that keeps the goal on the population. So the rows of a label set are the
-population; n labels are drawn from it with replacement, a scorer predicts them out of fold, the
-threshold is chosen on these predictions, the scorer is fitted on all n, and the threshold is judged
-on the whole population (where a drawn prompt has its out-of-fold prediction, and equal prompts are
-in one fold). The scorer is a ridge on the gains with a fixed penalty: TF-IDF words and the group.
+population; n labels are drawn from it with replacement, a scorer predicts them out of fold (as many
+times as `fit` does), the threshold is chosen on the mean of these predictions, the scorer is fitted
+on all n, and the threshold is judged on the whole population (where a drawn prompt has its
+out-of-fold prediction, and equal prompts are in one fold). The scorer is a ridge on the gains with
+a fixed penalty: TF-IDF words and the group.
 
 `mmlu` and `gsm8k` are the public labels of FOLDER; each FILE is a population of its own, for any
 number of models. `specialists` are the three of benchmarks/specialists.py at one price, and `five`
@@ -58,6 +59,7 @@ SIZES = {"mmlu": (300, 660, 1500, 3000), "nano": (300, 660, 1500)}
 OTHER_SIZES = (300, 660)
 LARGEST = 6000  # prompts of a population: the kernel of all pairs is in memory
 PENALTY, FOLDS = 8.0, 5
+REPEATS = ((1_000, 3), (3_000, 2), (10_000, 1))  # as `fit` divides up to so many labels
 CHECKED = 20  # statements about more labels that are checked, of each set and size
 MOST_LABELS = 3000
 
@@ -159,12 +161,15 @@ def drawn(population: Population, n: int, seed: int) -> Drawn:
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, len(population.outcomes), n)
     unique, at = np.unique(rows, return_inverse=True)
-    fold = rng.permutation(np.arange(len(unique)) % FOLDS)[at]
     everything = np.arange(len(population.outcomes))
     final = population.fit(rows)(everything)
-    gain = np.empty((n, *final.shape[1:]))
-    for k in range(FOLDS):
-        gain[fold == k] = population.fit(rows[fold != k])(rows[fold == k])
+    gain = np.zeros((n, *final.shape[1:]))
+    repeats = next(times for most, times in REPEATS if n <= most)
+    for _ in range(repeats):
+        fold = rng.permutation(np.arange(len(unique)) % FOLDS)[at]
+        for k in range(FOLDS):
+            predicted = population.fit(rows[fold != k])(rows[fold == k])
+            gain[fold == k] += predicted / repeats
     final[rows] = gain  # else they would be predicted by a scorer that knows their labels
     return Drawn(rows, population.outcomes.select(rows), gain, final)
 
