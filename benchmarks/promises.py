@@ -55,8 +55,8 @@ SURE = ", with 95 % confidence"
 PROVED = (GOAL, PLAIN + SURE, "at most 2 % worse" + SURE)
 NEED, PERCENTS = 0.4, range(80, 100)
 PUBLIC, EMBEDDED = ("mmlu", "gsm8k"), ("specialists", "five")
-SIZES = {"mmlu": (300, 660, 1500, 3000), "nano": (300, 660, 1500)}
-OTHER_SIZES = (300, 660)
+SIZES = {"mmlu": (300, 660, 1500), "gsm8k": (300, 660), "nano": (300, 660)}
+OTHER_SIZES = (660,)
 LARGEST = 6000  # prompts of a population: the kernel of all pairs is in memory
 PENALTY, FOLDS = 8.0, 5
 REPEATS = ((1_000, 3), (3_000, 2), (10_000, 1))  # as `fit` divides up to so many labels
@@ -130,7 +130,7 @@ def _read(name: str, data: Path, files: dict[str, Path]) -> Outcomes:
         return Outcomes.read(data / f"{name}-mixtral8x7b-gpt4.jsonl.gz", models=("weak", "strong"))
     if name in files:
         return Outcomes.read(files[name])
-    labels = five_labels(3000)
+    labels = five_labels(2000)
     return labels if name == "five" else labels.of_models(labels.models[:3])
 
 
