@@ -29,7 +29,7 @@ from pliant.routing.decision_rule import Sweep
 from pliant.routing.goals.goal import Goal
 from pliant.stats import Floats
 
-VALUES = 80  # thresholds at which the power is computed
+VALUES = 50  # thresholds at which the power is computed
 ANSWERS = ((0, 0), (1, 0), (0, 1), (1, 1))  # strongest and router, right or wrong
 
 
@@ -109,5 +109,9 @@ def sums(chances: list[Floats], losses: Floats, n: int) -> Iterator[Floats]:
     size = 1 << math.ceil(math.log2(2 * shift + 24 * spread + 2 * np.ptp(losses) + 2))
     for p in chances:
         single = np.bincount(losses % size, weights=p, minlength=size)
-        circular = np.fft.irfft(np.fft.rfft(single) ** n, size)
+        waves = np.fft.rfft(single)
+        matter = n * np.log(np.abs(waves) + 1e-300) > -45  # the n-th power of the others is 0
+        waves[matter] **= n
+        waves[~matter] = 0
+        circular = np.fft.irfft(waves, size)
         yield np.maximum(np.roll(circular, size // 2), 0.0)

@@ -42,7 +42,7 @@ Flags = NDArray[np.bool_]
 # (1 - limit)^n is below delta: with 149 prompts for .02 and .05, where 4 would need 151 and 6 180.
 EXTRA = 3.0
 _OUTSIDE = 0.01  # of delta: 5 % sends .1 point more calls, on 200 draws of 660 MMLU labels
-_SHARES = 11  # .7 standard errors apart, or less
+_SHARES = 11  # about .7 standard errors apart
 _REACH = 6.0  # standard errors of k that are summed: the rest is below 1e-8
 
 
