@@ -41,9 +41,9 @@ from pliant.routing.scorers.protocol import (
 )
 from pliant.stats import Floats, as_difference
 
-# Chosen on halves of the label sets, by APGR on the other halves, means of three to five: 32, 64 and
-# 128 topics have .638, .647 and .650 with 700 labels of GSM8K, .622, .625 and .628 with 300, .645,
-# .647 and .648 with 500 of MMLU, and .677, .678 and .677 with 2,000.
+# Chosen on halves of the label sets, by APGR on the other halves, means of three to five: 32, 64
+# and 128 topics have .638, .647 and .650 with 700 labels of GSM8K, .622, .625 and .628 with 300,
+# .645, .647 and .648 with 500 of MMLU, and .677, .678 and .677 with 2,000.
 TOPICS, WAVES = 64, 200
 _GROUP = 0.7
 """The weight of a group's column."""
