@@ -14,6 +14,8 @@ is the score "error", with new weights, the same number everywhere.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from statistics import geometric_mean
@@ -55,7 +57,7 @@ SIZES = {
     "max_position_embeddings": LENGTH,
     "tie_word_embeddings": True,
 }
-PLANS = {"the same share of each layer": True, "another share of each layer": False}
+PLANS = {"of the heads of each layer": True, "of all heads": False}
 WEIGHTS = {"new weights": True, "old weights": False}
 
 
@@ -63,83 +65,98 @@ def main(
     data: Annotated[Path, typer.Option(help="The folder of the texts.")],
     steps: Annotated[int, typer.Option(help="Of training.")] = 900,
     tokens: Annotated[int, typer.Option(help="Of calibration text.")] = 4_096,
-    test: Annotated[int, typer.Option(help="Tokens of each test text.")] = 8_192,
+    test: Annotated[int, typer.Option(help="Tokens of each test text.")] = 4_096,
 ) -> None:
-    """Print the tables and write the result after each model."""
+    """Print the tables and write the result after each way."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     untrained = LlamaForCausalLM(LlamaConfig(**SIZES))
     model, seconds = trained("structure_heads", untrained, data, steps)
     figures: dict[str, Any] = {"sizes": SIZES, "steps": steps, "training CPU seconds": seconds}
-    figures |= {"calibration tokens": tokens, "random seeds": SEEDS, "models": {}}
-    texts = calibration_pieces(data, tokens), test_pieces(data, test)
-    figures["models"]["byte Llama"] = measured(model, *texts)
-    keep("structure_heads", figures, COMMAND)
+    figures |= {"calibration tokens": tokens, "test tokens": test, "models": {}}
     own, tokenizer = load("nano-l")
-    own.requires_grad_(False)
-    figures["models"]["nano-l"] = measured(own, *nano_texts(tokenizer, tokens, test))
-    keep("structure_heads", figures, COMMAND)
+    materials = {
+        "byte Llama": Material(model, calibration_pieces(data, tokens), test_pieces(data, test)),
+        "nano-l": Material(
+            own.requires_grad_(False),
+            nano_pieces("train", tokenizer, tokens),
+            {"questions": nano_pieces("test", tokenizer, 2 * test)},
+        ),
+    }
+    for weights, plan, name in product(WEIGHTS, PLANS, materials):
+        result = figures["models"].setdefault(name, {"whole": materials[name].whole, "ways": {}})
+        for share in SHARES:
+            ratios = materials[name].ratios(share, PLANS[plan], WEIGHTS[weights])
+            result["ways"].setdefault(f"{share:.0%}, {plan}", {})[weights] = ratios
+        keep("structure_heads", figures, COMMAND)
     for name, result in figures["models"].items():
-        for table in draw(name, result):
+        for table in draw(name, result["ways"]):
             table.draw(Console(highlight=False))
 
 
 COMMAND = "python -m benchmarks.structure_heads --data FOLDER"
 
 
-def nano_texts(tokenizer: Any, tokens: int, test: int) -> tuple[Any, dict[str, Any]]:
-    """To choose heads on, and to measure with."""
-    train, held_out = (nano.conversations(split, QUESTIONS) for split in ("train", "test"))
-    fitted = calibration_batches(train, tokenizer, tokens=tokens, length=PIECE)
-    tested = calibration_batches(held_out, tokenizer, tokens=test, length=PIECE)
-    return fitted, {"questions": tested}
+def nano_pieces(split: Any, tokenizer: Any, tokens: int) -> list[dict[str, torch.Tensor]]:
+    rows = nano.conversations(split, QUESTIONS)
+    return calibration_batches(rows, tokenizer, tokens=tokens, length=PIECE)
 
 
-def measured(model: Any, fitted: Any, tests: dict[str, Any]) -> dict[str, Any]:
-    """Every way's perplexities, relative to the whole model's."""
-    whole = {name: perplexity(model, batches) for name, batches in tests.items()}
-    shares: dict[str, Any] = {}
-    scores: dict[str, Importance] = {}
-    for score in ("fisher", "taylor", "leave_one_out", "entropy"):
-        scores[score] = importance(model, fitted, ImportanceConfig(("heads",), score))
-        print(scores[score], flush=True)
-    for share, plan, weights in product(SHARES, PLANS, WEIGHTS):
-        own = shares.setdefault(f"{share:g}", {}).setdefault(plan, {}).setdefault(weights, {})
-        for config in configs(share, PLANS[plan], WEIGHTS[weights]):
-            pruned = prune(model, fitted, config, scores=scores.get(config.score))
-            ratios = {t: perplexity(model, own) / whole[t] for t, own in tests.items()}
-            pruned.detach()
-            name = f"random, seed {config.seed}" if config.score == "random" else config.score
-            own[name] = {"ratio": ratios}
-            print(f"{config}: {ratios}", flush=True)
-    seconds = {score: round(own.cost.seconds, 1) for score, own in scores.items()}
-    return {"whole": whole, "seconds of the scores": seconds, "shares": shares}
+@dataclass(frozen=True, eq=False)
+class Material:
+    """A model, and the texts that it is pruned with and measured on."""
 
+    model: Any
+    fitted: list[dict[str, torch.Tensor]]
+    tests: dict[str, list[dict[str, torch.Tensor]]]
 
-def configs(share: float, uniform: bool, compensate: bool) -> Iterator[PruneConfig]:
-    for score in SCORES:
-        for seed in range(SEEDS if score == "random" else 1):
-            how: dict[str, Any] = {"uniform": uniform, "compensate": compensate, "seed": seed}
-            yield PruneConfig(heads=share, score=score, **how)
+    @cached_property
+    def whole(self) -> dict[str, float]:
+        return {name: perplexity(self.model, batches) for name, batches in self.tests.items()}
+
+    @cached_property
+    def scores(self) -> dict[str, Importance]:
+        """Those that are measured on the whole model, once."""
+        return {
+            score: importance(self.model, self.fitted, ImportanceConfig(("heads",), score))
+            for score in ("fisher", "taylor", "leave_one_out", "entropy")
+        }
+
+    def ratios(self, share: float, uniform: bool, compensate: bool) -> dict[str, dict[str, float]]:
+        """Every score's perplexities, relative to the whole model's."""
+        ratios: dict[str, dict[str, float]] = {}
+        for score in SCORES:
+            for seed in range(SEEDS if score == "random" else 1):
+                how: dict[str, Any] = {"uniform": uniform, "compensate": compensate, "seed": seed}
+                config = PruneConfig(heads=share, score=score, **how)
+                name = f"random, seed {seed}" if score == "random" else score
+                ratios[name] = self._without(config)
+                print(f"{config}: {ratios[name]}", flush=True)
+        return ratios
+
+    def _without(self, config: PruneConfig) -> dict[str, float]:
+        pruned = prune(self.model, self.fitted, config, scores=self.scores.get(config.score))
+        ratios = {t: perplexity(self.model, b) / self.whole[t] for t, b in self.tests.items()}
+        pruned.detach()
+        return ratios
 
 
 # --- tables --------------------------------------------------------------------------------------
 
 
-def draw(model: str, result: dict[str, Any]) -> Iterator[Table]:
+def draw(model: str, ways: dict[str, Any]) -> Iterator[Table]:
     """One for each share and plan, in which the figures of several texts are averaged."""
-    for share, plans in result["shares"].items():
-        for plan, weights in plans.items():
-            columns = {name: by_score(ways) for name, ways in weights.items()}
-            scores = list(next(iter(columns.values())))
-            rows = [[score, *(f"{c[score]:.3f}" for c in columns.values())] for score in scores]
-            title = f"{model}, {float(share):.0%} of the heads, {plan}: relative perplexity"
-            yield Table(title, ["score", *columns], rows, right=frozenset(columns))
+    for way, weights in ways.items():
+        columns = {name: by_score(ratios) for name, ratios in weights.items()}
+        scores = list(next(iter(columns.values())))
+        rows = [[score, *(f"{c[score]:.3f}" for c in columns.values())] for score in scores]
+        title = f"{model}, perplexity without {way}, relative to all"
+        yield Table(title, ["score", *columns], rows, right=frozenset(columns))
 
 
-def by_score(ways: dict[str, Any]) -> dict[str, float]:
+def by_score(ratios: dict[str, dict[str, float]]) -> dict[str, float]:
     """The geometric mean over texts, and the mean and the best of the random draws."""
-    means = {way: geometric_mean(own["ratio"].values()) for way, own in ways.items()}
+    means = {way: geometric_mean(own.values()) for way, own in ratios.items()}
     drawn = [mean for way, mean in means.items() if way.startswith("random")]
     named = {way: mean for way, mean in means.items() if not way.startswith("random")}
     return named | {"random, mean": geometric_mean(drawn), "random, best": min(drawn)}
