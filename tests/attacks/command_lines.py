@@ -82,7 +82,11 @@ GOOD: Mapping[str, Values] = {
     "models path": {"name": "smollm2-135m"},
     "models remove": {"name": "smollm2-135m"},
     "route ask": {"router": "../ours/router", "prompt": "2+2", "max_new_tokens": "2"},
-    "route calibrate": {"router": "../ours/router", "labels": "../data/labels.jsonl"},
+    "route calibrate": {
+        "router": "../ours/router",
+        "labels": "../data/labels.jsonl",
+        "force": True,
+    },
     "route evaluate": {"router": "../ours/router", "labels": "../data/labels.jsonl"},
     "route fit": {
         "labels": "../data/labels.jsonl",

@@ -55,7 +55,7 @@ JOBS = {
         f"{FIT} --out ../ours/router", "../ours/router/router.json", always=ASK
     ),
     "calibrate": Job(
-        "route calibrate --router ../ours/router --labels ../data/labels.jsonl",
+        "route calibrate --router ../ours/router --labels ../data/labels.jsonl --force",
         "../ours/router/router.json",
         always=ASK,
     ),

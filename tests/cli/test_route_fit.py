@@ -92,6 +92,19 @@ def test_evaluate_and_calibrate(done, folder):
     )  # fmt: skip
     assert anew.returncode == 0, anew.stderr
     assert json.loads(anew.stdout)["threshold"]["shares"][1] <= 0.1
+    words = (
+        "calibrate",
+        "--router",
+        "router",
+        "--labels",
+        "test.jsonl",
+        "--goal",
+        "100 % of calls",
+    )
+    refused = route(*words, cwd=folder)
+    assert refused.returncode == 2 and "stays as it is" in refused.stderr
+    forced = route(*words, "--force", cwd=folder)
+    assert forced.returncode == 0 and "WARNING: the router saves nothing" in forced.stdout
 
 
 def test_labels_may_hold_conversations_under_any_name(done, folder):
@@ -131,6 +144,7 @@ def test_prompts_alone_bring_their_groups_and_no_option_is_ignored(folder, capsy
         (["bare.jsonl"], "needs the group of each prompt"),
         (["test.jsonl", "--calibration", "isotonic"], "--calibration isotonic: needs --labels"),
         (["test.jsonl", "--unit", "usd"], "--unit usd: prompts alone have no costs"),
+        (["test.jsonl", "--force"], "--force: needs --labels"),
     ):
         assert app.outcome([*again, *options]) == 2
         assert words in capsys.readouterr().err

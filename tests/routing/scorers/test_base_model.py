@@ -84,7 +84,8 @@ def test_so_it_is_where_a_router_is_fitted_measured_and_calibrated(
     labels = replace(conversations(200, 1), unit="flops")
     fit(labels, folder, scorers=["probe"], base="nano-s", backends=backends, force=True)
     evaluate(folder, replace(conversations(60, 2), unit="flops"))
-    calibrate(folder, replace(conversations(60, 3), unit="flops"), "30 % of calls")
+    labels = replace(conversations(60, 3), unit="flops")
+    calibrate(folder, labels, "30 % of calls", force=True)
     assert len(read_prompts) > 320
     assert not any(isinstance(prompt, str) for prompt in read_prompts)
 

@@ -15,6 +15,7 @@ from pliant.errors import InvalidInput
 from pliant.options import Flag
 
 if TYPE_CHECKING:
+    from pliant.routing.fitting.calibrating import Calibrated
     from pliant.routing.fitting.evaluation import Evaluation
     from pliant.routing.fitting.fit import Fitted
     from pliant.routing.prompts import Prompt
@@ -71,7 +72,7 @@ def fit(options: FitOptions) -> None:
 
     Example: pliant route fit --labels labels.jsonl --out my-router --base nano-s
     """
-    from pliant.routing.fitting.fit import SavesNothing
+    from pliant.routing.fitting.verdict import SavesNothing
 
     refused: SavesNothing | None = None
     try:
@@ -238,6 +239,8 @@ class CalibrateOptions(LabelsOptions, RouterOptions):
     """A budget, a quality or a risk, in words."""
     calibration: Calibration = "platt"
     """How scores become probabilities."""
+    force: bool = False
+    """Change the router even if it then saves nothing."""
 
     def __post_init__(self) -> None:
         if bool(self.labels) == bool(self.prompts):
@@ -246,6 +249,8 @@ class CalibrateOptions(LabelsOptions, RouterOptions):
             raise InvalidInput(f"--unit {self.unit}: prompts alone have no costs")
         if self.prompts and self.calibration != "platt":
             raise InvalidInput(f"--calibration {self.calibration}: needs --labels")
+        if self.prompts and self.force:
+            raise InvalidInput("--force: needs --labels; prompts alone do not tell what is saved")
 
     def prompts_alone(self) -> tuple[list[Prompt], list[str] | None]:
         """The prompts, and their groups if all of them have one."""
@@ -262,26 +267,43 @@ def calibrate(options: CalibrateOptions) -> None:
     the cross-validation. A goal such as "30 % of calls" needs prompts alone: --prompts instead of
     --labels.
 
+    A router that would save nothing on the labels stays as it is, without --force: the exit code is
+    then 2.
+
     Example: pliant route calibrate --router my-router --labels new.jsonl --goal "30 % of calls"
     """
-    from pliant.routing.fitting.calibrating import calibrate as recalibrate
+    from pliant.routing.fitting.verdict import SavesNothing
 
     terminal.hide_loading_bars()
     options.register_scorer()
+    refused: SavesNothing | None = None
+    try:
+        calibrated = _calibrated(options)
+    except SavesNothing as error:
+        calibrated, refused = error.calibrated, error
+    if options.json:
+        terminal.print_json({**calibrated.as_dict(), "written": refused is None})
+    else:
+        if calibrated.left_out:
+            terminal.print_text(
+                f"{calibrated.left_out:,} prompts left out: the router was fitted on them"
+            )
+        terminal.print_text(str(calibrated.threshold))
+        if options.force and calibrated.verdict is not None and not calibrated.verdict.pays:
+            terminal.print_text(f"WARNING: the router {calibrated.verdict.headline}.")
+    if refused is not None:
+        raise refused
+
+
+def _calibrated(options: CalibrateOptions) -> Calibrated:
+    from pliant.routing.fitting.calibrating import calibrate
+
+    goal, force = options.goal, options.force
     if options.labels:
         labels = options.outcomes()
-        calibrated = recalibrate(options.router, labels, options.goal, options.calibration)
-    else:
-        prompts, groups = options.prompts_alone()
-        calibrated = recalibrate(options.router, prompts, options.goal, groups=groups)
-    if options.json:
-        terminal.print_json(calibrated.as_dict())
-        return
-    if calibrated.left_out:
-        terminal.print_text(
-            f"{calibrated.left_out:,} prompts left out: the router was fitted on them"
-        )
-    terminal.print_text(str(calibrated.threshold))
+        return calibrate(options.router, labels, goal, options.calibration, force=force)
+    prompts, groups = options.prompts_alone()
+    return calibrate(options.router, prompts, goal, groups=groups)
 
 
 # --- evaluate ------------------------------------------------------------------------------------

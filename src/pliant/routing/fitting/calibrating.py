@@ -18,13 +18,15 @@ from pliant.errors import InvalidInput
 from pliant.files import locked
 from pliant.routing import router_file
 from pliant.routing.decision_rule import sweep
-from pliant.routing.fitting.evaluate import calibrated
+from pliant.routing.fitting.evaluate import calibrated as probabilities
+from pliant.routing.fitting.evaluate import verdict
 from pliant.routing.fitting.splits import (
     add_hashes,
     learned_from,
     of_unseen,
     out_of_fold,
 )
+from pliant.routing.fitting.verdict import SavesNothing, Verdict
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold, threshold, values_by_share
 from pliant.routing.live import drift
@@ -48,9 +50,17 @@ class Calibrated:
     threshold: Threshold
     left_out: int
     """Prompts that the router's scorer was fitted on."""
+    verdict: Verdict | None = None
+    """Whether the router pays at it, on the labels that it was chosen on; None for prompts alone,
+    which do not tell."""
 
     def as_dict(self) -> dict[str, Any]:
-        return {"threshold": self.threshold.to_json(), "left_out": self.left_out}
+        pays = None if self.verdict is None else self.verdict.as_dict()
+        return {
+            "threshold": self.threshold.to_json(),
+            "left_out": self.left_out,
+            "verdict": pays,
+        }
 
 
 def calibrate(
@@ -59,6 +69,7 @@ def calibrate(
     goal: str | Goal,
     kind: str | None = None,
     groups: Sequence[str] | None = None,
+    force: bool = False,
 ) -> Calibrated:
     """Replace a router's calibration, threshold and reference scores; the scorer stays.
 
@@ -67,6 +78,8 @@ def calibrate(
     prompts, for a scorer that needs them; labels have their own.
     Prompts that the scorer was fitted on count by its out-of-fold predictions of them, so that the
     labels of the fit serve again. From then on the router counts as fitted on labelled ones.
+    Raises SavesNothing, with what was measured, where the router would not pay on the labels, and
+    leaves it as it is; `force` writes it all the same.
     """
     folder = Path(router).expanduser()
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
@@ -98,6 +111,10 @@ def calibrate(
         new["drift"] |= {name: getattr(file.drift, name) for name in ("window", "false_alarms")}
     content = file.model_dump() | {"threshold": threshold_entry(chosen, None), **new}
     changed = with_shares(router_file.make(**content), predictions, held)
+    pays = verdict(changed, predictions, held) if labelled else None
+    calibrated = Calibrated(chosen, len(outcomes) - len(held), pays)
+    if pays is not None and not (force or pays.pays):
+        raise _saves_nothing(folder, calibrated, pays)
     with locked(folder):
         if router_file.read(folder) != file:
             raise InvalidInput(f"{folder}: was fitted or calibrated again meanwhile: repeat this")
@@ -105,7 +122,15 @@ def calibrate(
         if labelled:
             add_hashes(file.fit_folder(folder), held.prompts)
         changed.write(folder)
-    return Calibrated(chosen, len(outcomes) - len(held))
+    return calibrated
+
+
+def _saves_nothing(folder: Path, calibrated: Calibrated, pays: Verdict) -> SavesNothing:
+    return SavesNothing(
+        f"{folder}: stays as it is, because with this goal the router {pays.headline}. "
+        f"{pays.advice} --force (force=True) writes the new threshold all the same",
+        calibrated=calibrated,
+    )
 
 
 def _predicted(
@@ -166,7 +191,7 @@ def _unlabelled(
 
 def _scores_alone(file: RouterFile, unseen: Predictions | None) -> dict[str, Any]:
     """The reference for drift, by the calibration that the router has."""
-    right = None if unseen is None else calibrated(file, unseen)
+    right = None if unseen is None else probabilities(file, unseen)
     if right is None:
         return {}
     return {"drift": drift.reference((1 - right[:, 0]).tolist()).model_dump()}

@@ -118,6 +118,13 @@ def measure(
     )
 
 
+def verdict(file: RouterFile, predictions: Predictions, outcomes: Outcomes) -> Verdict:
+    """Whether the router pays on these prompts, without all else that `measure` finds."""
+    chosen = file.rule.choose(predictions.gain, predictions.novel)
+    routed = _routed(chosen, outcomes, np.array(file.scoring))
+    return _verdict(file, routed, chosen, outcomes, None)
+
+
 def calibrated(file: RouterFile, predictions: Predictions) -> Floats | None:
     """(n, m) P(right) as the router states it."""
     if predictions.right is None:

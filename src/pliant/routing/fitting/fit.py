@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pliant.errors import InvalidInput, PliantError
+from pliant.errors import InvalidInput
 from pliant.routing import router_file
 from pliant.routing.backends import ModelSpec, Used, open_backend
 from pliant.routing.fitting.calibrating import (
@@ -50,7 +50,7 @@ from pliant.routing.fitting.splits import (
     split,
     write_hashes,
 )
-from pliant.routing.fitting.verdict import Verdict
+from pliant.routing.fitting.verdict import SavesNothing, Verdict
 from pliant.routing.goals.goal import Goal
 from pliant.routing.goals.thresholds import Threshold
 from pliant.routing.labels.label import JUDGE
@@ -73,17 +73,6 @@ from pliant.routing.units import percent
 GOAL = "95 % of the large model's quality, with 80 % confidence"
 _LEAST_GAIN = 0.01
 """Of quality, that the best routing would add to the best model: with less, nothing is learnt."""
-
-
-class SavesNothing(PliantError):
-    """A fit whose router does not pay: it was not written. `fitted` holds all that was measured."""
-
-    def __init__(self, fitted: Fitted) -> None:
-        self.fitted = fitted
-        super().__init__(
-            f"{fitted.folder}: not written, because the router {fitted.verdict.headline}. The "
-            "labels stay as they are; --force (force=True) writes the router all the same"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,9 +187,17 @@ def fit(
     parts = (selected, splits, chosen, file, evaluation, predictions, unseen)
     fitted = Fitted(folder, tuple(rungs), *parts)
     if not (force or fitted.verdict.pays):
-        raise SavesNothing(fitted)
+        raise _saves_nothing(fitted)
     write(fitted, scorer)
     return fitted
+
+
+def _saves_nothing(fitted: Fitted) -> SavesNothing:
+    return SavesNothing(
+        f"{fitted.folder}: not written, because the router {fitted.verdict.headline}. The labels "
+        "stay as they are; --force (force=True) writes the router all the same",
+        fitted=fitted,
+    )
 
 
 def _with_novelty(selected: Rung, splits: Splits, seed: int) -> tuple[WithNovelty, Predictions]:

@@ -9,11 +9,21 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from pliant.errors import PliantError
 from pliant.routing.units import TOKENIZERS, percent
 from pliant.stats import Band, as_json
 
 _SAME = 1 + 1e-9
 """Costs that differ by less are equal."""
+
+
+class SavesNothing(PliantError):
+    """A router that does not pay, so that it was not written. `fitted` or, where it was calibrated
+    again, `calibrated` holds all that was measured."""
+
+    def __init__(self, message: str, *, fitted: Any = None, calibrated: Any = None) -> None:
+        self.fitted, self.calibrated = fitted, calibrated
+        super().__init__(message)
 
 
 @dataclass(frozen=True)
