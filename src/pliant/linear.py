@@ -31,9 +31,19 @@ class Linear:
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, Any], prefix: str = "", logistic: bool = False
+        cls,
+        arrays: Mapping[str, Any],
+        prefix: str = "",
+        logistic: bool = False,
+        features: int | None = None,
     ) -> Self:
+        """What `arrays` wrote, of so many features; ValueError if it can be none."""
         weight, bias = arrays[f"{prefix}weight"], arrays[f"{prefix}bias"]
+        rows = weight.shape[0] if features is None and weight.ndim == 2 else features
+        if weight.shape != (rows, len(bias)) or bias.ndim != 1:
+            raise ValueError(f"a weight of {weight.shape} beside a bias of {bias.shape}")
+        if weight.dtype.kind != "f" or bias.dtype.kind != "f":
+            raise ValueError(f"a weight of {weight.dtype} and a bias of {bias.dtype}")
         return cls(weight.astype(np.float64), bias.astype(np.float64), logistic)
 
 

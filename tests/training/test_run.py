@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import json
 import os
 import re
 import signal
@@ -13,14 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tests.training.test_checkpoint import everything, losses, model_with_adapters, same, trainer
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from pliant.errors import InvalidInput
+from pliant.errors import CorruptFile, InvalidInput
 from pliant.files import unfinished_name
 from pliant.training import AdapterCheckpoint
 from pliant.training.arguments import training_arguments
-from pliant.training.checkpoint import last_complete, mark_complete
+from pliant.training.checkpoint import FiniteCheckpoint, last_complete, mark_complete
 from pliant.training.folder import LOCK, RECORD, lock, read_record
 from pliant.training.result import TrainingResult, ends_of
 from pliant.training.run import TrainingRun
@@ -279,3 +288,49 @@ def test_a_terminal_shows_a_bar_in_place_of_lines(
     monkeypatch.setattr(sys, "stderr", terminal)
     _, lines = trained(tmp_path)
     assert lines == [] and "12/12" in terminal.getvalue() and "described" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("weights", "its state cannot be read"),
+        ("infinite optimizer", "the optimizer's exp_avg holds NaN or infinity"),
+        ("total_flos", "trainer_state.json: not what the Trainer writes"),
+        ("log_history", "log_history"),
+    ],
+)
+def test_a_run_does_not_resume_from_an_edited_checkpoint(
+    name: str, message: str, tmp_path: Path
+) -> None:
+    """Whose marker somebody has written anew: nothing is missing, and nothing of another size."""
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, Interrupt())
+    checkpoint = tmp_path / "checkpoint-6"
+    if name == "weights":
+        tensors = load_file(checkpoint / "model.safetensors")
+        key = next(key for key in tensors if key.endswith("weight"))
+        save_file({**tensors, key: tensors[key][:1].clone()}, checkpoint / "model.safetensors")
+    elif "optimizer" in name:
+        state = torch.load(checkpoint / "optimizer.pt")
+        state["state"][0]["exp_avg"] += float("nan")
+        torch.save(state, checkpoint / "optimizer.pt")
+    else:
+        content = json.loads((checkpoint / "trainer_state.json").read_text())
+        content[name] = ["x"] if name == "log_history" else "x"
+        (checkpoint / "trainer_state.json").write_text(json.dumps(content))
+    mark_complete(checkpoint)
+    with pytest.raises(CorruptFile, match=message) as caught:
+        trained(tmp_path, resume=True)
+    assert "Remove this folder" in str(caught.value)
+
+
+def test_a_run_does_not_go_on_with_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    args, control = TrainingArguments(str(tmp_path), use_cpu=True), TrainerControl()
+    model = torch.nn.Linear(2, 2)
+    for step, value in ((6, 1.0), (0, float("nan"))):  # at step 0 nothing was loaded
+        model.weight.data[0, 1] = value
+        FiniteCheckpoint().on_train_begin(
+            args, TrainerState(global_step=step), control, model=model
+        )
+    with pytest.raises(CorruptFile, match=r"checkpoint-6: weight holds NaN or infinity"):
+        FiniteCheckpoint().on_train_begin(args, TrainerState(global_step=6), control, model=model)

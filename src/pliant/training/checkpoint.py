@@ -12,18 +12,21 @@ of another size, it is incomplete, and no run resumes from it.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pliant.adapters import Adapter, attached, files, saving
-from pliant.errors import AdapterError, InvalidInput
+from pliant.errors import AdapterError, CorruptFile, InvalidInput
 from pliant.files import write_file
 
 FOLDER = "adapters"
@@ -131,6 +134,61 @@ def _refuse_another_run(folder: Path, state: TrainerState) -> None:
 
 def _names(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"
+
+
+# --- what a resumed run may go on with ----------------------------------------------------------
+
+
+class FiniteCheckpoint(TrainerCallback):
+    """Refuses to go on from weights or optimizer state with NaN or infinity: no step mends them."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
+    ) -> None:
+        if state.global_step == 0:
+            return
+        tensors = [(n, p) for n, p in event["model"].named_parameters() if p.requires_grad]
+        for values in getattr(event.get("optimizer"), "state", {}).values():
+            tensors += [
+                (f"the optimizer's {k}", v) for k, v in values.items() if torch.is_tensor(v)
+            ]
+        for name, tensor in tensors:
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            if local.is_floating_point() and not local.is_meta and not local.isfinite().all():
+                raise CorruptFile(f"{_checkpoint(args, state)}: {name} {NOT_FINITE}")
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """The Trainer's state, whose numbers are numbers."""
+    path = checkpoint / TRAINER_STATE
+    try:
+        state = TrainerState.load_from_json(str(path))
+        for name in NUMBERS:
+            value = getattr(state, name)
+            if not (value is None or type(value) in (int, float) and math.isfinite(value)):
+                raise ValueError(f"{name} is {value!r}")
+        for name in ("global_step", "max_steps"):
+            if not isinstance(getattr(state, name), int):
+                raise ValueError(f"{name} is {getattr(state, name)!r}")
+        if not all(isinstance(entry, dict) for entry in state.log_history):
+            raise ValueError("log_history holds no logs")
+        callbacks = state.stateful_callbacks
+        if not isinstance(callbacks, dict) or not isinstance(callbacks.get(CONTROL), dict):
+            raise ValueError(f"stateful_callbacks has no {CONTROL}")
+    except TypeError as error:
+        raise CorruptFile(f"{path}: not what the Trainer writes (wrong types). {GO_ON}") from error
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
+        raise CorruptFile(f"{path}: not what the Trainer writes ({error}). {GO_ON}") from error
+    return state
+
+
+NUMBERS = (
+    *("epoch", "global_step", "max_steps", "num_train_epochs", "total_flos"),
+    *("logging_steps", "eval_steps", "save_steps", "train_batch_size", "best_metric"),
+)
+CONTROL = TrainerControl.__name__
+GO_ON = "Remove this folder, and the run goes on from the one before"
+NOT_FINITE = f"holds NaN or infinity: the training had diverged, or the file was edited. {GO_ON}"
 
 
 # --- completeness --------------------------------------------------------------------------------

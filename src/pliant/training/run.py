@@ -27,7 +27,6 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     Trainer,
-    TrainerState,
     TrainingArguments,
 )
 
@@ -36,9 +35,11 @@ from pliant.errors import CorruptFile, InvalidInput, PliantError
 from pliant.files import write_file
 from pliant.training.arguments import one_line, refuse_tokens
 from pliant.training.checkpoint import (
-    TRAINER_STATE,
+    GO_ON,
     CompleteCheckpoint,
+    FiniteCheckpoint,
     last_complete,
+    read_state,
     remove_incomplete,
     restore_adapters,
 )
@@ -115,6 +116,7 @@ class TrainingRun:
         try:
             with ProgressReport(self.say, describe) as progress:
                 trainer.add_callback(progress)
+                trainer.add_callback(FiniteCheckpoint())  # behind those that load
                 CompleteCheckpoint.last_of(trainer)
                 if not self._has_ended(trainer):
                     checkpoint = str(self.checkpoint) if self.checkpoint else None
@@ -198,20 +200,20 @@ class TrainingRun:
         try:
             yield
         except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:
-            signs = ("PytorchStreamReader", "weights_only")
+            signs = ("PytorchStreamReader", "weights_only", "loading state_dict")
             others = isinstance(error, RuntimeError) and not any(s in str(error) for s in signs)
             if others or self.checkpoint is None:
                 raise
             raise CorruptFile(
                 f"{self.checkpoint}: its state cannot be read: it has been changed or damaged. "
-                "Remove this folder, and the run goes on from the one before"
+                f"{GO_ON}"
             ) from error
 
     def _has_ended(self, trainer: Trainer) -> bool:
         """Whether only saving is left to do (the Trainer would train for one step more)."""
         if self.checkpoint is None:
             return False
-        state = TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE))
+        state = read_state(self.checkpoint)
         if state.global_step < state.max_steps:
             return False
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None

@@ -211,3 +211,41 @@ def test_a_damaged_folder_is_refused(scorers, tmp_path: Path):
         load(tmp_path)
     with pytest.raises(CorruptFile, match="no scorer"):
         load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change"),
+    [
+        ("length", "weight", lambda x: np.concatenate([x, x])),
+        ("length", "weight", lambda x: x > 0),
+        ("length", "weight", lambda x: x[None]),
+        ("length", "bias", lambda x: x[:1]),
+        ("tfidf", "bias", lambda x: x[:1]),
+        ("tfidf", "words.idf", lambda x: x[1:]),
+        ("tfidf", "words", lambda x: [-1, *x[1:]]),
+        ("tfidf", "words", lambda x: [x[1], *x[1:]]),
+        ("tfidf", "shapes", lambda x: "yes"),
+        ("text", "surface.std", lambda x: x * 0),
+        ("text", "surface.phase", lambda x: x[:0]),
+        ("text", "topics.mean", lambda x: x[:1]),
+        ("text", "weights.bias", lambda x: x[:1]),
+        ("text", "weights.dense", lambda x: x[1:]),
+        ("text", "weights.words", lambda x: x[1:]),
+        ("text", "weights.products", lambda x: x[:, :, 1:]),
+        ("text", "groups", lambda x: None),
+    ],
+)
+def test_an_edited_scorer_is_refused_whatever_its_digest_says(
+    scorers, kind: str, name: str, change, tmp_path: Path
+):
+    """Broadcasting would make numbers of arrays of other shapes."""
+    scorers[kind].save(tmp_path)
+    index = json.loads((tmp_path / "scorer.json").read_text())
+    del index["digest"]
+    arrays = read_arrays(tmp_path / "scorer.safetensors")
+    of = index["settings"] if name in index["settings"] else arrays
+    of[name] = change(of[name])
+    write_arrays(tmp_path / "scorer.safetensors", arrays)
+    (tmp_path / "scorer.json").write_text(json.dumps(index))
+    with pytest.raises(CorruptFile, match="not what Pliant writes"):
+        load(tmp_path)

@@ -35,7 +35,7 @@ from pliant.structure import (
     prune,
     sites_of,
 )
-from pliant.structure.pruning.compensation import Compensation
+from pliant.structure.pruning.compensation import Compensation, CompensationConfig
 
 
 def llama(**changes: Any) -> LlamaForCausalLM:
@@ -494,3 +494,9 @@ def test_scores_that_are_measured_already_are_used() -> None:
     with pytest.raises(InvalidInput, match="by fisher, not by taylor"):
         prune(model, batches, replace(config, score="taylor"), scores=own)
     assert not attached(model)
+
+
+@pytest.mark.parametrize("site", [("heads", "/etc/passwd"), ("heads", []), ("channels", "99")])
+def test_new_weights_of_a_place_that_the_model_has_not_are_refused(site: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"the model has no|the key of heads is a text"):
+        Compensation(tiny_model("llama"), CompensationConfig((site,)))

@@ -282,16 +282,32 @@ class ByClassifier(Strategy):
         if saved.index.kind != KIND:
             raise CorruptFile(f"{folder}: holds a {saved.index.kind}, not a classifier of experts")
         check_base(saved.index.base, model, folder)
-        config = dict(saved.index.config)
-        experts, layer = config.pop("experts"), config.pop("read_after")
         for name, tensor in saved.tensors.items():
             files.check_finite(tensor, name, saved.folder)
-        arrays = {name: t.double().numpy() for name, t in saved.tensors.items()}
-        linear = Linear.from_arrays(arrays, logistic=True)
-        head = Head(tuple(experts), layer, arrays["mean"], arrays["std"], linear)
-        known = saved.index.state.get("fitted")
-        fitted = None if known is None else Fitted(**known)
-        return cls(model, tokenizer, head, ClassifierConfig(**config), fitted)
+        try:
+            head, config, fitted = _of(saved)
+        except (KeyError, ValueError) as error:
+            raise CorruptFile(f"{folder}: not what Pliant writes ({error!r})") from error
+        except TypeError as error:
+            raise CorruptFile(
+                f"{folder}: not what Pliant writes (a value of another type)"
+            ) from error
+        return cls(model, tokenizer, head, config, fitted)
+
+
+def _of(saved: files.Saved) -> tuple[Head, ClassifierConfig, Fitted | None]:
+    config = dict(saved.index.config)
+    experts, layer = tuple(config.pop("experts")), config.pop("read_after")
+    arrays = {name: t.double().numpy() for name, t in saved.tensors.items()}
+    linear = Linear.from_arrays(arrays, logistic=True)
+    mean, std = arrays["mean"], arrays["std"]
+    if mean.shape != std.shape or linear.weight.shape != (*mean.shape, len(experts)):
+        raise ValueError(f"a mean of {mean.shape} beside a weight of {linear.weight.shape}")
+    if not (std > 0).all():
+        raise ValueError("a standard deviation that is not above 0")
+    known = saved.index.state.get("fitted")
+    fitted = None if known is None else Fitted(**known)
+    return Head(experts, layer, mean, std, linear), ClassifierConfig(**config), fitted
 
 
 def check_base(saved: Fingerprint, model: Any, folder: str | Path) -> None:

@@ -95,8 +95,10 @@ def load(folder: str | Path, device: str | None = None, **settings: Any) -> Scor
         scorer = kind_class(kind).load(path, **placed, **settings)
     except PliantError:
         raise
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (LookupError, ValueError) as error:
         raise CorruptFile(f"{path}: not what Pliant writes ({error!r})") from error
+    except (AttributeError, TypeError) as error:
+        raise CorruptFile(f"{path}: not what Pliant writes (a value of another type)") from error
     if (path / NOVELTY).is_file():
         scorer = WithNovelty(scorer, NoveltyDetector.load(path))
     elif (path / KNOWN_GRAMS).is_file():

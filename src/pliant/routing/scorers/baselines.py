@@ -86,7 +86,7 @@ class Length(Scorer):
         return State(arrays=self.head.arrays())
 
     def load_state(self, state: State) -> None:
-        self.head = Linear.from_arrays(state.arrays, logistic=True)
+        self.head = Linear.from_arrays(state.arrays, logistic=True, features=1)
 
 
 def _lengths(prompts: Prompts) -> Floats:

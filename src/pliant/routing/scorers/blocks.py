@@ -85,6 +85,13 @@ class Weights:
     bias: Floats
     """(m,)"""
 
+    def __post_init__(self) -> None:
+        m = self.bias.shape
+        dimensions = self.words.ndim, self.dense.ndim, self.products.ndim, self.bias.ndim
+        same = self.words.shape[1:] == self.dense.shape[1:] == self.products.shape[:1] == m
+        if dimensions != (2, 2, 3, 1) or not same:
+            raise ValueError("weights of different numbers of targets")
+
     def __call__(self, x: Blocks) -> Floats:
         products = [((x.topics @ each) * x.waves).sum(axis=1) for each in self.products]
         linear = np.asarray(x.words @ self.words) + x.dense @ self.dense

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -83,9 +84,17 @@ class Words:
 
     @classmethod
     def from_state(cls, state: State) -> Words:
-        words = cls(state.settings["shapes"])
-        words.unknown = state.settings.get("unknown", 0.0)  # files of before it was counted
-        vocabulary = {word: i for i, word in enumerate(state.settings["words"])}
+        shapes, names = state.settings["shapes"], state.settings["words"]
+        unknown = float(state.settings.get("unknown", 0.0))  # files of before it was counted
+        vocabulary = {word: i for i, word in enumerate(names)}
+        if not isinstance(shapes, bool) or not all(isinstance(word, str) for word in names):
+            raise ValueError("words that are no texts, or shapes that are not true or false")
+        if state.arrays["words.idf"].shape != (len(names),) or len(vocabulary) != len(names):
+            raise ValueError(f"a vocabulary of {len(vocabulary)} words of {len(names)}")
+        if not 0 <= unknown < math.inf:
+            raise ValueError(f"the weight {unknown} of unknown words")
+        words = cls(shapes)
+        words.unknown = unknown
         words._vectorizer = words._new(vocabulary=vocabulary)
         words._vectorizer.idf_ = state.arrays["words.idf"].astype(np.float64)
         return words
@@ -136,6 +145,12 @@ class Topics:
     directions: Floats
     """(features, topics)"""
 
+    def __post_init__(self) -> None:
+        if self.directions.ndim != 2 or self.mean.shape != self.directions.shape[1:]:
+            raise ValueError(
+                f"topics of {self.directions.shape} beside a mean of {self.mean.shape}"
+            )
+
     @classmethod
     def of(cls, vectors: Any, number: int) -> Topics:
         """The first singular vectors of these rows."""
@@ -170,6 +185,14 @@ class Surface:
     std: Floats
     weight: Floats
     phase: Floats
+
+    def __post_init__(self) -> None:
+        width = (len(surface("")),)
+        shapes = self.mean.shape, self.std.shape, self.weight.shape
+        if shapes != (width, width, width + self.phase.shape) or self.phase.ndim != 1:
+            raise ValueError(f"a surface of {shapes} and {self.phase.shape}")
+        if not (self.std > 0).all():
+            raise ValueError("a standard deviation that is not above 0")
 
     @classmethod
     def of(cls, texts: Sequence[str], number: int, seed: int) -> Surface:

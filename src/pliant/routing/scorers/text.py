@@ -118,6 +118,14 @@ class Text(Scorer):
         self.tasks = Weights.from_arrays(arrays, "tasks.") if "tasks.bias" in arrays else None
         self.groups = tuple(state.settings["groups"])
         self.strength = state.settings["strength"]
+        both = [self.weights] if self.tasks is None else [self.weights, self.tasks]
+        waves, words = len(self.surface.phase), len(state.settings["words"])
+        if any(x.words.shape[0] != words or x.products.shape[2] != waves for x in both):
+            raise ValueError(f"weights that are not of {words} words and {waves} waves")
+        if self.kind in (Text.kind, TextAndGroup.kind):  # others have features besides
+            columns = len(self.groups) if self.tasks is None else len(self.tasks.bias)
+            if self.weights.dense.shape[0] != waves + columns:
+                raise ValueError(f"weights that are not of {waves} waves and {columns} groups")
 
     def _prepare(self, outcomes: Outcomes, seed: int) -> Blocks:
         """The features of the training prompts, which the features are fitted on."""

@@ -37,9 +37,11 @@ class CompensationConfig:
     def __post_init__(self) -> None:
         sites = tuple((kind, key) for kind, key in self.sites)
         object.__setattr__(self, "sites", sites)
-        for kind, _ in sites:
+        for kind, key in sites:
             if kind not in ("heads", "channels"):
                 raise InvalidInput(f"{kind} end in no projection: compensate heads or channels")
+            if not isinstance(key, str):
+                raise InvalidInput(f"sites: the key of {kind} is a text, not {key!r}")
 
 
 class Compensation(Adapter):
@@ -99,6 +101,9 @@ def _sites(anatomy: Anatomy, config: CompensationConfig) -> list[Site]:
     kinds = list(dict.fromkeys(kind for kind, _ in config.sites))
     own = {(site.kind, site.key): site for site in sites_of(anatomy, kinds)}
     check_projections(own.values(), "compensation")
+    missing = [at for at in config.sites if at not in own]
+    if missing:
+        raise InvalidInput(f"the model has no {missing[0][0]} {missing[0][1]!r} to compensate")
     return [own[at] for at in config.sites]
 
 
