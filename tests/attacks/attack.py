@@ -28,13 +28,15 @@ class Sizes:
     faults: int
     kills: int
     forgeries: int
+    sealed: int
+    """Of the forgeries, those whose checksum is right."""
     slow: int
     """1 for the good lines that take more than a quarter of a second, too; or 0."""
     workers: int = 1
 
 
-SMALL = Sizes(lines=100, faults=20, kills=10, forgeries=8, slow=0)
-WHOLE = Sizes(lines=2100, faults=150, kills=40, forgeries=600, slow=1, workers=2)
+SMALL = Sizes(lines=100, faults=20, kills=10, forgeries=8, sealed=8, slow=0)
+WHOLE = Sizes(lines=2100, faults=150, kills=40, forgeries=600, sealed=400, slow=1, workers=2)
 
 
 def attack(folder: Path, sizes: Sizes) -> list[Tally]:
@@ -52,6 +54,7 @@ def attack(folder: Path, sizes: Sizes) -> list[Tally]:
             pool.submit(forgeries.attack, workers[-1], places[-1], sizes.forgeries),
         ]
         done = [each.result() for each in others]
+        done.append(forgeries.attack_sealed(workers[-1], places[-1], sizes.sealed))
         done.append(servers.attack_keys(workers[0], places[0]))
         done.append(kills.attack(workers[0], places[0], sizes.kills))
     return [good, _joined(parts), *done]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import json
 import os
 import pickle
 import random
+import shutil
+import sqlite3
 import struct
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +20,7 @@ from typing import Any
 
 from tests.attacks import workplace
 from tests.attacks.judged import Tally, fault, not_finite, not_right
+from tests.attacks.seals import Files, resealed, wrong_tensors
 from tests.attacks.worker import Worker
 from tests.attacks.workplace import Workplace
 
@@ -54,6 +60,8 @@ EXPORT = "export nano-s --adapters ../ours/gates --out new"
 RECOVER = """recover ../ours/model --teacher nano-s --data ../data/few.jsonl --length 32 --out new
 --set max_steps=1"""
 RESUME = f"{workplace.TRAIN} --resume"
+RESUME_SCORER = f"{workplace.TRAIN_SCORER} --resume"
+CALIBRATE = "route calibrate --router ../ours/router --labels ../data/labels.jsonl"
 CLASSIFY = "expert classify --experts ../ours/experts --classifier ../ours/head 2+2"
 PRUNE = f"{workplace.PRUNE} --out new"
 TARGETS = [
@@ -86,6 +94,26 @@ TARGETS = [
     Target("labels.jsonl", workplace.LABEL),
     Target("head/pliant.json", CLASSIFY),
     Target("head/adapter-*.safetensors", CLASSIFY),
+    Target("pruned/gates/pliant.json", PRUNE),
+    Target("pruned/gates/adapter-*.safetensors", PRUNE),
+    Target("pruned/compensation/pliant.json", PRUNE),
+    Target("pruned/compensation/adapter-*.safetensors", PRUNE),
+    Target(
+        "router/router.json", "route evaluate --router ../ours/router --labels ../data/labels.jsonl"
+    ),
+    Target("router/fit-*/fit.json", REPORT),
+    Target("router/fit-*/out-of-fold.safetensors", CALIBRATE),
+    Target("router/fit-*/scorer/background.safetensors", ASK),
+    Target("scorer-run/pliant-train.json", RESUME_SCORER),
+    Target("scorer-run/checkpoint-2/adapters/complexity/pliant.json", RESUME_SCORER),
+    Target("scorer-run/checkpoint-2/adapters/complexity/adapter-*.safetensors", RESUME_SCORER),
+    Target("scorer-run/checkpoint-2/optimizer.pt", RESUME_SCORER),
+    Target("scorer-run/checkpoint-2/trainer_state.json", RESUME_SCORER),
+    Target("scorer-run/checkpoint-2/complete.json", RESUME_SCORER),
+    Target("prefixes/*/00000.safetensors", RESUME_SCORER),
+    Target("run/checkpoint-1/complete.json", RESUME),
+    Target("run/checkpoint-1/adapters/gradients/pliant.json", RESUME),
+    Target("run/checkpoint-1/adapters/gradients/adapter-*.safetensors", RESUME),
     Target("run/pliant-train.json", RESUME),
     Target("run/checkpoint-1/optimizer.pt", RESUME),
     Target("run/checkpoint-1/scheduler.pt", RESUME),
@@ -123,18 +151,52 @@ def attack(worker: Worker, place: Workplace, count: int, seed: int = 0) -> Tally
         (path,) = (place.folder / "ours").glob(target.path)
         forged = list(forgeries(path))
         for what, content in draw.sample(forged, min(share, len(forged))):
-            before = place.state()
-            path.write_bytes(content)
-            done = worker.run(target.words.split(), place.cwd)
-            ran = (place.cwd / "code-ran").exists()
-            problem = fault(done, place.reset(before)) or not_finite(done)
-            problem = "code was run" if ran else problem
-            tally.add(f"{target.path}: {what} ({target.words.split()[0]})", problem, done)
+            _tried(tally, worker, place, target, what, {path: content})
     return tally
 
 
-def forgeries(path: Path) -> Iterator[tuple[str, bytes]]:
+def attack_sealed(worker: Worker, place: Workplace, count: int, seed: int = 0) -> Tally:
+    """The same of files that a checksum covers, which is made anew: it detects nothing."""
+    tally, draw = Tally("sealed forgeries"), random.Random(seed)
+    paths = {target: next((place.folder / "ours").glob(target.path)) for target in TARGETS}
+    sealed = [target for target in TARGETS if resealed(paths[target], b"") is not None]
+    targets = draw.sample(sealed, min(count, len(sealed)))
+    share = -(-count // len(targets))
+    for target in targets:
+        path = paths[target]
+        forged = list(forgeries(path, sealed=True))
+        for what, content in draw.sample(forged, min(share, len(forged))):
+            files = resealed(path, content)
+            assert files is not None
+            _tried(tally, worker, place, target, what, files)
+    return tally
+
+
+def _tried(
+    tally: Tally, worker: Worker, place: Workplace, target: Target, what: str, files: Files
+) -> None:
+    before = place.state()
+    for path, content in files.items():
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+    done = worker.run(target.words.split(), place.cwd)
+    ran = (place.cwd / "code-ran").exists()
+    problem = fault(done, place.reset(before)) or not_finite(done)
+    problem = "code was run" if ran else problem
+    tally.add(f"{target.path}: {what} ({target.words.split()[0]})", problem, done)
+
+
+def forgeries(path: Path, *, sealed: bool = False) -> Iterator[tuple[str, bytes]]:
     content = path.read_bytes()
+    if path.suffix == ".safetensors":
+        yield from wrong_tensors(content)
+    if path.suffix == ".sqlite":
+        yield from _edited_tables(path)
+    if sealed and path.suffix == ".json":
+        yield from _edited(json.loads(content))
+    if sealed and path.suffix in (".json", ".safetensors"):
+        return  # a damaged file is as damaged with a checksum
     yield "empty", b""
     yield "half", content[: len(content) // 2]
     yield "zeros", bytes(len(content))
@@ -166,6 +228,31 @@ def _edited_line(lines: list[bytes]) -> Iterator[tuple[str, bytes]]:
         yield f"line {i + 1} is gone", b"".join([*lines[:i], *lines[i + 1 :]])
         for what, edited in _edited(json.loads(line)):
             yield f"line {i + 1}: {what}", b"".join([*lines[:i], edited, b"\n", *lines[i + 1 :]])
+
+
+def _edited_tables(path: Path) -> Iterator[tuple[str, bytes]]:
+    """A ledger with an odd value in each column, where its own rules allow it."""
+    odd: list[Any] = [None, -1, 2**62, float("inf"), "../../theirs", b"\xff"]
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Path(folder, path.name)
+        for (table, column), value in itertools.product(_columns(path), odd):
+            shutil.copyfile(path, copied)
+            try:
+                with contextlib.closing(sqlite3.connect(copied)) as ledger, ledger:
+                    ledger.execute(f'update "{table}" set "{column}" = ?', (value,))
+            except sqlite3.IntegrityError:
+                continue  # the table refuses it
+            yield f"{table}.{column} = {value!r}", copied.read_bytes()
+
+
+def _columns(path: Path) -> list[tuple[str, str]]:
+    with contextlib.closing(sqlite3.connect(path)) as ledger:
+        names = ledger.execute("select name from sqlite_master where type = 'table'").fetchall()
+        return [
+            (table, column[1])
+            for (table,) in names
+            for column in ledger.execute(f'pragma table_info("{table}")')
+        ]
 
 
 def _places(content: Any, start: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -30,8 +30,11 @@ LABEL = """route label --prompts ../data/few.jsonl --model nano-s --out ../ours/
 --max-new-tokens 2"""
 TRAIN = """train lm --model nano-s --data ../data/few.jsonl --engine exact --length 64
 --out ../ours/run --set max_steps=2 --set save_steps=1 --set per_device_train_batch_size=2"""
+TRAIN_SCORER = """train scorer --model-name nano-s --data ../data/questions.jsonl --num-epochs 2
+--output-dir ../ours/scorer-run --batch-size 4 --save-epochs --device cpu --prefixes disk
+--prefix-folder ../ours/prefixes"""
 PRUNE = "prune nano-s --heads 0.34 --no-controls --tokens 600 --adapters ../ours/pruned"
-"""What made the labels, the run and the pruning in `ours`."""
+"""What made the labels, the runs and the pruning in `ours`."""
 State = dict[str, tuple[int, ...]]
 
 
@@ -304,20 +307,26 @@ def _ours(folder: Path, labels: Path) -> None:
     gates["layers", 1].data.zero_()
     gates.save_pretrained(folder / "gates")
     heads = "expert classify --experts experts --data ../data/questions.jsonl --out head"
-    for words in (LABEL, TRAIN, PRUNE, heads):
+    for words in (LABEL, TRAIN, TRAIN_SCORER, PRUNE, heads):
         done = pliant(*words.replace("../ours/", "").split(), cwd=folder)
         assert done.returncode == 0, done.stderr
-    shutil.rmtree(folder / "run" / "checkpoint-2")  # as after a kill in the second step
-    record = folder / "run" / "pliant-train.json"
-    for path in (folder / "run").iterdir():
-        if path.is_file() and path != record:
-            path.unlink()
-    begun = json.loads(record.read_text())
-    record.write_text(json.dumps({k: v for k, v in begun.items() if k != "ended"}))
+    _killed(folder / "run", "checkpoint-2")
+    _killed(folder / "scorer-run", "checkpoint-4")
     model, tokenizer = nano.load("nano-s")
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     remote_router(folder / "remote", "http://127.0.0.1:9/v1")
+
+
+def _killed(run: Path, last: str) -> None:
+    """Make it as if the run had been killed before its last checkpoint."""
+    shutil.rmtree(run / last)
+    record = run / "pliant-train.json"
+    for path in run.iterdir():
+        if path.is_file() and path != record:
+            path.unlink()
+    begun = json.loads(record.read_text())
+    record.write_text(json.dumps({k: v for k, v in begun.items() if k != "ended"}))
 
 
 def _explored(path: Path) -> None:
