@@ -83,11 +83,10 @@ def main(
             {"questions": nano_pieces("test", tokenizer, 2 * test)},
         ),
     }
-    for weights, plan, name in product(WEIGHTS, PLANS, materials):
+    for weights, plan, name, share in product(WEIGHTS, PLANS, materials, SHARES):
         result = figures["models"].setdefault(name, {"whole": materials[name].whole, "ways": {}})
-        for share in SHARES:
-            ratios = materials[name].ratios(share, PLANS[plan], WEIGHTS[weights])
-            result["ways"].setdefault(f"{share:.0%}, {plan}", {})[weights] = ratios
+        ratios = materials[name].ratios(share, PLANS[plan], WEIGHTS[weights])
+        result["ways"].setdefault(f"{share:.0%} {plan}", {})[weights] = ratios
         keep("structure_heads", figures, COMMAND)
     for name, result in figures["models"].items():
         for table in draw(name, result["ways"]):
