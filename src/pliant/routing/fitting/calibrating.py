@@ -111,7 +111,7 @@ def calibrate(
         new["drift"] |= {name: getattr(file.drift, name) for name in ("window", "false_alarms")}
     content = file.model_dump() | {"threshold": threshold_entry(chosen, None), **new}
     changed = with_shares(router_file.make(**content), predictions, held)
-    pays = verdict(changed, predictions, held) if labelled else None
+    pays = verdict(changed, predictions, held, scorer.kinds) if labelled else None
     calibrated = Calibrated(chosen, len(outcomes) - len(held), pays)
     if pays is not None and not (force or pays.pays):
         raise _saves_nothing(folder, calibrated, pays)

@@ -118,11 +118,14 @@ def measure(
     )
 
 
-def verdict(file: RouterFile, predictions: Predictions, outcomes: Outcomes) -> Verdict:
-    """Whether the router pays on these prompts, without all else that `measure` finds."""
+def verdict(
+    file: RouterFile, predictions: Predictions, outcomes: Outcomes, kinds: Sequence[str]
+) -> Verdict:
+    """Whether the router pays on these prompts, without all else that `measure` finds; `kinds` are
+    those of the scorers that predict."""
     chosen = file.rule.choose(predictions.gain, predictions.novel)
     routed = _routed(chosen, outcomes, np.array(file.scoring))
-    return _verdict(file, routed, chosen, outcomes, None)
+    return _verdict(file, routed, chosen, outcomes, None, kinds)
 
 
 def calibrated(file: RouterFile, predictions: Predictions) -> Floats | None:
