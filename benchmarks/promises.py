@@ -189,7 +189,7 @@ def measured(population: Population, n: int, draws: int) -> dict[str, Any]:
         swept, curve = sweep(sample.gain, sample.outcomes, prices), Curve.of(known)
         for text in goals:
             goal, ways = Goal.parse(text), results[text]
-            ours = threshold(goal, sample.gain, sample.outcomes, prices=prices)
+            ours = chosen_by_fit(goal, sample, prices)
             ways.setdefault("ours", []).append(result(known, ours.value))
             ways.setdefault("no test", []).append(result(known, just_enough(goal, swept)))
             ways.setdefault("need", []).append(need(known, population.floor(goal)))
@@ -226,6 +226,10 @@ def goals_that_need_most_calls(population: Population, n: int) -> list[str]:
         return []
     text = f"{nearest} % of the large model's quality"
     return [f"{text}, with 80 % confidence", text + SURE]
+
+
+def chosen_by_fit(goal: Goal, sample: Drawn, prices: Floats) -> Threshold:
+    return threshold(goal, sample.gain, sample.outcomes, prices=prices, cross_fitted=True)
 
 
 def result(known: Sweep, value: float) -> dict[str, float]:
@@ -284,7 +288,7 @@ def statements(population: Population, more: list[tuple[int, int, float]]) -> di
     for seed, labels, share in more:
         if labels <= MOST_LABELS:
             sample = drawn(population, labels, 100_000 + seed)
-            chosen: Threshold = threshold(GOAL, sample.gain, sample.outcomes, prices=prices)
+            chosen = chosen_by_fit(Goal.parse(GOAL), sample, prices)
             met.append(chosen.share <= share)
     named = [labels for _, labels, _ in more]
     return {

@@ -109,5 +109,5 @@ def test_no_label_chooses_where_a_proof_starts() -> None:
         strong = np.arange(400) % 10 < 10 * quality
         right = np.stack([np.zeros(400), strong], axis=1)
         labels = Outcomes(prompts, ("small", "large"), right, costs)
-        starts.add(Proof.of(Goal.parse(GOAL), sweep(gain, labels))._is_easier_at_0())
+        starts.add(Proof(Goal.parse(GOAL), sweep(gain, labels))._is_easier_at_0())
     assert len(starts) == 1

@@ -19,8 +19,9 @@ LIMIT = st.sampled_from([0.0, 0.01, 0.05, 0.3])
 
 def chance(n: int, losses: float, gains: float, limit: float, worth: float, delta: float) -> float:
     """How often n prompts of a population with these shares of losses and gains are a proof."""
+    of_rest = min(1.0, gains / max(1 - losses, 1e-12))
     return sum(
-        binom.pmf(lost, n, losses) * binom.pmf(gained, n - lost, gains / max(1 - losses, 1e-12))
+        binom.pmf(lost, n, losses) * binom.pmf(gained, n - lost, of_rest)
         for lost, gained in results(n, losses)
         if proved(Counts(n, lost, gained), limit, worth, delta)
     )

@@ -102,7 +102,10 @@ def calibrate(
         )
     held, predictions, unseen = _predicted(scorer, file.fit_folder(folder), outcomes)
     scored = with_scoring(held, file.scoring)
-    chosen = choose_threshold(goal, predictions, scored, file.costs, file.novel_to)
+    known = out_of_fold(file.fit_folder(folder), held.prompts)[1]
+    chosen = choose_threshold(
+        goal, predictions, scored, file.costs, file.novel_to, cross_fitted=len(known) > 0
+    )
     if labelled:
         new = reference(predictions, held, kind or "platt", unseen)
     else:
@@ -203,14 +206,15 @@ def choose_threshold(
     outcomes: Outcomes,
     costs: ArrayLike | None = None,
     novel_to: int | None = -1,
+    cross_fitted: bool = True,
 ) -> Threshold:
     """The threshold that meets a goal on these outcomes, as the router decides on them.
 
     `costs` are those of the router's file, and `novel_to` is where it sends novel prompts; None
-    decides on them by their gains.
+    decides on them by their gains. `cross_fitted`: some of the predictions are out of fold.
     """
     gain = predictions.last_gain if len(outcomes.models) == 2 else predictions.gain
-    return threshold(goal, gain, outcomes, None, costs, predictions.novel, novel_to)
+    return threshold(goal, gain, outcomes, None, costs, predictions.novel, novel_to, cross_fitted)
 
 
 def threshold_entry(

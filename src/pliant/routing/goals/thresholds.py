@@ -19,8 +19,9 @@ one only if the first wrong one passes its test. The tests are those of risk.py.
 prompts word one question, each question counts once.
 
 Where each prediction comes from a scorer that was fitted on the other folds, and the router's own
-scorer is fitted on all of them, the proof is no longer exact: the threshold is that of slightly
-worse scorers. benchmarks/promises.py measures that it still holds.
+scorer is fitted on all of them, the proof is no longer exact: the threshold is that of other
+scorers. It then has a wider margin (`cross_fitted`), with which benchmarks/promises.py measures
+that it holds.
 """
 
 from __future__ import annotations
@@ -182,6 +183,7 @@ def threshold(
     prices: ArrayLike | None = None,
     novel: ArrayLike | None = None,
     novel_to: int | None = -1,
+    cross_fitted: bool = False,
 ) -> Threshold:
     """The threshold that meets a goal on the calibration split; a goal with a confidence is proved.
 
@@ -190,13 +192,14 @@ def threshold(
     prompts that the router sends to the model `novel_to`, if any, whatever their gain. `grid`, for
     goals with a confidence, must not come from these predictions or labels: those of the training
     split will do, and GRID (over the range of the prices) for gains that are differences of
-    probabilities.
+    probabilities. `cross_fitted`: predictions are out of fold, by other scorers than the one that the
+    threshold is for, so a proof needs a wider margin.
     """
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
     swept = sweep(gain, outcomes, prices, novel, novel_to)
     if goal.confidence is not None:
         tried = GRID * swept.unit_gain if grid is None else np.asarray(grid, dtype=np.float64)
-        return _proved(Proof(goal, swept), tried)
+        return _proved(Proof(goal, swept, cross_fitted), tried)
     steps = swept.steps
     if goal.kind == "quality":
         return _at(goal, swept, _value_for_quality(goal, swept))
