@@ -68,6 +68,15 @@ def test_a_higher_goal_has_a_higher_internal_target_and_the_same_one_again(amoun
     assert internal_target(min(1.0, amount + 0.05), swept) >= target
 
 
+def test_predictions_out_of_fold_need_a_wider_margin() -> None:
+    gain, known = population(600)
+    for goal in (GOAL, "at most 5 % worse, with 95 % confidence"):
+        exact, wider = (threshold(goal, gain, known, cross_fitted=how) for how in (False, True))
+        assert exact.share < wider.share < 1
+    plain = [threshold(PLAIN, gain, known, cross_fitted=how) for how in (False, True)]
+    assert plain[0] == plain[1]
+
+
 def test_a_proof_that_saves_nothing_says_how_many_labels_would() -> None:
     gain, known = population()
     goal = "at most 2 % worse, with 95 % confidence"

@@ -192,8 +192,8 @@ def threshold(
     prompts that the router sends to the model `novel_to`, if any, whatever their gain. `grid`, for
     goals with a confidence, must not come from these predictions or labels: those of the training
     split will do, and GRID (over the range of the prices) for gains that are differences of
-    probabilities. `cross_fitted`: predictions are out of fold, by other scorers than the one that the
-    threshold is for, so a proof needs a wider margin.
+    probabilities. `cross_fitted`: predictions are out of fold, by other scorers than the one
+    that the threshold is for, so a proof needs a wider margin.
     """
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
     swept = sweep(gain, outcomes, prices, novel, novel_to)
