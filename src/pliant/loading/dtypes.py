@@ -35,7 +35,7 @@ def warn_if_slow(model: Any) -> None:
         return
     if (slowdown := slowdown_of(model.dtype)) > MUCH_SLOWER:
         message = f"{name} takes {slowdown:.1f} times as long as float32 on this CPU"
-        advice = 'load it with --dtype float32 (in Python, dtype="float32")'
+        advice = 'load it in float32 (dtype="float32", or --dtype float32 where a command has it)'
         warnings.warn(f"{message}: {advice}", SlowDtypeWarning, stacklevel=4)
 
 

@@ -71,7 +71,7 @@ def hub_answers(ask: Callable[[], object]) -> bool:
 
 
 def _has(source: Source, file: str, revision: str | None, offline: bool) -> bool:
-    """Whether the repository has this file, as far as can be told here."""
+    """Whether the repository has this file, on the hub or, offline, in the cache."""
     from huggingface_hub import errors as hub
 
     try:

@@ -18,7 +18,8 @@ class Sticky(Part):
 
     policy: Literal["stay", "upgrade", "off"] = "stay"
     """stay: its first model; upgrade: another one as soon as that is preferred as likelier right,
-    not for its price; off: no sessions."""
+    not for its price (of two models with a threshold of the gain, the stronger one alone); off: no
+    sessions."""
     limit: Count = 10_000
     """How many sessions are remembered; the longest unused is forgotten first."""
     ttl: Annotated[float, Field(gt=0)] = 3600.0

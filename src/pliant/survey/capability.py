@@ -139,14 +139,13 @@ class Specimen:
         """The same model in fp64: run it under `Fp64Throughout`."""
         double = Specimen(self.of, torch.float64)
         double.model.double()  # some parts ignore the dtype and are built in fp32
-        if hasattr(double.model, "set_experts_implementation"):
-            double.model.set_experts_implementation("eager")  # the fast one has no fp64 kernel
+        _without_fast_experts(double.model)
         return double
 
     @cached_property
     def rounding(self) -> float:
         """How far fp32 is from fp64 with the same weights, relative to the largest logit."""
-        double = deepcopy(self.model).double()
+        double = _without_fast_experts(deepcopy(self.model).double())
         with torch.no_grad(), Fp64Throughout():
             exact = double(input_ids=self.ids, use_cache=False).logits
         return float((self.run() - exact).abs().max() / exact.abs().max())
@@ -180,6 +179,13 @@ class Specimen:
             for module, hook in hooks:
                 stack.enter_context(module.register_forward_pre_hook(hook))
             return self.run()
+
+
+def _without_fast_experts(model: Any) -> Any:
+    """The same model; the fast experts of a mixture have no fp64 kernel."""
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
+    return model
 
 
 class Fp64Throughout(TorchFunctionMode):

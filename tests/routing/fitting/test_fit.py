@@ -450,16 +450,19 @@ def test_a_new_goal_needs_no_training(fitted, tmp_path):
 
 def test_a_goal_at_which_the_router_saves_nothing_changes_nothing(fitted, tmp_path):
     router, new = shutil.copytree(fitted.folder, tmp_path / "router"), outcomes(300, 7)
+    strict = "at most 0.01 % worse, with 99 % confidence"
     before = {path: path.read_bytes() for path in router.rglob("*") if path.is_file()}
     with pytest.raises(SavesNothing, match=r"stays as it is.*saves nothing.*--force") as error:
-        calibrate(router, new, "100 % of calls")
+        calibrate(router, new, strict)
     assert {path: path.read_bytes() for path in router.rglob("*") if path.is_file()} == before
     refused = error.value.calibrated
     assert refused.threshold.share == 1 and not refused.verdict.pays
-    forced = calibrate(router, new, "100 % of calls", force=True)
+    forced = calibrate(router, new, strict, force=True)
     assert forced.as_dict() == refused.as_dict()
     assert router_file.read(router).threshold.limit == forced.threshold.value
     assert calibrate(router, outcomes(300, 8), "20 % of calls").verdict.pays
+    budget = calibrate(router, outcomes(300, 9), "100 % of calls")  # kept whatever it is worth
+    assert not budget.verdict.pays and router_file.read(router).threshold.limit is not None
 
 
 def test_the_labels_of_the_fit_serve_again_by_their_out_of_fold_predictions(fitted, tmp_path):
@@ -478,7 +481,7 @@ def test_the_labels_of_the_fit_serve_again_by_their_out_of_fold_predictions(fitt
     assert watched.n == before.n == len(fitted.splits.test), "of prompts that are new to it"
     assert watched.edges == pytest.approx(before.edges, abs=1e-3)
     halved = replace(learn, right=learn.right / 2)  # the same scores, by another calibration
-    calibrate(router, halved, goal, force=True)
+    calibrate(router, halved, goal)
     assert min(router_file.read(router).drift.edges) > min(before.edges) + 0.1
     calibrate(router, learn, goal)
     assert not fitted_on(fitted.file.fit_folder(router), fitted.splits.test.prompts).any()
@@ -488,7 +491,7 @@ def test_the_labels_of_the_fit_serve_again_by_their_out_of_fold_predictions(fitt
     (fitted.file.fit_folder(router) / OUT_OF_FOLD).unlink()  # an older router
     with pytest.raises(InvalidInput, match="0 of these"):
         calibrate(router, learn, goal)
-    older = calibrate(router, outcomes(1500, 1), goal, force=True)
+    older = calibrate(router, outcomes(1500, 1), goal)
     assert older.left_out == len(learn) and older.threshold.n == 1500 - len(learn)
 
 
@@ -563,7 +566,7 @@ def test_a_new_calibration_leaves_what_the_user_set(tmp_path):
     content["drift"] |= {"window": 50, "false_alarms": 0.2}
     content |= {"sticky": {"policy": "off"}, "novel": "ignore"}
     path.write_text(json.dumps(content))
-    calibrate(made.folder, outcomes(200, 7), "40 % of calls", force=True)
+    calibrate(made.folder, outcomes(200, 7), "40 % of calls")
     after = router_file.read(made.folder)
     assert (after.drift.window, after.drift.false_alarms) == (50, 0.2)
     assert after.drift.n == 200 and after.sticky.policy == "off" and after.novel == "ignore"

@@ -85,7 +85,7 @@ def test_so_it_is_where_a_router_is_fitted_measured_and_calibrated(
     fit(labels, folder, scorers=["probe"], base="nano-s", backends=backends, force=True)
     evaluate(folder, replace(conversations(60, 2), unit="flops"))
     labels = replace(conversations(60, 3), unit="flops")
-    calibrate(folder, labels, "30 % of calls", force=True)
+    calibrate(folder, labels, "30 % of calls")
     assert len(read_prompts) > 320
     assert not any(isinstance(prompt, str) for prompt in read_prompts)
 

@@ -93,11 +93,13 @@ def load_inputs(options: SelectiveOptions, device: str | None, seed: int) -> Inp
 def quiet_libraries(*kinds: type[Warning]) -> Iterator[None]:
     """Print our own warnings, and those of `kinds`, as one line each; none of the libraries'."""
     from pliant.gradients import GradientsWarning
+    from pliant.loading.dtypes import SlowDtypeWarning
 
     terminal.hide_loading_bars()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", GradientsWarning)
+        warnings.simplefilter("default", SlowDtypeWarning)
         for kind in kinds:
             warnings.simplefilter("always", kind)
         warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)

@@ -240,7 +240,7 @@ class CalibrateOptions(LabelsOptions, RouterOptions):
     calibration: Calibration = "platt"
     """How scores become probabilities."""
     force: bool = False
-    """Change the router even if it then saves nothing."""
+    """Change the router even if it then saves nothing, with a quality or a risk."""
 
     def __post_init__(self) -> None:
         if bool(self.labels) == bool(self.prompts):
@@ -267,8 +267,8 @@ def calibrate(options: CalibrateOptions) -> None:
     the cross-validation. A goal such as "30 % of calls" needs prompts alone: --prompts instead of
     --labels.
 
-    A router that would save nothing on the labels stays as it is, without --force: the exit code is
-    then 2.
+    A router that would save nothing on the labels with a quality or a risk stays as it is, without
+    --force: the exit code is then 2. With a budget it is changed, and a warning says so.
 
     Example: pliant route calibrate --router my-router --labels new.jsonl --goal "30 % of calls"
     """
@@ -289,7 +289,7 @@ def calibrate(options: CalibrateOptions) -> None:
                 f"{calibrated.left_out:,} prompts left out: the router was fitted on them"
             )
         terminal.print_text(str(calibrated.threshold))
-        if options.force and calibrated.verdict is not None and not calibrated.verdict.pays:
+        if refused is None and calibrated.verdict is not None and not calibrated.verdict.pays:
             terminal.print_text(f"WARNING: the router {calibrated.verdict.headline}.")
     if refused is not None:
         raise refused

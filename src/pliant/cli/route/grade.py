@@ -58,7 +58,8 @@ def grade(options: GradeOptions) -> None:
     if options.references is not None and options.verifier is None:
         raise InvalidInput("--references: are for a verifier; give --verifier as well")
     options.check_columns()
-    for name, column in {"prompt": options.prompt_column, **options.answers()}.items():
+    columns = {"prompt": options.prompt_column, "messages": options.messages_column}
+    for name, column in {**columns, **options.answers()}.items():
         if column is not None and options.references is None:
             raise InvalidInput(f"--{name}-column names a column of --references: give them as well")
     read, verify = _grades(options), _verifier(options)

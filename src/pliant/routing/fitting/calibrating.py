@@ -78,8 +78,9 @@ def calibrate(
     prompts, for a scorer that needs them; labels have their own.
     Prompts that the scorer was fitted on count by its out-of-fold predictions of them, so that the
     labels of the fit serve again. From then on the router counts as fitted on labelled ones.
-    Raises SavesNothing, with what was measured, where the router would not pay on the labels, and
-    leaves it as it is; `force` writes it all the same.
+    Raises SavesNothing, with what was measured, where the router would not pay on the labels with
+    this quality or risk, and leaves it as it is; `force` writes it all the same. A budget is set,
+    with a verdict that says what it is worth.
     """
     folder = Path(router).expanduser()
     goal = Goal.parse(goal) if isinstance(goal, str) else goal
@@ -116,7 +117,8 @@ def calibrate(
     changed = with_shares(router_file.make(**content), predictions, held)
     pays = verdict(changed, predictions, held, scorer.kinds) if labelled else None
     calibrated = Calibrated(chosen, len(outcomes) - len(held), pays)
-    if pays is not None and not (force or pays.pays):
+    promised = goal.kind in ("quality", "risk")  # a budget is kept whatever it is worth
+    if pays is not None and promised and not (force or pays.pays):
         raise _saves_nothing(folder, calibrated, pays)
     with locked(folder):
         if router_file.read(folder) != file:
@@ -130,8 +132,8 @@ def calibrate(
 
 def _saves_nothing(folder: Path, calibrated: Calibrated, pays: Verdict) -> SavesNothing:
     return SavesNothing(
-        f"{folder}: stays as it is, because with this goal the router {pays.headline}. "
-        f"{pays.advice} --force (force=True) writes the new threshold all the same",
+        f"{folder}: stays as it is, because with this goal the router {pays.headline}. Another "
+        "goal or a new fit may save more; --force (force=True) writes this threshold all the same",
         calibrated=calibrated,
     )
 
@@ -151,8 +153,9 @@ def _predicted(
     if isinstance(scorer, WithCorrections) and len(known):
         fit = outcomes.select(known)
         (others,) = np.nonzero(~scorer.corrections.contains(fit.prompts))
-        known = known[others]
-        before = scorer.change(fit.select(others).asked, before.select(others))
+        known, before = known[others], before.select(others)
+        if len(others):
+            before = scorer.change(fit.select(others).asked, before)
     new = np.flatnonzero(~learned)
     if len(new) + len(known) < _LEAST:
         raise InvalidInput(

@@ -39,7 +39,8 @@ from pliant.stats import Floats
 Flags = NDArray[np.bool_]
 
 # Up to here a split without losses and gains is the best there can be, and so proved as soon as
-# (1 - limit)^n is below delta: with 149 prompts for .02 and .05, where 4 would need 151 and 6 180.
+# (1 - limit)^n is below delta: for .02 and .05 with 149 prompts. A value of 4
+# would need 151 prompts, and one of 6 needs 180.
 EXTRA = 3.0
 _OUTSIDE = 0.01  # of delta: 5 % sends .1 point more calls, on 200 draws of 660 MMLU labels
 _SHARES = 11  # about .7 standard errors apart

@@ -114,7 +114,7 @@ class Preferences:
             return preference
         model = session.model
         if self._is_upgrade(preference, model, rule):
-            reason = f"{preference.reason}; the session moves up from {model}"
+            reason = f"{preference.reason}; the session moves from {model}"
             return replace(preference, reason=reason)
         order = tuple(dict.fromkeys([model, *preference.order]))
         reason = f"the session is with {model}"

@@ -18,7 +18,7 @@ from pliant.routing.outcomes import Outcomes
 from pliant.stats import Floats, as_json, count_values
 
 _DECIMALS = 9
-"""Of predictions that are compared."""
+"""Of predictions that are compared, relative to the largest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +213,8 @@ def blocks(predicted: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
     Those of two prompts that a scorer cannot tell apart differ by rounding errors.
     """
-    predicted = predicted.round(_DECIMALS)
+    largest = np.abs(predicted).max(initial=0.0)
+    predicted = (predicted / (largest or 1.0)).round(_DECIMALS)
     order = np.argsort(-predicted, kind="stable")
     along = predicted[order]
     return order, np.flatnonzero(np.concatenate([[True], along[1:] != along[:-1]]))

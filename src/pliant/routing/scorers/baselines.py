@@ -238,7 +238,7 @@ class Nearest:
     """The weighted mean over the k most similar of `vectors`."""
 
     vectors: Any
-    """(n, features) of the training prompts, sparse or dense, each of length 1."""
+    """(n, features) of the training prompts, sparse or dense, of length 1 at most."""
     right: Floats
     k: int
 

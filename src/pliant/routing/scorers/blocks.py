@@ -38,7 +38,7 @@ class Blocks:
     """The features of n prompts."""
 
     words: Any
-    """(n, words) sparse, of length 1."""
+    """(n, words) sparse, of length 1 at most."""
     dense: Floats
     """(n, d): the surface, and whatever else is known of a prompt."""
     topics: Floats

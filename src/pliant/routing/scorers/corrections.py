@@ -7,7 +7,8 @@ predictions; its penalty keeps the correction small until many prompts agree. A 
 the region is no longer novel. Elsewhere nothing changes, not even in the last bit.
 
 Learned prompts are those of users, so their hashes and hashed words are stored with a salt, as in
-the ledger: no table of hashes shows them, but whoever holds the file can test a guess.
+the ledger. Whoever holds the folder can still test a guess: four bytes of each prompt's plain hash
+are among those of the labels, so that no measurement uses it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pliant.data import normalised
 from pliant.errors import CorruptFile
 from pliant.routing.outcomes import Outcomes
 from pliant.routing.prompts import Prompt, digest, text_of
@@ -259,7 +261,7 @@ _HASH = 16
 
 def hashes_of(prompts: Sequence[str], salt: bytes) -> NDArray[np.uint8]:
     """(n, 16) by which learned prompts are known again."""
-    content = b"".join(bytes.fromhex(digest(prompt, salt)) for prompt in prompts)
+    content = b"".join(bytes.fromhex(digest(normalised(prompt), salt)) for prompt in prompts)
     return np.frombuffer(content, dtype=np.uint8).reshape(-1, _HASH)
 
 
