@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 EQUAL, ROUNDINGS, MOST = 5e-5, 10, 5e-4
 """Sums of the same numbers in another order: how far they may be apart, relative to the largest
-logit, and how many times the model's own rounding error, up to a limit. CPM-Ant's activations are so
-large that its error is .00001 to .00003, and the ways .00004 to .00006 apart, by the CPU."""
+logit, and how many times the model's own rounding error, up to a limit. CPM-Ant's activations are
+so large that its error is .00001 to .00003, and the ways .00004 to .00006 apart, by the CPU."""
 SPREAD = 0.1
 """The standard deviation of z around 1 in these questions."""
 
