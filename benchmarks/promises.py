@@ -24,7 +24,7 @@ procedure with the same confidence, labels and predictions (promises_limit.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,12 +62,13 @@ PENALTY, FOLDS = 8.0, 5
 REPEATS = ((1_000, 3), (3_000, 2), (10_000, 1))  # as `fit` divides up to so many labels
 CHECKED = 20  # statements about more labels that are checked, of each set and size
 MOST_LABELS = 3000
+DRAWS = 200
 
 
 def main(
     data: Annotated[Path, typer.Option(help="The folder of the MMLU and GSM8K label sets.")],
     labels: Annotated[list[Path], typer.Option(help="Other label sets; repeatable.")] = [],  # noqa: B006
-    draws: Annotated[int, typer.Option(help="Label sets drawn of each population.", min=2)] = 200,
+    draws: Annotated[int, typer.Option(help="Label sets drawn of each population.", min=2)] = DRAWS,
     only: Annotated[str, typer.Option(help="One population, by its name.")] = "",
     sizes: Annotated[list[int], typer.Option(help="Numbers of labels; repeatable.")] = [],  # noqa: B006
 ) -> None:
@@ -78,8 +79,13 @@ def main(
         for n in sizes or SIZES.get(name, OTHER_SIZES):
             figures[f"{n} labels"] = measured(population, n, draws)
             draw(f"{name}, {n} labels", figures[f"{n} labels"]).draw(console)
-            command = "python -m benchmarks.promises --data FOLDER --labels FILE ..."
-            keep(f"promises_{name}", figures, f"{command} --only {name}")
+            keep(f"promises_{name}", figures, _command(name, draws, sizes))
+
+
+def _command(name: str, draws: int, sizes: Sequence[int]) -> str:
+    options = [f"--only {name}", *(f"--sizes {n}" for n in sizes)]
+    options += [] if draws == DRAWS else [f"--draws {draws}"]
+    return " ".join(["python -m benchmarks.promises --data FOLDER --labels FILE ...", *options])
 
 
 # --- populations and scorers ---------------------------------------------------------------------
