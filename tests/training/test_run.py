@@ -29,7 +29,7 @@ from pliant.errors import CorruptFile, InvalidInput
 from pliant.files import unfinished_name
 from pliant.training import AdapterCheckpoint
 from pliant.training.arguments import training_arguments
-from pliant.training.checkpoint import FiniteCheckpoint, last_complete, mark_complete
+from pliant.training.checkpoint import FiniteCheckpoint, last_complete, mark_complete, read_state
 from pliant.training.folder import LOCK, RECORD, lock, read_record
 from pliant.training.result import TrainingResult, ends_of
 from pliant.training.run import TrainingRun
@@ -293,7 +293,7 @@ def test_a_terminal_shows_a_bar_in_place_of_lines(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("weights", "its state cannot be read"),
+        ("weights", "its state cannot be read .*size mismatch for"),
         ("infinite optimizer", "the optimizer's exp_avg holds NaN or infinity"),
         ("total_flos", "trainer_state.json: not what the Trainer writes"),
         ("log_history", "log_history"),
@@ -334,3 +334,47 @@ def test_a_run_does_not_go_on_with_weights_that_are_no_numbers(tmp_path: Path) -
         )
     with pytest.raises(CorruptFile, match=r"checkpoint-6: weight holds NaN or infinity"):
         FiniteCheckpoint().on_train_begin(args, TrainerState(global_step=6), control, model=model)
+
+
+class NoMath(torch.Tensor):
+    """Like the state of an 8-bit optimizer, which implements few operations."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls) -> NoMath:
+        made: NoMath = torch.Tensor._make_wrapper_subclass(cls, (2, 2), dtype=torch.float32)  # type: ignore[attr-defined]
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, operation: Any, *_: Any) -> Any:
+        raise NotImplementedError(str(operation))
+
+
+def test_a_quantised_optimizer_state_is_taken_as_it_is(tmp_path: Path) -> None:
+    args, state = TrainingArguments(str(tmp_path), use_cpu=True), TrainerState(global_step=6)
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.state[model.weight] = {"exp_avg": NoMath(), "exp_avg_sq": torch.ones(2)}
+    event = {"model": model, "optimizer": optimizer}
+    FiniteCheckpoint().on_train_begin(args, state, TrainerControl(), **event)
+    optimizer.state[model.weight]["exp_avg_sq"][0] = float("inf")
+    with pytest.raises(CorruptFile, match="the optimizer's exp_avg_sq holds NaN"):
+        FiniteCheckpoint().on_train_begin(args, state, TrainerControl(), **event)
+
+
+def test_the_best_metric_is_infinite_until_one_is_a_number(tmp_path: Path) -> None:
+    """The Trainer writes that while each metric so far is NaN."""
+    model = torch.nn.Linear(2, 2)
+    args = TrainingArguments(
+        str(tmp_path), use_cpu=True, metric_for_best_model="loss", greater_is_better=False
+    )
+    own = Trainer(model, args)
+    own._determine_best_metric({"eval_loss": float("nan")}, None)
+    own.state.stateful_callbacks = {"TrainerControl": TrainerControl().state()}
+    own.state.save_to_json(str(tmp_path / "trainer_state.json"))
+    assert read_state(tmp_path).best_metric == float("inf")
+    own.state.best_metric = "x"
+    own.state.save_to_json(str(tmp_path / "trainer_state.json"))
+    with pytest.raises(CorruptFile, match="best_metric is 'x'"):
+        read_state(tmp_path)

@@ -154,6 +154,8 @@ class FiniteCheckpoint(TrainerCallback):
             ]
         for name, tensor in tensors:
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            if type(local) not in (torch.Tensor, nn.Parameter):
+                continue  # a quantised state implements what its optimizer needs, and no more
             if local.is_floating_point() and not local.is_meta and not local.isfinite().all():
                 raise CorruptFile(f"{_checkpoint(args, state)}: {name} {NOT_FINITE}")
 
@@ -165,6 +167,8 @@ def read_state(checkpoint: Path) -> TrainerState:
         state = TrainerState.load_from_json(str(path))
         for name in NUMBERS:
             value = getattr(state, name)
+            if name == "best_metric" and isinstance(value, float):
+                continue  # infinite until a metric is a number
             if not (value is None or type(value) in (int, float) and math.isfinite(value)):
                 raise ValueError(f"{name} is {value!r}")
         for name in ("global_step", "max_steps"):

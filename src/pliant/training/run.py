@@ -205,8 +205,8 @@ class TrainingRun:
             if others or self.checkpoint is None:
                 raise
             raise CorruptFile(
-                f"{self.checkpoint}: its state cannot be read: it has been changed or damaged. "
-                f"{GO_ON}"
+                f"{self.checkpoint}: its state cannot be read ({one_line(error)[:160]}): it has "
+                f"been changed or damaged, or the model is another one now. {GO_ON}"
             ) from error
 
     def _has_ended(self, trainer: Trainer) -> bool:
