@@ -56,3 +56,20 @@ def test_a_part_that_was_not_measured_is_left_alone() -> None:
     losses = Losses(ALONE)
     assert predicted(losses, heads=0.0, channels=0.2) == pytest.approx(0.1)
     assert predicted(losses, heads=0.1, channels=0.2) > 1e5
+
+
+def test_the_middle_is_tried_where_a_part_cannot_save_half_of_the_budget() -> None:
+    """Of .6, channels can save .5 at most and heads .18, so heads are never measured alone."""
+    levels = torch.linspace(0, 1, 41, dtype=torch.float64)
+    channels, heads = torch.meshgrid(levels, levels, indexing="ij")
+    enough = 0.5 * channels + 0.18 * heads >= 0.6
+    loss = 0.3 * channels**2 + 0.13 * heads**2
+    mixtures: list[tuple[dict[Part, float], float]] = []
+    for _ in range(3):
+        losses = Losses({"channels": [(0.6, 0.3 * 0.6**2)]}, mixtures)
+        expected = losses.predict({"channels": channels, "heads": heads})
+        best = int(torch.where(enough, expected, torch.inf).argmin())
+        shares = {"channels": channels.flatten()[best], "heads": heads.flatten()[best]}
+        mixtures.append(({p: float(s) for p, s in shares.items()}, float(loss.flatten()[best])))  # type: ignore[misc]
+    assert any(0.65 < shares["heads"] < 0.9 for shares, _ in mixtures)
+    assert min(loss for _, loss in mixtures) == pytest.approx(float(loss[enough].min()))

@@ -6,6 +6,8 @@
 Losses are of log-perplexity. A part's own loss grows as a power of its share, through the points at
 which the part was pruned alone. Those of several parts add up, and what mixtures lost beyond that
 is ascribed to every pair of parts, in proportion to the geometric mean of what the two lose alone.
+A part that cannot save half of the budget is measured in mixtures only: it loses what its mixtures
+lose beyond their other parts.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ EXPONENTS = (1.0, 4.0)
 LEAST = 1e-4
 """A loss below this, or a gain, counts as this."""
 NEVER = 1e6
-"""The loss of a part that was not measured: not even half of the budget can come of it."""
+"""What all of a part would lose that has no measurement: it cannot save even half of the budget."""
 LEAST_EXCESS = -1.0
 """Two parts that lose as much together lose no less than one of them alone."""
 
@@ -56,20 +58,32 @@ class Losses:
         return max(products / squares, LEAST_EXCESS) if squares else 0.0
 
     def _sums(self, shares: Shares) -> tuple[Tensor, Tensor]:
-        """Of the parts' own losses, and of the geometric means of every two."""
-        each = [self._of_part(part, share) for part, share in shares.items()]
-        nothing = torch.zeros_like(each[0])
-        pairs = ((a * b).sqrt() for a, b in combinations(each, 2))
-        return sum(each, nothing), sum(pairs, nothing)
+        """Of the parts' own losses, and of the geometric means of every two that were measured."""
+        each = {part: self._of_part(part, share) for part, share in shares.items()}
+        nothing = torch.zeros_like(next(iter(each.values())))
+        measured = [loss for part, loss in each.items() if self.alone.get(part)]
+        pairs = ((a * b).sqrt() for a, b in combinations(measured, 2))
+        return sum(each.values(), nothing), sum(pairs, nothing)
 
     def _of_part(self, part: Part, share: Tensor) -> Tensor:
         share = share.double()
-        measured = [(own, max(loss, LEAST)) for own, loss in self.alone.get(part, ())]
+        points = self.alone.get(part) or self._from_mixtures(part)
+        measured = [(own, max(loss, LEAST)) for own, loss in points]
         if not measured:
-            return torch.where(share > 0, NEVER, 0.0).to(share)
+            return NEVER * share
         (least, low), (most, high) = measured[0], measured[-1]
         power = 2.0
         if most > least:
             power = math.log(high / low) / math.log(most / least)
         low_power, high_power = EXPONENTS
         return high * (share / most) ** min(max(power, low_power), high_power)
+
+    def _from_mixtures(self, part: Part) -> list[tuple[float, float]]:
+        """What mixtures lose beyond their other parts, if all those were measured alone."""
+        points = []
+        for shares, loss in self.mixtures:
+            others = {p: torch.tensor(s) for p, s in shares.items() if p != part}
+            if part in shares and others and all(self.alone.get(p) for p in others):
+                total, _ = self._sums(others)
+                points.append((shares[part], loss - float(total)))
+        return sorted(points)
