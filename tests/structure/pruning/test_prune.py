@@ -496,7 +496,32 @@ def test_scores_that_are_measured_already_are_used() -> None:
     assert not attached(model)
 
 
+@pytest.mark.parametrize("score", ["activation", "magnitude", "random"])
+def test_scores_that_prune_measures_as_it_walks_are_refused(score: Any) -> None:
+    model, batches = llama(), text()
+    own = importance(model, batches, ImportanceConfig(("heads",), score))
+    with pytest.raises(InvalidInput, match=f"by {score} are not those that prune ranks by"):
+        prune(model, batches, PruneConfig(heads=0.25, score=score), scores=own)
+    assert not attached(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "units", "words"),
+    [
+        ({}, ("channels",), "heads were not ranked"),
+        ({"num_attention_heads": 4}, ("heads",), "of 4 heads in layer 0, and this model has 8"),
+        ({"num_hidden_layers": 2}, ("heads",), "layer 2 has no heads"),
+    ],
+)
+def test_scores_of_another_model_are_refused(changes: Any, units: Any, words: str) -> None:
+    model, batches = llama(), text()
+    own = importance(llama(**changes), batches, ImportanceConfig(units, "fisher"))
+    with pytest.raises(InvalidInput, match=words):
+        prune(model, batches, PruneConfig(heads=0.25, score="fisher"), scores=own)
+    assert not attached(model)
+
+
 @pytest.mark.parametrize("site", [("heads", "/etc/passwd"), ("heads", []), ("channels", "99")])
-def test_new_weights_of_a_place_that_the_model_has_not_are_refused(site: Any) -> None:
+def test_new_weights_for_a_site_the_model_lacks_are_refused(site: Any) -> None:
     with pytest.raises(InvalidInput, match=r"the model has no|the key of heads is a text"):
         Compensation(tiny_model("llama"), CompensationConfig((site,)))

@@ -69,11 +69,9 @@ def prune(
 
     The batches are those of `calibration_batches`; the base keeps its weights. If it is known in
     which order layers should go, which takes a while to find out, `layer_order` gives it; `scores`
-    that are measured already save measuring them.
+    that `importance` has measured on the whole model already save measuring them.
     """
     check_score(config.parts, config.score)
-    if scores is not None and scores.score != config.score:
-        raise InvalidInput(f"the scores are those by {scores.score}, not by {config.score}")
     anatomy = Anatomy.of(model)
     samples = samples_of(batches, device_of(anatomy.embeddings))
     if not samples:
@@ -81,6 +79,8 @@ def prune(
     sites = sites_of(anatomy, config.parts)
     check_projections(sites, "pruning")
     _check_room(sites, config)
+    if scores is not None:
+        _check_scores(scores, sites, config)
     gates = adapters.attach(model, Gates(model, GateConfig(config.parts)))
     pruned = Pruned(config, gates, None, None, {})
     try:
@@ -290,6 +290,25 @@ def _check_room(sites: Sequence[Site], config: PruneConfig) -> None:
                 f"{site.kind} = {share}: of {units} that can go{where} that is {count}; give a "
                 "share that removes one at least and keeps one"
             )
+
+
+def _check_scores(scores: Importance, sites: Sequence[Site], config: PruneConfig) -> None:
+    """Refuse what `prune` would not have measured itself, on this model."""
+    if scores.score != config.score:
+        raise InvalidInput(f"the scores are those by {scores.score}, not by {config.score}")
+    if config.score in LOCAL:
+        raise InvalidInput(
+            f"scores by {config.score} are not those that prune ranks by: it draws or measures its "
+            "own, layer after layer. Leave scores out"
+        )
+    for site in sites:
+        if site.kind != "experts":
+            count = len(scores[site.kind, site.layer, site.block])
+            if count != site.count:
+                raise InvalidInput(
+                    f"the scores are another model's: of {count} {site.kind} in layer {site.key}, "
+                    f"and this model has {site.count}"
+                )
 
 
 def _of_kind(sites: Sequence[Site], kind: Kind) -> list[Site]:
