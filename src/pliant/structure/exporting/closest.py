@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from pliant.anatomy import Anatomy
-from pliant.errors import UnsupportedModel
+from pliant.errors import PliantError, UnsupportedModel
 from pliant.structure.config import GateConfig, Kind
 from pliant.structure.exporting.remaining import remaining_layers
 from pliant.structure.gates import Gates, attach
@@ -27,6 +29,8 @@ def closest(
         model = stock.build()
         try:
             difference = agree(model)
+        except (MemoryError, torch.OutOfMemoryError, OSError, PliantError):
+            raise
         except Exception as error:  # whatever a model with numbers that do not fit may raise
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
             continue
