@@ -17,15 +17,15 @@ from pliant.structure.gates import Gates
 from pliant.structure.units import units_of
 
 
-def close_half(model: Any, first: int = 0) -> Gates:
-    """Close half of the heads, by the keys that they share, others in each layer; `first` more of
-    the first layer."""
+def close(model: Any, share: float = 0.5, first: int = 0) -> Gates:
+    """Close a share of the heads, by the keys that they share, others in each layer; `first` more
+    of the first layer."""
     gates = attach(model, GateConfig(("recurrent_heads",)))
     with torch.no_grad():
         for n, site in enumerate(gates.sites):
             units, generator = units_of(site), torch.Generator().manual_seed(n)
             gate = gates[site.kind, site.layer, site.block].view(units, -1)
-            count = units // 2 + (first if n == 0 else 0)
+            count = round(share * units) + (first if n == 0 else 0)
             gate[torch.randperm(units, generator=generator)[:count]] = 0
     return gates
 
@@ -47,7 +47,7 @@ def close_half(model: Any, first: int = 0) -> Gates:
 )
 def test_half_of_the_heads_are_gone(name: str, number: str, tmp_path: Path) -> None:
     model = tiny_model(name)
-    closed = sum(int((gate == 0).sum()) for gate in close_half(model).parameters())
+    closed = sum(int((gate == 0).sum()) for gate in close(model).parameters())
     live = logits(model)
     result = export(model, tmp_path / "smaller")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "smaller").eval()
@@ -66,7 +66,7 @@ def test_half_of_the_heads_are_gone(name: str, number: str, tmp_path: Path) -> N
 )
 def test_heads_that_no_stock_form_lacks(name: str, why: str, tmp_path: Path) -> None:
     model = tiny_model(name)
-    close_half(model)
+    close(model)
     live = logits(model)
     with pytest.raises(UnsupportedModel, match=f"{why}.*With zeros=True they stay"):
         export(model, tmp_path / "smaller")
@@ -76,9 +76,31 @@ def test_heads_that_no_stock_form_lacks(name: str, why: str, tmp_path: Path) -> 
     assert torch.allclose(logits(again), live, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "groups", "why"),
+    [
+        ("mamba2", "n_groups", "expand is a whole number, 2, and would be 1.5"),
+        ("zamba", "n_mamba_heads", "mamba_expand is a whole number, 2, and would be 1.5"),
+        ("nemotron_h", "n_groups", None),
+    ],
+)
+def test_a_quarter_goes_where_the_width_may_be_a_fraction_of_the_hidden_size(
+    name: str, groups: str, why: str | None, tmp_path: Path
+) -> None:
+    config = tiny_model(name).config
+    setattr(config, groups, 4)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    close(model, 0.25)
+    if why is None:
+        assert export(model, tmp_path / "smaller").removed == {"recurrent_heads": 2}
+        return
+    with pytest.raises(UnsupportedModel, match=f"{why}.*With zeros=True they stay"):
+        export(model, tmp_path / "smaller")
+
+
 def test_as_many_go_from_each_layer_and_the_others_are_zero(tmp_path: Path) -> None:
     model = tiny_model("kimi_linear")
-    close_half(model, first=1)
+    close(model, first=1)
     with pytest.raises(UnsupportedModel, match="layers lose different shares"):
         export(model, tmp_path / "smaller")
     result = export(model, tmp_path / "smaller", zeros=True)
@@ -88,7 +110,7 @@ def test_as_many_go_from_each_layer_and_the_others_are_zero(tmp_path: Path) -> N
 def test_from_disk_it_is_the_same(tmp_path: Path) -> None:
     model = tiny_model("mamba2")
     model.save_pretrained(tmp_path / "base")
-    gates = close_half(model)
+    gates = close(model)
     gates.save_pretrained(tmp_path / "gates")
     live = logits(model)
     result = export_from_disk(tmp_path / "base", [tmp_path / "gates"], tmp_path / "smaller")

@@ -92,7 +92,7 @@ def _head_changes(
 def _recurrent_changes(
     text: Any, sites: list[Site], counts: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
-    """The counts of heads and of their keys, and where their width is a number of its own, that."""
+    """The counts of heads and of their keys, and the total width where the config has one."""
     site, count, units = sites[0], counts[sites[0].key], units_of(sites[0])
     if len(set(counts.values())) > 1:
         return
@@ -105,15 +105,33 @@ def _recurrent_changes(
     if read(text, "mamba_d_ssm") == site.count * site.width:
         change["mamba_d_ssm"] = heads * site.width
     yield change
+    for ratios in _smaller_ratios(text, heads / site.count):
+        yield change | ratios
+
+
+def _smaller_ratios(text: Any, share: float) -> Iterator[dict[str, Any]]:
     for pattern in _RECURRENT_RATIOS:
         ratios = {n: v for n, v in vars(text).items() if pattern.fullmatch(n) and v}
         if ratios:
-            yield change | {name: _times(v, heads, site.count) for name, v in ratios.items()}
+            yield {name: _times(value, share) for name, value in ratios.items()}
 
 
-def _times(value: float, part: int, whole: int) -> float:
+def why_no_ratio(model: Any, sites: list[Site], counts: Mapping[str, int]) -> str | None:
+    """Which whole number of the config would have to be a fraction, if one would."""
+    if sites[0].kind != "recurrent_heads":
+        return None
+    text = model.config.get_text_config(decoder=True)
+    share = counts[sites[0].key] / units_of(sites[0])
+    for ratios in _smaller_ratios(text, share):
+        if not any(changed_configs(model.config, [ratios])):
+            name, value = next(iter(ratios.items()))
+            return f"{name} is a whole number, {read(text, name)}, and would be {value:g}"
+    return None
+
+
+def _times(value: float, share: float) -> float:
     """A whole number stays one where it can."""
-    scaled = value * part / whole
+    scaled = value * share
     return int(scaled) if isinstance(value, int) and scaled == int(scaled) else scaled
 
 

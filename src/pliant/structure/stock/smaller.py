@@ -25,7 +25,7 @@ from pliant.anatomy.config import config_of_layers
 from pliant.anatomy.find import path_of
 from pliant.errors import UnsupportedModel
 from pliant.structure.config import Kind
-from pliant.structure.stock.configs import on_meta, smaller_forms
+from pliant.structure.stock.configs import on_meta, smaller_forms, why_no_ratio
 from pliant.structure.stock.layouts import Axis, Layout, Shapes, shrunk_axes
 from pliant.structure.stock.lazy_state import LazyState, State
 from pliant.structure.units import sites_of
@@ -136,6 +136,7 @@ def with_fewer(
                 lazy = LazyState.over(own if state is None else state, changes)
                 yield Stock(config, form, lazy, Choice(form, change, layouts))
     if not any_fits:
+        why = why_no_ratio(model, sites, counts) or why
         raise UnsupportedModel(
             f"{type(model).__name__} has no stock form with {next(iter(counts.values()))} {kind} "
             f"in every layer ({why})"
