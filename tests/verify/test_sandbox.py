@@ -305,9 +305,11 @@ VERDICTS = {
     "    except OSError: pass",
     "a report that is read": TOKEN_THIEF,
     "functions": "import builtins\nfor n in ('all', 'any', 'len', 'isinstance', 'exec', 'compile', "
-    "'enumerate'):\n    setattr(builtins, n, lambda *a, **k: True)",
+    "'enumerate'):\n    setattr(builtins, n, lambda *a, **k: 3)",
     "exceptions": "import builtins\nbuiltins.AssertionError = builtins.BaseException = KeyError",
-    "all functions": "__builtins__ = {'all': lambda x: True}",
+    "functions, in place": "f = __builtins__ if isinstance(__builtins__, dict) else "
+    "vars(__builtins__)\nf.update(all=lambda x: True, len=lambda x: 3)",
+    "all functions": "__builtins__ = {'all': lambda x: True, 'len': lambda x: 3}",
     "unittest": "import unittest\nunittest.TestCase.assertEqual = lambda *a: None\n"
     "unittest.TestResult.wasSuccessful = lambda self: True",
     "modules": "import sys, json, os\nsys.modules.clear()\njson.dumps = os.write = None",
@@ -370,9 +372,34 @@ USUAL = {
     "c.commit()",
     "an alarm": "import signal\nrung = []\n"
     "signal.signal(signal.SIGALRM, lambda *a: rung.append(1))\n"
-    "signal.setitimer(signal.ITIMER_REAL, 0.01)\nsignal.pause()\nassert rung",
+    "signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)\nwhile not rung: signal.pause()",
     "time zones": "import zoneinfo\nzoneinfo.available_timezones()",
 }  # fmt: skip
+
+
+MOCKS = """from unittest import mock
+with mock.patch("builtins.input", return_value="3"), mock.patch("builtins.print") as shown:
+    f()
+shown.assert_called_once_with("3")
+with mock.patch("builtins.open", mock.mock_open(read_data="x")):
+    assert g() == "x"
+"""
+
+
+def test_a_test_mocks_what_the_answer_calls() -> None:
+    answer = "def f(): print(input())\ndef g(): return open('/nowhere').read()"
+    outcome = run_tests([answer], [MOCKS, MOCKS])
+    assert outcome, outcome.error
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_test_case_of_an_earlier_test_runs_in_a_later_one(right: bool) -> None:
+    case = "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertTrue(f())"
+    runs = (
+        "import unittest\ncases = unittest.defaultTestLoader.loadTestsFromModule("
+        "__import__('__main__'))\nassert unittest.TextTestRunner().run(cases).wasSuccessful()"
+    )
+    assert bool(run_tests([f"def f(): return {right}"], [case, runs])) == right
 
 
 @pytest.mark.parametrize("use", USUAL)

@@ -123,11 +123,16 @@ def run(request: dict[str, Any], report: int, started: int, isolated: bool) -> N
     os.close(started)
     answer = types.ModuleType("answer")
     sys.modules["answer"] = sys.modules["__main__"] = answer
+    # The module, and not this script's copy: a test may patch `builtins.input` for the answer.
+    answer.__dict__["__builtins__"] = builtins
     try:
         _exec(first_that_compiles(request["sources"]), answer.__dict__)
     except BaseException as error:  # also SystemExit: an answer that leaves has passed nothing
         say(error=describe(error))
         _exit(1)
+    # Once: a later test must know the TestCase of an earlier one.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "unittest"]:
+        del sys.modules[name]
     for i, test in enumerate(compiled):
         try:
             restore(answer.__dict__)
@@ -142,11 +147,9 @@ def run(request: dict[str, Any], report: int, started: int, isolated: bool) -> N
 
 
 def restore(namespace: dict[str, Any]) -> None:
-    """Give the tests Python's own functions and `unittest`, whatever the answer made of them."""
+    """Give a test Python's own functions, whatever the answer made of them."""
     vars(builtins).update(_BUILTINS)
     namespace["__builtins__"] = builtins
-    for name in [name for name in sys.modules if name.partition(".")[0] == "unittest"]:
-        del sys.modules[name]
 
 
 def give_up(request: dict[str, Any]) -> list[str]:
