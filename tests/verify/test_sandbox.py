@@ -7,6 +7,7 @@ each of them alone that claims to prevent it.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -22,9 +23,7 @@ from pliant.verify import sandbox
 from pliant.verify.sandbox import kernel_guards, run_tests
 
 ALL = ("namespaces", "files", "calls")
-KERNEL = pytest.mark.skipif(
-    set(kernel_guards()) != set(ALL), reason="the kernel has not all guards"
-)
+KERNEL = pytest.mark.skipif(set(kernel_guards()) != set(ALL), reason="the kernel lacks some guards")
 
 C = "import ctypes, os\nlibc = ctypes.CDLL(None)\n"
 FORK_EXEC = (
@@ -81,7 +80,12 @@ AUDIT_ALONE = {
     "a key in a file": "open('{outside}/old').read()",
     "mode": "import os\nos.chmod('{outside}/old', 0o777)",
     "C library": C + "libc.getpid()",
+    "C library by a thread": "import ctypes, threading\nerrors = []\n"
+    "threading.excepthook = lambda e: errors.append(e.exc_value)\n"
+    "t = threading.Thread(target=ctypes.CDLL, args=(None,))\nt.start()\nt.join()\n"
+    "raise errors[0]",
     "tracing": "import sys\nsys.settrace(print)",
+    "profiling": "import sys\nsys.setprofile(print)",
     "higher limits": "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (1, 1))",
 }
 """What the kernel does not forbid."""
@@ -168,12 +172,15 @@ def kernel_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, tmp_path, "sys.addaudithook(guard(folder))")
 
 
-def without(monkeypatch: pytest.MonkeyPatch, folder: Path, *guards: str) -> None:
+def without(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *calls: str, instead: str = "False"
+) -> None:
     """The same script, which leaves out these calls."""
     script = sandbox._SCRIPT.read_text()
-    for guard in guards:
-        assert script.count(f" {guard}\n") + script.count(f" {guard} +") == 1, guard
-        script = script.replace(f" {guard}\n", " False\n").replace(f" {guard} +", " False +")
+    for call in calls:
+        pattern = rf"(?<!def ){re.escape(call)}(?!\w|:)"
+        assert len(re.findall(pattern, script)) == 1, call
+        script = re.sub(pattern, instead, script)
     (folder / "script.py").write_text(script)
     monkeypatch.setattr(sandbox, "_SCRIPT", folder / "script.py")
 
@@ -354,6 +361,26 @@ def test_a_process_that_does_not_start_is_an_error_and_no_verdict(
         run_tests(["pass"], ["pass"])
 
 
+def test_the_reason_that_it_did_not_start_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, tmp_path, "limit(request)", instead="{}['no limits']")
+    with pytest.raises(PliantError, match="did not start: KeyError: 'no limits'"):
+        run_tests(["pass"], ["pass"])
+
+
+@pytest.mark.skipif("files" not in kernel_guards(), reason="the kernel lacks Landlock")
+@pytest.mark.parametrize(
+    ("call", "result"),
+    [("_syscall(_LANDLOCK, 0, 0, 1)", "2"), ("_syscall(_LANDLOCK + 1, ruleset, 1, rule, 0)", "-1")],
+)
+def test_landlock_that_is_old_or_takes_no_rule_is_not_claimed(
+    call: str, result: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, tmp_path, call, instead=result)
+    assert "files" not in run_tests(["pass"], ["pass"]).guards
+
+
 # --- what stays possible -------------------------------------------------------------------------
 
 USUAL = {
@@ -373,6 +400,15 @@ USUAL = {
     "an alarm": "import signal\nrung = []\n"
     "signal.signal(signal.SIGALRM, lambda *a: rung.append(1))\n"
     "signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)\nwhile not rung: signal.pause()",
+    "doctest": 'import doctest\ndef f():\n    """>>> f()\n    3\n    """\n    return 3\n'
+    "assert doctest.testmod().attempted == 1",
+    "its own state": "import os\nfor name in ('maps', 'status', 'cmdline'):\n"
+    "    open(f'/proc/self/{name}').read()",
+    "C libraries of packages": "from threadpoolctl import threadpool_info\nimport numpy\n"
+    "assert threadpool_info()",
+    "scikit-learn": "from sklearn.cluster import KMeans\n"
+    "assert len(KMeans(2, n_init=1).fit([[0.0], [1.0]]).labels_) == 2",
+    "torch": "import torch\nassert torch.ones(2).sum() == 2",
     "time zones": "import zoneinfo\nzoneinfo.available_timezones()",
 }  # fmt: skip
 
@@ -404,7 +440,31 @@ def test_a_test_case_of_an_earlier_test_runs_in_a_later_one(right: bool) -> None
 
 @pytest.mark.parametrize("use", USUAL)
 def test_the_usual_works(use: str) -> None:
-    outcome = run_tests([USUAL[use]], ["assert True"])
+    if "/proc" in USUAL[use] and not Path("/proc/self/maps").exists():
+        pytest.skip("the system has no /proc")
+    outcome = run_tests([USUAL[use]], ["assert True"], seconds=60, memory_mb=4096)
+    assert outcome, outcome.error
+
+
+def test_packages_installed_from_their_folder_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As setuptools installs them: by a finder with a table, and not by a line of sys.path."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "editable.py").write_text("x = 3")
+    finder = (
+        "import sys, types\nfinder = types.ModuleType('__editable___x_finder')\n"
+        f"finder.MAPPING = {{'editable': {str(tmp_path / 'source' / 'editable')!r}}}\n"
+        "sys.modules[finder.__name__] = finder\n"
+        "sys.meta_path.append(type('F', (), {'__module__': finder.__name__, 'find_spec': "
+        "staticmethod(lambda *a: None)}))\n"
+    )
+    start = 'if __name__ == "__main__":\n'
+    script = sandbox._SCRIPT.read_text().replace(start, finder + start)
+    (tmp_path / "script.py").write_text(script)
+    monkeypatch.setattr(sandbox, "_SCRIPT", tmp_path / "script.py")
+    code = f"exec(open({str(tmp_path / 'source' / 'editable.py')!r}).read())\nassert x == 3"
+    outcome = run_tests([code], ["pass"])
     assert outcome, outcome.error
 
 

@@ -29,6 +29,7 @@ from pliant.errors import InvalidInput, PliantError
 _SCRIPT = Path(__file__).with_name("sandbox_child.py")
 _LONGEST_REPORT = 1 << 20  # bytes
 _LOOK_EVERY = 0.1  # seconds from one look at the folder of an answer to the next
+_NOT_STARTED = "unit_tests: the process of an answer did not start: "
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -192,11 +193,13 @@ def _guards(started: IO[bytes], token: str, status: int | None) -> tuple[str, ..
             raise InvalidInput(
                 f"unit_tests: the reference's tests are no Python ({event['broken']})"
             )
+        if "failed" in event:
+            raise PliantError(_NOT_STARTED + event["failed"])
         return tuple(event["guards"])
     started.seek(0)
     lines = started.read(_LONGEST_REPORT).decode(errors="replace").splitlines()
     reason = lines[-1] if lines else f"exit status {status}"
-    raise PliantError(f"unit_tests: the process of an answer did not start: {reason}")
+    raise PliantError(_NOT_STARTED + reason)
 
 
 def _events(report: IO[bytes], token: str) -> list[dict[str, Any]]:

@@ -15,61 +15,43 @@ import os
 import resource
 import struct
 import sys
+import sysconfig
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 # Before an answer runs, which may replace the originals.
 _compile, _exec, _exit, _write, _dumps = compile, exec, os._exit, os.write, json.dumps
-_realpath, _isdir, _fspath, _sep = os.path.realpath, os.path.isdir, os.fsdecode, os.sep
+_realpath, _isdir, _isabs = os.path.realpath, os.path.isdir, os.path.isabs
+_fspath, _sep = os.fsdecode, os.sep
+_getframe = sys._getframe
 _BUILTINS = dict(vars(builtins))
 globals()["__builtins__"] = _BUILTINS  # of the functions below, which an answer must not change
 
 _NEW_IPC, _NEW_USER, _NEW_PID, _NEW_NET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
-_NETWORK = {
-    "socket.bind",
-    "socket.connect",
-    "socket.getaddrinfo",
-    "socket.gethostbyaddr",
-    "socket.gethostbyname",
-    "socket.sendmsg",
-    "socket.sendto",
+_NETWORK = ("bind", "connect", "getaddrinfo", "gethostbyaddr", "gethostbyname", "sendmsg", "sendto")
+_PROCESSES = ("exec", "fork", "forkpty", "kill", "killpg", "posix_spawn", "spawn", "system")
+_REFUSED = {
+    **dict.fromkeys([f"socket.{name}" for name in _NETWORK], "answers have no network"),
+    **dict.fromkeys(
+        [f"os.{name}" for name in _PROCESSES]
+        + ["pty.spawn", "resource.prlimit", "resource.setrlimit", "subprocess.Popen"],
+        "answers start and signal no processes",
+    ),
+    **dict.fromkeys(
+        ["sys.monitoring.register_callback", "sys.setprofile", "sys.settrace"],
+        "answers trace no code",
+    ),
 }
-_PROCESSES = {
-    "os.exec",
-    "os.fork",
-    "os.forkpty",
-    "os.kill",
-    "os.killpg",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.system",
-    "pty.spawn",
-    "resource.prlimit",
-    "resource.setrlimit",
-    "subprocess.Popen",
-}
-_TRACES = {"sys.monitoring.register_callback", "sys.setprofile", "sys.settrace"}
 _C_CALLS = {"ctypes.call_function", "ctypes.dlopen", "ctypes.dlsym", "ctypes.dlsym/handle"}
-_CHANGES = {
-    "os.chmod",
-    "os.chown",
-    "os.link",
-    "os.mkdir",
-    "os.remove",
-    "os.removexattr",
-    "os.rename",
-    "os.rmdir",
-    "os.setxattr",
-    "os.symlink",
-    "os.truncate",
-    "os.utime",
-    "sqlite3.connect",
-}
+_CHANGES = {"chmod", "chown", "link", "mkdir", "remove", "removexattr", "rename", "rmdir"}
+_CHANGES |= {"setxattr", "symlink", "truncate", "utime"}
+_CHANGES = {"sqlite3.connect", *(f"os.{name}" for name in _CHANGES)}
 _SYSTEM = {
     *("/usr", "/lib", "/lib64", "/etc", "/dev", "/opt", "/nix", "/System", "/Library"),
     *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system"),
 }
+_OWN = ("maps", "smaps", "stat", "statm", "status", "cmdline", "cgroup")  # of /proc/self
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -79,11 +61,23 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
-    isolated = unshare()
-    if isolated:
-        wait_for_child()  # the first process of the namespace, with which all others end
-        wait_for_child()  # the answer's: the first process of a namespace ignores its own signals
-    run(request, report, started, isolated)
+    try:
+        isolated = unshare()
+        if isolated:
+            wait_for_child()  # the first process of the namespace, with which all others end
+            wait_for_child()  # the answer's: a namespace's first process ignores its own signals
+        tests = compiled(request, started)
+        guards = ["namespaces"] * isolated + give_up(request)
+    except BaseException as error:
+        say(started, request, failed=describe(error))
+        _exit(1)
+    say(started, request, guards=guards)
+    os.close(started)
+    run(request, tests, report)
+
+
+def say(file: int, request: dict[str, Any], **event: object) -> None:
+    _write(file, (_dumps({"token": request["token"], **event}) + "\n").encode())
 
 
 def unshare() -> bool:
@@ -106,21 +100,17 @@ def wait_for_child() -> None:
             _exit(0 if status == 0 else 1)
 
 
-def run(request: dict[str, Any], report: int, started: int, isolated: bool) -> None:
-    """Write to the report what the answer's code does in the tests, and end the process."""
-    token, tests = request["token"], request["tests"]
-
-    def say(file: int = report, **event: object) -> None:
-        _write(file, (_dumps({"token": token, **event}) + "\n").encode())
-
+def compiled(request: dict[str, Any], started: int) -> list[types.CodeType]:
+    """The tests; that one is no Python is an error of the reference."""
     try:
-        compiled = [_compile(test, f"<test {i}>", "exec") for i, test in enumerate(tests)]
+        return [_compile(test, f"<test {i}>", "exec") for i, test in enumerate(request["tests"])]
     except (SyntaxError, ValueError) as error:
-        say(started, broken=describe(error))
+        say(started, request, broken=describe(error))
         _exit(1)
-    guards = ["namespaces"] * isolated + give_up(request)
-    say(started, guards=guards)
-    os.close(started)
+
+
+def run(request: dict[str, Any], tests: list[types.CodeType], report: int) -> None:
+    """Write to the report what the answer's code does in the tests, and end the process."""
     answer = types.ModuleType("answer")
     sys.modules["answer"] = sys.modules["__main__"] = answer
     # The module, and not this script's copy: a test may patch `builtins.input` for the answer.
@@ -128,21 +118,21 @@ def run(request: dict[str, Any], report: int, started: int, isolated: bool) -> N
     try:
         _exec(first_that_compiles(request["sources"]), answer.__dict__)
     except BaseException as error:  # also SystemExit: an answer that leaves has passed nothing
-        say(error=describe(error))
+        say(report, request, error=describe(error))
         _exit(1)
     # Once: a later test must know the TestCase of an earlier one.
     for name in [name for name in sys.modules if name.partition(".")[0] == "unittest"]:
         del sys.modules[name]
-    for i, test in enumerate(compiled):
+    for i, test in enumerate(tests):
         try:
             restore(answer.__dict__)
             _exec(test, answer.__dict__)
-            say(test=i, passed=True)
+            say(report, request, test=i, passed=True)
         except BaseException as error:
-            say(test=i, passed=False, error=describe(error))
+            say(report, request, test=i, passed=False, error=describe(error))
             if not request["partial"]:
                 break
-    say(done=True)
+    say(report, request, done=True)
     _exit(0)
 
 
@@ -159,8 +149,19 @@ def give_up(request: dict[str, Any]) -> list[str]:
     guards = ["files"] * confine_files(folder) + ["calls"] * filter_calls()
     # `open` is audited without the folder that a path is relative to: nothing may use one.
     os.supports_dir_fd.clear()
+    sys.settrace, sys.setprofile = only_none(sys.settrace), only_none(sys.setprofile)
     sys.addaudithook(guard(folder))
     return guards
+
+
+def only_none(trace: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Setting None, as doctest does, has no effect; the audit refuses a function."""
+
+    def set_trace(function: Any, /) -> None:
+        if function is not None:
+            trace(function)
+
+    return set_trace
 
 
 def first_that_compiles(sources: list[str]) -> types.CodeType:
@@ -198,9 +199,11 @@ def limit(request: dict[str, Any]) -> None:
 
 def guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
     """An audit hook: no network, processes, tracing or C library; files only where they belong."""
-    readable = {*_SYSTEM, sys.prefix, sys.base_prefix, *map(_realpath, filter(None, sys.path))}
-    prefixes = (sys.prefix, sys.base_prefix)
-    readable |= {_realpath(prefix) for prefix in prefixes}
+    places = {*_SYSTEM, sys.prefix, sys.base_prefix, *filter(None, sys.path), *editable()}
+    places |= {f"/proc/self/{name}" for name in _OWN}
+    readable = {_realpath(place) for place in places}
+    standard = tuple(f"{sysconfig.get_path(kind)}{_sep}" for kind in ("stdlib", "platstdlib"))
+    installed = ("site-packages", "dist-packages")
 
     def inside(path: Any, *folders: str) -> bool:
         if isinstance(path, int):
@@ -210,15 +213,27 @@ def guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
             real == place or real.startswith(place + _sep) for place in (folder, *folders)
         )
 
+    def by_library() -> bool:
+        """Whether an installed package asks, and not the answer: the nearest code that is not
+        Python's own. An answer that names its code as a package's passes for one."""
+        frame: types.FrameType | None = _getframe(2)
+        while frame:
+            file = frame.f_code.co_filename
+            own = file.startswith(standard) and not any(name in file for name in installed)
+            if not own and not file.startswith("<frozen "):
+                return _isabs(file) and not inside(file) and inside(file, *readable)
+            frame = frame.f_back
+        return False
+
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _NETWORK:
-            raise PermissionError("answers have no network")
-        if event in _PROCESSES:
-            raise PermissionError("answers start and signal no processes")
-        if event in _TRACES:
-            raise PermissionError("answers trace no code")
+        if event in _REFUSED:
+            raise PermissionError(_REFUSED[event])
         if event in _C_CALLS:
-            raise PermissionError("answers call no C library")
+            if not by_library():
+                raise PermissionError("answers call no C library")
+            file = arguments[0] if event == "ctypes.dlopen" else None
+            if file and _sep in _fspath(file) and not inside(file, *readable):
+                raise PermissionError(f"answers read only their own folder, not {file!r}")
         if event == "open":
             path, _, flags = arguments
             if path is None or isinstance(path, int):
@@ -239,37 +254,46 @@ def guard(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
     return hook
 
 
+def editable() -> Iterator[str]:
+    """Where packages are that setuptools has installed from their folders of source."""
+    for finder in sys.meta_path:
+        module = sys.modules.get(getattr(finder, "__module__", ""))
+        for location in getattr(module, "MAPPING", {}).values():
+            yield from (location, f"{location}.py")
+
+
 # --- what the kernel prevents, where it can ------------------------------------------------------
 
 
 def confine_files(folder: str) -> bool:
-    """Whether Landlock (Linux 5.13) confines writing to the folder, by whatever code it is done.
+    """Whether Landlock (Linux 6.2) confines writing to the folder, by whatever code it is done.
 
     It also forbids programs, TCP, and to look into or signal a process outside.
     """
     if not sys.platform.startswith("linux"):
         return False
     version = _syscall(_LANDLOCK, 0, 0, 1)
-    if version < 1:
+    if version < 3:  # before, it forbids every rename between folders and permits to truncate
         return False
-    change = sum(1 << right for right in (1, *range(4, 13), *_RIGHTS_SINCE.get(version, (13, 14))))
-    attributes = struct.pack("<QQQ", change | _EXECUTE, 0b11, 0b11)
+    write_rights = sum(1 << right for right in (1, *range(4, 15)))
+    attributes = struct.pack("<QQQ", write_rights | _EXECUTE, 0b11, 0b11)
     known = 8 if version < 4 else 16 if version < 6 else 24
     ruleset = _syscall(_LANDLOCK, attributes, known, 0)
     if ruleset < 0:
         return False
-    for place, rights in ((folder, change), (os.devnull, change & _FILE_RIGHTS)):
+    confined = _no_new_privileges()
+    for place, rights in ((folder, write_rights), (os.devnull, write_rights & _FILE_RIGHTS)):
         descriptor = os.open(place, os.O_RDONLY)
-        _syscall(_LANDLOCK + 1, ruleset, 1, struct.pack("<Qi", rights, descriptor), 0)
+        rule = struct.pack("<Qi", rights, descriptor)
+        confined = confined and _syscall(_LANDLOCK + 1, ruleset, 1, rule, 0) == 0
         os.close(descriptor)
-    alone = _no_new_privileges() and _syscall(_LANDLOCK + 2, ruleset, 0) == 0
+    confined = confined and _syscall(_LANDLOCK + 2, ruleset, 0) == 0
     os.close(ruleset)
-    return alone
+    return confined
 
 
 _LANDLOCK = 444
 _EXECUTE, _FILE_RIGHTS = 1 << 0, 1 << 1 | 1 << 14  # to write to a file, to truncate it
-_RIGHTS_SINCE: dict[int, tuple[int, ...]] = {1: (), 2: (13,)}  # 13: move between folders
 
 # What has no place in an answer's run, by number on x86-64 and on ARM.
 _DENIED = {
@@ -317,8 +341,8 @@ def filter_calls() -> bool:
     column, machine = _MACHINES[os.uname().machine]
     program = b"".join(_filter(column, machine))
     code = ctypes.create_string_buffer(program, len(program))
-    about = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-    return _no_new_privileges() and ctypes.CDLL(None).prctl(22, 2, about, 0, 0) == 0
+    program_header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+    return _no_new_privileges() and ctypes.CDLL(None).prctl(22, 2, program_header, 0, 0) == 0
 
 
 def _filter(column: int, machine: int) -> Iterator[bytes]:
@@ -327,23 +351,23 @@ def _filter(column: int, machine: int) -> Iterator[bytes]:
     def step(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
         return struct.pack("=HBBI", code, then, otherwise, value)
 
-    load, equal, at_least, has_bits, answer = 0x20, 0x15, 0x35, 0x45, 0x06
+    load, equal, at_least, has_bits, return_ = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, deny, unknown = 0x7FFF0000, 0x00050001, 0x00050000 | 38
     first_argument = 16
-    yield step(load, 4) + step(equal, machine, 1) + step(answer, deny)
-    yield step(load, 0) + step(at_least, 0x40000000, 0, 1) + step(answer, deny)
+    yield step(load, 4) + step(equal, machine, 1) + step(return_, deny)
+    yield step(load, 0) + step(at_least, 0x40000000, 0, 1) + step(return_, deny)
     for numbers in _DENIED.values():
         number = numbers[column]
         if number is not None:
-            yield step(equal, number, 0, 1) + step(answer, deny)
+            yield step(equal, number, 0, 1) + step(return_, deny)
     for numbers in _OF_ITSELF.values():
         yield step(equal, numbers[column], 0, 5) + step(load, first_argument)
         yield step(equal, 0, 2) + step(equal, os.getpid(), 1)
-        yield step(answer, deny) + step(answer, allow)
+        yield step(return_, deny) + step(return_, allow)
     yield step(equal, _CLONE[column], 0, 4) + step(load, first_argument)
-    yield step(has_bits, 0x10000, 1) + step(answer, deny) + step(answer, allow)  # CLONE_THREAD
-    yield step(equal, _CLONE3, 0, 1) + step(answer, unknown)  # the C library then uses clone
-    yield step(answer, allow)
+    yield step(has_bits, 0x10000, 1) + step(return_, deny) + step(return_, allow)  # CLONE_THREAD
+    yield step(equal, _CLONE3, 0, 1) + step(return_, unknown)  # the C library then uses clone
+    yield step(return_, allow)
 
 
 def _no_new_privileges() -> bool:
