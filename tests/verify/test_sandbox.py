@@ -6,10 +6,12 @@ each of them alone that claims to prevent it.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -244,6 +246,9 @@ TAKES = [
     ("x = ['x']\nwhile True: x += x", "MemoryError"),
     ("f = open('x', 'wb')\nwhile True: f.write(bytes(1 << 20))", "File too large"),
     ("n = 0\nwhile True:\n    open(str(n), 'wb').write(bytes(1 << 20)); n += 1", "2 MB of files"),
+    ("open('x', 'wb').write(bytes(1 << 20))\nopen('y', 'wb').write(bytes(3 << 19))", "2 MB of"),
+    ("for n in range(600): open(str(n), 'w').close()", "2 MB of files"),
+    ("import os\nfor _ in range(9999): os.mkdir('a' * 99); os.chdir('a' * 99)", "nested deeper"),
     ("import os\nx = [os.memfd_create('x') for _ in range(99)]", "Too many open files"),
     ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(600,)).start()",
      "can't start new thread"),
@@ -262,6 +267,41 @@ TAKES = [
 @pytest.mark.parametrize("loop", LOOPS)
 def test_time_is_limited(loop: str) -> None:
     assert run_tests([LOOPS[loop]], ["pass"], seconds=0.3).error == "no end after 0.3 s"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_time_is_limited_where_the_kernel_refuses_pidfd(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(process: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse, raising=False)
+    assert run_tests(["pass"], ["pass"])
+    assert run_tests([LOOPS["sleep"]], ["pass"], seconds=0.3).error == "no end after 0.3 s"
+
+
+def test_the_time_begins_when_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = "(__import__('time').sleep(1), limit(request))"
+    without(monkeypatch, tmp_path, "limit(request)", instead=slow)
+    assert run_tests(["pass"], ["pass"], seconds=0.9)
+    monkeypatch.setattr(sandbox, "_LONGEST_START", 0.3)
+    with pytest.raises(PliantError, match=r"did not start: it had not started after 0\.3 s"):
+        run_tests(["pass"], ["pass"])
+
+
+@pytest.mark.parametrize("depth", [1500, 6000])  # a path may have 4,096 bytes
+def test_nested_folders_are_measured_and_removed(
+    depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    nest = f"import os\nfor _ in range({depth}): os.mkdir('a'); os.chdir('a')\nos.chmod('.', 0)"
+    outcome = run_tests([nest], ["pass"], seconds=60, file_mb=64)
+    assert bool(outcome) == (depth == 1500), outcome.error
+    assert depth == 1500 or "nested deeper" in outcome.error
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("code", "error"), TAKES)

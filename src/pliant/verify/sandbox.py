@@ -8,12 +8,14 @@ or a virtual machine.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import secrets
 import select
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -29,7 +31,10 @@ from pliant.errors import InvalidInput, PliantError
 _SCRIPT = Path(__file__).with_name("sandbox_child.py")
 _LONGEST_REPORT = 1 << 20  # bytes
 _LOOK_EVERY = 0.1  # seconds from one look at the folder of an answer to the next
+_LONGEST_START = 60.0  # seconds; an idle core needs 0.04
+_ENTRY = 4096  # bytes that a file or folder takes at least, in most file systems
 _NOT_STARTED = "unit_tests: the process of an answer did not start: "
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -73,21 +78,20 @@ def run_tests(
         "sources": list(sources),
         "tests": list(tests),
         "partial": partial,
-        "cpu_seconds": math.ceil(seconds),
+        "cpu_seconds": math.ceil(seconds) + 5,  # were this process to die; else the time ends it
         "memory_mb": memory_mb,
         "file_mb": file_mb,
     }
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="pliant-answer-", ignore_cleanup_errors=True)
-        )
+        folder = tempfile.mkdtemp(prefix="pliant-answer-")
+        stack.callback(_remove, folder)
         stdin, stderr = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
         stdout, report = _append_only(stack)
         # Lone surrogates, which a tokenizer may give, are no UTF-8: JSON escapes them.
         stdin.write(json.dumps({**request, "folder": folder}).encode())
         stdin.seek(0)
         status, limit = _run(folder, seconds, file_mb << 20, stdin, stdout, stderr)
-        guards = _guards(stderr, token, status)
+        guards = _guards(stderr, token, limit or f"exit status {status}")
         return _read(guards, _events(report, token), len(tests), status, limit)
 
 
@@ -138,7 +142,7 @@ def _run(
     )
     limit = ""
     try:
-        limit = _wait(process, seconds, folder, most)
+        limit = _wait(process, seconds, folder, most, stderr)
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -146,25 +150,42 @@ def _run(
     return status, limit
 
 
-def _wait(process: subprocess.Popen[bytes], seconds: float, folder: str, most: int) -> str:
-    """Wait for its end; the limit that it reached before, of time or of bytes in its folder.
+def _wait(
+    process: subprocess.Popen[bytes], seconds: float, folder: str, most: int, started: IO[bytes]
+) -> str:
+    """Wait for its end; the limit that it reached, of time or of bytes in its folder.
 
-    It stays unreaped where possible, so that its group is its own.
+    The time begins when it has started. It stays unreaped where possible, so that its group is
+    its own.
     """
-    deadline = time.monotonic() + seconds
+    limit = f"it had not started after {_LONGEST_START:g} s"
+    deadline, running = time.monotonic() + _LONGEST_START, False
     with contextlib.ExitStack() as stack:
-        poll: Any = None
-        if hasattr(os, "pidfd_open"):
-            descriptor = os.pidfd_open(process.pid)
-            stack.callback(os.close, descriptor)
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
+        poll = _poll(process, stack)
         while (left := deadline - time.monotonic()) > 0:
-            if _ended(process, poll, min(left, _LOOK_EVERY)):
-                return ""
-            if _size(folder) > most:
-                return f"more than {most >> 20} MB of files"
-    return f"no end after {seconds:g} s"
+            if not running and os.fstat(started.fileno()).st_size:
+                limit = f"no end after {seconds:g} s"
+                deadline, running = time.monotonic() + seconds, True
+                continue
+            ended = _ended(process, poll, min(left, _LOOK_EVERY if running else _LOOK_EVERY / 10))
+            excess = _excess(folder, most)
+            if ended or excess:
+                return excess
+    return limit
+
+
+def _poll(process: subprocess.Popen[bytes], stack: contextlib.ExitStack) -> Any:
+    """What waits for its end without reaping it; None where the system or its kernel cannot."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except OSError:  # an old kernel, or a container that refuses it
+        return None
+    stack.callback(os.close, descriptor)
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return poll
 
 
 def _ended(process: subprocess.Popen[bytes], poll: Any, seconds: float) -> bool:
@@ -176,17 +197,73 @@ def _ended(process: subprocess.Popen[bytes], poll: Any, seconds: float) -> bool:
     return process.returncode is not None
 
 
-def _size(folder: str) -> int:
-    """The bytes that its files take."""
-    size = 0
-    for place, _, files in os.walk(folder):
-        for file in files:
-            with contextlib.suppress(OSError):
-                size += os.lstat(os.path.join(place, file)).st_blocks * 512
-    return size
+def _excess(folder: str, most: int) -> str:
+    """What is too much in the folder, if anything: the bytes that it takes, or its depth."""
+    size, folders = 0, [folder]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    size += _size(entry)
+                    if size > most:
+                        return f"more than {most >> 20} MB of files"
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+        except OSError as error:  # the answer may have removed it, or may still do
+            if error.errno == errno.ENAMETOOLONG:
+                return "folders nested deeper than a path may be long"
+    return ""
 
 
-def _guards(started: IO[bytes], token: str, status: int | None) -> tuple[str, ...]:
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return max(_ENTRY, entry.stat(follow_symlinks=False).st_blocks * 512)
+    except FileNotFoundError:
+        return 0
+
+
+def _remove(folder: str) -> None:
+    """Remove the folder, however deep it is, and never raise; what cannot be removed stays.
+
+    Each folder moves to the top before it is emptied: a path from there may be too long.
+    """
+    with contextlib.suppress(OSError):
+        if not os.path.islink(folder):
+            os.chmod(folder, 0o700)
+        top = os.open(folder, _FOLDER)
+        try:
+            waiting = _empty(top, top)
+            while waiting:
+                name = waiting.pop()
+                with contextlib.suppress(OSError):
+                    os.chmod(name, 0o700, dir_fd=top)
+                    inner = os.open(name, _FOLDER, dir_fd=top)
+                    try:
+                        waiting += _empty(inner, top)
+                    finally:
+                        os.close(inner)
+                    os.rmdir(name, dir_fd=top)
+        finally:
+            os.close(top)
+        os.rmdir(folder)
+
+
+def _empty(inner: int, top: int) -> list[str]:
+    """Remove the files of an open folder, and move its folders to the top: their names there."""
+    moved = []
+    for name in os.listdir(inner):
+        with contextlib.suppress(OSError):
+            if not stat.S_ISDIR(os.stat(name, dir_fd=inner, follow_symlinks=False).st_mode):
+                os.remove(name, dir_fd=inner)
+                continue
+            new = secrets.token_hex(8)
+            os.chmod(name, 0o700, dir_fd=inner)  # to move a folder is to write to it
+            os.rename(name, new, src_dir_fd=inner, dst_dir_fd=top)
+            moved.append(new)
+    return moved
+
+
+def _guards(started: IO[bytes], token: str, end: str) -> tuple[str, ...]:
     """The kernel's guards, of a process that got as far as to start the answer."""
     for event in _events(started, token):
         if "broken" in event:
@@ -198,8 +275,7 @@ def _guards(started: IO[bytes], token: str, status: int | None) -> tuple[str, ..
         return tuple(event["guards"])
     started.seek(0)
     lines = started.read(_LONGEST_REPORT).decode(errors="replace").splitlines()
-    reason = lines[-1] if lines else f"exit status {status}"
-    raise PliantError(_NOT_STARTED + reason)
+    raise PliantError(_NOT_STARTED + (lines[-1] if lines else end))
 
 
 def _events(report: IO[bytes], token: str) -> list[dict[str, Any]]:
