@@ -68,7 +68,8 @@ def run_tests(
 ) -> TestRun:
     """Run the first of the sources that is Python, then the tests in its namespace.
 
-    Its standard output and error are dropped. With `partial`, a failed test does not end the run.
+    The seconds begin when its process has started. Its output is dropped. With `partial`, a failed
+    test does not end the run.
     """
     if os.name != "posix":
         raise InvalidInput("unit_tests: answers run with limits that only Linux and macOS have")
@@ -100,8 +101,9 @@ def kernel_guards() -> tuple[str, ...]:
     """What the kernel of this machine enforces on answers; without any, Python's audit alone does.
 
     "namespaces": there is no network device and no process but its own, and what an answer leaves
-    behind dies with it. "files" (Landlock): it changes files only in its folder. "calls" (seccomp):
-    it opens no sockets, starts no processes and signals none. All hold for C code, too.
+    behind dies with it. "files" (Landlock): it creates, writes and removes files only in its
+    folder. "calls" (seccomp): it opens no sockets, starts no processes and signals none. All hold
+    for C code, too. None of them limits which files are read, nor the modes and times of files.
     """
     return run_tests(["pass"], ["pass"]).guards
 

@@ -268,7 +268,8 @@ def editable() -> Iterator[str]:
 def confine_files(folder: str) -> bool:
     """Whether Landlock (Linux 6.2) confines writing to the folder, by whatever code it is done.
 
-    It also forbids programs, TCP, and to look into or signal a process outside.
+    It also forbids programs, TCP, and to trace or signal a process outside. Reading, modes
+    and times of files are free.
     """
     if not sys.platform.startswith("linux"):
         return False
