@@ -324,9 +324,9 @@ def test_time_is_limited_where_the_kernel_refuses_pidfd(
 def test_the_time_begins_when_it_has_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = "(__import__('time').sleep(1), limit(request))"
+    slow = "(__import__('time').sleep(2.1), limit(request))"
     without(monkeypatch, tmp_path, "limit(request)", instead=slow)
-    assert run_tests(["pass"], ["pass"], seconds=0.9)
+    assert run_tests(["pass"], ["pass"], seconds=2)
     monkeypatch.setattr(sandbox, "_LONGEST_START", 0.3)
     with pytest.raises(PliantError, match=r"did not start: it had not started after 0\.3 s"):
         run_tests(["pass"], ["pass"])
