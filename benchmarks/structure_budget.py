@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.harness import CACHE, RESULTS, keep
+from benchmarks.harness import CACHE, RESULTS, commit, keep
 from benchmarks.real_model import result_name
 from benchmarks.structure_prune import ROWS, pieces
 from pliant import nano
@@ -35,6 +36,7 @@ from pliant.structure import (
     plan_pruning,
     prune,
 )
+from pliant.structure.calibration import digest, samples_of
 
 BUDGET = 0.2
 QUESTIONS, TOKENS, LENGTH = 2_000, 12_288, 96  # of nano's world
@@ -56,7 +58,8 @@ def main(
     figures: dict[str, Any] = {"model": Path(model).name, "whole": whole, "budgets": {}}
     figures |= {"calibration tokens": sum(b["input_ids"].numel() for b in fitted)}
     figures |= before(result_name("structure_budget", model), figures)
-    orders = CACHE / f"{result_name('structure_budget', model)}-{tokens}.json"
+    of_texts = digest(samples_of(fitted, torch.device("cpu")))
+    orders = CACHE / f"{result_name('structure_budget', model)}-{of_texts}.json"
     order: list[int] = json.loads(orders.read_text()) if orders.is_file() else []
     for kind in of or ["parameters", "latency"]:
         config = PlanConfig(BUDGET, kind)  # type: ignore[arg-type]
@@ -78,6 +81,8 @@ def main(
             ways[str(point)]["plan"] = point.config == plan.config
             print(str(point), ways[str(point)], flush=True)
         figures["budgets"][kind] = ways
+        today = datetime.now(UTC).strftime("%Y-%m-%d")
+        figures.setdefault("measured", {})[kind] = {"date": today, "commit": commit()}
         keep(result_name("structure_budget", model), figures, COMMAND)
     table(figures).draw(Console(highlight=False))
 
@@ -90,7 +95,8 @@ def before(name: str, figures: dict[str, Any]) -> dict[str, Any]:
     path = RESULTS / f"{name}.json"
     old = json.loads(path.read_text())["figures"] if path.is_file() else {}
     same = all(old.get(key) == figures[key] for key in ("model", "whole", "calibration tokens"))
-    return {key: old[key] for key in ("budgets", "CPU seconds")} if same else {}
+    keys = ("budgets", "CPU seconds", "measured")
+    return {key: old[key] for key in keys if key in old} if same else {}
 
 
 def texts(tokenizer: Any, data: Path | None, tokens: int) -> tuple[Any, Any, dict[str, Any]]:
