@@ -84,7 +84,7 @@ def power(chances: Floats, losses: Floats, n: int, delta: float) -> float:
     """Of the most powerful test of level delta whose null is the tilt to a mean loss of 0."""
     happen = chances > 0
     chances, losses = chances[happen], losses[happen]
-    if chances @ losses >= 0:  # the goal is broken
+    if chances @ losses > -1e-12:  # the goal is broken, or just met but for rounding
         return 0.0
     if losses.max() <= 0:
         return 1.0
