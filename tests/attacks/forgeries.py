@@ -21,7 +21,7 @@ from typing import Any
 from tests.attacks import workplace
 from tests.attacks.judged import Tally, fault, not_finite, not_right
 from tests.attacks.seals import Files, resealed, wrong_tensors
-from tests.attacks.worker import Worker
+from tests.attacks.worker import Done, Worker
 from tests.attacks.workplace import Workplace
 
 ODD: list[Any] = [None, True, -1, 10**9, 10**30, 0.5, float("nan"), float("inf"), "", "x", "\ud800"]
@@ -160,6 +160,8 @@ def attack_sealed(worker: Worker, place: Workplace, count: int, seed: int = 0) -
     tally, draw = Tally("sealed forgeries"), random.Random(seed)
     paths = {target: next((place.folder / "ours").glob(target.path)) for target in TARGETS}
     sealed = [target for target in TARGETS if resealed(paths[target], b"") is not None]
+    for path, target in {paths[target]: target for target in sealed}.items():
+        _resealed_unchanged(tally, worker, place, target, path)
     targets = draw.sample(sealed, min(count, len(sealed)))
     share = -(-count // len(targets))
     for target in targets:
@@ -172,19 +174,33 @@ def attack_sealed(worker: Worker, place: Workplace, count: int, seed: int = 0) -
     return tally
 
 
+def _resealed_unchanged(
+    tally: Tally, worker: Worker, place: Workplace, target: Target, path: Path
+) -> None:
+    """It is accepted, or the checksum is another now and each forgery is refused for that alone."""
+    files = resealed(path, path.read_bytes())
+    assert files is not None
+    before, done = place.state(), _run_on(files, worker, place, target)
+    harmed = place.reset(before)
+    tally.add(f"{target.path}: resealed", fault(done, harmed) or not_right(done), done)
+
+
 def _tried(
     tally: Tally, worker: Worker, place: Workplace, target: Target, what: str, files: Files
 ) -> None:
-    before = place.state()
-    for path, content in files.items():
-        path.unlink(missing_ok=True)
-        if content is not None:
-            path.write_bytes(content)
-    done = worker.run(target.words.split(), place.cwd)
+    before, done = place.state(), _run_on(files, worker, place, target)
     ran = (place.cwd / "code-ran").exists()
     problem = fault(done, place.reset(before)) or not_finite(done)
     problem = "code was run" if ran else problem
     tally.add(f"{target.path}: {what} ({target.words.split()[0]})", problem, done)
+
+
+def _run_on(files: Files, worker: Worker, place: Workplace, target: Target) -> Done:
+    for path, content in files.items():
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+    return worker.run(target.words.split(), place.cwd)
 
 
 def forgeries(path: Path, *, sealed: bool = False) -> Iterator[tuple[str, bytes]]:

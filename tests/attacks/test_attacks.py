@@ -29,7 +29,7 @@ def test_the_attack_in_small(tmp_path: Path) -> None:
     assert tried["command lines"] >= 100 and tried["server faults"] >= 20
     assert tried["API keys"] >= 30 and tried["kills"] == 10
     assert tried["forged files"] >= 13, "with the files as they are"
-    assert tried["sealed forgeries"] == 8
+    assert tried["sealed forgeries"] >= 8 + 20, "with every file resealed as it is"
     assert tried["good lines"] >= 14 and len(tallies[1].interrupted) <= 5
     codes = tallies[1].codes
     assert codes[0] >= 10 and codes[2] >= 30, "the lines are neither all good nor all bad"
