@@ -92,19 +92,13 @@ def test_evaluate_and_calibrate(done, folder):
     )  # fmt: skip
     assert anew.returncode == 0, anew.stderr
     assert json.loads(anew.stdout)["threshold"]["shares"][1] <= 0.1
-    words = (
-        "calibrate",
-        "--router",
-        "router",
-        "--labels",
-        "test.jsonl",
-        "--goal",
-        "100 % of calls",
-    )
-    refused = route(*words, cwd=folder)
+    words = ["calibrate", "--router", "router", "--labels", "test.jsonl", "--goal"]
+    strict = "at most 0.01 % worse, with 99 % confidence"
+    refused = route(*words, strict, cwd=folder)
     assert refused.returncode == 2 and "stays as it is" in refused.stderr
-    forced = route(*words, "--force", cwd=folder)
-    assert forced.returncode == 0 and "WARNING: the router saves nothing" in forced.stdout
+    for options in ((strict, "--force"), ("100 % of calls",)):  # a budget is set without it
+        changed = route(*words, *options, cwd=folder)
+        assert changed.returncode == 0 and "WARNING: the router saves nothing" in changed.stdout
 
 
 def test_labels_may_hold_conversations_under_any_name(done, folder):

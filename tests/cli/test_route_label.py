@@ -402,7 +402,7 @@ def test_a_dtype_that_this_cpu_is_slow_in_is_said(
     for dtype, count in (("bfloat16", 1), ("float32", 0)):
         options = ["--model", "nano-s", "--model", "nano-l", "--dtype", dtype, *FAST]
         assert label(prompts, tmp_path / f"{dtype}.jsonl", *options) == 0
-        message = "bfloat16 takes 4.0 times as long as float32 on this CPU: load it with --dtype"
+        message = "bfloat16 takes 4.0 times as long as float32 on this CPU: load it in float32"
         assert capsys.readouterr().err.count(message) == count
 
 
