@@ -6,8 +6,8 @@
 A fifth of the parameters, and a fifth of the measured latency, is saved by every part alone and by
 what `plan_pruning` makes of all of them. The plan chooses on held-out calibration text; the figures
 are of test text, which it has not seen, relative to the whole model's. FOLDER is that of
-`benchmarks.structure_prune`. In which order layers go is found out once, for both budgets, and read
-from the cache after that.
+`benchmarks.structure_prune`. The order in which layers go is measured once, for both budgets, and
+read from the cache after that.
 """
 
 from __future__ import annotations

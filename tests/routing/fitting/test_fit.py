@@ -461,7 +461,7 @@ def test_a_goal_at_which_the_router_saves_nothing_changes_nothing(fitted, tmp_pa
     assert forced.as_dict() == refused.as_dict()
     assert router_file.read(router).threshold.limit == forced.threshold.value
     assert calibrate(router, outcomes(300, 8), "20 % of calls").verdict.pays
-    budget = calibrate(router, outcomes(300, 9), "100 % of calls")  # kept whatever it is worth
+    budget = calibrate(router, outcomes(300, 9), "100 % of calls")  # set whatever it is worth
     assert not budget.verdict.pays and router_file.read(router).threshold.limit is not None
 
 

@@ -93,14 +93,8 @@ def calibrate(
         outcomes = labels.of_models(file.names).shared()
         file.check_unit(outcomes.unit)
     else:
-        if kind is not None:
-            raise InvalidInput(f"calibration {kind!r}: needs labels; prompts alone change none")
-        outcomes = _unlabelled(labels, file, goal, groups)
-    if scorer.needs_groups and outcomes.groups is None:
-        raise InvalidInput(
-            f"the router's scorer, {file.scorer.kind}, needs the group of each prompt, and there "
-            "is no column of groups (--group-column)"
-        )
+        outcomes = _unlabelled(labels, file, goal, kind, groups)
+    _check_groups(scorer, outcomes)
     held, predictions, unseen = _predicted(scorer, file.fit_folder(folder), outcomes)
     scored = with_scoring(held, file.scoring)
     known = out_of_fold(file.fit_folder(folder), held.prompts)[1]
@@ -117,7 +111,7 @@ def calibrate(
     changed = with_shares(router_file.make(**content), predictions, held)
     pays = verdict(changed, predictions, held, scorer.kinds) if labelled else None
     calibrated = Calibrated(chosen, len(outcomes) - len(held), pays)
-    promised = goal.kind in ("quality", "risk")  # a budget is kept whatever it is worth
+    promised = goal.kind in ("quality", "risk")  # a budget is set whatever it is worth
     if pays is not None and promised and not (force or pays.pays):
         raise _saves_nothing(folder, calibrated, pays)
     with locked(folder):
@@ -171,10 +165,24 @@ def _predicted(
     return held, predictions, unseen if len(new) >= _LEAST else of_unseen(fit_folder)
 
 
+def _check_groups(scorer: Scorer, outcomes: Outcomes) -> None:
+    if scorer.needs_groups and outcomes.groups is None:
+        raise InvalidInput(
+            f"the router's scorer, {scorer.kind}, needs the group of each prompt, and there is no "
+            "column of groups (--group-column)"
+        )
+
+
 def _unlabelled(
-    prompts: Sequence[Prompt], file: RouterFile, goal: Goal, groups: Sequence[str] | None
+    prompts: Sequence[Prompt],
+    file: RouterFile,
+    goal: Goal,
+    kind: str | None,
+    groups: Sequence[str] | None,
 ) -> Outcomes:
     """Prompts as a table in which every answer is wrong, and costs what is usual."""
+    if kind is not None:
+        raise InvalidInput(f"calibration {kind!r}: needs labels; prompts alone change none")
     if goal.kind != "share":
         raise InvalidInput(
             f"{goal}: needs labels, because it depends on right answers and their costs; only a "

@@ -1,7 +1,7 @@
 """Which threshold of a sequence is proved to keep a goal, and how many labels would prove more.
 
-A risk goal is kept where losses less gains (risk.py) are at most the limit, as shares of all
-prompts. A quality goal, a share a of the strong model's quality, is kept where
+A risk goal holds where losses less gains (risk.py) are at most the limit, as shares of all
+prompts. A quality goal, a share a of the strong model's quality, holds where
 
     right answers of the router >= a * right answers of the strongest model
 

@@ -134,8 +134,7 @@ def rounded(right: Floats, seed: int = 0) -> Flags:
 
 
 def _plausible(n: int, count: int, highest: float, outside: float) -> Floats:
-    """Shares over the interval in which the share is of which `count` of n are an example (Clopper
-    and Pearson), at most the highest."""
+    """Shares over the Clopper-Pearson interval of `count` in n, up to the highest."""
     from scipy.special import betaincinv
 
     low = betaincinv(count, n - count + 1, outside / 2) if count else 0.0

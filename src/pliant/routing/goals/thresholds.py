@@ -20,8 +20,8 @@ prompts word one question, each question counts once.
 
 Where each prediction comes from a scorer that was fitted on the other folds, and the router's own
 scorer is fitted on all of them, the proof is no longer exact: the threshold is that of other
-scorers. It then has a wider margin (`cross_fitted`), with which benchmarks/promises.py measures
-that it holds.
+scorers. It then has a wider margin (`cross_fitted`), and benchmarks/promises.py measures how often
+it fails with it.
 """
 
 from __future__ import annotations
